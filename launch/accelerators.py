@@ -1,11 +1,11 @@
 """The table of accelerators: peak numbers and slices of each chip, and their names in every tool.
 
-Sources, read in November 2026; those of the peak numbers stand in the table:
+Sources, read in November 2026; the table itself names those of the peak numbers:
   topologies, GKE names, machine types: UserFacingNameToSystemCharacteristics in
     https://github.com/AI-Hypercomputer/xpk/blob/main/src/xpk/core/system_characteristics.py and
     https://cloud.google.com/kubernetes-engine/docs/concepts/plan-tpus
   runtime versions: https://cloud.google.com/tpu/docs/runtimes
-  sizes of Cloud TPU, the largest too: https://docs.cloud.google.com/tpu/docs/v5e, …/v6e, …/v5p, …/v4
+  sizes of slices, up to the largest: https://docs.cloud.google.com/tpu/docs/v5e, …/v6e, …/v5p, …/v4
   SkyPilot: https://docs.skypilot.co/en/latest/reference/tpu.html (tpu-NAME), `sky show-gpus`
 """
 
@@ -29,31 +29,31 @@ _NODE = {8: ""}
 class Chip:
     """One chip, as its maker describes it."""
 
-    name: str  # in a topology, `v5e:16x16`
+    name: str  # as in a topology, `v5e:16x16`
     flops: float  # peak bfloat16 FLOP/s
     memory: float  # bytes of HBM
-    # The part of them that a program may use; for TPUs, what libtpu reports as the limit when it runs out.
+    # Bytes of HBM that a program may use; for TPUs, the limit that libtpu reports when it runs out.
     usable: float
     bandwidth: float  # bytes/s of HBM
-    # Bytes/s that a chip can send to its neighbours, over all its links; half of what is published as
-    # "bidirectional", which counts both directions.
+    # Bytes/s that a chip can send to its neighbours, over all its links: half of the published
+    # "bidirectional" number, which counts both directions.
     network: float
-    # Bytes/s that a chip can send to other slices or nodes: its share of what a pod or DGX has. Of a v4, for
-    # which nothing is published, what a v5p has.
+    # Bytes/s that a chip can send to other slices or nodes: its share of its pod's or DGX's bandwidth. None
+    # is published for the v4, so it has the v5p's.
     between: float
-    # Dimensions of the network; each has an equal share of `network`. 1 is a switch.
+    # Dimensions of the network, which share `network` equally; 1 is a switch.
     torus: int = 1
     largest: int  # chips of the largest slice or node
     prefix: str = ""  # of Cloud TPU's accelerator types, `v5litepod-256`; empty for GPUs
-    # That an accelerator type counts for a chip: TensorCores for some, chips for others.
+    # What an accelerator type counts per chip: 2 where it counts TensorCores, 1 where it counts chips.
     cores: int = 1
-    # Those that can be rented, by their chips, with GKE's `gke-tpu-topology`.
+    # The slices that can be rented: number of chips -> GKE's `gke-tpu-topology`.
     slices: Mapping[int, str]
     gke: str  # value of GKE's node label `gke-tpu-accelerator` or `gke-accelerator`
-    machine: str  # GKE's machine type of a host; of a TPU's, but for its number of chips
+    machine: str  # GKE's machine type of a host; for TPUs, without its number of chips
     runtime: str = ""  # software version of a TPU VM; empty for GPUs
     source: str  # where the peak numbers are from
-    # What JAX calls it, `jax.Device.device_kind`; other boards of a GPU have other peaks.
+    # JAX's names for it, `jax.Device.device_kind`; other boards with the same GPU have other peaks.
     devices: tuple[str, ...]
 
     @property
@@ -126,12 +126,12 @@ CHIPS = {
 class Accelerator:
     """One slice of TPUs, or one node of GPUs."""
 
-    chip: Chip  # of what
-    chips: int  # in the slice or node
+    chip: Chip  # its kind of chip
+    chips: int  # chips in the slice or node
 
     @property
     def name(self) -> str:
-        """What a spec calls it: for TPUs Cloud TPU's accelerator type, for GPUs the chip's name."""
+        """Its name in a spec: Cloud TPU's accelerator type for TPUs, the chip's name for GPUs."""
         chip = self.chip
         return f"{chip.prefix}-{self.chips * chip.cores}" if chip.kind == "tpu" else chip.name
 
@@ -142,7 +142,7 @@ class Accelerator:
 
     @property
     def chips_per_host(self) -> int:
-        """Four, but for a node of GPUs and for 2x4, which are one host with eight."""
+        """Chips of a host: four, or eight for a node of GPUs and for a 2x4 slice, which are one host."""
         return 8 if self.chip.kind == "gpu" or self.topology == "2x4" else 4
 
     @property
@@ -177,7 +177,7 @@ def chip_of_device(device_kind: str) -> Chip | None:
 
 
 def find(name: str) -> Accelerator:
-    """The accelerator of that name; an error names the nearest ones."""
+    """The accelerator called `name`; the error for an unknown name suggests the nearest ones."""
     if name not in ACCELERATORS:
         meant = name.lower().replace("v5e", "v5litepod")
         near = difflib.get_close_matches(meant, ACCELERATORS, n=3)

@@ -2,13 +2,14 @@
 
   python -m launch.compile --config=experiments/configs/owt_small.py --topology=v5e:16x16 --batch_per_chip=32
 
-compiles the real distillation step, teacher step (if one is trained) and sampler (`--programs=distill`: one;
-`coupled`, `mixture`, `mmd`, `idlm` and `alpha` are the steps of the other distillers) with the TPU compiler,
-which needs no TPU (pip install -e '.[tpu]'), and prints for each chip: memory by part, FLOPs, traffic
-(`--by_operation`: which operations of the source move it), collectives by kind and mesh axis, and the time
-that a roofline of the chip's published peak numbers predicts. `--search` finds the mesh and the largest batch
-per chip instead. The mesh is config.mesh; --config.mesh.fsdp=16 and the like change it. h100:8 is compiled by
-XLA's CPU compiler for as many virtual devices, so that its memory figures are only indications.
+compiles the real distillation step, teacher step (if one is trained) and sampler with the TPU compiler, which
+needs no TPU (pip install -e '.[tpu]'). `--programs=distill` compiles that one alone; `coupled`, `mixture`,
+`mmd`, `idlm`, `coupled_idlm` and `alpha` are the steps of the other distillers. It prints for each chip:
+memory by part, FLOPs, traffic (`--by_operation`: which source operations move it), collectives by kind and
+mesh axis, and the time that a roofline of the chip's published peak numbers predicts. The mesh is
+config.mesh; --config.mesh.fsdp=16 and the like change it. `--search` finds the best mesh and the largest
+batch per chip instead. XLA's CPU compiler compiles h100:8 for eight virtual devices, so its memory figures
+are only indications.
 """
 
 from collections.abc import Sequence

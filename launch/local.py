@@ -5,7 +5,7 @@
 What follows `--` is a module of this checkout and its arguments, or any command. The processes find each
 other through JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, and compute on virtual CPU
 devices with gloo collectives. Each line of output begins with the number of its process. When one process
-fails, the others are ended. Ctrl-C or SIGTERM asks all of them to save and stop; a second one kills them.
+fails, the others are stopped. Ctrl-C or SIGTERM asks all of them to save and stop; a second one kills them.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ _GRACE = flags.DEFINE_integer(
     "grace_seconds", 60, "Seconds that processes have to save and stop before they are killed."
 )
 
-# Seconds for the others when one has failed: it will not come back, and they wait for it.
+# Seconds that the others get when one has failed: they wait for it, and it will not come back.
 FAILURE_GRACE = 10
 PR_SET_PDEATHSIG = 1
 # What gloo logs about every pair of devices whenever a computation is compiled; its threads write in
@@ -43,7 +43,7 @@ NOISE = ("[Gloo] Rank", "peer ranks. Expected number of connected peer ranks")
 
 
 def command_line(arguments: Sequence[str]) -> list[str]:
-    """The command: a module name (dots, no slash) is run by this Python."""
+    """The command to run: a module name (dots, no slash) is run by this Python."""
     first = arguments[0]
     if first in ("python", "python3"):
         return [sys.executable, *arguments[1:]]
@@ -79,7 +79,7 @@ class Group:
                 stderr=subprocess.STDOUT,
                 text=True,
                 errors="replace",
-                # Keeps Ctrl-C in the terminal away: this process gets it and passes it on once.
+                # Shields them from Ctrl-C in the terminal: the launcher gets it and passes it on once.
                 start_new_session=True,
                 # Safe: this process has no other threads yet.
                 preexec_fn=_die_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509
@@ -103,7 +103,7 @@ class Group:
             self._send(signal.SIGKILL)
 
     def wait(self, grace: float) -> int:
-        """Waits for all, and ends the rest when one fails; returns the status of the first that failed."""
+        """Waits for all processes, stops the rest when one fails, and returns the first failure's status."""
         first_failure: int | None = None
         deadline: float | None = None
         while any(process.poll() is None for process in self._processes):
@@ -166,7 +166,8 @@ def _prefix(index: int, process: "subprocess.Popen[str]") -> None:
             sys.stdout.write(f"[{index}] {line.rstrip()}\n")
             sys.stdout.flush()
         except BrokenPipeError:
-            # Nobody reads on (`| head`). The processes stop, and are read meanwhile, or they would wait.
+            # Nobody reads this output any more (`| head`). The processes are asked to stop. Until they do,
+            # their output is still read, or they would block.
             discard_output()
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -177,7 +178,7 @@ def _log(message: str) -> None:
 
 
 def free_port() -> int:
-    """A TCP port of this machine that nobody listens at."""
+    """A TCP port of this machine that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -185,7 +186,7 @@ def free_port() -> int:
 
 
 def _die_with_parent() -> None:
-    # Even if this launcher is killed with SIGKILL, no process stays behind.
+    # So no process is left behind even if this launcher is killed with SIGKILL.
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
@@ -196,7 +197,7 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     except flags.Error as error:
         sys.stderr.write(f"Error: {error} (see --help)\n")
         sys.exit(EXIT_CONFIG)
-    except SystemExit:  # of --help, which absl takes for a failure
+    except SystemExit:  # raised for --help, which absl treats as a failure
         sys.exit(0)
 
 

@@ -43,9 +43,9 @@ _OUTPUT = flags.DEFINE_string(
 
 
 def pod_spec(spec: Any, overrides: Sequence[str] = ()) -> PodSpec:
-    """Validates what a spec file and the command line made; errors name the field, also of the run's config.
+    """Validates a spec from file and command line; errors name its field, or the field of the run's config.
 
-    `overrides` are added to the spec's.
+    `overrides` are added to the spec's own.
     """
     mapping = spec.to_dict()
     mapping["overrides"] = (*mapping["overrides"], *overrides)
@@ -55,7 +55,7 @@ def pod_spec(spec: Any, overrides: Sequence[str] = ()) -> PodSpec:
 
 
 def write(files: Files, directory: Path) -> None:
-    """Writes the files, making the directory."""
+    """Writes the files, and makes the directory if it is missing."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
         for name, text in files.items():

@@ -63,5 +63,5 @@ with epy.lazy_api_imports(globals()):
     from sdtt_jax.training.step import Loss as Loss
     from sdtt_jax.training.step import make_train_step as make_train_step
 
-# What was imported above is in `dir` but no global yet.
+# The names imported above are in `dir`, but are not globals yet.
 __all__ = [name for name in dir(sys.modules[__name__]) if name not in globals()]

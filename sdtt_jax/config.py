@@ -1,8 +1,8 @@
 """Frozen dataclasses from plain mappings and back, and the checks that validate their fields.
 
 A `__post_init__` says what its fields must be: `positive(self, "num_steps")`, `one_of(self, kind=KINDS)`. The
-checks of numbers take other values too: `positive(batch_size=batch_size)`. Each raises `ConfigError` with a
-sentence that names the field, its value and what would work.
+checks of numbers also take values that are not fields: `positive(batch_size=batch_size)`. Each check raises
+`ConfigError` with a sentence that names the field, its value and what would work.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from sdtt_jax.errors import ConfigError
 
 T = TypeVar("T")
-# Numbers that int32 holds lie below it.
+# Every int32 is below this.
 INT32 = 2**31
 
 
@@ -75,7 +75,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
 
     Args:
       old, new: from `to_mapping`.
-      prefix: that the names of fields begin with.
+      prefix: put before the name of every field.
     """
     lines = []
     for name in sorted(set(old) | set(new)):
@@ -89,7 +89,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
 
 
 def check_fields(cls: type, names: Iterable[Any], where: str) -> None:
-    """Raises `unknown_field` for the first of `names` that is not a field of a dataclass."""
+    """Raises `unknown_field` for the first of `names` that is not a field of the dataclass `cls`."""
     fields = {field.name for field in dataclasses.fields(cls) if field.init}
     for name in names:
         if name not in fields:
@@ -100,8 +100,8 @@ def unknown_field(config: Any, name: str, where: str) -> ConfigError:
     """The error for a field that does not exist; it names the one that was probably meant.
 
     Args:
-      config: the dataclass that was asked for it.
-      name: of the field.
+      config: the dataclass, or single value, that lacks the field.
+      name: the unknown field.
       where: the dotted path of `config`, for example "config.teacher".
     """
     if not dataclasses.is_dataclass(config):
@@ -150,7 +150,7 @@ def each(check: Callable[..., None], **values: Iterable[Any]) -> None:
 
 
 def given(config: Any, *names: str) -> list[str]:
-    """Those of the fields `names` of `config` that are not None: the checks take them."""
+    """The fields among `names` that are not None in `config`, as the checks take them."""
     return [name for name in names if getattr(config, name) is not None]
 
 
@@ -160,7 +160,7 @@ def within(interval: str, config: Any = None, *names: str, **values: float) -> N
     Args:
       interval: for example "[0, 1)", which contains 0 and not 1, or "(0, inf)".
       config: a dataclass, or None.
-      *names: of its fields.
+      *names: fields of `config`.
       **values: other values, by name.
     """
     low, high = (float(bound) for bound in interval[1:-1].split(","))
@@ -204,9 +204,9 @@ def _check(
     for name, value in ({name: getattr(config, name) for name in names} | dict(values)).items():
         hint = ""
         try:
-            hash(value)  # of an array it fails, as would that of the config
-            held = not isinstance(value, bool) and holds(value)  # True is no 1
-        except TypeError:  # a text, say
+            hash(value)  # fails for an array, as would hashing the config
+            held = not isinstance(value, bool) and holds(value)  # True is not taken for 1
+        except TypeError:  # a string, say
             held = False
             if hasattr(value, "dtype"):
                 hint = "; a config is a constant to jit, and holds numbers but no arrays"

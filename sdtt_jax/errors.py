@@ -5,7 +5,7 @@ Entry points turn a `UserError` into one line on stderr and a non-zero exit stat
 
 import os
 
-# What an entry point exits with after a signal, the state saved: 75, "try again" in sysexits.h.
+# Exit status of an entry point that a signal stopped, its state saved: 75, "try again" in sysexits.h.
 EXIT_INTERRUPTED = os.EX_TEMPFAIL
 
 

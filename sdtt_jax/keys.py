@@ -39,10 +39,10 @@ def seed_key(seed: int) -> jax.Array:
 
 
 def check_key(key: Any) -> None:
-    """Raises `ConfigError` unless `key` is one PRNG key: of `jax.random.key`, or of the older `PRNGKey`."""
+    """Raises `ConfigError` unless `key` is one PRNG key, from `jax.random.key` or the older `PRNGKey`."""
     dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", None)
     typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
-    # Raw words: 2 of Threefry's, 4 of RBG's.
+    # Raw keys: Threefry's have 2 words, RBG's 4.
     raw = dtype == np.uint32 and shape in ((2,), (4,))
     found = f"an array {dtype}{list(shape)}" if shape is not None else repr(key)
     hint = "; take one of them, keys[0]" if typed and shape else ""
@@ -69,6 +69,6 @@ def purpose_key(seed: int, purpose: str, round: int = 0) -> jax.Array:
 
 
 def purpose_seed(seed: int, purpose: str) -> int:
-    """A seed in [0, 2**31) for host-side shuffling, stable between processes, of one in [0, `MAX_SEED`]."""
+    """A seed in [0, 2**31) for host-side shuffling, the same in any process; `seed` is at most `MAX_SEED`."""
     check_seed(seed)
     return zlib.crc32(f"{seed}/{purpose}".encode()) >> 1

@@ -3,19 +3,19 @@
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
-# A bar within a cell.
+# How a bar inside a cell is written.
 _BAR = r"\|"
 
 
 def table(
     columns: Sequence[str], rows: Iterable[Sequence[Any]], right: Collection[str] = ()
 ) -> str:
-    """A table.
+    """A Markdown table.
 
     Args:
-      columns: their titles.
-      rows: cells, as many as there are columns.
-      right: columns that are aligned at the right.
+      columns: the titles of the columns.
+      rows: lists of cells, one cell for each column.
+      right: the titles of right-aligned columns.
 
     Examples:
       >>> print(table(["steps", "perplexity"], [[8, "14.2"]], right=["perplexity"]))

@@ -47,10 +47,10 @@ def arranged(
     diffusion: MaskedDiffusion,
     sequences: Sequences | None,
 ) -> LossFn:
-    """A loss whose batches are arranged as their tokens say: texts side by side, prompts, padding.
+    """A loss that reads off each batch's tokens where its texts, prompts and padding are.
 
     Args:
-      loss_of: makes the loss of a model, for example `functools.partial(teacher_loss, config=config)`.
+      loss_of: makes a model's loss, for example `functools.partial(teacher_loss, config=config)`.
       diffusion: the model.
       sequences: how the batches were packed; None: all positions are alike.
     """
@@ -75,8 +75,8 @@ def lora_loss(loss: LossFn, config: LoraConfig) -> LossFn:
     are adapters of the same base, so that teacher and student share one copy of it.
 
     Args:
-      loss: of all parameters.
-      config: of the adapters.
+      loss: the loss as a function of all parameters.
+      config: the adapters' config.
     """
 
     def adapted(adapters: Tree, context: Tree, batch: Tree, key: Key) -> Loss:
@@ -121,14 +121,14 @@ def teacher_loss(diffusion: MaskedDiffusion, config: NelboConfig) -> LossFn:
 
 
 def adaptation_loss(diffusion: MaskedDiffusion, config: NelboConfig) -> LossFn:
-    """`teacher_loss` of a causal network that becomes a denoiser (DiffuGPT, arXiv 2410.17891).
+    """`teacher_loss` of a causal network that is turned into a denoiser (DiffuGPT, arXiv 2410.17891).
 
     Edges to later positions are opened at random, differently in every batch. The batch is
-    `{"tokens": [batch, length] int32, "open": [batch] float32}`, the share of those edges that are open in
-    each text; at 1 the network computes what it does without any of this.
+    `{"tokens": [batch, length] int32, "open": [batch] float32}`, where `open` is the share of those edges
+    that are open in each text. Where it is 1, the network computes the same as under `teacher_loss`.
 
     Args:
-      diffusion: of a `LlamaDenoiser`.
+      diffusion: the model to train, whose network is a `LlamaDenoiser`.
       config: as for `teacher_loss`.
     """
     denoiser = diffusion.denoiser
@@ -146,11 +146,11 @@ def adaptation_loss(diffusion: MaskedDiffusion, config: NelboConfig) -> LossFn:
 
 
 def open_share(step: int, annealing: int) -> float:
-    """The share of edges to later positions that are open at a step (from 0): it grows evenly to one.
+    """The share of edges to later positions that are open at a training step; it grows linearly to 1.
 
     Args:
-      step: of the training.
-      annealing: steps until all are open; 0: they are from the first step on.
+      step: the step, counted from 0.
+      annealing: steps until all edges are open; with 0 they are open from the first step on.
     """
     return min(step / annealing, 1.0) if annealing else 1.0
 
@@ -162,7 +162,7 @@ def judge_loss(
 
     Args:
       network: the causal network to train.
-      bos_id: what stands before the first token of every text.
+      bos_id: the token before the first one of every text.
       sequences: how the batches were packed; None: each is one text.
       every: n; only tokens 0, n, 2 n, … of a text are learnt.
     """
@@ -202,7 +202,7 @@ def alpha_loss(diffusion: MaskedDiffusion, config: AlphaConfig) -> LossFn:
 
     Args:
       diffusion: the student.
-      config: alpha, and the sampler that it is for.
+      config: alpha, and the sampler that the student is for.
     """
 
     def loss(params: Tree, context: Tree, batch: Tokens, key: Key) -> Loss:
@@ -233,13 +233,13 @@ def mixture_loss(
 
 
 def mmd_loss(diffusion: MaskedDiffusion, features: Features, config: MmdConfig) -> LossFn:
-    """A loss with the discrepancy's policy gradient, a mean over texts; the metric `reward` shows progress.
+    """A loss whose gradient is the discrepancy's policy gradient, averaged over texts.
 
-    The context holds `teacher_params`, those of the features.
+    Only the metric `reward` shows progress. The context holds `teacher_params`, the parameters of `features`.
 
     Args:
       diffusion: the student.
-      features: of clean texts.
+      features: computes the features of clean texts.
       config: completions and kernel.
     """
 
@@ -252,7 +252,7 @@ def mmd_loss(diffusion: MaskedDiffusion, features: Features, config: MmdConfig) 
 
 
 def idlm_loss(diffusion: MaskedDiffusion, config: IdlmConfig) -> LossFn:
-    """The losses of student and fake together, in nats per token; the metrics have each.
+    """The sum of the student's and the fake's losses, in nats per token; the metrics hold each of the two.
 
     The parameters are `{"student": …, "fake": …}`, and the context holds `teacher_params`.
 
@@ -277,7 +277,7 @@ def coupled_idlm_loss(
     Args:
       student: the student.
       diffusion: teacher and fake.
-      config: the states at which it learns.
+      config: the states at which the student learns.
     """
 
     def loss(params: Tree, context: Tree, batch: Tokens, key: Key) -> Loss:
@@ -301,25 +301,25 @@ def coupled_loss(
     noise_key: Key,
     length: int,
 ) -> LossFn:
-    """Cross-entropy on where the teacher's trajectories arrive, in nats per reached token.
+    """Cross-entropy on the tokens that the teacher's trajectories end in, in nats per reached token.
 
-    The batch is `{"index": [batch] int32}`, the numbers of the trajectories, whose noise is drawn with
-    `fold_in(noise_key, index)`; and their ends, `"tokens": [batch, length]` int32, unless the teacher is to
-    make them on the spot. In hindsight it has the texts as `tokens`, and their noise, unless it is to be
-    inferred on the spot. For all that is made on the spot, and for soft targets, the context has the
-    `teacher_params`.
+    The batch holds `"index": [batch]` int32, the numbers of the trajectories, whose noise is drawn with
+    `fold_in(noise_key, index)`. It also holds their ends, `"tokens": [batch, length]` int32, unless the
+    teacher makes them on the spot. In hindsight `tokens` are the texts, and the batch also holds their noise,
+    unless the teacher infers it on the spot. For anything made on the spot, and for soft targets, the context
+    holds `teacher_params`.
 
     Args:
       diffusion: the student; it sees noise.
       teacher: the teacher, perhaps another network.
       config: one-shot or in rounds.
       round: counted from 1.
-      noise_key: of all trajectories of the round.
-      length: tokens of a sequence.
+      noise_key: the key of the noise of all trajectories of the round.
+      length: tokens in a sequence.
     """
 
-    # On the host, and a key again while tracing: an array that is a constant of the step would be fetched
-    # from its device when the step is compiled, which the training loop forbids.
+    # The key's words stay on the host and are wrapped again while tracing: a device array, as a constant of
+    # the step, would be fetched when the step is compiled, which the training loop forbids.
     words, impl = jax.device_get(jax.random.key_data(noise_key)), jax.random.key_impl(noise_key)
 
     def trajectories_of(context: Tree, batch: Tree) -> Trajectories:
@@ -346,12 +346,12 @@ def coupled_loss(
 def exits_loss(diffusion: MaskedDiffusion) -> LossFn:
     """KL(last layer ‖ exit) of a frozen network's exits, in nats per masked token and exit.
 
-    Added to it is the cross-entropy between exp(-KL) and each exit's prediction of it. The parameters are
-    those of the exits, and the context holds the network's, `base`. Nothing trains the last layer's exit, so
-    that the whole network stays what it is.
+    The cross-entropy between exp(-KL) and each exit's prediction of it is added. The parameters are those of
+    the exits; the context holds the network's, as `base`. Nothing trains the last layer's exit, so the whole
+    network stays as it is.
 
     Args:
-      diffusion: of a `Denoiser`.
+      diffusion: the model, whose network is a `Denoiser`.
     """
     network: Any = diffusion.denoiser
 

@@ -1,6 +1,6 @@
-"""Paths that users give, and the reading of text and JSON: one code for a laptop's disk and `gs://`.
+"""Paths that users give, and the reading of text and JSON: the same code for a laptop's disk and `gs://`.
 
-A remote path is an `epath.Path`, which has pathlib's methods; what the two do differently is here.
+A remote path is an `epath.Path`, which has pathlib's methods; this module hides where the two differ.
 """
 
 import codecs
@@ -25,18 +25,17 @@ SCHEMES = {"gs": ("gcsfs", "gcs"), "s3": ("s3fs", None)}
 
 
 def is_remote(path: PathLike) -> bool:
-    """Whether a path is a bucket's, `gs://…`."""
+    """Whether a path lies in a bucket, `gs://…`."""
     return "://" in os.fspath(path)
 
 
 def as_path(path: PathLike) -> Path:
-    """The path as an object with pathlib's methods: the door for every path that a user gives.
+    """The path as an object with pathlib's methods; every path that a user gives passes through here.
 
     A local path that begins with `~` or `~USER` is below that home, as in a shell.
 
     Raises:
-      ConfigError: a remote path of an unknown kind, or whose library is not installed; a home that is not
-        known.
+      ConfigError: a remote path of an unknown kind, or one whose library is not installed; an unknown home.
     """
     text = os.fspath(path)
     if not is_remote(text):
@@ -48,7 +47,7 @@ def as_path(path: PathLike) -> Path:
                 f"{text}: there is no home {text.split(os.sep)[0]}; give the whole path, or ./{text} for "
                 "a name that begins so."
             )
-        # Of "./~x" pathlib leaves "~x", which this function would take for a home the next time.
+        # pathlib shortens "./~x" to "~x", which this function would take for a home the next time.
         return found.absolute()
     scheme = text.split("://")[0]
     if scheme not in SCHEMES:
@@ -74,19 +73,19 @@ def home() -> Path | None:
 
 
 def absolute(path: PathLike) -> Path:
-    """The path from the root; a remote one is that already."""
+    """The path from the root; a remote path already starts there."""
     found = as_path(path)
     return found if is_remote(found) else found.absolute()
 
 
 def with_target(path: PathLike) -> list[Path]:
-    """The path from the root, and what it leads to if it is, or lies behind, a symbolic link."""
+    """The path from the root, and the path that it resolves to if a symbolic link is part of it."""
     here = absolute(path)
     return [here] if is_remote(here) else list(dict.fromkeys([here, here.resolve()]))
 
 
 def write_bytes(path: PathLike, content: bytes) -> None:
-    """Writes a file so that a reader, or a crash, sees the old one or the new one."""
+    """Writes a file so that readers see the whole old or the whole new one, even after a crash."""
     with written_whole(path) as partial:
         partial.write_bytes(content)
 
@@ -102,14 +101,15 @@ def remove_tree(path: PathLike) -> None:
 
 @contextlib.contextmanager
 def written_whole(path: PathLike) -> Iterator[Path]:
-    """A local file to write, which is in its place when the block ends, and never if it fails.
+    """A local file to write, which is put in its place when the block ends, and never if the block fails.
 
-    On a disk it is written beside its place and moved; for a bucket, among the temporary files and uploaded.
+    For a disk it is written beside its place and then moved; for a bucket, among the temporary files and then
+    uploaded.
     """
     path = as_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
-        # Another thread may write the same file, or a process that was left over from a killed run.
+        # Another thread, or a process left over from a killed run, may be writing the same file.
         name = f".{path.name}.{secrets.token_hex(4)}"
         if is_remote(path):
             partial = Path(stack.enter_context(tempfile.TemporaryDirectory())) / name
@@ -129,7 +129,7 @@ def written_whole(path: PathLike) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def naming(path: PathLike) -> Iterator[None]:
-    """Gives errors of the system the path where they happened: a full disk does not say where it is."""
+    """Adds the path to system errors that name none: a full disk does not say where it is."""
     try:
         yield
     except OSError as error:
@@ -143,7 +143,7 @@ def write_text(path: PathLike, content: str) -> None:
 
 
 def write_json(path: PathLike, content: Any, **options: Any) -> None:
-    """`write_text` of JSON and a line's end, indented by two unless `json.dumps` is given other options."""
+    """`write_text` of JSON and a line end; `options` are those of `json.dumps`, by default an indent of 2."""
     write_text(path, json.dumps(content, **({"indent": 2} | options)) + "\n")
 
 
@@ -157,12 +157,12 @@ def read_json(
 
     Args:
       path: local, or in a bucket.
-      error: what is raised.
+      error: the type of error that is raised.
       remedy: what the user can do about a file that is not JSON, for the end of the message.
-      fault: what such a file is called, for the message.
+      fault: what the message says of such a file.
 
     Raises:
-      UserError: of that kind: the file cannot be read, or is not JSON.
+      UserError: of type `error`: the file cannot be read, or is not JSON.
     """
     try:
         raw = as_path(path).read_bytes()
@@ -182,17 +182,17 @@ def parse_json(
 
     Args:
       raw: the text.
-      where: it stands, for the message.
+      where: where the text was found, for the message.
       error, remedy, fault: as for `read_json`.
 
     Raises:
-      UserError: of that kind: it is not JSON, or holds half of a surrogate pair.
+      UserError: of type `error`: the text is not JSON, or holds half of a surrogate pair.
     """
     try:
         text = raw if isinstance(raw, str) else raw.removeprefix(codecs.BOM_UTF8).decode("utf-8")
         value = json.loads(text)
         if "\\u" in text:
-            # JSON can write half of a pair, which is not a character and cannot be stored.
+            # JSON can spell half of a surrogate pair, which is not a character and cannot be stored.
             json.dumps(value, ensure_ascii=False).encode("utf-8")
         return value
     except json.JSONDecodeError as reason:
@@ -207,10 +207,10 @@ def parse_json(
 
 
 def text_lines(path: PathLike) -> Iterator[tuple[str, str]]:
-    """Place ("x.jsonl, line 3") and text of each line that is not blank; a line ends at a line feed alone.
+    """Place ("x.jsonl, line 3") and text of each line that is not blank; only a line feed ends a line.
 
-    JSON lets U+2028, U+0085 and others stand in a string, at which Python's `splitlines` would cut. A
-    byte-order mark may begin the file.
+    JSON allows U+2028, U+0085 and others in a string, where Python's `splitlines` would cut. The file may
+    begin with a byte-order mark.
 
     Raises:
       DataError: the file cannot be read, or a line is not UTF-8.
@@ -230,7 +230,7 @@ def text_lines(path: PathLike) -> Iterator[tuple[str, str]]:
 
 
 def decoded(raw: bytes, where: str, error: type[UserError] = DataError, offset: int = 0) -> str:
-    """Text in UTF-8; `error` if it is none, which says `where`, and at which byte, counted from `offset`."""
+    """Decodes UTF-8, or raises `error`, which says `where` and at which byte, counted from `offset`."""
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as reason:
@@ -241,6 +241,6 @@ def decoded(raw: bytes, where: str, error: type[UserError] = DataError, offset: 
 
 
 def modified(path: Path) -> float:
-    """Seconds since the epoch at which a file was written."""
+    """When a file was last written, in seconds since the epoch."""
     found = path.stat()
     return float(found.mtime if is_remote(path) else found.st_mtime)  # type: ignore[attr-defined]

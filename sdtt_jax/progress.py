@@ -22,7 +22,7 @@ Values = Mapping[str, float]
 
 
 class Progress(Protocol):
-    """Called with the steps done, and the values of the latest logged step."""
+    """Shows progress when told how many steps are done, with the values of the latest logged step."""
 
     def update(self, step: int, values: Values | None = None) -> None: ...
 
@@ -77,9 +77,9 @@ def tracked(
 
     Args:
       title: what is worked on.
-      items: one after the other; nothing is shown where there are none.
-      tokens: in one item, for the rate.
-      finished: how many were done before; they count as done, but not in the rate.
+      items: passed on one after the other; if there are none, nothing is shown.
+      tokens: the number of tokens in one item, for the rate.
+      finished: the number of items done before; they count as done, but not in the rate.
       shown: False for processes that say nothing.
       stream: stderr if None.
     """
@@ -113,7 +113,7 @@ class BarProgress:
 
 
 class LineProgress:
-    """Plain lines, for logs: the first and last step, between them one every `interval` seconds."""
+    """Plain lines, for logs: one for the first and last step, and every `interval` seconds between them."""
 
     def __init__(self, title: str, num_steps: int, stream: TextIO, interval: float):
         self._title, self._num_steps = title, num_steps
@@ -145,15 +145,15 @@ def track_text(
     stream: TextIO | None = None,
     interval: float = 10.0,
 ) -> Iterator[T]:
-    """Passes texts on, and reports now and then how far the pass is, how fast, and how long it will take.
+    """Passes texts on, and reports now and then how far the pass has come, how fast it is, and the time left.
 
     Args:
-      texts: what is passed on: texts, or parts of a corpus that were dealt with.
+      texts: what is passed on: texts, or finished parts of a corpus.
       title: what is done with them, for example "learning the vocabulary".
-      characters: or bytes, in all texts; 0 if that is not known.
-      size: of them, those in one.
+      characters: the characters, or bytes, in all texts; 0 if unknown.
+      size: gives the characters, or bytes, in one text.
       stream: stderr if None.
-      interval: seconds between two lines; a shorter pass says nothing.
+      interval: seconds between two lines; a shorter pass prints none.
     """
     stream = sys.stderr if stream is None else stream
     done, began = 0, time.monotonic()

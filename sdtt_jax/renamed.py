@@ -1,7 +1,7 @@
 """Old names, and what they are called now. A rename adds one row here.
 
-Whoever uses an old name gets an error with the new one: modules when they are imported, flags from the
-command that had them.
+Using an old name raises an error that gives the new one: for a module when it is imported, for a flag from
+the command that had it.
 """
 
 import importlib.abc
@@ -85,7 +85,7 @@ FLAGS: dict[str, str] = {
 
 
 def missing_name(module: str, name: str) -> Exception:
-    """What the `__getattr__` of a module raises for a name that it does not have."""
+    """The error that a module's `__getattr__` raises for a name that the module does not have."""
     now = NAMES.get(f"{module}.{name}")
     if now is None:
         return AttributeError(f"module {module!r} has no attribute {name!r}")
@@ -94,7 +94,7 @@ def missing_name(module: str, name: str) -> Exception:
 
 
 class _MovedModules(importlib.abc.MetaPathFinder):
-    """Asked last, when a module is nowhere to be found; finds nothing, but knows where some have gone."""
+    """The last finder, asked when no other finds a module: it finds none either, but says where some went."""
 
     def find_spec(self, name: str, _path: Sequence[str] | None, _target: object = None) -> None:
         if name not in MODULES:

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator
 
 @contextlib.contextmanager
 def beside(name: str, over: threading.Event, work: Callable[[], None]) -> Iterator[None]:
-    """Runs `work` in a daemon thread within; sets `over` and waits for the thread at the end.
+    """Runs `work` in a daemon thread during the block; then sets `over` and waits for the thread.
 
     Args:
-      name: of the thread.
-      over: that it is to end.
+      name: the thread's name.
+      over: set to tell the thread to end.
       work: returns soon after `over` is set.
     """
     thread = threading.Thread(target=work, name=name, daemon=True)

@@ -1,10 +1,10 @@
-"""Measures the gain from starting a denoiser at a causal model: held-out bounds by training steps.
+"""Measures the gain from starting a denoiser from a causal model: held-out bounds by training steps.
 
     python -m tools.adaptation --workdir=runs/adaptation
 
 A small causal network of the Llama family is trained on the demo's text. A denoiser of the same sizes then
-starts from it, or from fresh parameters; texts, keys, optimizer and steps are the same. A published model, or
-its first blocks, takes its place with
+starts from it, or from fresh parameters; texts, keys, optimizer and steps are the same. To start from a
+published model, or from its first blocks, use
 
     python -m tools.adaptation --workdir=runs/blocks --init_from=smollm2 --init_layers=2 --length=16
         --batch=8 --learning_rate=5e-4 --held_out=64 --steps 0 10 20 40 80
@@ -49,7 +49,7 @@ SIZES: dict[str, Any] = {"num_layers": 2, "embed_dim": 64, "num_heads": 2, "tied
 def steps_of(
     run: Run, name: str, loss: LossFn, state: TrainState, config: TrainConfig
 ) -> TrainState:
-    """The state after `config.num_steps` of a stage's stream of batches."""
+    """Trains to `config.num_steps` on the stream of batches called `name`; returns the state."""
     seed = purpose_seed(run.config.seed, f"adaptation.{name}")
     step = make_train_step(loss, changed(config, num_steps=1_000_000))
 
@@ -62,7 +62,7 @@ def steps_of(
 def curve(run: Run, denoiser: Any, params: Any, marks: list[int], texts: Any) -> dict[int, float]:
     """The bound in nats per token of held-out `texts: [batch, length]` int32, after each number of steps.
 
-    The network starts from `params`, or with None from fresh ones, and is trained as the run's teacher;
+    The network starts from `params`, or from fresh ones if None, and is trained as the run's teacher is;
     `marks` are the numbers of steps, ascending.
     """
     diffusion = MaskedDiffusion(denoiser, make_schedule())
@@ -101,7 +101,7 @@ def settings(given: argparse.Namespace) -> RunConfig:
 
 
 def small_start(run: Run, num_steps: int) -> tuple[Any, Any]:
-    """A denoiser, and the parameters that a causal network of its sizes has after so many steps."""
+    """A denoiser, with parameters of a causal network of its sizes after `num_steps` steps."""
     sizes = LlamaConfig(run.info.vocab_size, run.config.data.length, **SIZES)
     causal = LlamaNetwork(sizes)
     config = changed(run.config.teacher.train, num_steps=num_steps)

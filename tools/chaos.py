@@ -1,11 +1,11 @@
-"""Kills a run at random moments, again and again, and checks that nothing of it shows in the results.
+"""Kills a run at random moments, again and again, and checks that the results show no trace of it.
 
   python -m tools.chaos --directory=runs/chaos --kills=25 --seed=0
 
-The run is made once undisturbed, if --unbroken names none. Then it is made again, killed with SIGKILL at
-random moments and restarted with the same command; when it reaches its end before all kills are spent,
-another one is begun. Every run's parameters (teacher, judge, rounds), metrics, texts and results must be
-those of the first, bit for bit, times excepted. What follows `--` goes to `experiments.run`.
+The run is made once undisturbed, unless --unbroken names one. Then it is made again, killed with SIGKILL at
+random moments and restarted with the same command; if it reaches its end before all kills are spent,
+another run is begun. Every run's parameters (teacher, judge, rounds), metrics, texts and results must be
+those of the first, bit for bit, times excepted. Options after `--` go to `experiments.run`.
 """
 
 import os
@@ -38,15 +38,15 @@ _UNBROKEN = flags.DEFINE_string(
 _KILLS = flags.DEFINE_integer("kills", 25, "Number of kills.", lower_bound=1)
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the moments of the kills.")
 
-# Seconds at most between a line and the kill that follows it, and between two looks: a round of smoke.py
-# takes one.
+# The most seconds between a line and the kill that follows it, and the seconds between two looks: a round
+# of smoke.py takes one second.
 JITTER, LOOK = 0.3, 0.01
 # Fields of results.json and metrics.jsonl that say how long something took.
 TIMES = ("timing", "seconds", "tokens_per_second", "data_wait")
 
 
 def outcome(root: Path) -> dict[str, str]:
-    """Digests of a finished run: of the parameters in each folder `final`, of each file of results."""
+    """Digests of a finished run: of the parameters in each folder `final`, and of each file of results."""
     digests = {
         str(folder.relative_to(root)): params_digest(load_params(folder)[0])
         for folder in sorted(root.glob("**/final"))
@@ -124,11 +124,11 @@ def disturb(
     """Takes a run to its end, killing it on the way; returns the number of kills that it took.
 
     Args:
-      run: to be killed.
-      moments: draws the moment of each kill: after how many more lines, and seconds.
-      lines: that a run writes from its beginning to its end. Not seconds: with the compilation cache full,
-        or on a busier machine, a run takes quite another time than the first.
-      kills: at most so many.
+      run: the run to kill.
+      moments: draws the moment of each kill: after how many more lines, and then seconds.
+      lines: lines that a run writes from its beginning to its end. Seconds would not do: with the compilation
+        cache full, or on a busier machine, a run takes quite another time than the first.
+      kills: the most kills.
       log: called with a line per kill.
     """
     for number in range(kills):

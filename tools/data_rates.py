@@ -4,8 +4,8 @@
     python -m tools.data_rates memory --megabytes 20 100 500 --words
     python -m tools.data_rates index --records=100000000
 
-The text is sentences of the World English Bible in random order, as JSON lines. Rates are by time of the CPU,
-so that other programs on the machine count little. How fast batches come, beside training, is measured by
+The text is sentences of the World English Bible in random order, as JSON lines. Rates are per CPU second, so
+that other programs on the machine count little. How fast batches come during training is measured by
 `python -m experiments.benchmark --suite=train,data --config=experiments/configs/demo.py --batch_size=64`.
 """
 
@@ -43,7 +43,7 @@ LENGTH, SENTENCES, TEXTS_AT_ONCE, SHARDS, READS = 1024, 40, 256, 100, 20_000
 
 
 def write_corpus(path: Path, megabytes: float) -> DataConfig:
-    """Writes so much text as documents of 40 sentences, some 5 kB each, and tells how it is prepared."""
+    """Writes `megabytes` of text as documents of 40 sentences, some 5 kB each; returns how to prepare it."""
     sentences = [s for chapter in bible_chapters() for s in re.split(r"(?<=[.;?!]) ", chapter)]
     rng, size = np.random.default_rng(0), 0
     with path.open("w", encoding="utf-8") as file:
@@ -55,7 +55,7 @@ def write_corpus(path: Path, megabytes: float) -> DataConfig:
 
 
 def words(path: Path) -> TokenizerConfig:
-    """A vocabulary of the text's words, which is many times as fast as one of subwords."""
+    """Makes a tokenizer of the text's words, which is many times as fast as one of subwords."""
     found = set(re.findall(r"\w+|[^\w\s]+", " ".join(bible_chapters())))
     vocabulary = {word: number for number, word in enumerate(["</s>", "[UNK]", *sorted(found)])}
     made = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
@@ -66,7 +66,7 @@ def words(path: Path) -> TokenizerConfig:
 
 
 def rates(folder: Path, megabytes: float, repeats: int) -> list[tuple[float, float]]:
-    """MB a CPU second of the bare tokenizer and of the whole preparation, in turns, in one process."""
+    """MB per CPU second of the bare tokenizer and of the whole preparation, in turns, in one process."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     config = write_corpus(folder / "corpus.jsonl", megabytes)
     texts = list(documents(config))
@@ -90,7 +90,7 @@ def rates(folder: Path, megabytes: float, repeats: int) -> list[tuple[float, flo
 def peak_memory(
     folder: Path, megabytes: float, tokenizer: TokenizerConfig, workers: int
 ) -> tuple[int, float]:
-    """Documents, and the largest sum of this and its workers' shares of memory while preparing, MB."""
+    """The number of documents, and the peak memory of this process and its workers while preparing, MB."""
     config = write_corpus(folder / "corpus.jsonl", megabytes)
     config = dataclasses.replace(config, num_shards=4)
     largest, done = 0.0, threading.Event()
@@ -114,8 +114,8 @@ def peak_memory(
 def random_access(folder: Path, records: int, reads: int) -> tuple[float, float, float]:
     """Seconds that opening takes, MB that it and the reads take, and a random record's median milliseconds.
 
-    Records of 16 tokens in a hundred shards, which are one file that is linked a hundred times; `records` is
-    the number of all, a multiple of a hundred, and `reads` that of the random ones that are read.
+    Records have 16 tokens and are in a hundred shards, which are one file linked a hundred times. `records`
+    is the number of all records, a multiple of a hundred; `reads` is how many random ones are read.
     """
     rows = np.zeros((records // SHARDS, 16), np.uint16)
     rows[:, :2] = np.arange(len(rows), dtype=np.uint32).view(np.uint16).reshape(-1, 2)
@@ -135,7 +135,7 @@ def random_access(folder: Path, records: int, reads: int) -> tuple[float, float,
         found = opened.read(np.array([index])).view(np.uint32)[0, 0]
         times.append(time.perf_counter() - began)
         assert found == index % len(rows)
-    # A share falls whenever another process maps the same libraries: opening never gives memory back.
+    # Opening frees no memory, but the share falls whenever another process maps the same libraries.
     more = max(0.0, _share_of_memory(os.getpid()) - before)
     return seconds, more, 1e3 * float(np.median(times))
 
@@ -147,7 +147,7 @@ def _cpu_seconds(function: Callable[[], None]) -> float:
 
 
 def _family(process: int) -> Iterator[int]:
-    """A process and all that it has begun."""
+    """A process and all its descendants."""
     yield process
     for tasks in as_path(f"/proc/{process}/task").glob("*/children"):
         try:
@@ -158,7 +158,7 @@ def _family(process: int) -> Iterator[int]:
 
 
 def _share_of_memory(process: int) -> float:
-    """Its proportional share of resident memory, MB: what two processes share counts half for each."""
+    """A process's proportional share of resident memory, MB: what two share counts half for each."""
     try:
         lines = as_path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
     except OSError:

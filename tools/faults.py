@@ -42,13 +42,13 @@ class Promise:
     promise: str
 
     def line(self, result: str) -> str:
-        """Its line of the table."""
+        """The promise's line of the table."""
         test = f"`tests/faults/{self.file}::{self.test}`"
         return f"| {self.row} | {self.fault} | {self.promise} | {test} | {result} |\n"
 
 
 def promises() -> list[Promise]:
-    """All promises of the tests, by row; read from the text, nothing is imported."""
+    """All promises of the tests, by row; they are read from the source, nothing is imported."""
     listed = []
     for path in sorted(TESTS.glob("test_*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -102,7 +102,7 @@ def main(arguments: Sequence[str]) -> int:
         return 1
     with tempfile.TemporaryDirectory() as folder:
         report = as_path(folder) / "report.xml"
-        # But for the test of the page itself, which is written afterwards.
+        # All but the test of the page itself, which is written afterwards.
         options = [f"--ignore={TESTS / 'test_table.py'}", f"--junitxml={report}", *arguments]
         command = [sys.executable, "-m", "pytest", str(TESTS), *options]
         status = subprocess.run(command, cwd=ROOT, check=False).returncode

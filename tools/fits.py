@@ -2,9 +2,9 @@
 
   python -m tools.fits --output=table.md
 
-makes that of docs/measurements/ahead.md and takes about a minute per cell on two cores (`--sizes` and
-`--slices` for some of them); needs the TPU compiler like `launch.compile`. With `--published` it is what the
-state of a step takes of published models, with adapters and with all parameters, and nothing is compiled:
+makes the table of docs/measurements/ahead.md and takes about a minute per cell on two cores (`--sizes` and
+`--slices` choose cells); it needs the TPU compiler, as `launch.compile` does. With `--published` it gives the
+memory of a step's state for published models, training adapters or all parameters, and compiles nothing:
 
   python -m tools.fits --published --slices=v5p:2x4x4,v5e:16x16,v6e:8x8,v5e:2x4,h100:8,h100:1
 """
@@ -91,7 +91,7 @@ def row(target: Target, size: str, seconds: float, log: Any) -> list[str]:
 def published_row(
     name: str, topology: Topology, devices: Sequence[Any], *, adapted: bool
 ) -> list[str]:
-    """The cells of a published model, on the mesh that splits least of those that leave room."""
+    """The cells of a published model, on the mesh that splits its state least among those with room."""
     config = of_published(name)
     if not adapted:
         config = changed(config, distill={"lora": LoraConfig()})
@@ -116,7 +116,7 @@ def main(argv: Sequence[str]) -> None:
     compile_only()
     log = stopwatch()
     topologies = [parse_topology(name) for name in _SLICES.value]
-    # Virtual devices first, the most of them: there are as many as are asked for before any is used.
+    # Virtual devices first, the largest slice of them first: their number is fixed once any device is used.
     order = sorted(topologies, key=lambda one: (not one.stand_in, -one.chips))
     devices = {str(topology): describe_devices(topology) for topology in order}
     columns = PUBLISHED_COLUMNS if _PUBLISHED.value else COLUMNS

@@ -18,7 +18,7 @@ _SETUP = pathlib.Path(__file__).resolve().parent.parent / "setup.cfg"
 
 
 def floors(setup: pathlib.Path, extras: tuple[str, ...] = ()) -> dict[str, str]:
-    """The floors by requirement, in the order of the file: of `install_requires`, and of these extras."""
+    """The floors by requirement, in the order of the file: those of `install_requires` and of the extras."""
     parser = configparser.ConfigParser(comment_prefixes=("#",))
     with setup.open(encoding="utf-8") as file:
         parser.read_file(file)

@@ -1,4 +1,4 @@
-"""Measures the remat policies: time and compiled temporaries of a gradient of the denoiser's states.
+"""Measures the remat policies: time and compiled temporaries of a gradient of the denoiser's hidden states.
 
     python -m tools.remat_table                          on this machine, at both sizes
     python -m tools.remat_table --topology=v5e:2x4       memory of one TPU chip, compiled ahead
@@ -49,13 +49,13 @@ def gradient(
 
 
 def temporaries(compiled: jax.stages.Compiled) -> int:
-    """Bytes beside arguments and results."""
+    """Bytes that a program takes beside its arguments and results."""
     analysis: Any = compiled.memory_analysis()
     return analysis.temp_size_in_bytes
 
 
 def measure_here() -> None:
-    """A Markdown table of each size: the policies take turns, the figures are medians."""
+    """Prints a Markdown table of each size: the policies take turns, the figures are medians."""
     for name, config, batch, repetitions in HERE:
         compiled: dict[str, Any] = {}
         shapes: Any = None
@@ -67,7 +67,7 @@ def measure_here() -> None:
             lambda x, rng=rng: jnp.asarray(rng.normal(scale=0.02, size=x.shape), x.dtype), shapes
         )
         ids = rng.integers(0, config.vocab_size, (batch, config.length), dtype=np.int32)
-        # Of each policy: seconds by the clock and of the processor.
+        # For each policy: seconds by the clock, and CPU seconds.
         times: dict[str, list[tuple[float, float]]] = {policy: [] for policy in compiled}
         for _ in range(repetitions + 1):
             for policy, function in compiled.items():
@@ -88,7 +88,7 @@ def measure_here() -> None:
 
 
 def compile_ahead(topology: str) -> None:
-    """A Markdown table of temporaries on one chip of a slice that need not be there."""
+    """Prints a Markdown table of temporaries on one chip of a slice, which need not be there."""
     compile_only()
     devices = describe_devices(parse_topology(topology))
     sharding = NamedSharding(Mesh(np.array(devices[:1]), ("data",)), PartitionSpec())

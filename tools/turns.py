@@ -3,9 +3,9 @@
   git worktree add --detach ../before REVISION
   python tools/turns.py --before=../before --turns=21
 
-Each checkout is a process of its own, in which a turn is a batch of texts of the demo's size from random
-parameters, in CPU seconds: so other programs disturb little, and both alike. The ratio is the old median over
-the new one: above 1 where the new one is faster. Only what every version has is asked of them.
+Each checkout runs in a process of its own. A turn writes a batch of texts of the demo's size from random
+parameters, timed in CPU seconds, so that other programs disturb little, and both alike. The ratio is the old
+median over the new one: above 1 where the new one is faster. Only what every version has is called.
 """
 
 import argparse
@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def serve(mode: str, num_steps: int, batch_size: int) -> None:
-    """A process that writes one batch for each line that it reads, and answers with its CPU seconds."""
+    """Writes one batch of texts for each line that it reads, and answers with its CPU seconds."""
     import jax
 
     import sdtt_jax
@@ -59,7 +59,7 @@ def serve(mode: str, num_steps: int, batch_size: int) -> None:
 
 
 def started(root: Path, arguments: tuple[str, int, int]) -> subprocess.Popen[str]:
-    """Such a process with the library of a checkout."""
+    """Starts a process that runs `serve` with the library of a checkout."""
     worker = subprocess.Popen(
         [sys.executable, "-c", f"import turns; turns.serve(*{arguments!r})"],
         env={**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{Path(__file__).parent}"},

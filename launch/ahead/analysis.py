@@ -13,7 +13,7 @@ from launch.ahead.programs import Program
 from launch.ahead.topologies import Topology
 
 Record = dict[str, Any]
-# The two ways in which the TPU compiler says that a program is too large.
+# The TPU compiler's two messages for a program that is too large.
 _NEEDED = (
     re.compile(r"Used ([\d.]+)([MG]) of [\d.]+[MG]"),
     re.compile(r"temporaries \(([\d.]+)([MG])\) exceeds"),
@@ -25,7 +25,7 @@ _UNIT = {"M": 2**20, "G": 2**30}
 class Analysis:
     """One program on one mesh. Bytes, FLOPs and seconds are of one chip and one run."""
 
-    record: Record  # what is printed and written, JSON-ready
+    record: Record  # every figure that is printed and written, JSON-ready
     fits: bool  # whether the compiler placed it in the chip's memory
 
 
@@ -33,9 +33,9 @@ def analyse(program: Program, topology: Topology, mesh: Mesh) -> Analysis:
     """Compiles a program, counts what it does and predicts its time.
 
     Args:
-      program: what is compiled.
-      topology: the slice, whose chips' peak numbers count.
-      mesh: of the devices that the program is lowered for.
+      program: the program to compile.
+      topology: the slice, whose chips' peak numbers the prediction uses.
+      mesh: the mesh that the program is lowered for.
     """
     began = time.perf_counter()
     record: Record = {
@@ -86,7 +86,7 @@ def analyse(program: Program, topology: Topology, mesh: Mesh) -> Analysis:
             "recomputed": program.recomputed,
             "counted_over_expected": cost.flops / expected,
         },
-        # Memory traffic depends on fusions, so another compiler's tell nothing.
+        # Memory traffic depends on fusions, so that of another compiler's program tells nothing.
         "memory_traffic_bytes": None if topology.stand_in else cost.bytes,
         "memory_traffic_by_operation": None if topology.stand_in else cost.traffic,
         "collectives": _collectives(cost, topology),
@@ -98,8 +98,8 @@ def analyse(program: Program, topology: Topology, mesh: Mesh) -> Analysis:
 def predict(record: Record, program: Program, topology: Topology) -> Record:
     """Seconds of one run from the roofline: each resource at its published peak.
 
-    `seconds` lets computing, memory and network overlap perfectly, so it is a bound from below;
-    `seconds_without_overlap` lets nothing overlap. Where memory traffic is not known, it is left out of both.
+    `seconds` lets computing, memory and network overlap perfectly, so it is a lower bound;
+    `seconds_without_overlap` lets nothing overlap. Both leave out memory traffic where it is not known.
     """
     chip = topology.chip
     compute = record["flops"]["counted"] / chip.flops
@@ -139,9 +139,9 @@ def _collectives(cost: hlo.Cost, topology: Topology) -> list[Record]:
 
 
 def _bandwidth(topology: Topology, what: hlo.Collective) -> float:
-    """Bytes/s that a chip sends within a group: one ring for each dimension of the torus it spans.
+    """Bytes/s that a chip sends within a group: one ring for each dimension of the torus that it spans.
 
-    What does not stay within a slice, or a node of GPUs, is as fast as the data-centre network.
+    An exchange that leaves its slice, or its node of GPUs, is as fast as the data-centre network.
     """
     chip = topology.chip
     if hlo.SLICES in what.axes or what.group > math.prod(topology.sides):

@@ -2,7 +2,7 @@
 
 XLA's own cost analysis counts the body of a loop once, and blocks are scanned, so it would see one layer
 of twelve. Here each computation's cost is multiplied by the trip count that the compiler wrote beside the
-loop; loops without one (as many trips as the data need) are asked for.
+loop. For loops without one, which run as often as the data need, the caller gives the expected count.
 """
 
 import collections
@@ -20,12 +20,12 @@ from sdtt_jax.networks.attention import packed_kernel
 COLLECTIVES = (
     "all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "ragged-all-to-all",
 )  # fmt: skip
-# What moves no bytes of its own: names for parts of other arrays, or control flow, whose bodies are counted.
+# Opcodes that move no bytes: names for parts of other arrays, and control flow, whose bodies are counted.
 FREE = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call",
     "after-all", "partition-id", "replica-id", "iota", "opt-barrier", "async-done", "copy-done",
 }  # fmt: skip
-# Products of [length, length], and how many arrays of queries, keys and values are one operand.
+# Products of [length, length] of each kernel, and how many of query, key and value one operand packs.
 ATTENTION_KERNELS = {
     "splash_mha_fwd": (2, 1),
     "splash_mha_dkv": (5, 1),
@@ -33,16 +33,16 @@ ATTENTION_KERNELS = {
     packed_kernel.BACKWARD: (5, 3),
 }
 _CHAIN = re.compile(r'chain_id="\d+"')
-# Over what the slices of several exchange; no axis of a mesh.
+# Stands for an axis in exchanges between slices; no mesh has an axis of this name.
 SLICES = "slices"
 _BETWEEN = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
-# What has no name of its own: copies between memories, and parts of results.
+# Opcodes that go by the name of their operand: copies between memories, and parts of results.
 _COPIES = {
     "copy", "copy-start", "copy-done", "slice-start", "slice-done", "get-tuple-element", "bitcast",
 }  # fmt: skip
-# What reads no more of an operand than it returns.
+# Opcodes that read no more of an operand than they return.
 _SLICES = {"dynamic-slice", "gather", "slice"}
-# Which operand of what is done in place holds the new values.
+# Opcodes that write in place, and which operand holds the new values.
 _UPDATES = {"dynamic-update-slice": 1, "scatter": 2}
 _INDEX = re.compile(r"\bindex=(\d+)")
 _TRIPS = re.compile(r'known_trip_count":\s*{\s*"n":\s*"(\d+)"')
@@ -66,11 +66,11 @@ class Cost:
     """What one device does.
 
     Attributes:
-      flops: of matrix products, convolutions and attention kernels.
-      traffic: bytes read from and written to memory, each operand and result of a fusion once, by the
-        operation of the source that it comes from (`Instruction.source`).
+      flops: FLOPs of matrix products, convolutions and attention kernels.
+      traffic: bytes read from and written to memory, by the source operation that they come from
+        (`Instruction.source`); each operand and result of a fusion counts once.
       data: bytes that the device puts in, by collective.
-      sent: bytes that the device sends, by collective, with the algorithms that need the fewest.
+      sent: bytes that the device sends, by collective, with the algorithms that send the fewest.
       count: how often each collective is called.
     """
 
@@ -86,7 +86,7 @@ class Cost:
         return sum(self.traffic.values())
 
     def exchange(self, what: Collective, data: float, part: float = 1) -> None:
-        """Adds a part of one exchange of `data` bytes of the device."""
+        """Adds a part of one exchange, into which the device puts `data` bytes in all."""
         size = what.group
         if size > 1:
             share = {
@@ -116,7 +116,7 @@ class Module:
       text: `compiled.as_text()`.
       axes, sizes: the mesh, in the order of its devices.
       trips: the expected trips of a `while` whose count the compiler does not know.
-      slices: among which the mesh is divided. The TPU compiler sends between them by way of the hosts.
+      slices: number of slices that the mesh spans; the TPU compiler sends between them through the hosts.
     """
 
     def __init__(
@@ -179,7 +179,7 @@ class Module:
         known = _TRIPS.search(loop.attributes)
         if known:
             return float(known[1])
-        # The TPU compiler writes no count, but loops run from 0 while an index is below a constant.
+        # The TPU compiler writes no count, but its loops run from 0 while an index is below a constant.
         (name,) = loop.called("condition")
         root, condition = self._root(name)
         operands = [condition[name] for name in root.operands]
@@ -189,7 +189,7 @@ class Module:
         return self._trips_of_loop(loop)
 
     def _step(self, loop: Instruction, index: Instruction) -> float:
-        """What a turn adds to the index: 2 where a product whose operand is passed round is unrolled."""
+        """What one trip adds to the index: 2 in an unrolled product whose operand the devices pass round."""
         (name,) = loop.called("body")
         root, body = self._root(name)
         place = _INDEX.search(index.attributes)
@@ -199,7 +199,7 @@ class Module:
         return steps[0] if added.opcode == "add" and steps else 1.0
 
     def _root(self, name: str) -> tuple[Instruction, dict[str, Instruction]]:
-        """What a computation returns, and its instructions by their names."""
+        """The instruction that a computation returns, and all its instructions by name."""
         table = {i.name: i for i in self.computations[name]}
         return next(i for i in table.values() if i.root), table
 
@@ -214,7 +214,7 @@ class Module:
         else:
             axes, size = self._crossed([members]), len(members)
         data = sum(table[name].bytes for name in i.operands if name in table)
-        # One exchange may be spread over several fusions, to be hidden behind them: a chain.
+        # One exchange may be split over a chain of fusions, behind which it is hidden.
         chain = _CHAIN.search(i.attributes)
         part = 1 / self._chains[chain[0]] if chain else 1.0
         total.exchange(Collective(kind, axes, size), data, part)
@@ -235,7 +235,7 @@ class Module:
         if i.opcode in _UPDATES:
             return 2 * operands[_UPDATES[i.opcode]].traffic
         if i.opcode == "custom-call" and "AllocateBuffer" in i.attributes:
-            return 0.0  # a scan's results before its first turn: reserved, not written
+            return 0.0  # a scan's results before its first trip: reserved, not written
         if i.opcode == "copy-start":  # its result is (copy, source, context)
             return i.shapes[0].traffic + operands[0].traffic
         if i.opcode == "slice-start":  # (source, slice, context)
@@ -246,7 +246,7 @@ class Module:
         return self._fusion_traffic(name, operands)
 
     def _fusion_traffic(self, name: str, operands: list[Instruction]) -> float:
-        """A slice of an operand costs the slice alone, and an update in place what it writes.
+        """Bytes a fusion moves: of a sliced operand only the slice, of one updated in place only the update.
 
         A scanned block is given the parameters of all layers, and reads only its own.
         """
@@ -269,12 +269,12 @@ class Module:
         return written + read
 
     def _read(self, name: str, operand: str) -> float:
-        """Bytes of an operand of a fused computation that are read; infinite for all of it."""
+        """Bytes that a fused computation reads of an operand; infinity means all of it."""
         users = self._users(name, operand)
         return sum(u.traffic if u and u.opcode in _SLICES else math.inf for u in users)
 
     def _users(self, name: str, value: str) -> Iterator[Instruction | None]:
-        """What uses a value of a computation, through bitcasts and inner fusions; None: it is the result."""
+        """The users of a value, through bitcasts and inner fusions; None where it is the result."""
         for user in self.computations[name]:
             if user.name == value and user.root:
                 yield None
@@ -298,7 +298,7 @@ class Module:
 
 
 def _operation(i: Instruction, table: dict[str, Instruction]) -> str:
-    """The operation of the source; copies by the compiler count as what they copy, kernels by their name."""
+    """The source operation; the compiler's copies count as what they copy, kernels go by their name."""
     if i.source:
         return i.source
     if i.opcode in _COPIES and i.operands[0] in table:
@@ -307,7 +307,7 @@ def _operation(i: Instruction, table: dict[str, Instruction]) -> str:
 
 
 def _scattered(cost: Cost) -> Cost:
-    """The TPU compiler's own form of a reduce-scatter: an all-reduce of which each device keeps its part."""
+    """Recounts the TPU compiler's own reduce-scatter: an all-reduce of which each device keeps its part."""
     out = Cost(flops=cost.flops)
     for what, data in cost.data.items():
         kept = dataclasses.replace(what, kind="reduce-scatter")
@@ -330,7 +330,7 @@ def _roots(body: list[Instruction], table: dict[str, Instruction]) -> list[Instr
 
 
 def kernel_flops(i: Instruction, table: dict[str, Instruction]) -> float:
-    """Products of the attention kernels, which the compiler cannot see into; 0 of any other call.
+    """FLOPs of an attention kernel, which the compiler cannot see into; 0 for any other call.
 
     Forward: scores and weighted sums. Backward, in one kernel: scores again, and the gradients of weights,
     values, keys and queries.
@@ -340,9 +340,9 @@ def kernel_flops(i: Instruction, table: dict[str, Instruction]) -> float:
     )
     if not products:
         return 0.0
-    # The kernels' other operands of so many dimensions are integers: which blocks the mask leaves.
+    # The other operands with as many dimensions are integers, which say what blocks the mask leaves.
     shapes = [s for name in i.operands for s in table[name].shapes if "f" in s.dtype]
-    # [batch, heads, length, kv], where a batch of one is left out, or [3, batch, length, heads * kv].
+    # [batch, heads, length, kv], without the batch if it is one, or [3, batch, length, heads * kv].
     query = next(shape for rank in (4, 3) for shape in shapes if len(shape.dims) == rank)
     return products * 2.0 * query.elements / arrays * query.dims[-2]
 

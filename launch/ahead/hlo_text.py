@@ -8,7 +8,7 @@ import numpy as np
 
 BITS = {"pred": 8, "s4": 4, "u4": 4, "bf16": 16, "f16": 16, "f8e4m3fn": 8, "f8e5m2": 8, "token": 0}
 _SHAPE = re.compile(r"\b([a-z][a-z0-9]*)\[([0-9,]*)\](?:{([^}]*)})?")
-# Memory space 1 is on the chip itself: what lies there moves no bytes of the large memory.
+# Memory space 1 is on the chip itself: arrays there move no bytes of the large memory.
 _ON_CHIP = "S(1)"
 _HEADER = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\) -> .* {$")
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
@@ -39,7 +39,7 @@ class Shape:
 
     @property
     def traffic(self) -> float:
-        """Bytes that reading or writing it moves."""
+        """Bytes that reading or writing the array moves."""
         return self.bytes if self.off_chip else 0.0
 
 
@@ -65,13 +65,13 @@ class Instruction:
 
     @property
     def op_name(self) -> str:
-        """Where it comes from in the program, as JAX wrote it beside it; empty where there is none."""
+        """The instruction's origin in the program, as JAX wrote it beside it; else empty."""
         found = _OP_NAME.search(self.attributes)
         return found[1] if found else ""
 
     @property
     def source(self) -> str:
-        """`source_of` its `op_name`; empty where the compiler wrote nothing beside it."""
+        """`source_of` its `op_name`; empty if it has none."""
         return source_of(self.op_name)
 
     def called(self, *keys: str) -> list[str]:
@@ -85,7 +85,7 @@ class Instruction:
 
 
 def source_of(op_name: str) -> str:
-    """What of the source an instruction comes from: scopes and operation, and the pass if it is not forward.
+    """The source of an instruction: scopes and operation, and the pass unless it is the forward one.
 
     Args:
       op_name: as JAX wrote it beside the instruction (`Instruction.op_name`).
@@ -173,7 +173,7 @@ def _instruction(line: str) -> Instruction | None:
 
 
 def _balanced(text: str) -> int:
-    """Length of the parenthesis that `text` begins with."""
+    """Length of the parenthesised part that `text` begins with."""
     depth = 0
     for parenthesis in re.finditer(r"[()]", text):
         depth += 1 if parenthesis[0] == "(" else -1

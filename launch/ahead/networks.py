@@ -1,4 +1,4 @@
-"""The networks of a run without its data or parameters; of published models from a table of their sizes."""
+"""The networks of a run, without its data or parameters; published models' sizes come from a table."""
 
 import dataclasses
 import functools
@@ -21,7 +21,7 @@ _QWEN3 = LlamaDenoiserConfig(
     vocab_size=151_935, length=1024, num_layers=28, embed_dim=1024, num_heads=16, num_kv_heads=8,
     head_dim=128, mlp_dim=3072, norm_epsilon=1e-6, rotary_base=1e6, qk_norm=True, tied_head=True,
 )  # fmt: skip
-# As their config.json says it, read in November 2026.
+# As in their config.json, read in November 2026.
 KNOWN: dict[str, PublishedConfig] = {
     "GSAI-ML/LLaDA-8B-Base": _LLADA,
     "GSAI-ML/LLaDA-8B-Instruct": _LLADA,
@@ -33,10 +33,10 @@ def network_of_run(config: RunConfig) -> tuple[Any, bool]:
     """The network of teacher and students, and whether it was a causal one.
 
     Args:
-      config: of the run; the model that is `published` is in `KNOWN`, or its headers are read.
+      config: the run's config; the sizes of a `published` model are in `KNOWN`, or its headers are read.
 
     Raises:
-      CheckpointError: it is neither.
+      CheckpointError: the published model is neither of the Llama family nor a GPT-2.
     """
     name = config.published
     if not name:

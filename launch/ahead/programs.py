@@ -41,7 +41,7 @@ from sdtt_jax.training.step import LossFn, make_train_step
 from sdtt_jax.typing import Tree
 
 KINDS = ("distill", "teacher", "sample")
-# Compiled when asked for: what the sampler races against, and the steps of the other distillers.
+# Compiled only when asked for: the sampler's causal rival, and the steps of the other distillers.
 CAUSAL = "causal"
 ALL = (*KINDS, CAUSAL, COUPLED, *ONE_ROUND)
 
@@ -53,12 +53,12 @@ class Program:
     kind: str  # one of `ALL`
     batch: int  # sequences, over all devices
     lower: Any  # lowers it
-    # Bytes per device by part: "parameters", "optimizer", "average", "teacher", and the "base" of adapters.
+    # Bytes per device by part: "parameters", "optimizer", "average", "teacher", and "base" under adapters.
     state: dict[str, float]
     # Expected number of iterations of each loop over chunks of rows, by the name of its scope.
     trips: dict[str, float]
-    flops: float  # that cannot be avoided, of one device
-    recomputed: float  # flops beyond them that the fast path chooses to spend, of one device
+    flops: float  # unavoidable FLOPs of one device
+    recomputed: float  # further FLOPs of one device, which the fast path chooses to spend
     tokens: int  # tokens per run of the program, over all devices
 
     def trips_of(self, loop: Instruction) -> float:
@@ -70,7 +70,7 @@ class Program:
 
 
 def kinds_of(config: RunConfig) -> tuple[str, ...]:
-    """Those of `KINDS` that a run has: a teacher that is loaded takes no steps."""
+    """The `KINDS` of programs that a run has: a teacher that is loaded takes no steps."""
     return tuple(kind for kind in KINDS if kind != "teacher" or not config.teacher.checkpoint)
 
 
@@ -79,10 +79,10 @@ def build(kind: str, config: RunConfig, mesh: Mesh, batch: int, num_steps: int) 
 
     Args:
       kind: one of `ALL`.
-      config: of the run.
-      mesh: of any devices.
+      config: the run's config.
+      mesh: a mesh of any devices.
       batch: sequences over all devices.
-      num_steps: of the sampler.
+      num_steps: steps of the sampler.
 
     Raises:
       ConfigError: sizes that the mesh does not divide.
@@ -106,10 +106,10 @@ class _Step(NamedTuple):
     state: TrainState
     batch: Tree
     flops: float  # over all devices
-    loss_share: float  # of positions
-    base: Tree  # of adapters
-    trained_calls: int = 1  # of the network
-    drawn_share: float = 0.0  # of all positions, by one call; a teacher's calls draw few
+    loss_share: float  # share of positions at which the loss applies the head
+    base: Tree  # frozen parameters under adapters
+    trained_calls: int = 1  # network calls with a backward pass
+    drawn_share: float = 0.0  # share of positions that are drawn; a teacher's calls draw few
 
 
 def _one_round(kind: str, planned: Planned, mesh: Mesh, batch: int) -> _Step:
@@ -137,9 +137,9 @@ def _step(kind: str, planned: Planned, mesh: Mesh, batch: int) -> _Step:
         denoiser, share = planned.coupled, with_full(config.coupled.full_share)
         diffusion, key = MaskedDiffusion(denoiser, planned.diffusion.schedule), jax.random.key(0)
         stage, made, context = config.coupled, not config.coupled.num_trajectories, {}
-        if made:  # by the step itself, which the teacher is then a part of
+        if made:  # by the step itself, which then needs the teacher
             context = {"teacher_params": unbox(jax.eval_shape(planned.denoiser.init, key))}
-        # Noise that is stored with its texts is read, and here drawn.
+        # A run reads the noise that is stored with its texts; the program compiled here draws it.
         stated = dataclasses.replace(stage, hindsight=stage.hindsight and made)
         loss = coupled_loss(diffusion, planned.diffusion, stated, 1, key, config.data.length)
         state = spec.abstract(functools.partial(denoiser.init, key), context)
@@ -227,14 +227,14 @@ def _sampler(planned: Planned, mesh: Mesh, batch: int, num_steps: int) -> Progra
         state={"parameters": _bytes_per_device(params)},
         trips={filling.CHUNKS.scope: math.ceil(shard / num_steps / chunk)},
         flops=flops.sample_flops(sizes, batch, num_steps) / mesh.size,
-        # The last call, for what is still masked at the end: the program has it, few runs need it.
+        # The last call, for tokens still masked at the end: the program has it, few runs need it.
         recomputed=flops.block_flops(sizes, batch) / mesh.size,
         tokens=batch * sizes.length,
     )
 
 
 def _causal(denoiser: Any, mesh: Mesh, batch: int) -> Program:
-    """A text token by token with a key-value cache, from a causal model of the denoiser's sizes."""
+    """Token-by-token generation with a key-value cache, by a causal model of the denoiser's sizes."""
     sizes = denoiser.config
     kind: Any = LlamaConfig if isinstance(sizes, LlamaConfig) else CausalConfig
     network = network_of(of_same_size(kind, sizes))

@@ -9,12 +9,12 @@ from experiments.cli.tables import rich_table
 from launch.ahead.analysis import Record
 
 GB = 1e9
-# Operations that move less than this share of a program's bytes are one row.
+# Operations that each move less than this share of a program's bytes are summed in one row.
 SMALL = 0.003
 
 
 def show(record: Record, console: Console) -> None:
-    """One program on one mesh: every figure, and whether it is compiled, counted or predicted."""
+    """Prints one program on one mesh: every figure, and whether it is compiled, counted or predicted."""
     mesh = " × ".join(f"{axis} {size}" for axis, size in record["mesh"].items())
     console.print(
         f"\n[bold]{record['program']}[/] on {record['topology']}: {record['chips']} chips, {mesh}, "
@@ -96,10 +96,10 @@ def _collectives(record: Record) -> Table:
 
 
 def operations(record: Record) -> Table:
-    """Memory traffic by operation of the source, the largest first.
+    """Memory traffic by source operation, the largest first.
 
     Args:
-      record: of a program whose traffic is known.
+      record: the record of a program whose traffic is known.
     """
     traffic = record["memory_traffic_by_operation"]
     total = sum(traffic.values())

@@ -15,7 +15,7 @@ from launch.ahead.topologies import Topology
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.parallel.mesh import MeshConfig, make_mesh
 
-# Batches per chip that are tried; powers of two and what lies half-way keep the matmuls' shapes even.
+# Batches per chip that are tried: powers of two and the values half-way between keep matmul shapes even.
 LADDER = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 FIRST = 8
 COMPILATIONS = 4
@@ -33,18 +33,18 @@ class Target:
     kind: str  # one of `launch.ahead.programs.ALL`
     config: RunConfig
     topology: Topology
-    devices: Sequence[Any]  # of the topology
-    num_steps: int = 16  # of the sampler
+    devices: Sequence[Any]  # the topology's devices
+    num_steps: int = 16  # steps of the sampler
 
 
 def meshes(config: RunConfig, topology: Topology, devices: Sequence[Any]) -> Iterator[Mesh]:
     """Meshes on which the state fits, starting with the least communication.
 
     Parameters are replicated, or split over whole dimensions of the torus; tensor parallelism, which
-    communicates within every layer, is tried only where that is not enough.
+    communicates within every layer, is tried only if the state fits in no other way.
 
     Args:
-      config: of the run.
+      config: the run's config.
       topology, devices: the slice.
     """
     count, any_fits = topology.chips, False
@@ -68,7 +68,7 @@ def meshes(config: RunConfig, topology: Topology, devices: Sequence[Any]) -> Ite
 def least_split(
     config: RunConfig, topology: Topology, devices: Sequence[Any]
 ) -> tuple[Mesh, dict[str, float]] | None:
-    """The first of `meshes`, and the bytes per device of each part of the state there; None: none fits."""
+    """The first of `meshes`, and the bytes per device of each part of the state; None if none fits."""
     for mesh in meshes(config, topology, devices):
         return mesh, state_of(config, mesh)
     return None
@@ -81,8 +81,8 @@ def search(target: Target, seconds: float, log: Log) -> list[Analysis]:
     equal, bound by computing.
 
     Args:
-      target: what is compiled, and for what.
-      seconds: after so many no further compilation begins, once a batch that fits is known.
+      target: the program and its slice.
+      seconds: time after which no further compilation begins, once a batch that fits is known.
       log: called with a line when a compilation begins.
 
     Raises:
@@ -115,7 +115,7 @@ def largest_batch(
     """The analysis at the largest batch per chip of `LADDER` that fits; None if none does.
 
     Args:
-      target: what is compiled, and for what.
+      target: the program and its slice.
       mesh: how the slice's chips are used.
       log: called with a line when a compilation begins.
       in_time: whether a further compilation may begin.
@@ -142,9 +142,9 @@ def next_guess(peaks: dict[int, float], state: float, usable: float) -> int | No
     """The batch to try next, or None when the largest that fits is known.
 
     Args:
-      peaks: bytes by batch per chip, tried so far.
+      peaks: batch per chip -> peak bytes, for the batches tried so far.
       state: bytes that do not depend on the batch.
-      usable: bytes of a chip.
+      usable: bytes that a program may use of a chip.
     """
     low = max((b for b, peak in peaks.items() if peak <= usable), default=0)
     high = min((b for b, peak in peaks.items() if peak > usable), default=LADDER[-1] + 1)

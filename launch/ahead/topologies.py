@@ -17,9 +17,9 @@ from sdtt_jax.errors import ConfigError, UserError
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """A slice."""
+    """A slice, or several connected ones."""
 
-    chip: Chip  # of what
+    chip: Chip  # its kind of chip
     sides: tuple[int, ...]  # chips along each dimension of the torus
     slices: int = 1  # how many such slices, connected by the data-centre network
 
@@ -38,13 +38,13 @@ class Topology:
 
 
 def compile_only() -> None:
-    """Restricts JAX to the CPU and keeps libtpu from looking for a TPU; to be called first."""
+    """Restricts JAX to the CPU and keeps libtpu from looking for a TPU; must be called first."""
     jax.config.update("jax_platforms", "cpu")
     os.environ.update(
         {
             "TPU_SKIP_MDS_QUERY": "1",
             "TPU_WORKER_HOSTNAMES": "localhost",
-            # Its lock is for processes that share chips; any program of JAX beside this one holds it.
+            # libtpu's lock is meant for processes that share chips, but any other JAX program holds it too.
             "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
         }
     )
@@ -79,8 +79,8 @@ def parse_topology(name: str, slices: int = 1) -> Topology:
         f"--topology={name} has {count} chips, and the largest slice of {chip.name} has {chip.largest}; take "
         "several slices with --slices.",
     )
-    # A host has two by two chips, but for a slice of a single one. The compiler ends the process for what
-    # does not exist, or says nothing of use.
+    # A host has two by two chips, unless the slice is a single chip. For slices that do not exist the
+    # compiler ends the process, or gives an error of no use.
     even = "x".join(str(side + side % 2 if place < 2 else side) for place, side in enumerate(sides))
     require(
         chip.kind == "gpu" or count == 1 or f"{chip.name}:{even}" == name,
@@ -118,7 +118,7 @@ def describe_devices(topology: Topology) -> list[Any]:
 
 
 def _virtual_devices(topology: Topology) -> list[Any]:
-    # Refused once JAX has looked at its devices; there may be enough of them.
+    # JAX refuses this once it has looked at its devices, but there may be enough of them already.
     with contextlib.suppress(RuntimeError):
         jax.config.update("jax_num_cpu_devices", topology.chips)
     devices = jax.devices("cpu")

@@ -50,7 +50,7 @@ def render(spec: PodSpec) -> Files:
         tolerations=tolerations,
         port=COORDINATOR_PORT,
         coordinator=f"{spec.name}-workers-0-0.{spec.name}:{COORDINATOR_PORT}",
-        # Kubernetes replaces `$(NAME)` in a command; `$$(NAME)` stands for itself.
+        # Kubernetes replaces `$(NAME)` in a command; `$$(NAME)` is how to write a literal `$(NAME)`.
         command=[argument.replace("$(", "$$(") for argument in spec.command],
         resource="google.com/tpu" if tpu else "nvidia.com/gpu",
         chips_per_host=slice_.chips_per_host,

@@ -1,4 +1,4 @@
-"""The options of the run that a pod is to make, read as the run will read them."""
+"""The options of a pod's run, checked as the run itself will read them."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from sdtt_jax.errors import ConfigError
 
 
 def check_run(options: Sequence[str]) -> None:
-    """Raises `ConfigError` for a field of the run's config, or its value, that the run would refuse."""
+    """Raises `ConfigError` for a config field, or a value of one, that the run would refuse."""
     check_overrides(options)
     values, argv = flags.FlagValues(), ["experiments.run", *options]
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)

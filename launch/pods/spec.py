@@ -27,7 +27,7 @@ _ENVIRONMENT = jinja2.Environment(
     autoescape=False,
 )
 _ENVIRONMENT.filters["sh"] = lambda value: shlex.quote(str(value))
-# A JSON string is a YAML string, whatever it holds.
+# Every JSON string is a YAML string, whatever it holds.
 _ENVIRONMENT.filters["json"] = lambda value: json.dumps(value, ensure_ascii=False)
 
 Files = dict[str, str]
@@ -91,22 +91,22 @@ class SlurmConfig:
 class PodSpec:
     """A run on a pod."""
 
-    name: str = "sdtt"  # of the job and of everything made for it
+    name: str = "sdtt"  # name of the job and of everything made for it
     accelerator: str = "v5litepod-256"  # one slice or node: v5litepod-256, v6e-256, v5p-512, h100 …
-    slices: int = 1  # slices of TPUs, connected by the data-centre network, or nodes of GPUs
+    slices: int = 1  # TPU slices, connected by the data-centre network, or GPU nodes
     # Config file of `experiments.run`, as a path in this repository.
     config: str = "experiments/configs/owt_small.py"
-    # Directory of the run, seen by all hosts: gs://BUCKET/PATH, on SLURM also a path.
+    # Directory of the run, seen by all hosts: gs://BUCKET/PATH, or with SLURM also a path.
     workdir: str = ""
     # Further options of `experiments.run`: --config.FIELD=VALUE, --stages=a,b.
     overrides: tuple[str, ...] = ()
     image: str = ""  # container image (launch/docker/)
-    project: str = ""  # of Google Cloud; empty for gcloud's default
-    zone: str = ""  # of Google Cloud
-    spot: bool = False  # capacity that can be taken away at any time
+    project: str = ""  # Google Cloud project; empty for gcloud's default
+    zone: str = ""  # Google Cloud zone
+    spot: bool = False  # use capacity that can be taken away at any time
     reservation: str = ""  # name of a reservation
-    service_account: str = ""  # of the TPU VMs (e-mail address), or of Kubernetes (name)
-    # How often status 1 may be answered with another attempt; 75 does not count.
+    service_account: str = ""  # that of the TPU VMs (e-mail address), or of Kubernetes (name)
+    # How many failures are answered with another attempt; status 75 is none (but xpk counts it).
     max_restarts: int = 3
     grace_seconds: int = 120  # time to save between SIGTERM and SIGKILL
     gke: GkeConfig = GkeConfig()  # for GKE and xpk
@@ -177,7 +177,7 @@ class PodSpec:
 
 def spec_dict(spec: PodSpec) -> ml_collections.ConfigDict:
     """The spec as spec files return it: locked, so that an unknown field is an error."""
-    # A tuple, and not a list as in JSON, for only tuples can be given on the command line.
+    # A tuple, not a list as in JSON, because only tuples can be given on the command line.
     return ml_collections.ConfigDict(to_mapping(spec) | {"overrides": spec.overrides}).lock()
 
 
@@ -203,8 +203,8 @@ def require_cloud(spec: PodSpec, *fields: str) -> None:
 
 
 def template(name: str, spec: object, **values: object) -> str:
-    """The text of a file in `templates/`. Every value is quoted by `sh` or `json`.
+    """A template of `templates/`, filled in. It quotes what may need it by `sh` or `json`.
 
-    It may name fields of the spec, and what else is given, which comes before fields of the same name.
+    It may use the spec's fields and `values`, which come before fields of the same name.
     """
     return _ENVIRONMENT.get_template(name).render(vars(spec) | values)

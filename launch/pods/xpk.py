@@ -1,8 +1,8 @@
-"""xpk: its one command, which makes a JobSet as well.
+"""xpk: a script with its one command, which makes a JobSet too.
 
 Options: https://github.com/AI-Hypercomputer/xpk/blob/main/src/xpk/parser/workload.py. Its pod failure policy
-ends the job on every exit status but 42, 127 to 255 and those of --restart-on-exit-codes
-(`get_restart_exit_codes` in src/xpk/commands/workload.py); 2 is not among them.
+ends the job on every exit status except 42, 127 to 255 and those of --restart-on-exit-codes
+(`get_restart_exit_codes` in src/xpk/commands/workload.py), so that status 2 ends it.
 """
 
 import shlex

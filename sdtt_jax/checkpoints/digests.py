@@ -1,4 +1,4 @@
-"""Digests of arrays: checkpoints are checked against them, which Orbax does not do."""
+"""Digests of arrays, against which checkpoints are checked; Orbax itself checks nothing of the kind."""
 
 import hashlib
 import json
@@ -31,11 +31,11 @@ def params_digest(params: Tree) -> str:
 def describe(leaves: Mapping[str, jax.Array]) -> dict[str, Any]:
     """Per leaf `[dtype, shape, digest]`, JSON-ready.
 
-    The digest is made on the devices that hold the leaf, piece by piece, so it costs no transfer
-    and no process needs the whole array; that of a small tree on CPUs, by NumPy. It has 64 bits: sums
-    over the elements of their bits mixed with their position. Sums of integers do not depend on their
-    order, hence not on the mesh; a change of a single element always changes them, since the mixing is
-    a bijection.
+    The digest is made on the devices that hold the leaf, piece by piece, so it costs no transfer and no
+    process needs the whole array; for a small tree on CPUs, NumPy makes it. It has 64 bits: each element's
+    bits are mixed with its position, and the results are summed. Sums of integers do not depend on their
+    order, hence not on the mesh; a change of a single element always changes them, since the mixing is a
+    bijection.
 
     Raises:
       CheckpointError: naming a leaf that holds a NaN or infinity.
@@ -53,7 +53,7 @@ def describe(leaves: Mapping[str, jax.Array]) -> dict[str, Any]:
 
 
 def leaf_digests(leaves: Mapping[str, jax.Array]) -> dict[str, str]:
-    """The digests of `describe` alone, of leaves that need not be finite."""
+    """The digests of `describe` alone; the leaves need not be finite."""
     return {path: _hex(digest) for path, digest in _digests(leaves).items()}
 
 
@@ -72,7 +72,7 @@ def _digests(leaves: Mapping[str, jax.Array]) -> dict[str, Digest]:
     if len(here) != 1 or not is_for_host(leaves.values()):
         return jax.device_get(_compiled(dict(leaves)))
     found = np.array([_on_host(leaf) for leaf in leaves.values()], np.uint32)
-    # The sums of all processes' pieces, each of which one of them holds.
+    # Adds the sums of all processes; each piece is counted by exactly one of them.
     found = found if here.pop() else gathered(found).sum(axis=0, dtype=np.uint32)
     return dict(zip(leaves, found, strict=True))
 
@@ -90,5 +90,5 @@ def _on_host(leaf: jax.Array) -> Digest:
 
 @jax.jit
 def _compiled(leaves: dict[str, jax.Array]) -> dict[str, Digest]:
-    # A function of its own is traced once for all leaves of one shape.
+    # With a jit of its own, the digest is traced only once for all leaves of one shape.
     return jax.tree.map(jax.jit(digest), leaves)

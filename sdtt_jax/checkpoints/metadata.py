@@ -28,11 +28,11 @@ def signed(metadata: Mapping[str, Any], leaves: Mapping[str, Any]) -> dict[str, 
 
 
 def verified(content: Any, path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """`(metadata, leaves)` of the JSON that `signed` made; errors name `path`.
+    """`(metadata, leaves)` of the JSON that `signed` made.
 
     Raises:
-      DamagedError: it was altered, or does not have this form at all.
-      MismatchError: it has another format version.
+      DamagedError: the JSON was altered, or never had this form.
+      MismatchError: the JSON has another format version; the message names `path`.
     """
     try:
         rest = dict(content)
@@ -47,7 +47,7 @@ def verified(content: Any, path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             f"Checkpoint {path} has format {version}; this version reads format {FORMAT_VERSION}; use "
             "the version that wrote it."
         )
-    # The hash finds accidents; metadata that somebody wrote on purpose have a good one.
+    # The hash reveals accidents; metadata that somebody wrote on purpose have a valid hash.
     for name, entry in leaves.items():
         if not _describes_an_array(entry):
             raise DamagedError(f"its metadata describe no array in {name}")
@@ -55,7 +55,7 @@ def verified(content: Any, path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _describes_an_array(entry: Any) -> bool:
-    """Whether this is `[dtype, shape, digest]`."""
+    """Whether `entry` is `[dtype, shape, digest]`."""
     try:
         dtype, shape, digest = entry
         # Keys have a dtype of JAX's own, "key<fry>", which numpy does not know.
@@ -74,11 +74,11 @@ def require_same_leaves(
     Args:
       stored: `[dtype, shape, digest]` of every leaf of the checkpoint, by path.
       wanted: every leaf of the model by path, with dtype and shape if `typed`.
-      path: of the checkpoint, named in errors.
+      path: the checkpoint's path, named in errors.
       typed: compare dtypes and shapes too.
 
     Raises:
-      MismatchError: naming the first leaf that is missing, too many, or of another dtype or shape.
+      MismatchError: naming the first leaf that is missing, extra, or of another dtype or shape.
     """
     for name in sorted(set(stored) | set(wanted)):
         if name not in stored:

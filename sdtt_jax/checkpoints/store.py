@@ -1,8 +1,8 @@
 """Checkpoints by step, verified when they are read, and the final parameters of a stage.
 
-Orbax stores them. What is added here: a digest of every leaf (Orbax restores flipped bits without a
-word); a damaged checkpoint is distinguished from one of another model (the one before it is taken; an error);
-and a step that cannot be read never blocks later saves.
+Orbax stores them. This module adds a digest of every leaf, since Orbax restores flipped bits without a word.
+It tells a damaged checkpoint, for which it takes the one before, from a checkpoint of another model, which is
+an error. And a step that cannot be read never blocks later saves.
 """
 
 import contextlib
@@ -45,8 +45,8 @@ class Checkpoints:
       max_failed_saves: consecutive failed saves after which `save` raises instead of logging.
 
     Attributes:
-      seconds: how long `save` and `wait` have held their caller, waiting for devices not counted.
-      failed_saves: consecutive ones so far.
+      seconds: how long `save` and `wait` have held up their caller, not counting its wait for devices.
+      failed_saves: consecutive failed saves so far.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Checkpoints:
         self.failed_saves = 0
         self.seconds = 0.0
         self._max_failed_saves = max_failed_saves
-        self._last_error: Exception | None = None  # of the saves that failed
+        self._last_error: Exception | None = None  # of the last save that failed
         self._pending: tuple[int, Any] | None = None
         self._handle: int | None = None
         try:
@@ -139,10 +139,10 @@ class Checkpoints:
             self._finish()
 
     def finish(self, state: Tree) -> None:
-        """Waits until `state`, the last one, is on disk: what follows a training goes on from it.
+        """Waits until `state`, a training's last, is on disk, because whatever follows goes on from it.
 
         Raises:
-          CheckpointError: it cannot be saved, although it was tried twice.
+          CheckpointError: the state could not be saved, although that was tried twice.
         """
         self.wait()
         step = int(jax.device_get(state.step))
@@ -175,8 +175,8 @@ class Checkpoints:
             self.seconds += time.monotonic() - began
 
     def _refuse_if_removed(self) -> None:
-        # Orbax would make it again, and the run would go on writing into a directory that somebody removed.
-        # A removed directory has no links, but keeps answering to whoever has it open.
+        # Orbax would make the directory again, and the run would go on writing into what somebody removed.
+        # A removed directory has no links, but whoever has it open can still ask for its status.
         if self._handle is not None and os.fstat(self._handle).st_nlink == 0:
             raise CheckpointError(
                 f"{self.directory} was removed while the run was writing to it; run the same command to "
@@ -194,7 +194,7 @@ class Checkpoints:
           abstract: tree of `jax.ShapeDtypeStruct` with shardings, e.g. from `StateSpec.abstract`; the mesh
             may differ from the one that saved.
           expect: metadata that must be equal, e.g. `{"fingerprint": …}`; a field that the checkpoint lacks
-            is not compared, since the version that made it did not write it yet.
+            is not compared, since the version that wrote the checkpoint did not have it yet.
           before: look only at steps below this one.
 
         Returns:
@@ -289,8 +289,8 @@ def load_params(
 
     Args:
       directory: as given to `save_params`.
-      shardings: a sharding for all leaves or a tree of them, or a function that makes it from the
-        metadata; the first device if None. Each process reads the pieces of its devices.
+      shardings: one sharding for all leaves, a tree of shardings, or a function that makes either from
+        the metadata; the first device if None. Each process reads the pieces of its devices.
 
     Returns:
       `(params, metadata)`: a nested dict of arrays, and what was stored beside them.
@@ -357,8 +357,8 @@ def _read(path: Path, abstract: Tree, expect: Mapping[str, Any]) -> tuple[Tree, 
 
 
 def _agreed(read: Callable[[], T]) -> T:
-    """What `read` returns. A piece that one process cannot read is damaged for all: the others would wait for
-    it in the next computation, while it goes back to an earlier checkpoint."""
+    """What `read` returns. A piece that one process cannot read is damaged for all: the others would wait in
+    the next computation for that process, which goes back to an earlier checkpoint."""
     error = None
     try:
         found = read()
@@ -386,7 +386,7 @@ def _read_leaves(
             with orbax.reading():
                 found = ocp.load_checkpointables(path, {item: nested(abstract)})
             return flat_leaves(found[item])
-        except Exception as error:  # At least six types of it.
+        except Exception as error:  # There are at least six types.
             raise DamagedError(f"it cannot be read: {brief(error)}") from error
 
     leaves = _agreed(load)

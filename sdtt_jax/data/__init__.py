@@ -3,11 +3,11 @@
 A text goes through the modules in this order; `preparation` is the whole way up to the shards:
 
 * `corpora` names it: `files` at a path, `published` data sets, `embedded` texts; `opening` opens the files.
-* `reading` makes rows of the files, and `detokenize` and `normalize` make a document of a row.
-* `ingest` stores them, by `tasks` that `engines` run, and `division` says which split each is in.
-* `tokenizer` makes ids of it; `making` and `vocabulary` learn one, or read the user's.
-* `packing` makes sequences of the ids, and `shards` and `builders` write them; `records` reads the folder.
-* `loader` makes batches, and `inspection` looks at what is there.
+* `reading` turns files into rows, and `detokenize` and `normalize` turn a row into a document.
+* `ingest` stores documents, in `tasks` that `engines` run, and `division` decides the split of each.
+* `tokenizer` turns text into ids; `making` and `vocabulary` learn a vocabulary, or read the user's.
+* `packing` turns ids into sequences, and `shards` and `builders` write them; `records` reads the folder.
+* `loader` makes batches, and `inspection` examines the prepared data.
 
 It may use `ops`, `parallel` and the modules at the top of the package.
 """

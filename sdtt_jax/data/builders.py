@@ -17,10 +17,10 @@ from sdtt_jax.errors import DataError
 from sdtt_jax.paths import as_path, write_bytes
 
 FILE_FORMAT = "array_record"
-# Groups of a split: a reader holds 11 bytes of each in memory.
+# The most groups of records in a split: a reader holds 11 bytes in memory for each.
 MOST_GROUPS = 2**23
 NAME, VERSION = "packed_tokens", "1.0.0"
-# Where, in a data folder, the shards are.
+# Where the shards are in a data folder.
 FOLDER = f"{NAME}/{VERSION}"
 
 
@@ -31,8 +31,8 @@ class PackedTokens(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # 
     pkg_dir_path = None  # No citation or checksum files lie beside this module.
 
     def __init__(self, data_dir: str | os.PathLike[str], length: int, dtype: np.dtype):
-        # As bytes a sequence is the last length * itemsize bytes of its record, which is what
-        # lets the loader decode all of them at once.
+        # Encoded as bytes, a sequence is the last length * itemsize bytes of its record, so the loader
+        # can read it without TFDS's decoder.
         self._tokens = tfds.features.Tensor(shape=(length,), dtype=dtype, encoding="bytes")
         super().__init__(file_format=FILE_FORMAT, data_dir=data_dir)
 
@@ -58,7 +58,7 @@ def shard_ends(records: int, num_shards: int) -> Sequence[int]:
 
 
 def shard_name(split: str, number: int, count: int) -> str:
-    """The file's name of shard `number` of `count`."""
+    """The name of the file of shard `number` of `count`."""
     return f"{NAME}-{split}.{FILE_FORMAT}-{number:05d}-of-{count:05d}"
 
 
@@ -85,11 +85,11 @@ def write_shard(
     """Writes a file of records, and checks that it holds all of them.
 
     Args:
-      path: of the file, local.
+      path: the local file.
       prefix: from `record_prefix`.
       rows: sequences `[length]` of the dtype that the prefix was made for.
       records: how many there must be.
-      group: of `group_size`.
+      group: from `group_size`.
 
     Raises:
       OSError: the disk is full, or something else kept the file from being written.
@@ -131,7 +131,7 @@ def write_info(
 ) -> None:
     """Writes the metadata that TFDS needs to read the shards into a data folder, local or in a bucket.
 
-    `length` and `dtype` are those of a sequence, `shards` the numbers of records by split.
+    `length` and `dtype` are those of a sequence; `shards` gives each split's numbers of records by shard.
     """
     template = tfds.core.ShardedFileTemplate(
         data_dir=folder / FOLDER, dataset_name=NAME, split=None, filetype_suffix=FILE_FORMAT
@@ -156,7 +156,7 @@ def write_info(
 def decoded_by_tfds(
     folder: str | os.PathLike[str], split: str, record: bytes
 ) -> tuple[int, np.ndarray]:
-    """The number of records of a written split according to TFDS, and the tokens that it reads from one."""
+    """The number of records of a written split according to TFDS, and the tokens that it reads in one."""
     info = tfds.builder_from_directory(os.fspath(folder)).info
     decoded: Any = info.features.deserialize_example_np(record)
     return int(info.splits[split].num_examples), decoded["tokens"]

@@ -20,29 +20,29 @@ class DataConfig:
       corpus: name of a corpus in `sdtt_jax.data.CORPORA` (`world_english_bible`, `openwebtext`, …),
         or path of a .txt, .jsonl or .parquet file, or of a folder of such files (read in the order
         of their paths).
-      text_field: of the user's own files, the field of JSONL lines or the column of Parquet that
-        holds the text.
-      detokenize: undoes a benchmark's tokenisation: `none` (for a named corpus, its own), `ptb`,
-        `wikitext`, `lm1b`, `lambada` or `scientific_papers`.
+      text_field: the field of JSONL lines, or the column of Parquet, that holds the text in the user's
+        own files.
+      detokenize: undoes a benchmark's tokenisation: `none` (for a named corpus, its own detokenizer),
+        `ptb`, `wikitext`, `lm1b`, `lambada` or `scientific_papers`.
       normalize: `none` or `text8` (lowercase; everything outside a-z becomes one space).
       length: tokens in a sequence, BOS and EOS included.
       wrap: True makes sequences `[BOS] chunk [EOS]` as MDLM does, False contiguous chunks.
       validation_fraction: share of the documents (or of every document's characters where the
         corpus has fewer than 20) that is held out; a named corpus that has a validation or test
-        split holds out that.
+        split holds out that split instead.
       num_shards: ArrayRecord files per split.
       deduplicate: leave out of the train split every document whose cleaned text, by its 64-bit digest, is in
-        the validation split or was there before. Among ten million documents the chance that even one is
+        the validation split or occurred earlier. Among ten million documents the chance that even one is
         lost by a coincidence of digests is 3 in a million.
-      skip_bad: rows and files that cannot be read are skipped, counted by kind and named in the manifest, up
-        to this number; with the next one the preparation stops. 0 stops at the first.
+      skip_bad: how many rows and files that cannot be read are skipped, counted by kind and named in the
+        manifest; one more stops the preparation. 0 stops it at the first.
       sequences: what a sequence holds. `packed`: a piece of the stream of all documents, whose positions all
         see each other, as in the papers. `documents`: the same, with attention confined to each document.
         `padded`: one document and padding, which is neither seen nor masked nor counted. `prompted`: the same
         with a prompt at its beginning, which is seen, but neither masked nor counted; `text_field` then names
         two fields of JSON lines, `prompt>completion`.
-      mixture: further prepared data folders to train on, each with its weight, `FOLDER=0.5`; that of `corpus`
-        is 1. They have the same vocabulary and length; what is held out is of `corpus` alone.
+      mixture: further prepared data folders to train on, each with its weight, `FOLDER=0.5`; `corpus` has
+        weight 1. All have the same vocabulary and length; the held-out text comes from `corpus` alone.
     """
 
     corpus: str = "world_english_bible"
@@ -100,17 +100,17 @@ class TokenizerConfig:
     """Which vocabulary turns text into ids.
 
     Attributes:
-      kind: `sentencepiece` (trained on the train split), `gpt2` (GPT-2's byte-level BPE), `file` (that of
-        `file`) or `hub` (what a published model brings along); the fields below `file` are for the first.
-      file: path of a vocabulary that exists, a SentencePiece `.model` or a `tokenizer.json`; which token ends
-        a text it says itself, or a tokenizer_config.json beside it.
+      kind: `sentencepiece` (trained on the train split), `gpt2` (GPT-2's byte-level BPE), `file` (read from
+        `file`) or `hub` (a published model's own); the fields below `file` are for `sentencepiece` alone.
+      file: path of an existing vocabulary, a SentencePiece `.model` or a `tokenizer.json`; that file, or a
+        tokenizer_config.json beside it, says which token ends a text.
       model_type: SentencePiece model: `unigram`, `bpe` or `char`.
-      vocab_size: number of ids, the specials unk, BOS and EOS included and MASK not. For `char`
+      vocab_size: number of ids, including the specials unk, BOS and EOS but not MASK. For `char`
         it is an upper bound, since there are only as many pieces as the text has characters.
       byte_fallback: spell characters that the train split lacks as bytes (256 more ids) instead
         of mapping them to unk.
-      max_sentences: the vocabulary is learned from one to two times as many segments of some 500
-        characters, evenly spaced over the train split; more cost time and change little.
+      max_sentences: the vocabulary is learned from one to two times this many segments of some 500
+        characters, evenly spaced over the train split; more of them cost time and change little.
     """
 
     kind: str = "sentencepiece"

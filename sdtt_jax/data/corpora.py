@@ -29,7 +29,7 @@ class Corpus:
     # Where its texts are: a function that starts a pass over them, a published data set, or the user's files.
     # A text is one row of the files: a sentence of PTB, a line of WikiText, an article elsewhere.
     source: Callable[[], Iterator[str]] | PublishedCorpus | Found
-    # Names of its splits; one, "train", where nobody has divided it.
+    # Names of its splits; only "train" where nobody has divided it.
     splits: tuple[str, ...] = (TRAIN,)
     detokenize: str = "none"  # name of its detokenizer in `DETOKENIZERS`
     licence: str = "not stated"  # as its publisher states it
@@ -231,8 +231,8 @@ def find_corpus(name: str) -> Corpus:
     """The corpus of that name, or the user's own at that path.
 
     Args:
-      name: of `CORPORA`, or the path of a .txt, .jsonl or .parquet file or of a folder of them. For a folder
-        with the name of a corpus, give a path with a slash: `./openwebtext`.
+      name: a name in `CORPORA`, or the path of a .txt, .jsonl or .parquet file or of a folder of them. For a
+        folder with the name of a corpus, give a path with a slash: `./openwebtext`.
     """
     if name in CORPORA:
         return CORPORA[name]
@@ -303,7 +303,7 @@ def recipe(config: DataConfig) -> Recipe:
 
 
 def refuse_bad(bad: reading.BadInputError, count: int, allowed: int) -> None:
-    """Raises the latest fault of the input if there were more, this one included, than are allowed."""
+    """Raises `bad`, the latest fault in the input and number `count`, if fewer are allowed."""
     if count > allowed:
         more = f" It is number {count}, and data.skip_bad allows {allowed}." if allowed else ""
         raise reading.BadInputError(bad.kind, str(bad) + more)

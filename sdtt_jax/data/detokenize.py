@@ -23,15 +23,15 @@ def _apply(rules: Rules, text: str) -> str:
     return text
 
 
-# Pieces of spacing that several corpora share.
+# Rules for spacing that several corpora share.
 _CLOSING = (r" +([,;:.!?%)\]}])", r"\1")
 _OPENING = (r"([(\[{$]) +", r"\1")
 _CONTRACTIONS = (r"(?<=\w) +('(?:s|m|d|re|ve|ll|t|S)\b)", r"\1")
 _NEGATION = (r"(?<=\w) +n't\b", "n't")
-# Straight quotes say nothing about their side: they pair up within a line.
+# Straight quotes do not show which side they are on: they are paired up within a line.
 _PAIRED_QUOTES = (r'(?<!\w)" ([^"\n]*?) "', r'"\1"')
 
-# The benchmarks' sign for any number; published perplexities are over text with a digit there.
+# The benchmarks' sign for any number; published perplexities are of text with a digit there.
 _NUMBER_SIGN = (r"(?<= )N(?= )", "1")
 _PLURAL_POSSESSIVE = (r"(?<=s) +'(?= |$)", "'")
 
@@ -75,7 +75,7 @@ _LM1B = _rules(
     _OPENING,
 )
 
-# GPT-2's evaluation also puts a newline before each text; here that is left to whoever scores it.
+# GPT-2's evaluation also puts a newline before each text; here that is left to the code that scores it.
 _LAMBADA = _rules((r"[“”]|``|''", '"'), (r"^\s+|\s+$", ""))
 
 _SCIENTIFIC = _rules(

@@ -41,15 +41,15 @@ Index = np.ndarray  # [documents] of DOCUMENT
 class Rule(NamedTuple):
     """How a corpus is divided."""
 
-    # `own` (it has a split for evaluation), `tails` (of every document the end is held out), `rows` (the last
-    # ones are) or `digests` (the smallest are: which documents they are does not depend on their order, and
-    # copies of one never land on both sides).
+    # `own` (the corpus has a split for evaluation), or what is held out: `tails` (the end of every document),
+    # `rows` (the last ones) or `digests` (the documents with the smallest digests: which they are does not
+    # depend on their order, and copies of a document never land on both sides).
     kind: str
-    value: int = 0  # of `rows` the first that is held out, of `digests` the largest
-    fraction: float = 0.0  # of `tails`
+    value: int = 0  # for `rows` the first row that is held out, for `digests` the largest digest
+    fraction: float = 0.0  # for `tails`, the share of a document that is held out
 
     def cut(self, text: str, split: str) -> Iterator[tuple[str, str]]:
-        """A document's pieces, each with its split; `split` is that of its part."""
+        """A document's pieces, each with its split; `split` is the split of the document's part."""
         if self.kind != "tails":
             yield split, text
             return
@@ -109,10 +109,10 @@ def first_rule(config: DataConfig, parts: Iterable[Part]) -> Rule:
 def make_rule(
     config: DataConfig, first: Rule, rows: Sequence[int], indices: Callable[[], Iterable[Index]]
 ) -> Rule:
-    """The rule by which a corpus is divided, given that of `first_rule`.
+    """The rule by which a corpus is divided, given the rule from `first_rule`.
 
-    `rows` are the numbers of rows of the parts, bad and empty ones included; `indices` starts a pass over
-    their indices.
+    `rows` holds the number of rows of each part, including bad and empty ones; `indices` starts a pass over
+    the indices of the parts.
     """
     corpus = find_corpus(config.corpus)
     if corpus.held_out is not None or first.kind == "tails":
@@ -178,7 +178,7 @@ def _sides(rule: Rule, index: Index, first_row: int) -> np.ndarray:
 
 
 def _copies(rule: Rule, rows: Sequence[int], indices: Callable[[], Iterable[Index]]) -> np.ndarray:
-    """Which documents of the train split also stand earlier in it or in the held-out split: bool `[all]`."""
+    """Which documents of the train split also occur earlier in it or in the held-out split: bool `[all]`."""
     dropped = np.zeros(sum(len(index) for index in indices()), bool)
     for shift, bucket in _buckets(indices):
         digests, places, held_out = [], [], []
@@ -191,7 +191,7 @@ def _copies(rule: Rule, rows: Sequence[int], indices: Callable[[], Iterable[Inde
             first, done = first + count, done + len(index)
         digest_, place = np.concatenate(digests), np.concatenate(places)
         train = ~np.concatenate(held_out)
-        # What is held out comes first, so that the train split's document is the copy.
+        # Held-out documents come first, so that the train split's document is the copy.
         order = np.lexsort((place, train, digest_))
         again = np.zeros(len(order), bool)
         again[1:] = digest_[order][1:] == digest_[order][:-1]

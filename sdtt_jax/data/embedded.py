@@ -19,8 +19,8 @@ _SPACES = re.compile(r"\s+")
 def bible_chapters(version: str = "web") -> Iterator[str]:
     """The chapters of an English Bible, one document each.
 
-    Verse numbers, psalm headings of the package's own, marks, and the spacing of poetry and paragraphs are
-    removed; its backticks become apostrophes. The package that holds it is `pythonbible-VERSION`.
+    The text comes from the package `pythonbible-VERSION`. Verse numbers, the package's own psalm headings,
+    marks, and the spacing of poetry and paragraphs are removed; backticks become apostrophes.
     """
     try:
         module: Any = importlib.import_module(f"pythonbible_{version}.plain_text_bible")

@@ -24,7 +24,7 @@ LOSSES = 3
 
 
 class Task(Protocol):
-    """Work that any process can do and repeat. Its only effect is files, which appear when complete."""
+    """Work that any process can do and repeat. It only writes files, which appear when they are complete."""
 
     def run(self) -> None: ...
 
@@ -41,7 +41,7 @@ def in_process(tasks: Sequence[T]) -> Iterator[T]:
 
 
 def local(workers: int) -> Engine:
-    """The engine that runs tasks in several processes on this machine; one is this process itself.
+    """The engine that runs tasks in several processes on this machine; with one worker, in this process.
 
     A worker that dies (killed by the system for its memory, say) is replaced, and its task is run again.
     """
@@ -87,9 +87,9 @@ def _pool(workers: int) -> concurrent.futures.ProcessPoolExecutor:
 
 
 def _start_worker() -> None:
-    """Prepares a worker: no threads of the tokenizer, no Ctrl-C of its own, an end with its parent."""
+    """Prepares a worker: the tokenizer starts no threads, Ctrl-C is ignored, and it ends with its parent."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    # It reaches the parent too, which ends its workers.
+    # Ctrl-C reaches the parent too, which ends its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_leave_with_parent, daemon=True).start()
 
@@ -97,7 +97,7 @@ def _start_worker() -> None:
 def _leave_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
-        parent.join()  # it was killed, and told nobody
+        parent.join()  # returns when the parent has died, even if it was killed and told nobody
         os._exit(1)
 
 
@@ -130,7 +130,7 @@ def beam(arguments: Sequence[str] = ()) -> Engine:
         with apache_beam.Pipeline(options=PipelineOptions(list(arguments))) as pipeline:
             (
                 pipeline
-                # As bytes, for Beam would make rows of its own kind of named tuples.
+                # Pickled, because Beam would turn named tuples into rows of its own kind.
                 | "Tasks" >> apache_beam.Create([pickle.dumps(task) for task in tasks])
                 | "Spread" >> apache_beam.Reshuffle()
                 | "Run" >> apache_beam.Map(_run_pickled)

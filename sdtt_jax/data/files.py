@@ -35,7 +35,7 @@ def find_files(path: Path) -> Found:
     belong to file managers and editors.
 
     Raises:
-      ConfigError: it is not a file of a known kind, nor a folder that holds one.
+      ConfigError: the path is neither a file of a known kind nor a folder that holds one.
       DataError: a link leads nowhere, or a folder cannot be listed.
     """
     kinds = ", ".join(SUFFIXES)
@@ -103,7 +103,7 @@ def kind_of_file(path: str | os.PathLike[str]) -> str | None:
     """Which of `SUFFIXES` a file is read as; None if it is not read.
 
     Text and JSON lines may be compressed (`x.jsonl.gz`). A compressed `.json` is read as JSON lines, since
-    C4 is published so; an uncompressed `.json` rarely holds lines, and is not read.
+    C4 is published that way; an uncompressed `.json` rarely holds lines, and is not read.
     """
     stem, suffix = os.path.splitext(os.path.basename(path).lower())
     if suffix not in CODECS:

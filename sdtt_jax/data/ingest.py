@@ -1,7 +1,7 @@
 """Reads a corpus in parts into a store on disk, and divides its documents into splits.
 
 Texts are read once if the vocabulary is known beforehand. If it is learned from the train split, they are
-read twice more before that: for the index that determines the split, and to learn from it.
+read twice more before that: for the index that determines the split, and to learn the vocabulary.
 """
 
 import collections
@@ -125,9 +125,9 @@ def run_tasks(tasks: Sequence[Any], purpose: str, *, engine: Engine[Any], track:
 
 
 def ingest(read: CorpusReading, tokenizer: tuple[Path, np.dtype] | None) -> Ingested:
-    """Reads a corpus, for its tokens or (without a tokenizer) its index alone, and divides its documents.
+    """Reads a corpus, stores its tokens and an index of its documents, and divides the documents.
 
-    Of the tokenizer the folder is given, and the dtype in which its tokens are stored.
+    `tokenizer` is the vocabulary's folder and the dtype in which tokens are stored; None stores no tokens.
     """
     store, where = Store(str(read.work / INDEX), ""), ""
     if tokenizer is not None:

@@ -27,13 +27,13 @@ def inspect_data(
 ) -> dict[str, Any]:
     """Inspects a prepared corpus.
 
-    Counts cover everything. Lengths, tokens and compression are of at most four million tokens of each split;
-    `looked_at` is their number.
+    Counts cover everything. Lengths, tokens and compression are measured on at most four million tokens of
+    each split; `looked_at` is their number.
 
     Args:
       data_dir, tokenizer_dir: what `prepare` wrote.
       records: how many random sequences of each split are decoded.
-      seed: of their choice.
+      seed: decides which sequences they are.
 
     Returns:
       `info` and `manifest` as they are stored ({} for data without a manifest), `digests` ("equal", or what
@@ -83,7 +83,7 @@ def _split(
         stream = (rows[:, 1:-1] if wrapped else rows).ravel()
         counts += np.bincount(stream, minlength=tokenizer.vocab_size)
         looked_at += len(stream)
-        # Documents that lie in the stretch as a whole.
+        # Only documents that lie entirely within the stretch.
         ends = np.flatnonzero(stream == tokenizer.eos_id)
         bins = np.ceil(np.log2(np.maximum(np.diff(ends) - 1, 1))).astype(int)
         lengths.update(2 ** int(b) for b in bins)

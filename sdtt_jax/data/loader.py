@@ -61,10 +61,10 @@ def shuffled(
 
     Args:
       size: how many records there are.
-      seed: of the permutations, at least 0.
+      seed: the seed of the permutations, at least 0.
       step: number of the batch, from 0.
       batch_size: records of the global batch.
-      rows: those of the batch that are wanted; all if None.
+      rows: which rows of the batch are wanted; all if None.
     """
     _check_batch(seed, step, batch_size)
     positions = _places(step, batch_size, rows)
@@ -79,7 +79,7 @@ class Mixture:
     split and which of its examples each position of the stream takes, so that all splits advance evenly.
     """
 
-    splits: tuple[Split, ...]  # whose sequences have one length
+    splits: tuple[Split, ...]  # their sequences all have the same length
     # Above 0; only their proportions count, to a hundredth of the smallest.
     weights: tuple[float, ...]
 
@@ -119,11 +119,11 @@ class Mixture:
 
 
 def open_mixture(directory: str | Path, others: Mapping[str, float]) -> Split | Mixture:
-    """The train split of a data folder, whose weight is 1, mixed with those of others by their weights.
+    """The train split of a data folder, with weight 1, mixed with those of other folders by their weights.
 
     Raises:
-      DataError: one of them is not whole, or was prepared with another vocabulary or kind of sequences.
-      ConfigError: their sequences differ in length.
+      DataError: a folder is not whole, or was prepared with another vocabulary or kind of sequences.
+      ConfigError: the sequences of the folders differ in length.
     """
     own = open_split(directory, "train")
     if not others:
@@ -150,7 +150,7 @@ def _mixed(weights: tuple[float, ...]) -> Any:
     """Maps a position of the stream to `(split, number within the split)`."""
     import grain
 
-    # Endless, for `_shuffled` makes epochs of the numbers.
+    # Endless, because `_shuffled` divides the numbers into epochs.
     endless = [
         grain.MapDataset.range(2**48).map(functools.partial(_pair, number))
         for number in range(len(weights))
@@ -175,7 +175,7 @@ def _shuffled(size: int, seed: int, position: int) -> int:
     epoch, index = divmod(position, size)
     if size == 1:
         return 0
-    import grain  # here, as in `Records`: it takes 0.3 s, which commands that read no data need not wait
+    import grain  # here, as in `Records`: it takes 0.3 s, which commands that read no data are spared
 
     return grain.experimental.index_shuffle(
         index, max_index=size - 1, seed=_epoch_seed(seed, epoch), rounds=4
@@ -196,8 +196,8 @@ def open_split(directory: str | Path, split: str, cache_bytes: int = CACHE_BYTES
       cache_bytes: hold the split in memory if it is at most this large.
 
     Raises:
-      DataError: no such split, or a shard is missing, of the wrong size or damaged, or there is one
-        more than was written.
+      DataError: no such split, or a shard is missing, of the wrong size or damaged, or there is a
+        shard that was not written with the others.
     """
     directory = as_path(directory)
     content = read_info(directory)

@@ -22,7 +22,7 @@ from sdtt_jax.paths import as_path, read_json
 
 # Lies beside a tokenizer.json, and names its special tokens.
 NAMES_FILE = "tokenizer_config.json"
-# What they are called where nothing names them.
+# What special tokens are usually called, for where nothing names them.
 _USUAL = {
     "bos": ("<s>", "<|begin_of_text|>", "<bos>", "[CLS]"),
     "eos": ("</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>", "[SEP]"),
@@ -32,18 +32,18 @@ _USUAL = {
 def train_tokenizer(
     config: TokenizerConfig, texts: Iterable[str], normalize: str = "none"
 ) -> Tokenizer:
-    """Learns a vocabulary from the train split, unless the config says that there is one.
+    """Learns a vocabulary from the train split, unless the config names an existing one.
 
     Args:
       config: kind and size.
-      texts: documents, already normalised; passed over once, and by SentencePiece alone.
+      texts: documents, already normalised; read once, and only for SentencePiece.
       normalize: the normalisation that they went through; `encode` repeats it.
 
     Raises:
-      ConfigError: `tokenizer.vocab_size` does not suit the text; says which sizes do. Or `tokenizer.file` is
-        not there.
-      DataError: there is no text, or a character that cannot be learned; says which and where. Or
-        `tokenizer.file` is not a vocabulary.
+      ConfigError: `tokenizer.vocab_size` does not suit the text (the message says which sizes do), or
+        `tokenizer.file` does not exist.
+      DataError: there is no text, or a character that cannot be learned (the message says which and where),
+        or `tokenizer.file` is not a vocabulary.
     """
     require(
         config.kind != "hub",

@@ -1,4 +1,4 @@
-"""Opens files of this machine, a bucket or the hub, decompressed; and their sizes."""
+"""Opens and decompresses files on this machine, in a bucket or on the hub, and gives their sizes."""
 
 import bz2
 import contextlib
@@ -31,7 +31,7 @@ def _hub() -> Any:
 def _network(path: str) -> Iterator[None]:
     """Turns every error of a bucket or the hub into a `DataError`, so that it is not skipped as bad input.
 
-    The types of these errors depend on the client that reads them.
+    The types of these errors depend on the client that reads the file.
     """
     try:
         yield
@@ -44,7 +44,7 @@ def _network(path: str) -> Iterator[None]:
 
 
 class _Remote(io.RawIOBase):
-    """A file of a bucket or the hub, with errors as `_network` raises them."""
+    """A file in a bucket or on the hub, whose errors are those that `_network` raises."""
 
     def __init__(self, path: str, file: Any):
         self._path, self._file = path, file
@@ -78,12 +78,12 @@ def size_of(path: str) -> int:
 
 @contextlib.contextmanager
 def open_file(path: str) -> Iterator[IO[bytes]]:
-    """Opens a file of this machine, a bucket or the hub; a compressed one is decompressed on the way."""
+    """Opens a file on this machine, in a bucket or on the hub, and decompresses it if it is compressed."""
     codec = CODECS.get(os.path.splitext(path.lower())[1])
     with _network(path):
         found: Any = _hub().open(path, "rb") if path.startswith(HUB) else as_path(path).open("rb")
     if is_remote(path):
-        # Files of fsspec cannot read a line up to a length.
+        # fsspec's files cannot read a line only up to a given length.
         found = io.BufferedReader(_Remote(path, found), 2**16)
     with found as raw:
         if codec == "gzip":

@@ -11,7 +11,7 @@ from sdtt_jax.errors import DataError
 from sdtt_jax.ops.sequence_kinds import Sequences
 
 _DOCUMENTS_AT_ONCE = 256
-# What a tokenizer holds of a text is many times the text.
+# A tokenizer takes many times as much memory as the text.
 _CHARACTERS_AT_ONCE = 2**20
 # Before a space between two letters every pre-tokenizer of GPT-2's kind begins a new word.
 _BETWEEN_WORDS = re.compile(r"(?<=[A-Za-z])(?= [A-Za-z])")
@@ -22,19 +22,19 @@ def encode_documents(
 ) -> Iterator[np.ndarray]:
     """Encodes documents: int32 ids `[n]` of each, in order; BOS separates a prompt from its completion.
 
-    With GPT-2's vocabulary, or one of characters, a document of more than a million characters is encoded in
-    stretches. The ids are the same, and memory stays bounded.
+    With GPT-2's vocabulary, or one of characters, a document of more than two million characters is encoded
+    in stretches. The ids are the same, and memory stays bounded.
 
     Args:
       tokenizer: the vocabulary; it normalises what is not normalised yet.
-      texts: the documents. For the kind "prompted" each is a pair, with one `PROMPT_END` in it; for others
-        it is a character like any other.
-      kind: of the sequences that they are for, one of `sequence_kinds.KINDS`.
+      texts: the documents. For the kind "prompted" each is a pair, with one `PROMPT_END` in it; for other
+        kinds that is a character like any other.
+      kind: the kind of the sequences that they are for, one of `sequence_kinds.KINDS`.
     """
     waiting: list[str] = []
     size = 0
     for text in texts:
-        # What is no pair is encoded as it is, and `fitted` refuses it.
+        # A text that is not a pair is encoded as it is, and `fitted` refuses it.
         pair = kind == "prompted" and text.count(PROMPT_END) == 1
         alone = pair or len(text) > 2 * _CHARACTERS_AT_ONCE
         if not alone:
@@ -71,7 +71,7 @@ def fitted(
     """Pads documents so that `pack` gives each its own sequences, for the kinds of sequences that need it.
 
     Each is padded with EOS to one or several whole sequences, less the last EOS, which `pack` adds. One of
-    the kind "prompted" must have a prompt, and fit a sequence.
+    the kind "prompted" must have a prompt, and fit into one sequence.
 
     Args:
       documents: ids of each document, `[n]`.
@@ -102,7 +102,7 @@ def _check_pair(tokens: np.ndarray, length: int, bos_id: int) -> None:
 
 
 def _stretches(tokenizer: Tokenizer, text: str) -> Iterator[str]:
-    """Cuts a normalised text into parts, one at least, whose ids, joined, are those of the whole."""
+    """Cuts a normalised text into one or more parts whose ids, joined, are those of the whole text."""
     kind, start = tokenizer.config.kind, 0
     anywhere = kind == "sentencepiece" and tokenizer.config.model_type == "char"
     while (kind == "gpt2" or anywhere) and len(text) - start > _CHARACTERS_AT_ONCE:
@@ -121,7 +121,7 @@ def _stretches(tokenizer: Tokenizer, text: str) -> Iterator[str]:
 
 
 def chunk_length(length: int, sequences: Sequences) -> int:
-    """How many tokens of the stream a sequence of `length` tokens holds: without BOS and EOS around them."""
+    """How many tokens of the stream a sequence of `length` tokens holds, BOS and EOS around them excluded."""
     return length - 2 if sequences.wrap else length
 
 
@@ -132,8 +132,8 @@ def pack(
 
     With `sequences.wrap`, every sequence is `[BOS] chunk [EOS]` around `length - 2` tokens of the stream, as
     MDLM (arXiv 2406.07524) and SDTT train on; otherwise the sequences are the chunks themselves. The rest of
-    the stream that does not fill a sequence is left out. An EOS within a chunk is the end of a document, and
-    unless texts can contain EOS themselves (with a published model's tokenizer) nothing else is: a reader
+    the stream that does not fill a sequence is left out. An EOS within a chunk marks the end of a document,
+    and nothing else, unless texts themselves can contain EOS (with a published model's tokenizer): a reader
     finds the boundaries of documents from the tokens alone.
 
     Args:

@@ -1,9 +1,9 @@
 """The data stage: from a corpus to a vocabulary and packed sequences, once.
 
 The corpus is read in parts (`reading`), by any number of workers (`engines`). Each part's tokens go into a
-store on disk (`tasks`); which documents are in which split is decided from an index of all (`division`); then
-each shard is written from the store. Every step depends on the corpus and the config alone, so the shards are
-the same bytes for any number and kind of workers, and a preparation that was killed goes on where it was.
+store on disk (`tasks`); the split of each document is decided from an index of all documents (`division`);
+then each shard is written from the store. Every step depends on the corpus and the config alone, so the
+shards are the same bytes for any number and kind of workers, and a killed preparation goes on where it was.
 """
 
 import contextlib
@@ -47,10 +47,10 @@ def prepare(
 ) -> DataInfo:
     """Writes `data_dir` and `tokenizer_dir`, or recognises that they are finished.
 
-    Both are built beside their place and renamed into it when whole, the tokenizer first, so
-    what stands there is finished. The same configs and corpus give the same bytes. What a
-    preparation that was stopped has finished is found by the next one of the same config and
-    corpus, and not done again. Disk space: 2 bytes a token more than the shards, as long as it takes.
+    Both are built beside their place and renamed into it when whole, the tokenizer first, so a folder in its
+    place is finished. The same configs and corpus give the same bytes. After a stop, the next preparation of
+    the same config and corpus finds what is finished and does not do it again. While it runs, a preparation
+    takes the disk space of the shards and 2 bytes a token more (4 with a vocabulary of more than 2**16 ids).
 
     Args:
       data_config: the corpus, and how it is cut into sequences.
@@ -58,8 +58,8 @@ def prepare(
       data_dir: where the sequences go.
       tokenizer_dir: where the vocabulary goes.
       track: wraps every pass, for example `sdtt_jax.progress.track_text`.
-      tokenizer: of a published model, for `tokenizer_config.kind` "hub".
-      engine: who does the work, from `sdtt_jax.data.engines`.
+      tokenizer: a published model's tokenizer, for `tokenizer_config.kind` "hub".
+      engine: runs the tasks, from `sdtt_jax.data.engines`.
 
     Raises:
       ConfigError: a folder holds data of another config (the message lists the fields that
@@ -73,7 +73,7 @@ def prepare(
         remove_tree(work)
         return _finished(asked, data_dir, tokenizer_dir)
     if is_remote(data_dir):
-        partial = data_dir  # A bucket renames nothing; what stands there is finished when it has its info.
+        partial = data_dir  # Buckets cannot rename; there a folder with its info is finished.
     if not (is_remote(data_dir) and (work / PLAN).exists()):
         _refuse_foreign(data_dir)
     given: Tokenizer | None = None
@@ -191,7 +191,10 @@ def _refuse_foreign(directory: Path) -> None:
 
 
 def _holds(directory: Path, tokenizer: Tokenizer) -> bool:
-    """Whether `directory` holds this tokenizer already, as after a stop between two renames; or raises."""
+    """Whether `directory` holds this tokenizer already, as after a stop between two renames.
+
+    Raises an error if it holds anything else.
+    """
     if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
         return False
     if not directory.is_dir():

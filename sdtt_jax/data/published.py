@@ -13,7 +13,7 @@ from sdtt_jax.data.opening import HUB
 from sdtt_jax.errors import ConfigError, DataError
 from sdtt_jax.paths import as_path, home
 
-# Names a folder that holds the texts of corpora by name: $SDTT_JAX_CORPORA/openwebtext/train/….
+# The variable names a folder that holds corpora by name: $SDTT_JAX_CORPORA/openwebtext/train/….
 FOLDER_VARIABLE = "SDTT_JAX_CORPORA"
 TFDS_INFO = "dataset_info.json"
 
@@ -23,15 +23,15 @@ class PublishedCorpus:
     """Where a published corpus is and how its files are read."""
 
     repo: str  # data set of the model hub, "owner/name"
-    # Glob pattern of a split's files in the repository, with `{split}` for its name; or one of each split.
+    # Glob pattern of a split's files in the repository, with `{split}` for its name; or a pattern by split.
     files: str | Mapping[str, str]
     text_field: str = "text"  # the field or column that holds the text
     # Branch of the repository; `refs/convert/parquet` is the hub's own conversion.
     revision: str = "refs/convert/parquet"
     # Its name in TFDS, with its config, and the feature that holds the text; None if TFDS lacks it.
     tfds: tuple[str, str] | None = None
-    # The hub's copy is read over the network, of Parquet the text's column alone, and never stored; otherwise
-    # it is downloaded once into the hub's cache.
+    # Whether the hub's copy is read over the network (of Parquet, only the text's column) and never stored;
+    # otherwise it is downloaded once into the hub's cache.
     streamed: bool = False
     subset: tuple[str, str] | None = None  # as in `reading.Fields`
 
@@ -52,7 +52,7 @@ class PublishedCorpus:
 
         Args:
           name: what the corpus is called, for the folder and for messages.
-          split: one of the corpus's.
+          split: one of the corpus's splits.
           folder: where to look instead of the places above.
           part_bytes: as for `reading.plan`.
 
@@ -112,7 +112,7 @@ class PublishedCorpus:
 
     def _from_hub(self, name: str, split: str) -> list[str]:
         """The hub's files of a split: addresses if they are streamed, else paths of the downloaded files."""
-        # Here, for it takes 0.3 s: the table of corpora is imported by all commands.
+        # Imported here because it takes 0.3 s, and all commands import the table of corpora.
         import huggingface_hub
 
         pattern = self.files if isinstance(self.files, str) else self.files[split]
@@ -125,7 +125,7 @@ class PublishedCorpus:
             elsewhere += f"; or prepare {self.tfds[0]} with TFDS, file_format='array_record'"
         try:
             if self.streamed:
-                # The commit, for a branch may move between two runs of a preparation.
+                # By commit, because a branch may move between two runs of a preparation.
                 found = huggingface_hub.dataset_info(self.repo, revision=self.revision)
                 root = f"datasets/{self.repo}@{found.sha}"
                 files = [

@@ -1,7 +1,7 @@
 """From files to rows of text, in parts that several workers can read, each on its own.
 
 A corpus is cut into parts by its files alone: JSON lines by ranges of bytes, Parquet by row groups, data of
-TFDS by records. So the parts do not depend on the workers, and the parts in their order are the corpus. A row
+TFDS by records. So the parts do not depend on the workers, and in their order they make up the corpus. A row
 or file that cannot be read appears as a `BadInputError` in its place; the caller decides what to do about it.
 """
 
@@ -17,18 +17,18 @@ from sdtt_jax.data.opening import first_line, is_compressed, open_file, size_of
 from sdtt_jax.errors import DataError
 from sdtt_jax.paths import decoded, parse_json
 
-# A part of uncompressed text or Parquet: half a minute of one worker's time with GPT-2's vocabulary.
+# The size of a part of uncompressed text or Parquet: half a minute for one worker with GPT-2's vocabulary.
 PART_BYTES = 64 * 2**20
-# No corpus that is known here has a longer line of JSON.
+# No corpus in the table has a longer line of JSON.
 MAX_LINE_BYTES = 64 * 2**20
-# Kinds of pieces beside the suffixes of files.
+# Kinds of pieces, besides the suffixes of files.
 TFDS, NAMED = "tfds", "named"
 
 
 class Piece(NamedTuple):
     """A range of one source."""
 
-    # One of `files.SUFFIXES`; TFDS, or NAMED for a corpus that is a function of the table.
+    # One of `files.SUFFIXES`, TFDS, or NAMED for a corpus whose source in the table is a function.
     kind: str
     path: str  # of the file or TFDS's folder, or the corpus's name
     # start, stop: bytes of JSON lines, row groups of Parquet, records of TFDS; stop -1 is the end.
@@ -51,11 +51,11 @@ class Part(NamedTuple):
 class Fields(NamedTuple):
     """Where a row's text is."""
 
-    # The field of JSON, column of Parquet or feature of TFDS that holds it; or two of JSON, that of a prompt
-    # and that of what follows it, `prompt>completion`.
+    # The JSON field or Parquet column that holds it; or two JSON fields, `prompt>completion`, for a prompt
+    # and what follows it.
     text: str = "text"
-    feature: str = "text"  # what TFDS calls it
-    # A field of JSON lines (with dots for nested objects) and the value that it must have; rows with another
+    feature: str = "text"  # the feature of TFDS that holds it
+    # A field of JSON lines (with dots for nested objects) and a value; rows in which the field has another
     # value are left out. None takes all rows.
     subset: tuple[str, str] | None = None
 
@@ -75,7 +75,7 @@ class BadInputError(DataError):
         return BadInputError, (self.kind, str(self))
 
 
-# None: a row of another subset.
+# A row's text, a fault in its place, or None for a row of another subset.
 ReadRow = str | BadInputError | None
 
 
@@ -92,7 +92,7 @@ def plan(
 
 
 def gather(pieces: Iterable[Piece], split: str, part_bytes: int = PART_BYTES) -> list[Part]:
-    """Pieces of a split, as parts of at least `part_bytes`."""
+    """Joins the pieces of a split into parts of at least `part_bytes`."""
     parts, waiting, size = [], [], 0
     for piece in pieces:
         waiting.append(piece)
@@ -127,7 +127,7 @@ def _pieces(path: str, part_bytes: int) -> Iterator[Piece]:
             yield from ranges(kind, path, sizes, part_bytes)
             return
     except (OSError, ValueError):
-        size = 0  # Whoever reads it says what is wrong.
+        size = 0  # Reading the file will show what is wrong.
     if kind != ".jsonl" or size <= part_bytes or is_compressed(path):
         yield Piece(kind, path, 0, -1, size)
         return

@@ -60,7 +60,7 @@ class Records:
             raise IndexError(f"sequence {wanted} of a split of {self._size}")
         size = self._length * self._dtype.itemsize
         rows = np.empty((len(wanted), self._length), self._dtype)
-        # In their order in the files, where neighbours are decoded together.
+        # In the order of the files, where neighbours are decoded together.
         for place in np.argsort(indices, kind="stable"):
             # The one feature of a record is its last field, so its bytes are the record's end.
             rows[place] = np.frombuffer(self.record(wanted[place])[-size:], self._dtype)
@@ -78,7 +78,7 @@ class Records:
                 record = reader.read()
         except Exception as error:
             raise DataError(f"{path} is damaged ({_reason(error)}); {_PREPARE_AGAIN}.") from None
-        # All are as long as the first that is read, which TFDS decodes.
+        # All records are as long as the first one read, which TFDS also decodes.
         size = self._record_bytes = self._record_bytes or len(record)
         if len(record) != size or size < self._length * self._dtype.itemsize:
             raise DataError(f"{path} is damaged (a record of another length); {_PREPARE_AGAIN}.")

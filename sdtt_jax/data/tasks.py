@@ -53,7 +53,7 @@ class Store(NamedTuple):
         return read_json(self.path(number, ".json"))  # type: ignore[no-any-return]
 
     def stream(self, number: int, side: int, start: int, stop: int) -> Iterator[np.ndarray]:
-        """Tokens of those of a part's documents that are in split number `side`, EOS after each.
+        """The tokens of a part's documents that are in split number `side`, with EOS after each document.
 
         `start` and `stop` are counted from the part's first token of the split.
         """
@@ -204,7 +204,7 @@ def split_stream(
 ) -> Iterator[np.ndarray]:
     """Tokens `[start, stop)` of a split, given by its number, from all parts of a store.
 
-    `ends` are, of every part, the tokens of the split up to its end.
+    `ends` gives, for every part, the number of tokens of the split up to the part's end.
     """
     begins = (0, *ends[:-1])
     for number, (begin, end) in enumerate(zip(begins, ends, strict=True)):

@@ -44,7 +44,7 @@ class Tokenizer(abc.ABC):
       vocab_size: number of ids, MASK not counted.
       digest: SHA-256 of its model file; equal digests, equal ids.
       bos_id, eos_id: never produced by `encode`; they come from packing only.
-      unk_id: what characters become that no id can spell; None if there are none.
+      unk_id: the id of characters that no other id can spell; None if there are no such characters.
     """
 
     config: TokenizerConfig
@@ -72,7 +72,7 @@ class Tokenizer(abc.ABC):
         return self.encode_normalized([normalize(text) for text in texts])
 
     def encode_normalized(self, texts: list[str]) -> list[np.ndarray]:
-        """Texts that `normalize` has gone over, or parts of them, to a list of int32 ids `[n_i]`."""
+        """Already normalised texts, or parts of them, to a list of int32 ids `[n_i]`."""
         for text in texts:
             require_characters(text)
         return [np.asarray(row, np.int32) for row in self._encode_batch(texts)]
@@ -80,8 +80,8 @@ class Tokenizer(abc.ABC):
     def encode_part(self, text: str) -> np.ndarray:
         """Part of a longer text to int32 ids `[n]`, keeping spaces at its beginning and end.
 
-        Normalisation strips whole documents, and a prompt or the text between two gaps is not one. It is a
-        `ConfigError` if nothing of it is left, as `reads` says.
+        Normalisation strips whole documents, and a prompt or the text between two gaps is not one. If nothing
+        of the text is left (see `reads`), a `ConfigError` is raised.
         """
         # Between two letters, which every normalisation leaves alone.
         normalized = NORMALIZERS[self.normalize](f"a{text}a")[1:-1]
@@ -91,7 +91,7 @@ class Tokenizer(abc.ABC):
         return ids
 
     def reads(self, text: str, ids: Iterable[int]) -> bool:
-        """Whether the ids keep something of the text: more than white space and unk, unless it is blank."""
+        """Whether the ids keep more of the text than white space and unk; True for a blank text."""
         known = [int(token) for token in ids if token != self.unk_id]
         return not text.strip() or bool(self._decode_run(known).strip())
 
@@ -148,7 +148,7 @@ class Tokenizer(abc.ABC):
 
 
 def _one_text(ids: Iterable[int]) -> list[int]:
-    """The ids of one text, of NumPy's or JAX's or of a list: those of an array come from it all at once."""
+    """The ids of one text as a list; an array, of NumPy or JAX, is fetched all at once."""
     array: Any = np.asarray(ids if hasattr(ids, "shape") else list(ids))
     require(
         array.ndim == 1 and (array.size == 0 or np.issubdtype(array.dtype, np.integer)),
@@ -159,12 +159,12 @@ def _one_text(ids: Iterable[int]) -> list[int]:
 
 
 def ends(bos: int | None, eos: int | None) -> tuple[int, int] | None:
-    """BOS and EOS of a vocabulary, of which one may stand for the other; None if it has neither.
+    """BOS and EOS of a vocabulary, where one may take the other's place; None if it has neither.
 
-    Models that begin texts with nothing have been trained on texts that follow one another's end.
+    Models that have no BOS were trained on texts each of which follows the end of another.
 
     Args:
-      bos, eos: the vocabulary's own; None: it has none.
+      bos, eos: the vocabulary's own ids; None if it has none.
     """
     first, last = (eos if bos is None else bos), (bos if eos is None else eos)
     return None if first is None or last is None else (first, last)
@@ -173,9 +173,9 @@ def ends(bos: int | None, eos: int | None) -> tuple[int, int] | None:
 class SentencePieceTokenizer(Tokenizer):
     """A SentencePiece model. One that was learned here has no normalisation of its own: text round-trips.
 
-    Two things do not: characters that the train split lacks (they decode to "⁇", unless the
-    model falls back to bytes), and U+2581, which SentencePiece uses for the space. A model that was given
-    normalises as it was made to.
+    Two things do not round-trip: characters that the train split lacks (they decode to "⁇", unless the
+    model falls back to bytes), and U+2581, which SentencePiece uses for the space. A model that the user
+    gives normalises as it was made to.
     """
 
     def __init__(self, config: TokenizerConfig, normalize: str, model: bytes):
@@ -242,10 +242,10 @@ def _gpt2() -> tokenizers.Tokenizer:
 
 
 class Special(NamedTuple):
-    """The special tokens of a published model, by its own numbers."""
+    """The special tokens of a published model, in its own numbering."""
 
-    rows: int  # of its embedding, of which the last ones may belong to no token
-    # bos_id, eos_id: begin and end of a text.
+    rows: int  # rows of its embedding; the last ones may belong to no token
+    # bos_id, eos_id: the tokens that begin and end a text.
     bos_id: int
     eos_id: int
     # MASK; None for a causal model.
@@ -256,13 +256,13 @@ class HubTokenizer(Tokenizer):
     """The tokenizer of a published model, as the library `tokenizers` writes it.
 
     Here MASK follows the vocabulary, wherever the published model has it: tokens that follow MASK there have
-    numbers that are smaller by one. Special tokens that a text spells out ("<|im_start|>") become their ids.
+    ids here that are smaller by one. Special tokens that a text spells out ("<|im_start|>") become their ids.
 
     Args:
       config: of kind "hub" or "file".
       normalize: as every tokenizer's.
       model: a tokenizer.json.
-      special: the numbers that it does not say.
+      special: the numbers that the tokenizer.json does not give.
     """
 
     def __init__(self, config: TokenizerConfig, normalize: str, model: bytes, special: Special):
@@ -272,7 +272,7 @@ class HubTokenizer(Tokenizer):
             self._tokenizer = tokenizers.Tokenizer.from_buffer(model)
         except Exception as error:  # `tokenizers` raises no narrower class
             raise DataError(f"The tokenizer cannot be read ({error}).") from None
-        # Some files say that texts are to be cut short, or filled up, for the model that they belong to.
+        # Some files ask for texts to be truncated, or padded, for the model that the files belong to.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         count = 1 + max(self._tokenizer.get_vocab().values(), default=-1)
@@ -291,7 +291,7 @@ class HubTokenizer(Tokenizer):
         self.digest = hashlib.sha256(model + repr(tuple(special)).encode()).hexdigest()
         self.bos_id, self.eos_id = self._ours([special.bos_id, special.eos_id])
         unk = _unk_row(self._tokenizer, model)
-        # Byte-level vocabularies, which need none, often name the token that ends a text.
+        # Byte-level vocabularies, which need no unk, often name as unk the token that ends a text.
         if unk is not None and unk not in (special.bos_id, special.eos_id):
             [self.unk_id] = self._ours([unk])
 
@@ -328,7 +328,7 @@ class HubTokenizer(Tokenizer):
 def _unk_row(tokenizer: tokenizers.Tokenizer, content: bytes) -> int | None:
     model: Any = tokenizer.model
     if isinstance(model, tokenizers.models.Unigram):
-        # Which is the one kind that does not say it.
+        # The only kind of model whose object does not give its unk token.
         return json.loads(content)["model"].get("unk_id")  # type: ignore[no-any-return]
     return tokenizer.token_to_id(model.unk_token) if model.unk_token else None
 

@@ -61,14 +61,14 @@ def learn_pieces(config: TokenizerConfig, sample: Sample) -> bytes:
     """Trains a SentencePiece model, without any normalisation of its own, and returns its file.
 
     Raises:
-      ConfigError: `tokenizer.vocab_size` does not suit the text; says which sizes do.
+      ConfigError: `tokenizer.vocab_size` does not suit the text; the message says which sizes do.
       DataError: there is no text.
     """
     if not sample.segments:
         raise DataError("The train split holds no text to learn a vocabulary from.")
     alphabet = sorted(set(sample.characters) - {_NUL})
     given = sorted(set(alphabet) & set(_GIVEN_PIECES))
-    # No character of the train split becomes unk because its segment was not drawn.
+    # These ensure that no character of the train split becomes unk because its segment was not drawn.
     missing = "".join(sorted(set(alphabet).difference(given, *sample.segments)))
     step = 2 * _SEGMENT_CHARACTERS
     sentences = sample.segments + [missing[i : i + step] for i in range(0, len(missing), step)]

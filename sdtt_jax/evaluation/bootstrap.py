@@ -30,13 +30,14 @@ class Interval(NamedTuple):
         return {name: self.value, f"{name}_low": low, f"{name}_high": high}
 
     def widened(self, error: float, samples: int) -> "Interval":
-        """The interval, at least as wide as the estimator's own error makes it; no interval stays none.
+        """The interval, at least as wide as the estimator's own error makes it; a missing one stays missing.
 
         Args:
           error: standard error of `value` from the estimator's noise alone.
-          samples: the number of independent values behind it, at least 2: Student's t has one degree less.
+          samples: the number of independent values behind it, at least 2; Student's t has one degree less.
         """
-        from scipy.special import stdtrit  # 0.4 s of the start of every program that measures
+        # At the top, this would cost every program that measures 0.4 s.
+        from scipy.special import stdtrit
 
         reach = float(stdtrit(samples - 1, 0.975)) * error
         return self._replace(
@@ -64,7 +65,7 @@ def bootstrap(
     """A statistic of texts and its 95 % interval; a single text has no interval.
 
     Args:
-      statistic: of one or several `[..., texts]`, reduces the last axis.
+      statistic: a function of one or several `[..., texts]` that reduces the last axis.
       *columns: `[texts]` each; row i of all of them belongs to text i.
       seed: of the resampling.
       resamples: number of resamples.
@@ -88,8 +89,8 @@ def bootstrap(
 def share(hits: np.ndarray, *, seed: int) -> Interval:
     """The share of True in `hits: [texts] bool`, with its interval.
 
-    If all are equal, resampling gives no interval: it then reaches to the share at which this many equal
-    hits have a chance of 2.5 % (Clopper and Pearson).
+    If all hits are equal, resampling gives no interval. The interval then reaches to the share at which this
+    many equal hits have a chance of 2.5 % (Clopper and Pearson).
     """
     interval = bootstrap(mean, hits, seed=seed)
     rare = 0.025 ** (1 / len(hits))

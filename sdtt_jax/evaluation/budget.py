@@ -1,8 +1,8 @@
-"""How many calls a prompt needs: the fewest whose text is expected to be nearly as good as with the most.
+"""How many calls a prompt needs: the fewest that are expected to write nearly as well as the most.
 
-The idea is that of routing by features of the question (EmbedLLM, arXiv 2410.02223), with calls in place of
-models: from what the network's first call says of a prompt, ridge regression predicts what each number of
-steps loses against the most.
+The idea is routing by features of the question (EmbedLLM, arXiv 2410.02223), with numbers of calls in place
+of models: from the network's first call on a prompt, ridge regression predicts what each number of steps
+loses against the largest.
 """
 
 import functools
@@ -35,7 +35,7 @@ def fit(features: np.ndarray, excess: np.ndarray, ridge: float = 1.0) -> Budget:
       features: `[prompts, features]` float64.
       excess: `[prompts, settings]` float64, nats per token above the last setting; settings in rising order
         of steps.
-      ridge: weight of the squares, in prompts.
+      ridge: weight of the squared coefficients, in prompts.
     """
     require(len(features) > features.shape[1], "A budget needs more prompts than it has features.")
     mean, scale = features.mean(axis=0), np.maximum(features.std(axis=0), 1e-9)
@@ -58,7 +58,7 @@ def fewest(budget: Budget, features: np.ndarray, delta: float) -> np.ndarray:
 
 
 def prompt_features(model: Model, x_init: np.ndarray, batch_size: int) -> np.ndarray:
-    """What the first call says of what is masked: mean, spread and largest entropy, `[prompts, 3]`.
+    """Mean, spread and largest of the masked positions' entropies at the first call: `[prompts, 3]`.
 
     Args:
       model: the denoiser.

@@ -1,9 +1,9 @@
 """How well a model continues a given beginning: LAMBADA's last words, and multiple choice.
 
-A denoiser sees the whole row, `[BOS] prefix suffix [EOS]` with the EOS visible, as the reference puts it;
-its likelihood of the suffix is a bound, estimated over random maskings of the suffix, and its greedy
-answer is what it fills in for the whole suffix at once. A causal network's likelihood and greedy answer
-are exact. Rows of one length are scored together, in batches of one size.
+A denoiser sees the whole row, `[BOS] prefix suffix [EOS]` with the EOS visible, as in the reference. Its
+likelihood of the suffix is a bound, estimated over random maskings of the suffix, and its greedy answer is
+what it fills in for the whole suffix at once. A causal network's likelihood and greedy answer are exact.
+Rows of one length are scored together, in batches of one size.
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ from sdtt_jax.networks.causal import CausalNetwork
 
 # Called with the rows done and the rows in all.
 Progress = Callable[[int, int], None]
-# For how many batches rows are made at a time, so that the maskings of a large set fit in memory.
+# Rows are made for this many batches at a time, so that the maskings of a large set fit in memory.
 BATCHES_AT_ONCE = 32
 
 
@@ -61,7 +61,7 @@ def scores(
     batch_size: int,
     progress: Progress | None = None,
 ) -> ItemScores:
-    """Likelihood and greedy answers of each suffix after its prefix, by a model of either kind.
+    """Likelihood of each suffix after its prefix, and whether it is greedy, by a model of either kind.
 
     Args:
       model: with a tokenizer, which says what stands around the text.
@@ -96,10 +96,10 @@ def suffix_bounds(
 
     Args:
       model, items, batch_size, progress: as for `scores`; a row is one masking of one item.
-      key: PRNG key; what an item draws depends on it and on the item's ids, neither on the batches nor on
-        its place among the items.
+      key: PRNG key; an item's draws depend on it and on the item's ids, but not on the batches or on its
+        place among the items.
       config: how many maskings, and how each is drawn. Estimators that spread their times do so over the
-        maskings of an item. "counts" has no weight 1/t of early times, so that for a suffix of one token a
+        maskings of an item. "counts" does not weight early times by 1/t, so that for a suffix of one token a
         single masking is exact.
       layout: what stands around the texts; None is the model's own.
 
@@ -149,8 +149,8 @@ def causal_scores(
 
     Args:
       model, items, batch_size, progress: as for `scores`; every item is one row.
-      layout: BOS is needed, EOS must be None; rows are at most as long as the network has positions. None is
-        the model's own.
+      layout: must have BOS and no EOS; the network's positions also limit the length of rows. None is the
+        model's own.
 
     Raises:
       ConfigError: as `lay_out`, or a layout without BOS or with EOS.
@@ -185,7 +185,7 @@ class ChoiceHits(NamedTuple):
 
 
 def choice_hits(choices: Sequence[Choice], nll: np.ndarray) -> ChoiceHits:
-    """Answers by likelihood.
+    """Compares the most likely ending of each item with the right one.
 
     Args:
       choices: the items.
@@ -255,7 +255,7 @@ def _bound_batch(
 def _noise(
     config: BoundConfig, key: jax.Array, length: int, digest: jax.Array, masking: jax.Array
 ) -> MaskNoise:
-    """The noise of one masking of an item. Times that spread divide [0, 1) evenly, with a common shift."""
+    """The noise of one masking of an item; spread times divide [0, 1) evenly, with a common shift."""
     key_u, key_masks = jax.random.split(jax.random.fold_in(key, digest))
     tokens = jax.random.uniform(jax.random.fold_in(key_masks, masking), (length,), jnp.float32)
     if ESTIMATORS[config.estimator].spread:

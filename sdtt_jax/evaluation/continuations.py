@@ -81,8 +81,8 @@ class RowLayout:
 def layout_of(model: Model | CausalModel) -> RowLayout:
     """What stands around the texts of a model.
 
-    A denoiser's stand, as the reference scores it, between BOS and an unmasked EOS. A causal network's stand
-    after BOS, in rows that are padded, which it does not see, so that few lengths are compiled.
+    A denoiser's texts stand between BOS and an unmasked EOS, as the reference scores them. A causal network's
+    stand after BOS, in rows that are padded so that few lengths are compiled; it does not see the padding.
     """
     tokenizer = model.text_tokenizer
     if isinstance(model, CausalModel):
@@ -113,7 +113,7 @@ def encode(tokenizer: Tokenizer, clozes: Sequence[Cloze]) -> list[Continuation]:
 
 
 class Rows(NamedTuple):
-    """Rows of one length, on the host or inside of a compiled function."""
+    """Rows of one length, on the host or inside a compiled function."""
 
     tokens: Any  # `[rows, length]` int32
     # start, stop: `[rows]` int32, where the suffix begins and ends.

@@ -1,9 +1,9 @@
-"""Exits that are trained: a linear map of each layer's states, learnt on the frozen network in minutes.
+"""Trains exits: a linear map of each layer's states, learnt on the frozen network in minutes.
 
-Untrained, the head reads states that no loss has ever asked to be read. Trained, every exit says as nearly as
-it can what the last layer says (the tuned lens, arXiv 2303.08112) and how nearly that is, and the network
-stays what it is. They are stored beside its checkpoint as `exits.npz`; a threshold that was calibrated with
-them names their digest.
+Without trained exits, the head reads states that no loss has ever prepared for it. A trained exit predicts
+what the last layer says (the tuned lens, arXiv 2303.08112) and how close it comes to that; the network does
+not change. Exits are stored beside its checkpoint as `exits.npz`; a threshold that was calibrated with them
+names their digest.
 """
 
 import dataclasses
@@ -37,14 +37,14 @@ LEARNING_RATE = 3e-3
 def train_exits(
     model: Model, tokens: np.ndarray, seed: int, *, num_steps: int, batch_size: int
 ) -> Arrays:
-    """Trains the exits of a network: the arrays of `networks.exiting.untrained_exits`.
+    """Trains the exits of a network; returns arrays like those of `networks.exiting.untrained_exits`.
 
     Args:
       model: with a `Denoiser`.
-      tokens: `[texts, length]` int32, gone over in one random order, again and again.
+      tokens: `[texts, length]` int32, read in one random order, over and over.
       seed: of that order and of the maskings.
       num_steps: of the training.
-      batch_size: texts of a step, up to a multiple of the devices.
+      batch_size: texts of a step, rounded up to a multiple of the mesh's parts.
     """
     mesh = model.mesh or make_mesh(MeshConfig(), jax.devices()[:1])
     size = full_batch(batch_size, mesh)
@@ -53,7 +53,7 @@ def train_exits(
     )
     config = TrainConfig(num_steps, size, optimizer=rates)
     fresh = functools.partial(untrained_exits, model.config)
-    # A state is donated with its context, and the model's parameters must stay.
+    # The state is donated together with its context, so the model keeps its own parameters.
     base = model.params if model.mesh else place_whole(model.params, mesh)
     base = jax.tree.map(lambda x: x.copy(), base)
     state = StateSpec(config, mesh).init(fresh).replace(context={BASE: base})
@@ -68,7 +68,7 @@ def train_exits(
                 config,
                 log=TrainLog(progress=bar.update, tokens_per_batch=size * tokens.shape[1]),
             )
-        except Interrupted as stop:  # so short a training is not worth keeping a part of
+        except Interrupted as stop:  # the training is too short to keep a part of it
             raise KeyboardInterrupt from stop
     return {name: processes.to_host(value) for name, value in state.params.items()}
 
@@ -87,9 +87,9 @@ def store_exits(model: Model, exits: Arrays) -> None:
 
 
 def read_exits(model: Model, digest: str, what: str, remedy: str) -> Arrays:
-    """The exits beside the model's checkpoint that have a digest.
+    """The exits beside the model's checkpoint, which must have this digest.
 
-    Errors, that they are not there, or are others, say `what` asks for them and the remedy.
+    The error for missing or different exits says `what` asks for them and the remedy.
     """
     path = None if model.folder is None else model.folder / FILE
     exits = (None if path is None else read_npz(path)) or {}

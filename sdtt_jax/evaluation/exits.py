@@ -1,10 +1,10 @@
 """Early exits that keep a promise: a threshold calibrated on held-out text by Learn then Test.
 
-The promise: with probability `1 - failure` over the texts of the calibration, the mean share of masked
-positions at which a text that left early has another likeliest token than the whole network is at most
-`bound`. Thresholds are tested one after the other, from the one that never leaves downwards, each by the
-p-value of "its share is above the bound"; the last before the first that is not rejected is taken
-(arXiv 2110.01052, fixed-sequence testing with the Hoeffding-Bentkus inequality, proposition 5).
+The promise: with probability `1 - failure` over the calibration texts, the mean share of masked positions
+whose likeliest token changes when texts leave early is at most `bound`. Thresholds are tested one after the
+other, downwards from one at which no text leaves early, each by the p-value of "its share is above the
+bound". The last threshold before the first that is not rejected is taken (arXiv 2110.01052, fixed-sequence
+testing with the Hoeffding-Bentkus inequality, proposition 5).
 """
 
 import functools
@@ -26,8 +26,8 @@ from sdtt_jax.ops.head_loss import selected_losses
 
 # The file beside a checkpoint's parameters: thresholds by bound.
 EXITS_FILE = "exits.json"
-# From never to nearly always. They are fixed before any text is seen, as the test asks.
-# So many, as a step that is too large stops the test: those that come after cost nothing.
+# From never leaving early to nearly always, fixed before any text is seen, as the test requires. There are
+# many because too large a step would stop the test; the thresholds after its end cost nothing.
 THRESHOLDS = (1.01, *(1 - np.geomspace(1e-4, 1.0, 400)).tolist())
 
 
@@ -35,7 +35,7 @@ class Calibrated(NamedTuple):
     """A threshold for `networks.exiting.Exiting`, and what it did to the texts it was calibrated on."""
 
     threshold: float
-    disagreement: float  # mean share of masked positions with another likeliest token
+    disagreement: float  # mean share of masked positions whose likeliest token changes
     layers: float  # mean number of layers
 
 
@@ -48,11 +48,12 @@ def check_exits(model: Model) -> None:
 
 
 def hoeffding_bentkus(mean: float, count: int, bound: float) -> float:
-    """p-value of "the expectation is above `bound`", in (0, 1) (arXiv 2110.01052, proposition 5).
+    """p-value of "the expectation is above `bound`", for a bound in (0, 1) (arXiv 2110.01052, proposition 5).
 
     `mean` is that of `count` independent losses in [0, 1].
     """
-    from scipy import stats  # half a second of the start of every program that samples or measures
+    # At the top, this would cost every program that samples or measures half a second.
+    from scipy import stats
 
     low = min(mean, bound)
     relative = (low * math.log(low / bound) if low > 0 else 0.0) + (
@@ -63,11 +64,11 @@ def hoeffding_bentkus(mean: float, count: int, bound: float) -> float:
 
 
 def learn_then_test(losses: np.ndarray, bound: float, failure: float) -> int:
-    """The last column that is accepted, the first for which nothing is to be shown.
+    """The last column that the test accepts; the first column needs no test.
 
     Args:
       losses: `[count, settings]` in [0, 1], of independent texts; settings in the order of the test, the
-        first without loss.
+        first of which has no loss.
       bound: of the expected loss.
       failure: the probability of being wrong.
     """
@@ -90,7 +91,7 @@ def calibrate(
     least: int = 2,
     batch_size: int = 32,
 ) -> Calibrated:
-    """The lowest threshold that keeps the promise, on texts masked at a time of their own.
+    """The lowest threshold that keeps the promise, on texts each masked at a random time.
 
     Args:
       model: with a `Denoiser`.
@@ -104,7 +105,7 @@ def calibrate(
     function = functools.partial(_profile, model.diffusion, key)
     settled, differs = map_batches(function, model.params, tokens, batch_size)
     layers = settled.shape[1]
-    # Of each threshold the first layer from `least` on that has settled, or the last.
+    # For each threshold, the first layer from `least` on that has settled, or else the last layer.
     may = settled[:, None, :] >= np.array(THRESHOLDS)[:, None]
     may &= np.arange(layers) >= least - 1
     may[..., -1] = True
@@ -119,8 +120,7 @@ def calibrate(
 def _profile(
     diffusion: MaskedDiffusion, key: jax.Array, params: Any, index: jax.Array, x0: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """How far texts have settled, and their share of masked positions unlike the last layer's: `[texts,
-    layers]` each."""
+    """How settled texts are, and their share of masked tokens unlike the last layer's: `[texts, layers]`."""
     key_t, key_mask = jax.random.split(jax.random.fold_in(key, index))
     t = jax.random.uniform(key_t, x0.shape[:1], jnp.float32)
     schedule, network = diffusion.schedule, diffusion.denoiser

@@ -1,8 +1,8 @@
 """The share of a round's possible gain that its student has learned: excess divergence over the floor.
 
-For `kl-bwd` the optimum of a round is the normalised geometric mean of the targets over trajectories,
-and the loss there is not zero but `-log Z` of it, the floor; for `kl-fwd` it is their mean, and the floor
-is the mean divergence from it. The share is
+For `kl-bwd` the optimum of a round is the normalised geometric mean of the targets over trajectories, and
+the loss there, the floor, is not zero but `-log Z`, Z being the normaliser; for `kl-fwd` the optimum is the
+targets' mean, and the floor is their mean divergence from it. The share is
 
     (teacher's divergence - student's) / (teacher's divergence - floor)
 
@@ -48,9 +48,9 @@ class GainConfig:
 
     distill: DistillConfig  # k, the divergence (one of `FLOORED`), and which times the teacher sees
     # M, even. The estimate of the floor from M trajectories has a bias of order 1/M, which `2 floor(M) -
-    # floor(M / 2)` takes out. `floor(M / 2)` is the mean over both halves: with one of them its noise would
-    # not go along with that of the student's divergence, and the share of a perfect student would scatter
-    # several times as much.
+    # floor(M / 2)` removes. `floor(M / 2)` is the mean over both halves: the noise of a single half would not
+    # follow that of the student's divergence, and the share of a perfect student would scatter several times
+    # as much.
     num_trajectories: int
 
     def __post_init__(self) -> None:

@@ -48,7 +48,7 @@ def log_likelihoods(
 ) -> list[tuple[float, bool]]:
     """log p(continuation | context) in nats, and whether the continuation is the model's greedy answer.
 
-    For a denoiser a lower bound, and what it fills in for all tokens at once; exact for a causal model.
+    For a denoiser, a lower bound, and what it fills in for all tokens at once; both exact for a causal model.
     `ConfigError` if a continuation has no tokens, or more than the model reads.
     """
     if not pairs:
@@ -84,19 +84,19 @@ def rolling_log_likelihoods(
 class Wanted:
     """The settings of a request to generate text."""
 
-    count: int | None  # tokens; None if it does not say
+    count: int | None  # tokens; None if the request does not say
     until: tuple[str, ...]  # strings before which the text ends
     filters: Filters  # of the token distribution
     unused: tuple[str, ...]  # names of settings that nothing here knows or uses
 
 
 def wanted(settings: Mapping[str, Any]) -> Wanted:
-    """Reads the harness's settings of a request. None is a setting that is not given; 0 is a value.
+    """Reads the harness's settings of a request. None counts as not given; 0 is a value.
 
     Args:
       settings: `until`, a string or several; `max_gen_toks` or one of its other names; `temperature`, 0 being
-        greedy; `top_k`, `top_p`; and `do_sample`, which without a temperature draws at 1, and which is false
-        if neither it nor a temperature is given.
+        greedy; `top_k`, `top_p`; and `do_sample`, which draws at 1 if no temperature is given. With neither
+        of the two, the answer is greedy.
     """
     given = {name: value for name, value in settings.items() if value is not None}
     counts = {name: given[name] for name in COUNTS if name in given}
@@ -112,7 +112,7 @@ def wanted(settings: Mapping[str, Any]) -> Wanted:
         isinstance(ends, list | tuple) and all(isinstance(end, str) for end in ends),
         f"until must be a string or a list of strings, not {until!r}.",
     )
-    # Greedy whatever they say: temperatures of 0 and 1, and filters that are off, are not worth a word.
+    # A greedy request uses no filters; temperatures of 0 and 1, and filters that are off, are not reported.
     idle = [n for n in FILTERS if not sampled and getattr(filters, n) not in (0, 1)]
     known = (*COUNTS, *FILTERS, "until", "do_sample")
     unused = tuple(name for name in given if name in idle or name not in known)
@@ -137,7 +137,7 @@ def generations(
       options: steps and seed, and how many tokens where a request does not say.
     """
     tokenizer = model.text_tokenizer
-    # Behind BOS. A causal network does not read the last token, so that its row has one more.
+    # Tokens after BOS. A causal network does not read the last token, so its row has room for one more.
     most = _most(model) - isinstance(model, Model)
     key = purpose_key(options.seed, "harness.generate")
     pairs = [(tokenizer.encode_part(context), wanted(settings)) for context, settings in requests]
@@ -190,7 +190,7 @@ def _scores(
     model: Model | CausalModel, items: Sequence[Continuation], options: Options
 ) -> ItemScores:
     key = purpose_key(options.seed, "harness.bounds")
-    # Without the weight of early times: for one token a single masking is exact.
+    # "counts" does not weight early times, so that for one token a single masking is exact.
     config = BoundConfig("counts", options.num_maskings)
     return scores(model, items, key, config, batch_size=options.batch_size)
 
@@ -203,7 +203,7 @@ def _most(model: Model | CausalModel) -> int:
 
 
 def adapter(base: type) -> Callable[[Model | CausalModel, Options], Any]:
-    """The harness's model class, made from a model and options; its base is `lm_eval.api.model.LM`."""
+    """The harness's model class, to be called with a model and options; `base` is `lm_eval.api.model.LM`."""
 
     class Adapter(base):  # type: ignore[misc]
         """Answers the harness's requests, each an object with `args`."""

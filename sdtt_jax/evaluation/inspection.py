@@ -33,7 +33,7 @@ BATCH = 8
 class Reading(NamedTuple):
     """A way to read a network."""
 
-    causal: bool  # a position sees those before it only
+    causal: bool  # a position sees only those before it
     shift: bool  # the logits of a position predict the token after it
 
     def __str__(self) -> str:
@@ -55,7 +55,7 @@ def recognised(model: Model | CausalModel) -> Json:
         "parameters": sum(x.size for _, x in leaves) - padding * tables * model.config.embed_dim,
         "stored_as": facts.get("dtype", "F32"),
         "mask_row": facts.get("mask_row"),
-        # Noise that was other tokens as it was trained, of which nothing is drawn here.
+        # Share of the training noise that was random tokens instead of MASK; no such token is drawn here.
         "uniform_share": facts.get("uniform_share", 0.0),
         "tokenizer": tokenizer
         and {
@@ -82,7 +82,7 @@ def losses(
 
     For a denoiser it is the bound, with the same masks for all readings, drawn as in `text_bounds`. For a
     causal model it is the cross-entropy of the last token of pieces of text. The network reads another token
-    in its place, or with bidirectional attention it would see what it is to predict.
+    in its place; otherwise, with bidirectional attention, it would see the token that it is to predict.
 
     Args:
       model: a network of the Llama family, or a GPT-2, has four readings.
@@ -138,7 +138,7 @@ def _nll(
         targets, before = jnp.roll(tokens, -1, axis=1), jnp.roll(last, -1, axis=1)
         return next_token_nll(network, params, tokens, targets, before)[:, -2]
     reader = network_of(as_denoiser(network.config, **reading._asdict()))
-    # What stands there does not matter; the first token of the row does not say what the last one is.
+    # Which token takes its place does not matter; the first of the row does not tell what the last one is.
     hidden = reader.hidden(params, jnp.where(last, tokens[:, :1], tokens))
     loss = optax.softmax_cross_entropy_with_integer_labels
     head = network.head_params(params)

@@ -1,4 +1,4 @@
-"""Scores texts of any length with a causal judge, from its own tokenizer or from another one."""
+"""Scores texts of any length with a causal judge, in the tokens of its own tokenizer or of another one."""
 
 import functools
 from collections.abc import Sequence
@@ -90,7 +90,7 @@ def read(
     if tokenizer is not None and theirs is not None and not same_tokens(tokenizer, theirs):
         facts["retokenised"] = True
         convert = functools.partial(retokenise, source=tokenizer, target=theirs)
-        # Prompt and continuation each by itself: a token that spans both would be scored as one of them.
+        # Prompt and continuation are converted apart: a token that spans both would be scored as one of them.
         prompts = [convert(text[:given]) for text in texts]
         starts = np.array([len(prompt) for prompt in prompts])
         seen = [
@@ -120,7 +120,7 @@ def score_texts(
       given: tokens at the start of the texts, or of each, that are read but not scored (a prompt).
 
     Raises:
-      ConfigError: BOS is asked for and not known, or a token is none of the judge's.
+      ConfigError: BOS is needed but not known, or a token is not in the judge's vocabulary.
     """
     check_vocabulary(model, texts)
     rows, owners = make_rows(
@@ -154,7 +154,7 @@ def make_rows(
     given: int | np.ndarray = 0,
     limit: int | None = None,
 ) -> tuple[TextWindows, np.ndarray]:
-    """Cuts texts into rows of equal width; also returns each row's text as `[rows]` int64.
+    """Cuts texts into rows of equal width; also returns the number of each row's text, `[rows]` int64.
 
     Padding is at the end, where it does not influence a causal network's earlier states; it is not scored.
 
@@ -162,7 +162,7 @@ def make_rows(
       texts: int32 tokens `[n_i]`.
       bos_id: put before the first token, so that it is scored; None if the first token is given.
       given: tokens at the start of the texts, or of each, that are not scored.
-      limit: most positions of a row; None for no limit.
+      limit: the most positions of a row; None for no limit.
     """
     pieces, owners = [], []
     prompts = np.broadcast_to(given, len(texts))

@@ -35,7 +35,8 @@ def text_bounds(
       model: the denoiser.
       tokens: `[texts, length]` int32 without MASK, packed like the model's sequences.
       key: PRNG key; batch i uses `fold_in(key, i)`.
-      config: how many maskings, and how each is drawn. Estimators that spread do so over a batch's texts.
+      config: how many maskings, and how each is drawn. Estimators that spread their times do so over the
+        texts of a batch.
       batch_size: texts at once.
     """
     model.require_likelihood()

@@ -1,9 +1,9 @@
 """MAUVE: how far the distribution of generated text is from that of real text (arXiv 2102.01454).
 
-Both sets of texts are quantised together, by their features under a causal judge, into histograms p and
-q. What p has and q lacks is KL(p ‖ r), the reverse KL(q ‖ r), against mixtures r of the two; the area
-under the curve of exp(-scaling * KL) is 1 for equal histograms and near 0 for disjoint ones. Scores
-compare only with the same judge, text length, number of texts and scaling.
+Both sets of texts are quantised together, by their features under a causal judge, into histograms p and q.
+With mixtures r of the two, KL(p ‖ r) measures what p has and q lacks, and KL(q ‖ r) the reverse. The area
+under the curve of exp(-scaling * KL) is 1 for equal histograms and near 0 for disjoint ones. Scores compare
+only with the same judge, text length, number of texts and scaling.
 """
 
 import dataclasses
@@ -74,7 +74,7 @@ def text_features(
 
     Args:
       model: the judge (the paper's is GPT-2 large).
-      texts: int32 tokens `[n_i]`, in the judge's vocabulary and without BOS, as the paper has it.
+      texts: int32 tokens `[n_i]`, in the judge's vocabulary and without BOS, as in the paper.
       batch_size: texts at once.
     """
     lengths = np.array([len(text) for text in texts])
@@ -84,7 +84,7 @@ def text_features(
     rows = np.zeros((len(texts), lengths.max() + 1), np.int32)
     for index, (row, text) in enumerate(zip(rows, texts, strict=True)):
         row[: len(text)] = as_ids(text, model.config.vocab_size, f"text {index}")
-    # What follows a text's end does not matter: its state was computed before.
+    # The padding does not matter: a causal network computes the state at a text's end without it.
     rows[:, -1] = lengths - 1
     function = functools.partial(_feature_batch, model.network)
     features: np.ndarray = map_batches(function, model.params, rows, batch_size)
@@ -115,8 +115,7 @@ def quantise(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Assigns each text to a bucket: normalised features, principal components, k-means over both sets.
 
-    Two arrays `[texts]` of integers below the number of buckets, from `[texts, features]` each; a bucket may
-    be empty.
+    From two arrays `[texts, features]`, two arrays `[texts]` of bucket numbers from 0; a bucket may be empty.
     """
     features_p, features_q = np.asarray(features_p), np.asarray(features_q)
     _check_features(features_p, features_q)
@@ -134,7 +133,7 @@ def quantise(
     norm = np.linalg.norm(both, axis=1, keepdims=True)
     both = _project(both / np.where(norm == 0, 1, norm), config.explained_variance)
     rng = np.random.default_rng(config.seed)
-    # Given its first centres, SciPy's k-means runs until the distortion stays, and draws nothing itself.
+    # Given its first centres, SciPy's k-means runs until the distortion no longer changes, and draws nothing.
     starts = (rng.choice(total, num_buckets, replace=False) for _ in range(config.restarts))
     runs = [kmeans(both, both[start]) for start in starts]
     centres, _ = min(runs, key=lambda run: float(run[1]))

@@ -60,7 +60,7 @@ def quality(
 
 
 def perplexity(scores: Scores, *, seed: int) -> Interval:
-    """Perplexity over all tokens of all texts in which a token was scored, of which there must be one."""
+    """Perplexity over all scored tokens of the texts; there must be at least one."""
     kept = scores.scored > 0
     require(bool(kept.any()), "the texts hold nothing to score.")
     return bootstrap(exp_ratio, scores.nll[kept], scores.scored[kept], seed=seed)
@@ -94,14 +94,14 @@ def paired_log_ratio(nll: np.ndarray, reference: np.ndarray, *, seed: int) -> In
 
 
 class _Grams(NamedTuple):
-    """The n-grams of all texts in the order in which they stand there."""
+    """The n-grams of all texts in the order in which they occur."""
 
     gram: np.ndarray  # `[grams]` int64, equal where the n-grams are equal; 0 … distinct - 1
-    text: np.ndarray  # `[grams]` int64, the text that the n-gram stands in
+    text: np.ndarray  # `[grams]` int64, the text that holds the n-gram
 
 
 def distinct_n(texts: Texts, n: int) -> float:
-    """Distinct n-grams over all n-grams, of all texts together (Li et al., arXiv 1510.03055).
+    """Share of distinct n-grams among the n-grams of all texts together (Li et al., arXiv 1510.03055).
 
     It falls as the amount of text grows, so compare equal amounts.
     """
@@ -112,9 +112,9 @@ def distinct_n(texts: Texts, n: int) -> float:
 
 
 def repeated_ngram_rate(tokens: np.ndarray, n: int = 4) -> np.ndarray:
-    """Share of each text's n-grams that stood in it before (seq-rep-n of arXiv 1908.04319).
+    """Share of each text's n-grams that occurred in it before (seq-rep-n of arXiv 1908.04319).
 
-    `[texts]` float64: 0 if no n-gram occurs twice, near 1 if one is all there is.
+    `[texts]` float64: 0 if no n-gram occurs twice, near 1 if all are the same.
 
     Args:
       tokens: `[texts, length]` int32.
@@ -132,17 +132,17 @@ def repeated_ngram_rate(tokens: np.ndarray, n: int = 4) -> np.ndarray:
 def self_bleu(texts: Texts, max_n: int = 4, *, epsilon: float = 0.1) -> np.ndarray:
     """BLEU of each text with all others as its references (Texygen, arXiv 1802.01886): `[texts]` float64.
 
-    1 if all are one text. BLEU with the geometric mean of the precisions of 1- to max_n-grams in equal parts,
-    each n-gram counted at most as often as in the reference that has it most often, and a brevity penalty by
-    the reference of the closest length (the shorter of two). The numbers are those of NLTK's `sentence_bleu`
-    with `SmoothingFunction(epsilon).method1`, as the field computes it; but which reference has an n-gram
-    most often is looked up in one table of all texts instead of counted anew for every text, so that the
-    time is linear in the amount of text (but for sorting).
+    1 if all texts are the same. BLEU is the geometric mean of the precisions of 1- to max_n-grams in equal
+    parts, each n-gram counted at most as often as in the reference that has it most often, with a brevity
+    penalty by the reference of the closest length (the shorter of two). The numbers are those of NLTK's
+    `sentence_bleu` with `SmoothingFunction(epsilon).method1`, as the field computes it. Here one table of all
+    texts says which reference has an n-gram most often, instead of counting anew for every text, so the time
+    is linear in the amount of text (but for sorting).
 
     Args:
       texts: at least two.
       max_n: the longest n-grams that count.
-      epsilon: stands for a count of matches that is 0.
+      epsilon: replacement for a count of 0 matches.
     """
     require(len(texts) > 1, f"self-BLEU compares texts with each other; {len(texts)} is too few.")
     whole(1, max_n=max_n)
@@ -178,8 +178,8 @@ def _closest_other_lengths(lengths: np.ndarray) -> np.ndarray:
 def _clipped_matches(grams: _Grams, num_texts: int) -> np.ndarray:
     """How many of each text's n-grams its references have too: `[texts]` int64.
 
-    An n-gram counts in a text at most as often as it occurs in that one of the others that has it most
-    often: the largest count of all texts, or the second largest for the text that has the largest.
+    An n-gram counts in a text at most as often as it occurs in whichever other text has it most often: the
+    largest count of all texts, or the second largest for the text that has the largest.
     """
     if len(grams.gram) == 0:
         return np.zeros(num_texts, np.int64)

@@ -51,12 +51,12 @@ class Record:
 
     Args:
       path: the JSON file.
-      model: `identity` of the model that is evaluated; a file of another one is refused.
+      model: `identity` of the model that is evaluated; a file of another model is refused.
       log: called with one line for each result.
-      replace: start a file of another model again instead.
+      replace: start afresh instead of refusing a file of another model.
 
     Raises:
-      ConfigError: the file is something else, or of another model.
+      ConfigError: the file is not a sound file of results, or is another model's.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class Record:
     ) -> Arrays:
         """One part of an item's work as arrays; read from the folder if it is there and undamaged.
 
-        The inputs are everything that determines the arrays, the part is the number of a batch, or a name.
+        The inputs are everything that determines the arrays; `part` is the number of a batch, or a name.
         """
         path = self._part(name, inputs, part)
         stored = _agreed(path)
@@ -183,7 +183,7 @@ class Record:
 
 
 def damage(content: Mapping[str, Any]) -> str:
-    """What a file of results lacks that `Record` writes into every one; empty: nothing."""
+    """What a file lacks that every file of results from `Record` has; empty if nothing."""
     model, items = content.get("model"), content.get("items")
     if not isinstance(model, Mapping) or not {"path", "digest"} <= set(model):
         return "it does not say of which model"
@@ -240,7 +240,7 @@ def versions(packages: Iterable[str]) -> dict[str, str | None]:
     """The installed version of each package; None: it is not installed.
 
     Args:
-      packages: by the names that pip knows them by.
+      packages: their names, as pip knows them.
     """
     found: dict[str, str | None] = dict.fromkeys(packages)
     for name in found:

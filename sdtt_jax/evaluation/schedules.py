@@ -1,15 +1,15 @@
 """Schedules learnt for a number of calls: how many tokens each should reveal.
 
 Where tokens are revealed in a random order, h(j) is the mean negative log-likelihood, under the model, of a
-masked token when j random others are shown. A call that takes the count from a to b draws its b - a tokens
-independently at h(a) each, where one at a time they would cost h(a), …, h(b - 1). So the calls cost
+masked token when j random others are shown. A call that raises the number shown from a to b draws its b - a
+tokens independently at h(a) each; one at a time, they would cost h(a), …, h(b - 1). So the calls cost
 
     sum over calls of (b - a) h(a) - (h(a) + … + h(b - 1))
 
-nats more than single tokens. Of the true denoiser that is the divergence between the true law, together with
-the order, and what is sampled (arXiv 2511.04647, 2510.25544), so that it bounds KL(data || samples). It
-depends on the counts only, call by call, and its minimum over all of them is found by dynamic programming
-(as arXiv 2106.03802 finds times for a bound).
+nats more than single tokens. For the true denoiser, this is the divergence between the true and the sampled
+law of a text together with its order (arXiv 2511.04647, 2510.25544), so that it bounds KL(data || samples).
+It is a sum over calls that depends on the counts alone, so dynamic programming finds its minimum over all
+counts (as arXiv 2106.03802 finds times for a bound).
 """
 
 import functools
@@ -28,8 +28,8 @@ from sdtt_jax.keys import purpose_key
 from sdtt_jax.model.batches import map_batches
 from sdtt_jax.model.masked import Model
 
-# Numbers of shown tokens are taken together in so many pieces at most. A schedule is made of differences of
-# the curve, and on the demo (64 tokens, 16,384 maskings) one value for each number still gave schedules that
+# Numbers of shown tokens are grouped into at most this many pieces. A schedule depends on differences of the
+# curve, and on the demo (64 tokens, 16,384 maskings) one value for each number still gave schedules that
 # followed the noise.
 PIECES = 12
 
@@ -39,8 +39,8 @@ def information_curve(
 ) -> np.ndarray:
     """h(0), …, h(L - 1), estimated on texts: `[length]` float64, nats, falling.
 
-    Each masking shows a number of tokens, spread evenly over 0 … L - 1, at random places. A falling curve is
-    fitted to what they cost, weighted by how many were masked: more context never hurts on average.
+    Each masking shows a number of tokens, spread evenly over 0 … L - 1, at random places. More context never
+    hurts on average, so a falling curve is fitted to the masked tokens' costs, weighted by their number.
 
     Args:
       model: the denoiser, whose positions all see each other.
@@ -74,16 +74,17 @@ def information_curve(
 def falling(counts: np.ndarray, means: np.ndarray, weights: np.ndarray, length: int) -> np.ndarray:
     """A falling curve through noisy values: `[length]`.
 
-    The best falling fit (isotonic regression) is flat wherever the noise rises, as if several tokens at once
-    cost nothing there. So the curve goes straight from the middle of each flat piece to that of the next, and
-    on at both ends.
+    The best falling fit (isotonic regression) is flat wherever the noisy values rise, as if several tokens at
+    once cost nothing there. So the curve goes straight from the middle of each flat piece to the middle of
+    the next, and straight on at both ends.
 
     Args:
       counts: `[n]` float64, rising, where values are known.
       means, weights: `[n]` float64.
       length: of the curve.
     """
-    from scipy.optimize import isotonic_regression  # as SciPy everywhere, when it is asked for
+    # As everywhere, SciPy is imported only when it is needed.
+    from scipy.optimize import isotonic_regression
 
     fitted = isotonic_regression(means, weights=weights, increasing=False)
     block = np.repeat(np.arange(len(fitted.blocks) - 1), np.diff(fitted.blocks))
@@ -113,7 +114,7 @@ def _mean_nll(
 
 
 def gap(curve: np.ndarray, counts: tuple[int, ...]) -> float:
-    """What calls that reveal so many tokens cost more than single tokens, in nats for a whole text.
+    """How much more calls with these counts cost than single tokens, in nats for a whole text.
 
     Args:
       curve: `[length]`, h(0) … h(length - 1).
@@ -125,15 +126,15 @@ def gap(curve: np.ndarray, counts: tuple[int, ...]) -> float:
 
 
 def best_counts(curve: np.ndarray, num_steps: int) -> tuple[int, ...]:
-    """The counts, one a call, of the smallest `gap` of a falling curve `[length]`.
+    """The counts, one a call, with the smallest `gap` on a falling curve `[length]`.
 
-    They are zeros at the end where there are more calls than tokens.
+    If there are more calls than tokens, the last counts are 0.
     """
     length = len(curve)
     calls = min(num_steps, length)
     before = np.concatenate([[0.0], np.cumsum(curve)])
     places = np.arange(length + 1)
-    # cost[a, b] of one call from a to b tokens; none may reveal nothing.
+    # cost[a, b] is that of one call from a to b tokens; each must reveal at least one.
     cost = (places - places[:, None]) * np.append(curve, 0.0)[:, None] - (before - before[:, None])
     cost = np.where(places > places[:, None], cost, np.inf)
     best, came_from = cost[0], []

@@ -1,4 +1,4 @@
-"""What an evaluation is asked for: every field is a flag of `experiments.evaluate`, with its help."""
+"""The settings of an evaluation: every field is a flag of `experiments.evaluate`, with its help."""
 
 import dataclasses
 import functools
@@ -65,7 +65,7 @@ class Decoding:
 
     @property
     def filters(self) -> dict[str, Any]:
-        """Of the token distribution, as causal models take them too."""
+        """Filters of the token distribution, which causal models take too."""
         return {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p}
 
     def sampler(self, num_steps: int) -> SamplerConfig:
@@ -81,7 +81,7 @@ class Decoding:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Variation:
-    """What makes of a checkpoint's network another function (`evaluation.variants`)."""
+    """What turns a checkpoint's network into another function (`evaluation.variants`)."""
 
     seed: int = setting(0, "Equal seeds give equal texts.")
     batch_size: int = setting(
@@ -121,7 +121,7 @@ class Variation:
 
     @property
     def varied(self) -> bool:
-        """Whether there is any."""
+        """Whether any variation is wanted."""
         return bool(self.early_exit or self.neighbours)
 
 
@@ -136,7 +136,7 @@ class Sampling(Decoding, Variation):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(Sampling):
-    """Everything that determines an evaluation but the models."""
+    """Everything but the models that determines an evaluation."""
 
     compute_dtype: str = setting(
         "",

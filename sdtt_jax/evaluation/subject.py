@@ -33,8 +33,8 @@ class Subject:
     # The prepared data of the model's run, whose validation split is held-out text unless the settings name
     # another; None for none.
     data: Path | None = None
-    # Whether held-out text is judged beside what the model writes. It is the same for all models of a run,
-    # which judges it with the first teacher alone.
+    # Whether held-out text is judged beside what the model writes. All models of a run share it, so the run
+    # judges it with the first teacher alone.
     real_text: bool = True
     helper: Model | CausalModel | None = None  # the second model of a decoder that needs one
 
@@ -58,7 +58,7 @@ class Subject:
 
     @property
     def causal(self) -> CausalModel | None:
-        """The model that writes token by token: the one that is evaluated if it does, or the baseline."""
+        """The model that writes token by token: the evaluated one if it is causal, else the baseline."""
         return self.model if isinstance(self.model, CausalModel) else self.baseline
 
 
@@ -70,14 +70,14 @@ def load_subject(
     mesh: Mesh | None,
     given: Mapping[str, Any] | None = None,
 ) -> Subject:
-    """Loads what the names say; `Subject.data` is for the caller to fill in.
+    """Loads the named models; `Subject.data` is left to the caller.
 
     Args:
       settings: compute dtypes and length.
       checkpoint: what is evaluated; None: the judge itself.
       judge: a path or repository; "own" is the judge of the checkpoint's run, if it has one; "none".
-      baseline: a path or repository; "own" is the judge of the checkpoint's run, which is the causal model
-        of the same text; "none".
+      baseline: a path or repository; "own" is the judge of the checkpoint's run, a causal model of the same
+        text; "none".
       mesh: where the parameters live; None is the first device.
       given: what the user says of the checkpoint's network, as `load` takes it.
 

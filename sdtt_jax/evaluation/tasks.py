@@ -19,7 +19,7 @@ _MATH_OPTIONS = re.compile(r"[a-e] \) (.*?)(?=, [b-e] \) |$)", re.DOTALL)
 
 
 def lambada(row: Mapping[str, Any]) -> Cloze:
-    """`text`: its last word, with the space before it, is the suffix; white space at its end is none."""
+    """`text`: the suffix is its last word with the space before it; trailing white space is ignored."""
     prefix, space, word = row["text"].rstrip().rpartition(" ")
     return Cloze(prefix, space + word)
 
@@ -70,7 +70,7 @@ def read_task(name: str, path: str | Path) -> list[Any]:
 
     Raises:
       ConfigError: no such task or file.
-      DataError: naming the line that is not a JSON object of the task's form, or an empty file.
+      DataError: a line, which is named, is not a JSON object of the task's form; or the file is empty.
     """
     choose("task", name, TASKS)
     items = list(_items(TASKS[name], as_path(path)))

@@ -1,16 +1,16 @@
 """A temperature for each call of a schedule, learnt against the model's own law of single tokens.
 
-A call draws its tokens y independently, from q_T at the temperature T, where one at a time they would have
-the joint law p, the model's own, whose marginals are q_1. The more peaked q_T is, the less improbable what
-it writes, and the more of p it leaves out. With what the call finds shown taken from real text, both
-divergences are weighed alike; up to a constant they are
+A call draws its tokens y independently, from q_T at the temperature T. One at a time, they would have the
+model's own joint law p, whose marginals are q_1. The more peaked q_T is, the more probable is what it writes,
+and the more of p it leaves out. The tokens that the call finds shown are taken from real text, and both
+divergences weigh alike; up to a constant, together they are
 
     KL(p || q_T) + KL(q_T || p) = sum over tokens of KL(q_1 || q_T) + KL(q_T || q_1)
                                   + the mean over y ~ q_T of log q_1(y) - log p(y).
 
-The sum asks one network call. Of log p(y), the sum over tokens in a random order, one is drawn: some of y are
-shown, and the mean over the others, times how many there are, is the estimate. Where a call draws one token
-the last term is zero, and the best temperature 1.
+The sum over tokens takes one network call. log p(y) is a sum over the tokens in a random order, of which one
+term is sampled: some of y are shown, and the mean over the others is multiplied by the number of tokens in
+y. Where a call draws one token, the last term is zero and the best temperature is 1.
 """
 
 import functools
@@ -30,7 +30,7 @@ from sdtt_jax.model.masked import Model
 from sdtt_jax.ops.categorical import draw
 from sdtt_jax.ops.rows import Chunks, map_selected
 
-# Through which a cubic is laid, to find the best between them.
+# A cubic is fitted through these, to find the best temperature between them.
 TEMPERATURES = (0.5, 0.65, 0.8, 0.9, 1.0, 1.15)
 CHUNKS = Chunks(scope="temperature_rows", parts=4)
 
@@ -38,7 +38,7 @@ CHUNKS = Chunks(scope="temperature_rows", parts=4)
 def best_temperatures(
     model: Model, tokens: np.ndarray, counts: tuple[int, ...], seed: int, batch_size: int
 ) -> tuple[float, ...]:
-    """The temperature of each call at which both divergences together are least.
+    """The temperature of each call at which the sum of both divergences is least.
 
     Args:
       model: the denoiser, whose positions all see each other.
@@ -62,7 +62,7 @@ def best_temperatures(
 def two_sided(
     model: Model, tokens: np.ndarray, calls: list[tuple[int, int]], seed: int, batch_size: int
 ) -> np.ndarray:
-    """Both divergences together, up to a constant: `[calls, TEMPERATURES]` float64, nats.
+    """The sum of both divergences, up to a constant: `[calls, TEMPERATURES]` float64, nats.
 
     Args:
       model, tokens, seed, batch_size: as for `best_temperatures`.
@@ -92,7 +92,7 @@ def lowest(curve: np.ndarray) -> float:
 def _two_sided(
     diffusion: MaskedDiffusion, key: jax.Array, params: Any, index: jax.Array, rows: Any
 ) -> jax.Array:
-    """For each text and temperature: `[texts, temperatures]`."""
+    """Both divergences together for each text: `[texts, temperatures]`."""
     x0, start, stop, seen = rows
     network, mask_id = diffusion.denoiser, diffusion.mask_id
     key_order, key_token = jax.random.split(jax.random.fold_in(key, index))
@@ -116,7 +116,7 @@ def _two_sided(
         def at(scale: jax.Array) -> Any:
             log_q = jax.nn.log_softmax(logits / scale)
             both = ((jnp.exp(log_p) - jnp.exp(log_q)) * (log_p - log_q)).sum(axis=-1)
-            # One key for all temperatures, so that what differs between them is the temperature's doing.
+            # All temperatures share one key, so that they alone make the draws differ.
             drawn = jax.vmap(draw)(keys, log_q)
             return drawn, both, jnp.take_along_axis(log_p, drawn[:, None], axis=1)[:, 0]
 

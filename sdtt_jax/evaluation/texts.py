@@ -27,7 +27,7 @@ Source = tuple[Corpus, str, Path | None]
 def held_out_name(subject: Subject) -> str:
     """Where held-out text comes from, for messages and for the record; "" if there is none.
 
-    A run's own split has no name but its digest would; the model's path says which it is.
+    The run of a validation split is not named: the model's path says which one it is.
     """
     if subject.settings.held_out:
         corpus, split, folder = _held_out_corpus(subject)
@@ -43,7 +43,7 @@ def held_out(subject: Subject, limit: int | None = None) -> np.ndarray:
 
     Raises:
       ConfigError: there is no such text, or the model has no tokenizer to read it with.
-      DataError: it holds less than one sequence.
+      DataError: the text holds less than one sequence.
     """
     settings, length = subject.settings, subject.length
     limit = min((n for n in (limit, settings.held_out_texts) if n), default=None)
@@ -64,11 +64,11 @@ def held_out(subject: Subject, limit: int | None = None) -> np.ndarray:
 
 
 def training_texts(model: Model, flag: str, name: str, data: Path | None, limit: int) -> np.ndarray:
-    """Sequences that something is learnt from, spread over the text: `[texts, length]` int32.
+    """Sequences to learn from: `[texts, length]` int32; those of a run's split are spread evenly over it.
 
     Args:
-      model: whose tokenizer and length they have.
-      flag: what names the text, for errors.
+      model: the model whose tokenizer and length they have.
+      flag: the flag that names the text, for errors.
       name: "own", the training split of the model's run; or a file, a folder, or a named corpus, of which the
         training split is taken.
       data: the prepared data of the model's run; None for none.
@@ -89,11 +89,10 @@ def training_texts(model: Model, flag: str, name: str, data: Path | None, limit:
 
 
 def openings(subject: Subject) -> np.ndarray:
-    """What prompts are cut from: `[texts, n]` int32, n the tokens of a prompt, and of its true continuation
-    if the texts go on so long.
+    """Beginnings of texts that prompts are cut from: `[texts, n]` int32.
 
-    From `--prompts`, the beginnings of its lines; else the beginnings of the held-out documents (of the
-    sequences, in a run's own split).
+    n counts the tokens of a prompt, and of its true continuation if enough texts are that long. The texts are
+    the lines of `--prompts`, else the held-out documents (in a run's own split, its sequences).
     """
     settings = subject.settings
     size = settings.prompt_tokens
@@ -108,7 +107,7 @@ def openings(subject: Subject) -> np.ndarray:
         sources = encode_documents(tokenizer, _documents(tokenizer, _held_out_corpus(subject)))
     else:
         sources = iter(held_out(subject))
-    # With a whole continuation beside them if enough have one, for MAUVE compares with it.
+    # With a whole continuation each if enough texts have one, because MAUVE compares with it.
     long: list[np.ndarray] = []
     short: list[np.ndarray] = []
     longest = 0
@@ -135,7 +134,7 @@ def read_texts(
 ) -> Iterator[np.ndarray]:
     """Token ids of JSON lines with the field "text" or "tokens", one line after the other: `[n]` int32.
 
-    Text counts where there is a tokenizer, tokens where there is none or no text. Errors name the line.
+    The text counts if there is a tokenizer, the tokens if there is none or no text. Errors name the line.
 
     Args:
       path: of the file.
@@ -188,7 +187,7 @@ def _sequences(
 
 
 def _spread(split: Split, limit: int | None) -> np.ndarray:
-    """So many sequences, spread evenly over a split."""
+    """At most `limit` sequences, spread evenly over a split."""
     count = min(limit or len(split), len(split))
     return split.gather(np.arange(count) * len(split) // count).astype(np.int32)
 

@@ -1,4 +1,4 @@
-"""A model as flags want it: leaving its network early, or asking the neighbours of its hidden states."""
+"""Variants of a model: leaving its network early, or asking the neighbours of its hidden states."""
 
 import dataclasses
 import functools
@@ -32,7 +32,7 @@ AnyModel = TypeVar("AnyModel", bound=Model | CausalModel)
 
 
 def variant(model: AnyModel, wanted: Variation, data: Path | None) -> AnyModel:
-    """`model` as it is wanted; itself if nothing else is.
+    """The wanted variant of `model`; `model` itself if none is wanted.
 
     Results of a variant are filed under an identity of its own.
 
@@ -61,7 +61,7 @@ def variant(model: AnyModel, wanted: Variation, data: Path | None) -> AnyModel:
 
 
 def _exiting(model: Model, bound: float) -> tuple[Model, dict[str, Any]]:
-    """`model` with the threshold, and the exits, stored beside its checkpoint, and what they are."""
+    """`model` with the threshold and exits stored beside its checkpoint, and the facts of both."""
     check_exits(model)
     remedy = f"calibrate it with experiments.evaluate --suite=exits --exit_bound={bound}"
     what = f"early_exit={bound}: its threshold"
@@ -74,7 +74,7 @@ def _exiting(model: Model, bound: float) -> tuple[Model, dict[str, Any]]:
 
 
 def _retrieving(model: Model, wanted: Variation, data: Path | None) -> Model:
-    """`model` beside the states of real text, which lie in parts on the mesh's devices."""
+    """`model` with a datastore of states of real text, which is split over the mesh's devices."""
     where = model.facts["path"]
     require(
         model.diffusion.noise_kind is None and model.sequences is None,
@@ -112,7 +112,7 @@ def _states(
 
 
 def remember(diffusion: MaskedDiffusion, params: Params, key: Key, x0: Tokens) -> Datastore:
-    """An entry for each position of texts that are masked at a time of their own; valid where it was masked.
+    """An entry for each position of texts, each masked at a random time; valid where it was masked.
 
     Args:
       diffusion, params: the model.

@@ -1,4 +1,4 @@
-"""Adapters on disk: stored without the parameters that they stand beside, merged with them when loaded."""
+"""Adapters on disk: stored without their base parameters, merged with them when loaded."""
 
 import functools
 from collections.abc import Callable
@@ -22,7 +22,7 @@ from sdtt_jax.typing import Params, Tree
 def adapter_facts(config: LoraConfig, root: Path, base: str) -> dict[str, Any]:
     """What is stored with adapters: their config, and the name and digest of their base.
 
-    `base` is its folder, from the root of the run.
+    `base` is the base's folder, relative to the run's `root`.
     """
     return {
         "lora": to_mapping(config),
@@ -33,15 +33,15 @@ def adapter_facts(config: LoraConfig, root: Path, base: str) -> dict[str, Any]:
 def read_delivered(
     folder: Path, network_of: Callable[[dict[str, Any]], Network], mesh: Mesh | None
 ) -> tuple[Params, dict[str, Any]]:
-    """The parameters of a folder and its facts; adapters are merged with their base.
+    """Reads the parameters and facts of a folder; adapters are merged with their base.
 
     Args:
-      folder: that `save_params` wrote.
-      network_of: facts to the network.
-      mesh: over which they are spread; the first device if None.
+      folder: the folder that `save_params` wrote.
+      network_of: maps the facts to the network.
+      mesh: the devices over which the parameters are spread; the first device if None.
 
     Raises:
-      CheckpointError: nothing there, damaged, or its base is not there or another.
+      CheckpointError: the folder is missing or damaged, or the base is missing or another one.
     """
 
     def lora_of(facts: dict[str, Any]) -> LoraConfig | None:
@@ -57,14 +57,15 @@ def read_delivered(
     whole = None if mesh is None else network_shardings(network, mesh)
     base, _ = load_params(_base_of(folder, facts["base"]), mesh and _spread(network, mesh))
     join = jax.jit(functools.partial(_joined, config=lora), out_shardings=whole)
-    # Merged, they need no base any more.
+    # Merged parameters need no base any more.
     return join(base, params), {n: x for n, x in facts.items() if n not in ("lora", "base")}
 
 
 def read_base(folder: Path, network: Network, config: LoraConfig, mesh: Mesh) -> Params:
-    """The base of adapters, placed as a step of training holds it, in the dtype that their config says.
+    """Reads the base of adapters, placed as a training step holds it, in the dtype that `config` says.
 
-    Stored in float32 it may be twice what stays, so it is read in pieces, cast, and only then put together.
+    A base stored in float32 may be twice as large as after the cast, so it is read split over the devices,
+    cast, and only then placed.
     """
     base, _ = load_params(folder, _spread(network, mesh))
     cast = functools.partial(frozen, config=config)

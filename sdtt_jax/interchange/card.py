@@ -17,7 +17,7 @@ USE = {
 }
 
 
-# What a reader calls the kinds of network.
+# What the card calls the kinds of network.
 NETWORKS = {
     kinds.DENOISER: "DiT",
     kinds.COUPLED: "DiT that sees noise",
@@ -30,7 +30,7 @@ NETWORKS = {
 
 
 def model_card(model: Model | CausalModel, format_name: str, results: dict[str, Any] | None) -> str:
-    """Markdown that says what the files of a format in `USE` are, how to use them, what was measured."""
+    """The card in Markdown: what the files of a format in `USE` are, how to use them, what was measured."""
     c, facts = model.config, model.facts
     denoiser = isinstance(model, Model)
     kind = "Masked diffusion" if denoiser else "Causal"
@@ -71,7 +71,7 @@ def model_card(model: Model | CausalModel, format_name: str, results: dict[str, 
 
 
 def _measured(model: Model | CausalModel, results: dict[str, Any] | None) -> dict[str, Any]:
-    """What a run measured of this very model, not of one that stood in its place."""
+    """What the run measured of this very model, not of an earlier one in the same place."""
     if not results:
         return {}
     if model.facts.get("stage") == "judge":
@@ -86,7 +86,7 @@ def _measured(model: Model | CausalModel, results: dict[str, Any] | None) -> dic
 
 
 def measured_results(model: Model | CausalModel) -> dict[str, Any] | None:
-    """The `results.json` of the run that a model is from, if it is there."""
+    """The `results.json` of the run that made a model; None if there is none."""
     folder = model.run_folder
     if folder is None or not (folder / "results.json").exists():
         return None

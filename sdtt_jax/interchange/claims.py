@@ -53,7 +53,7 @@ TANH_GELU = ("gelu_new", "gelu_pytorch_tanh", "gelu_tanh")
 
 
 def claims(content: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    """`(dotted path, value)` of every field, the outermost first, then those of "model" and "config"."""
+    """Yields every field as `(dotted path, value)`: outermost, then in "model" and "config", then others."""
     sections = []
     for name, value in content.items():
         if not isinstance(value, Mapping):
@@ -65,7 +65,7 @@ def claims(content: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, An
 
 
 def claimed(stored: Stored, names: tuple[str, ...], kind: ValueKind, default: Any) -> Any:
-    """The value, of a kind, of the first field with one of several names in any section; else the default."""
+    """The value of the first field with one of `names`, in any section, checked by `kind`; or `default`."""
     for path, value in claims(stored.content):
         name = path.split(".")[-1]
         if name in names and not kind.accepts(value):
@@ -79,7 +79,7 @@ def published_schedule(stored: Stored) -> ScheduleConfig:
     """The noise schedule of a config, from its section "noise"; log-linear if there is none.
 
     Raises:
-      CheckpointError: it says one that is not known, or with other values than it can have.
+      CheckpointError: the config names an unknown schedule, or values that the schedule cannot have.
     """
     noise: Any = next(_sections(stored.content, "noise"), {})
     kind = noise.get("type", noise.get("kind")) if isinstance(noise, Mapping) else noise
@@ -91,7 +91,7 @@ def published_schedule(stored: Stored) -> ScheduleConfig:
         raise CheckpointError(
             f"{stored.where} says noise.type={kind!r}; it must be one of {', '.join(SCHEDULES)}."
         )
-    # Configs carry the bounds of every schedule along, and the log-linear one's eps under that name.
+    # Configs carry the bounds of every schedule along; only those that this one reads are taken.
     fields = ("sigma_min", "sigma_max") if name in ("linear", "geometric") else ("eps",)
     values = {
         field: noise[field] for field in fields if isinstance(noise, Mapping) and field in noise
@@ -119,12 +119,12 @@ def check_claims(stored: Stored, what: str, file: str, allowed: Allowed) -> None
     Args:
       stored: the config.
       what: the network, in words.
-      file: of its tensors.
-      allowed: by name of a field in any section, the values that it may have; for a section of that name,
-        those of its `name` or `type`. Text is compared without case, and null counts as not given.
+      file: the file of its tensors.
+      allowed: maps a name to the values that a field of that name may have in any section, or the `name` or
+        `type` of a section of that name. Case is ignored, and null counts as not given.
 
     Raises:
-      CheckpointError: with the field, its value and the values that are allowed.
+      CheckpointError: a field contradicts; names it, its value and the allowed values.
     """
     for path, value in claims(stored.content):
         name = _subject(path.split("."), allowed)

@@ -60,7 +60,7 @@ def export_reference(model: Model | CausalModel, directory: PathLike) -> list[Pa
 
 
 def export_orbax(model: Model | CausalModel, directory: PathLike) -> list[Path]:
-    """Writes the parameters alone, with the tokenizer, which the model must have, for `sdtt_jax.load`."""
+    """Writes the parameters and the tokenizer for `sdtt_jax.load`; the model must have a tokenizer."""
     directory, tokenizer = as_path(directory), model.text_tokenizer
     facts = {name: value for name, value in model.facts.items() if name != "path"}
     facts["tokenizer"] = tokenizer.digest

@@ -7,10 +7,10 @@ from pathlib import Path
 from sdtt_jax.checkpoints.store import PARTS
 
 PICKLED = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
-# Formats of others.
+# Formats of other libraries.
 FOREIGN = (".h5", ".keras", ".msgpack", ".npz", ".onnx", ".ot", ".tflite")
 GGUF = ".gguf"
-# What a step of a training consists of.
+# The parts of a training step's checkpoint.
 STEP_PARTS = ("state", "meta")
 TO_SAFETENSORS = (
     "Where you trust it, convert it with safetensors.torch.save_file(state_dict, "
@@ -36,7 +36,7 @@ def describe_folder(folder: Path, models: Sequence[Path]) -> str:
 
 
 def describe(names: Collection[str], models: Sequence[Path] = ()) -> str:
-    """Describes files and folders by their names, in a sentence with a remedy; `models` are some in them."""
+    """Describes files and folders by name, in a sentence with a remedy; `models` are those with a model."""
     names = sorted(names)
 
     def ending(*suffixes: str) -> str:

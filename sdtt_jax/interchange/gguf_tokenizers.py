@@ -12,10 +12,10 @@ from sdtt_jax.errors import CheckpointError, DataError
 from sdtt_jax.interchange.gguf import GgufTensors
 
 START = "tokenizer.ggml."
-# Kinds of tokens, as the files number them. Control tokens and those that a user defined are no text.
+# Kinds of tokens, as the files number them. Control tokens and user-defined ones are not text.
 TEXT, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4
 SPACE = "▁"  # in Llama 2's pieces
-# How texts are cut before pieces are merged, by the files' name for it.
+# How texts are cut before pieces are merged, by the name that GGUF files give it.
 LLAMA3 = "llama-bpe"
 _LLAMA3_CUTS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
@@ -35,15 +35,15 @@ _CUTS: dict[str, list[Any]] = {
 def gguf_tokenizer(
     tensors: GgufTensors, rows: int, mask_row: int | None = None
 ) -> HubTokenizer | None:
-    """The file's tokenizer; None if it is of no kind that is read.
+    """The file's tokenizer; None if its kind is not supported.
 
     Args:
-      tensors: of the file.
-      rows: of the model's embedding.
+      tensors: the opened file.
+      rows: the number of rows of the model's embedding.
       mask_row: the token that is MASK; None for a causal model.
 
     Raises:
-      CheckpointError: it lacks tokens, merges or special tokens, or has those of another model.
+      CheckpointError: the tokenizer lacks tokens, merges or special tokens, or has those of another model.
     """
     fields = {
         name.removeprefix(START): value
@@ -96,7 +96,7 @@ def _byte_level(
     kind = str(fields["pre"])
     vocabulary = {piece: token for token, piece in enumerate(pieces)}
     merges = [tuple(pair.split(" ", 1)) for pair in fields["merges"]]
-    # Llama 3's words that are a token are not put together from parts.
+    # In Llama 3, a word that is a token is taken whole and not merged from parts.
     bpe = models.BPE(vocab=vocabulary, merges=merges, ignore_merges=kind == LLAMA3)
     made = tokenizers.Tokenizer(bpe)
     made.pre_tokenizer = pre_tokenizers.Sequence(_CUTS[kind])
@@ -107,7 +107,7 @@ def _byte_level(
 def _llama2(
     fields: Mapping[str, Any], pieces: Sequence[str], types: Sequence[int]
 ) -> tokenizers.Tokenizer:
-    """SentencePiece's BPE: of neighbours that make a piece, those of the highest score are merged first."""
+    """SentencePiece's BPE: of the neighbours that form a piece, those with the highest score merge first."""
     vocabulary = {piece: token for token, piece in enumerate(pieces)}
     scored = zip(pieces, fields["scores"], types, strict=True)
     texts = {piece: float(score) for piece, score, kind in scored if kind == TEXT}
@@ -118,7 +118,7 @@ def _llama2(
         if piece[:at] in texts and piece[at:] in texts
     ]
     unknown = [piece for piece, kind in zip(pieces, types, strict=True) if kind == UNKNOWN]
-    # What no piece spells is written in bytes, and is unknown where those are not there.
+    # Text that no piece spells is written in bytes, or is unknown where the vocabulary lacks the bytes.
     bpe = models.BPE(
         vocab=vocabulary,
         merges=pairs,

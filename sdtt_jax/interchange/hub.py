@@ -1,6 +1,6 @@
 """The model hub: the names of the paper's checkpoints, downloading them, uploading ours.
 
-Its library is imported where it is used: it takes 0.3 s, and most checkpoints lie on this machine.
+Its library is imported only where it is used: the import takes 0.3 s, and most checkpoints are local.
 """
 
 import os
@@ -14,7 +14,7 @@ from sdtt_jax.paths import as_path
 TENSORS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 CONFIG_FILE = "config.json"
-# What else a repository may hold that is read.
+# Other files of a repository that are read.
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 STUDENTS = "jdeschena/sdtt"
@@ -62,8 +62,8 @@ def fetch(repo: str, revision: str | None = None) -> tuple[Path, Path | None]:
       revision: branch, tag or commit; the main branch if None.
 
     Returns:
-      Paths of `model.safetensors`, or of the index of several files, which are then there too, and of
-      `config.json`, if there is one.
+      The path of `model.safetensors`, or of the index of several files, which are then fetched too; and the
+      path of `config.json`, or None.
 
     Raises:
       CheckpointError: the hub cannot be reached, or there is no such repository, revision or file.
@@ -79,7 +79,7 @@ def fetch(repo: str, revision: str | None = None) -> tuple[Path, Path | None]:
     try:
         tensors = as_path(hf_hub_download(repo, TENSORS_FILE, revision=revision))
     except (EntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
-        # A hub that could not be reached after all its library's attempts, 23 seconds, is not asked again.
+        # The library tries for 23 seconds to reach the hub; a hub that it did not reach is not asked again.
         reached = isinstance(error, EntryNotFoundError)
         reached = reached and not isinstance(error, LocalEntryNotFoundError)
         index = fetch_beside(repo, revision, INDEX_FILE, cached=not reached)
@@ -99,7 +99,7 @@ def fetch_beside(
 
     Args:
       repo, revision: as for `fetch`.
-      name: of the file.
+      name: the file's name.
       cached: look into the local cache only.
     """
     from huggingface_hub import hf_hub_download
@@ -112,7 +112,7 @@ def fetch_beside(
 
 
 def push_token() -> str:
-    """The token to write with, from the environment, where there must be one."""
+    """The token with write access, from the environment; an error if it is not set."""
     token = os.environ.get(TOKEN_VARIABLE, "")
     require(
         bool(token),
@@ -125,10 +125,10 @@ def push(folder: Path, repo: str, token: str, *, public: bool = False) -> str:
     """Uploads a folder to a repository of the hub as one commit, and returns its address.
 
     Args:
-      folder: its files are uploaded, under the same names.
+      folder: the folder whose files are uploaded, under the same names.
       repo: "owner/name"; made if there is none.
-      token: with write access, from `push_token`.
-      public: whether a new repository is public; one that exists stays as it is.
+      token: a token with write access, from `push_token`.
+      public: whether a new repository is public; an existing one stays as it is.
 
     Raises:
       CheckpointError: the hub refuses or cannot be reached.

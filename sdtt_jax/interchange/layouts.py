@@ -35,20 +35,20 @@ LAYOUTS = {layout.name: layout for layout in (DENOISER, CAUSAL, GPT2, DIFFUGPT, 
 class Published(NamedTuple):
     """A published model, recognised; its parameters are not read yet."""
 
-    layout: Layout  # in which it is stored
+    layout: Layout  # the layout that it is stored in
     tensors: Mapping[str, np.ndarray]  # name to array
-    prefix: str  # of the names
-    config: Any  # of our network
-    stored: Mapping[str, Any]  # the config that it came with, empty if it came without
-    file: str  # that errors name
+    prefix: str  # of the tensors' names
+    config: Any  # the config of our network
+    stored: Mapping[str, Any]  # the published config; empty if there is none
+    file: str  # the file that errors name
     dtype: str = "F32"  # of the tensors, by safetensors' name
     # MASK in the published numbering of tokens, where it is not the last.
     mask_row: int | None = None
-    given: Given = NOTHING_GIVEN  # what the user says of it
+    given: Given = NOTHING_GIVEN  # what the user says about it
 
 
 def is_published(path: Path) -> bool:
-    """Whether a local path is a file, or a folder with `model.safetensors` or an index of several."""
+    """Whether a local path is a file, or a folder with `model.safetensors` or the index of several files."""
     return path.is_file() or any((path / name).is_file() for name in (TENSORS_FILE, INDEX_FILE))
 
 
@@ -58,10 +58,10 @@ def open_published(
     """Recognises a published model by the names of its tensors.
 
     Args:
-      path: a safetensors or GGUF file, the index of several, or a folder with `model.safetensors` or its
-        index.
-      config: its config; the one beside the tensors if None.
-      given: what the user says of it.
+      path: a safetensors or GGUF file, the index of several files, or a folder with `model.safetensors` or
+        an index.
+      config: the model's config; the one beside the tensors if None.
+      given: what the user says about the model.
 
     Raises:
       CheckpointError: naming the file and the tensor or field.
@@ -100,7 +100,7 @@ def recognised(
     stored: Stored = NOTHING_STORED,
     file: str = "the checkpoint",
 ) -> Published:
-    """A published model whose layout is known, of its tensors by their full names and the config beside them.
+    """A published model of a known layout, from its tensors by full name and the config beside them.
 
     Errors name `file`, and the tensor or field that does not belong to such a model.
     """
@@ -122,8 +122,8 @@ def published_params(model: Published, place: Place | None = None) -> dict[str, 
 
     Args:
       model: as `open_published` found it.
-      place: path and array of a parameter to what stands in the tree, called as soon as one is read; the
-        NumPy array itself if None.
+      place: maps the path and array of a parameter to its leaf in the tree, as soon as it is read; None
+        keeps the NumPy array.
 
     Raises:
       CheckpointError: naming missing, unexpected or ill-shaped tensors, or one that should repeat another and
@@ -134,13 +134,13 @@ def published_params(model: Published, place: Place | None = None) -> dict[str, 
 
 
 def mask_is_named_elsewhere(config: Stored) -> bool:
-    """Whether a config is of the Llama family and says nothing of MASK, which the tokenizer's may name."""
+    """Whether a config is of the Llama family and leaves it to the tokenizer's config to name MASK."""
     known = str(config.content.get("model_type")).lower() in FAMILIES
     return known and config.content.get("mask_token_id") is None
 
 
 def stored_config(path: Path | None) -> Stored:
-    """The config in a file; one that says nothing if there is none."""
+    """The config in a file; an empty one if `path` is None."""
     if path is None:
         return NOTHING_STORED
     content = read_json(path, CheckpointError, fault="cannot be read as JSON")

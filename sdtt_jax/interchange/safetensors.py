@@ -24,11 +24,11 @@ FLOATS = {
 }
 # A file begins with the length of its header, little-endian; offsets count from the header's end.
 LENGTH_BYTES = 8
-# The header's one entry that is no tensor.
+# The header's one entry that is not a tensor.
 METADATA = "__metadata__"
 SUFFIX = ".safetensors"
 LFS = b"version https://git-lfs"
-# Of torch.compile, and of DataParallel and DistributedDataParallel.
+# What torch.compile, and DataParallel and DistributedDataParallel, put into names.
 WRAPPERS = ("_orig_mod", "module")
 
 
@@ -38,7 +38,7 @@ class TensorFile(Mapping[str, np.ndarray]):
     Subclasses implement `_read`. Looking up or listing names reads nothing.
 
     Args:
-      path: of the file.
+      path: the file's path.
       entries: what `_read` needs to know of each tensor, by name.
 
     Raises:
@@ -73,12 +73,12 @@ class TensorFile(Mapping[str, np.ndarray]):
 class Tensors(TensorFile):
     """A safetensors file, its tensors by their `unwrapped` names.
 
-    The library checks the file, and the bytes are read from it directly: the library's own reader maps the
-    whole file into memory and copies from there, so that of 3.45 GB 2.4 times as much was resident instead
-    of 1.1 times.
+    The library checks the file, but the bytes are read directly: the library's own reader maps the whole file
+    into memory and copies from there, so that 2.4 times the size of a 3.45 GB file was resident instead of
+    1.1 times.
 
     Raises:
-      CheckpointError: the file is missing, cut short or no safetensors; on reading, a tensor of a dtype that
+      CheckpointError: the file is missing, cut short or not safetensors; on reading, a tensor of a dtype that
         holds no weights, or with values that are not finite.
     """
 
@@ -127,13 +127,13 @@ class Tensors(TensorFile):
 
     @property
     def dtype(self) -> str:
-        """The dtype that all tensors have, "F32" if they differ."""
+        """The dtype that all tensors share; "F32" if they differ."""
         found = {str(entry["dtype"]) for entry in self._entries.values()}
         return found.pop() if len(found) == 1 else "F32"
 
 
 def _header(path: Path) -> tuple[int, Any]:
-    """Length and content of a file's header; `ValueError` if that is no JSON."""
+    """Length and content of a file's header; `ValueError` if it is not JSON."""
     with path.open("rb") as file:
         size = int.from_bytes(file.read(LENGTH_BYTES), "little")
         content = file.read(min(size, path.stat().st_size))
@@ -144,7 +144,7 @@ def _header(path: Path) -> tuple[int, Any]:
 
 
 def _counted_bytes(path: Path) -> int | None:
-    """How long a file is by its header; None if it has none that can be read."""
+    """The length of a file according to its header; None if the header cannot be read."""
     try:
         size, header = _header(path)
         ends = (entry["data_offsets"][1] for name, entry in header.items() if name != METADATA)
@@ -157,7 +157,8 @@ class ShardedTensors(collections.ChainMap[str, np.ndarray]):
     """Safetensors in several files, with an index of which tensor is in which file.
 
     Raises:
-      CheckpointError: the index is damaged, a file is missing, or does not hold what the index says.
+      CheckpointError: the index is damaged, a file is missing or lacks a tensor of the index, or two files
+        hold the same tensor.
     """
 
     def __init__(self, index: Path):
@@ -191,7 +192,7 @@ class ShardedTensors(collections.ChainMap[str, np.ndarray]):
 
 
 def read_index(index: Path) -> dict[str, str]:
-    """For each tensor the name of the file, beside the index, that holds it."""
+    """Maps each tensor to the name of the file, beside the index, that holds it."""
     content: Any = read_json(index, CheckpointError, fault="cannot be read as JSON")
     named = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(named, dict) or not named:
@@ -210,7 +211,7 @@ def open_tensors(file: Path) -> Tensors | ShardedTensors:
 
 
 def unwrapped(name: str) -> str:
-    """A tensor's name without what PyTorch puts around a compiled or a distributed module."""
+    """A tensor's name without what PyTorch adds for a compiled or distributed module."""
     return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
@@ -221,7 +222,7 @@ def write_tensors(path: str | Path, tensors: Mapping[str, np.ndarray]) -> None:
     """
     # The library writes the bytes of a transposed view as they lie in memory, so views are copied.
     contiguous = {name: np.asarray(array, order="C") for name, array in tensors.items()}
-    # Hub libraries refuse files without this note.
+    # The hub's libraries refuse files without the metadata `format`.
     try:
         with written_whole(path) as partial:
             save_file(contiguous, partial, metadata={"format": "pt"})

@@ -1,4 +1,4 @@
-"""How published networks slow rotary embeddings down for long texts, as configs and GGUF files say it."""
+"""How published networks slow down rotary embeddings for long texts, as read from configs and GGUF files."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,9 +18,9 @@ from sdtt_jax.networks.attention.rotary import (
 )
 from sdtt_jax.networks.config import LlamaConfig
 
-# The section of a config, by the hub's libraries up to 4 and from 5 on.
+# The section of a config, in the hub's libraries up to version 4 and from 5 on.
 SECTIONS = ("rope_scaling", "rope_parameters")
-# Our field -> the hub's, of each kind.
+# Our field -> the hub's, for each kind.
 FIELDS = {
     LINEAR: {"factor": "factor"},
     LLAMA3: {
@@ -31,15 +31,15 @@ FIELDS = {
     },
 }
 UNSCALED = ("default", "none")
-# What GGUF files of Llama 3.1 and later divide the frequencies by.
+# The tensor by which GGUF files of Llama 3.1 and later divide the frequencies.
 GGUF_DIVISORS = "rope_freqs.weight"
 
 
 def hub_scaling(stored: Stored) -> RotaryScaling:
-    """The scaling that a config of the hub's says.
+    """The scaling that a hub config specifies.
 
     Raises:
-      CheckpointError: it is of another kind, lacks a number, or has numbers that make no scaling.
+      CheckpointError: it is of an unknown kind, lacks a number, or has numbers that make no scaling.
     """
     for section in SECTIONS:
         said = stored.content.get(section)
@@ -49,7 +49,7 @@ def hub_scaling(stored: Stored) -> RotaryScaling:
 
 
 def gguf_scaling(stored: Stored) -> RotaryScaling:
-    """The scaling that the metadata of a GGUF file say; as `hub_scaling`."""
+    """The scaling that the metadata of a GGUF file specify; raises as `hub_scaling` does."""
     section = "rope.scaling"
     factor = stored.content.get(f"{section}.factor", stored.content.get("rope.scale_linear"))
     kind = stored.content.get(f"{section}.type", LINEAR if factor else UNSCALED[0])
@@ -59,16 +59,16 @@ def gguf_scaling(stored: Stored) -> RotaryScaling:
 def gguf_divisors_scaling(
     divisors: np.ndarray, config: LlamaConfig, stored: Stored
 ) -> RotaryScaling:
-    """The scaling of Llama 3.1 that divides the frequencies by what a GGUF file stores.
+    """The scaling of Llama 3.1 whose divisors of the frequencies a GGUF file stores.
 
     Args:
       divisors: `[pairs]` float32, the tensor `rope_freqs.weight`.
-      config: of the network, without scaling.
-      stored: that errors name.
+      config: the network's config, without a scaling.
+      stored: the config that errors name.
 
     Raises:
-      CheckpointError: they are not those of Llama 3.1 and later (but for their factor), or scale what is
-        scaled already.
+      CheckpointError: the divisors are not those of Llama 3.1 and later (for any factor), or the config has a
+        scaling already.
     """
     frequency = config.rotary_base ** (-np.arange(0, config.rotary_dim, 2) / config.rotary_dim)
     scaling = RotaryScaling(LLAMA3, factor=float(np.max(divisors, initial=1.0)))
@@ -85,7 +85,7 @@ def gguf_divisors_scaling(
 
 
 def published_scaling(scaling: RotaryScaling) -> dict[str, Any]:
-    """The fields of the hub's config that say a scaling; none if there is none."""
+    """The fields of a hub config that specify a scaling; none if there is no scaling."""
     if scaling == NO_SCALING:
         return {}
     numbers = {theirs: getattr(scaling, ours) for ours, theirs in FIELDS[scaling.kind].items()}

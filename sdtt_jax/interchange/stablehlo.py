@@ -1,4 +1,4 @@
-"""The sampler as one artifact for all platforms, through `jax.export`, and a runner without sdtt_jax."""
+"""The sampler as one artifact for all platforms, by `jax.export`, and a program that needs no sdtt_jax."""
 
 import dataclasses
 import functools
@@ -29,7 +29,7 @@ SAMPLER_FILE, PARAMS_FILE, DESCRIPTION_FILE, RUNNER_FILE = (
     "sampler.json",
     "run.py",
 )
-HELPER = "helper"  # where its parameters stand among the model's
+HELPER = "helper"  # where its parameters are among the model's
 RUNNER = '''\
 """Writes texts with the exported sampler: python run.py [SEED]. Needs jax and safetensors alone."""
 import json, pathlib, signal, sys
@@ -56,12 +56,12 @@ def exported_sampler(
 ) -> export.Exported:
     """The sampler for one batch size and number of steps, lowered for all of `PLATFORMS` at once.
 
-    It is called with the parameters by path (`all_params`), the key's data `[2]` uint32 of a threefry key,
-    and `x_init: [batch_size, L]` int32, and returns the texts `[batch_size, L]` int32.
+    It takes the parameters by path (`all_params`), the data `[2]` uint32 of a threefry key, and
+    `x_init: [batch_size, L]` int32, and returns the texts `[batch_size, L]` int32.
 
     Args:
       model: a denoiser.
-      config: of the sampler.
+      config: the sampler's config.
       batch_size: texts at once.
       helper: the second model of a decoder that needs one.
 
@@ -80,7 +80,7 @@ def exported_sampler(
 
 
 def all_params(model: Model, helper: Loaded | Helper | None = None) -> dict[str, jax.Array]:
-    """Parameters by path, `{"blocks/mlp/up/kernel": …}`, those of a helper below `helper/`."""
+    """Parameters by path, `{"blocks/mlp/up/kernel": …}`; a helper's are below `helper/`."""
     other = helping(helper)
     beside = {} if other is None else {HELPER: other.params}
     return flat_leaves(model.params | beside)
@@ -95,8 +95,8 @@ def export_stablehlo(
 ) -> list[Path]:
     """Writes the sampler, its parameters, their description, and a program that runs them.
 
-    Arguments are those of `exported_sampler`, and where the files go. Returns the paths of the artifact, of
-    the parameters, of the JSON that says sizes, settings and what each token reads, and of the program.
+    The files go to `directory`; the other arguments are those of `exported_sampler`. Returns the paths of the
+    artifact, the parameters, the JSON with sizes, settings and the text of each token, and the program.
     """
     exported = exported_sampler(model, config, batch_size, helper=helper)
     directory = as_path(directory)

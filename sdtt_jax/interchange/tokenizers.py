@@ -18,18 +18,18 @@ from sdtt_jax.networks.config import GPT2Config
 
 # Layouts whose models each have a tokenizer of their own.
 HUB_TOKENIZERS = (LLAMA, LLADA, LLAMA_GGUF)
-# Share of an embedding's rows that are tokens; the last ones of published models may be padding.
+# The least share of an embedding's rows that are tokens; a published model's last rows may be padding.
 LEAST_SHARE = 7 / 8
 
 
 def published_tokenizer(model: Published, folder: Path) -> Tokenizer | None:
     """The tokenizer of a published model; None where there is none that can be read.
 
-    The folder may hold a tokenizer.json; a GGUF file has its own, and where that is of no known kind, this.
+    A GGUF file's own is taken if its kind is known, else the tokenizer.json in the folder.
 
     Raises:
-      CheckpointError: it is damaged, has more tokens than the model's embedding rows, or does not say what
-        begins or ends a text.
+      CheckpointError: it is damaged, has more tokens than the model's embedding has rows, or does not say
+        what begins or ends a text.
     """
     if isinstance(model.tensors, GgufTensors):
         found = gguf_tokenizer(model.tensors, model.config.columns, model.mask_row)
@@ -70,7 +70,7 @@ def _gpt2() -> Tokenizer:
 def _special(model: Published, tokenizer: tokenizers.Tokenizer, beside: Path) -> Special:
     """BOS and EOS, by number in the model's config, or else by name in tokenizer_config.json."""
     mask, rows = model.mask_row, model.config.columns
-    # A last row may be MASK alone: a causal model became a denoiser.
+    # The last row need not be a named token: it is MASK where a causal model was made a denoiser.
     named_by_file = mask not in (None, model.given.mask_id, rows - 1)
     if named_by_file and tokenizer.id_to_token(mask or 0) is None:
         raise CheckpointError(

@@ -1,7 +1,7 @@
 """Noise-coupled students on an enumerated world, measured by the law of what they write.
 
-The teacher is the true denoiser's table, which takes as many calls as a sequence has tokens: its trajectories
-are exact draws of the chain. They cost a few look-ups, so that every batch has trajectories of its own.
+The teacher is the true denoiser's table, sampled with a call for each token, so its trajectories are exact
+draws of the chain. They cost only a few look-ups, so every batch gets fresh ones.
 """
 
 import dataclasses
@@ -43,7 +43,7 @@ class CoupledStudentConfig:
     num_layers: int = 3
     embed_dim: int = 64
     num_heads: int = 4
-    noise: NoiseConfig = dataclasses.field(default_factory=NoiseConfig)  # what it sees of the noise
+    noise: NoiseConfig = dataclasses.field(default_factory=NoiseConfig)  # what the student sees
     batch_size: int = 128  # trajectories per step
     num_steps: int = 10_000  # steps of each round
     # learning_rate, adam_learning_rate: peak rates of Muon, for the blocks' matrices, and of Adam, for the
@@ -64,7 +64,7 @@ class CoupledStudentConfig:
 
     @property
     def draws(self) -> Draws:
-        """What a student's law is counted over."""
+        """The samples that a student's law is counted over."""
         return Draws(self.num_samples, self.seed)
 
 
@@ -80,12 +80,12 @@ def train_coupled(
     config: CoupledStudentConfig,
     distill: CoupledDistillConfig | None = None,
 ) -> list[Params]:
-    """Distils the true denoiser's trajectories in rounds: the parameters of each round's student.
+    """Distils the true denoiser's trajectories in rounds; returns the parameters of each round's student.
 
     Args:
       world: the language.
       config: the student and its training.
-      distill: rounds and calls; one-shot from as many calls as a sequence has tokens if None.
+      distill: rounds and calls; None: one-shot, from as many calls as a sequence has tokens.
     """
     if distill is None:
         distill = CoupledDistillConfig(world.length, full_share=config.full_share)
@@ -127,7 +127,7 @@ def _trajectories(
     round: int,
     shape: tuple[int, int],
 ) -> Batches:
-    """Fresh ones for each step; `shape` is batch and length."""
+    """Makes fresh trajectories for each step; `shape` is (batch size, length)."""
 
     def batches(key: Key, context: Tree, steps: jax.Array) -> Tree:
         (batch_size, length), kind = shape, student.noise_kind

@@ -1,6 +1,7 @@
-"""The exact laws of decoders that make calls of their own: what each does to every partly masked sequence.
+"""The exact laws of decoders with a step of their own: what it does to every partly masked sequence.
 
-A law is `[states]`, in the order of `all_states`. A step gives the law after it and the mean number of calls.
+A law is an array `[states]`, in the order of `all_states`. A step function returns the law after the step and
+the step's mean number of calls.
 """
 
 import functools
@@ -31,10 +32,10 @@ class StepTable(NamedTuple):
     """What a step of a decoder is computed from."""
 
     own: Array  # `[states, L, V]`, what the model draws from, in the order of `all_states`
-    # The same of the other model; of a causal one only what has nothing masked on the left is read.
+    # The same for the helper; of a causal one, only predictions with nothing masked on their left are read.
     helper: Array
     causal: bool  # whether the helper is a causal model
-    # num_steps, call: how many steps there are, and which this is.
+    # num_steps, call: the number of steps, and the index of this one.
     num_steps: int
     call: int = 0
 
@@ -50,7 +51,7 @@ class StepTable(NamedTuple):
 def speculative_step(options: Speculative, table: StepTable, law: Array) -> tuple[Array, float]:
     """A draft and its verification.
 
-    The neighbours of a token are all alike, so that they are taken in the order of their ids.
+    All tokens count as equally near, so a token's neighbours are taken in the order of their ids.
     """
     length, size = table.length, table.size
     step, after, calls = strides(size, length), np.zeros_like(law), 0.0
@@ -77,7 +78,7 @@ def speculative_step(options: Speculative, table: StepTable, law: Array) -> tupl
 
 
 def _verdicts(q: Array, p: Array, relaxation: float) -> tuple[Array, Array]:
-    """Probability of drafting and keeping each token, and of drawing each in place of one that is not."""
+    """The chances that each token is drafted and kept, and that it is drawn in place of a refused one."""
     if relaxation == 0:
         return np.minimum(q, p), np.maximum(p - q, 0.0)
     size = p.shape[-1]
@@ -96,7 +97,7 @@ def _verdicts(q: Array, p: Array, relaxation: float) -> tuple[Array, Array]:
 
 
 def refine_step(options: Refine, table: StepTable, law: Array) -> tuple[Array, float]:
-    """A window of the finished texts is looked at, what is doubted is masked and drawn again."""
+    """Looks at a window of the finished texts; doubted tokens are masked and drawn again."""
     length, size = table.length, table.size
     places = (table.call - (table.num_steps - options.rounds)) * options.window
     window = (places + np.arange(options.window)) % length
@@ -114,7 +115,7 @@ def refine_step(options: Refine, table: StepTable, law: Array) -> tuple[Array, f
 
 
 def energy_step(options: Energy, table: StepTable, law: Array) -> tuple[Array, float]:
-    """One of two whole candidates, of which some positions are revealed."""
+    """Picks one of two whole candidates (or takes the only one), and reveals some of its positions."""
     require(options.candidates <= 2, "mode=energy: the law is computed of two candidates at most.")
     length, size = table.length, table.size
     after, calls = np.zeros_like(law), 0.0
@@ -145,7 +146,7 @@ def energy_step(options: Energy, table: StepTable, law: Array) -> tuple[Array, f
 
 
 def skeleton_step(options: Skeleton, table: StepTable, law: Array) -> tuple[Array, float]:
-    """All of the helper's tokens one by one, or some of the others."""
+    """Writes all of the helper's tokens one by one in the first step, some of the others in a later one."""
     length, size, bones = table.length, table.size, range(0, table.length, options.every)
     if table.call > 0:
         due = even_count(length - len(bones), table.num_steps - 1, table.call - 1)
@@ -158,7 +159,7 @@ def skeleton_step(options: Skeleton, table: StepTable, law: Array) -> tuple[Arra
 
 
 def _causal_law(table: StepTable) -> Array:
-    """Of every state that is a finished text, what a causal helper says of it: `[states]`."""
+    """The probability of every finished text under a causal helper: `[states]`, zero at the other states."""
     length, size = table.length, table.size
     step, law = strides(size, length), np.zeros(len(table.helper))
     finished = states_with_pattern((), size, length)
@@ -171,12 +172,12 @@ def _causal_law(table: StepTable) -> Array:
 
 
 def even_count(length: int, num_steps: int, call: int) -> int:
-    """How many positions of a whole text a call reveals where they are dealt out evenly."""
+    """How many positions of a whole text a call reveals if they are spread evenly over the calls."""
     return sum(rank * num_steps // length == call for rank in range(length))
 
 
 def alike(count: int, places: Sequence[int], source: Array) -> Iterator[Any]:
-    """Moves that reveal so many of some places, each choice alike."""
+    """The moves that reveal `count` of the given places, every choice equally likely."""
     del source
     for chosen in itertools.combinations(places, count):
         yield chosen, (), 1 / math.comb(len(places), count)
@@ -190,12 +191,12 @@ def _reveal_all(pattern: tuple[int, ...], source: Array) -> list[Any]:
 def step_law(
     law: Array, probabilities: Array, moves: Any, length: int, size: int
 ) -> tuple[Array, float]:
-    """The law after one call whose tokens are drawn each on its own, and the probability that it is made.
+    """The law after one call that draws its tokens independently, and the probability that it is made.
 
     Args:
       law: `[states]`.
       probabilities: `[states, length, size]`.
-      moves: `(pattern, source) -> (revealed, masked again, chance)` of all that can happen.
+      moves: `(pattern, source) -> [(revealed, masked again, chance)]`, everything that can happen.
       length, size: positions, and tokens without MASK.
     """
     step, after, made = strides(size, length), np.zeros_like(law), 0.0
@@ -212,7 +213,7 @@ def step_law(
             shift = outer_sum([(np.arange(size) - size) * step[p] for p in revealed])
             shown = source[:, None] // step[list(again)] % (size + 1)
             target = source + ((size - shown) * step[list(again)]).sum(axis=1)
-            # States that differ only where they are masked again become one, so the sum is not an assignment.
+            # States that differ only where they are masked again become one state: their weights must add up.
             np.add.at(after, target[:, None] + shift, weight)
     return after, made
 

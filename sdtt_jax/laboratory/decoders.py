@@ -1,7 +1,7 @@
 """The exact law of every decoder in an enumerated world: a sum over all that can happen at each call.
 
-`world.reveal_sums` has the law of the grid for every number of steps at once, because there every order of
-positions is equally likely. Here the probability of each partly masked sequence is carried from call to
+`world.reveal_sums` gives the law of mode "grid" for every number of steps at once, because there every order
+of positions is equally likely. Here the probability of each partly masked sequence is carried from call to
 call, so that a decoder may look at what the network says, or mask tokens again.
 """
 
@@ -47,18 +47,19 @@ def decoder_law(
     *,
     causal: bool = False,
 ) -> tuple[Array, float]:
-    """The law of the texts that a decoder writes, `[V^L]`, and the mean number of its network calls for one.
+    """The law of the texts that a decoder writes, `[V^L]`, and its mean number of network calls per text.
 
-    It is in the order of `finished_states`. Times are those of the uniform grid from 1 to 0, alpha = 1 - t.
-    What the last step leaves masked is filled with the most probable tokens in one more call, as
-    `sampler.take_step` does.
+    The law is in the order of `finished_states`. Times are those of the uniform grid from 1 to 0, with
+    alpha = 1 - t. Positions that the last step leaves masked get their most probable tokens in one more call,
+    as in `sampler.take_step`.
 
     Args:
       probabilities: `[states, L, V]`, what the sampler draws from, in the order of `all_states`.
-      mode: of `SamplerConfig`.
-      num_steps: calls that it may make; a decoder that makes several at a time makes so many times more.
-      helper: `[states, L, V]` of the second model of a decoder that needs one; None: the same.
-      causal: whether the helper is a causal model, of which only what has nothing masked on the left is read.
+      mode: the decoder, as in `SamplerConfig`.
+      num_steps: calls that it may make; a decoder that makes several per step makes that many times more.
+      helper: `[states, L, V]`, what the second model says, if the decoder needs one; None: `probabilities`.
+      causal: whether the helper is a causal model; only predictions with nothing masked on their left are
+        then read.
     """
     check_measurable(mode)
     decoder, options = parse_mode(mode)
@@ -112,15 +113,15 @@ def decoder_measures(
 ) -> dict[str, dict[str, dict[str, float | None]]]:
     """`law_measures` of each decoder at each number of steps, with its mean number of "calls".
 
-    Where the law depends on every history, as that of remdm-confidence, it is counted over samples. A measure
-    is None where it is infinite: the decoder never writes something that the chain does. Numbers of steps
-    that a decoder cannot make are left out.
+    A law that depends on every history, as that of remdm-confidence does, is counted over samples. A measure
+    is None where it is infinite because the decoder never writes something that the chain does. Numbers of
+    steps that a decoder cannot make are left out.
 
     Args:
       truth: the world; its true denoiser is the second model of decoders that need one.
-      modes: of `SamplerConfig`.
-      steps: calls that may be made.
-      model: `[states, L, V]`, what the decoders draw from; None: from the true denoiser too.
+      modes: the decoders, as in `SamplerConfig`.
+      steps: numbers of calls that may be made.
+      model: `[states, L, V]`, what the decoders draw from; None: the true denoiser's predictions.
     """
     found: dict[str, dict[str, dict[str, float | None]]] = {}
     own = truth.teacher if model is None else model
@@ -152,7 +153,7 @@ def _measures(
 
 
 def _scores(pick: Pick, options: Any, probabilities: Array) -> Array:
-    """How a decoder rates each position of each state, by its own function: `[states, L]` float32."""
+    """The decoder's own score of each position in each state: `[states, L]` float32."""
     _, _, size = probabilities.shape
     log_probs = jnp.log(jnp.maximum(probabilities.reshape(-1, size), 1e-30))
     return np.asarray(pick.score(options, log_probs)).reshape(probabilities.shape[:2])
@@ -167,9 +168,9 @@ def _by_chance(
     pattern: tuple[int, ...],
     source: Array,
 ) -> Iterator[Move]:
-    """All that a call can do that does not ask the network what, where `pattern` is masked.
+    """Everything that a call can do where `pattern` is masked, for a decoder that does not ask the network.
 
-    (Seven arguments: the first five are one decoder at one call.)
+    (Seven arguments: the first five describe one decoder at one call.)
     """
     if decoder.redo is not None:
         masked = (jnp.float32(1 - step / num_steps) for step in (index, index + 1))
@@ -198,5 +199,5 @@ def _subsets(positions: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
 
 
 def _chance(each: float, chosen: tuple[int, ...], positions: tuple[int, ...]) -> float:
-    """That exactly these of some positions are chosen, each alike and on its own."""
+    """The chance that exactly these positions are chosen, each independently with chance `each`."""
     return float(each ** len(chosen) * (1 - each) ** (len(positions) - len(chosen)))

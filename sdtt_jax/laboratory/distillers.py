@@ -1,7 +1,8 @@
 """Every distiller on an enumerated world, by the same measures: KL both ways, total variation, entropy.
 
-Texts are written on the uniform grid of times, whose law `sample_distribution` sums up for a table of
-predictions. A distiller is a row of `DISTILLERS`.
+Texts are written in mode "grid", whose law `sample_distribution` sums up for a table of predictions; only the
+students of `coupled-rounds` and `coupled-soft` write in the mode of their trajectories. A distiller is a row
+of `DISTILLERS`.
 """
 
 import dataclasses
@@ -24,35 +25,35 @@ from sdtt_jax.laboratory.world import Array
 from sdtt_jax.ops.noise import FULL, MASKS
 from sdtt_jax.typing import Params
 
-# In rounds, calls are halved; the first trajectory has the least power of two that is one for each token.
+# Each round divides the calls by this, from the least power of two that gives every token a call.
 ROUNDS_OF = 2
 
 
 class Asked(NamedTuple):
-    """What is asked of the distillers."""
+    """What the distillers are asked to measure."""
 
     truth: Truth  # the world, enumerated
     optima: Sequence[Array]  # predictions of SDTT's rounds, the last of which is measured
     calls: Sequence[int]  # numbers of network calls
     config: CoupledStudentConfig  # the coupled student and its training
-    # Of the other distillers' students; needed for these alone.
+    # What the other distillers' students share; needed for them alone.
     bench: others.StudentBench | None = None
-    # Of `matched.ENTROPIES`: which one students are also compared at; None for none.
+    # The one of `matched.ENTROPIES` at which students are compared as well; None for none.
     matched: str | None = None
-    # Trains the one-shot coupled student; `measure_distillers` lets all that begin with it share one.
+    # Trains the one-shot coupled student, once: the distillers that need it share it.
     one_shot: Callable[[], list[Params]] | None = None
 
 
 class Distiller(NamedTuple):
     """A distiller of the laboratory."""
 
-    # Gives the measures by number of calls, a string, for each name that the record holds.
+    # Returns the measures by number of calls, a string, for each name in the record.
     measure: Callable[[Asked], dict[str, Record]]
-    trains: bool  # whether it is measured by a trained student; else by its optimum in closed form
+    trains: bool  # whether a trained student is measured, or else the optimum in closed form
 
 
 def measure_distillers(names: Sequence[str], asked: Asked) -> Record:
-    """`{name: {calls: {"kl", "kl_reverse", "tv", "entropy"}}}`, calls as strings.
+    """The measures `{name: {calls: {"kl", "kl_reverse", "tv", "entropy"}}}`, calls as strings.
 
     A coupled student is measured twice: as `coupled`, which takes the tokens that its noise determines, and
     as `coupled-drawn`, which draws from its own distribution. With `asked.matched`, students whose law is
@@ -71,7 +72,7 @@ def _sdtt(asked: Asked) -> dict[str, Record]:
 
 
 def _coupled_rounds(asked: Asked, name: str, soft_weight: float) -> dict[str, Record]:
-    """As many steps in all as one-shot; each number of calls has the student of the round that is for it."""
+    """Trains as many steps in all as one-shot; each number of calls gets the student of its own round."""
     rounds = (asked.truth.world.length - 1).bit_length()
     steps = max(asked.config.num_steps // rounds, 1)
     config = CoupledDistillConfig(
@@ -95,7 +96,8 @@ def _trained(
     for n in asked.calls:
         params, mode = students[-1], "grid"
         if distill is not None:
-            # A round has seen the states of its own trajectories alone: so many calls, in their mode.
+            # A student has seen only its own round's trajectories: take the first that is for n calls
+            # or fewer, and their mode.
             rounds = range(1, distill.num_rounds + 1)
             fit = (students[r - 1] for r in rounds if distill.calls_of(r + 1) <= n)
             params, mode = next(fit), distill.mode

@@ -4,7 +4,7 @@ Whatever loss trained it, a student whose tokens are independent given a partly 
 table of predictions. Here the table itself is optimised, so that the exact law of its samples at
 n calls is as near to the language as a table can bring it: the floor under SDTT and under every
 other distiller of such students. A mixture of K tables, one of which is drawn for each text, is
-less bounded; its floor is beside it.
+less bounded; its floor is given beside it.
 
 The problem is not convex. At one call the symmetric table is a saddle of KL(samples || chain), and
 the best table at two calls leans towards one of many sequences that are equally likely. So the
@@ -46,13 +46,13 @@ from sdtt_jax.laboratory.world import (
 from sdtt_jax.progress import Progress, make_progress
 
 MIXTURE_OBJECTIVE = "sum"
-SETTLED = 1e-3  # how far apart the best of the two optimizers may be
+SETTLED = 1e-3  # how far apart the best values of the two optimizers may be
 # Reveals of one call, (2V + 1)^L: a world of this size takes most of an hour and some GiB.
 MAX_PAIRS = 10_000_000
 _MOST_WORKERS = 8  # each search holds tens of MiB
 _ADAM_LEAVES_OUT = ("perturbed", "random")  # at several calls: worse starts that take as long
-_AGAIN = 6  # times at most that both go on from the best of all
-_LONGER = 4  # times more steps at one call, where they cost nothing
+_AGAIN = 6  # how often, at most, both optimizers go on from the best table of all
+_LONGER = 4  # times as many steps at one call, where they cost nothing
 
 
 class SearchJob(NamedTuple):
@@ -79,7 +79,7 @@ def find_floor(
 
     Args:
       truth: the world, enumerated.
-      calls: of the sampler, each at least 1.
+      calls: numbers of the sampler's calls, each at least 1.
       optima: tables of predictions `[states, L, V]` to start from, beside the teacher.
       components: sizes of mixtures, each at least 2.
       config: the search.
@@ -87,8 +87,8 @@ def find_floor(
 
     Returns:
       `floor`, the measures of the best table by calls and objective; `mixtures`, those of the best
-      mixture by size, calls and objective; `floor_search`, by calls and objective: each
-      optimizer's best, and where it came to from each start.
+      mixture by size, calls and objective; `floor_search`, by calls and objective: the best value of
+      each optimizer, and the value that it reached from each start.
     """
     world = truth.world
     pairs = (2 * world.vocab_size + 1) ** world.length
@@ -131,9 +131,9 @@ def find_floor(
 
 
 class _Searches:
-    """Runs searches side by side, and shows how far they are.
+    """Runs searches side by side, and shows their progress.
 
-    What a search costs grows with the groups that are revealed together and with the tables.
+    The cost of a search grows with the number of groups that are revealed and with the number of tables.
     """
 
     def __init__(
@@ -162,7 +162,7 @@ class _Searches:
         *,
         planned: bool = True,
     ) -> Ends:
-        """Where each of the jobs ends; one that was not planned does not count as progress."""
+        """Where each job ends; jobs that were not planned do not count as progress."""
         steps = self.config if n > 1 else _longer(self.config)
         ends = self._pool.map(
             lambda job: search(problem, starts[job.start], job.objective, job.optimizer, steps),
@@ -184,8 +184,8 @@ def _best_tables(
     starts = _starts(truth, layout, n, tables, searches.config)
     problem = searches.problem(n, starts)
     ends = searches.run(problem, n, starts, jobs)
-    # Once more, from the best table for each objective that any of them has found. A search returns no worse
-    # table than its start, so that the optimizers differ by what one of them still gained: until they agree.
+    # Both optimizers go on from the best table that any search has found for an objective, until they agree.
+    # A search returns no worse table than its start, so they differ only by what one of them still gained.
     sought = tuple(OBJECTIVES)
     for number in range(_AGAIN):
         first = {o: _best(ends, o) for o in OBJECTIVES}
@@ -204,13 +204,13 @@ def _best_tables(
 
 
 def _apart(found: Record) -> float:
-    """How far the best of the two optimizers lie from each other."""
+    """How far apart the best values of the two optimizers are."""
     lbfgs, adam = (found[name] for name in OPTIMIZERS)
     return abs(float(lbfgs) - float(adam))
 
 
 def _ways(truth: Truth, n: int) -> Array:
-    """The probability of each number of groups in which n calls reveal a text."""
+    """`reveal_ways` of n calls, up to the most groups in which they can reveal a text."""
     return reveal_ways(n, truth.world.length)[: min(n, truth.world.length) + 1]
 
 
@@ -230,7 +230,7 @@ def _jobs(starts: Sequence[str], calls: int) -> list[SearchJob]:
 
 
 def _nearest(measured: Mapping[str, Record], objective: str) -> str:
-    """The objective whose best table is best for this one."""
+    """The objective whose best table is best for `objective`."""
     shares = dict(zip(("kl", "kl_reverse", "tv"), OBJECTIVES[objective], strict=True))
     return min(measured, key=lambda o: sum(shares[name] * measured[o][name] for name in shares))
 
@@ -244,8 +244,8 @@ def _longer(config: SearchConfig) -> SearchConfig:
 def likely_sequences(truth: Truth, count: int) -> Array:
     """The likeliest sequences of the language that are far apart, the likeliest first: `[count, L]`.
 
-    Each differs from those before it at more than half of its positions, where there is such a one; sequences
-    repeat when there are fewer.
+    Each differs from all before it at more than half of its positions or, if none does, is the likeliest new
+    one; when no new ones are left, the likeliest repeats.
     """
     numbers = finished_states(truth.world)
     sequences = all_states(truth.world.vocab_size, truth.world.length)[numbers]
@@ -277,7 +277,7 @@ def _starts(
 def _mixture_starts(
     truth: Truth, layout: StateLayout, n: int, size: int, best: SearchEnd, config: SearchConfig
 ) -> dict[str, TableMixture]:
-    """Tables that lean towards sequences of their own, and the best table with some noise."""
+    """Tables that each lean towards a sequence of their own, and copies of the best table with some noise."""
     rng = np.random.default_rng((config.seed, n, size))
     teacher = _copies(single(to_logits(layout, truth.teacher, n)), size)
     return {
@@ -303,7 +303,7 @@ def _perturbed(mixture: TableMixture, by: float, rng: np.random.Generator) -> Ta
 
 
 def _different(tables: Mapping[str, Array]) -> dict[str, Array]:
-    """Without those that equal an earlier one: the optimum of kl-fwd is the teacher."""
+    """Drops tables that equal an earlier one, as the optimum of kl-fwd equals the teacher."""
     kept: dict[str, Array] = {}
     for name, table in tables.items():
         if not any(np.allclose(table, other, atol=1e-6) for other in kept.values()):
@@ -321,7 +321,7 @@ def _best(ends: Ends, objective: str, optimizer: str | None = None) -> SearchEnd
 
 
 def _measures(truth: Truth, layout: StateLayout, n: int, mixture: TableMixture) -> Record:
-    """The measures of its samples, in float64."""
+    """The measures of a mixture's samples, in float64."""
     tables = zip(*mixture.logits, strict=True)
     laws = [
         sample_distribution(reveal_sums(to_predictions(layout, table, truth.teacher)), n)

@@ -7,8 +7,8 @@ its target, and each gradient back. A gradient in the built-in world takes 4 ms 
 2 calls, 15 ms at 4.
 
 A *table of logits* is a tuple of arrays `[N_m, m, V]`, one for each number m of masked positions,
-most first: for each of the N_m states with m masks, its masked positions. One call needs the
-first array alone, that of the fully masked state.
+largest first: the logits at the masked positions of each of the N_m states with m masks. One call
+needs only the first array, that of the fully masked state.
 """
 
 import itertools
@@ -21,18 +21,18 @@ import numpy as np
 from sdtt_jax.laboratory.world import Array, states_with_pattern, strides
 
 StateTable = tuple[jax.Array, ...]
-_SMALLEST = 1e-30  # of a probability in a table
+_SMALLEST = 1e-30  # the least probability in a table
 
 
 class Reveals(NamedTuple):
-    """What each state of some groups can become in one call, as places in one long list."""
+    """Everything that each state of some groups can become in one call, as places in one long list."""
 
-    order: Any  # places sorted by what the state becomes
-    inverse: Any  # [all places], their rank in `order`; one past its end for those left out
+    order: Any  # places, sorted by the state that is reached
+    inverse: Any  # [all places], their rank in `order`; one past its end for places left out
 
 
 class Paths(NamedTuple):
-    """From the fully masked state to finished sequences: what `sampler_law` gathers by."""
+    """The indices by which `sampler_law` gathers, from the fully masked state to finished sequences."""
 
     first: Any  # numbers of the states with 1 to L - 1 masks, in the order of the layout
     onward: Reveals  # from these states to each other
@@ -62,7 +62,7 @@ def make_layout(vocab_size: int, length: int) -> StateLayout:
     step = strides(vocab_size, length)
 
     def becomes(group: int, choices: int) -> Array:
-        """Ranks of what each state of a group can become; choice V is to stay MASK."""
+        """Ranks of the states that each state of a group can become; choice V keeps MASK."""
         reached = states[group][:, None]
         for position in positions[group].T:
             shift = (np.arange(choices) - vocab_size) * step[position][:, None]
@@ -81,7 +81,7 @@ def make_layout(vocab_size: int, length: int) -> StateLayout:
 
 
 def to_logits(layout: StateLayout, predictions: Array, calls: int) -> StateTable:
-    """The table of logits, as far as a sampler with `calls` calls uses it, of `[states, L, V]`."""
+    """Predictions `[states, L, V]` as a table of logits, as far as a sampler with `calls` calls uses it."""
     groups = list(zip(layout.states, layout.positions, strict=True))[: 1 if calls == 1 else -1]
     return tuple(
         jnp.log(np.maximum(predictions[states[:, None], masked], _SMALLEST))
@@ -92,7 +92,7 @@ def to_logits(layout: StateLayout, predictions: Array, calls: int) -> StateTable
 def to_predictions(layout: StateLayout, logits: StateTable, otherwise: Array) -> Array:
     """The predictions, `[states, L, V]` float64, of a table of logits that `to_logits` made.
 
-    States that it leaves out have those of `otherwise`, of the same shape.
+    States that the table leaves out keep the predictions of `otherwise`, of the same shape.
     """
     predictions = otherwise.copy()
     for states, masked, rows in zip(layout.states, layout.positions, logits, strict=False):
@@ -106,8 +106,8 @@ def sampler_law(paths: Paths, log_probs: StateTable, ways: jax.Array) -> jax.Arr
     """Probability of every finished sequence: `[V^L]`, in the order of `finished_states`.
 
     Args:
-      paths: of the world's `StateLayout`.
-      log_probs: a table of logits, normalised. (Others give a sum over paths that is not a distribution; its
+      paths: those of the world's `StateLayout`.
+      log_probs: a table of logits, normalised. (Without that, the sum over paths is not a distribution; its
         gradient says how much each prediction is used.)
       ways: `[S + 1]`, from `reveal_ways`; all arrays of `log_probs` are needed where S > 1.
     """
@@ -148,7 +148,7 @@ def _joint(log_probs: jax.Array) -> jax.Array:
 
 @jax.custom_vjp
 def _gathered(values: jax.Array, order: jax.Array, inverse: jax.Array) -> jax.Array:
-    """`values[order]`, each taken at most once: the gradient is a gather, and no slow scatter."""
+    """`values[order]`, each value taken at most once, so the gradient is a gather, not a slow scatter."""
     del inverse
     return values[order]
 

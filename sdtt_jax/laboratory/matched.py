@@ -1,13 +1,13 @@
-"""Samples at the entropy of the language, to which a temperature brings them.
+"""Samples that a temperature brings to the entropy of the language.
 
-A student can lower KL(samples ‖ chain) by writing less, and a temperature below one makes any model do so.
-Students are therefore compared where all write as much as the language does: every prediction is taken at the
+A student can lower KL(samples ‖ chain) by writing at lower entropy, as any model does at a temperature below
+one. Students are therefore compared at the entropy of the language: every prediction is taken at the
 temperature that makes the entropy of the samples the chain's. KL(samples ‖ chain) is then L log(perplexity of
 the samples / perplexity of the chain): at equal entropy the perplexity alone says which law is nearer.
 
-Two entropies can be made equal. *Joint* is that of the samples' law, for which this holds. *In-text* is the
-mean over texts of the entropy of the tokens within a text. It can be counted on real texts, and so is what
-the suites of the evaluation match; it does not see the order of tokens.
+Two entropies can be made equal. *Joint* is that of the samples' law, for which the formula above holds.
+*In-text* is the mean over texts of the entropy of the tokens within a text. It can be counted on real texts,
+so the evaluation's suites match it; it does not see the order of tokens.
 """
 
 import functools
@@ -29,8 +29,8 @@ from sdtt_jax.laboratory.world import (
 
 JOINT, IN_TEXT = "joint", "in-text"
 ENTROPIES = (JOINT, IN_TEXT)
-# Where the root is looked for, before it is refined: one is among them. Below 1/16 predictions of the worlds
-# here are their most probable token; above 4 they are all but uniform.
+# The grid that brackets the root before it is refined; 1 is on it. Below 1/16 the predictions in the worlds
+# here all but name their most probable token; above 4 they are all but uniform.
 _TEMPERATURES = np.geomspace(1 / 16, 4, 13)
 _TOLERANCE = 1e-4  # relative, of a temperature
 _ALIKE = 1e-9  # nats; entropies nearer than this are the same
@@ -43,7 +43,7 @@ def tempered(predictions: Array, temperature: float) -> Array:
 
 
 def in_text_entropy(truth: Truth) -> Array:
-    """Entropy of the tokens within each finished sequence, nats: `[V^L]`, in their order."""
+    """Entropy of the tokens within each finished sequence, nats: `[V^L]`, ordered as `finished_states`."""
     world = truth.world
     tokens = all_states(world.vocab_size, world.length)[finished_states(world)]
     counts = (tokens[:, :, None] == np.arange(world.vocab_size)).sum(axis=1)
@@ -55,17 +55,17 @@ def matched_measures(
 ) -> Record:
     """`law_measures` of a student's samples at the temperature at which their entropy is the chain's.
 
-    If there are several such temperatures, it is the one nearest to one.
+    If there are several such temperatures, the one nearest to 1 is taken.
 
     Args:
       truth: the language, enumerated.
-      tables: the student's predictions `[states, L, V]`; of a mixture, those of each of its values.
+      tables: the student's predictions `[states, L, V]`: one table, or one for each value of a mixture.
       calls: numbers of network calls.
-      entropy: which one is made equal, of `ENTROPIES`.
+      entropy: the one of `ENTROPIES` that is made equal.
 
     Returns:
       `{calls: {"kl", "kl_reverse", "tv", "entropy", "temperature", "reached"}}`. Where no temperature makes
-      the entropies equal, `reached` is False, and all is of the one that comes nearest.
+      the entropies equal, `reached` is False, and the rest belongs to the one that comes nearest.
     """
     choose("entropy", entropy, ENTROPIES)
     length, of_text = truth.world.length, in_text_entropy(truth)

@@ -63,8 +63,8 @@ def subset_weights(length: int, masked: int, dt: float) -> Array:
 
     Args:
       length: L, positions.
-      masked: m, masked ones.
-      dt: the step.
+      masked: m, masked positions.
+      dt: the step size.
     """
     j = np.arange(masked + 1)
     rest = length - masked + 1
@@ -80,7 +80,7 @@ def target_atoms(teacher: Array, dt: float) -> Iterator[Atoms]:
     For m masked positions there are (V + 1)^(m - 1) atoms: each of the other masked positions
     stays masked or becomes one of V tokens. What the position itself would show after the step
     does not matter: if it is revealed its target is the teacher at x_t, which is also the atom of
-    the empty step, so the two share their weight. Arguments are those of `round_optimum`.
+    the empty step, so the weights of the two are added. Arguments are those of `round_optimum`.
     """
     _, length, size = teacher.shape
     step = strides(size, length)
@@ -110,7 +110,7 @@ def round_optimum(teacher: Array, dt: float, divergence: str) -> Array:
     """The predictions of a student of unlimited capacity after one round.
 
     Args:
-      teacher: [states, L, V] predictions, positive at masked positions, one-hot elsewhere, as the result.
+      teacher: [states, L, V] predictions, positive at masked positions, one-hot elsewhere, like the result.
       dt: step size of the two teacher steps, in (0, 1].
       divergence: one of `OPTIMA`.
     """
@@ -151,14 +151,14 @@ def mean_kl(first: Array, second: Array, probabilities: Array) -> float:
 
 
 def mean_over_masked(values: Array, probabilities: Array, vocab_size: int) -> float:
-    """Mean of `values` [states, L] over masked positions, states weighted: what a loss averages."""
+    """Mean of `values` [states, L] over masked positions, weighted by state probability, as in a loss."""
     masked = all_states(vocab_size, values.shape[1]) == vocab_size
     weight = probabilities[:, None] * masked
     return float((weight * values).sum() / weight.sum())
 
 
 def geometric_mean(weights: Array, values: Array) -> Array:
-    """`kl-bwd`: E sum q log(q / p) is KL(q || exp(E log p) / Z) - log Z, so q is that mean."""
+    """`kl-bwd`: E sum q log(q / p) is KL(q || exp(E log p) / Z) - log Z, so q is the geometric mean."""
     return np.asarray(special.softmax(_mean_log(weights, values), axis=-1))
 
 
@@ -318,7 +318,7 @@ def _medians(weights: Array, values: Array) -> tuple[Array, Array]:
 
 
 def _bisect(too_high: Callable[[Array], Array], low: Array, high: Array) -> tuple[Array, Array]:
-    """The ends, one for each row, between which `too_high` becomes true."""
+    """The two ends, for each row, between which `too_high` becomes true."""
     for _ in range(_MAX_ITERATIONS):
         middle = (low + high) / 2
         over = too_high(middle)

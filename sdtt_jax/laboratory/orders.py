@@ -1,10 +1,10 @@
-"""The exact chances of what a decoder reveals that takes positions in the order of a score.
+"""The exact chances of what is revealed by a decoder that takes positions in the order of a score.
 
-The largest of scores with Gumbel noise of temperature T are draws without replacement with weights
-`exp(score / T)` (Plackett and Luce); at T = 0 the next is any of the largest that are left. So the chance
-that a set of positions comes first is a sum over the last of them, set by set. A decoder reveals as many of
-the order as fit: a number, or what a bound on entropies allows. Both depend on the set alone, and a set that
-does not fit has no larger one that does.
+Ordering scores by size, after adding Gumbel noise of temperature T, draws positions without replacement with
+weights `exp(score / T)` (Plackett and Luce); at T = 0 the next position is any of the largest that are left.
+So the chance that a set of positions comes first is a sum over which of them is last, from small sets to
+large. A decoder reveals the longest start of the order that fits: a number of positions, or what a bound on
+entropies allows. Whether a set fits depends on the set alone; if one does not, no larger set around it does.
 """
 
 import functools
@@ -23,7 +23,7 @@ from sdtt_jax.diffusion.decoders.confident import (
 )
 from sdtt_jax.laboratory.world import Array
 
-# Positions that are revealed, that are masked again, and the chance: [states] or a number.
+# Positions that are revealed, positions that are masked again, and the chance: [states] or a number.
 Move = tuple[tuple[int, ...], tuple[int, ...], Any]
 
 
@@ -37,8 +37,8 @@ def ordered_picks(
     """Every set of positions that a call may reveal, and how probable it is in each state.
 
     Args:
-      options: of the decoder.
-      score: `[states, L]`, the decoder's of each position.
+      options: the decoder's options.
+      score: `[states, L]`, the decoder's score of each position.
       calls_left: calls that may be made, this one included.
       pattern: the masked positions, the same in all states of `source`.
       source: `[n]`, numbers of states.
@@ -53,7 +53,7 @@ def ordered_picks(
     for chosen in itertools.chain.from_iterable(
         itertools.combinations(places, count) for count in range(1, len(pattern) + 1)
     ):
-        # `chosen` comes first, in any order: one of them is the last of it.
+        # The chance that `chosen` comes first, in any order: one of its positions is the last.
         first[chosen] = np.zeros(len(source))
         for last in chosen:
             before = tuple(place for place in chosen if place != last)
@@ -77,7 +77,7 @@ def ordered_picks(
 def _next(
     options: Confidence | EntropyBounded, scores: Array, before: tuple[int, ...], place: int
 ) -> Array:
-    """The chance that `place` follows those that came before it: `[n]`."""
+    """The chance that `place` comes next after the positions `before`: `[n]`."""
     left = [other for other in range(scores.shape[1]) if other not in before]
     behind = np.minimum(scores - scores[:, left].max(axis=1, keepdims=True), 0.0)
     if options.order_temperature > 0:
@@ -90,7 +90,7 @@ def _next(
 def _fitting(
     options: Confidence | EntropyBounded, scores: Array, calls_left: int
 ) -> Callable[[tuple[int, ...]], Array]:
-    """Whether a call may reveal all of a set: a function of places to `[n]` bool."""
+    """Returns a function from a set of places to `[n]` bool: whether a call may reveal all of them."""
     if isinstance(options, Confidence):
         due = jnp.ones(scores.shape, bool)
         found = confident_count(options, jnp.asarray(scores), due, jnp.int32(calls_left))

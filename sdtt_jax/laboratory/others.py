@@ -1,7 +1,8 @@
-"""Students of the other distillers on an enumerated world, measured by the exact law of their samples.
+"""Students of the other distillers on an enumerated world, measured by the law of their samples.
 
-Each is a table of predictions, or of a mixture one for each value of its latent, whose law needs no sampling.
-All have the same sizes, and begin as a network that has copied the true denoiser.
+A student is a table of predictions, or a mixture one for each value of its latent, whose law needs no
+sampling; students that see stochastic masks or noise are counted over samples. All have the same sizes and
+start from a network that has copied the true denoiser, except the noise-coupled one of inverse distillation.
 """
 
 import dataclasses
@@ -56,7 +57,7 @@ from sdtt_jax.ops.noise import LATENT, Noise, draw_noise, every_value, num_value
 from sdtt_jax.training.step import Loss, LossFn, make_train_step
 from sdtt_jax.typing import Key, Params, Tokens, Tree
 
-# By number of calls, what `tables_of` gives of the student for it.
+# The tables, from `tables_of`, of the student for each number of calls.
 Students = dict[int, list[Array]]
 
 _NOISES = 1024
@@ -64,26 +65,26 @@ _NOISES = 1024
 
 @dataclasses.dataclass(frozen=True)
 class OthersConfig:
-    """Settings in the built-in world."""
+    """Settings of the other distillers, with defaults for the built-in world."""
 
     # num_layers, embed_dim, num_heads, batch_size: of each student.
     num_layers: int = 2
     embed_dim: int = 32
     num_heads: int = 2
     batch_size: int = 128
-    # Of each student; one is trained for each number of calls where the loss knows of it.
+    # Of each student; if the loss depends on the number of calls, one is trained for each number.
     num_steps: int = 1000
-    copy_steps: int = 1000  # that copy the true denoiser first
+    copy_steps: int = 1000  # steps that copy the true denoiser first
     # copy_rate, learning_rate: Adam's peak rates.
     copy_rate: float = 3e-3
     learning_rate: float = 1e-3
     alpha: float = 0.5  # of the teacher-free loss
     values: int = 4  # of the mixture
-    teacher_calls: int = 24  # of the trajectories that the mixture learns
+    teacher_calls: int = 24  # calls of the trajectories that the mixture learns
     # layer, gamma: of the discrepancy, which compares states of the copied network.
     layer: int = 2
     gamma: float = 1e-2
-    slow_rate: float = 1e-4  # peak rate of the adversarial ones
+    slow_rate: float = 1e-4  # Adam's peak rate for the discrepancy and inverse distillation
     teacher_temperature: float = IdlmConfig.teacher_temperature  # of inverse distillation
 
     def __post_init__(self) -> None:
@@ -105,7 +106,7 @@ class StudentBench(NamedTuple):
     calls: Sequence[int]  # numbers of network calls to measure at
     sizes: CoupledStudentConfig  # of network and batch, and the seed
     config: OthersConfig  # settings of the distillers
-    start: Callable[[], Params]  # makes the parameters that they begin with, once
+    start: Callable[[], Params]  # returns the parameters that they begin with, made once
 
 
 def make_bench(
@@ -116,7 +117,7 @@ def make_bench(
 ) -> StudentBench:
     """A bench whose start is a network that has copied the true denoiser.
 
-    Of `sizes` the seed, the number of samples and the share of fully masked states are taken.
+    Of `sizes`, only the seed, the number of samples and the share of fully masked states are used.
     """
     sizes = dataclasses.replace(
         sizes,
@@ -153,9 +154,9 @@ def fit(
 
     Args:
       bench: world, batch, steps and seed.
-      title: names the training for the person who watches, and its random numbers.
-      loss: of batches of the chain's sequences.
-      params, context: to begin with; the context is what the loss reads and nothing trains.
+      title: names the training for the person who watches, and seeds its random numbers.
+      loss: the loss on a batch of the chain's sequences.
+      params, context: what training begins with; the loss reads the context, which is not trained.
       rate: Adam's peak rate, decayed to zero along a cosine.
     """
     world, size = bench.truth.world, bench.sizes.batch_size
@@ -180,7 +181,7 @@ def fit(
 
 
 def tables_of(bench: StudentBench, diffusion: MaskedDiffusion, params: Params) -> list[Array]:
-    """A student's predictions `[states, L, V]`; of a mixture, those of each of its values."""
+    """A student's predictions `[states, L, V]`: one table, or one for each value of a mixture."""
     world, kind = bench.truth.world, diffusion.noise_kind
     seen: list[Noise | None] = [None]
     if kind is not None:
@@ -221,7 +222,7 @@ def mixture_students(bench: StudentBench) -> Students:
 
 
 def mmd_students(bench: StudentBench) -> Students:
-    """Completions compared by the copied network's states; a student for each number of calls."""
+    """Students that compare completions by the copied network's states, one for each number of calls."""
     student, config = plain_student(bench.truth, bench.sizes), bench.config
     features = functools.partial(network_of(student).layer_states, layer=config.layer)
 
@@ -235,7 +236,7 @@ def mmd_students(bench: StudentBench) -> Students:
 
 
 def idlm_students(bench: StudentBench) -> Students:
-    """Student and fake of inverse distillation, a pair for each number of calls."""
+    """Students of inverse distillation, each trained beside a fake, one for each number of calls."""
     student, config = plain_student(bench.truth, bench.sizes), bench.config
     context = {"teacher_params": table_params(bench.truth.teacher)}
 
@@ -254,7 +255,7 @@ def coupled_idlm_params(bench: StudentBench, student: MaskedDiffusion, params: P
     Args:
       bench: world, steps and rate; its network is the fake.
       student: the student, without its parameters.
-      params: those that it goes on from.
+      params: the parameters that it goes on from.
     """
     temperature = bench.config.teacher_temperature
     settings = CoupledIdlmConfig(bench.sizes.full_share, teacher_temperature=temperature)
@@ -265,14 +266,14 @@ def coupled_idlm_params(bench: StudentBench, student: MaskedDiffusion, params: P
 
 
 def masks_measures(bench: StudentBench, kind: str, *, coupled: bool) -> Record:
-    """Measures of a student with stochastic masks, counted over samples, with `noise_information`, by calls.
+    """Measures of a student with stochastic masks by number of calls: from samples, with `noise_information`.
 
     Multi-mask and infinite-mask diffusion show the network which of several masks, or what continuous noise,
-    stands at each masked position. Here the student learns the true denoiser's trajectories twice: *coupled*,
-    the mask tells something of the noise that the tokens are drawn with (which token has the largest Gumbel
-    number); and *uncoupled*, it is drawn for itself. Given x_t, uncoupled noise is independent of the target,
-    so that the best prediction does not depend on it, and tokens that are revealed together are as
-    independent as without.
+    stands at each masked position. Here the student learns the true denoiser's trajectories in one of two
+    ways. *Coupled*: it is shown the noise that the tokens are drawn with, or masks that reveal a part of it
+    (which token has the largest Gumbel number). *Uncoupled*: it is shown noise drawn for itself. Given x_t,
+    uncoupled noise is independent of the target, so the best prediction does not depend on it, and tokens
+    that are revealed together are as independent as without noise.
 
     Args:
       bench: world, sizes and steps.
@@ -312,7 +313,7 @@ def masks_measures(bench: StudentBench, kind: str, *, coupled: bool) -> Record:
 
 
 def noise_information(diffusion: MaskedDiffusion, params: Params, length: int, key: Key) -> float:
-    """Mean KL of the first call's predictions from their mean over noise, nats per token."""
+    """Mean KL(prediction || mean prediction over noise) at the first call, nats per token."""
     kind = diffusion.noise_kind
     assert kind is not None
 

@@ -142,9 +142,9 @@ def train_beside(
     """Distills a transformer for each divergence and adds what it reached to the record.
 
     Returns its predictions [states, L, V] by divergence and round. Each round gets `"trained"`: `steps`, the
-    measures; `kl_to_optimum`, KL(optimum || student) per masked token; `relative`, that over KL(optimum ||
-    teacher of the round); `relative_to_first`, over KL(optimum || first teacher); `own_kl`, KL to the optimum
-    of the teacher that the student really had; `loss`, the last logged one.
+    measures; `kl_to_optimum`, KL(optimum || student) per masked token; `relative`, that divided by KL(optimum
+    || teacher of the round); `relative_to_first`, divided by KL(optimum || first teacher); `own_kl`, KL to
+    the optimum for the teacher that the student really had; `loss`, the last logged loss.
 
     Args:
       truth: the world, enumerated.

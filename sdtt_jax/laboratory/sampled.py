@@ -1,10 +1,10 @@
 """The law of what a model writes on an enumerated world, counted over many samples.
 
-For what has no sum: a noise-coupled student's law is an integral over its noise, (V + 1) L numbers, and a
-decoder that remembers has one term for each history. The plug-in estimates of KL and entropy are too large
-and too small by about (sequences seen) / (2 samples), which is taken out by extrapolation from the two halves
-of the samples. For KL(chain || samples), half a sample is added to every sequence, or one that was never seen
-would make it infinite. Total variation is left as it is, a bound from above.
+This is for laws that cannot be summed: a noise-coupled student's is an integral over its noise, (V + 1) L
+numbers, and that of a decoder that remembers has one term for each history. The plug-in estimate of KL is too
+large, and that of entropy too small, by about (sequences seen) / (2 samples); extrapolation from the two
+halves of the samples takes this out. For KL(chain || samples), half a sample is added to every sequence,
+because one that was never seen would make it infinite. Total variation is left as it is, an upper bound.
 """
 
 import functools
@@ -26,7 +26,7 @@ _SAMPLES_PER_CALL = 2**14
 
 
 class Draws(NamedTuple):
-    """How many sequences a law is counted over, and what they are drawn from."""
+    """How many sequences a law is counted over, and the seed of their draws."""
 
     number: int = 2**17
     seed: int = 0
@@ -41,7 +41,7 @@ def sampled_measures(
     temperature: float = 0.0,
     mode: str = "grid",
 ) -> dict[str, dict[str, float]]:
-    """Both KLs, total variation and entropy of what a model writes, by number of calls, as a string.
+    """Both KLs, total variation and entropy of what a model writes, by number of calls (a string).
 
     Args:
       truth: the language, enumerated.
@@ -49,7 +49,7 @@ def sampled_measures(
       calls: numbers of network calls.
       draws: how many samples, and their seed.
       temperature: 0 takes what the noise determines, 1 draws from the student's own distribution.
-      mode: of `SamplerConfig`: how positions fall to calls.
+      mode: how positions are assigned to calls, as in `SamplerConfig`.
     """
     measures = {}
     for number in calls:
@@ -71,7 +71,7 @@ def sampled_measures(
 def mean_calls(
     diffusion: MaskedDiffusion, params: Params, key: Key, config: SamplerConfig, length: int
 ) -> jax.Array:
-    """Network calls of a text that is written by itself, the mean over many: `[]` float32."""
+    """Mean network calls per text, over many texts that are written one by one: `[]` float32."""
     x_init = prior_sample(1, length, diffusion.mask_id)
 
     def calls(key: Key) -> jax.Array:
@@ -96,7 +96,7 @@ def _measures_of_counts(halves: Sequence[Array], truth: Truth) -> dict[str, floa
 def _counts(
     diffusion: MaskedDiffusion, params: Params, key: Key, config: SamplerConfig, world: World
 ) -> jax.Array:
-    """How often each finished sequence was written, in their order: `[V^L]` int32."""
+    """How often each finished sequence was written: `[V^L]` int32, ordered as `finished_states`."""
     x_init = prior_sample(_SAMPLES_PER_CALL, world.length, world.vocab_size)
     state, _ = sample(diffusion, params, key, x_init, config)
     place = jnp.asarray(world.vocab_size ** np.arange(world.length - 1, -1, -1), jnp.int32)

@@ -1,8 +1,8 @@
 """A search for the table of predictions whose samples are nearest to the language.
 
 The gradient of the exact law (`law`) is followed by L-BFGS or Adam. L-BFGS runs in coordinates
-that are scaled by how often a prediction is used: in the built-in world it then comes in 40 steps
-to where 300 plain ones did not.
+that are scaled by how often a prediction is used: in the built-in world 40 such steps reach what 300
+plain ones did not.
 """
 
 import dataclasses
@@ -28,13 +28,13 @@ OBJECTIVES = {
     "sum": (1.0, 1.0, 0.0),
     "tv": (0.0, 0.0, 1.0),
 }
-# Total variation has a kink where a sample is as likely as in the language. What is followed is a
-# hyperbola that leaves the kink by this share of the probability: L-BFGS stalls without.
+# Total variation has a kink where a sample is as likely as in the language. The search follows a
+# hyperbola that rounds the kink by this share of the probability: L-BFGS stalls without.
 _KINK = 0.003
-_SMALLEST = 1e-37  # of a probability under a logarithm, in float32
-# Of the gain that the slope promises, what a step of L-BFGS must bring. With a small share it
-# overshoots once, where predictions saturate and stay: in the built-in world the sum of both KL at
-# 4 calls then ends at 0.202 instead of 0.197.
+_SMALLEST = 1e-37  # the least probability under a logarithm, in float32
+# Share of the gain promised by the slope that a step of L-BFGS must bring. With a small share it
+# overshoots once, predictions saturate, and they stay so: in the built-in world the sum of both KLs
+# at 4 calls then ends at 0.202 instead of 0.197.
 _ENOUGH = 0.3
 _SHORTEST = 1e-3  # step of L-BFGS, as a share of the one that it proposes
 _RARELY_USED = 1e-4  # predictions used less often than this are scaled as if they were
@@ -49,7 +49,7 @@ class SearchConfig:
     adam_steps: int = 300
     adam_rate: float = 0.3  # Adam's rate at its start; it falls to zero along a cosine
     leaning: float = 2.0  # added to the logits of one sequence at the fully masked state
-    # Standard deviation of what is added to all logits of a start that is perturbed.
+    # Standard deviation of the noise added to all logits of a perturbed or random start.
     noise: float = 1.0
     seed: int = 0  # of that noise
 
@@ -111,12 +111,12 @@ def objective_value(
 
 
 def make_problem(paths: Paths, example: TableMixture, ways: Array, chain: Array) -> Problem:
-    """Compiles what a search needs, when it is first called.
+    """The functions that a search needs, each compiled when it is first called.
 
     Args:
-      paths: of the world's `StateLayout`.
+      paths: those of the world's `StateLayout`.
       example: a mixture of the size that is sought.
-      ways: `[S + 1]`, from `reveal_ways`, without groups more than calls.
+      ways: `[S + 1]`, from `reveal_ways`, for at most as many groups as calls.
       chain: `[V^L]`, the language.
     """
     paths = jax.tree.map(jnp.asarray, paths)
@@ -189,10 +189,10 @@ def _adam(problem: Problem, start: Array, shares: Array, config: SearchConfig) -
 
 
 def _lbfgs(problem: Problem, start: Array, shares: Array, config: SearchConfig) -> Array:
-    """Optax's directions, and steps that are halved until they gain.
+    """Follows Optax's directions, with steps that are halved until they gain.
 
-    Optax's own line search holds five copies of the gradient's program, 15 s to compile; SciPy's
-    L-BFGS-B keeps the threads of BLAS spinning on vectors this short, which costs five times more.
+    Optax's own line search holds five copies of the gradient's program, which take 15 s to compile;
+    SciPy's L-BFGS-B keeps BLAS threads spinning on vectors this short, which costs five times more.
     """
     method = _lbfgs_method()
     scales = problem.scales(start)

@@ -1,10 +1,10 @@
 """A transformer distilled on an enumerated world, beside the exact optimum of each round.
 
-Everything that trains here is what trains on text: masking, teacher trajectories, targets,
-divergences, optimizer, rounds. Only the teachers differ: a teacher is a table of predictions at
-every state, behind the same two functions `hidden` and `logits`. The first table holds the true
-denoiser's predictions, the next ones what the student of the round before predicts (the network
-sees no time, so it is a function of the state), which makes many trajectories cheap.
+The training code is that for text: masking, teacher trajectories, targets, divergences, optimizer,
+rounds. Only the teachers differ: a teacher is a table of predictions at every state, behind the same
+two functions `hidden` and `logits`, which makes many trajectories cheap. The first table holds the
+true denoiser's predictions, each later one those of the student of the round before (the network
+sees no time, so its predictions are a function of the state).
 
 A student starts as its teacher, and a table has no parameters to start from, so a stage before the
 rounds copies it: distillation with dt = 1, where the first teacher step reveals everything and
@@ -44,8 +44,8 @@ from sdtt_jax.typing import Hidden, Key, Logits, Params, PerSequence, Tokens
 
 # (params, teacher, number, dt, bar) -> the student's parameters and its last logged loss.
 Trainer = Callable[[Params, Params, int, float, Progress], tuple[Params, float]]
-# alpha_t = 1 - t up to the schedule's alpha_1; smaller than its default so that it is far below
-# what is measured.
+# alpha_t = 1 - t up to the schedule's alpha_1 = eps, which is smaller than its default so that it is far
+# below what is measured.
 SCHEDULE = ScheduleConfig(kind="log-linear", eps=1e-6)
 _STATES_PER_CALL = 4096
 
@@ -111,7 +111,7 @@ class EnumeratedDenoiser:
         return params["table"][(tokens * jnp.asarray(stride, jnp.int32)).sum(axis=-1)]
 
     def head_params(self, params: Params) -> Params:
-        """A table whole, which `logits` tells by its name; of the network, its head."""
+        """The whole table, which `logits` recognises by its name, or the network's head."""
         return params if _is_table(params) else self.network.head_params(params)
 
     def logits(self, params: Params, hidden: Hidden) -> Logits:
@@ -128,7 +128,7 @@ def table_params(predictions: Array) -> Params:
 
 
 def sample_sequences(world: World, seed: int, round: int, step: int, batch_size: int) -> Array:
-    """Draws sequences of the chain: `[batch_size, L]` int32, which depend on the other numbers alone."""
+    """Draws sequences of the chain, `[batch_size, L]` int32; the same arguments give the same sequences."""
     rng = np.random.default_rng((seed, round, step))
     initial = np.cumsum(world.initial)[:-1]
     transition = np.cumsum(world.transition, axis=1)[:, :-1]
@@ -153,25 +153,25 @@ def make_diffusion(world: World, config: StudentConfig) -> MaskedDiffusion:
 
 
 def network_of(diffusion: MaskedDiffusion) -> Any:
-    """The network behind a student, in whose place there may be a table."""
+    """A student's network; a table of predictions may take its place in calls."""
     enumerated: Any = diffusion.denoiser
     return enumerated.network
 
 
 def fresh(diffusion: MaskedDiffusion, key: Key) -> Params:
-    """Parameters of a student's network as training begins with them."""
+    """Freshly initialised parameters of a student's network."""
     return jax.jit(lambda key: unbox(network_of(diffusion).init(key)))(key)
 
 
 def training(num_steps: int, batch_size: int, **optimizer: Any) -> tuple[TrainConfig, StateSpec]:
-    """Steps whose rates fall along a cosine after a short rise, and the state on the first device."""
+    """Settings whose rates fall along a cosine after a short rise, and the state spec on the first device."""
     rates = OptimizerConfig(schedule="cosine", warmup_steps=num_steps // 20, b2=0.99, **optimizer)
     settings = TrainConfig(num_steps, batch_size, optimizer=rates, log_every=50)
     return settings, StateSpec(settings, make_mesh(MeshConfig(), jax.devices()[:1]))
 
 
 def copy_teacher(world: World, config: StudentConfig) -> Params:
-    """Parameters of the network that predict what the true denoiser predicts, by distillation."""
+    """Distils the true denoiser into the network; returns parameters that predict what it predicts."""
     params = fresh(make_diffusion(world, config), purpose_key(config.seed, "exact-init"))
     train_round = _make_trainer(
         world, config, "kl-fwd", config.copy_learning_rate, config.copy_steps, num_trajectories=1
@@ -198,7 +198,7 @@ def train_rounds(
       divergence: what the rounds minimise.
 
     Yields:
-      Of each round the student's predictions, [states, L, V] float64, and the last logged loss, in nats per
+      For each round the student's predictions, [states, L, V] float64, and the last logged loss, in nats per
       masked token.
     """
     num_steps = config.steps_per_round
@@ -222,8 +222,8 @@ def predictions(
     Args:
       diffusion: from `make_diffusion`.
       params: of the network, or a table.
-      world: whose states to predict at.
-      noise: of one text, `[L]` positions, which a network that sees noise is shown at all states.
+      world: the world whose states to predict at.
+      noise: that of one text, `[L]` positions, shown at all states to a network that sees noise.
     """
     states = all_states(world.vocab_size, world.length)
     count = min(_STATES_PER_CALL, len(states))
@@ -255,7 +255,7 @@ def _make_trainer(
     num_steps: int,
     num_trajectories: int,
 ) -> Trainer:
-    """The training of a round: one compiled step, of which teacher and dt are arguments."""
+    """Makes the function that trains a round: one compiled step, with teacher and dt as arguments."""
     distill = DistillConfig(divergence=divergence, num_trajectories=num_trajectories)
     settings, spec = training(num_steps, config.batch_size, name="adam", learning_rate=rate)
     step_fn = make_train_step(distill_loss(make_diffusion(world, config), distill), settings)

@@ -1,6 +1,6 @@
 """Many small training steps in one compiled program, for which the host waits once.
 
-A step of the laboratory takes milliseconds, as long as it takes to hand it to the device.
+A step of the laboratory takes milliseconds, about as long as handing it to the device takes.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from sdtt_jax.typing import Key, Tree
 
 _STEPS_AT_ONCE = 50
 
-# `(key, context, steps) -> batches`: of the steps with these numbers, `[n]` int32, stacked.
+# `(key, context, steps) -> batches`: the stacked batches of the steps numbered `steps`, `[n]` int32.
 Batches = Callable[[Key, Tree, jax.Array], Tree]
 
 
@@ -30,17 +30,17 @@ def train_in_turns(
     settings: TrainConfig,
     length: int,
 ) -> TrainState:
-    """Trains for `settings.num_steps` steps by the one training loop, several of them at a time.
+    """Trains for `settings.num_steps` steps with the usual training loop, several steps at a time.
 
     (Seven arguments: what is trained and how, and what a person who watches is told.)
 
     Args:
       title: names the training for the person who watches.
-      state: to begin with; donated.
+      state: the state to begin with; donated.
       step: one training step.
-      batches: makes those of the steps of a turn, on the device.
-      key: of batches and steps.
-      settings: of the single step.
+      batches: makes the batches of all steps of a turn, on the device.
+      key: the key of batches and steps.
+      settings: those of single steps.
       length: tokens of a sequence.
     """
     most = min(_STEPS_AT_ONCE, settings.num_steps)

@@ -10,7 +10,7 @@ V + 1 (first position = most significant digit, digit V = MASK). Everything here
 * `alpha_t = 1 - t` and t is uniform on (0, 1).
 
 A table of predictions is an array `[states, L, V]`; at unmasked positions it is one-hot.
-`optimum` adds what one round of distillation makes of such a table.
+`optimum` computes what one round of distillation makes of such a table.
 """
 
 import dataclasses
@@ -30,8 +30,8 @@ from sdtt_jax.paths import as_path, read_json
 
 Array = NDArray[Any]
 
-# One reverse step from every state to every state that it can reach is (2 V + 1)^L pairs. This many
-# are seconds of work and a few hundred MiB; ten times more would be neither.
+# Pairs of a state and a state that one reverse step can reach: there are (2 V + 1)^L. This many take
+# seconds and a few hundred MiB; ten times more would be too slow and too large.
 MAX_PAIRS = 50_000_000
 SUM_TOLERANCE = 1e-6
 DEFAULT_DTS = (1 / 48, 1 / 24, 1 / 12, 1 / 6, 1 / 3)
@@ -45,7 +45,7 @@ class World:
     """A Markov chain, the length of its sequences and the step sizes of the rounds.
 
     Raises:
-      ConfigError: when one of these does not hold or the world is too large to enumerate.
+      ConfigError: when a field breaks its rule below, or the world is too large to enumerate.
     """
 
     initial: tuple[float, ...]  # `[V]` probabilities of the first token, all positive
@@ -109,10 +109,10 @@ def sticky_world() -> World:
 
 
 def world_from_mapping(mapping: Mapping[str, Any], where: str = "world") -> World:
-    """A world from the fields of a world file; errors name the field, and `where` it is.
+    """Makes a world from the fields of a world file; errors name the field and `where` it is.
 
-    They are `initial`, `transition`, `length`, and optionally `dts`, `name`, `alpha` (only "1 - t") and
-    `num_distill_steps` (only 2). Reference results may stand beside them.
+    The fields are `initial`, `transition`, `length`, and optionally `dts`, `name`, `alpha` (only "1 - t") and
+    `num_distill_steps` (only 2). Reference results may be beside them.
     """
     require(isinstance(mapping, Mapping), f"{where}: a world is a JSON object, not {mapping!r}.")
     for name in ("initial", "transition", "length"):
@@ -127,7 +127,7 @@ def world_from_mapping(mapping: Mapping[str, Any], where: str = "world") -> Worl
 
 
 def load_world(path: str | Path) -> World:
-    """Reads a world file (JSON); its name is the file's unless it says another."""
+    """Reads a world file (JSON); the world is named after the file unless the file gives a name."""
     mapping = read_json(path)
     if isinstance(mapping, Mapping):
         mapping = {"name": as_path(path).stem, **mapping}
@@ -162,7 +162,7 @@ def states_with_pattern(masked: tuple[int, ...], vocab_size: int, length: int) -
 
 
 def outer_sum(parts: Iterable[Array]) -> Array:
-    """All sums of one entry of each part, the last part's entries varying fastest."""
+    """All sums of one entry from each part, the last part's entries varying fastest."""
     total = np.zeros(1, dtype=np.int64)
     for part in parts:
         total = (total[:, None] + part[None, :]).reshape(-1)
@@ -208,12 +208,12 @@ def finished_states(world: World) -> Array:
 
 
 def reveal_sums(probabilities: Array) -> Array:
-    """The sampler, summed over everything but the number of its steps that reveal something.
+    """The sampler's law, summed over everything but the number of steps that reveal something.
 
     For each s, the sum over all ways to reveal a sequence in exactly s groups of positions, one
-    group after the other, of the product of the predictions it was drawn from. Each position is
-    revealed at a step of its own, uniform over the n steps of the grid, so each such way has
-    probability C(n, s) / n^L, whatever the groups: one pass serves every n.
+    group after the other, of the product of the predictions that its tokens are drawn from. Each
+    position is independently revealed at a step that is uniform over the n steps of the grid, so
+    each such way has probability C(n, s) / n^L, whatever the groups: one pass serves every n.
 
     Args:
       probabilities: [states, L, V].
@@ -251,7 +251,7 @@ def sample_distribution(sums: Array, num_steps: int) -> Array:
 def reveal_ways(num_steps: int, length: int) -> Array:
     """The probability of each way to reveal L positions in s groups one after the other: `[L + 1]`.
 
-    Each position is revealed at one of n steps, uniformly, so it is C(n, s) / n^L.
+    Each position is revealed at one of n steps, uniformly, so this is C(n, s) / n^L.
     """
     return np.array([math.comb(num_steps, s) / num_steps**length for s in range(length + 1)])
 
@@ -284,8 +284,8 @@ def law_measures(law: Array, chain: Array, length: int) -> dict[str, float]:
       length: L.
 
     Returns:
-      `kl`, KL(law || chain), `kl_reverse`, KL(chain || law), and `tv`, their total variation, of whole
-      sequences and in nats; `entropy` of the law, nats per token.
+      `kl`, KL(law || chain), and `kl_reverse`, KL(chain || law), in nats, and `tv`, their total variation,
+      all of whole sequences; `entropy` of the law, nats per token.
     """
     return {
         "kl": float(special.rel_entr(law, chain).sum()),

@@ -35,9 +35,9 @@ class Loaded(abc.ABC):
 
     Attributes:
       params: parameters, a nested dict.
-      tokenizer: text to ids and back; None for a published model that came without one that can be read.
-      facts: what was stored beside the parameters (stage, round, dt, …), `path`, and of a variant of a model
-        what makes it one (`evaluation.variants`).
+      tokenizer: text to ids and back; None for a published model that came without a readable one.
+      facts: what was stored beside the parameters (stage, round, dt, …), `path`, and for a variant of a model
+        what distinguishes it (`evaluation.variants`).
     """
 
     params: Params = dataclasses.field(repr=False)
@@ -71,7 +71,7 @@ class Loaded(abc.ABC):
     @property
     @abc.abstractmethod
     def as_helper(self) -> Helper:
-        """This model as the second model of another one's decoder."""
+        """This model as the helper of another model's decoder."""
 
     @property
     def sequences(self) -> Sequences | None:
@@ -84,14 +84,14 @@ class Loaded(abc.ABC):
 
     @functools.cached_property
     def params_digest(self) -> str:
-        """Digest of the checkpoint's parameters, which a variant of the model may have added to."""
+        """Digest of the checkpoint's parameters, without any that a variant of the model adds."""
         return self.facts.get("checkpoint_digest") or params_digest(self.params)
 
     @functools.cached_property
     def identity(self) -> dict[str, Any]:
         """What identifies the model in results: path, kind, sizes and the parameters' digest; JSON-ready."""
         config, digest = to_mapping(self.config), self.params_digest
-        if "variant" in self.facts:  # other results from the same parameters
+        if "variant" in self.facts:  # it gives other results from the same parameters
             digest = canonical_sha256([params_digest(self.params), self.facts["variant"]])
         return {
             "path": self.facts["path"],
@@ -106,7 +106,7 @@ class Loaded(abc.ABC):
     def fingerprint(self) -> dict[str, Any]:
         """What determines the model's outputs: the parameters' digest and the activations' dtype.
 
-        Of networks from elsewhere also their config, which lies in a file that its user may edit.
+        For GPT-2 and Llama networks, also their config, which lies in a file that the user may edit.
         """
         found = {name: self.identity[name] for name in ("digest", "compute_dtype")}
         if isinstance(self.config, GPT2Config | LlamaConfig):
@@ -115,7 +115,7 @@ class Loaded(abc.ABC):
 
     @property
     def folder(self) -> Path | None:
-        """The file or folder of the parameters; None for others, such as a repository of the hub."""
+        """The folder that holds the parameters; None if there is none, as for a repository of the hub."""
         place = as_path(self.facts["path"])
         if not place.exists():
             return None
@@ -125,16 +125,16 @@ class Loaded(abc.ABC):
     def run_folder(self) -> Path | None:
         """The directory of the run that the model was trained in; None for models from elsewhere.
 
-        A model belongs to a run only at the place where its stage delivers it, not in any folder below.
+        A model belongs to a run only if it lies where its stage delivers it, not elsewhere in the run.
 
         Raises:
-          CheckpointError: it is in such a place, but was trained on other data than that run has.
+          CheckpointError: the model lies in such a place, but was trained on other data than that run's.
         """
         if self.facts.get("stage") is None:
             return None
         for path in with_target(self.facts["path"]):
             stage = path.parent
-            # A round of any distiller is RUN/DISTILLER/NUMBER, of SDTT RUN/rounds/NUMBER.
+            # A distiller's round lies in RUN/DISTILLER/NUMBER; an SDTT round, in RUN/rounds/NUMBER.
             numbered = stage.name.isdigit()
             root = stage.parent.parent if numbered else stage.parent
             own = numbered or stage.name in ("teacher", "judge")
@@ -171,10 +171,10 @@ class Loaded(abc.ABC):
 
 
 def helping(model: Loaded | Helper | None) -> Helper | None:
-    """The second model of a decoder, of a loaded model; `Helper` and None as they are.
+    """Turns a loaded model into a decoder's second model; a `Helper` or None is returned as it is.
 
     Raises:
-      ConfigError: it is none of these, such as a path.
+      ConfigError: `model` is anything else, such as a path.
     """
     require(
         model is None or isinstance(model, Loaded | Helper),

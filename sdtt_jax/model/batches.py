@@ -1,7 +1,7 @@
-"""Work through many rows in batches of one compiled size, on whatever mesh the parameters live.
+"""Works through many rows in batches of one compiled size, on whatever mesh the parameters live on.
 
-Everything that samples or scores many texts goes through `batched`, so that one key gives one text however
-it is asked for: batch i is drawn with `fold_in(key, i)`.
+Everything that samples or scores many texts goes through `batched`, so that a key gives the same texts to
+every caller: batch i is drawn with `fold_in(key, i)`.
 """
 
 import functools
@@ -23,7 +23,7 @@ Batch = Callable[[], Any]
 
 
 class Written(NamedTuple):
-    """Texts that `batches` of a model has written."""
+    """Texts that one of a model's `batches` has written."""
 
     tokens: Any  # `[rows, length]` int32
     nfe: Any  # `[rows]` int32, network calls of the batch that each row was part of
@@ -33,10 +33,12 @@ def batched(function: BatchFunction, params: Any, rows: Any, batch_size: int) ->
     """Splits work into batches, each of which is computed when it is called.
 
     Args:
-      function: compiled, or calls what is; `function(params, index, batch)` gives a tree of `[rows, ...]`.
+      function: a compiled function or a wrapper of one; `function(params, index, batch)` gives a tree of
+        `[rows, ...]`.
       params: parameters, on a mesh or on one device.
       rows: a tree of NumPy arrays `[rows, ...]`.
-      batch_size: rows at once, at most; up to a multiple of what the mesh splits batches into.
+      batch_size: rows at once, at most; rounded up to a multiple of the pieces that the mesh splits a batch
+        into.
 
     Returns:
       One function for each batch. It returns a tree of NumPy arrays `[rows, ...]`, floats widened to float64,
@@ -58,7 +60,8 @@ def map_batches(function: BatchFunction, params: Any, rows: Any, batch_size: int
     """Applies a function to all rows, batch by batch, and concatenates the results.
 
     Args:
-      function: compiled, or calls what is; `function(params, index, batch)` gives a tree of `[rows, ...]`.
+      function: a compiled function or a wrapper of one; `function(params, index, batch)` gives a tree of
+        `[rows, ...]`.
       params: parameters, on a mesh or on one device.
       rows: a tree of NumPy arrays `[rows, ...]`.
       batch_size: rows at once, at most.

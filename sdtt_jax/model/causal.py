@@ -27,7 +27,7 @@ from sdtt_jax.parallel.processes import to_host
 class CausalModel(Loaded):
     """A causal network with its parameters.
 
-    Methods raise `ConfigError` for arrays of another shape than they say, and for ids that do not exist.
+    Methods raise `ConfigError` for arrays that lack the documented shape, and for ids that do not exist.
 
     Attributes:
       network: the network, as pure functions.
@@ -41,7 +41,7 @@ class CausalModel(Loaded):
 
     @property
     def as_helper(self) -> Helper:
-        # Its tokenizer says what stands before the first token.
+        # The tokenizer's BOS stands before the first token.
         every = self.facts.get("every", 1 if self.facts.get("stage") == "judge" else 0)
         return Helper(self.params, self.network, self.text_tokenizer.bos_id, every)
 
@@ -83,7 +83,7 @@ class CausalModel(Loaded):
           num_samples: how many.
           num_tokens: how many tokens follow the prompt.
           prompt: text of n tokens that every sample begins with.
-          batch_size: texts at once, up to a multiple of the mesh's parts.
+          batch_size: texts at once, rounded up to a multiple of the mesh's parts.
           **filters: temperature, top_k, top_p.
 
         Raises:
@@ -105,13 +105,13 @@ class CausalModel(Loaded):
         batch_size: int = 32,
         **filters: Any,
     ) -> list[Callable[[], Written]]:
-        """Continues `prompts: [B, n]` int32: a function for each batch, with texts `[rows, n + num_tokens]`.
+        """Continues `prompts: [B, n]` int32: one function per batch writes texts `[rows, n + num_tokens]`.
 
         Args:
           key: PRNG key; batch i is drawn with `fold_in(key, i)`.
-          prompts: n at least 1, usually BOS first.
-          num_tokens: how many tokens follow; as many network calls.
-          batch_size: texts at once, up to a multiple of the mesh's parts.
+          prompts: with n at least 1, usually beginning with BOS.
+          num_tokens: how many tokens follow, with one network call for each.
+          batch_size: texts at once, rounded up to a multiple of the mesh's parts.
           **filters: temperature, top_k, top_p.
         """
         check_key(key)

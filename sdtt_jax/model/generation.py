@@ -1,4 +1,4 @@
-"""Whole generations, compiled; all whose decoder is only a plan share one program (`diffusion.planned`)."""
+"""Whole generations, compiled; all that only follow a plan share one program (`diffusion.planned`)."""
 
 import functools
 from typing import Any
@@ -25,7 +25,7 @@ def generate(
     sequences: Sequences | None,
     helper: Helper | None,
 ) -> SamplerState:
-    """`sampler.sample`, compiled; its final state.
+    """Runs `sampler.sample`, compiled, and returns its final state.
 
     Args:
       diffusion, params: the model.
@@ -42,7 +42,7 @@ def generate(
     if common is None:
         return _sampled(diffusion, params, key, x_init, config, sequences, helper)
     check_unasked(config.mode, helper)
-    # How tokens are drawn has no part in the plan.
+    # The plan does not depend on how tokens are drawn.
     spread = SamplerConfig(config.num_steps, config.time_grid, mode=config.mode)
     plan = _wide_plan(diffusion, key, x_init, spread)
     steps = jnp.int32(config.num_steps)
@@ -83,7 +83,7 @@ def _followed(
 def _ready(
     diffusion: MaskedDiffusion, params: Params, x_init: Tokens, sequences: Sequences | None
 ) -> tuple[MaskedDiffusion, Params]:
-    """The model for one batch, and its parameters for all calls."""
+    """The model for one batch, and its parameters, rounded once for all calls."""
     network: Any = diffusion.denoiser
     return diffusion.within(arrange(x_init, sequences)), rounded_once(network.config, params)
 

@@ -1,7 +1,7 @@
-"""What was fitted to a model is stored in files beside its checkpoint: schedules, thresholds of early exits.
+"""Files beside a checkpoint that store what was fitted to it: schedules and thresholds of early exits.
 
 Each entry holds the digest of the parameters it was fitted to, and is valid for those only. Earlier versions
-stored none; their entries are taken as they are.
+stored no digest; their entries are not checked.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ def store_fitted(model: Loaded, file: str, entries: Mapping[str, Mapping[str, An
 def read_fitted(model: Loaded, file: str, name: str, what: str, remedy: str) -> Any:
     """An entry of a file beside a checkpoint, without its digest.
 
-    Errors, that there is none, or that it was fitted to other parameters, say `what` it is and the remedy.
+    The error for a missing entry, or one fitted to other parameters, says `what` it is and the remedy.
     """
     path = None if model.folder is None else model.folder / file
     stored = read_json(path) if path is not None and path.is_file() else {}
@@ -51,10 +51,11 @@ def read_fitted(model: Loaded, file: str, name: str, what: str, remedy: str) -> 
 
 
 def settled(config: SamplerConfig, model: Loaded) -> SamplerConfig:
-    """`config` with the schedule that is stored for its number of calls, where "learnt" names no counts.
+    """`config`, with the stored schedule for its number of calls if its mode is "learnt" without counts.
 
     Raises:
-      ConfigError: nothing was learnt for so many calls, or of another model; or `config` is none.
+      ConfigError: no schedule is stored for that number of calls, or it was fitted to other parameters; or
+        `config` is not a `SamplerConfig`.
     """
     check_config(config)
     _, options = parse_mode(config.mode)

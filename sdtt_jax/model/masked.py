@@ -44,7 +44,7 @@ from sdtt_jax.typing import Key, Logits, LogProbs, Params, PerSequence, Tokens
 class Model(Loaded):
     """A denoiser with its parameters.
 
-    Methods raise `ConfigError` for arrays of another shape than they say, and for ids that do not exist.
+    Methods raise `ConfigError` for arrays that lack the documented shape, and for ids that do not exist.
 
     Attributes:
       denoiser: the network, as pure functions.
@@ -94,7 +94,7 @@ class Model(Loaded):
         )
 
     def noisy(self, x_t: ArrayLike) -> jax.Array:
-        """`x_t: [B, L]`, MASK or tokens, checked and placed on the model's devices; else `ConfigError`."""
+        """Checks `x_t: [B, L]` (MASK or tokens, else `ConfigError`) and places it on the model's devices."""
         return self.placed(self._rows(x_t, self.mask_id + 1))
 
     def _rows(self, tokens: ArrayLike, num_ids: int) -> Any:
@@ -132,14 +132,14 @@ class Model(Loaded):
           infill: text with gaps, "[12]" for 12 tokens; one for all or one for each.
           num_tokens: as `prior` takes it.
           stop_at_eos: what follows the first EOS of a text becomes EOS too.
-          batch_size: texts at once, up to a multiple of the mesh's parts; what memory allows. Part of what
-            determines the draws.
+          batch_size: texts at once, rounded up to a multiple of the mesh's parts, as many as memory allows;
+            another size gives other draws.
           helper: the second model, as `sdtt_jax.load` returns it, of a decoder that needs one, such as
             "speculative".
           **options: further fields of `SamplerConfig` (temperature, cooling, top_k, top_p, time_grid, mode).
 
         Raises:
-          ConfigError: what is given is longer than the model's sequences, or an option is out of range.
+          ConfigError: the given text is longer than the model's sequences, or an option is out of range.
 
         Examples:
           >>> import sdtt_jax
@@ -166,14 +166,14 @@ class Model(Loaded):
         batch_size: int = 32,
         helper: Loaded | Helper | None = None,
     ) -> list[Callable[[], Written]]:
-        """Fills the MASK positions of `x_init: [B, L]` int32: a function for each batch writes its texts.
+        """Fills the MASK positions of `x_init: [B, L]` int32: one function per batch writes its texts.
 
         Args:
           key: PRNG key; batch i is drawn with `fold_in(key, i)`, so that two models with one key share all
             noise.
           x_init: for example from `prior`.
           config: sampler.
-          batch_size: texts at once, up to a multiple of the mesh's parts; what memory allows.
+          batch_size: texts at once, rounded up to a multiple of the mesh's parts, as many as memory allows.
           helper: the second model of a decoder that needs one.
         """
         check_key(key)
@@ -196,7 +196,7 @@ class Model(Loaded):
 
     @property
     def first_token(self) -> int | None:
-        """BOS where every sequence of the training began with it, as published models' did; else None.
+        """BOS if every training sequence began with it, as for published models; else None.
 
         A prompt then follows it, as in the reference's README: a network that has always seen BOS at
         position 0 has learnt nothing about text there.
@@ -214,15 +214,15 @@ class Model(Loaded):
     ) -> Tokens:
         """Where generation starts: `[num_samples, L]` int32, MASK except for the text that is given.
 
-        The given text follows `first_token` where there is one; without text all is MASK. BOS follows the
-        prompt of a model trained on instructions, as in its training.
+        The given text follows `first_token` where there is one; without text all is MASK. For a model trained
+        on instructions, BOS follows the prompt (even an empty one), as in training.
 
         Args:
           num_samples: how many.
           prompt: text that the samples begin with, one for all or one for each, of any lengths.
           infill: text with gaps, "[12]" for 12 tokens; one for all or one for each.
-          num_tokens: how many tokens follow the given text, EOS included; padding follows them. For a model
-            of single texts, which learns from it how long the text is to be. None: as many as fit.
+          num_tokens: how many tokens follow the given text; EOS and padding follow them. Only for a model of
+            single texts, which thereby learns how long the text is to be. None: as many as fit.
         """
         whole(1, num_samples=num_samples)
         length, sequences = self.config.length, self.sequences
@@ -275,7 +275,7 @@ class Model(Loaded):
         config: SamplerConfig,
         helper: Loaded | Helper | None = None,
     ) -> Iterator[SamplerState]:
-        """`denoise`, with its arguments, step by step: each state as soon as it is there.
+        """`denoise`, with the same arguments, step by step: yields each state as soon as it is computed.
 
         The last of the `num_steps + 2` states is what `denoise` returns for the same key.
         """

@@ -1,4 +1,4 @@
-"""What is given of a text before a model writes the rest: prompts, texts with gaps, ends of texts."""
+"""The given parts of texts that a model completes: prompts, texts with gaps, ends of texts."""
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,8 +26,8 @@ def given_tokens(
     Args:
       tokenizer: of the model.
       length: tokens per sequence.
-      prompt: stands at the start.
-      infill: text with gaps `[n]` of n tokens each; what follows its end is free.
+      prompt: text at the start.
+      infill: text with gaps `[n]` of n tokens each; positions after its end are free.
       mark: a token that follows the given text; None for none.
 
     Raises:
@@ -39,7 +39,7 @@ def given_tokens(
     texts = [tokenizer.encode_part(part) for part in parts[::2]]
     if mark is not None:
         texts[-1] = np.append(texts[-1], np.int32(mark))
-    # Python reads no numbers of thousands of digits.
+    # Python refuses to convert thousands of digits.
     gaps = [int(part[:99]) for part in parts[1::2]]
     needed = sum(map(len, texts)) + sum(gaps)
     name = "prompt" if infill is None else "infill"
@@ -63,7 +63,7 @@ def given_tokens(
 def reading_notes(
     tokenizer: Tokenizer, prompts: Iterable[str], infills: Iterable[str]
 ) -> Iterator[str]:
-    """A sentence for each text that is read otherwise than it is written, and for an infill without a gap."""
+    """A sentence for each text that the tokenizer reads differently, and for each infill without a gap."""
     for name, texts in (("prompt", prompts), ("infill", infills)):
         for text in dict.fromkeys(texts):
             parts = GAP.split(text) if name == "infill" else [text]
@@ -93,14 +93,14 @@ def given_batch(
       mark: as `given_tokens` takes it.
 
     Raises:
-      ConfigError: a text has both a prompt and an infill, or leaves the model nothing to write; or there are
-        neither one text nor as many as samples.
+      ConfigError: a text has both a prompt and an infill, or leaves the model nothing to write; or a list
+        does not hold one text for each sample.
     """
 
     def each(name: str, texts: Texts) -> list[str | None]:
         if texts is None or isinstance(texts, str):
             return [texts] * num_samples
-        # A set has no order, and bytes are numbers.
+        # A set has no order, and the items of bytes are numbers.
         listed = isinstance(texts, Sequence | np.ndarray) and not isinstance(texts, bytes)
         found: list[Any] = list(texts) if listed else [texts]
         for text in found:
@@ -122,18 +122,18 @@ def given_batch(
 def closed(
     tokens: np.ndarray, fixed: np.ndarray, num_tokens: int, eos_id: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Texts of a known length: EOS is given from `num_tokens` positions after the last given token.
+    """Fixes the length of texts: after the last given token, `num_tokens` stay free, and the rest is EOS.
 
-    The first of them ends the text, and those that follow are padding.
+    The first EOS ends the text, and the others are padding.
 
     Args:
       tokens: `[texts, length]` int32.
       fixed: `[texts, length]` bool, what was given.
-      num_tokens: positions between, which are free.
+      num_tokens: free positions before the EOS.
       eos_id: of the tokenizer.
 
     Returns:
-      Tokens and what is given of them, as the arguments.
+      `tokens` and `fixed` with these EOS added.
     """
     length = tokens.shape[1]
     last = np.where(fixed.any(axis=1), length - 1 - fixed[:, ::-1].argmax(axis=1), -1)
@@ -142,10 +142,10 @@ def closed(
 
 
 def text_lengths(tokens: np.ndarray, fixed: np.ndarray, bos_id: int, eos_id: int) -> np.ndarray:
-    """Tokens of each text up to and with its first EOS, all of them where there is none: `[texts]`.
+    """Number of tokens of each text up to and including its first EOS, or all if it has none: `[texts]`.
 
-    The first EOS counts that has something other than BOS and EOS before it (GPT-2 has one token for both,
-    and a text may begin with it) and nothing given after it.
+    An EOS counts only if something other than BOS and EOS precedes it (GPT-2 has one token for both, and a
+    text may begin with it) and neither it nor any later token was given.
 
     Args:
       tokens: `[texts, length]` int32.

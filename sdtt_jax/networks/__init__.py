@@ -1,5 +1,6 @@
-"""The networks, as pure functions of their parameters. The only package that may use `flax.linen`; it may use
-the operations on arrays and what lies below them.
+"""The networks, as pure functions of their parameters.
+
+The only package that may use `flax.linen`. It may use the operations on arrays and the packages below them.
 """
 
 from sdtt_jax.networks.causal import CausalNetwork

@@ -1,4 +1,4 @@
-"""What every network here is: pure functions of parameters, split before the head."""
+"""The base of every network here: pure functions of parameters, split before the head."""
 
 import abc
 import dataclasses
@@ -14,7 +14,7 @@ from sdtt_jax.ops.sequences import begins
 from sdtt_jax.trees import leaf_name
 from sdtt_jax.typing import Hidden, Key, Logits, Params, PerSequence, Segments, Tokens
 
-# The name of the collection of adapters (`networks.lora`), and where they stand in the parameters' tree.
+# The name of the collection of adapters (`networks.lora`), and their key in the parameters' tree.
 ADAPTERS = "adapters"
 
 
@@ -65,7 +65,7 @@ class Network(abc.ABC):
         return logits
 
     def _apply(self, params: Params, *args: Any, method: str) -> Any:
-        """A method of the module, with parameters that may have adapters among them."""
+        """Calls a method of the module; the parameters may include adapters."""
         return self._module.apply(variables(params), *args, method=method)
 
 
@@ -77,7 +77,7 @@ def abstract_params(network: Network) -> Params:
 
 @dataclasses.dataclass(frozen=True)
 class AdaptedDenoiser(Network):
-    """A denoiser with a causal network's parameters; with `shift` it predicts the next token, as that does.
+    """A denoiser with a causal network's parameters; with `shift` it too predicts the next token.
 
     Its logits have a column for MASK too, which means nothing: losses and samplers leave it out (SUBS).
     """
@@ -85,7 +85,7 @@ class AdaptedDenoiser(Network):
     config: Any
 
     def init_from(self, params: Params) -> Params:
-        """Parameters that make a denoiser of a causal network's `params`, unboxed.
+        """A denoiser's parameters, unboxed, from a causal network's `params`.
 
         The embedding's row for MASK is the mean of all tokens, which favours none of them.
         """
@@ -102,25 +102,25 @@ class AdaptedDenoiser(Network):
         *,
         segments: Segments | None = None,
     ) -> Hidden:
-        """Final hidden states, that of position i being the one whose logits predict token i.
+        """Final hidden states; the logits of the state at position i predict token i.
 
-        Where the network predicts the next token (`shift`), that is what it computes at position i - 1
-        (`predicted_before`). So losses, targets, samplers and bounds need to know nothing of it.
+        If the network predicts the next token (`shift`), state i is the one that it computes at position
+        i - 1 (`predicted_before`). So losses, targets, samplers and bounds need not know of the shift.
 
         Args:
           params: parameters, unboxed.
           tokens: `[batch, length]` int32, MASK included.
           sigma: not used: the network sees how much is masked.
           edges: `[batch, length, length]` bool; position i sees position j where they are True or j <= i.
-            None: what the config says.
-          segments: attention is confined to each, and the first token of each has none before it; None: all
-            of a sequence are one.
+            None: as the config says.
+          segments: attention is confined to each, and the first token of each has no predecessor; None: a
+            sequence is one segment.
 
         Returns:
           `[batch, length, embed]`, the compute dtype.
 
         Raises:
-          ConfigError: of a GPT-2, segments, or more positions than it has embeddings for.
+          ConfigError: a GPT-2 is given segments, or more positions than it has embeddings for.
         """
         del sigma
         hidden: Any = self._apply(params, tokens, segments, edges, method="hidden")
@@ -135,7 +135,7 @@ class Wrapped:
 
     @property
     def config(self) -> Any:
-        """Of the network."""
+        """The network's config."""
         return self.network.config
 
     @property
@@ -149,23 +149,23 @@ class Wrapped:
         return self.network.padded_vocab
 
     def head_params(self, params: Params) -> Params:
-        """What `logits` reads."""
+        """The part of `params` that `logits` reads."""
         return self.network.head_params(params)
 
     def logits(self, params: Params, hidden: jax.Array) -> Logits:
-        """As the network's."""
+        """The network's logits."""
         return self.network.logits(params, hidden)
 
 
 def predicted_before(hidden: Hidden, segments: Segments | None) -> Hidden:
-    """States of a network that predicts the next token, each at the token that it predicts.
+    """States of a network that predicts the next token, each moved to the token that it predicts.
 
-    The first token of a segment has none before it and is predicted at its own position, which sees it as
-    MASK, as Dream does (arXiv 2508.15487).
+    The first token of a segment has no predecessor: as in Dream (arXiv 2508.15487), it is predicted at its
+    own position, which sees it as MASK.
 
     Args:
-      hidden: `[batch, length, embed]`, that of position i predicts token i + 1.
-      segments: of which a sequence consists; None: it is one.
+      hidden: `[batch, length, embed]`; the state at position i predicts token i + 1.
+      segments: the segments of each sequence; None: it is one segment.
     """
     shifted: Hidden = jnp.concatenate([hidden[:, :1], hidden[:, :-1]], axis=1)
     if segments is None:
@@ -174,22 +174,22 @@ def predicted_before(hidden: Hidden, segments: Segments | None) -> Hidden:
 
 
 def rounded_once(config: TransformerConfig, params: Params) -> Params:
-    """`params` for many calls without a gradient, what each call would round for its products rounded now.
+    """`params` for many calls without a gradient: the kernels that each call would round, rounded now.
 
-    Values stay the same. Of a generation at 12 x 768 with narrow products on a CPU the rounding is an eighth,
+    Values stay the same. On a CPU the rounding is an eighth of a generation at 12 x 768 with narrow products,
     and the copy takes half as much memory as the kernels. Only a network whose activations are wider than its
-    products gets one: with bfloat16 throughout, which is for accelerators, it has not been measured.
+    products gets a copy: with bfloat16 throughout, which is for accelerators, this has not been measured.
 
     Args:
-      config: of the network.
-      params: its parameters, unboxed, or those of a network around it (`retrieval.Retrieving`), of which
-        what is not the network's stays as it is.
+      config: the network's config.
+      params: its parameters, unboxed, or those of a network around it (`retrieval.Retrieving`), whose other
+        parameters stay as they are.
     """
     dtype, products = config.numerics
 
     def cast(path: Any, leaf: Any) -> Any:
         *rooms, name = leaf_name(path).split("/")
-        # The modulation's products are of activations as they are (`denoiser.Modulation`).
+        # The modulation multiplies activations without rounding them (`denoiser.Modulation`).
         inner = "blocks" in rooms and "adaln" not in rooms
         return leaf.astype(products) if name == "kernel" and (inner or "head" in rooms) else leaf
 
@@ -197,6 +197,6 @@ def rounded_once(config: TransformerConfig, params: Params) -> Params:
 
 
 def variables(params: Params) -> dict[str, Params]:
-    """Parameters as Linen takes them, adapters being a collection of their own."""
+    """Parameters as Linen takes them, with adapters as a collection of their own."""
     own = {name: part for name, part in params.items() if name != ADAPTERS}
     return {"params": own} | ({ADAPTERS: params[ADAPTERS]} if ADAPTERS in params else {})

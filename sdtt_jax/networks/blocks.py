@@ -1,4 +1,4 @@
-"""Block-causal attention: a block sees itself and those before it (block diffusion, arXiv 2503.09573)."""
+"""Block-causal attention: a block sees itself and earlier blocks (block diffusion, arXiv 2503.09573)."""
 
 import dataclasses
 from typing import Any
@@ -14,7 +14,7 @@ from sdtt_jax.typing import Hidden, Params, PerSequence, Tokens
 
 
 def block_mask(length: int, block: int) -> jax.Array:
-    """`[length, length]` bool: position i sees the positions of its block and of those before it."""
+    """`[length, length]` bool: position i sees the positions of its block and of earlier ones."""
     number = jnp.arange(length) // block
     return number[:, None] >= number
 
@@ -23,7 +23,7 @@ def block_mask(length: int, block: int) -> jax.Array:
 class BlockCausal(Wrapped):
     """A denoiser whose attention is block-causal, with the parameters of `network`.
 
-    What a finished block says to the others never changes, so its keys and values can be kept.
+    The keys and values of a finished block never change, so they can be kept.
     """
 
     network: Denoiser | LlamaDenoiser  # the denoiser, not conditioned on time
@@ -36,5 +36,5 @@ class BlockCausal(Wrapped):
         return self.network.decode(params, tokens, visible=visible)[0]
 
     def decode(self, params: Params, tokens: Tokens, *cache: Any) -> tuple[Hidden, LayerPast]:
-        """As the network's."""
+        """The network's `decode`."""
         return self.network.decode(params, tokens, *cache)

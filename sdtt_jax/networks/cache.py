@@ -33,10 +33,10 @@ class KVCache:
 
 
 def cache_for(config: TransformerConfig, batch: int, capacity: int) -> KVCache:
-    """A cache of a network's sizes that holds no position yet, in its compute dtype.
+    """An empty cache of a network's sizes, in its compute dtype.
 
     Args:
-      config: of the network.
+      config: the network's config.
       batch: sequences.
       capacity: most positions that it can hold.
     """
@@ -50,9 +50,8 @@ def extend(cache: KVCache, new: LayerPast) -> KVCache:
     """The cache with `n` more positions.
 
     Args:
-      cache: room for at least `used + n` positions; more cannot be checked under `jit`, where the
-        write would silently land on the last positions, so callers size the cache for all they will
-        decode.
+      cache: a cache with room for `used + n` positions. Under `jit` this cannot be checked, and the write
+        would silently land on the last positions, so callers size the cache for all they will decode.
       new: keys and values `[layers, batch, heads, n, kv]`.
     """
 
@@ -79,7 +78,7 @@ def attend_causally(
       key, value: `[batch, n, kv_heads, kv]`; each serves the next `heads / kv_heads` query heads.
       past: this layer's cache; None for whole sequences.
       used: `[]` int32, how many positions of `past` are written.
-      segments: `[batch, n]` int32, of whole sequences, as `attend` takes them.
+      segments: `[batch, n]` int32, as `attend` takes them; for whole sequences only.
 
     Returns:
       `[batch, n, heads, kv]` in the dtype of `value`, and the new keys and values as `extend` takes
@@ -115,7 +114,7 @@ def attend_visible(
     query, key, value = (x.transpose(0, 2, 1, 3) for x in (query, key, value))
     keys = jnp.concatenate([past.keys.astype(key.dtype), key], axis=2)
     values = jnp.concatenate([past.values.astype(value.dtype), value], axis=2)
-    # The queries that share a key head are further rows of it, so that the cache is read as it is.
+    # Queries that share a key head become further rows for it, so that the cache is read as it is.
     group = shape[2] // key.shape[1]
     rows = query.reshape(shape[0], -1, group * n, shape[3])
     mixed = plain_attention(rows, keys, values, jnp.tile(visible, (group, 1)))

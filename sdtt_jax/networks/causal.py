@@ -25,7 +25,7 @@ from sdtt_jax.typing import Hidden, Params, Segments, Tokens
 class CausalNetwork(Network):
     """A causal network as pure functions of its parameters (plain nested dicts).
 
-    Its logits are impossible for MASK as for padding: a softmax over all columns is one over the tokens.
+    MASK and padding have impossible logits, so a softmax over all columns is one over the tokens.
     """
 
     config: CausalConfig  # sizes; `vocab_size` counts the tokens that it can predict
@@ -41,18 +41,18 @@ class CausalNetwork(Network):
         return CausalTransformer(self.config)
 
     def hidden(self, params: Params, tokens: Tokens, segments: Segments | None = None) -> Hidden:
-        """Final hidden states. That at position i has seen tokens 0 … i; its logits predict token i + 1.
+        """Final hidden states; state i has seen tokens 0 … i, and its logits predict token i + 1.
 
         Args:
           params: parameters, unboxed.
           tokens: `[batch, length]` int32.
-          segments: attention is confined to each; None: all of a sequence are one.
+          segments: attention is confined to each; None: a sequence is one segment.
 
         Returns:
           `[batch, length, embed]`, the compute dtype.
 
         Raises:
-          ConfigError: when the sequence is longer than `max_length`.
+          ConfigError: when the sequence is longer than `max_length`, or a GPT-2 is given segments.
         """
         self._check_length(tokens.shape[1])
         hidden: Any = self._apply(params, tokens, segments, method="hidden")
@@ -76,8 +76,7 @@ class CausalNetwork(Network):
           cache: what `init_cache` or an earlier call returned, with room for `n` more positions.
 
         Returns:
-          `[batch, n, embed]`, equal to what `hidden` of the whole sequence has there, and the new
-          cache.
+          `[batch, n, embed]`, equal to `hidden` of the whole sequence at these positions, and the new cache.
         """
         decoded: Any = self._apply(params, tokens, cache.past, cache.used, method="decode")
         hidden, new = decoded
@@ -122,7 +121,7 @@ class CausalTransformer(nn.Module):
         self.embed = layers.Embedding(c.padded_vocab, c.embed_dim, c.numerics)
         self.blocks = layers.scan_blocks(CausalBlock, c)
         self.final = layers.LayerNorm(c.embed_dim)
-        # The kernel has MASK's column, as the reference's; no prediction can use it.
+        # The kernel has a column for MASK, as in the reference; no prediction can use it.
         self.head = layers.Head(c.embed_dim, c.vocab_size, c.padded_vocab, c.numerics)
 
     def decode(

@@ -20,9 +20,9 @@ class Numerics(NamedTuple):
     products: str = "float32"  # what both factors of a linear layer are rounded to
 
 
-# By their names in a config. The last is JAX's `DotAlgorithmPreset.BF16_BF16_F32`, of linear layers alone: a
-# CPU that multiplies bfloat16 numbers takes a third of the time for them, and is faster in float32 with all
-# that is between (docs/measurements/speed.md).
+# By their names in a config. The last is JAX's `DotAlgorithmPreset.BF16_BF16_F32`, for linear layers only: a
+# CPU that multiplies bfloat16 numbers takes a third of the time for these layers, and is faster in float32
+# for everything between them (docs/measurements/speed.md).
 NUMERICS = {
     "float32": Numerics(),
     "bfloat16": Numerics("bfloat16", "bfloat16"),
@@ -36,20 +36,20 @@ class TransformerConfig:
     """What the denoiser and the causal transformer have in common.
 
     Attributes:
-      vocab_size: tokens of the tokenizer, MASK not among them; `mask_id == vocab_size`. 0 until the data say,
-        as in the config of a run; a network needs it.
-      length: tokens per sequence; 0 until the data say.
+      vocab_size: tokens of the tokenizer, MASK not among them; `mask_id == vocab_size`. 0 until the data set
+        it, as in the config of a run; a network needs it.
+      length: tokens per sequence; 0 until the data set it.
       num_layers, embed_dim, num_heads: the transformer's sizes; `embed_dim` divides into heads of even size.
       mlp_ratio: width of the MLP's hidden layer over `embed_dim`.
-      compute_dtype: "float32" or "bfloat16", the dtype of activations; or "bf16_bf16_f32", activations of
-        float32 and linear layers that multiply numbers rounded to bfloat16 and add up in float32. Parameters
-        and logits are float32 always.
+      compute_dtype: "float32" or "bfloat16", the dtype of activations; or "bf16_bf16_f32", float32
+        activations and linear layers that multiply numbers rounded to bfloat16 and add them up in float32.
+        Parameters and logits are always float32.
       remat: what a block's backward pass recomputes: "none", "dots" (all but the results of the linear
-        layers and of attention), "attention" (all but the latter) or "full" (everything). The measured table
-        is docs/measurements/remat.md (`tools.remat_table`).
-      unroll: blocks in one turn of the loop over blocks; with all of them there is no loop. Parameters and
-        values are the same. No loop trains faster on a GPU, takes more memory, and longer to compile
-        (docs/measurements/gpu.md).
+        layers and of attention), "attention" (all but the results of attention) or "full" (everything). The
+        measured table is docs/measurements/remat.md (`tools.remat_table`).
+      unroll: blocks in one turn of the loop over blocks; if all of them, there is no loop. Parameters and
+        values stay the same. Without a loop, training is faster on a GPU, but takes more memory and longer to
+        compile (docs/measurements/gpu.md).
     """
 
     vocab_size: int = 0
@@ -85,12 +85,12 @@ class TransformerConfig:
 
     @property
     def numerics(self) -> Numerics:
-        """What `compute_dtype` stands for."""
+        """The dtypes that `compute_dtype` names."""
         return NUMERICS[self.compute_dtype]
 
     @property
     def padded_vocab(self) -> int:
-        """Columns of the head: the vocabulary and MASK, up to a multiple of 128 (a TPU lane)."""
+        """Columns of the head: the vocabulary and MASK, rounded up to a multiple of 128 (a TPU lane)."""
         return -(-(self.vocab_size + 1) // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
 
     @property
@@ -99,7 +99,7 @@ class TransformerConfig:
 
     @property
     def kv_heads(self) -> int:
-        """Heads of keys and values, of which a cache holds as many."""
+        """Heads of keys and values, also in a cache."""
         return self.num_heads
 
     @property
@@ -130,13 +130,13 @@ class NoiseConfig:
     """How a network sees the noise of its masked positions.
 
     Attributes:
-      kind: "full", a Gumbel number for every token; "two-level", for every block of 128 tokens and every
+      kind: "full", a Gumbel number for every token; "two-level", one for every block of 128 tokens and every
         entry of a block, for large vocabularies; or "projected", a learnt projection of the softmax of the
-        full noise. "latent" is none that tokens are drawn with, but one of some values for each text, and
-        "masks" one for each position, as if there were so many masks.
+        full noise. Tokens are not drawn with the others: "latent" is one of `num_values` values for each
+        text, and "masks" one for each position, as if there were that many masks.
       hidden_dim: width of the features' hidden layer.
       projection: features of the projection.
-      num_values: of "latent" and "masks".
+      num_values: number of values of "latent" and "masks".
     """
 
     kind: str = "full"
@@ -184,7 +184,7 @@ class CausalConfig(TransformerConfig):
 
     @property
     def is_causal(self) -> bool:
-        """Whether a position sees those before it only."""
+        """Whether a position sees no later ones."""
         return True
 
     @property
@@ -206,7 +206,7 @@ class GPT2Config(CausalConfig):
 
 @dataclasses.dataclass(frozen=True)
 class GPT2DenoiserConfig(GPT2Config):
-    """A denoiser that was made from a GPT-2 (DiffuGPT); the fields are those of `LlamaDenoiserConfig`."""
+    """A denoiser that was made from a GPT-2 (DiffuGPT); its fields are as in `LlamaDenoiserConfig`."""
 
     shift: bool = True
     causal: bool = False
@@ -225,12 +225,13 @@ class LlamaConfig(CausalConfig):
     """A network of the Llama family (arXiv 2302.13971): Llama, SmolLM2, Qwen2, Qwen3 and their relatives.
 
     Attributes:
-      num_kv_heads: heads of keys and values, each of which serves as many query heads (arXiv 2305.13245); 0:
+      num_kv_heads: heads of keys and values, each of which serves several query heads (arXiv 2305.13245); 0:
         as many as query heads.
       head_dim: features of a head; 0: `embed_dim / num_heads`.
       mlp_dim: width of the MLP's hidden layer; 0: `mlp_ratio * embed_dim`.
-      norm_epsilon: of its RMS norms.
-      rotary_base: the slowest pair of features turns by about one over it at each position.
+      norm_epsilon: epsilon of its RMS norms.
+      rotary_base: base of the frequencies; the slowest pair of features turns by about 1 / `rotary_base`
+        radians at each position.
       rotary_pairs: which features are turned together: "halves", i and i + head_dim / 2, or "neighbours",
         2 i and 2 i + 1 (as in GGUF files of Llama models).
       rotary_scaling: how rotations are slowed down for long texts.
@@ -296,8 +297,8 @@ class LlamaDenoiserConfig(LlamaConfig):
     """A denoiser of the Llama family: LLaDA, Dream, or one made from a causal model.
 
     Attributes:
-      shift: the network predicts token i at position i - 1, as the causal model that it was made from.
-      causal: a position sees those before it only.
+      shift: the network predicts token i at position i - 1, like the causal model that it was made from.
+      causal: a position sees no later ones.
     """
 
     shift: bool = False
@@ -322,12 +323,12 @@ def as_denoiser(
     """The config of the denoiser made from a causal network; MASK follows its vocabulary.
 
     Args:
-      config: of the network; one that is a denoiser already keeps its kind and `shift`.
-      shift: whether it goes on predicting the next token.
+      config: config of the network; that of a denoiser keeps its kind and `shift`.
+      shift: whether the denoiser goes on predicting the next token.
       **changes: fields that get other values.
 
     Raises:
-      ConfigError: a `length` for which a GPT-2 has no embeddings of positions.
+      ConfigError: `length` exceeds the positions that a GPT-2 has embeddings for.
     """
     longest = config.length if isinstance(config, GPT2Config) else None
     require(
@@ -345,7 +346,7 @@ Config = TypeVar("Config", bound=TransformerConfig)
 
 
 def of_same_size(kind: type[Config], config: TransformerConfig) -> Config:
-    """A config of another kind of network, with all that both kinds have taken from `config`."""
+    """A config of another kind of network; the fields that both kinds have are those of `config`."""
     theirs = {field.name for field in dataclasses.fields(config)}
     shared = [field.name for field in dataclasses.fields(kind) if field.name in theirs]
     return kind(**{name: getattr(config, name) for name in shared})

@@ -1,7 +1,8 @@
 """A denoiser that sees the noise of its masked positions: what noise-coupled distillation trains.
 
 The noise's features pass through a small network, whose last layer starts at zero, and are added to MASK's
-embedding. So a new one is the denoiser that it was made from, and says the same whatever the noise is.
+embedding. So at first it predicts the same as the denoiser that it was made from, whatever the noise is. Only
+noise with few values ("latent", "masks") changes a little from the start (`NoiseFeatures`).
 """
 
 import dataclasses
@@ -22,28 +23,28 @@ from sdtt_jax.ops.categorical import BLOCK
 from sdtt_jax.ops.noise import FULL, Noise, draw_noise, num_values
 from sdtt_jax.typing import Hidden, Key, Params, PerSequence, PerToken, Positions, Segments, Tokens
 
-# A Gumbel number lies in here with probability 0.99; what lies outside is shown as the bound.
+# A Gumbel number lies in this range with probability 0.99; numbers outside are shown as its bound.
 GUMBEL_RANGE = (-2.0, 5.0)
-# The place in the order is shown as sines of so many octaves: the finest tell 128 places apart.
+# A place in the order is shown as sines of this many octaves; the finest tell 128 places apart.
 OCTAVES = 7
-# Of the features of the order, `[4 * OCTAVES]`, those of a position's own number and not of its rank.
+# Marks which features of the order, `[4 * OCTAVES]`, show a position's own number, not its rank.
 OWN = np.tile(np.repeat([1.0, 0.0], OCTAVES), 2).astype(np.float32)
 
 
 @flax.struct.dataclass
 class ShownNoise:
-    """Noise as far as a network has read it before the first call: what is the same at all calls."""
+    """Noise as far as a network reads it before the first call: the part that is the same at all calls."""
 
-    order: jax.Array  # `[batch, length]` float32, of `Noise`
+    order: jax.Array  # `[batch, length]` float32, as in `Noise`
     # `[batch, length, hidden_dim]`, the hidden layer before its activation, without what the rank adds.
     inner: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
 class CoupledDenoiser(Denoiser):
-    """`Denoiser` with noise."""
+    """A `Denoiser` that sees noise."""
 
-    config: CoupledConfig  # sizes, and what is seen of the noise
+    config: CoupledConfig  # sizes, and what it sees of the noise
 
     @functools.cached_property
     def _module(self) -> "CoupledDiT":
@@ -51,20 +52,20 @@ class CoupledDenoiser(Denoiser):
 
     @property
     def noise_kind(self) -> str:
-        """The noise that it needs, as `ops.noise.draw_noise` takes it."""
+        """The kind of noise that it needs, as `ops.noise.draw_noise` takes it."""
         return self.config.noise.drawn
 
     def init_from(self, params: Params, key: Key) -> Params:
-        """Parameters that make of a denoiser's `params` a coupled one which says the same, unboxed."""
+        """A denoiser's `params` with fresh ones for noise, unboxed, which change little or nothing yet."""
         fresh = nn.meta.unbox(self.init(key))
         return params | {"noise": fresh["noise"]}
 
     def shown(self, params: Params, noise: Noise) -> Noise | ShownNoise:
-        """What `hidden` takes in place of `noise` where it is called several times with the same.
+        """What `hidden` takes in place of `noise` when it is called several times with the same noise.
 
         Args:
           params: parameters, unboxed.
-          noise: of `[batch, length]` positions.
+          noise: noise of `[batch, length]` positions.
         """
         if num_values(self.noise_kind):
             return noise
@@ -86,7 +87,7 @@ class CoupledDenoiser(Denoiser):
           params: parameters, unboxed.
           tokens: `[batch, length]` int32, MASK included.
           sigma: `[batch]` float32, total noise of the process; only for a time-conditioned network.
-          noise: of `[batch, length]` positions, or what `shown` made of it; without it, nothing is added to
+          noise: noise of `[batch, length]` positions, or what `shown` made of it; None: nothing is added to
             MASK's embedding.
           segments: as `Denoiser.hidden` takes them; only without noise.
 
@@ -109,7 +110,7 @@ class CoupledDenoiser(Denoiser):
 
 
 class CoupledDiT(DiT):
-    """The denoiser's network, and the one that reads noise."""
+    """The denoiser's network, with a small one that reads noise."""
 
     config: CoupledConfig
 
@@ -135,9 +136,9 @@ class CoupledDiT(DiT):
 
 
 class NoiseFeatures(nn.Module):
-    """Noise to features of width `dim`, zero at the start.
+    """Maps noise to features of width `dim`, zero at the start.
 
-    Those of a value are not zero but small, for values that start alike would stay so.
+    The features of values ("latent", "masks") start small instead, since equal ones would stay equal.
     """
 
     config: NoiseConfig
@@ -191,7 +192,7 @@ class NoiseFeatures(nn.Module):
 
 
 def order_features(order: PerToken, masked: Positions) -> jax.Array:
-    """What is seen of the order: waves of each position's number, and of its rank among those still masked.
+    """Features of the order: waves of each position's number and of its rank among those still masked.
 
     Args:
       order: `[batch, length]` float32 in [0, 1).
@@ -204,7 +205,7 @@ def order_features(order: PerToken, masked: Positions) -> jax.Array:
 
 
 def rank_waves(order: PerToken, masked: Positions) -> jax.Array:
-    """`order_features` with zeros for those of a position's own number."""
+    """`order_features`, with zeros as the features of a position's own number."""
     length = order.shape[-1]
     share = jnp.arange(length, dtype=jnp.float32) / length
     return ((1.0 - OWN) * waves(share, share))[ranks(order, masked)]
@@ -219,9 +220,9 @@ def waves(number: jax.Array, rank: jax.Array) -> jax.Array:
 
 
 def ranks(order: PerToken, masked: Positions) -> jax.Array:
-    """How many masked positions come before each masked one: `[batch, length]` int32.
+    """How many masked positions come before each position: `[batch, length]` int32.
 
-    They are counted: sorted twice, 64 × 64 numbers with their waves take 2.7 ms of CPU time and not 1.7.
+    Counting takes 1.7 ms of CPU time for 64 × 64 numbers with their waves, where sorting twice takes 2.7.
     """
     place = jnp.arange(order.shape[-1])
     other, own = order[:, None, :], order[:, :, None]

@@ -54,7 +54,7 @@ class Denoiser(Network):
           tokens: `[batch, length]` int32, MASK included.
           sigma: `[batch]` float32, total noise; used only if the config says `time_conditioned`
             (None is 0).
-          segments: attention is confined to each; None: all of a sequence see each other.
+          segments: attention is confined to each; None: a sequence is one segment.
 
         Returns:
           `[batch, length, embed]`, the compute dtype.
@@ -71,14 +71,15 @@ class Denoiser(Network):
         start: jax.Array | int = 0,
         visible: jax.Array | None = None,
     ) -> tuple[Hidden, LayerPast]:
-        """Hidden states of `n` positions in a row, and their keys and values for a cache.
+        """Hidden states of `n` consecutive positions, and their keys and values for a cache.
 
         Args:
-          params: parameters, unboxed; of a network that is not conditioned on time.
+          params: unboxed parameters of a network that is not conditioned on time.
           tokens: `[batch, n]` int32, MASK included.
           past: keys and values of other positions, `[layers, batch, heads, capacity, kv]`; None for none.
           start: `[]` int32, the position of the first token.
-          visible: `[n, capacity + n]` bool, what each position sees of cache and others; None: all.
+          visible: `[n, capacity + n]` bool, what each position sees of the cache and of the `n` positions;
+            None: all of the latter and nothing of the cache.
 
         Returns:
           `[batch, n, embed]`, and new keys and values `[layers, batch, heads, n, kv]`.
@@ -95,7 +96,7 @@ class Denoiser(Network):
     def layer_states(
         self, params: Params, tokens: Tokens, layer: int, *, segments: Segments | None = None
     ) -> Hidden:
-        """What comes out of block `layer`, counted from 1, of clean texts; later blocks are not computed.
+        """The output of block `layer`, counted from 1, for clean texts; later blocks are not computed.
 
         Args:
           params: parameters, unboxed.
@@ -148,7 +149,7 @@ class Modulation(nn.Module):
     def __call__(self, condition: jax.Array) -> list[jax.Array]:
         shape = (self.count, self.dim)
         axes = (None, None, "embed")
-        numerics = Numerics(self.dtype, self.dtype)  # one row, or one for each text
+        numerics = Numerics(self.dtype, self.dtype)  # not rounded: one row, or one for each text
         out = layers.Linear(
             (self.cond_dim,), shape, axes, zero=True, numerics=numerics, name="linear"
         )(condition)
@@ -171,7 +172,7 @@ class SigmaMap(nn.Module):
 
 
 class DenoiserBlock(nn.Module):
-    """Modulated attention and MLP; `x` out, and with a cache the new keys and values."""
+    """Modulated attention and MLP; returns `x` and, with a cache, the new keys and values."""
 
     config: DenoiserConfig
 
@@ -233,7 +234,7 @@ class DiT(nn.Module):
     """Embedding, scanned blocks, final norm, head."""
 
     config: DenoiserConfig
-    in_axes: ClassVar[Any] = nn.broadcast  # of all arguments of a block but the first
+    in_axes: ClassVar[Any] = nn.broadcast  # for all arguments of a block but the first
 
     def setup(self) -> None:
         c = self.config

@@ -1,8 +1,8 @@
 """A denoiser that stops at the layer where its states have settled (after CALM, arXiv 2207.07061).
 
-The one head reads every layer's states, behind its norm. Trained exits are a linear map of each layer before
-that norm, which takes its states to where the last layer's are (the tuned lens, arXiv 2303.08112), and one
-behind it, which says how near they have come.
+The one head reads every layer's states through the final norm. Each layer's trained exit has two linear maps:
+one before that norm, which takes the states to where the last layer's are (the tuned lens, arXiv 2303.08112),
+and one after it, which says how near they have come.
 """
 
 import dataclasses
@@ -19,23 +19,23 @@ from sdtt_jax.networks.config import TransformerConfig
 from sdtt_jax.networks.denoiser import Denoiser, DenoiserBlock
 from sdtt_jax.typing import Hidden, Params, PerSequence, Segments, Tokens
 
-# Where trained exits stand among a network's parameters; without them the states themselves are read.
+# The key of trained exits among a network's parameters; without them the head reads the states themselves.
 EXIT_PARAMS = "exits"
 
 
 @dataclasses.dataclass(frozen=True)
 class Exiting(Wrapped):
-    """`network`, each sequence of which leaves at the first layer whose states have settled.
+    """`network`, which each sequence leaves at the first layer whose states have settled.
 
-    A layer's states go through the norm before the head, and so the one head reads them. They have settled
-    where, on average over the masked positions, they have a cosine of at least `threshold` with those of the
-    layer before; or, with trained exits, where these say that they agree as much with the last layer's. That
-    costs a norm, and a trained map a twelfth of a layer's FLOPs; to ask the head itself would cost as much as
-    several layers.
+    Every layer's states go through the norm before the head, so the same head reads them. They have settled
+    if their cosine with the states of the layer before, averaged over the masked positions, is at least
+    `threshold`; with trained exits, if the agreement with the last layer's states that they predict is. The
+    test costs a norm, and a trained map a twelfth of a layer's FLOPs; to ask the head itself would cost as
+    much as several layers.
     """
 
     network: Denoiser  # the denoiser, without adapters
-    # Above 1 nothing leaves early. `evaluation.exits.calibrate` finds one that keeps a promise.
+    # Above 1 no sequence leaves early. `evaluation.exits.calibrate` finds a threshold that keeps a promise.
     threshold: float
     least: int = 2  # layers that every sequence goes through
 
@@ -51,7 +51,7 @@ class Exiting(Wrapped):
         *,
         segments: Segments | None = None,
     ) -> Hidden:
-        """As the network's, of the layer at which each sequence leaves."""
+        """The network's hidden states, from the layer at which each sequence leaves."""
         return self.leave(params, tokens, sigma, segments=segments)[0]
 
     def leave(
@@ -85,7 +85,7 @@ def untrained_exits(config: TransformerConfig) -> Params:
     """Exits that add nothing to the states and know nothing of them, one for each layer.
 
     `kernel` `[layers, embed, embed]` and `bias` `[layers, embed]` are the maps, `agreement` `[layers, embed]`
-    and `offset` `[layers]` what `agreement_logits` reads.
+    and `offset` `[layers]` are what `agreement_logits` reads.
     """
     layers, embed = config.num_layers, config.embed_dim
     shapes = {
@@ -98,10 +98,10 @@ def untrained_exits(config: TransformerConfig) -> Params:
 
 
 def agreement_logits(exits: Params, index: jax.Array, normed: Hidden) -> jax.Array:
-    """What an exit thinks of how its states agree with the last layer's; its sigmoid is in (0, 1).
+    """An exit's guess of how well its states agree with the last layer's, before the sigmoid into (0, 1).
 
     Args:
-      exits: as `untrained_exits`.
+      exits: as `untrained_exits` returns them.
       index: `[]` int32, the layer.
       normed: `[batch, length, embed]`, what the head reads there.
 
@@ -112,7 +112,7 @@ def agreement_logits(exits: Params, index: jax.Array, normed: Hidden) -> jax.Arr
 
 
 def saturation(before: Hidden, after: Hidden, masked: jax.Array) -> PerSequence:
-    """Mean cosine between the states of two layers at masked positions: `[batch]` float32; 1 without any.
+    """Mean cosine between the states of two layers at masked positions: `[batch]` float32; 1 if none is.
 
     Args:
       before, after: `[batch, length, embed]`.
@@ -140,8 +140,8 @@ def layer_by_layer(
       sigma: `[batch]` float32, total noise.
 
     Returns:
-      `[layers, batch, length, embed]`, and `[layers, batch]` float32, what is compared with a threshold:
-      `saturation`, or what trained exits say.
+      `[layers, batch, length, embed]`, and `[layers, batch]` float32, the value that is compared with a
+      threshold: `saturation`, or the agreement that trained exits predict.
     """
     layer, read, settling, x = _parts(network, params, tokens, sigma, None)
 
@@ -161,8 +161,8 @@ def _parts(
 ) -> tuple[Any, Any, Any, jax.Array]:
     """`layer(index, x)`, `read(index, x)`, `settling(index, before, after)`, and what enters the first layer.
 
-    `read` gives what the head reads of the states after a layer, or of what enters the first one (None);
-    `settling` how far they have settled, from what is read there and after the layer before.
+    `read` gives what the head reads from the states after a layer, or from those that enter the first one
+    (None). `settling` gives how far they have settled, from what is read before and after a layer.
     """
     config, exits = dataclasses.replace(network.config, remat="none"), params.get(EXIT_PARAMS)
     module = network._module

@@ -1,9 +1,9 @@
 """FLOPs that cannot be avoided, from the sizes alone: the benchmark's roofline.
 
 Matrix products are counted, 2 FLOPs for a multiplication with its addition: the blocks on every token, the
-head only where its output is needed. A backward pass costs twice its forward pass. What is small beside them
-is left out: norms, softmax, rotary embeddings, modulation, embedding, optimizer, and the head at the few
-positions that a teacher's step reveals. `batch` counts sequences throughout.
+head only where its output is needed. A backward pass costs twice its forward pass. Small terms are left out:
+norms, softmax, rotary embeddings, modulation, embedding, optimizer, and the head at the few positions that a
+teacher's step reveals. `batch` counts sequences throughout.
 """
 
 from sdtt_jax.networks.config import TransformerConfig
@@ -62,7 +62,7 @@ def teacher_flops(
       config: sizes.
       batch: sequences.
       masked: masked tokens in the batch.
-      frozen: matrices have no gradient: adapters are trained, whose own products are left out.
+      frozen: matrices have no gradient, since adapters are trained; their own products are left out.
     """
     head = head_flops(config, masked)
     whole = FORWARD_AND_BACKWARD * (block_flops(config, batch) + head)
@@ -80,14 +80,14 @@ def distill_flops(
 ) -> float:
     """A step of distillation: forward and backward of the student, and the teacher's trajectories.
 
-    The teacher's first call serves all trajectories; each has k - 1 more, and its head at the masked tokens.
+    The teacher's first call serves all trajectories; each adds k - 1 more, and the head at the masked tokens.
 
     Args:
       config: sizes of student and teacher.
       batch: sequences.
       masked: masked tokens in the batch.
       num_distill_steps: k.
-      num_trajectories: of the teacher, for each sequence.
+      num_trajectories: trajectories of the teacher for each sequence.
       frozen: as for `teacher_flops`.
     """
     calls = 1 + num_trajectories * (num_distill_steps - 1)

@@ -51,7 +51,7 @@ class GPT2Denoiser(AdaptedDenoiser):
 
 
 def _norm(config: GPT2Config, name: str | None = None) -> nn.LayerNorm:
-    # The two-pass variance: the fast one loses digits where a feature's mean is large, and GPT-2's are.
+    # The two-pass variance: the fast one loses digits where the mean is large, as GPT-2's are.
     return nn.LayerNorm(
         epsilon=config.norm_epsilon,
         use_fast_variance=False,

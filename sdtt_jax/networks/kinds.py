@@ -52,11 +52,11 @@ def kind_of(network: Network) -> str:
 
 
 def network_of(config: TransformerConfig) -> Any:
-    """The network that a config is of, each kind having a config class of its own."""
+    """The network of a config; each kind has a config class of its own."""
     return next(kind.network for kind in KINDS.values() if type(config) is kind.config)(config)
 
 
 def stored_kind(name: Any) -> str | None:
-    """The kind that a checkpoint calls `name`, in this version's word; None if there is no such kind."""
+    """This version's name of the kind that a checkpoint calls `name`; None if there is no such kind."""
     name = _EARLIER.get(name, name)
     return name if name in KINDS else None

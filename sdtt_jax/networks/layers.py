@@ -17,7 +17,7 @@ from sdtt_jax.ops.categorical import NEG_INFINITY
 # U(-1/sqrt(fan_in), 1/sqrt(fan_in)): what the reference's linear layers start from.
 KERNEL_INIT_SCALE = 1.0 / 3.0
 NORM_EPSILON = 1e-5
-# The name that every linear layer's result carries, and what each remat policy but "none" saves by name.
+# The name that every linear layer's result carries, and the names that each remat policy but "none" saves.
 LINEAR = "linear"
 SAVED = {"dots": (LINEAR, ATTENTION), "attention": (ATTENTION,), "full": ()}
 
@@ -45,8 +45,8 @@ def parameter(
     """A float32 parameter of `module` with logical axis names.
 
     Args:
-      module: inside whose call this is.
-      name: of the parameter.
+      module: the module that the parameter belongs to, in whose call or `setup` this runs.
+      name: its name.
       init: its initializer.
       axes: a logical name, or None, for each axis.
       shape: its shape.
@@ -93,9 +93,9 @@ class Linear(nn.Module):
         if self.flat:
             in_shape = _heads_as_one(in_shape, self.axes[:n_in])
             out_shape = _heads_as_one(out_shape, self.axes[n_in:])
-            # Left to itself the TPU compiler splits heads again within the product, puts the rows last, for
-            # an axis of 64 would be padded to 128, and moves them back before the next kernel: 137 and not
-            # 121 GB for a distillation step at 12 x 768 and 32 x 1024 tokens.
+            # Left to itself, the TPU compiler splits heads again within the product, puts the rows last (an
+            # axis of 64 would be padded to 128), and moves them back before the next kernel: 137 GB of memory
+            # traffic instead of 121 for a distillation step at 12 x 768 and 32 x 1024 tokens.
             kernel = kernel if widens else kernel.astype(products)
             kernel = jax.lax.optimization_barrier(kernel.reshape(*in_shape, *out_shape))
         # One [rows, features] matmul: on CPU it is the form that reaches the matmul rate. The other axes
@@ -143,16 +143,16 @@ def attention_inputs(config: TransformerConfig, x: jax.Array, *, bias: bool) -> 
 
 
 def queries_keys_values(config: TransformerConfig, x: jax.Array, *, bias: bool) -> list[jax.Array]:
-    """`attention_inputs` one by one, `[batch, length, heads, head_dim]` each."""
+    """The query, key and value of `attention_inputs`, `[batch, length, heads, head_dim]` each."""
     packed = attention_inputs(config, x, bias=bias)
     heads = (*packed.shape[:-1], config.num_heads, config.head_dim)
-    # By one split and not by indexing: its gradient is one concatenation, where that of three indices is
-    # the sum of three padded arrays (gradient of a block, 12 x 768 x 1024 on two cores: 134 -> 107 ms).
+    # Split rather than indexed: the gradient of a split is one concatenation, that of three indices the sum
+    # of three padded arrays (gradient of a block, 12 x 768 x 1024 on two cores: 134 -> 107 ms).
     return [jnp.squeeze(part, axis=2) for part in jnp.split(packed.reshape(heads), 3, axis=2)]
 
 
 def merged_heads(config: TransformerConfig, mixed: jax.Array, *, bias: bool) -> jax.Array:
-    """What attention returned to `[batch, length, embed]`.
+    """Projects what attention returned to `[batch, length, embed]`.
 
     The parameters `attn_out` belong to the module that calls this.
 
@@ -179,7 +179,7 @@ def rematerialised(block: type[nn.Module], policy: str) -> type[nn.Module]:
     if policy == "none":
         return block
     saved = jax.checkpoint_policies.save_only_these_names(*SAVED[policy])
-    # Within a scan nothing is merged across the boundary anyway, so that merging need not be prevented.
+    # Within a scan nothing is merged across the boundary anyway, so merging need not be prevented.
     return nn.remat(block, prevent_cse=False, policy=saved)
 
 
@@ -188,13 +188,13 @@ def scan_blocks(
 ) -> nn.Module:
     """`config.num_layers` of `block` as one scanned module, whose parameters have a leading layer axis.
 
-    It is called as a block is, with `x` and further arguments, and returns `x` and what the blocks return
-    beside it, stacked.
+    It is called like a block, with `x` and further arguments, and returns `x` and, stacked, what the blocks
+    return beside it.
 
     Args:
       block: class of the module of one layer.
       config: its sizes, remat policy and `unroll`.
-      in_axes: of each argument but `x`: 0 if it has a layer axis too, or `nn.broadcast`; by default of
+      in_axes: for each argument but `x`, 0 if it has a layer axis too, or `nn.broadcast`; the default is for
         `(past, shared)`.
     """
     return nn.scan(
@@ -223,7 +223,7 @@ class LayerNorm(nn.Module):
 
 
 class Embedding(nn.Module):
-    """Embedding `[rows, embed]`, of tokens or of what else is counted."""
+    """Embedding `[rows, embed]`, of tokens or of anything else that is numbered."""
 
     rows: int
     dim: int
@@ -239,7 +239,7 @@ class Embedding(nn.Module):
         return looked_up(self.embedding, tokens, jnp.dtype(self.numerics.dtype), self.axis)
 
     def attend(self, hidden: jax.Array) -> jax.Array:
-        """The head that is tied to it: `[..., embed]` → `[..., rows]` float32."""
+        """The head that is tied to the embedding: `[..., embed]` → `[..., rows]` float32."""
         dtype, products = self.numerics
         rows = hidden.reshape(-1, self.dim).astype(dtype)
         logits = widened_product(rows, self.embedding.T, products)
@@ -287,5 +287,5 @@ class Head(nn.Module):
 
 
 def without_padding(logits: jax.Array, columns: int) -> jax.Array:
-    """`logits: [..., padded_vocab]`, those from `columns` on impossible."""
+    """`logits: [..., padded_vocab]`, with those from `columns` on made impossible."""
     return jnp.where(jnp.arange(logits.shape[-1]) < columns, logits, NEG_INFINITY)

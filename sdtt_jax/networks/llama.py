@@ -57,14 +57,15 @@ class LlamaDenoiser(AdaptedDenoiser):
         start: jax.Array | int = 0,
         visible: jax.Array | None = None,
     ) -> tuple[Hidden, LayerPast]:
-        """Hidden states of `n` positions in a row, and their keys and values for a cache.
+        """Hidden states of `n` consecutive positions, and their keys and values for a cache.
 
         Args:
-          params: parameters, unboxed; of a network that sees both ways and predicts no next token.
+          params: unboxed parameters of a network that sees both ways and has no `shift`.
           tokens: `[batch, n]` int32, MASK included.
           past: keys and values of other positions, `[layers, batch, kv_heads, capacity, kv]`; None for none.
           start: `[]` int32, the position of the first token.
-          visible: `[n, capacity + n]` bool, what each position sees of cache and others; None: all.
+          visible: `[n, capacity + n]` bool, what each position sees of the cache and of the `n` positions;
+            None: all of the latter and nothing of the cache.
 
         Returns:
           `[batch, n, embed]`, and new keys and values `[layers, batch, kv_heads, n, kv]`.
@@ -153,7 +154,7 @@ class LlamaBlock(nn.Module):
         )
 
     def _rotated(self, x: jax.Array, name: str, cos: jax.Array, sin: jax.Array) -> jax.Array:
-        """Queries or keys, normalised where the config says so, their first features turned."""
+        """Queries or keys, normalised if the config says so, with their first features turned."""
         c = self.config
         if c.qk_norm:
             x = RMSNorm(c.head_dim, c.norm_epsilon, "kv", name=f"{name}_norm")(x)

@@ -1,10 +1,10 @@
 """Low-rank adapters: a tree of their own beside parameters that stay as they are (LoRA, arXiv 2106.09685).
 
 The adapter of a linear map `x W` is `a: [in, rank]` and `b: [rank, out]`, and what the map computes is
-`x W + alpha / rank (x a) b`. The two products are made beside `x W` and `W` is not summed with `a b`: a
+`x W + alpha / rank (x a) b`. The two products are computed beside `x W`, and `a b` is not added to `W`: a
 gradient then needs neither an array of the size of `W` nor the third of the backward pass that computes one.
-For a network of 8 billion parameters that is 16 GB for the sum and 16 GB for its gradient, of teacher and
-student each. What is exported or loaded is merged.
+For a network of 8 billion parameters that saves 16 GB for the sum and 16 GB for its gradient, for teacher and
+student each. Adapters are merged into a network that is exported or loaded.
 """
 
 import dataclasses
@@ -28,12 +28,11 @@ TARGETS = ("attn_q", "attn_k", "attn_v", "attn_qkv", "attn_out", "gate", "up", "
 class LoraConfig:
     """Which linear maps of the blocks have an adapter, and how large it is."""
 
-    rank: int = 0  # of the adapters; 0: there are none, and all parameters are trained
-    alpha: float = 16.0  # an adapter counts `alpha / rank`
+    rank: int = 0  # rank of the adapters; 0: there are none, and all parameters are trained
+    alpha: float = 16.0  # an adapter's product is multiplied by `alpha / rank`
     # Names of linear maps; those that a network does not have are left out.
     targets: tuple[str, ...] = TARGETS
-    # In which the blocks' frozen matrices are kept. Norms, embedding and head, whose sums are float32, stay
-    # float32.
+    # The dtype of the blocks' frozen matrices. Norms, embedding and head, whose sums are float32, keep that.
     base_dtype: str = "float32"
 
     def __post_init__(self) -> None:
@@ -46,15 +45,15 @@ class LoraConfig:
 
     @property
     def scale(self) -> float:
-        """What an adapter's product is multiplied with."""
+        """The factor that an adapter's product is multiplied by."""
         return self.alpha / self.rank
 
 
 def init_adapters(network: Network, config: LoraConfig, key: Key) -> Params:
-    """Fresh adapters, which change nothing: `a` as linear maps start, `b` zero.
+    """Fresh adapters, which change nothing yet: `a` starts as linear maps do, `b` at zero.
 
     Args:
-      network: whose linear maps.
+      network: the network whose linear maps get adapters.
       config: rank, not 0, and targets.
       key: PRNG key.
 
@@ -80,7 +79,7 @@ def init_adapters(network: Network, config: LoraConfig, key: Key) -> Params:
 
 
 def with_adapters(base: Params, adapters: Params, config: LoraConfig) -> Params:
-    """Parameters for any function of the network, the adapters beside those that they adapt.
+    """Parameters for any function of the network: `base` with the adapters beside it.
 
     Args:
       base: parameters, unboxed.
@@ -112,10 +111,10 @@ def merged(base: Params, adapters: Params, config: LoraConfig) -> Params:
 
 
 def frozen(params: Params, config: LoraConfig) -> Params:
-    """The parameters as adapters stand beside them: the blocks' matrices in `config.base_dtype`.
+    """The parameters that adapters are put beside: the blocks' matrices are in `config.base_dtype`.
 
     Args:
-      params: of a network, unboxed.
+      params: a network's parameters, unboxed.
       config: the dtype.
     """
 
@@ -145,6 +144,5 @@ def _kernels(network: Network, config: LoraConfig) -> dict[str, Any]:
 
 
 def _inputs(axes: tuple[str | None, ...]) -> int:
-    """How many axes of a stacked kernel, after that of the layers, are contracted: heads and their features
-    where a map merges heads, else one."""
+    """Contracted axes of a stacked kernel, after the layer axis: 2 (heads, kv) if it merges heads, else 1."""
     return 2 if axes[2] == "kv" else 1

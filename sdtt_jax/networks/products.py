@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 
 from sdtt_jax.parallel.mesh import free_axes
 
-# Columns from which the gradient of a bias is a matrix product.
+# From this many columns on, the gradient of a bias is a matrix product.
 WIDE = 8192
 
 
@@ -19,9 +19,9 @@ WIDE = 8192
 def widened_product(rows: jax.Array, kernel: jax.Array, products: DTypeLike) -> jax.Array:
     """`rows @ kernel`, both rounded to `products`, added up and returned in float32.
 
-    The gradient's products too are of numbers as narrow. Left to JAX, they are products of float32, which
-    take a GPU twice the time and the memory traffic. The gradient of the kernel is never rounded, for it is
-    summed over many pieces.
+    The gradient's products multiply numbers just as narrow. Left to JAX, they would be products in float32,
+    which cost a GPU twice the time and the memory traffic. The gradient of the kernel is never rounded, since
+    it is summed over many pieces.
 
     Args:
       rows: `[n, in]`, bfloat16 or float32.
@@ -35,7 +35,7 @@ def _widened_forward(
     rows: jax.Array, kernel: jax.Array, products: DTypeLike
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     narrow = rows.astype(products)
-    # Of the rows themselves the backward pass needs the dtype alone.
+    # Of the rows before rounding, the backward pass needs only the dtype.
     saved = (narrow, kernel, jnp.zeros(0, rows.dtype))
     return _widened(narrow, kernel.astype(products), (1,), (0,)), saved
 
@@ -57,23 +57,23 @@ def _summed_over_rows(rows: jax.Array, gradient: jax.Array) -> jax.Array:
         return _widened(rows, gradient, (0,), (0,))
 
     def transposed(rows: jax.Array, gradient: jax.Array) -> jax.Array:
-        # A layout that must be: XLA would leave the rows as they lie in memory, and widen both factors for
-        # want of a product of columns (1024 rows of 768 by 3072: 22 ms, and 11 so; in float32 20).
+        # The layout is forced: XLA would leave the rows as they lie in memory and, having no product of
+        # columns, widen both factors (1024 rows of 768 by 3072: 22 ms, 11 with the layout, 20 in float32).
         columns = with_layout_constraint(rows.T, Layout((0, 1)))
         product = _widened(columns, gradient.reshape(len(gradient), -1), (1,), (0,))
-        # Were the result transposed, as that of a tied head is, XLA would exchange the factors and ask for
+        # If the result is transposed, as a tied head's is, XLA would otherwise swap the factors and ask for
         # the product of columns after all.
         product = jax.lax.optimization_barrier(product)
         return product.reshape(rows.shape[1], *gradient.shape[1:])
 
     def wide(rows: jax.Array, gradient: jax.Array) -> jax.Array:
-        # XLA does so by itself where `gradient` is a matrix. Where it has more axes, XLA counts on a product
-        # of bfloat16 columns, which it does not have, and the program ends as it runs.
+        # XLA widens by itself if `gradient` is a matrix. If it has more axes, XLA counts on a product of
+        # bfloat16 columns, which it does not have, and the program fails when it runs.
         return plain(rows.astype(jnp.float32), gradient.astype(jnp.float32))
 
     if rows.dtype != jnp.bfloat16:
         return plain(rows, gradient)
-    # Over several devices a layout would have each of them gather all rows.
+    # Over several devices, the layout would make each of them gather all rows.
     alone = math.prod(free_axes().values()) == 1
     cpu = transposed if alone else wide
     result: jax.Array = jax.lax.platform_dependent(rows, gradient, cpu=cpu, default=plain)
@@ -96,7 +96,7 @@ def biased(y: jax.Array, bias: jax.Array) -> jax.Array:
 
     Args:
       y: `[..., out]`.
-      bias: `[out]`, of a dtype at least as wide.
+      bias: `[out]`, of a dtype at least as wide as that of `y`.
     """
     return y + bias.astype(y.dtype)
 
@@ -109,8 +109,8 @@ def _biased_backward(bias: jax.Array, gradient: jax.Array) -> tuple[jax.Array, j
     rows = gradient.reshape(-1, *bias.shape)
     if bias.size < WIDE or rows.dtype != jnp.float32:
         return gradient, rows.sum(axis=0).astype(bias.dtype)
-    # XLA's CPU backend (YNNPACK) adds up column by column: 168 rows of 50,304 take 76 ms of CPU time, and
-    # as a product with ones 3.
+    # XLA's CPU backend (YNNPACK) adds up column by column: 168 rows of 50,304 take 76 ms of CPU time, but 3
+    # as a product with ones.
     total = jax.lax.platform_dependent(
         rows, cpu=lambda x: (jnp.ones((1, len(x)), x.dtype) @ x)[0], default=lambda x: x.sum(axis=0)
     )
@@ -129,7 +129,7 @@ def looked_up(table: jax.Array, tokens: jax.Array, dtype: DTypeLike, axis: str |
     Args:
       table: `[rows, embed]`.
       tokens: integers of any shape.
-      dtype: of the result.
+      dtype: dtype of the result.
       axis: the logical name of the table's first axis.
     """
     # Under fsdp a row is split: it is gathered here, before rows are looked up. Left alone, the compiler
@@ -147,7 +147,7 @@ def _looked_up_backward(
     dtype: DTypeLike, axis: str | None, saved: tuple[jax.Array, jax.Array], gradient: jax.Array
 ) -> tuple[jax.Array, None]:
     del dtype
-    table, tokens = saved  # of the table only its shape is used
+    table, tokens = saved  # of the table, only shape and dtype are used
     zeros = nn.with_logical_constraint(jnp.zeros_like(table), (axis, None))
     return zeros.at[tokens].add(gradient.astype(table.dtype)), None
 

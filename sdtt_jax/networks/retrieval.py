@@ -1,8 +1,8 @@
-"""Nearest neighbours beside a denoiser: what stood where its states were alike (kNN-LM, arXiv 1911.00172).
+"""Nearest neighbours beside a denoiser: the tokens at similar hidden states (kNN-LM, arXiv 1911.00172).
 
 A `Datastore` holds the hidden states of masked positions of real text, and the tokens that stood there. A
-`Retrieving` denoiser mixes what the network says with what the nearest of them say, and is a denoiser like
-others, for samplers and bounds: its parameters are the network's and the datastore.
+`Retrieving` denoiser mixes the network's prediction with the tokens of the nearest states. For samplers and
+bounds it is a denoiser like any other, whose parameters are the network's and the datastore.
 """
 
 import dataclasses
@@ -19,22 +19,22 @@ from sdtt_jax.typing import Hidden, Logits, Params, PerSequence, Tokens
 
 @flax.struct.dataclass
 class Datastore:
-    """States and what stood there; a mesh may hold them in parts along the first axis."""
+    """States and the tokens that stood there; a mesh may split them along the first axis."""
 
     keys: jax.Array  # `[entries, embed]`
     tokens: jax.Array  # `[entries]` int32
-    valid: jax.Array  # `[entries]` bool; the others are never found
+    valid: jax.Array  # `[entries]` bool; entries with False are never found
 
 
 @dataclasses.dataclass(frozen=True)
 class Retrieving(Wrapped):
-    """`network`, of whose states there is a datastore; parameters: `{"network": …, "store": Datastore}`."""
+    """`network` with a datastore of its states; parameters: `{"network": …, "store": Datastore}`."""
 
-    neighbours: int = 16  # entries that are asked, at most as many as there are
-    share: float = 0.1  # of what they say in the mixture; 0 is the network
+    neighbours: int = 16  # entries that are asked; all if there are fewer
+    share: float = 0.1  # their share in the mixture; 0 is the network alone
     # Their weights are proportional to exp(-squared distance / temperature).
     temperature: float = 1.0
-    # Share of the nearest that the search finds on a TPU; elsewhere it finds all.
+    # Share of the nearest entries that the search finds on a TPU; elsewhere it finds all.
     recall: float = 0.95
 
     def __post_init__(self) -> None:
@@ -44,12 +44,12 @@ class Retrieving(Wrapped):
         positive(self, "temperature")
 
     def hidden(self, params: Params, tokens: Tokens, sigma: PerSequence | None = None) -> Hidden:
-        """As the network's."""
+        """The network's hidden states."""
         hidden: Hidden = self.network.hidden(params["network"], tokens, sigma)
         return hidden
 
     def head_params(self, params: Params) -> Params:
-        """The network's, and the datastore."""
+        """The network's head parameters, and the datastore."""
         return params | {"network": self.network.head_params(params["network"])}
 
     def logits(self, params: Params, hidden: jax.Array) -> Logits:
@@ -64,7 +64,7 @@ class Retrieving(Wrapped):
         return jnp.pad(mixed, rest, constant_values=NEG_INFINITY)
 
     def _near(self, store: Datastore, hidden: jax.Array) -> jax.Array:
-        """What the neighbours of `[..., embed]` say: `[..., mask_id]`, with a sum of one."""
+        """What the neighbours of states `[..., embed]` predict: `[..., mask_id]`, with a sum of one."""
         query = hidden.reshape(-1, hidden.shape[-1]).astype(jnp.float32)
         keys = store.keys.astype(jnp.float32)
         closeness = 2 * query @ keys.T - jnp.square(keys).sum(axis=-1)

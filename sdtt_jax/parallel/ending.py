@@ -1,9 +1,9 @@
-"""Ending together: a process hears that another has failed, and process 0, at work alone, that it is to stop.
+"""Ending together: a process learns that another has failed, and process 0, working alone, that it must stop.
 
-JAX ends the others when a process is gone, after its heartbeat's silence. One that fails is not gone: it
-waits in JAX's shutdown for the others, five minutes, and they wait for it in a computation. And JAX tells of
-SIGTERM only where all processes ask together. Both stand in the job's table of keys and values, where a
-thread looks for them.
+When a process is gone, JAX ends the others once its heartbeat has been silent for some time. A process that
+fails is not gone: it waits five minutes for the others in JAX's shutdown, and they wait for it in a
+computation. And JAX reports SIGTERM only where all processes ask together. Failures and SIGTERM are both
+entered in the job's table of keys and values, where a thread looks for them.
 """
 
 import atexit
@@ -20,12 +20,12 @@ from jax._src import distributed  # JAX has no public name for what it joined
 
 from sdtt_jax.threads import beside
 
-# The folder of keys of the processes that have failed: their numbers; the values are exit statuses.
+# The folder of keys for failed processes: each key is a process's number, its value the exit status.
 FAILED = "sdtt_jax/failed/"
-# Under which JAX's own notifier tells all processes that one of them got SIGTERM.
+# The key under which JAX's own notifier tells all processes that one of them got SIGTERM.
 NOTICE = "RECEIVED_PREEMPTION_NOTICE"
-# Seconds between two looks; those in which a process may end by itself, often with the same error; and those
-# that process 0, which keeps the table, waits for the others to read it.
+# Seconds between two looks at the table; seconds in which a process may still end by itself, often with the
+# same error; and seconds that process 0, which keeps the table, waits for the others to read it.
 LOOK, GRACE, PATIENCE = 1.0, 5.0, 10.0
 
 
@@ -35,7 +35,7 @@ def is_alone() -> bool:
 
 
 def listen() -> None:
-    """Starts to listen, from now to the end of the program, for another process that fails."""
+    """Starts to listen for the failure of another process, until the program ends."""
     if is_alone():
         return
     over = threading.Event()
@@ -45,7 +45,7 @@ def listen() -> None:
         over.set()
         thread.join()
 
-    # Before JAX leaves the job, which it registered to do when it was imported.
+    # Runs before JAX leaves the job, because JAX registered that earlier, when it was imported.
     atexit.register(stop)
     thread.start()
 
@@ -67,10 +67,10 @@ def fail(status: int) -> None:
 
 
 def leave(status: int) -> None:
-    """Ends this process now, with what it has said.
+    """Ends this process now, after flushing its output.
 
-    At an exit in order JAX would wait for the others, who wait for this one, and would take what computations
-    under way need away from them, which ends in a segmentation fault.
+    On a regular exit JAX would wait for the other processes, which wait for this one. It would also take away
+    what computations under way need, which ends in a segmentation fault.
     """
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
@@ -81,9 +81,9 @@ def leave(status: int) -> None:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Raises KeyboardInterrupt within if any process of the job gets SIGTERM meanwhile.
+    """Raises KeyboardInterrupt in the block if any process of the job gets SIGTERM meanwhile.
 
-    For work of one process, in its main thread, in which the others cannot ask together.
+    For work that one process does alone, in its main thread, so that the processes cannot ask together.
     """
     client = _client()
     if client is None or threading.current_thread() is not threading.main_thread():
@@ -146,8 +146,8 @@ def _failed(client: Any) -> dict[str, str]:
 
 def _interrupt(client: Any, over: threading.Event) -> None:
     while not over.wait(LOOK):
-        with contextlib.suppress(Exception):  # That is how JAX says that there is none.
+        with contextlib.suppress(Exception):  # JAX raises as long as there is no notice.
             client.key_value_try_get(NOTICE)
-            # To the main thread, so that it also wakes from waiting for a file.
+            # Sent to the main thread, so that it also wakes from waiting for a file.
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
             return

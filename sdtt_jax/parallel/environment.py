@@ -7,16 +7,16 @@ from collections.abc import Mapping
 ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 
 DEVICE_COUNT = "--xla_force_host_platform_device_count"
-# XLA has one thread for each virtual device, and a device waits in several collectives at once where two
-# loops do not need each other: with all threads waiting, the one that they wait for never starts, and after
-# a minute XLA ends the process. A coupled round's step on eight devices did so within 1,000 steps in three
-# runs of three; with eight threads for each device in none of three.
+# By default XLA has one thread for each virtual device, but a device waits in several collectives at once
+# where two loops are independent of each other. When all threads wait, the work that they wait for never
+# starts, and after a minute XLA ends the process. Training a coupled round on eight devices ended so within
+# 1,000 steps in three runs of three, and with eight threads for each device in none of three.
 THREADS = "PJRT_NPROC"
 THREADS_PER_DEVICE = 8
 
 
 def virtual_devices(count: int) -> dict[str, str]:
-    """What the environment of a process needs that computes on `count` virtual devices of the CPU."""
+    """The environment variables of a process that computes on `count` virtual devices of the CPU."""
     xla_flags = [
         f for f in os.environ.get("XLA_FLAGS", "").split() if not f.startswith(DEVICE_COUNT)
     ]
@@ -25,7 +25,7 @@ def virtual_devices(count: int) -> dict[str, str]:
 
 
 def threads_to_wait_in(environ: Mapping[str, str]) -> dict[str, str]:
-    """The number of threads, where `environ` asks for several virtual devices and does not give it."""
+    """The variable that sets the threads, if `environ` asks for several virtual devices and lacks it."""
     flags = [f for f in environ.get("XLA_FLAGS", "").split() if f.startswith(DEVICE_COUNT)]
     count = flags[-1].partition("=")[2] if flags else ""
     if THREADS in environ or not count.isdecimal() or int(count) < 2:

@@ -1,4 +1,4 @@
-"""Device meshes: their axes, the rules from logical axes to them, and how they split a batch."""
+"""Device meshes: their axes, the rules that map logical axes to them, and how they split a batch."""
 
 import contextlib
 import dataclasses
@@ -35,7 +35,7 @@ RULES: Rules = (
     ("rank", None),
 )
 
-# Axes whose arrays are whole on every device where the mesh does not divide them: a network may have fewer
+# Logical axes that stay whole on every device where the mesh does not divide them: a network may have fewer
 # heads of keys and values than there are devices to split its query heads.
 WHOLE_IF_UNDIVIDED = ("kv_heads",)
 
@@ -62,8 +62,8 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     in the networks.
 
     Raises:
-      ConfigError: the sizes do not multiply to the number of devices; names axis, size, devices and
-        the nearest size that fits.
+      ConfigError: the sizes do not multiply to the number of devices; the message names axis, size,
+        devices and the nearest size that fits.
     """
     devices = jax.devices() if devices is None else list(devices)
     count = len(devices)
@@ -96,10 +96,10 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
 
 
 def slice_devices(shape: tuple[int, int, int], devices: Sequence[jax.Device]) -> np.ndarray:
-    """Devices of one slice as an array `shape`, whose axes follow its torus as far as they can.
+    """The devices of one slice as an array of `shape`, whose axes follow the torus as far as they can.
 
     An axis may take a part of a side of the torus: fsdp=16 is 8 × 2 of the 8 × 8 chips of a v6e-64. (By
-    itself JAX does that on a v5e only, and fails elsewhere.)
+    default JAX allows that on a v5e only, and fails elsewhere.)
     """
     return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
 
@@ -107,13 +107,13 @@ def slice_devices(shape: tuple[int, int, int], devices: Sequence[jax.Device]) ->
 def hybrid_devices(
     shape: tuple[int, int, int], slices: int, devices: Sequence[jax.Device]
 ) -> np.ndarray:
-    """Devices of several slices as an array `shape`, of which one batch axis alone crosses slices.
+    """The devices of several slices as an array of `shape`, in which only one batch axis crosses slices.
 
     Between slices there is only the data-centre network, so the axis that needs it least crosses it:
     data (gradients, once a step) if the number of slices divides it, else fsdp.
 
     Raises:
-      ConfigError: they divide neither.
+      ConfigError: the number of slices divides neither.
     """
     for axis in range(len(BATCH_AXES)):
         if shape[axis] % slices == 0:
@@ -130,7 +130,7 @@ def hybrid_devices(
 
 @contextlib.contextmanager
 def use_mesh(mesh: Mesh) -> Iterator[None]:
-    """Makes `mesh` and `RULES` those that logical constraints refer to while tracing."""
+    """Makes logical constraints refer to `mesh` and `RULES` while tracing."""
     with jax.set_mesh(mesh), spmd.logical_axis_rules(tuple(RULES)):
         yield
 
@@ -183,7 +183,7 @@ def check_batch_size(
     Args:
       batch_size: sequences over all devices.
       mesh: its batch axes split the batch.
-      microbatches: each of which the mesh must split.
+      microbatches: how many there are; the mesh must split each of them.
       field: what the error calls the batch size.
 
     Raises:

@@ -22,7 +22,7 @@ def partition_spec(names: Sequence[str | None], rules: Rules, mesh: Mesh) -> Par
     Args:
       names: one for each dimension, None where it has none.
       rules: logical axes to mesh axes.
-      mesh: whose axes they are.
+      mesh: the mesh with these axes.
 
     Raises:
       ConfigError: a name without a rule.
@@ -54,7 +54,7 @@ def tree_shardings(boxed_abstract: Tree, rules: Rules, mesh: Mesh) -> Tree:
       The unboxed tree, of `NamedSharding`.
 
     Raises:
-      ConfigError: a dimension that its mesh axes do not divide, named by leaf.
+      ConfigError: mesh axes do not divide their dimension of a leaf; the message names the leaf.
     """
 
     def sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
@@ -80,14 +80,14 @@ def tree_shardings(boxed_abstract: Tree, rules: Rules, mesh: Mesh) -> Tree:
 
 
 def spread_shardings(abstract: Tree, mesh: Mesh) -> Tree:
-    """Each array split over all devices along one of its axes, whole where they divide none.
+    """Shardings that split each array over all devices along one of its axes; whole if they divide none.
 
-    It is for arrays that are only read, cast or joined: no device need hold what the rules of training would
-    put there whole.
+    They are for arrays that are only read, cast or joined: no device has to hold whole what the rules of
+    training would put there whole.
 
     Args:
-      abstract: tree of what has a `shape`.
-      mesh: of the devices.
+      abstract: tree whose leaves have a `shape`.
+      mesh: the mesh of the devices.
     """
 
     def sharding(leaf: Any) -> NamedSharding:
@@ -108,12 +108,12 @@ def unbox(tree: Tree) -> Tree:
 def mirror_shardings(
     abstract: Tree, params_shardings: Tree, params_abstract: Tree, mesh: Mesh
 ) -> Tree:
-    """Shardings of a tree with copies of the parameter tree in it (optimizer moments, a teacher).
+    """Shardings of a tree that contains copies of the parameter tree (optimizer moments, a teacher).
 
     A leaf whose path ends with a parameter's path and whose shape is that parameter's takes its
     sharding; every other leaf is replicated. This needs no knowledge of the optimizer: optax keeps
     moments in trees that mirror the parameters, whatever it wraps around them. Where the parameters
-    are those of several networks, each under a name, a copy of one of them needs no such name.
+    are those of several networks, each under a name, a copy of one network may lack that name.
 
     Args:
       abstract: the tree; leaves need a `shape`.
@@ -154,7 +154,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def place(host: np.ndarray, sharding: Sharding) -> jax.Array:
-    """Puts an array that every process holds on devices; each process copies the pieces of its own."""
+    """Puts an array that every process holds on devices; each process copies its own devices' pieces."""
     return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
 
@@ -192,8 +192,8 @@ def place_rows(
     """Builds a global batch; each process computes only the rows that its devices hold.
 
     Args:
-      rows: a slice of the batch axis to those rows, `[n, ...]`; pure.
-      shape: of the global batch.
+      rows: pure function from a slice of the batch axis to those rows, `[n, ...]`.
+      shape: the shape of the global batch.
       mesh: where it goes.
     """
     # Devices that differ along the model axis hold the same rows.

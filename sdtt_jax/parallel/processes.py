@@ -25,11 +25,11 @@ from sdtt_jax.parallel.environment import ADDRESS, COUNT, INDEX
 MODES = ("auto", "on", "off")
 
 T = TypeVar("T")
-# Seconds that JAX waits for the others beyond our own timeout, so that ours is the one that speaks.
+# Seconds that JAX waits for the others beyond our own timeout, so that it is ours that reports the error.
 JAX_TIMEOUT_MARGIN = 30
 # Numbers the calls of `preempted`.
 _CALLS = itertools.count(1)
-# What the others are told of process 0's failure: the first of these that it is, none being the first.
+# What the others are told of process 0's failure: the number of the first type here that fits it; 0 is none.
 _FAILURES = (type(None), KeyboardInterrupt, ConfigError, BaseException)
 
 
@@ -78,7 +78,7 @@ def initialize(mode: str = "auto", timeout: int = 300, heartbeat: int = 100) -> 
             raise
         raise UserError(late.format(f" ({str(error).splitlines()[0][:200]})")) from None
     except KeyboardInterrupt:
-        # Not raised on: at its exit Python would wait for the thread, and JAX for the others.
+        # Not raised further: on exit, Python would wait for the thread, and JAX for the other processes.
         _give_up(
             "Stopped while waiting for the other processes. Run the same command again.",
             EXIT_INTERRUPTED,
@@ -89,7 +89,7 @@ def initialize(mode: str = "auto", timeout: int = 300, heartbeat: int = 100) -> 
 
 
 def _join(**options: Any) -> None:
-    """Joins, in a thread: JAX waits in C++, where the main thread would not hear a signal."""
+    """Joins in a thread, because JAX waits in C++, where the main thread would not notice a signal."""
     joined: concurrent.futures.Future[None] = concurrent.futures.Future()
 
     def join() -> None:
@@ -122,12 +122,12 @@ def agree(value: bool) -> bool:
 
 
 def anywhere(value: bool) -> bool:
-    """Whether it is true on any process."""
+    """Whether `value` is true on any process."""
     return bool(gathered(np.array(value)).any())
 
 
 def barrier(name: str) -> None:
-    """Waits until every process is here."""
+    """Waits until every process has arrived here."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
 
@@ -136,8 +136,8 @@ def preempted() -> bool:
     """Whether any process got SIGTERM and all must stop here; all processes must call this equally often.
 
     JAX's notifier catches the signal and chooses one call, by its number, at which all processes stop.
-    Calls are numbered over the life of the process, not of a stage: or a signal between two stages
-    could choose a number that has passed.
+    Calls are numbered over the life of the process, not of a stage: otherwise a signal between two
+    stages could choose a number that has passed.
     """
     return jax.process_count() > 1 and bool(
         multihost_utils.reached_preemption_sync_point(next(_CALLS))
@@ -147,24 +147,24 @@ def preempted() -> bool:
 def stop_if_preempted() -> None:
     """Raises KeyboardInterrupt, in all processes at the same call, if any of them got SIGTERM.
 
-    For work outside the training loop, under the rule of `preempted`: all processes call it equally
-    often. A single process is interrupted by Python.
+    For work outside the training loop. As with `preempted`, all processes must call this equally often.
+    A process that is alone is interrupted by Python.
     """
     if preempted():
         raise KeyboardInterrupt
 
 
 def on_first(what: str, function: Callable[[], T]) -> T | None:
-    """`function()` on process 0 while the others wait; its result there, None on the others.
+    """Runs `function` on process 0 while the others wait; returns its result there, None on the others.
 
     Args:
       what: the subject of the error message, for example "Preparing the data".
-      function: needs no other process, so no computation on the mesh.
+      function: must need no other process, so it runs no computation on the mesh.
 
     Raises:
-      UserError: on the others, if `function` raised; a ConfigError if it raised one. Process 0 raises
-        what `function` raised.
-      KeyboardInterrupt: on all, if one of them got SIGTERM meanwhile.
+      UserError: on the others, if `function` raised; a ConfigError if `function` raised one. Process 0
+        raises what `function` raised.
+      KeyboardInterrupt: on all, if any process got SIGTERM meanwhile.
     """
     result: T | None = None
     failure: BaseException | None = None
@@ -205,7 +205,7 @@ def to_host(array: jax.Array) -> np.ndarray:
 
 
 def gathered(values: np.ndarray) -> np.ndarray:
-    """What every process has: `[processes, *values.shape]`."""
+    """The `values` of every process, on all of them: `[processes, *values.shape]`."""
     if jax.process_count() == 1:
         return values[None]
     return np.asarray(multihost_utils.process_allgather(values))

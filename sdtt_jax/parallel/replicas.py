@@ -69,7 +69,7 @@ def _is_replicated(leaf: jax.Array) -> bool:
 
 
 def _digests_on_host(mesh: Mesh, leaves: list[jax.Array]) -> np.ndarray:
-    """As `_digests_by_device`, with nothing to compile."""
+    """The same as `_digests_by_device`, with nothing to compile."""
     places = {device: place for place, device in enumerate(mesh.devices.flat)}
     digests = np.zeros((len(places), len(leaves), 2), np.uint32)
     for number, leaf in enumerate(leaves):
@@ -92,7 +92,7 @@ def _digests_by_device(mesh: Mesh, specs: tuple[PartitionSpec, ...]) -> Any:
             mesh=mesh,
             in_specs=specs,
             out_specs=PartitionSpec(mesh.axis_names),
-            # The check would take it on trust that copies are equal.
+            # The check would only assume that copies are equal.
             check_vma=False,
         )
     )

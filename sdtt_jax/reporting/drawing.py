@@ -1,7 +1,7 @@
 """A drawing: marks at pixels, each in a named style, and its SVG for the report page.
 
-The styles stand here once. The page gets them as CSS rules over the colours of the palette, which
-are CSS variables, so that one drawing serves light and dark mode; `picture` paints a file with them.
+All styles are defined here. The page gets them as CSS rules over the palette's colours, which are CSS
+variables, so that one drawing serves light and dark mode; `picture` paints files with them.
 """
 
 import json
@@ -88,7 +88,7 @@ class Box:
 
 @dataclass(frozen=True)
 class Text:
-    """A line of text, by its baseline and its "start", "middle" or "end"."""
+    """A line of text, placed by its baseline and its "start", "middle" or "end"."""
 
     style: str
     x: float
@@ -107,14 +107,14 @@ Mark = Polyline | Box | Text
 
 @dataclass(frozen=True)
 class Drawing:
-    """Marks in pixels, in the order in which they are painted, with what they show in words."""
+    """Marks in pixels, in the order in which they are painted, and a description of what they show."""
 
     width: float
     height: float
     marks: tuple[Mark, ...]
     description: str
     tips: tuple[Mapping[str, object], ...]  # what the pointer shows: `at` (pixel), `title`, `rows`
-    axis: str  # along which tips lie, "x" or "y"
+    axis: str  # the axis along which tips lie, "x" or "y"
     span: tuple[float, float]  # of the line that marks the pointer's place, across the axis
 
     def svg(self) -> Markup:

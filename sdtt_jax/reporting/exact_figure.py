@@ -26,7 +26,7 @@ MEASURES = {
     "tv": "total variation",
 }
 _DISTILLERS = ("data", "judge")  # colours
-_ALIKE = 1.02  # rounds within this factor of the teacher, everywhere, read as no change
+_ALIKE = 1.02  # rounds within this factor of the teacher everywhere count as no change
 
 Record = Mapping[str, Any]
 
@@ -36,7 +36,7 @@ def exact_panels(record: Record, measure: str = "kl") -> list[Panel]:
 
     Args:
       record: what `sdtt_jax.laboratory.record` makes.
-      measure: of `MEASURES`.
+      measure: one of `MEASURES`.
     """
     panels = [_series(record, divergence, measure) for divergence in record["rounds"]]
     values = tuple(v for series in panels for s in series for v in s.y)
@@ -56,7 +56,7 @@ def exact_panels(record: Record, measure: str = "kl") -> list[Panel]:
 
 
 def measured(record: Record) -> list[str]:
-    """The measures that a record holds; older ones have `kl` alone."""
+    """The measures that a record holds; older records have `kl` alone."""
     return [
         name for name in MEASURES if all(name in m for m in record["teacher"]["steps"].values())
     ]
@@ -74,7 +74,7 @@ def _series(record: Record, divergence: str, measure: str) -> tuple[Series, ...]
         if "trained" in entry:
             x, y = _curve(entry["trained"]["steps"], measure)
             rings.append(Series("", f"r{number_of}", x, y, line="", marker="ring"))
-    # they end at a few steps, far from the margin: the key names them
+    # they end at few steps, far from the margin, so the key names them
     others = [replace(series, label="") for series in _beside(record, measure)]
     return (*lines, *others, *rings)
 
@@ -99,7 +99,7 @@ def _curve(by_steps: Record, measure: str) -> tuple[tuple[float, ...], tuple[flo
 
 
 def _key(record: Record, series: tuple[Series, ...], measure: str) -> tuple[Series, ...]:
-    """What lines and markers are."""
+    """The key, which says what lines and markers mean."""
     key: tuple[Series, ...] = (Series("exact optimum", "ink", (), (), marker=""),)
     if any(s.marker == "ring" for s in series):
         key += (Series("trained student", "ink", (), (), line="", marker="ring"),)

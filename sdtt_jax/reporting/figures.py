@@ -66,7 +66,7 @@ class Panel:
 class Row:
     """One row of `RowChart`: a point with its interval, or a bar from zero."""
 
-    head: str  # at the left; "" if it is that of the row above
+    head: str  # at the left; "" if it is the same as in the row above
     name: str
     colour: str
     value: float

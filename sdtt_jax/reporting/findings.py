@@ -49,8 +49,8 @@ class Findings:
 class Comparison:
     """The last student beside the first teacher at one number of steps.
 
-    `equal` is the number of steps at which the teacher does as well, `equal_bounds` the interval of
-    it that follows from the paired one, in words, or empty.
+    `equal` is the number of steps at which the teacher does as well. `equal_bounds` is its interval in
+    words, which follows from the paired one, or empty.
     """
 
     steps: int
@@ -134,14 +134,13 @@ def compare(run: RecordedRun, steps: int) -> Comparison:
 
 
 def _fewest_gained(run: RecordedRun) -> FewCalls | None:
-    """The coupled student at the number of calls nearest to FOCUS_CALLS, if it surely beats the teacher."""
+    """The coupled student at the calls nearest to FOCUS_CALLS of those where it surely beats the teacher."""
     gained = [few for few in run.few_calls if few.paired.high < 0]
     return min(gained, key=lambda few: abs(math.log(few.calls / FOCUS_CALLS)), default=None)
 
 
 def _gained(run: RecordedRun, few: FewCalls) -> str:
-    """What a noise-coupled student gains: the teacher's calls that it is worth, or if these are no more,
-    perplexity."""
+    """What a noise-coupled student gains, in calls of its teacher if it saves any, else in perplexity."""
     teacher = run.teacher_few_calls
     equal = equivalent_steps(teacher, few.matched.gen_ppl, few.calls)
     if math.isinf(equal) and few.calls < (most := max(teacher)):
@@ -154,7 +153,7 @@ def _gained(run: RecordedRun, few: FewCalls) -> str:
 
 
 def _beyond(teacher: Mapping[int, Quality], steps: int, high: float) -> str:
-    """What a student beyond all of its teacher's curve is to the curve's end: better only if surely so."""
+    """Compares a student beyond its teacher's whole curve with the curve's end: better only if surely so."""
     surely = teacher[steps].gen_ppl * math.exp(high) < teacher[max(teacher)].gen_ppl
     return "better than" if surely else "as well as"
 
@@ -229,7 +228,7 @@ def _context(run: RecordedRun, student: Quality, warned: bool) -> list[str]:
 
 
 def _lost_variety(run: RecordedRun, c: Comparison) -> str:
-    """Low perplexity is easily bought with repetition; entropy below data and teacher shows it."""
+    """The warning that repetition bought low perplexity, if entropy is below data and teacher; or empty."""
     entropy, of_teacher = c.student.entropy, c.teacher.entropy
     if entropy is None or not run.data_entropy:
         return ""

@@ -10,7 +10,7 @@ from sdtt_jax.reporting.palette import number, steps_text
 def frontier_panels(
     evaluations: Sequence[Evaluation], colours: Mapping[str, str] | None = None
 ) -> list[Panel]:
-    """A line for each model and decoder through its temperatures; real text's entropy stands upright.
+    """A line for each model and decoder through its temperatures; real text's entropy is an upright line.
 
     Args:
       evaluations: those with items of the suite "frontier" are drawn.

@@ -54,7 +54,7 @@ def draw_panel(panel: Panel, width: float, height: float) -> Drawing:
 def draw_rows(chart: RowChart, width: float, *, narrow: bool = False) -> Drawing:
     """Draws rows in a width of pixels; the height follows from their number.
 
-    Narrow, the names and values at the right of points are left out.
+    A narrow chart leaves out the names and values at the right of points.
     """
     bars = chart.bars
     left, right = HEAD, width - (60 if bars else 12 if narrow else 190)
@@ -89,7 +89,7 @@ def tick_texts(ticks: Sequence[float]) -> list[str]:
 
 
 def _shown(marks: Sequence[Mark]) -> tuple[Mark, ...]:
-    """All marks but texts without a letter."""
+    """All marks except empty texts."""
     return tuple(mark for mark in marks if not isinstance(mark, Text) or mark.text)
 
 
@@ -112,7 +112,7 @@ def _y_axis(axis: Axis, y: Scale, left: float, right: float) -> Iterator[Mark]:
 
 
 def _x_axis(axis: Axis, x: Scale, left: float, right: float, bottom: float) -> Iterator[Mark]:
-    """Labels of ticks; where the axis has a name, also its line and the marks of the ticks."""
+    """The labels of the ticks; if the axis has a name, also the name, the line and the tick marks."""
     ticks, last = _ticks(axis, x), -math.inf
     for tick, text in zip(ticks, tick_texts(ticks), strict=True):
         at = x(tick)

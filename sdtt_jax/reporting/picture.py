@@ -39,7 +39,7 @@ ALIGNMENTS = {"start": "left", "middle": "center", "end": "right"}
 def write_quality(workdir: Path | str, path: Path | str) -> Path:
     """Draws the main figure of a run: perplexity and entropy against number of steps.
 
-    A run with a noise-coupled student has its few calls beside them. Returns the path, a .png or .svg.
+    If the run has a noise-coupled student, its few calls come first. Returns the path, a .png or .svg.
 
     Raises:
       DataError: the run has not been evaluated yet, or its files are malformed.
@@ -78,7 +78,7 @@ def write_frontier(evaluations: Sequence[Evaluation], path: Path | str) -> Path 
 
 
 def write_exact(record: Mapping[str, Any], path: Path | str) -> Path:
-    """Draws what `experiments.exact` writes to results.json: a row a measure, a panel a divergence.
+    """Draws what `experiments.exact` writes to results.json: one row per measure, one panel per divergence.
 
     With one divergence the measures stand side by side. Returns the path, a .png or .svg.
     """
@@ -116,7 +116,7 @@ def _write(
             left += drawing.width + GAP
     path = as_path(file)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Without a fixed salt and no date two SVGs of the same panels would differ.
+    # Without a fixed salt, or with a date, two SVGs of the same panels would differ.
     metadata = {"Date": None} if path.suffix == ".svg" else None
     with rc_context({"svg.hashsalt": "sdtt_jax"}):
         figure.savefig(path, dpi=2 * INCH, metadata=metadata)

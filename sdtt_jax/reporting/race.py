@@ -14,7 +14,7 @@ def race_panel(
     *,
     entropy: bool = False,
 ) -> Panel | None:
-    """Generative perplexity against seconds per batch on log axes; None for less than two points, no race.
+    """Generative perplexity against seconds per batch on log axes; None for fewer than two points.
 
     Squares are causal models; words at points are numbers of steps.
 
@@ -42,7 +42,7 @@ def race_panel(
         title=f"{what}, batch {batch}",
         description=f"{what} against latency, batch {batch}",
         x=Axis("seconds per batch", log=True, num_ticks=4),
-        # Differences of a few per cent should look like that.
+        # Differences of a few per cent should look small.
         y=Axis(log=not entropy, reaches=(0.95 * middle, 1.05 * middle) if entropy else ()),
         series=tuple(
             _series(model, chosen[model], group, entropy) for model, group in groups.items()

@@ -17,7 +17,7 @@ from sdtt_jax.reporting.evaluations import Evaluation, read_evaluations
 from sdtt_jax.reporting.palette import percent
 
 COUPLED_WAYS = ("teacher", "argmax", "drawn", "matched", "teacher_matched")
-# Distillers whose students see noise, by the fields of results.json: the last one first.
+# Fields of results.json for the distillers whose students see noise, the last distiller first.
 COUPLED_STUDENTS = ("coupled_idlm", "coupled")
 
 
@@ -37,7 +37,7 @@ class Quality:
 
 @dataclasses.dataclass(frozen=True)
 class Paired:
-    """Log of student's over first teacher's perplexity on the same keys, 95 % interval."""
+    """Log of the student's perplexity over the first teacher's on the same keys, with its 95 % interval."""
 
     log_ratio: float
     low: float
@@ -56,7 +56,7 @@ class Paired:
 class Round:
     """A student: its setting, the quality of its texts, and what it learned.
 
-    `name` is "round 2", say, or for the one round of another distiller that distiller's.
+    `name` is, say, "round 2", or the name of another distiller, which has only one round.
     """
 
     name: str
@@ -75,7 +75,7 @@ class Round:
     def nothing_to_gain(self) -> bool:
         """Whether the teacher already lies at its floor, within the precision of the measurement.
 
-        The share divides by the distance between the two, so there it means nothing.
+        `gain_share` divides by the distance between the two, so it then means nothing.
         """
         known = self.teacher_divergence is not None and self.floor is not None
         return known and self.teacher_divergence <= self.floor  # type: ignore[operator]
@@ -86,8 +86,8 @@ class FewCalls:
     """The first teacher and the noise-coupled student at a number of network calls.
 
     The student takes the tokens that its noise determines (`argmax`), draws them from its own distribution
-    (`drawn`), or is such that it has the entropy of real text (`matched`); so is the teacher in
-    `teacher_matched`. `paired` is of these two.
+    (`drawn`), or is tuned to the entropy of real text (`matched`), as is the teacher in `teacher_matched`.
+    `paired` compares these two.
     """
 
     calls: int
@@ -148,8 +148,8 @@ class RecordedRun:
     data_info: Mapping[str, Any]
     evaluations: tuple[Evaluation, ...] = ()
     few_calls: tuple[FewCalls, ...] = ()  # of the last noise-coupled student
-    first_few_calls: tuple[FewCalls, ...] = ()  # of the one that it went on from, if there is one
-    # The first teacher at the entropy of real text by network calls: at theirs, and at more.
+    first_few_calls: tuple[FewCalls, ...] = ()  # of the student that it started from, if any
+    # The first teacher at the entropy of real text, by network calls: those of `few_calls`, and higher ones.
     teacher_few_calls: Mapping[int, Quality] = dataclasses.field(default_factory=dict)
     others: tuple[Round, ...] = ()  # students of other distillers
 
@@ -160,7 +160,7 @@ class RecordedRun:
 
     @property
     def student(self) -> Round | None:
-        """The student that the page speaks of: the last round's, or if there is none the last other."""
+        """The student that the page speaks of: the last round's, or else the last of the others."""
         return (self.rounds or self.others or (None,))[-1]
 
 
@@ -321,7 +321,7 @@ def _qualities(steps: Mapping[str, Any] | None) -> dict[int, Quality]:
 def _few_calls(calls: Mapping[str, Any] | None) -> tuple[FewCalls, ...]:
     found = []
     for number, entry in sorted((calls or {}).items(), key=lambda item: int(item[0])):
-        # Older runs measured the teacher as it is alone.
+        # Older runs measured the teacher only as it is, not matched.
         entry = {"teacher_matched": entry.get("teacher")} | entry
         qualities = {name: _quality(entry.get(name)) for name in COUPLED_WAYS}
         paired = _paired(entry["matched"])
@@ -336,7 +336,7 @@ def _paired(entry: Mapping[str, Any]) -> Paired | None:
 
 
 def _round(entry: Mapping[str, Any], name: str = "") -> Round:
-    """A round; with a `name` the one round of another distiller."""
+    """A round or, if `name` is given, the only round of another distiller."""
     paired = {int(k): _paired(v) for k, v in (entry.get("paired") or {}).items()}
     found = Round(
         name=name or f"round {int(entry['round'])}",

@@ -156,7 +156,7 @@ def _title_and_colour(curve: LossCurve) -> tuple[str, str]:
 
 
 def sample_sets(run: RecordedRun) -> list[dict[str, Any]]:
-    """One set of samples per tab: teacher beside student at each number of steps, references."""
+    """One set of samples per tab: teacher beside student at each number of steps, then references."""
     sets: list[dict[str, Any]] = []
     teacher, student = (run.texts.get(name) or {} for name in ("teacher", "student"))
     for steps in run.sample_steps:
@@ -180,7 +180,7 @@ def sample_sets(run: RecordedRun) -> list[dict[str, Any]]:
 def settings(run: RecordedRun) -> list[tuple[str, list[tuple[str, str]]]]:
     """The config by section, nested fields with dotted names; plain fields come first.
 
-    Counts of the prepared data stand last.
+    Counts of the prepared data come last.
     """
     inner = run.config.get("config")
     config = inner if isinstance(inner, Mapping) else run.config
@@ -207,7 +207,7 @@ def _shown(value: Any) -> str:
 
 
 def stages(run: RecordedRun) -> list[dict[str, Any]]:
-    """Seconds by stage with their share of the whole, and the speed of the trained ones."""
+    """Seconds by stage with their share of the whole, and the speed of those that train."""
     whole = sum(run.timing.values())
     speeds: dict[str, float] = {}
     for curve in run.curves:

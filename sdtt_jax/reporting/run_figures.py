@@ -39,10 +39,10 @@ def quality_curves(run: RecordedRun) -> list[Curve]:
 
 
 def quality_panel(run: RecordedRun, *, entropy: bool = False) -> Panel | None:
-    """Generative perplexity against number of steps on log axes, with 95 % bands; None without measures.
+    """Generative perplexity against number of steps on log axes, with 95 % bands; None if none was measured.
 
-    With `entropy` that of the texts, in nats, and a strip around that of the data: it also keeps the axis
-    from making much of differences that are small.
+    With `entropy`, it shows the entropy of the texts in nats, and a strip around that of the data, which also
+    keeps the axis from magnifying small differences.
     """
     series = [s for curve in quality_curves(run) if (s := _quality_series(curve, entropy)).x]
     if not series:
@@ -66,9 +66,9 @@ def quality_panel(run: RecordedRun, *, entropy: bool = False) -> Panel | None:
 
 
 def few_calls_panel(run: RecordedRun) -> Panel | None:
-    """Teacher and noise-coupled students, if any was measured, at very few calls, with 95 % bars.
+    """Teacher and noise-coupled students at very few calls, with 95 % bars; None if no student was measured.
 
-    All stand at the entropy of real text; the students' bars are those of the pair with the teacher.
+    All are at the entropy of real text; the students' bars are their paired intervals with the teacher.
     """
     if not run.few_calls:
         return None
@@ -93,7 +93,7 @@ def few_calls_panel(run: RecordedRun) -> Panel | None:
 
 
 def _matched(label: str, colour: str, found: Sequence[FewCalls]) -> Series:
-    """A noise-coupled student at the entropy of real text, with the bars of its pair with the teacher."""
+    """A noise-coupled student at the entropy of real text, with its paired interval as bars."""
     low, high = (
         tuple(
             few.matched.gen_ppl * math.exp(getattr(few.paired, end) - few.paired.log_ratio)
@@ -164,7 +164,7 @@ def loss_panel(curve: LossCurve, title: str, colour: str) -> Panel | None:
     """Training loss on a log axis: the raw values pale, their running mean over them.
 
     A loss that no log axis can show, such as a divergence estimated by sampling that dips below zero, is left
-    out; None if no other is left.
+    out; None if nothing else is left.
     """
     logged = [(s, v) for s, v in zip(curve.steps, curve.losses, strict=True) if v > 0]
     if not logged:
@@ -227,7 +227,7 @@ def _quality_series(curve: Curve, entropy: bool) -> Series:
     if not entropy and any(q.low and q.high for q in curve.steps.values()):
         low = tuple(q.low or q.gen_ppl for q in curve.steps.values())
         high = tuple(q.high or q.gen_ppl for q in curve.steps.values())
-    # The teacher's points are open squares: without colour, too, it is told from the rounds.
+    # The teacher's points are open squares, which tell it from the rounds without colour, too.
     marker = "open" if curve.colour == "teacher" else "dot"
     x, y = tuple(known), tuple(known.values())
     return Series(curve.label, curve.colour, x, y, low, high, marker=marker)

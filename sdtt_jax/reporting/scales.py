@@ -53,7 +53,7 @@ def linear_ticks(low: float, high: float, count: int = 5) -> list[float]:
 def log_ticks(low: float, high: float, count: int = 5) -> list[float]:
     """About `count` round numbers in [low, high] for a logarithmic axis.
 
-    Over less than half a decade no set of round mantissas gives enough of them, and evenly
+    Over less than half a decade no set of round mantissas gives enough ticks, and evenly
     spaced numbers read better.
     """
     decades = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1)
@@ -70,10 +70,10 @@ def log_ticks(low: float, high: float, count: int = 5) -> list[float]:
 def spread(positions: Sequence[float], gap: float, low: float, high: float) -> list[float]:
     """Moves labels as little as needed so that they stay in order, `gap` apart, in [low, high].
 
-    Less one gap for each label before it, a label's place may not fall from one to the next: the
-    least squares under that rule are an isotonic regression.
+    A label's place, minus one gap for each label before it, may not fall from one label to the next.
+    Least squares under that rule is isotonic regression.
     """
-    from scipy.optimize import isotonic_regression  # as SciPy everywhere, when it is asked for
+    from scipy.optimize import isotonic_regression  # imported when needed, as SciPy is everywhere
 
     if not len(positions):
         return []

@@ -14,20 +14,19 @@ class TrainConfig:
     Attributes:
       num_steps: steps of the stage, or of each round.
       batch_size: sequences per step, over all devices.
-      microbatches: pieces into which a batch is split to save memory; the mean over the batch is the
-        same.
+      microbatches: pieces into which a batch is split to save memory; the mean over the batch is the same.
       optimizer: how parameters move.
       ema_decay: decay of the parameters' moving average, ramped up by `ema_decay_at`; 0 keeps none.
       max_rejected: consecutive steps with a non-finite loss or gradient (or a spike) after which
         training stops.
       spike_factor: an update whose loss is above this many times the running mean of the loss is
-        rejected like one that is not finite; 0 accepts all. For losses that stay well above 0: nothing is
-        a spike while their mean is 0 or negative.
+        rejected like one that is not finite; 0 accepts all. Meant for losses that stay well above 0:
+        nothing counts as a spike while their mean is 0 or negative.
       log_every, save_every: steps between metrics lines and between checkpoints.
-      keep: latest checkpoints that are kept.
+      keep: how many of the latest checkpoints are kept.
       keep_every: checkpoints of steps that this divides are kept too; 0 keeps none of them.
-      check_replicas_every: steps between comparisons of what several devices hold copies of; 0 for
-        none. Otherwise a state is also compared before it is saved.
+      check_replicas_every: steps between comparisons of the copies that several devices hold; 0 for
+        none. If it is not 0, a state is also compared before it is saved.
     """
 
     num_steps: int
@@ -60,5 +59,5 @@ class TrainConfig:
             self.batch_size % self.microbatches == 0,
             f"microbatches={self.microbatches} does not divide batch_size={self.batch_size}; take a divisor.",
         )
-        # A schedule that the steps leave no room for is an error now, not when its stage begins.
+        # Raises now, not when the stage begins, if the steps leave no room for the schedule.
         learning_rate_schedule(self.optimizer, self.num_steps)

@@ -26,7 +26,7 @@ StepFn = Callable[[TrainState, Tree, jax.Array], tuple[TrainState, dict[str, jax
 # that a signal is obeyed soon and that batches do not pile up.
 STEPS_IN_FLIGHT = 2
 BATCHES_AHEAD = 2
-# Kept of every step until the next log point, to report rejected updates.
+# The metrics that are kept of every step until the next log point, to report rejected updates.
 REJECTION_METRICS = ("rejected", "rejected_in_a_row", "loss", "grad_norm")
 
 
@@ -58,12 +58,12 @@ def _ignore(*_: Any) -> None:
 class TrainLog:
     """Functions that the loop calls to report; each may be left out."""
 
-    # `(step, metrics)` of every `log_every`-th step and of number `num_steps`: loss, grad_norm, lr, seconds,
-    # data_wait (seconds that a step has waited for its batch, the mean since the last of them) ….
+    # `(step, metrics)` at every `log_every`-th step and at step `num_steps`: loss, grad_norm, lr, seconds,
+    # data_wait (seconds that a step waited for its batch, the mean since the last log point) ….
     write: Callable[[int, Mapping[str, float]], None] = _ignore
-    # `(step, metrics or None)` after every step, the metrics where they are written; and once at the start.
+    # `(step, metrics or None)` at the start and after every step, with metrics at log points and at the end.
     progress: Callable[[int, Mapping[str, float] | None], None] = _ignore
-    # `(step, metrics)` of every update that was rejected, at the next log point.
+    # `(step, metrics)` of every rejected update, at the next log point.
     on_rejected: Callable[[int, Mapping[str, float]], None] = _ignore
     # Called after every step and every save, e.g. the function that `watchdog` yields.
     alive: Callable[[], None] = _ignore
@@ -86,8 +86,8 @@ def train(
     """Trains from `state.step` to `config.num_steps`.
 
     The loop waits for the devices only at log points and to bound the steps in flight; a thread makes
-    the next batches meanwhile. Since batch and keys depend on the step alone, stopping
-    and going on from a checkpoint gives the same bits as not stopping.
+    the next batches meanwhile. Since batch and keys depend on the step alone, stopping and going on from a
+    checkpoint gives the same bits as not stopping.
 
     Args:
       state: placed on a mesh; donated, do not use it afterwards.
@@ -118,8 +118,8 @@ def train(
         key = place_whole(key, mesh)
         log.progress(start, None)
         for step, batch in enumerate(batches, start=start + 1):
-            # Anything that crosses to or from the devices by accident would stall them: only
-            # explicit transfers are let through. Without `jit` every constant is one.
+            # An accidental transfer to or from the devices would stall them, so only explicit ones are let
+            # through. Without `jit` every constant is a transfer.
             with jax.transfer_guard(
                 "allow" if getattr(jax.config, "jax_disable_jit", False) else "disallow"
             ):
@@ -135,7 +135,7 @@ def train(
             values = None
             if last or logged:
                 values = meter.read(step, metrics, batches.waited)
-                # Not where a signal stops it: a training that was not stopped has no such line.
+                # Not if only a signal ends it here: an uninterrupted training has no line at this step.
                 if logged:
                     log.write(step, values)
             log.progress(step, values)
@@ -152,7 +152,7 @@ def train(
                 raise Interrupted(step, stop.name)
         if checkpoints is not None:
             checkpoints.finish(state)
-        # While the last step was saved, which takes its time.
+        # A signal may have come while the last step was saved, which takes a while.
         if stop.requested():
             raise Interrupted(max(start, config.num_steps), stop.name)
     return state
@@ -168,16 +168,16 @@ class _Meter:
         self._since: list[dict[str, jax.Array]] = []
 
     def add(self, metrics: Mapping[str, jax.Array]) -> None:
-        """Takes note of a step, whose metrics may still be on their way."""
+        """Records a step, whose metrics the devices may still be computing."""
         self._since.append({k: metrics[k] for k in REJECTION_METRICS if k in metrics})
 
     def read(self, step: int, metrics: Mapping[str, jax.Array], waited: float) -> dict[str, float]:
-        """A log point: reports what was rejected since the last one, and gives the metrics to write.
+        """Reports the updates rejected since the last log point, and returns the metrics to write.
 
         Args:
-          step: the one just taken.
-          metrics: of it.
-          waited: seconds that batches have been waited for, since the start.
+          step: the step just taken.
+          metrics: the metrics of that step.
+          waited: seconds that the loop has waited for batches since the start.
         """
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         now, steps = time.monotonic(), step - self._step
@@ -274,7 +274,7 @@ def _stop_signals() -> Iterator[_Stop]:
         else:
             stop.name = signal.Signals(number).name
 
-    # None stands for a handler that was not installed from Python, which cannot be put back.
+    # `getsignal` gives None for a handler that was not installed from Python; it cannot be put back.
     before = {number: signal.getsignal(number) or signal.SIG_DFL for number in handled}
     for number in handled:
         signal.signal(number, handle)
@@ -283,5 +283,5 @@ def _stop_signals() -> Iterator[_Stop]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    if stop.name and not stop.heard:  # it came after the loop had asked for the last time
+    if stop.name and not stop.heard:  # the signal came after the loop last asked
         signal.raise_signal(signal.Signals[stop.name])

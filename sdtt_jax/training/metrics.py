@@ -27,9 +27,9 @@ class MetricsWriter:
 
     Args:
       directory: the run's directory.
-      tags: what every line begins with, `{"stage": "distill", "round": 1}`.
-      start_step: the step at which the training starts or goes on. Later lines of the same tags are
-        dropped: a run wrote them that died after its last checkpoint, and they will be written again.
+      tags: the fields that every line begins with, `{"stage": "distill", "round": 1}`.
+      start_step: the step at which the training starts or goes on. Later lines with the same tags are
+        dropped: a run that died after its last checkpoint wrote them, and they will be written again.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class MetricsWriter:
                 self._board.close()
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """One line, `{**tags, "step": step, **values}`, on disk when this returns."""
+        """Writes the line `{**tags, "step": step, **values}`; a local file has it when this returns."""
         if self._file is None:
             return
         record = self._tags | {"step": step} | {k: _json_number(v) for k, v in values.items()}
@@ -86,21 +86,21 @@ class MetricsWriter:
 class _Board:
     """Scalars for TensorBoard, each on disk when `write` returns.
 
-    tensorboardX's `SummaryWriter` hands them to a thread, which a full disk ends; from then on whoever writes
-    waited for it for ever.
+    tensorboardX's `SummaryWriter` would hand them to a thread. A full disk ends that thread, and later writes
+    would then wait for it for ever.
     """
 
     def __init__(self, directory: Path, start_step: int):
-        # Takes a quarter of a second to import, which programs that do not train can do without.
+        # Imported only here: it takes a quarter of a second, which programs that do not train are spared.
         from tensorboardX import event_file_writer, summary  # type: ignore[import-untyped]
         from tensorboardX.proto import event_pb2  # type: ignore[import-untyped]
 
         self._event, self._scalar = event_pb2.Event, summary.scalar
         directory.mkdir(parents=True, exist_ok=True)
-        # Its name has the second in which it is begun, in which a run may have been stopped and begun again.
+        # The file is named after the second in which it begins; within one, a run may stop and begin again.
         own = f".{os.getpid()}.{start_step}"
         self._events = event_file_writer.EventsWriter(str(directory / "events"), own)
-        # Hides what a run had written that died after its last checkpoint.
+        # Hides the events that a killed run wrote after its last checkpoint.
         start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
         self._put(start_step + 1, session_log=start)
 
@@ -139,7 +139,7 @@ class _Lines:
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """The records of a metrics file; a last line that was cut short by a kill is left out.
 
-    Others that cannot be read are left out too, with a warning.
+    Other lines that cannot be read are left out too, with a warning.
     """
     *lines, last = as_path(path).read_bytes().decode("utf-8", errors="replace").split("\n")
     records, unread = [], []

@@ -25,8 +25,8 @@ class OptimizerConfig:
       learning_rate: peak rate, reached after `warmup_steps`.
       schedule: what follows the warm-up: "constant", or "linear" / "cosine" decay to zero at
         `num_steps`.
-      warmup_steps: the rate of update n (counted from 0) is `learning_rate * n / warmup_steps`
-        until then.
+      warmup_steps: updates of the warm-up, during which update n (counted from 0) has the rate
+        `learning_rate * n / warmup_steps`.
       b1, b2, eps: Adam's moments and epsilon (also those of Muon's Adam part).
       weight_decay: decoupled, scaled by the learning rate, on matrices only; "adam" allows none.
       clip_norm: bound on the global norm of the gradient; 0 leaves it alone.
@@ -119,8 +119,8 @@ def make_optimizer(
             weight_decay=config.weight_decay,
             adam_b1=config.b1,
             adam_b2=config.b2,
-            # Outside the blocks the only matrices are embedding, head and conditioning, which the
-            # usual practice leaves undecayed under Muon.
+            # Outside the blocks the only matrices are embedding, head and conditioning; under Muon they
+            # are usually left undecayed.
             adam_weight_decay=0.0,
             adam_learning_rate=learning_rate_schedule(config, num_steps, adam_peak),
             muon_weight_dimension_numbers=muon_dimension_numbers,

@@ -20,9 +20,9 @@ from sdtt_jax.typing import Tree
 
 @contextlib.contextmanager
 def in_32_bits() -> Iterator[None]:
-    """Computes as without `jax_enable_x64`, with which optax takes rates and bias corrections in float64.
+    """Computes as if `jax_enable_x64` were off; if on, optax takes rates and bias corrections in float64.
 
-    So a run that is resumed with that flag, or without it, goes on with the same bits.
+    So a run goes on with the same bits whether it is resumed with that flag or without it.
     """
     with jax.enable_x64(False):
         yield
@@ -35,15 +35,15 @@ class TrainState(flax.struct.PyTreeNode):
       step: `[] int32`, steps taken in this stage or round, rejected ones included; names the batch
         and keys.
       params: parameters, a nested dict.
-      opt_state: the optimizer's.
+      opt_state: the optimizer's state.
       ema_params: exponential moving average of `params`, or None.
       ema_count: `[] int32`, updates that the average has seen (it may outlive a round).
       context: arrays that the loss reads and nothing trains, e.g. teacher parameters, dt, round; {}
         if none.
       rejected: `[] int32`, steps whose update was not finite (or spiked) and was dropped.
-      rejected_in_a_row: `[] int32`, those of them since the last good step.
-      loss_mean: `[] float32`, running mean of the loss of accepted steps, or None where nothing looks
-        for spikes.
+      rejected_in_a_row: `[] int32`, steps rejected since the last good one.
+      loss_mean: `[] float32`, running mean of the loss of accepted steps, or None if spikes are not
+        looked for.
     """
 
     step: jax.Array
@@ -59,13 +59,13 @@ class TrainState(flax.struct.PyTreeNode):
 
 @dataclasses.dataclass(frozen=True)
 class StateSpec:
-    """What the states of a training hold, and where; makes and describes them.
+    """Makes and describes the states of a training: what they hold, and where it lies.
 
     Attributes:
-      config: its optimizer has a state; the parameters have an average where `ema_decay` is not 0, the
-        loss where `spike_factor` is not 0.
-      mesh: what the arrays lie on, the parameters by `RULES`. What mirrors them, such as moments, average and
-        a teacher in the context, lies where they do.
+      config: the config of the training. A state holds that of its optimizer, an average of the parameters
+        if `ema_decay` is not 0, and a mean of the loss if `spike_factor` is not 0.
+      mesh: the mesh that the arrays lie on, the parameters by `RULES`. Arrays that mirror parameters, such as
+        the moments, the average and a teacher in the context, lie where these do.
     """
 
     config: TrainConfig
@@ -103,7 +103,7 @@ class StateSpec:
     def abstract(self, init_fn: Callable[[], Tree] | Tree, context: Tree = None) -> TrainState:
         """The result of `init` as `jax.ShapeDtypeStruct`s with shardings, to restore into.
 
-        Instead of `init_fn`, the shapes that it would make (`abstract_params`) need no tracing.
+        `init_fn` may also be the shapes that it would make (`abstract_params`), which saves tracing it.
         """
         context = jax.eval_shape(lambda x: x, {} if context is None else context)
         return jax.tree.map(
@@ -123,8 +123,8 @@ class StateSpec:
     ) -> TrainState:
         """A state at step 0 that starts from parameters which are on the mesh already (a new round).
 
-        Everything is copied: in a state that is donated no two leaves may share a buffer, nor one with
-        the caller.
+        Everything is copied: no two leaves of a donated state may share a buffer, and none may share one
+        with the caller.
 
         Args:
           params: nested dict of placed arrays.
@@ -175,7 +175,7 @@ class StateSpec:
     def _mirrored(
         self, params: Tree, placement: Tree, context: Tree
     ) -> tuple[TrainState, TrainState]:
-        """Shapes and shardings of a state with these (abstract) parameters, themselves placed like this."""
+        """Shapes and shardings of a state with these (abstract) parameters and their `placement`."""
         state = jax.eval_shape(self._fresh, params).replace(context=context)
         return state, mirror_shardings(state, placement, params, self.mesh)
 

@@ -32,12 +32,12 @@ class Loss(NamedTuple):
 class Gradient(NamedTuple):
     """The mean gradient of a batch, not divided yet.
 
-    The division is made within the optimizer's loops over the parameters: done before them, where the branch
-    of a good step begins, it would read and write all gradients once more.
+    The optimizer's loops over the parameters do the division. Done before them, at the start of the branch
+    that accepts a step, it would read and write all gradients once more.
     """
 
     total: Tree  # tree, the gradient of the sum
-    scale: jax.Array  # `[] float32`, what it is multiplied with
+    scale: jax.Array  # `[] float32`, the factor that makes `total` the mean
     norm: jax.Array  # `[] float32`, the global norm of the mean
 
     def mean(self) -> Tree:
@@ -45,8 +45,8 @@ class Gradient(NamedTuple):
         return _scaled(self.total, self.scale)
 
 
-# Spikes are measured by the running mean of the loss: its decay (ramped up like that of the parameters'
-# average), and how many accepted steps it must have seen.
+# Spikes are measured against the running mean of the loss: its decay (ramped up like that of the parameters'
+# average), and the number of accepted steps that it must have seen.
 SPIKE_DECAY, SPIKE_WARMUP = 0.98, 20
 
 LossFn = Callable[[Tree, Tree, Tree, jax.Array], Loss]
@@ -72,7 +72,7 @@ class TrainStep:
         with use_mesh(mesh_of(state.step)):
             step = self._for(state)
             if step not in self._compiled and not getattr(jax.config, "jax_disable_jit", False):
-                # `jit` keeps what this compiles, and then runs it.
+                # `jit` caches what this compiles; the call below runs it.
                 step.lower(state, batch, key).compile()
                 give_back_memory()
                 self._compiled.add(step)
@@ -96,9 +96,9 @@ class TrainStep:
 
 
 def give_back_memory() -> None:
-    """Returns to the system what the compiler has freed, on Linux, before a program takes its own memory.
+    """On Linux, returns the memory that the compiler freed to the system, before a program takes its own.
 
-    glibc keeps it otherwise: a distillation step at 12 x 768 then has its peak at 5.62 GB, and not at 5.25.
+    Otherwise glibc keeps it: a distillation step at 12 x 768 then peaks at 5.62 GB instead of 5.25.
     """
     with contextlib.suppress(OSError, AttributeError):  # another system, another C library
         ctypes.CDLL(None).malloc_trim(0)
@@ -109,7 +109,7 @@ def make_train_step(loss_fn: LossFn, config: TrainConfig) -> TrainStep:
 
     Args:
       loss_fn: `(params, context, batch, key) -> Loss`, pure.
-      config: optimizer, microbatches, moving average; that of the state's `StateSpec`.
+      config: optimizer, microbatches, moving average; the config of the state's `StateSpec`.
 
     Returns:
       `TrainStep`. `batch` is a tree of arrays `[batch, ...]`; `key` a typed key of the stage and round:
@@ -151,13 +151,13 @@ def make_train_step(loss_fn: LossFn, config: TrainConfig) -> TrainStep:
         gradient, loss, own = _mean_gradient(
             loss_fn, state.params, state.context, batch, key, config.microbatches
         )
-        # A sum over every leaf, so it is finite only if every leaf is, and then so is what the optimizer
-        # makes of it. Decided before the optimizer runs, and by a branch rather than by choosing between
-        # two states, each leaf is updated in place: 1.4 GB of temporaries at 12 x 768, not 2.7.
+        # The norm is a sum over every leaf, so it is finite only if every leaf is; the optimizer's update
+        # is then finite too. Deciding before the optimizer runs, and by a branch rather than by choosing
+        # between two states, updates each leaf in place: 1.4 GB of temporaries at 12 x 768, not 2.7.
         good = jnp.isfinite(loss) & jnp.isfinite(gradient.norm)
         if config.spike_factor:
             good &= ~_is_spike(state, loss, config.spike_factor)
-        # The context goes around the branch, and so from the donated state to the new one uncopied.
+        # The context bypasses the branch, so it passes from the donated state to the new one uncopied.
         chosen = jax.lax.cond(good, accept, reject, state.replace(context={}), gradient, loss)
         chosen = chosen.replace(context=state.context)
         metrics = own | {
@@ -174,19 +174,19 @@ def make_train_step(loss_fn: LossFn, config: TrainConfig) -> TrainStep:
 
 
 def _num_updates(opt_state: Tree) -> jax.Array:
-    """What the optimizer reads its learning rate at: all its updates, also those of the rounds before."""
+    """The count that gives the learning rate: all updates of the optimizer, also those of earlier rounds."""
 
     def is_schedule(node: Tree) -> bool:
         return isinstance(node, optax.ScaleByScheduleState)
 
-    # Muon has one for each of its parts, and all of them count alike.
+    # Muon has a schedule state for each of its parts; all hold the same count.
     nodes = jax.tree.leaves(opt_state, is_leaf=is_schedule)
     return next(node.count for node in nodes if is_schedule(node))
 
 
 def _is_spike(state: TrainState, loss: jax.Array, factor: float) -> jax.Array:
     known = state.step - state.rejected >= SPIKE_WARMUP
-    # Of a mean that is not positive no multiple lies above the usual loss.
+    # If the mean is not positive, no multiple of it lies above the usual loss.
     return known & (state.loss_mean > 0) & (loss > factor * state.loss_mean)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 from sdtt_jax.threads import beside
 
-# As for any failure that a retry may mend: the same command goes on from the last checkpoint.
+# The status of any failure that a retry may mend: the same command goes on from the last checkpoint.
 EXIT_HUNG = 1
 STDERR = 2
 
@@ -20,7 +20,7 @@ def watchdog(seconds: float, what: str) -> Iterator[Callable[[], None]]:
     """Ends the process unless the function that it yields is called every `seconds`.
 
     A step that waits for a lost process, a deadlocked thread or a dead disk never raises. A hung process
-    holds up all others of its job, and each has its own watchdog: so all end within one and a half times
+    holds up all others of its job, and each has its own watchdog, so all end within one and a half times
     `seconds`, whether or not they can still reach each other. The time for which the process itself was
     stopped (Ctrl-Z) does not count, if it is less than 15/8 of `seconds`.
 
@@ -30,7 +30,7 @@ def watchdog(seconds: float, what: str) -> Iterator[Callable[[], None]]:
       what: the subject of the message, for example "a training step".
 
     Yields:
-      A function to call whenever there was progress; it only writes down the time.
+      A function to call after any progress; it only notes the time.
     """
     if not seconds:
         yield lambda: None

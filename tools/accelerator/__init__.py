@@ -1,22 +1,22 @@
 """Everything worth knowing about one GPU or TPU VM: `python -m tools.accelerator --output=DIR`.
 
 Each part of the measurements is a process of its own with its share of the time (`__main__`, `worker`), and
-fills tables of figures (`bench`), from which the page is written (`page`). It may use all of the library, the
-benchmark's cases in `experiments`, and the table of accelerators in `launch`.
+fills tables of figures (`bench`), from which the page is written (`page`). This package may use all of the
+library, the benchmark's cases in `experiments`, and the table of accelerators in `launch`.
 """
 
 from typing import NamedTuple
 
 
 class BenchPart(NamedTuple):
-    """A part of the measurements: a function of its name, given a `Bench`."""
+    """A part of the measurements: a function of the part's name, called with a `Bench`."""
 
-    module: str  # that has the function; imported when it runs, so that no part hinders another
+    module: str  # has the function; imported when the part runs, so that no part hinders another
     share: float  # of the time
     title: str  # on the page
 
 
-# In the order of their worth.
+# The most useful first.
 PARTS = {
     "machine": BenchPart("machine", 0.05, "The machine"),
     "kernels": BenchPart("kernels", 0.14, "Kernels against the CPU"),

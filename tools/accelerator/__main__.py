@@ -2,10 +2,10 @@
 
   python -m tools.accelerator --minutes=20 --output=DIR
 
-Parts, in the order of their worth:
+Parts, the most useful first:
 
   machine   its kind and versions; what a bare matmul and a bare copy reach
-  kernels   attention, fused head, losses, digests, draws: equal to the same on the CPU; attention's speed
+  kernels   attention, fused head, losses, digests, draws: equal to those on the CPU; attention's speed
   training  steps of teacher and distillation, small size, at the batches that fit: tokens/s and MFU
   race      the student at 8, 16 and 32 calls against the causal model with its cache
   sampling  tokens/s and latency of the small size, from one text at once to many
@@ -14,9 +14,9 @@ Parts, in the order of their worth:
   medium    as training, medium size
   tuning    the small size's step again under other settings
 
-Each part has its share of the time; what one leaves goes to the next. A part that fails is written down with
+Each part has its share of the time; the later parts share what one leaves. A part that fails is recorded with
 its error, one for which no time is left with a sentence, and the others go on. One chip is measured, however
-many there are. On a CPU everything runs too, slowly: --tiny takes sizes at which it takes two minutes.
+many there are. Everything also runs on a CPU, slowly; with the sizes of --tiny it takes two minutes.
 """
 
 import argparse
@@ -38,7 +38,7 @@ from sdtt_jax.paths import as_path, read_json, write_json, write_text
 from tools.accelerator import PARTS
 from tools.accelerator.page import page
 
-# A part looks at its clock between measurements; one that does not come back is ended so long after its time.
+# A part looks at its clock between measurements; one that does not end is killed this long after its time.
 GRACE_S = 40.0
 LEAST_S = 5.0
 
@@ -46,7 +46,7 @@ LEAST_S = 5.0
 def environment(name: str, earlier: Mapping[str, Any]) -> dict[str, str]:
     """The environment of a part: nearly all of the device's memory, and compiled programs kept.
 
-    `earlier` are the records of the parts before.
+    `earlier` holds the records of the earlier parts.
     """
     flags = os.environ.get("XLA_FLAGS", "")
     if name == "profile" and earlier.get("machine", {}).get("platform") == "gpu":
@@ -62,9 +62,9 @@ def environment(name: str, earlier: Mapping[str, Any]) -> dict[str, str]:
 
 
 def run_process(command: Sequence[str], seconds: float, env: Mapping[str, str]) -> str | None:
-    """Runs a part's process, whose stderr passes through, for at most so many seconds.
+    """Runs a part's process for at most `seconds`, and passes its stderr through.
 
-    Returns None, or how it ended otherwise than by itself and well, with the end of what it said.
+    Returns None if it succeeds, else how it ended, with the end of what it wrote to stderr.
     """
     process = subprocess.Popen(
         command, stderr=subprocess.PIPE, text=True, errors="replace", env=env
@@ -100,7 +100,7 @@ def run_process(command: Sequence[str], seconds: float, env: Mapping[str, str]) 
 def measure(names: Sequence[str], minutes: float, folder: Path, *, tiny: bool) -> dict[str, Any]:
     """Runs the parts one after the other, and writes record and page into `folder` after each.
 
-    `minutes` are for all of them; `tiny` takes sizes for a CPU.
+    `minutes` is the time for all of them; `tiny` takes sizes for a CPU.
     """
     log = stopwatch()
     until = time.monotonic() + 60 * minutes
@@ -111,7 +111,7 @@ def measure(names: Sequence[str], minutes: float, folder: Path, *, tiny: bool) -
     }
     for number, name in enumerate(names):
         left = until - time.monotonic()
-        # What earlier parts left, or took too much, is shared by all later ones.
+        # Time that earlier parts left over, or overran, is shared by all later ones.
         seconds = left * PARTS[name].share / sum(PARTS[later].share for later in names[number:])
         log(f"part {number + 1} of {len(names)}, {name}: {seconds:.0f} s of the {left:.0f} s left")
         record["parts"][name] = _part(name, seconds, record["parts"], folder, tiny=tiny)

@@ -16,7 +16,7 @@ from sdtt_jax.paths import write_json
 
 BenchRow = dict[str, Any]
 OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory")
-# A timing is the median of so many measurements, each of as many calls as take so long.
+# A timing is the median of this many measurements, each of as many calls as take this long.
 MEASUREMENTS, MEASUREMENT_S = 5, 0.05
 
 
@@ -25,7 +25,7 @@ class Bench:
     """One part's clock and record."""
 
     until: float  # by `time.monotonic`, when the part should have ended
-    # Records of the parts before, by name.
+    # Records of the earlier parts, by name.
     earlier: dict[str, Any] = dataclasses.field(default_factory=dict)
     file: Path | None = None  # where the record is written, after every row; None for nowhere
     folder: Path = Path()  # for further files
@@ -57,7 +57,7 @@ class Bench:
             row = what | measure()
         except Exception as error:
             full = any(sign in str(error) for sign in OUT_OF_MEMORY)
-            # The first lines say it; a traceback would keep the arrays of the measurement alive.
+            # The start of the message is enough; a traceback would keep the measurement's arrays alive.
             said = "out of memory" if full else f"{type(error).__name__}: {error}"[:400]
             row = what | {"error": " ".join(said.split())}
         gc.collect()
@@ -74,7 +74,7 @@ class Bench:
             _say(table, row)
 
     def note(self, sentence: str) -> None:
-        """A sentence for the page, above the tables."""
+        """Adds a sentence that the page shows above its tables."""
         self.record["notes"].append(sentence)
         print(f"  {sentence}", file=sys.stderr, flush=True)
 
@@ -90,7 +90,7 @@ def _say(title: str, row: BenchRow) -> None:
 
 
 def text(value: Any) -> str:
-    """A cell: four digits of a number, with separators from 10,000 on."""
+    """The text of a cell: floats have four digits, or no fraction from 10,000 on."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):

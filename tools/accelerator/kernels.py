@@ -1,7 +1,7 @@
 """Kernels against the same functions on the CPU of this machine, and the speed of attention's forms.
 
 The same function, jitted, runs on the device and on JAX's CPU device, on equal arguments. Matrix products of
-float32 are asked to be exact ("highest"); what a device makes of them by default is a row of its own.
+float32 are asked to be exact ("highest"); the device's default precision has rows of its own.
 """
 
 import functools
@@ -57,7 +57,7 @@ def kernels(bench: Bench) -> None:
 
 
 def on_both(function: Callable[..., Any], *arguments: Any) -> tuple[Any, Any]:
-    """Results on the first device and on the CPU, as NumPy's."""
+    """Results on the first device and on the CPU, as NumPy arrays."""
     results, jitted = [], jax.jit(function)
     for device in (jax.devices()[0], jax.devices("cpu")[0]):
         placed = jax.device_put(arguments, device)
@@ -83,7 +83,7 @@ def verdict(ours: Tree, theirs: Tree, bound: float) -> BenchRow:
 
 
 def platform() -> str:
-    """The platform as dispatching attention calls it."""
+    """The platform's name in the dispatch of attention."""
     name = jax.default_backend()
     return "cuda" if name == "gpu" else name
 
@@ -114,7 +114,7 @@ def _attention(bench: Bench) -> None:
 
 
 def _random(kind: str, *shape: int) -> list[jax.Array]:
-    """Queries, keys, values, and a gradient of what attention makes of them."""
+    """Queries, keys, values, and a gradient with respect to attention's output."""
     keys = jax.random.split(jax.random.key(SEED), 4)
     return [jax.random.normal(key, shape).astype(kind) for key in keys]
 
@@ -133,7 +133,7 @@ def _form_equals(name: str | None, dtype: str, causal: bool, shape: tuple[int, .
 
 @functools.cache
 def _plain_on_cpu(kind: str, causal: bool, shape: tuple[int, ...]) -> tuple[jax.Array, ...]:
-    """Plain attention and its gradients in float32 on the CPU, of numbers that are rounded to `kind`."""
+    """Plain attention and its gradients in float32 on the CPU, for inputs rounded to `kind`."""
 
     def plain(*inputs: jax.Array) -> jax.Array:
         query, key, value = (jnp.swapaxes(x, 1, 2) for x in inputs)
@@ -231,7 +231,7 @@ def _small() -> tuple[MaskedDiffusion, Tree]:
     config = DenoiserConfig(500, 128, num_layers=2, embed_dim=128, num_heads=2)
     denoiser = Denoiser(config)
     params, rng = unbox(jax.jit(denoiser.init)(jax.random.key(SEED))), np.random.default_rng(SEED)
-    # Fresh networks have heads of zeros, with which every loss is trivial; NumPy compiles nothing for it.
+    # A fresh network's head is zero, and every loss trivial. NumPy's noise needs no compiling.
     moved = jax.tree.map(
         lambda x: jnp.asarray(np.asarray(x) + 0.02 * rng.standard_normal(x.shape, np.float32)),
         params,
@@ -240,7 +240,7 @@ def _small() -> tuple[MaskedDiffusion, Tree]:
 
 
 def _loss(name: str) -> BenchRow:
-    """A whole loss with its gradients; masks and the teacher's draws follow from keys, which are the same."""
+    """Compares a whole loss and its gradients; equal keys make equal masks and draws of the teacher."""
     diffusion, params = _small()
     config: Any = {"teacher_loss": NelboConfig, "distill_loss": DistillConfig}[name]()
     loss_fn = getattr(objectives, name)(diffusion, config)

@@ -52,7 +52,7 @@ def machine(bench: Bench) -> None:
 
 
 def _matmul(size: int, dtype: str) -> BenchRow:
-    """Random numbers: a GPU multiplies zeros faster than it can multiply numbers."""
+    """Multiplies random numbers, because a GPU multiplies zeros faster."""
     keys = jax.random.split(jax.random.key(0), 2)
     left, right = (jax.random.normal(key, (size, size), jnp.dtype(dtype)) for key in keys)
     rate = 2 * size**3 / seconds_of(jax.jit(jnp.matmul), left, right)

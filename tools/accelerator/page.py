@@ -30,7 +30,7 @@ def page(record: Mapping[str, Any]) -> str:
 
 
 def _is_number(value: Any) -> bool:
-    """Whether a cell may be aligned at the right: a number, or nothing."""
+    """Whether a cell may be right-aligned: a number, or nothing."""
     return isinstance(value, int | float | None) and not isinstance(value, bool)
 
 

@@ -50,7 +50,7 @@ def profile(bench: Bench) -> None:
 
 
 def best_batch(bench: Bench, kind: str) -> int:
-    """The batch of most tokens/s in the part "training", or one that fits anywhere."""
+    """The batch with the most tokens/s in the part "training", or one that fits anywhere."""
     rows = bench.earlier.get("training", {}).get("tables", {}).get("steps", [])
     rows = [row for row in rows if row["step"] == kind and "tokens/s" in row]
     return max(rows, key=lambda row: row["tokens/s"])["batch"] if rows else 2 if bench.tiny else 8
@@ -74,11 +74,11 @@ def traced(repeat: Any, bench: Bench, kind: str) -> tuple[dict[str, tuple[float,
 
 
 def operations(data: Any) -> dict[str, tuple[float, int]]:
-    """Seconds and calls by operation, from what a trace calls them on a TPU, a GPU or a CPU.
+    """Seconds and calls by operation, from a trace of a TPU, a GPU or a CPU.
 
     A TPU has a line "XLA Ops" for each core, a GPU a line "Stream …" for each stream, a CPU threads whose
-    events say which operation they belong to. Loops and calls span their bodies, which are there too: only
-    what is not such a span counts.
+    events say which operation they belong to. Loops and calls are left out: their spans cover their bodies,
+    which the trace lists too.
     """
     totals: defaultdict[str, list[float]] = defaultdict(lambda: [0.0, 0])
     for plane in data.planes:
@@ -100,7 +100,7 @@ def operations(data: Any) -> dict[str, tuple[float, int]]:
 def origins(program: str) -> dict[str, str]:
     """Operation -> where it comes from in the program, from the compiled text's metadata.
 
-    A fusion that has none is named by the last operation within it, which the text has before it.
+    A fusion without metadata is named by the last operation within it; the text lists its body first.
     """
     found: dict[str, str] = {}
     last: dict[str, str] = {}

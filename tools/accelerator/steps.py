@@ -67,7 +67,7 @@ def step(bench: Bench, kind: str, config: RunConfig, batch: int) -> BenchRow:
     case = build(work, lambda _: None)
     case.repeat()
     runs: list[Any] = []
-    # Times of a machine alone with its work hardly differ: a few of a long step are enough.
+    # Times hardly differ on a machine that does nothing else: a few of a long step are enough.
     while len(runs) < (2 if bench.tiny else REPEATS) and (
         len(runs) < 3 or sum(run["seconds"] for run in runs) < ENOUGH_S
     ):
@@ -111,7 +111,7 @@ def _search(bench: Bench, size: str) -> None:
 
 
 def _next_batch(tried: list[BenchRow], largest: int) -> int:
-    """Twice the last batch; after two, the largest that fits by their memory, so that few are compiled."""
+    """Twice the last batch; after two, the largest whose predicted memory fits, so that few are compiled."""
     last, known = tried[-1], chip()
     if len(tried) < 2 or known is None or last["compiled GB"] is None:
         return 2 * last["batch"]
@@ -141,16 +141,16 @@ def _kept_apart() -> Context:
 
 
 def _compiled_with(**options: Any) -> Context:
-    """Programs compiled with options of XLA."""
+    """Compiles programs with these options of XLA."""
     plain = jax.stages.Lowered.compile
     return mock.patch.object(jax.stages.Lowered, "compile", lambda self: plain(self, options))
 
 
 class Setting(NamedTuple):
-    """What is changed of a step."""
+    """What a setting changes about a step."""
 
     fields: Mapping[str, Any] = {}  # of the network's config
-    # In which the step is built.
+    # The context in which the step is built.
     context: Callable[[], Context] = contextlib.nullcontext
 
 
@@ -177,8 +177,9 @@ GPU_ONLY = ("no Triton matmuls",)
 def tuning(bench: Bench) -> None:
     """The part "tuning": steps of the small size under other settings.
 
-    First a teacher's step at a batch at which compiling takes longer than running, one setting at a time. The
-    fastest form of the loop over blocks then runs at both batches in both steps, beside the step as it is.
+    The forms of the loop over blocks come first, in the teacher's step at a batch at which compiling takes
+    longer than running. The fastest then runs at both batches in both steps, beside the step as it is. The
+    remaining settings come last, in the teacher's step again.
     """
     small, large = (2, 2) if bench.tiny else (32, 256)
     names = [PLAIN, "no loop over blocks"] if bench.tiny else list(SETTINGS)
@@ -192,7 +193,7 @@ def tuning(bench: Bench) -> None:
 
 
 def _tuned(bench: Bench, kind: str, batch: int, names: Sequence[str]) -> dict[str, float]:
-    """Tokens/s by setting, of those that were measured and did not fail."""
+    """Times a step under the named settings; tokens/s by setting, without those skipped or failed."""
     known = {}
     for name in names:
         setting = SETTINGS[name]

@@ -1,4 +1,4 @@
-"""One part in a process of its own: python -m tools.accelerator.worker FILE, whose JSON says which."""
+"""Runs one part in a process of its own: python -m tools.accelerator.worker FILE, a JSON job."""
 
 import importlib
 import sys
@@ -10,7 +10,7 @@ from tools.accelerator.bench import Bench
 
 
 def run(part: str, bench: Bench) -> None:
-    """Runs a part to its end, or to its first error that is not a single row's."""
+    """Runs a part to its end, or to its first error outside a single row."""
     module = importlib.import_module(f"tools.accelerator.{PARTS[part].module}")
     getattr(module, part)(bench)
     bench.save()

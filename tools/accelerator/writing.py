@@ -64,7 +64,7 @@ def race(bench: Bench) -> None:
 
 
 def _timed(bench: Bench, work: Job, config: RunConfig, causal: float | None = None) -> BenchRow:
-    """Median times of whole batches; in the race without the MFU, but over the causal model's seconds."""
+    """Median times of whole batches, with the MFU or, in the race, the speed relative to the causal model."""
     case = build(work, lambda _: None)
     case.repeat()
     runs = [case.repeat() for _ in range(2 if bench.tiny else REPEATS)]

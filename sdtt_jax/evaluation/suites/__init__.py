@@ -35,7 +35,7 @@ class ReportTable(NamedTuple):
 
     @property
     def columns(self) -> list[tuple[str, str]]:
-        """Head and cell of each."""
+        """Head and cell of each column."""
         split = (column.partition("{") for column in self.row.split(" | "))
         return [(head.strip(), brace + cell) for head, brace, cell in split]
 

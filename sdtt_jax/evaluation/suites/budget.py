@@ -45,7 +45,7 @@ def suite(subject: Subject, record: Record) -> None:
 
 
 def halves(features: np.ndarray, nats: np.ndarray, steps: np.ndarray, delta: float) -> Json:
-    """A budget fitted on every other prompt, and what it does to the rest, beside one number for all.
+    """Fits a budget on every other prompt, and compares it on the rest with one number of steps for all.
 
     Args:
       features: `[prompts, features]`.

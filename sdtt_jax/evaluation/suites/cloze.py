@@ -63,7 +63,7 @@ def _item(
 
 def _measures(choices: list[Choice], found: ItemScores, settings: Settings) -> Json:
     """LAMBADA: perplexity per text, not per token, as in the reference. Choices: accuracy by likelihood,
-    plain and for each character of an ending."""
+    plain and per character of an ending."""
     seed = settings.seed
     if not choices:
         perplexity = bootstrap(exp_mean, found.nll, seed=seed).named("perplexity")

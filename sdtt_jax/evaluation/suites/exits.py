@@ -1,7 +1,7 @@
 """The suite "exits": the threshold of early exits that keeps a promise, calibrated on held-out text.
 
-It is stored beside the checkpoint, where `early_exit` finds it by its bound, and so are the exits if they are
-trained first.
+The threshold is stored beside the checkpoint, where `early_exit` finds it by its bound, and so are the exits
+if they are trained first.
 """
 
 from sdtt_jax.checkpoints.digests import params_digest
@@ -55,7 +55,7 @@ def suite(subject: Subject, record: Record) -> None:
 
 
 def _trained(subject: Subject, model: Model, record: Record) -> Arrays:
-    """The trained exits, or those that were kept of an earlier call that asked for the same."""
+    """The trained exits; those of an earlier call that asked for the same are reused."""
     settings, steps = subject.settings, subject.settings.exit_training_steps
     limit = steps * settings.batch_size
     texts = training_texts(

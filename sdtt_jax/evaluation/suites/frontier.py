@@ -1,8 +1,8 @@
 """The suite "frontier": perplexity at the entropy of real text, for each decoder and number of calls.
 
-Lower entropy buys perplexity, so figures at one temperature compare models at different places of a
-trade-off. Here each setting is written at several temperatures, and the logarithm of its perplexity is
-interpolated between them at the entropy that real text has.
+Lower entropy buys lower perplexity, so figures at one temperature compare models at different points of a
+trade-off. Here each setting writes texts at several temperatures, and the logarithm of its perplexity is
+interpolated between them at the entropy of real text.
 """
 
 import dataclasses
@@ -151,8 +151,8 @@ def _columns(judged: generation.Judged) -> tuple[np.ndarray, np.ndarray, np.ndar
 def _clean_calls(record: Record, found: dict[tuple[str, int], Json]) -> None:
     """Records for each decoder the fewest steps whose perplexity is within `CLEAN` of the best.
 
-    Nothing where a perplexity at that entropy is not known, for it could be the best. With `most_tried` more
-    steps might have been better still.
+    Records nothing if a perplexity at that entropy is not known, for it could be the best. With `most_tried`,
+    only the most steps that were tried come so close, and more might have been better still.
     """
     if any(item["gen_ppl"] is None for item in found.values()):
         record.log(

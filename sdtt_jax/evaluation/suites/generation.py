@@ -1,4 +1,4 @@
-"""The suite "generation": texts at every number of steps, causal and real ones, judged in the same way."""
+"""The suite "generation": texts at every number of steps, causal texts and real ones, all judged alike."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -41,8 +41,8 @@ class Writer(NamedTuple):
     """Where a set-up's texts come from: a model at one setting, or the real world."""
 
     name: str  # of the item
-    model: Model | CausalModel  # whose tokens the texts are
-    # Write them, batch by batch; the texts are the last tokens of each row.
+    model: Model | CausalModel  # the texts are in its tokens
+    # Write the texts, batch by batch; each text is the last tokens of its row.
     batches: list[Callable[[], Written]]
     facts: Json  # of the result
     inputs: Json  # everything that determines the texts
@@ -94,7 +94,7 @@ def setups(subject: Subject) -> list[Setup]:
 
 
 def writers(subject: Subject, setup: Setup) -> list[Writer]:
-    """Real text, the model at every number of steps, then the causal one."""
+    """Real text, the model at every number of steps, then the causal model."""
     settings, model, causal = subject.settings, subject.model, subject.causal
     result = [] if setup.real is None else [_real(subject, setup, setup.real)]
     name, free = f"evaluate.{setup.name}", setup.length - setup.given
@@ -132,7 +132,7 @@ def writers(subject: Subject, setup: Setup) -> list[Writer]:
 
 
 def after_bos(model: Model, prompts: np.ndarray) -> np.ndarray:
-    """Prompts as beginnings of text were in training: after BOS, where the model has a `first_token`."""
+    """Prompts with BOS before them, as texts began in training, if the model has a `first_token`."""
     bos = model.first_token
     if bos is None or prompts.shape[1] == 0 or (prompts[:, 0] == bos).all():
         return prompts
@@ -202,7 +202,7 @@ def _mauve(
     written: Judged,
     writer: Writer,
 ) -> Json:
-    """MAUVE of generated against real texts, prompts included, on the judge's features; none of single texts.
+    """MAUVE of generated against real texts, prompts included, on the judge's features; {} for single texts.
 
     The features of the real texts are kept as a part of the record: every set of generated texts needs them.
     """
@@ -259,7 +259,7 @@ def _lines(judged: Judged, model: Model | CausalModel) -> list[Json]:
 
 
 def _said(title: str, result: Json) -> str:
-    """Perplexity is never said without entropy."""
+    """The log line of a result, which never gives perplexity without entropy."""
     parts = []
     if "gen_ppl" in result:
         parts.append(f"generative perplexity {said(result, 'gen_ppl', 2)}")

@@ -18,9 +18,9 @@ from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.parallel import processes
 from sdtt_jax.paths import as_path, write_bytes
 
-# Logits are written for texts this small, in numbers.
+# Logits are written if there are at most this many numbers.
 MOST_LOGITS = 1 << 28
-# So many of the texts that are left out are named.
+# At most this many of the texts that are left out are named.
 NAMED = 10
 
 
@@ -78,7 +78,7 @@ def suite(subject: Subject, record: Record) -> None:
 
 
 def _scorable(model: CausalModel, text: np.ndarray, settings: Settings) -> bool:
-    """Whether a text has a token to score that says anything of it."""
+    """Whether a text has a token to score besides unk, BOS and EOS."""
     scored, tokenizer = text[1 if settings.first_token == "given" else 0 :], model.tokenizer
     if tokenizer is None:
         return len(scored) > 0
@@ -87,7 +87,7 @@ def _scorable(model: CausalModel, text: np.ndarray, settings: Settings) -> bool:
 
 
 def _write_arrays(model: CausalModel, texts: Mapping[int, np.ndarray], settings: Settings) -> None:
-    """Writes what was scored of texts, by their numbers in the file, from 0."""
+    """Writes token scores of texts, which are keyed by their numbers in the file, from 0."""
     bos_id = bos_of(model, settings.first_token)
     rows, owners = make_rows([*texts.values()], bos_id=bos_id, limit=model.network.max_length)
     arrays = {

@@ -32,7 +32,7 @@ class Timing:
     batch: int  # texts
     length: int  # tokens of a text
     repeats: int = 5  # repetitions after one to warm up
-    # No repetition but the first begins when they have taken so long together.
+    # After the first, no repetition begins once all together have taken this long.
     budget_s: float = 60.0
 
 
@@ -51,7 +51,7 @@ class Latency:
 
     @property
     def seconds_per_call(self) -> float:
-        """Per network call."""
+        """Seconds per network call."""
         return self.median / self.nfe
 
 
@@ -113,7 +113,7 @@ def suite(subject: Subject, record: Record) -> None:
 
 
 def racers(subject: Subject, key: jax.Array) -> list[Racer]:
-    """The causal model of the denoiser's size, the baseline if it has another one, and the sampler."""
+    """A causal model of the denoiser's size, the baseline if its config differs, and the sampler."""
     settings, model, baseline = subject.settings, subject.model, subject.baseline
     common = {"compute_dtype": model.identity["compute_dtype"], "environment": _machine()}
 
@@ -163,7 +163,7 @@ def _item(record: Record, racer: Racer, key: jax.Array, batch: int, timing: Timi
 
 
 def _machine() -> Json:
-    """What a time depends on; another machine's is measured again."""
+    """What a time depends on; on another machine it is measured again."""
     now = environment()
     return {name: now[name] for name in ("device", "platform", "num_devices")} | {
         "jax": now["packages"]["jax"]
@@ -171,7 +171,7 @@ def _machine() -> Json:
 
 
 def _fresh(network: CausalNetwork, key: jax.Array, beside: Model) -> CausalModel:
-    """A model as training begins with it: how long a call takes does not depend on the parameters."""
+    """An untrained model: how long a call takes does not depend on the parameters."""
     shardings = None if beside.mesh is None else network_shardings(network, beside.mesh)
     with beside.on_mesh():
         params = jax.jit(lambda key: unbox(network.init(key)), out_shardings=shardings)(key)

@@ -100,18 +100,18 @@ def _exact(subject: Subject, model: CausalModel, record: Record, tokens: np.ndar
 
 
 def summary(estimates: np.ndarray, seed: int) -> Json:
-    """Of estimates `[texts, maskings]` float64, nats per token.
+    """The measures of estimates `[texts, maskings]` float64, nats per token.
 
-    The interval is over texts, and at least as wide as `masking_error` makes it. That is the estimator's own:
-    the standard error that the maskings of these very texts leave, from the scatter of the mean over texts
-    between them. Over many texts it is a part of what the interval shows anyhow.
+    The interval is over texts, and at least as wide as `masking_error` makes it. That is the estimator's own
+    standard error for these very texts, from the scatter of the mean over texts between maskings. With many
+    texts, the interval includes it anyway.
     """
     maskings = estimates.shape[1]
     own = estimates.mean(axis=0).std(ddof=1) / math.sqrt(maskings) if maskings > 1 else None
     nats = bootstrap(mean, estimates.mean(axis=1), seed=seed)
     if own is not None:
         nats = nats.widened(own, maskings)
-        nats = nats._replace(low=max(nats.low, 0.0))  # a bound is of -log p
+        nats = nats._replace(low=max(nats.low, 0.0))  # as -log p is not negative
     return {**_measures(nats), "masking_error": own, "num_maskings": maskings}
 
 

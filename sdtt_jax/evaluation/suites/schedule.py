@@ -1,7 +1,6 @@
-"""The suite "schedule": how many tokens each call should reveal, and at which temperature, learnt on held-out
-text.
+"""The suite "schedule": learns from held-out text how many tokens each call reveals, at which temperature.
 
-It is stored beside the checkpoint, where `mode=learnt` finds it.
+The schedule is stored beside the checkpoint, where `mode=learnt` finds it.
 """
 
 import functools

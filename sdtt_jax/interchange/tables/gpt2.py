@@ -1,6 +1,6 @@
 """GPT-2 in the model hub's own layout, and DiffuGPT: `config.json` and `model.safetensors`.
 
-Its Conv1D weights are `[in, out]`, as ours; the head is the token embedding.
+Its Conv1D weights are `[in, out]`, like ours; the head is the token embedding.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from sdtt_jax.networks import kinds
 from sdtt_jax.networks.config import GPT2Config, GPT2DenoiserConfig
 
 ANCHOR = "wte.weight"
-# DiffuGPT's names: a denoiser's module around the transformer, whose embedding it took out.
+# DiffuGPT's names: a denoiser's module holds the transformer and, beside it, the token embedding.
 EMBED, DENOISES = "embed_tokens.weight", "denoise_model."
 # Causal masks that older exports carry along; they are not parameters.
 BUFFERS = ("h.{layer}.attn.bias", "h.{layer}.attn.masked_bias")
@@ -28,7 +28,7 @@ FIELDS = {
     "embed_dim": "n_embd",
     "num_heads": "n_head",
 }
-# What a config may say beside the sizes (null is nothing said); see `check_claims`.
+# What a config may say besides the sizes (null says nothing); see `check_claims`.
 CLAIMS: Allowed = {
     "model_type": ("gpt2",),
     "architectures": ("gpt2lmheadmodel", "gpt2model", "gpt2doubleheadsmodel"),
@@ -89,7 +89,7 @@ def _config(_tensors: Mapping[str, Any], _prefix: str, stored: Stored, file: str
 def hub_config(config: GPT2Config, bos_id: int | None) -> dict[str, Any]:
     """The config that `sdtt_jax.load` reads, in the names of the hub's libraries; the inverse of `_config`.
 
-    `bos_id` is its tokenizer's, where it is known; it ends a text too.
+    `bos_id` is the tokenizer's, if known; it also ends a text.
     """
     said = {
         "model_type": "gpt2",

@@ -1,9 +1,9 @@
 """The Llama family: causal models and denoisers, by the hub's names, by OLMo's (LLaDA) and in GGUF files.
 
-What a checkpoint is called decides nothing. Biases, norms of queries and keys and an untied head are there if
-their tensors are. Whether the network is a denoiser, its MASK, and whether it predicts the next token come
-from its config where that says so, then from the family that the config names, and the user is asked where
-neither says.
+A checkpoint's name decides nothing. The network has biases and norms of queries and keys if their tensors are
+there, and an untied head likewise unless its config says otherwise. Whether it is a denoiser, which token is
+MASK, and whether it predicts the next token come from the user, else from its config, else from the family
+that the config names; where none of them says, an error asks the user.
 """
 
 import dataclasses
@@ -24,12 +24,12 @@ from sdtt_jax.interchange.scaling import (
 from sdtt_jax.networks.config import LlamaConfig, LlamaDenoiserConfig
 from sdtt_jax.paths import as_path
 
-# The sequences of a denoiser whose config allows very long ones.
+# The longest sequences of a denoiser, unless the user gives a length.
 LONGEST_DENOISED = 1024
 
 
 class Names(NamedTuple):
-    """What one layout calls the tensors (without ".weight"), and the fields of the config by our names."""
+    """One layout's names for the tensors (without ".weight") and, by our names, for the config's fields."""
 
     embed: str
     final: str
@@ -48,7 +48,7 @@ class Names(NamedTuple):
     fields: Mapping[str, str]
 
 
-# What the hub, OLMo and GGUF files call each of them; those of a block follow the layout's `_BLOCKS`.
+# The hub's, OLMo's and GGUF files' name for each; names within a block follow the layout's `_BLOCKS`.
 _OUTSIDE = {
     "embed": ("model.embed_tokens", "model.transformer.wte", "token_embd"),
     "final": ("model.norm", "model.transformer.ln_f", "output_norm"),
@@ -80,7 +80,7 @@ _FIELDS = {
 }
 
 
-# Sizes that the tensors have, by the hub, OLMo and GGUF files.
+# The hub's, OLMo's and GGUF files' names for sizes that the tensors tell.
 WIDTHS = ("hidden_size", "d_model", "embedding_length")
 MLP_WIDTHS = ("intermediate_size", "mlp_hidden_size", "feed_forward_length")
 
@@ -114,7 +114,7 @@ FAMILIES = {
     "a2d-qwen3": Family(causal=False, mask_id=151_669),
 }
 WHAT = "a network of the Llama family"
-# What else a config may say of it (null is nothing said); see `check_claims`.
+# What else a config may say of it (null says nothing); see `check_claims`.
 CLAIMS: Allowed = {
     **dict.fromkeys(("hidden_act", "activation_type"), ("silu",)),
     **dict.fromkeys(("mlp_bias", "include_bias", "use_sliding_window"), (False,)),
@@ -129,7 +129,7 @@ CLAIMS: Allowed = {
 
 
 def llama_table(names: Names, config: LlamaConfig) -> Table:
-    """Where each tensor of a layout's names goes."""
+    """Where each tensor of a layout goes, by its names."""
     d, mlp, rows = config.embed_dim, config.mlp_dim, config.columns
     heads, kv_heads = (config.num_heads, config.head_dim), (config.kv_heads, config.head_dim)
 
@@ -170,7 +170,7 @@ def llama_table(names: Names, config: LlamaConfig) -> Table:
         tied = {head: embed}
     else:
         entries.append(kernel(names.head, "head/linear", rows, d, vocab_axis=0))
-    # Older exports carry their rotary frequencies along; what GGUF files say of them is in the config.
+    # Older exports carry their rotary frequencies along; a GGUF file's are in our config already.
     ignored = [f"{names.q.rsplit('.', 1)[0]}.rotary_emb.inv_freq"]
     if names is GGUF:
         ignored.append(GGUF_DIVISORS)
@@ -186,7 +186,7 @@ def _config(
             f"{file} holds a network of the Llama family, of which its config.json counts the heads: put it "
             "beside the file."
         )
-    # Before the tensors, whose names others do not have: quantised models, other activations.
+    # Checked before the tensors, which other networks (quantised, other activations) may name otherwise.
     check_claims(stored, WHAT, file, CLAIMS)
     _require_known(names, stored)
     rows, embed = shape_of(tensors, f"{prefix}{names.embed}.weight", file, dims=2)
@@ -214,7 +214,7 @@ def _config(
     allowed |= dict.fromkeys(("vocab_size", "embedding_size"), (rows,))
     allowed |= dict.fromkeys(WIDTHS, (embed,)) | dict.fromkeys(MLP_WIDTHS, (sizes["mlp_dim"],))
     if names is OLMO:
-        del allowed["vocab_size"]  # that of the tokenizer
+        del allowed["vocab_size"]  # OLMo's is the tokenizer's size
         allowed["rope"] = (True,)
     try:
         config = _of_kind(names, sizes, stored)
@@ -293,7 +293,7 @@ def _mask_row(names: Names, config: LlamaConfig, stored: Stored) -> int | None:
 
 
 def _mask_by_name(stored: Stored) -> int | None:
-    """MASK where the tokenizer's own config names it, as dLLM's models (a2d) have it."""
+    """MASK as the tokenizer's own config names it, like that of dLLM's models (a2d); None if it does not."""
     beside = as_path(stored.where).with_name(NAMES_FILE)
     content = special_names(beside, CheckpointError)
     name, added = named_token(content, "mask"), content.get("added_tokens_decoder") or {}

@@ -33,7 +33,7 @@ PREFIXES = (NESTED_PREFIX, HUB_PREFIX, "")
 ANCHOR = "vocab_embed.embedding"
 TIME_EMBEDDING = "sigma_map.mlp.0.weight"
 ROTARY_FREQUENCY = "rotary_emb.inv_freq"
-# What published models were trained with, where nothing says otherwise.
+# The sequence length that published models were trained with, unless their config says otherwise.
 PUBLISHED_LENGTH = 1024
 # Our field -> names that published configs give it, at any depth.
 NAMES = {
@@ -45,7 +45,7 @@ NAMES = {
     "length": ("length", "model_length"),
     "time_conditioned": ("time_conditioning",),
 }
-# What else a config may say of these networks (null is nothing said); see `check_claims`.
+# What else a config may say of these networks (null says nothing); see `check_claims`.
 CLAIMS: Allowed = {
     "graph": (),  # SEDD's
     "quantization_config": (),
@@ -55,9 +55,9 @@ CLAIMS: Allowed = {
     **dict.fromkeys(("layer_norm_eps", "layer_norm_epsilon", "norm_eps"), (NORM_EPSILON,)),
     **dict.fromkeys(("rope_theta", "rotary_base"), (ROTARY_BASE,)),
 }
-# What XDLM calls the share of its noise that is another token and not MASK.
+# XDLM's names for the share of its noise that is other tokens and not MASK.
 UNIFORM_SHARE = ("k1", "k_uniform")
-# IDLM's students are of their teacher's noise; where that is DUO's, and uniform, another field says so.
+# IDLM's students have their teacher's noise; if that is DUO's, which is uniform, another field says so.
 DENOISER_CLAIMS: Allowed = {
     "model_type": ("mdlm", "sdtt", "idlm", "xdlm"),
     "architectures": ("mdlm", "sdtt", "multiroundsdtt", "idlm", "xdlm"),
@@ -143,7 +143,7 @@ def _denoiser_config(
 ) -> DenoiserConfig:
     sizes = _sizes(tensors, prefix, file)
     sizes["cond_dim"] = shape_of(tensors, prefix + TIME_EMBEDDING, file)[0]
-    # Published models do not say, and do not get sigma.
+    # Published models do not say it, and do not see sigma.
     sizes["time_conditioned"] = claimed(stored, NAMES["time_conditioned"], FLAG, default=False)
     share = uniform_share(stored)
     if not 0 <= share < 1:
@@ -155,7 +155,7 @@ def _denoiser_config(
 
 
 def uniform_share(stored: Stored) -> float:
-    """The share of a denoiser's noise that was another token and not MASK as it was trained (XDLM's)."""
+    """The share of a denoiser's noise in training that was other tokens and not MASK (XDLM's)."""
     return float(claimed(stored, UNIFORM_SHARE, NUMBER, None) or 0)
 
 
@@ -175,7 +175,7 @@ def _config(
     ours: dict[str, tuple[Any, ...]] = {
         name: (sizes[field],) for field, names in NAMES.items() if field in sizes for name in names
     }
-    # MASK is counted or not.
+    # Configs may or may not count MASK.
     ours |= dict.fromkeys(("vocab_size", "tokens"), (rows, rows + 1))
     ours |= dict.fromkeys(("mask_index", "mask_token_id", "mask_id"), (rows,))
     ours |= {"block_size": (length,), "intermediate_size": (width,)}

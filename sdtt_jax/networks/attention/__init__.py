@@ -1,6 +1,6 @@
 """Attention and rotary position embeddings as pure functions, one form of attention for each platform.
 
-It may use what networks may use; beside networks only those use it that name its forms or its layout:
+It may use what networks may use. Beside networks, only modules that name its forms or its layout use it:
 `interchange.tables`, `launch.ahead` and `tools.accelerator`.
 """
 
@@ -32,7 +32,7 @@ def attend(
       query: `[batch, length, heads, head_dim]`.
       key, value: `[batch, length, kv_heads, head_dim]`; each serves the next `heads / kv_heads` query heads.
       causal: position i sees positions 0 … i only.
-      segments: `[batch, length]` int32; a position sees those of its own number only. None: all.
+      segments: `[batch, length]` int32; a position sees only those with its own number. None: it sees all.
 
     Returns:
       `[batch, length, heads, head_dim]`, dtype of `value`.
@@ -63,7 +63,7 @@ def attend_along(
 
 
 def _for_each_query(query: Array, x: Array) -> Array:
-    """Keys or values, one for each query head; they are small beside what is made of them."""
+    """Keys or values, repeated for each query head; they are small beside what is computed from them."""
     group = query.shape[2] // x.shape[2]
     return x if group == 1 else jnp.repeat(x, group, axis=2)
 
@@ -106,18 +106,18 @@ _attend.defvjp(_attend_forward, _attend_backward)
 
 
 def attend_rotated(qkv: Array, cos: Array, sin: Array, segments: Array | None = None) -> Array:
-    """`attend` of rotated queries and keys, from what one projection returned.
+    """`attend` of rotated queries and keys, from the result of one projection.
 
-    On a TPU one kernel reads `qkv` as it lies in memory and rotates it; elsewhere it is `rotate`, `attend`.
+    On a TPU one kernel reads `qkv` as it lies in memory and rotates it; elsewhere `rotate` and `attend` run.
 
     Args:
       qkv: `[batch, length, 3, heads * head_dim]`: query, key and value.
-      cos, sin: from `rotary_tables`, which say the size of a head; no gradient flows into them.
-      segments: as in `attend`. Positions count on through all of them: what a rotation does to a product of
-        query and key depends on their distance alone.
+      cos, sin: from `rotary_tables`; they tell the size of a head, and no gradient flows into them.
+      segments: as in `attend`. Positions count on through all of them, since rotations change a product of
+        query and key by their distance alone.
 
     Returns:
-      `[batch, length, heads * head_dim]`, in its dtype.
+      `[batch, length, heads * head_dim]`, in the dtype of `qkv`.
     """
     return _attend_rotated(qkv, cos, sin, segments, dispatch.matmul_precision())
 
@@ -150,11 +150,11 @@ _attend_rotated.defvjp(_attend_rotated_forward, _attend_rotated_backward)
 def saved_as(name: str, x: Array) -> Array:
     """`x` with a name for remat policies, which then save it as `[..., embed]`.
 
-    A TPU pads the last axis to 128 and the one before to 16: of 12 heads of 64 the saved array would be
-    2.7 times as large.
+    A TPU pads the last axis to 128 and the one before to 16: with 12 heads of 64 features the saved array
+    would otherwise be 2.7 times as large.
 
     Args:
-      name: that a policy asks for.
+      name: the name that a policy asks for.
       x: `[..., heads, head_dim]`.
     """
     flat = x.reshape(*x.shape[:-2], -1)
@@ -162,7 +162,7 @@ def saved_as(name: str, x: Array) -> Array:
 
 
 def plain_attention(query: Array, key: Array, value: Array, mask: Array | None = None) -> Array:
-    """Softmax attention as it is written down, for any mask; `attend` is tested against it.
+    """Softmax attention by its definition, for any mask; `attend` is tested against it.
 
     Args:
       query: `[batch, heads, q_length, head_dim]`.

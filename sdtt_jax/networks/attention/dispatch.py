@@ -1,10 +1,10 @@
-"""Which form of attention runs: by the platform that is lowered for, by shape, and on which mesh.
+"""Chooses the form of attention that runs, by the platform lowered for, the arrays and the mesh.
 
 The platform is settled when a computation is lowered, not when it is traced, so that compiling ahead for a
-TPU on a CPU host and exporting for several platforms take the right form. Hence two primitives with a
-lowering for each platform: `jax.lax.platform_dependent` would trace the kernels of every platform on every
-host, and cannot export a Pallas kernel beside another platform (JAX 0.10). The choice depends on platform,
-shape, dtype and the mesh in context alone; `FORMS` is the table of it.
+TPU on a CPU host and exporting for several platforms take the right form. Hence primitives with a lowering
+for each platform: `jax.lax.platform_dependent` would trace the kernels of every platform on every host, and
+cannot export a Pallas kernel beside another platform (JAX 0.10). The choice depends only on platform, shape,
+dtype, whether there are segments, the mesh in context and whether cuDNN is there; `FORMS` is its table.
 """
 
 import functools
@@ -25,8 +25,8 @@ from sdtt_jax.networks.attention.kernels import Grads, Saved
 from sdtt_jax.networks.attention.rotary import rotate
 from sdtt_jax.parallel.mesh import free_axes
 
-# From this length on the CPU takes one head after the other. Forward with backward, ms of CPU time on two
-# cores, float32, all heads at once against head by head: 330 and 224 at length 1024 (12 heads of 64), 34
+# From this length on the CPU computes one head after the other. Forward and backward pass, ms of CPU time on
+# two cores, float32, all heads at once against head by head: 330 and 224 at length 1024 (12 heads of 64), 34
 # and 31 at 256 (4 × 8 heads of 32), 20 and 25 at 64 (64 × 4 heads of 32).
 LENGTH_BY_HEAD = 512
 
@@ -44,10 +44,10 @@ Axes = tuple[str | None, ...]
 class Form(NamedTuple):
     """A form of attention."""
 
-    platform: str  # that it is for; "any" for all
+    platform: str  # the platform it is for; "any" for all
     # Whether it can compute arrays of a shape `[batch, length, heads, head_dim]` and a dtype.
     takes: Callable[[tuple[int, ...], jnp.dtype], bool]
-    # `(query, key, value, causal) -> (mixed, lse)`; after `causal` the segments, if it `confines`.
+    # `(query, key, value, causal) -> (mixed, lse)`; if it `confines`, the segments come after `causal`.
     forward: Callable[..., tuple[Array, Array]]
     # `(saved, gradient, causal) -> (d_query, d_key, d_value)`.
     backward: Callable[[Saved, Array, bool], Grads]
@@ -58,10 +58,10 @@ def _cudnn_takes(shape: tuple[int, ...], dtype: jnp.dtype) -> bool:
     return kernels.cudnn_takes(shape, dtype) and kernels.cudnn_is_here()
 
 
-# The first that is for the platform and takes the arrays is the form that runs.
+# The first form that is for the platform and takes the arrays is the one that runs.
 FORMS = {
     "splash": Form("tpu", kernels.splash_takes, kernels.forward_splash, kernels.backward_splash),
-    # cuDNN knows lengths and biases, but no segments: those take a GPU to the form below.
+    # cuDNN knows lengths and biases, but no segments; with them a GPU runs `at_once`.
     "cudnn": Form("cuda", _cudnn_takes, kernels.forward_cudnn, kernels.backward_cudnn, False),
     "by_head": Form(
         "cpu",
@@ -82,9 +82,9 @@ def form(
 
     Args:
       platform: "cpu", "cuda", "tpu" or another that JAX lowers for.
-      shape: of query, key and value: `[batch, length, heads, head_dim]`.
-      dtype: of them.
-      segmented: attention is confined to segments.
+      shape: shape of query, key and value, `[batch, length, heads, head_dim]`.
+      dtype: their dtype.
+      segmented: whether attention is confined to segments.
     """
     return next(
         name
@@ -110,11 +110,11 @@ def forward(
     Args:
       query, key, value: `[batch, length, heads, head_dim]`.
       causal: position i sees positions 0 … i only.
-      segments: `[batch, length]` int32; a position sees those of its own number only. None: all.
+      segments: `[batch, length]` int32; a position sees only those with its own number. None: it sees all.
 
     Returns:
-      `mixed: [batch, length, heads, head_dim]`, and `lse: [batch, heads, length]`, which is for `backward`
-      on the same platform and means nothing else.
+      `mixed: [batch, length, heads, head_dim]`, and `lse: [batch, heads, length]`, which has a meaning
+      only for `backward` on the same platform.
     """
     primitive = functools.partial(_FORWARD, causal=causal)
     plain = functools.partial(_forward_on, "other", causal=causal)
@@ -130,8 +130,8 @@ def backward(saved: Saved, gradient: Array, causal: bool) -> Grads:
 
     Args:
       saved: arguments and results of `forward`.
-      gradient: of `mixed`.
-      causal: as `forward` had it.
+      gradient: gradient of `mixed`.
+      causal: as in `forward`.
     """
     primitive = functools.partial(_BACKWARD, causal=causal)
     plain = functools.partial(_backward_on, "other", causal=causal)
@@ -175,7 +175,7 @@ def backward_rotated(saved: tuple[Any, ...], gradient: Array) -> Array:
 
     Args:
       saved: arguments and results of `forward_rotated`, in this order: qkv, cos, sin, mixed, lse, segments.
-      gradient: of `mixed`.
+      gradient: gradient of `mixed`.
     """
     plain = functools.partial(_backward_rotated_on, "other")
     *arrays, segments = saved
@@ -210,7 +210,7 @@ def _flat_sizes(qkv: Array, cos: Array) -> tuple[int, int]:
 
 
 def _is_packed(platform: str, qkv: Array, cos: Array, segments: list[Array]) -> bool:
-    """Whether the one kernel does it, which takes no segments: with them it is splash attention."""
+    """Whether the packed kernel runs; it takes no segments, for which there is splash attention."""
     if segments:
         return False
     (batch, heads), (length, half) = _flat_sizes(qkv, cos), cos.shape
@@ -252,13 +252,13 @@ def _primitive(
 ) -> Callable[..., Any]:
     """The forward or backward pass of one device, lowered to the form of each platform.
 
-    It is lowered long after it was called, in no context; so it keeps the precision of matrix products that
-    was asked for when it was called.
+    It is lowered long after the call and outside its context, so it keeps the precision of matrix products
+    that the call asked for.
 
     Args:
-      name: of the primitive.
-      run_on: `(platform, *arrays, **parameters)` to results.
-      alike: the arrays that are the same for all sequences, without an axis for the batch.
+      name: name of the primitive.
+      run_on: maps `(platform, *arrays, **parameters)` to results.
+      alike: indices of the arrays that all sequences share, which have no batch axis.
     """
     primitive = Primitive(name)
     primitive.multiple_results = True
@@ -284,7 +284,7 @@ def _primitive(
 
     @primitive.def_impl
     def _(*arrays: Array, **parameters: Any) -> Any:
-        # Without `jit` this would come back here for ever.
+        # With `jit` disabled this would call itself for ever.
         with jax.disable_jit(False):
             return compiled(**parameters)(*arrays)
 
@@ -306,7 +306,7 @@ def _primitive(
     batching.primitive_batchers[primitive] = batched
 
     def bind(*arrays: Array, **parameters: Any) -> Any:
-        # Products of 16-bit numbers are exact, and kernels of a TPU refuse to be asked for more.
+        # Products of 16-bit numbers are exact, and TPU kernels reject a request for more precision.
         wide = arrays[0].dtype.itemsize >= 4
         precision = matmul_precision() if wide else None
         return primitive.bind(*arrays, precision=precision, **parameters)
@@ -324,16 +324,16 @@ def _on_mesh(
 ) -> Any:
     """`local` on each device's share of batch and heads, by the mesh and the logical rules in context.
 
-    A compiler cannot split a kernel or a loop over heads by itself. Where the mesh does not divide batch or
-    heads, `plain` runs instead, which it can.
+    A compiler cannot split a kernel or a loop over heads by itself. If the mesh does not divide batch or
+    heads, `plain` runs instead, which the compiler can split.
 
     Args:
-      local: arrays of one device to results.
+      local: maps the arrays of one device to results.
       plain: the same function, in a form that the compiler splits.
       names: logical axes of each of `arrays`.
       out_names: logical axes of each result.
-      sizes: sequences and heads.
-      *arrays: all of them.
+      sizes: numbers of sequences and heads.
+      *arrays: the arrays of all devices.
     """
     free = free_axes()
     if math.prod(free.values()) == 1:

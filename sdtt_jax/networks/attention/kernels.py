@@ -5,8 +5,8 @@
 
 `query`, `key`, `value`, `mixed` and `gradient` are `[batch, length, heads, head_dim]` of one dtype, `lse` is
 `[batch, heads, length]`, the logarithm of each softmax's denominator, in float32 (float64 for float64).
-With it the backward pass recomputes the probabilities; none stores them. `segments: [batch, length]` int32
-confines attention to positions of the same number; None leaves the form as it is without them.
+With it the backward pass recomputes the probabilities; no form stores them. `segments: [batch, length]` int32
+confines attention to positions with the same number; None confines nothing.
 `sdtt_jax.networks.attention.dispatch` chooses among the forms.
 """
 
@@ -92,8 +92,8 @@ def forward_by_head(
 def backward_by_head(saved: Saved, gradient: Array, causal: bool) -> Grads:
     """The gradient of `forward_by_head`, from scores `[keys, queries]`.
 
-    So each of the five products is of matrices as they lie in memory, query, key and gradient in both
-    layouts: 100 ms of CPU time where products with transposed operands took 122.
+    Each of the five products thus reads its matrices as they lie in memory (query, key and gradient in both
+    layouts): 100 ms of CPU time, where products with transposed operands took 122.
     """
     query, key, value, mixed, lse, segments = saved
     batch, length, heads, head_dim = query.shape
@@ -125,9 +125,9 @@ def backward_by_head(saved: Saved, gradient: Array, causal: bool) -> Grads:
 # --- Splash attention: JAX's Pallas kernel for TPU.
 
 LANES = 128
-# Rows and columns of a block, or the length where that is less. By what a v5e compiler says of temporaries
-# of a gradient (batch 32, 12 heads of 64, length 1024, bfloat16): 1309 MB at 128, 705 at 512, 604 at 1024.
-# Larger than 512 the blocks of a causal mask skip too little.
+# Rows and columns of a block, at most the length. Temporaries of a gradient, as the v5e compiler reports them
+# (batch 32, 12 heads of 64, length 1024, bfloat16): 1309 MB at 128, 705 at 512, 604 at 1024. Blocks larger
+# than 512 skip too little of a causal mask.
 SPLASH_BLOCK = 512
 
 
@@ -166,7 +166,7 @@ def backward_splash(saved: Saved, gradient: Array, causal: bool, interpret: bool
     @jax.vmap
     def one(inputs: tuple[Any, ...], outputs: tuple[Array, ...], do: Array) -> Grads:
         # The kernel's own rule, by its private name (JAX 0.10 to 0.12 have it): differentiating the kernel
-        # instead would run its forward pass once more, for what is saved here already.
+        # instead would run its forward pass once more, to get what is saved here already.
         grads = splash_attention_kernel._splash_attention_bwd(
             **kernel.kwargs, res=(*inputs, None, *outputs, *masks), do=do
         )
@@ -189,7 +189,7 @@ def _splash_segments(segments: Array | None) -> Any:
 
 def _splash(shape: tuple[int, ...], causal: bool, save_residuals: bool, interpret: bool) -> Any:
     """The kernel for one example: `[heads, length, head_dim]` each, the query scaled."""
-    # Imported here, since importing Pallas takes longer than all else of this package.
+    # Imported here, since importing Pallas takes longer than the rest of this package.
     from jax.experimental.pallas.ops.tpu.splash_attention import (
         splash_attention_kernel,
         splash_attention_mask,
@@ -319,9 +319,9 @@ def _of_each_head(segments: Array | None, heads: int) -> Array | None:
 def _visible(
     scores: Array, causal: bool, segments: Array | None, *, keys_first: bool = False
 ) -> Array:
-    """`scores: [..., queries, keys]`, or `keys_first`, with what is not seen made impossible.
+    """`scores: [..., queries, keys]`, transposed if `keys_first`, with unseen keys made impossible.
 
-    That is, later keys if `causal`, and keys of other segments if there are `segments: [..., length]`.
+    Unseen are later keys if `causal`, and keys of other segments if there are `segments: [..., length]`.
     """
     lowest = jnp.finfo(scores.dtype).min
     if causal:

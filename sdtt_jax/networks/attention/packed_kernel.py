@@ -1,13 +1,13 @@
 """Rotation and attention in one TPU kernel, on query, key and value as a projection leaves them in memory.
 
-Between a projection and a kernel that wants `[heads, length, head_dim]` stand splits, rotations and
-transposes, each of which reads and writes whole arrays, and heads of 64 features fill half of each tile of
-128. Here one program takes a strip of `lcm(head_dim, 128)` features, one or several heads, of query, key and
-value, rotates it, and computes the scores of its heads in fast memory. All keys are there at once, so that
-the softmax is plain.
+A kernel that wants `[heads, length, head_dim]` needs splits, rotations and transposes after the projection.
+Each of these reads and writes whole arrays, and heads of 64 features fill only half of each tile of 128. Here
+one program takes a strip of `lcm(head_dim, 128)` features (one or several heads) of query, key and value,
+rotates it, and computes the scores of its heads in fast memory. All keys are there at once, so the softmax is
+a plain one.
 
-Scores lie as `[keys, queries]`: sums over keys then add whole registers, and what belongs to a query is a
-row of them.
+Scores lie as `[keys, queries]`: sums over keys then add whole registers, and the statistics of the queries
+are rows.
 """
 
 import functools
@@ -90,9 +90,9 @@ def backward_packed(
     """The gradient of `forward_packed` with respect to `qkv`, from its arguments and results.
 
     Args:
-      qkv, cos, sin: its arguments.
+      qkv, cos, sin: the arguments of `forward_packed`.
       mixed, lse: its results.
-      gradient: `[batch, length, heads * head_dim]`, of `mixed`.
+      gradient: gradient of `mixed`, `[batch, length, heads * head_dim]`.
       interpret: run anywhere, slowly.
     """
     batch, length, _, features = qkv.shape
@@ -180,7 +180,7 @@ def _backward_kernel(
 def _rotate_once(
     cos: Any, sin: Any, qkv: Any, rotated: Any, rows: int, head_dim: int
 ) -> tuple[Any, Any]:
-    """Rotates a strip's query and key in its first turn; the rows of this turn, and its number.
+    """Rotates a strip's query and key in its first turn; returns the rows of this turn and its number.
 
     The query is scaled too, after rounding, as in the other forms.
     """
@@ -200,12 +200,12 @@ def _rotate_once(
 
 
 def _parts(table: Any, rows: int) -> list[slice]:
-    """All rows of a strip, some at a time: what is made on the way of a whole strip would not fit."""
+    """The rows of a strip in pieces, since the intermediate arrays of a whole strip would not fit."""
     return [slice(start, start + rows) for start in range(0, table.shape[0], rows)]
 
 
 def _rotate(x: Array, cos: Array, sin: Array, head_dim: int) -> Array:
-    """`rotate` of heads side by side, `[length, width]` float32; `sin` has its sign from `_tables`."""
+    """`rotate` of heads side by side, `[length, width]` float32; `_tables` has put the sign into `sin`."""
     from jax.experimental.pallas import tpu
 
     half, width = head_dim // 2, x.shape[-1]
@@ -243,21 +243,21 @@ def _call(
 ) -> Any:
     """Runs a kernel over batch, strips and turns of queries.
 
-    All that Pallas wants to know of the two kernels is here, hence so many arguments.
+    The many arguments are everything in which the two kernels differ for Pallas.
 
     Args:
-      kernel: of references to the blocks of `arrays` and `results`, and to the scratch arrays.
-      name: of the kernel in profiles and compiled programs.
-      arrays: the first is a table.
-      kinds: of each of `arrays`: "table" `[length, width]`, "strip" `[3, batch, length, features]`, "rows"
-        `[batch, length, features]` or "statistics" `[batch, strips, heads of a strip, length]`.
-      results: shapes and dtypes.
-      result_kinds: of each of `results`.
-      scratch: shapes and dtypes.
-      products: `[length, length]` products of each head.
+      kernel: a function of references to the blocks of `arrays` and `results`, and to the scratch arrays.
+      name: name of the kernel in profiles and compiled programs.
+      arrays: the inputs, the first of them a table.
+      kinds: kind of each of `arrays`: "table" `[length, width]`, "strip" `[3, batch, length, features]`,
+        "rows" `[batch, length, features]` or "statistics" `[batch, strips, heads of a strip, length]`.
+      results: shapes and dtypes of the results.
+      result_kinds: kind of each of `results`.
+      scratch: shapes and dtypes of the scratch arrays.
+      products: number of `[length, length]` products of each head.
       interpret: run anywhere, slowly.
     """
-    # Imported here, since importing Pallas takes longer than all else of this package.
+    # Imported here, since importing Pallas takes longer than the rest of this package.
     from jax.experimental import pallas as pl
     from jax.experimental.pallas import tpu
 
@@ -269,7 +269,7 @@ def _call(
     def block(kind: str, x: Any) -> Any:
         match kind:
             case "table":
-                # Read once, so that a second buffer would lie idle.
+                # It is read once, so a second buffer would lie idle.
                 once = pl.Buffered(1)
                 return pl.BlockSpec((length, width), lambda *_: (0, 0), pipeline_mode=once)
             case "strip":

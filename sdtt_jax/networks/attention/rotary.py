@@ -16,12 +16,12 @@ class RotaryScaling:
     """How rotations are slowed down for texts longer than those that a network was first trained on.
 
     Attributes:
-      kind: "none"; "linear", all frequencies are divided by `factor` (arXiv 2306.15595); or "llama3" (Llama
-        3.1, arXiv 2407.21783), those that turn few times within `original_length` positions are.
-      factor: by which they are divided.
-      low_freq_factor, high_freq_factor: of "llama3": turns within `original_length`, up to which a frequency
-        is divided and from which on it is kept; between them it goes from one to the other in proportion.
-      original_length: of "llama3": positions that the network was first trained on.
+      kind: "none"; "linear", which divides all frequencies by `factor` (arXiv 2306.15595); or "llama3" (Llama
+        3.1, arXiv 2407.21783), which divides those that turn few times within `original_length` positions.
+      factor: what the frequencies are divided by.
+      low_freq_factor, high_freq_factor: for "llama3", numbers of turns within `original_length`. Up to the
+        first a frequency is divided, from the second on it is kept, in between it is interpolated linearly.
+      original_length: for "llama3", positions that the network was first trained on.
     """
 
     kind: str = UNSCALED
@@ -48,7 +48,7 @@ def scaled_frequencies(frequency: Array, scaling: RotaryScaling) -> Array:
 
     Args:
       frequency: `[pairs]` float32.
-      scaling: how.
+      scaling: how they are slowed down.
 
     Returns:
       As `frequency`.
@@ -74,8 +74,8 @@ def rotary_tables(
     Args:
       positions: `[length]` int32.
       head_dim: features of a head that are turned, an even number.
-      base: of the frequencies.
-      scaling: of the frequencies, for long texts.
+      base: base of the frequencies.
+      scaling: how the frequencies are slowed down for long texts.
 
     Returns:
       `cos, sin`: `[length, head_dim // 2]` float32.
@@ -103,7 +103,7 @@ def rotate(x: Array, cos: Array, sin: Array) -> Array:
 
 
 def rotate_neighbours(x: Array, cos: Array, sin: Array) -> Array:
-    """`rotate` that turns the feature pairs `(2 i, 2 i + 1)` of each head."""
+    """Like `rotate`, but turns the feature pairs `(2 i, 2 i + 1)` of each head."""
     pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
     first, second = pairs[..., 0], pairs[..., 1]
     cos, sin = cos[:, None, :], sin[:, None, :]
