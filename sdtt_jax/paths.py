@@ -122,6 +122,9 @@ def written_whole(path: PathLike) -> Iterator[Path]:
                     with partial.open("rb") as source, path.open("wb") as target:
                         shutil.copyfileobj(source, target, 2**24)
                 else:
+                    # Otherwise a power cut soon afterwards may leave an empty file under the new name.
+                    with partial.open("rb") as written:
+                        os.fsync(written.fileno())
                     os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)

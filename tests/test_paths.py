@@ -151,6 +151,15 @@ def test_a_file_is_in_its_place_when_it_is_whole_and_not_before(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    """Oracle: the order of the system's calls; a power cut between them would leave an empty file."""
+    calls, fsync, replace = [], os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda file: (calls.append("fsync"), fsync(file)))
+    monkeypatch.setattr(os, "replace", lambda *paths: (calls.append("replace"), replace(*paths)))
+    write_json(tmp_path / "x.json", {})
+    assert calls == ["fsync", "replace"]
+
+
 def test_two_that_write_one_file_leave_one_of_theirs(tmp_path):
     """Both wrote the same temporary file, and a reader saw half of one beside half of the other."""
     path, seen = tmp_path / "x.json", []

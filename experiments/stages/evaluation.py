@@ -86,7 +86,8 @@ def evaluate(run: Run) -> None:
     for name, numbers in _few_calls(run).items():
         for number in numbers:
             results[name] = few_calls.measure(run, name, number, model, judge, entropy)
-    write_json(run.workdir.samples, _samples(run, teacher, last))
+    samples = _samples(run, teacher, last) | {"delivered": results["delivered"]}
+    write_json(run.workdir.samples, samples)
     write_json(run.workdir.results, results)
 
 
@@ -107,8 +108,8 @@ def is_evaluated(run: Run) -> bool:
     if not processes.agree(run.workdir.results.exists() and run.workdir.samples.exists()):
         return False
     rounds, few, others = delivered_rounds(run, SDTT), _few_calls(run), _others(run)
-    results, delivered = read_json(run.workdir.results), _delivered(run)
-    read_json(run.workdir.samples)
+    results, samples = read_json(run.workdir.results), read_json(run.workdir.samples)
+    delivered = _delivered(run)
     try:
         measured = (
             [record["round"] for record in results.get("rounds", ())],
@@ -120,7 +121,7 @@ def is_evaluated(run: Run) -> bool:
             f"{run.workdir.results} is damaged ({type(error).__name__}: {error}); remove it and run again."
         ) from None
     # Earlier versions did not write what they had measured.
-    same = results.get("delivered", delivered) == delivered
+    same = all(file.get("delivered", delivered) == delivered for file in (results, samples))
     return processes.agree(same and measured == (rounds, few, {*others}))
 
 

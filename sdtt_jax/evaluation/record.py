@@ -28,6 +28,8 @@ FORMAT = "sdtt_jax evaluation 1"
 FOLDER = "evaluations"
 """The folder in a run's directory whose JSON files its report shows."""
 PACKAGES = ("sdtt_jax", "jax", "jaxlib", "flax", "optax", "numpy", "scipy")
+PART = "part of the evaluation"
+"""The array in a file of a part that says which one it is: the item, a digest of its inputs, the part."""
 Json = dict[str, Any]
 Arrays = dict[str, np.ndarray]
 
@@ -79,7 +81,9 @@ class Record:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._write()
         except OSError as error:
-            raise UserError(f"{self.path} cannot be written to: {error.strerror}.") from None
+            raise UserError(
+                f"{self.path} cannot be written to: {error.strerror}; make room or name another file."
+            ) from None
 
     @property
     def items(self) -> Json:
@@ -269,13 +273,20 @@ def _file_name(item: str) -> str:
 def _agreed(path: Path) -> Arrays | None:
     """The stored arrays of a part if process 0 has them; the others must then have them too."""
     stored = read_npz(path)
+    # A file that was copied over another one is computed again. Earlier versions did not name the part.
+    if stored is not None and str(stored.pop(PART, _part_name(path))) != _part_name(path):
+        stored = None
     return dict(_seen(stored, path)) if processes.agree(stored is not None) else None
 
 
 def _kept(path: Path, arrays: Arrays) -> Arrays:
     if processes.is_first():
-        write_bytes(path, npz(arrays))
+        write_bytes(path, npz(arrays | {PART: np.array(_part_name(path))}))
     return arrays
+
+
+def _part_name(path: Path) -> str:
+    return f"{path.parent.name}/{path.stem}"
 
 
 def _seen(found: Any, path: Path) -> Any:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sdtt_jax.errors import ConfigError
-from sdtt_jax.evaluation.record import FORMAT, Record, digest_of
+from sdtt_jax.evaluation.record import FORMAT, Record, digest_of, npz
 
 MODEL = {"path": "a model", "digest": "0" * 64}
 OTHER = {"path": "another", "digest": "1" * 64}
@@ -83,6 +83,22 @@ def test_a_damaged_part_is_computed_again(tmp_path, damage):
     arrays = record.part("suite/a", {}, "scores", compute)
     np.testing.assert_array_equal(arrays["tokens"], compute.value["tokens"])
     assert compute.times == 2
+
+
+def test_a_part_that_was_copied_over_another_is_computed_again(tmp_path):
+    computed = [Counted({"tokens": np.full((2, 3), number)}) for number in range(2)]
+    record = Record(tmp_path / "x.json", MODEL)
+    for seed, compute in enumerate(computed):
+        record.part("suite/a", {"seed": seed}, 0, compute)
+    first, second = (record._part("suite/a", {"seed": seed}, 0) for seed in range(2))
+    second.write_bytes(first.read_bytes())
+    arrays = record.part("suite/a", {"seed": 1}, 0, computed[1])
+    assert set(arrays) == {"tokens"}
+    np.testing.assert_array_equal(arrays["tokens"], 1)
+    # Earlier versions did not write which part a file is.
+    second.write_bytes(npz(computed[0].value))
+    arrays = record.part("suite/a", {"seed": 1}, 0, computed[1])
+    np.testing.assert_array_equal(arrays["tokens"], 0)
 
 
 def test_results_of_one_model_are_not_mixed_with_those_of_another(tmp_path):

@@ -35,7 +35,7 @@ def delivered(tmp_path_factory):
     digests = {name: stored_digest(root / name / "final") for name in folders}
     results = {"rounds": [{"round": 1}, {"round": 2}], "delivered": digests}
     workdir.results.write_text(json.dumps(results))
-    workdir.samples.write_text("{}")
+    workdir.samples.write_text(json.dumps({"delivered": digests}))
     return run
 
 
@@ -60,7 +60,15 @@ def test_results_of_other_parameters_are_not_taken_for_the_runs(run):
         assert not is_evaluated(run)
     del results["delivered"]
     run.workdir.results.write_text(json.dumps(results))
+    run.workdir.samples.write_text("{}")
     assert is_evaluated(run), "an earlier version wrote no digests"
+
+
+def test_samples_of_other_parameters_are_written_again(run):
+    samples = json.loads(run.workdir.samples.read_text())
+    samples["delivered"]["teacher"] = "0" * 64
+    run.workdir.samples.write_text(json.dumps(samples))
+    assert not is_evaluated(run)
 
 
 @pytest.mark.parametrize(
