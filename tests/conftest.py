@@ -4,6 +4,8 @@ import gc
 import itertools
 import json
 import os
+import sys
+from collections.abc import Generator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -39,10 +41,34 @@ gc.set_threshold(10_000, 20, 20)
 GOLDEN = Path(__file__).parent / "golden"
 
 
-def pytest_collection_finish() -> None:
+def pytest_collection_finish(session: pytest.Session) -> None:
     """What is imported by now stays: the collector need not look through it again and again."""
     gc.collect()
     gc.freeze()
+    session.stash[SETTINGS] = _settings()
+
+
+SETTINGS = pytest.StashKey[dict[str, object]]()
+
+
+def _settings() -> dict[str, object]:
+    """What a test could leave behind for others: JAX's settings, and the environment."""
+    jax = sys.modules.get("jax")
+    values = {f"jax.config.{name}": x for name, x in jax.config.values.items()} if jax else {}
+    return values | {name: x for name, x in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(
+    item: pytest.Item, nextitem: pytest.Item | None
+) -> Generator[None, None, None]:
+    """Fails the last test of a file that leaves a setting changed; the tests after it would inherit it."""
+    yield
+    if nextitem is None or nextitem.path != item.path:
+        before, after = item.session.stash[SETTINGS], _settings()
+        names = sorted(before.keys() | after.keys())
+        changed = [name for name in names if before.get(name) != after.get(name)]
+        assert not changed, f"{item.path.name} leaves changed: {', '.join(changed)}"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

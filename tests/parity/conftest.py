@@ -24,7 +24,9 @@ DEFAULT = Path(__file__).parent.parent / "golden"
 EMITTERS = "xla_cpu_use_fusion_emitters"
 
 
-@pytest.fixture(autouse=True, scope="package")
+# Not of the scope "package": in a folder without an __init__.py that ends with the session, and every test
+# that a process ran after these was compiled with all optimizations, a sixth of the suite's time.
+@pytest.fixture(autouse=True, scope="module")
 def _optimized() -> Iterator[None]:
     """Everything is compiled as users have it, and not as tests/conftest.py says."""
     plain = compiler.get_compile_options
