@@ -145,7 +145,8 @@ def text_lengths(tokens: np.ndarray, fixed: np.ndarray, bos_id: int, eos_id: int
     """Number of tokens of each text up to and including its first EOS, or all if it has none: `[texts]`.
 
     An EOS counts only if something other than BOS and EOS precedes it (GPT-2 has one token for both, and a
-    text may begin with it) and neither it nor any later token was given.
+    text may begin with it) and neither it nor any later token was given. The EOS with which `closed` fills
+    the end of a text do not count as given.
 
     Args:
       tokens: `[texts, length]` int32.
@@ -153,7 +154,8 @@ def text_lengths(tokens: np.ndarray, fixed: np.ndarray, bos_id: int, eos_id: int
       bos_id, eos_id: of the tokenizer.
     """
     text_before = np.cumsum((tokens != bos_id) & (tokens != eos_id), axis=1) > 0
-    given_after = np.cumsum(fixed[:, ::-1], axis=1)[:, ::-1] > 0
+    padding = np.logical_and.accumulate((fixed & (tokens == eos_id))[:, ::-1], axis=1)[:, ::-1]
+    given_after = np.cumsum((fixed & ~padding)[:, ::-1], axis=1)[:, ::-1] > 0
     end = (tokens == eos_id) & text_before & ~given_after
     return np.asarray((np.cumsum(end, axis=1) - end == 0).sum(axis=1))
 

@@ -130,6 +130,20 @@ def test_texts_stop_at_their_first_end(tokens, given, expected):
     assert found.dtype == np.int32
 
 
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [([5, 6, 7], [1, 2, 5, 6, 7, EOS]), ([5, EOS, 7], [1, 2, 5, EOS]), ([EOS, 6, 7], [1, 2, EOS])],
+)
+def test_a_text_of_a_fixed_length_may_end_before(written, expected):
+    """The EOS that `closed` put behind it once counted as given, and kept all that came before."""
+    given = np.array([[1, 2, 0, 0, 0, 0, 0]], np.int32), np.arange(7)[None] < 2
+    tokens, fixed = closed(*given, 3, EOS)
+    tokens[0, 2:5] = written
+    padded = expected + [EOS] * (7 - len(expected))
+    assert text_lengths(tokens, fixed, BOS, EOS).tolist() == [len(expected)]
+    assert ended(tokens, fixed, BOS, EOS).tolist() == [padded]
+
+
 def test_a_text_is_as_long_as_up_to_its_end():
     """GPT-2: BOS and EOS are one token, here 9; a text may begin with it."""
     for text, expected in (
