@@ -11,23 +11,24 @@ experiments.run.
   train    a step of distillation: loss, gradients, optimizer, moving average
   teacher  a step of the teacher's training
   sample   a whole generation, for each of --num_steps (experiments.evaluate --suite=latency times a
-           checkpoint's, also with --early_exit or --neighbours)
+           checkpoint, also with --early_exit or --neighbours)
   judge    -log p of every token of generated text under a GPT-2 of these sizes
   data     tokenising, packing and loading the config's corpus
-  demo     the steps of launch/demo.sh, at its batch: two minutes. Alone, its config is the demo's. What a
-           student that sees noise costs for each network call is shown beside SDTT's step and generation
-  race     a text by the student in each of --num_steps calls, by each of the decoders --modes (what they ask
-           is the student itself or a causal model), and by a causal model of the same size with its
-           key-value cache: a table for each of --race_dtypes and --race_batches. With float32, one text and
-           --repeats=1 it takes four to five minutes on two cores. What is measured is kept in --output as it
-           goes; --nowarm_up runs each once, --limit_s ends what takes longer, and what the memory does not
-           hold is not run
+  demo     the steps of launch/demo.sh at its batch sizes: two minutes. It is measured alone, by default with
+           the demo's config. The cost per network call of a student that sees noise is shown beside SDTT's
+           step and generation
+  race     writing a text: the student in each of --num_steps calls with each decoder of --modes (whose helper
+           is the student itself or a causal model) against a causal model of the same size with its key-value
+           cache; a table for each of --race_dtypes and --race_batches. With float32, one text and --repeats=1
+           it takes four to five minutes on two cores. Results are saved to --output as they come;
+           --nowarm_up leaves out the untimed first run, --limit_s ends a repetition that takes longer, and a
+           program that does not fit in memory is not run
 
 Lean and naive code take turns, each in a process of its own; a bare matmul of the MLP's shapes is measured
-with them as the yardstick. --coupled adds to train and sample what a student that sees noise takes for each
-network call, with the noise of --config (experiments/configs/owt_coupled.py). If the memory does not hold
-two models, --nointerleave runs one after the other. Where only one process may hold the accelerator,
---in_process runs all in this one.
+with them as the yardstick. --coupled adds to train and sample the time per network call of a student that
+sees noise, as --config describes it (experiments/configs/owt_coupled.py). If two models do not fit in memory,
+--nointerleave runs one after the other. Where only one process may hold the accelerator, --in_process runs
+all in this one.
 """
 
 import itertools
@@ -64,9 +65,9 @@ define_flags(BenchmarkPlan)
 
 
 def with_default_config(argv: Sequence[str]) -> list[str]:
-    """`argv` with `--config=` first if it has none: the demo's for `--suite=demo` alone.
+    """`argv` with a default `--config=` if it has none: the demo's config for `--suite=demo` alone.
 
-    As the flag's default, a file would be read when this module is imported, and a wrong
+    A file as the flag's own default would be read when this module is imported, and a wrong
     `--config.field` would end in a traceback.
     """
     if any(argument.split("=")[0] in ("--config", "-config") for argument in argv):

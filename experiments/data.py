@@ -6,9 +6,9 @@
   python -m experiments.data inspect --workdir=runs/owt --output=data.html
 
 `prepare` does the data stage of experiments.run, which then finds it done; the bytes are the same for any
-number and kind of workers. Stopped or killed, the same command goes on where it was. `inspect` prints counts,
-what each filter took away, compression, frequent tokens and random records, and compares the digests of the
-files; with --output it also writes a page (.html) or everything that it found (.json).
+number and kind of workers. If it is stopped or killed, the same command goes on where it was. `inspect`
+prints counts, what each filter took away, compression, frequent tokens and random records, and compares the
+digests of the files; with --output it also writes a page (.html) or everything that it found (.json).
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ from sdtt_jax.paths import as_path, write_json, write_text
 
 COMMANDS = ("prepare", "inspect")
 ENGINES = ("local", "beam")
-# Characters of a record on the terminal; page and JSON have all.
+# Characters of a record on the terminal; the page and the JSON file have all of them.
 SHOWN = 500
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The config file.", lock_config=True)

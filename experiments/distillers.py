@@ -19,7 +19,7 @@ from sdtt_jax.training.config import TrainConfig
 from sdtt_jax.training.optimizers import OptimizerConfig
 
 SDTT, COUPLED, COUPLED_IDLM = "sdtt", "coupled", "coupled_idlm"
-# Those of one round, from the first teacher; the last one also from the coupled student.
+# Distillers of one round. They start from the first teacher, the last one also from the coupled student.
 ONE_ROUND = ("alpha", "mixture", "mmd", "idlm", COUPLED_IDLM)
 DISTILLERS = (SDTT, COUPLED, *ONE_ROUND)
 SEE_NOISE = (COUPLED, COUPLED_IDLM, "mixture")
@@ -31,7 +31,7 @@ REFUSED_SEQUENCES = {
 
 
 def stage_of(distiller: str) -> str:
-    """What the config, metrics and checkpoints call a distiller's rounds: its name, but for SDTT's."""
+    """The name of a distiller's rounds in config, metrics and checkpoints: its own, or "distill" for SDTT."""
     return "distill" if distiller == SDTT else distiller
 
 
@@ -40,7 +40,7 @@ class DistillStage(DistillConfig):
     """The rounds, with the fields of `DistillConfig`, and the training of each.
 
     Attributes:
-      lora: students' adapters, which are trained beside the first teacher's parameters, frozen.
+      lora: students' adapters, which are trained on top of the first teacher's frozen parameters.
       train: steps of each round, batch, optimizer. The default is the paper's recipe.
     """
 
@@ -70,7 +70,7 @@ class CoupledStage(CoupledDistillConfig):
     Attributes:
       noise: what the student sees of the noise.
       num_trajectories: teacher trajectories that are stored for each round; each serves many states. In
-        hindsight as many texts, with their noise: 4 bytes for each of its numbers. 0 stores none; each
+        hindsight, as many texts are stored, with their noise at 4 bytes a number. 0 stores none; each
         training step then makes its own, which takes the teacher's `num_calls` calls.
       pool: trajectories of the first round that another run stored with the same settings,
         `DIR/coupled/01/pool`; made if empty.
@@ -112,7 +112,7 @@ class CoupledStage(CoupledDistillConfig):
         )
 
     def check_vocabulary(self, size: int) -> None:
-        """Checks the masks against a vocabulary that is known, MASK not counted: they share its tokens out.
+        """Checks the masks, which share out the vocabulary's tokens, against its size, MASK not counted.
 
         Raises:
           ConfigError: there are more masks than tokens.
@@ -148,7 +148,7 @@ class AlphaStage(AlphaConfig):
 class MixtureStage(MixtureConfig):
     """A mixture of students, with the fields of `MixtureConfig`."""
 
-    # Of a text's latent, the size of the mixture; training costs as many times more.
+    # The values of a text's latent: the size of the mixture. Training costs as many times more.
     num_values: int = 4
     train: TrainConfig = _ONE_ROUND
 

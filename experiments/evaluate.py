@@ -1,4 +1,4 @@
-"""Measures a model: what it writes, what it makes of real text, and how fast it is.
+"""Measures a model: how good its texts are, how well it predicts real text, and how fast it is.
 
   python -m experiments.evaluate --checkpoint=runs/demo --suite=generation,likelihood,latency
   python -m experiments.evaluate --checkpoint=OWNER/NAME@REVISION --judge=gpt2-large/ --held_out=text.jsonl \\
@@ -6,8 +6,8 @@
   python -m experiments.evaluate --suite=judge --judge=gpt2/ --texts=texts.jsonl --output=judged.json
   python -m experiments.evaluate --compare student.json teacher.json --output=figures/
 
-Stop it at any moment and repeat the command: finished items are not computed again, and one in progress goes
-on after its last batch. docs/guides/evaluate.md says what each figure is. The suites:
+Stop it at any moment and repeat the command: finished items are not computed again, and an item in progress
+goes on after its last batch. docs/guides/evaluate.md says what each figure is. The suites:
 
 SUITES
 """
@@ -72,7 +72,7 @@ fields.show_in_help("mesh", "distributed", "compilation_cache")
 
 
 def evaluate(subject: Subject, suites: Sequence[str], path: Path) -> None:
-    """Runs suites in the order of their table, into a file of results."""
+    """Runs suites in the order of `SUITES`, and writes their results to a file."""
     log = stopwatch() if processes.is_first() else (lambda _: None)
     record = Record(path, subject.model.identity, log)
     if subject.settings.held_out:
@@ -85,7 +85,7 @@ def evaluate(subject: Subject, suites: Sequence[str], path: Path) -> None:
 
 
 def update_report(path: Path) -> None:
-    """Writes the report of a run again, if it has one and `path` is among what its report shows."""
+    """Rewrites a run's report, if there is one and `path` is among the files that it shows."""
     report = path.parent.parent / "report.html"
     if path.parent.name == FOLDER and processes.is_first() and report.exists():
         write_report(path.parent.parent)

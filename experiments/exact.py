@@ -10,13 +10,13 @@ divergences and optimizer as on text, and compared with the optimum (a few minut
 
   python -m experiments.exact --train --output=runs/exact
 
-With --floor, the best students there can be whose tokens are independent given a partly masked
+With --floor, also the best possible students whose tokens are independent given a partly masked
 text, and mixtures of them, at each of --calls (a few minutes on 2 cores):
 
   python -m experiments.exact --floor --calls=1,2,4 --output=runs/exact
 
-With --distillers, the distillers that are named stand beside it in results.json, by both KLs, total variation
-and entropy at each of --calls; all but SDTT's optimum are trained:
+With --distillers, results.json also has the named distillers, measured by both KLs, total variation and
+entropy at each of --calls; all but SDTT's optimum are trained:
 
   python -m experiments.exact --distillers=sdtt,coupled --train --calls=1,2,4 --output=runs/exact
 
@@ -25,12 +25,12 @@ have the chain's entropy:
 
   python -m experiments.exact --matched=joint --calls=2,4,8,16 --output=runs/exact
 
-With --decoders, the exact law of every decoder that is named (separated by spaces), of the true denoiser:
+With --decoders, the exact law of every named decoder (separated by spaces) with the true denoiser:
 
   python -m experiments.exact --decoders="confidence remdm:eta=0.1" --calls=2,4,8 --output=runs/exact
 
-and with --decoders_of=teacher,optimum,trained also of the last round's optimum and trained student (with
---train), whose second model, where a decoder has one, is the true denoiser.
+and with --decoders_of=teacher,optimum,trained also with the last round's optimum and trained student (which
+needs --train). The second model of a decoder that has one is always the true denoiser.
 
 Writes results.json (all numbers), exact.svg and exact.png to --output. Another language is a JSON
 file, --world=FILE, with "initial" [V], "transition" [V][V], "length", and optionally "dts", the
@@ -160,12 +160,12 @@ class ExactPlan:
 
     @property
     def divergences(self) -> tuple[str, ...]:
-        """Those that --divergence names."""
+        """The divergences that --divergence names."""
         return tuple(OPTIMA if "all" in self.divergence else dict.fromkeys(self.divergence))
 
     @property
     def student(self) -> StudentConfig:
-        """What learns the rounds."""
+        """The student that learns the rounds."""
         return StudentConfig(
             copy_steps=self.copy_steps, steps_per_round=self.steps_per_round, seed=self.seed
         )
@@ -179,7 +179,7 @@ class ExactPlan:
 
 
 def round_dts(world: World, rounds: int | None) -> tuple[float, ...]:
-    """Step sizes of the rounds: the world's, cut to --rounds, or doubled on as far as 1/2."""
+    """Step sizes of the rounds: the world's, cut to --rounds, or continued by doubling up to 1/2."""
     if rounds is None:
         return world.dts
     dts = list(world.dts[:rounds])
@@ -201,7 +201,7 @@ def write(record: Record, folder: Path) -> list[Path]:
 def measures_table(record: Record, calls: Sequence[int]) -> Table:
     """A section for each number of calls: teacher, last rounds, distillers, floors and mixtures.
 
-    What was not measured at one of them has no row there.
+    A row is left out where nothing was measured at that number of calls.
     """
     entropy = f"entropy per token; the chain's is {record['data_entropy']:.3f}"
     title = f"{record['world']['name']}, nats ({entropy})"
@@ -209,7 +209,7 @@ def measures_table(record: Record, calls: Sequence[int]) -> Table:
 
 
 def matched_table(record: Record, calls: Sequence[int]) -> Table:
-    """A section for each number of calls, of what --matched measures: teacher, every round, students."""
+    """A section for each number of calls with what --matched measures: teacher, every round, students."""
     name, entropy = record["world"]["name"], record["matched"]
     title = (
         f"{name}, nats, at the chain's {entropy} entropy (* the nearest that a temperature gets)"
@@ -280,13 +280,13 @@ def _distillers(record: Record, *, matched: bool) -> Record:
 def add_matched(
     entries: Sequence[Record], tables: Sequence[Array], measure: Callable[..., Record]
 ) -> None:
-    """Adds to entries of the record, each of a table of predictions, what it is at the chain's entropy."""
+    """Adds to each entry of the record, one per table of predictions, its measures at the chain's entropy."""
     for entry, table in zip(entries, tables, strict=True):
         entry["matched"] = measure([table])
 
 
 def measured(plan: ExactPlan, world: World) -> Iterator[Record]:
-    """The record, each time that a part of it is complete; what is trained comes last."""
+    """Yields the record each time that a part of it is complete; trained students come last."""
     student, dts = plan.student, round_dts(world, plan.rounds)
     _print(
         f"{world.name}: {world.vocab_size} tokens, length {world.length}, "
@@ -314,7 +314,7 @@ def measured(plan: ExactPlan, world: World) -> Iterator[Record]:
         for divergence, tables in optima.items() if "optimum" in plan.decoders_of else ():
             record["decoders_of"][f"{divergence}, round {len(tables)},"] = laws(tables[-1])
         yield record
-    if plan.distillers:  # which are all that is trained
+    if plan.distillers:  # then nothing else is trained
         record |= distilled(plan, truth, optima[plan.divergences[0]])
         yield record
     elif plan.train:
@@ -328,7 +328,7 @@ def measured(plan: ExactPlan, world: World) -> Iterator[Record]:
 
 
 def distilled(plan: ExactPlan, truth: Truth, optima: Sequence[Array]) -> Record:
-    """The part of the record that is about --distillers; `optima` are those of SDTT's rounds."""
+    """The part of the record that is about --distillers; `optima` are the optima of SDTT's rounds."""
     others = OthersConfig(
         num_steps=plan.student_steps, teacher_temperature=plan.teacher_temperature
     )

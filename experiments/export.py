@@ -6,13 +6,13 @@
       --helper=runs/demo/teacher --output=DIR
   python -m experiments.export --checkpoint=runs/demo --format=reference --output=DIR --push=OWNER/NAME
 
-Formats: `reference`, model.safetensors and config.json as the reference implementation's loader takes them (a
-model that came in a published layout goes out bit for bit); `orbax`, the parameters alone with the tokenizer,
-for sdtt_jax.load; `stablehlo`, the sampler for a number of steps and texts as one artifact for CPU, CUDA and
-TPU (any --mode, with the parameters of its --helper beside the model's, and with the early exits that
---early_exit names), with a runner that needs no sdtt_jax. A model card, README.md, stands beside them, with
-what the run measured if it is one of ours. --push uploads the folder to the model hub, into a private
-repository unless --public says otherwise; the token is taken from $HF_TOKEN.
+Formats: `reference`, model.safetensors and config.json as the reference implementation's loader reads them (a
+model that came in a published layout is written back bit for bit); `orbax`, the parameters alone with the
+tokenizer, for sdtt_jax.load; `stablehlo`, the sampler for a number of steps and texts as one artifact for
+CPU, CUDA and TPU (any --mode, with the parameters of its --helper beside the model's, and with the early
+exits that --early_exit names), with a runner that needs no sdtt_jax. A model card, README.md, is added, with
+what was measured if the model is from one of our runs. --push uploads the folder to the model hub, into a
+private repository unless --public says otherwise; the token is taken from $HF_TOKEN.
 """
 
 import sys
@@ -75,7 +75,7 @@ def write(model: Model | CausalModel, output: Path) -> list[Path]:
 
 
 def without_tokenizer(model: Model | CausalModel, written: Sequence[Path]) -> bool:
-    """Whether a model has a tokenizer that is not among the files written of it, and is not GPT-2's."""
+    """Whether a model has a tokenizer, other than GPT-2's, that is not among the files written."""
     tokenizer = model.tokenizer
     stored = TOKENIZER_FILES[0] in [path.name for path in written]
     return tokenizer is not None and not stored and tokenizer.config.kind != "gpt2"

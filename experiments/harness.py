@@ -3,8 +3,8 @@
   python -m experiments.harness --checkpoint=runs/demo --tasks=lambada_openai,arc_easy,piqa --output=x.json
   python -m experiments.harness --checkpoint=OWNER/NAME --tasks=my_task --include=folder/ --limit=100
 
-Likelihoods of a denoiser are bounds from below (--num_maskings each, exact for a single token); those of a
-causal model (GPT-2, a run's judge) are exact. --early_exit and --neighbours are as for experiments.sample.
+Likelihoods of a denoiser are lower bounds (--num_maskings each, exact for a single token); those of a causal
+model (GPT-2, a run's judge) are exact. --early_exit and --neighbours are as for experiments.sample.
 The harness fetches its data sets from the hub; --include names a folder with task files of your own, which
 may read local files.
 """

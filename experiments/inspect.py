@@ -4,9 +4,9 @@
   python -m experiments.inspect --checkpoint=OWNER/NAME --held_out=text.jsonl --output=x.json
   python -m experiments.inspect --checkpoint=folder/ --mask_id=151666 --shift=true
 
-Of a network of the Llama family, or a GPT-2, it prints the loss with and without shift, and with
-bidirectional and with causal attention. If that of the reading that was recognised is not by far the lowest,
-the checkpoint is not what it was recognised as.
+For a network of the Llama family or a GPT-2, it prints the loss with and without shift, and with
+bidirectional and with causal attention. If the recognised reading does not have by far the lowest loss, the
+checkpoint is not what it was recognised as.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Writes the report of a run again, and draws figures to PNG or SVG files.
+"""Rewrites a run's report, and draws figures to PNG or SVG files.
 
 Perplexity and entropy against the number of steps:
 
@@ -42,7 +42,7 @@ def write_exact_from(results: str, picture: Path) -> Path:
 
 
 def write_race_of(workdir: str, batch: int, picture: Path) -> Path:
-    """Draws what was measured of a run at one batch size."""
+    """Draws quality against latency, as measured for a run at one batch size."""
     points = evaluations.race(evaluations.read_evaluations(workdir), batch)
     require(
         len(points) > 1,

@@ -6,9 +6,10 @@
   python -m experiments.sample --checkpoint=runs/demo --prompt="in the" --prompt="let him" --num_samples=2
   python -m experiments.sample --checkpoint=runs/demo --num_steps=16 --num_samples=1 --watch
 
---prompt and --infill are for all texts when given once, or one for each. --watch shows the texts appear as
-they are denoised, one after the other. `model.sample(jax.random.key(SEED), …)` of the library gives the same
-texts. All devices share each batch. Several processes take the same command, and the first one writes.
+--prompt and --infill apply to all texts if given once; otherwise give one for each text. --watch shows the
+texts appear as they are denoised, one after the other. `model.sample(jax.random.key(SEED), …)` of the library
+gives the same texts. All devices share each batch. Give the same command to each of several processes; the
+first one writes the texts.
 """
 
 import itertools
@@ -116,10 +117,10 @@ def _written(
     key, tokenizer, done = seed_key(sampling.seed), model.text_tokenizer, 0
 
     def watched(params: Params, index: jax.Array, rows: jax.Array) -> Written:
-        """The first text appears as the batch is written, and then the others as they did."""
+        """Shows the first text as the batch is written, and then replays the others."""
         del params
         states = model.states(jax.random.fold_in(key, index), rows, config, helper)
-        # A batch that is not full ends in repeats.
+        # A batch that is not full is filled up with repeats.
         for row in range(min(len(rows), len(x_init) - int(index) * len(rows))):
             states, again = itertools.tee(states)
             state = watch(again, tokenizer, config.num_steps, _PAUSE.value, row=row)
@@ -143,7 +144,7 @@ def _written(
 
 
 def _announce(model: Model, config: SamplerConfig) -> None:
-    """On stderr: each text whose reading differs from what was typed, and what is sampled with what."""
+    """Prints on stderr each given text that is read otherwise than it was typed, and what is sampled."""
     for note in reading_notes(model.text_tokenizer, _PROMPT.value or (), _INFILL.value or ()):
         print(note, file=sys.stderr)
     devices = "" if model.mesh is None else f" on {model.mesh.size} devices"

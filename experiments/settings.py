@@ -52,15 +52,15 @@ class TeacherConfig(NelboConfig):
     """The first teacher's training.
 
     Attributes:
-      weighting, antithetic, importance: of the loss, as `NelboConfig` explains them.
-      checkpoint: a teacher that exists (a run's directory, a path, or a repository of the model hub):
-        nothing is trained.
+      weighting, antithetic, importance: fields of the loss; see `NelboConfig`.
+      checkpoint: an existing teacher (a run's directory, a path, or a repository of the model hub); nothing
+        is trained then.
       init_from: a model of the Llama family or a GPT-2, causal or a denoiser, that training starts from. The
         run takes its network and its tokenizer too (`tokenizer.kind` is then "hub"); of `config.model` only
         `compute_dtype`, `remat` and `unroll` count.
-      init_layers: how many of its blocks, the first ones, are taken; 0: all.
-      attention_annealing: steps in which a causal model's attention to later positions is opened.
-      lora: of a teacher that starts from a model, adapters which are trained in its place.
+      init_layers: how many of that model's first blocks are taken; 0: all.
+      attention_annealing: steps over which a causal model's attention to later positions is opened.
+      lora: adapters of a teacher that starts from a model, trained instead of its parameters.
       train: steps, batch, optimizer.
     """
 
@@ -93,9 +93,9 @@ class TeacherConfig(NelboConfig):
 class JudgeConfig:
     """The causal model on the same tokens: baseline, and judge of generated text."""
 
-    # A causal model that exists, of any kind and with the run's tokenizer: nothing is trained.
+    # An existing causal model, of any kind and with the run's tokenizer; no judge is trained then.
     checkpoint: str = ""
-    model: CausalConfig = CausalConfig()  # of one that is trained
+    model: CausalConfig = CausalConfig()  # sizes of a judge that is trained
     train: TrainConfig = TrainConfig(num_steps=1_000_000, batch_size=512)  # steps, batch, optimizer
     # n: also train a model of the same size on every n-th token, DIR/skeleton, the helper of mode=skeleton;
     # 0: none.
@@ -114,7 +114,7 @@ class EvaluationConfig:
     num_texts: int = 1024
     batch_size: int = 64  # texts generated or scored at once
     num_steps: tuple[int, ...] = (4, 8, 16, 32, 64)  # numbers of sampling steps, ascending
-    time_grid: str = "uniform"  # of the sampler
+    time_grid: str = "uniform"  # the sampler's
     # Held-out sequences for validation perplexities (at most; 0 is all of them).
     validation_sequences: int = 2048
     gain_sequences: int = 256  # held-out sequences for `gain_share`
@@ -140,9 +140,9 @@ class RunConfig:
     """A whole run: a group of fields for the data, each stage, the networks and the mesh.
 
     Attributes:
-      seed: of everything that is drawn.
-      distillers: what the stage "distill" does, of "sdtt", whose rounds are `distill`, "coupled", "alpha",
-        "mixture", "mmd", "idlm", and after "coupled" also "coupled_idlm".
+      seed: the seed of everything that is drawn.
+      distillers: what the stage "distill" trains: "sdtt" (with the settings `distill`), "coupled", "alpha",
+        "mixture", "mmd", "idlm" and, after "coupled", "coupled_idlm".
       watchdog_seconds: time without a finished training step (compilation and saving included) after
         which a process ends, with the stacks of its threads on stderr; 0 waits for ever.
     """
@@ -239,9 +239,9 @@ class RunConfig:
 
     @property
     def vocab_size(self) -> int:
-        """Tokens of the vocabulary, MASK not among them, before the data are there.
+        """Size of the vocabulary, MASK not counted, before the data are prepared.
 
-        GPT-2's is known, and a file's; a SentencePiece model may turn out smaller than it was asked to be.
+        It is known for GPT-2's and a file's; a SentencePiece model may turn out smaller than asked for.
         """
         require(
             self.tokenizer.kind != "hub",
@@ -256,10 +256,10 @@ class RunConfig:
         return dataclasses.replace(self.model, vocab_size=vocab_size, length=self.data.length)
 
     def adapted(self, base: PublishedConfig) -> LlamaDenoiserConfig | GPT2DenoiserConfig:
-        """The denoiser's config that becomes of the model that is `published`.
+        """The config of the denoiser that a published model is turned into.
 
         Args:
-          base: of the published network, causal or a denoiser.
+          base: the config of the published network, causal or a denoiser.
         """
         return as_denoiser(
             base,
@@ -283,7 +283,7 @@ class RunConfig:
     def causal(self, vocab_size: int) -> CausalConfig:
         """The judge's config for a vocabulary.
 
-        It reads BOS and the text without its last token: as many positions as the text has tokens.
+        The judge reads BOS and the text without its last token: as many positions as the text has tokens.
         """
         sizes = self.judge.model
         return dataclasses.replace(sizes, vocab_size=vocab_size, length=self.data.length)
@@ -295,10 +295,10 @@ def config_dict(config: RunConfig) -> ml_collections.ConfigDict:
 
 
 def run_config(config: ml_collections.ConfigDict | dict[str, Any]) -> RunConfig:
-    """The validated config of what a config file and the command line made.
+    """The config that a config file and the command line made, validated.
 
     Raises:
-      ConfigError: naming the field.
+      ConfigError: a field is wrong; the message names it.
     """
     mapping = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else config
     return from_mapping(RunConfig, mapping)

@@ -73,11 +73,11 @@ class Job:
     vocab_size: int  # tokens of the vocabulary, MASK not among them
     batch_size: int  # sequences
     num_steps: int = 0  # sampling steps; 0 where there are none
-    # The decoder of the suites "sample" and "race"; of the former's naive variant "", which is plain code for
-    # the grid.
+    # The decoder of the suites "sample" and "race"; "" for the naive variant of "sample", which is plain code
+    # for the grid.
     mode: str = SamplerConfig.mode
-    helper: str = "denoiser"  # whom a decoder of the race asks that could ask either
-    warm_up: bool = True  # run once before what is timed
+    helper: str = "denoiser"  # the helper of those decoders of the race that take either
+    warm_up: bool = True  # run once, untimed, before the repetitions
 
     @property
     def name(self) -> str:
@@ -92,9 +92,9 @@ class Case(NamedTuple):
     """A case that is ready to be repeated."""
 
     repeat: Callable[[], Repetition]  # runs once to the end
-    # Measured while building: `compile_s`, and `memory`, the compiled program's in GB.
+    # Measured while building: `compile_s`, and `memory`, that of the compiled program in GB.
     setup: dict[str, Any]
-    # What was compiled; None where it is not one program.
+    # The compiled program; None where the work is not a single program.
     program: jax.stages.Compiled | None = None
 
 
@@ -114,7 +114,7 @@ def _training(job: Job, config: RunConfig, log: Log) -> Case:
     sizes, denoiser, diffusion = _network(job, config)
     more: dict[str, Any] = {}
     if job.variant == COUPLED:
-        # First, and its parameters are gone when the step's are made: the peak is the step's.
+        # Measured first: its parameters are freed before the step's are made, so the peak is the step's.
         log("a trajectory of the teacher")
         more["trajectory_call_s"] = _trajectory_call(job, config, diffusion)
     log("making parameters")
@@ -135,11 +135,11 @@ def _training(job: Job, config: RunConfig, log: Log) -> Case:
     log("compiling")
     step = make_train_step(loss, stage)
     compiled, compile_s = timed(lambda s: step.lower(s, batch, key).compile(), state)
-    give_back_memory()  # as a training does
+    give_back_memory()  # as training does
 
     def repeat() -> Repetition:
         nonlocal state
-        # Keys follow from the step: staying at the first one, every repetition masks the same tokens.
+        # Keys are derived from the step: kept at step 0, every repetition masks the same tokens.
         first = jax.device_put(np.int32(0), replicated(mesh))
         (state, metrics), seconds = timed(compiled, state.replace(step=first), batch, key)
         return {
@@ -153,7 +153,7 @@ def _training(job: Job, config: RunConfig, log: Log) -> Case:
 
 
 def _trajectory_call(job: Job, config: RunConfig, student: MaskedDiffusion) -> float:
-    """Seconds of one of the teacher's calls that make what a noise-coupled student learns."""
+    """Seconds of one teacher call while making the trajectories that a noise-coupled student learns."""
     _, denoiser, teacher = _network(dataclasses.replace(job, variant="lean"), config)
     params, keys = random_params(denoiser), jax.random.split(jax.random.key(0), job.batch_size)
     sampler = dataclasses.replace(config.coupled.trajectory(1), num_steps=TRAJECTORY_CALLS)
@@ -197,13 +197,13 @@ def average_key(
 ) -> jax.Array:
     """A key of the stage with which the first step masks about as many tokens as a step does on average.
 
-    That is half of them, and more where a noise-coupled student is shown fully masked texts.
+    That is half of the tokens, and more where a noise-coupled student is shown fully masked texts.
     """
     full_share = config.coupled.full_share if job.variant == COUPLED else 0.0
     average = full_share + (1.0 - full_share) / 2.0
 
     def masked(key: jax.Array) -> jax.Array:
-        # What `make_train_step` hands to the loss at step 0, microbatch 0.
+        # The key that `make_train_step` hands to the loss at step 0, microbatch 0.
         key = jax.random.fold_in(jax.random.fold_in(key, 0), 0)
         if job.variant == COUPLED:
             noise = noise_of(diffusion, jax.random.split(key, len(tokens)), tokens.shape[1])
@@ -221,7 +221,7 @@ def average_key(
 
 
 def _coupled_stage(config: RunConfig) -> CoupledDistillConfig:
-    # Noise that is stored with its texts is read, and here drawn, which takes as good as nothing.
+    # In hindsight, noise is stored with its texts and read. Here it is drawn, which takes next to no time.
     return dataclasses.replace(config.coupled, hindsight=False)
 
 
@@ -232,7 +232,7 @@ def _sampling(job: Job, config: RunConfig, log: Log) -> Case:
     params = random_params(denoiser)
     x_init = prior_sample(job.batch_size, sizes.length, sizes.mask_id)
     key = purpose_key(config.seed, "benchmark.sample")
-    # A student that sees noise takes the tokens that it determines.
+    # A student that sees noise takes the tokens that the noise determines.
     temperature = 0.0 if job.variant == COUPLED else 1.0
     mode = job.mode or SamplerConfig.mode
     sampler = SamplerConfig(job.num_steps, mode=mode, temperature=temperature)
@@ -251,7 +251,7 @@ def _sampling(job: Job, config: RunConfig, log: Log) -> Case:
 
 
 def _judging(job: Job, config: RunConfig, log: Log) -> Case:
-    """-log p of every token, as generated text is scored: by the run's own judge, or a GPT-2 of its sizes."""
+    """-log p of every token, as texts are scored: by the run's judge, or a GPT-2 of the denoiser's size."""
     log("making parameters")
     sizes = judge_sizes(job, config)
     network = (
@@ -275,7 +275,7 @@ def judge_sizes(job: Job, config: RunConfig) -> TransformerConfig:
 
 
 def _racing(job: Job, config: RunConfig, log: Log) -> Case:
-    """A whole text, by the denoiser in `num_steps` calls or token by token with a key-value cache.
+    """A whole text, by the denoiser in `num_steps` calls or by a causal model with a key-value cache.
 
     Both keep their parameters in the dtype of products: a causal model reads all of them for every token.
     """
@@ -358,14 +358,14 @@ def _compiled(
     *arguments: Any,
     **named: Any,
 ) -> Case:
-    """`function` of `arguments`, compiled; `count` takes from its result what a repetition reports."""
+    """A case that runs `function`, compiled, on `arguments`; `count` turns its result into measurements."""
     compiled, compile_s = timed(lambda: jax.jit(function).lower(*arguments, **named).compile())
     check_memory(compiled)
 
     def repeat() -> Repetition:
         began = time.process_time()
         result, seconds = timed(functools.partial(compiled, **named), *arguments)
-        # Beside other programs it is the processor's time that compares.
+        # While other programs run, only the processor's time is comparable.
         return {"seconds": seconds, "cpu_s": time.process_time() - began} | count(result)
 
     return Case(repeat, {"compile_s": compile_s, "memory": memory_of(compiled)}, compiled)

@@ -82,12 +82,12 @@ def first_texts(config: DataConfig, max_characters: int) -> list[str]:
 
 
 def naive_encode(tokenizer: Tokenizer, texts: Iterable[str]) -> list[list[int]]:
-    """Ids of each text, one call and one Python list a text."""
+    """Ids of each text, with one call and one Python list per text."""
     return [tokenizer.encode(text).tolist() for text in texts]
 
 
 def naive_pack(encoded: Sequence[list[int]], length: int, sequences: Sequences) -> list[list[int]]:
-    """The sequences of `sdtt_jax.data.packing.pack`, by lists."""
+    """The sequences of `sdtt_jax.data.packing.pack`, made with Python lists."""
     bos, eos, wrap = sequences.bos_id, sequences.eos_id, sequences.wrap
     stream = list(itertools.chain.from_iterable([*ids, eos] for ids in encoded))
     size = length - 2 if wrap else length

@@ -1,4 +1,4 @@
-"""What the cases are given, random and the same for every variant, and the clock."""
+"""The random inputs of the cases, the same for every variant, and the clock."""
 
 import time
 from collections.abc import Callable

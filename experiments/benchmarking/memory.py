@@ -1,4 +1,4 @@
-"""What a compiled program needs of memory, and whether there is so much."""
+"""How much memory a compiled program needs, and whether that much is free."""
 
 import contextlib
 from pathlib import Path
@@ -27,10 +27,10 @@ def memory_of(compiled: Any) -> dict[str, float] | None:
 
 
 def check_memory(compiled: Any) -> None:
-    """Raises `TooLargeError` for a program that the memory does not hold, before it is run.
+    """Raises `TooLargeError` for a program that does not fit in memory, before it is run.
 
-    A CPU's is the system's, which would kill the process, and where all is measured in one the whole
-    benchmark; what is allocated in vain elsewhere is an error.
+    Only a CPU is checked: there the system would kill the process, which is the whole benchmark if
+    everything is measured in one. Elsewhere an allocation that fails raises an error.
     """
     needed, free = memory_of(compiled), free_gb()
     if needed is None or free is None or jax.default_backend() != "cpu":

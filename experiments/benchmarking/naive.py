@@ -36,7 +36,7 @@ def forward(
     """The network, head included: raw logits `[batch, length, vocab]` float32.
 
     Args:
-      config: sizes; `remat` is ignored (everything is stored), and products are of activations as they are.
+      config: sizes; `remat` is ignored (everything is stored), and so is the narrower dtype of products.
       params: parameters, unboxed.
       tokens: `[batch, length]` int32, MASK included.
       sigma: `[batch]` float32, total noise; used only if the config says `time_conditioned`.
@@ -91,7 +91,7 @@ def reverse_log_probs(
 ) -> jax.Array:
     """The whole categorical q(x_s | x_t) of masked positions (MDLM, arXiv 2406.07524, equation 6).
 
-    As `log_p_x0`, from `log_probs`; MASK's share is `move_chance_s / move_chance_t`, `[batch]` each.
+    Shaped like `log_p_x0`, from `log_probs`; MASK's share is `move_chance_s / move_chance_t`, `[batch]` each.
     """
     stays = (move_chance_s / move_chance_t)[:, None, None]
     is_mask = jnp.arange(log_p_x0.shape[-1]) == mask_id
@@ -106,7 +106,7 @@ def reverse_step(
     t: jax.Array,
     s: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """One reverse step from t to s < t: `x_s: [batch, length]` int32, and log-probabilities as `log_probs`.
+    """One reverse step from t to s < t: `x_s: [batch, length]` int32, and the result of `log_probs`.
 
     Args:
       diffusion, params: the model.
@@ -128,7 +128,7 @@ def sample(
 ) -> tuple[SamplerState, None]:
     """`sdtt_jax.sample` on the uniform time grid, the network called at every step.
 
-    What is still masked at the end is filled greedily by one more call, if anything is.
+    If any position is still masked at the end, one more call fills it greedily.
 
     Args:
       diffusion, params: the model.
@@ -187,7 +187,7 @@ def teacher_targets(
 ) -> jax.Array:
     """The teacher's log-probabilities at the step that revealed each position: `[batch, length, vocab]`.
 
-    Positions that are never revealed take the last step's (SDTT, arXiv 2410.21035, algorithm 1).
+    Positions that are never revealed take those of the last step (SDTT, arXiv 2410.21035, algorithm 1).
 
     Args:
       diffusion, params: the teacher.
@@ -271,7 +271,7 @@ def _time_embedding(p: Params, sigma: jax.Array) -> jax.Array:
 
 
 def _rotary(length: int, head_dim: int) -> tuple[jax.Array, jax.Array]:
-    """`cos, sin: [length, 1, head_dim]`, each half of the features alike."""
+    """`cos, sin: [length, 1, head_dim]`, the same for both halves of the features."""
     frequency = 10_000.0 ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
     angle = jnp.arange(length, dtype=jnp.float32)[:, None] * frequency
     angle = jnp.concatenate([angle, angle], axis=-1)[:, None, :]

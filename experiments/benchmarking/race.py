@@ -12,11 +12,11 @@ from sdtt_jax.networks.flops import judge_flops, sample_flops
 
 
 def entry(config: RunConfig, jobs: Sequence[Job], measured: dict[str, Measured]) -> Entry:
-    """The record of one race, from what its jobs have shown, by their names.
+    """The record of one race; `measured` is by the names of its jobs.
 
-    Batch, length, dtype, device, and under `entrants` for each job's name the median seconds, how many times
-    as fast as the causal model it is (`ratio`), tokens per second, the GFLOP that it cannot avoid, peak
-    memory, and all details.
+    It holds batch, length, dtype and device and, under `entrants`, for each job's name: median seconds, how
+    many times as fast as the causal model (`ratio`), tokens per second, unavoidable GFLOP, peak memory, and
+    all details.
     """
     first = jobs[0]
     causal = measured[CAUSAL].median()

@@ -52,7 +52,7 @@ class Measured:
 def entry(config: RunConfig, job: Job, measured: dict[str, Measured]) -> Entry:
     """The record of one row with a lean and a naive variant on the device.
 
-    `job` is any of the row's; `measured` is by variant, the yardstick `matmul` included.
+    `job` is any job of the row; `measured` is by variant, the yardstick `matmul` included.
     """
     lean, naive = measured["lean"], measured["naive"]
     flops = unavoidable_flops(config, job, measured)
@@ -81,9 +81,9 @@ def entry(config: RunConfig, job: Job, measured: dict[str, Measured]) -> Entry:
 def _coupled_entry(config: RunConfig, job: Job, coupled: Measured, lean: Measured) -> Entry:
     """The cost of a noise-coupled student for each network call, relative to an ordinary one.
 
-    A forward pass is a call, a backward pass two. Both train with the same optimizer. The other's teacher is
-    called in every step; the coupled student's made its trajectories before, and what a step uses of them is
-    counted in `coupled_whole_ratio`.
+    A forward pass is a call, a backward pass two. Both train with the same optimizer. The ordinary student's
+    teacher is called in every step. The coupled student's teacher made its trajectories before training; a
+    step's share of those calls is counted in `coupled_whole_ratio`.
     """
     k, trajectories = config.distill.num_distill_steps, config.distill.num_trajectories
     if job.suite == "sample":
@@ -118,7 +118,7 @@ def unavoidable_flops(config: RunConfig, job: Job, measured: dict[str, Measured]
         return judge_flops(judge_sizes(job, config), batch)
     counted = lean if lean.median() is not None else measured["naive"]
     count = counted.median("calls" if job.suite == "sample" else "masked")
-    # A call in blocks computes a part of the text.
+    # A call of mode "blocks" computes only a part of the text.
     if count is None or job.mode.startswith("blocks"):
         return None
     if job.suite == "sample":
@@ -284,7 +284,7 @@ def _first(measured: dict[str, Measured], name: str) -> float | None:
 
 
 def table_of(title: str, caption: str | None, *columns: str) -> Table:
-    """An empty table, with a column before these that names the rows."""
+    """An empty table, whose first column, before `columns`, names the rows."""
     table = Table(title=title, caption=caption)
     table.add_column("", no_wrap=True)
     for column in columns:
@@ -293,7 +293,7 @@ def table_of(title: str, caption: str | None, *columns: str) -> Table:
 
 
 def spread(median: float | None, variant: Entry) -> str:
-    """The seconds of one variant, from their median and its details."""
+    """The table cell for the seconds of one variant: their median and, from its details, their range."""
     if median is None:
         return "died" if variant["error"] is not None else "–"
     return f"{median:.3g} ({variant['low_s']:.3g}–{variant['high_s']:.3g})"

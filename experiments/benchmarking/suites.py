@@ -51,11 +51,11 @@ def measure(
     limit_s: float = 0.0,
     keep: Callable[[dict[str, Measured]], None] = _forget,
 ) -> dict[str, Measured]:
-    """Runs the jobs, each in its own process, `repeats` times after one to warm up.
+    """Prepares the jobs, each in its own process, and runs each `repeats` times.
 
-    Interleaved, all are kept and run in turn; each round reverses the order. Returns what each job has shown,
-    by its name; one that died, or took longer than `limit_s`, says so, and the others went on. `keep` is
-    called with what there is after every round.
+    With `interleave`, all processes are kept and run in turn; each round reverses the order. Returns the
+    measurements by the jobs' names. If a job dies or takes longer than `limit_s`, its `error` says so, and
+    the others go on. `keep` is called with the measurements so far after every round.
     """
     measured = {job.name: Measured() for job in jobs}
     for group in [list(jobs)] if interleave else [[job] for job in jobs]:
@@ -172,7 +172,7 @@ class BenchmarkPlan:
 class BenchmarkRow(NamedTuple):
     """Jobs that are measured together."""
 
-    suite: str  # whose row it is
+    suite: str  # the suite that the row belongs to
     title: str  # in tables and lines of progress
     jobs: list[Job]  # one for each variant
 
@@ -204,7 +204,7 @@ def _variants_of(lean: Job, variants: Sequence[str], naive_mode: str = "") -> li
 
 
 def _demo_rows(config: RunConfig) -> Iterator[BenchmarkRow]:
-    """A run's steps, each at the batch that the run has."""
+    """The steps of a demo run, each at the run's batch size."""
     # The Bible's text in 27 characters needs 30 pieces, three special ones included; the demo's tokenizer is
     # allowed 64.
     few = config.tokenizer.model_type == "char" and config.data.normalize == "text8"
@@ -240,8 +240,8 @@ def benchmark(
 ) -> Entry:
     """The whole record, JSON-ready: under each suite's name its row, or its rows by title (`sample`: a list).
 
-    `save` is called with it after every row, and in a race after every repetition of its entrants, so that a
-    stop loses little.
+    `save` is called with the record after every row, and in a race after every repetition of its entrants, so
+    that a stop loses little.
     """
     record: Entry = {
         "jax": importlib.metadata.version("jax"),
@@ -299,7 +299,7 @@ def computing_rows(record: Entry) -> dict[str, Entry]:
 
 
 def deaths(record: Entry) -> dict[str, str]:
-    """The cause for each variant that died, by row and variant."""
+    """The cause of each variant's death, by row and variant."""
     shown = computing_rows(record) | ({"data": record["data"]} if "data" in record else {})
     shown |= {title: row["entrants"] for title, row in record.get("race", {}).items()}
     return {

@@ -36,10 +36,10 @@ OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "Out of memory", "MemoryError", "std::bad
 
 
 def child_environment(**defaults: str) -> dict[str, str]:
-    """The environment of a process that imports these packages from where they lie.
+    """The environment of a child process that imports these packages from this source tree.
 
     Args:
-      **defaults: variables for where this process has none of their name.
+      **defaults: variables to set where this process does not have them.
     """
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {**defaults, **os.environ, "PYTHONPATH": os.pathsep.join(paths)}
@@ -52,7 +52,7 @@ class WorkerError(UserError):
 class Worker:
     """The parent's end of one worker process, which measures its peak memory too.
 
-    A context manager that ends the process. What fails raises `WorkerError`.
+    A context manager that ends the process on leaving. Failures raise `WorkerError`.
     """
 
     def __init__(self, job: Job):
@@ -86,7 +86,7 @@ class Worker:
         return self._process.pid
 
     def prepare(self, on_phase: Callable[[str], None]) -> dict[str, Any]:
-        """Compiles the job and warms it up; the measurements of building it.
+        """Compiles the job and warms it up; returns the measurements of building it.
 
         `on_phase` is called with each phase as it begins.
         """
@@ -96,7 +96,7 @@ class Worker:
         return message
 
     def run(self, limit_s: float = 0.0) -> dict[str, Any]:
-        """The measurements of one repetition; the process ends if it takes longer than `limit_s`, if any."""
+        """The measurements of one repetition; one longer than `limit_s` (0: no limit) ends the process."""
         if not limit_s:
             self._send("run")
             return self._receive()
@@ -144,7 +144,7 @@ class Worker:
 
 
 class Here:
-    """As `Worker`, but in this process and without measurements of memory."""
+    """Like `Worker`, but in this process and without measurements of memory."""
 
     def __init__(self, job: Job):
         self.job = job
@@ -153,7 +153,7 @@ class Here:
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        self._repeat: Callable[[], Repetition] | None = None  # and with it the parameters
+        self._repeat: Callable[[], Repetition] | None = None  # frees the parameters too
 
     def prepare(self, on_phase: Callable[[str], None]) -> dict[str, Any]:
         with _failing():
@@ -195,7 +195,7 @@ def main() -> None:
     except UserError as error:
         _answer(channel, {"error": str(error)})
     except (KeyboardInterrupt, BrokenPipeError):
-        pass  # the terminal tells the parent too, or it is gone
+        pass  # the terminal tells the parent too, or the parent is gone
 
 
 def _serve(job: Job, requests: TextIO, channel: TextIO) -> None:
@@ -218,7 +218,7 @@ def _serve(job: Job, requests: TextIO, channel: TextIO) -> None:
 
 
 def _ready(job: Job, log: Callable[[str], None]) -> tuple[Callable[[], Repetition], dict[str, Any]]:
-    """Builds a job, and warms it up: the function that repeats it, and the measurements of building it."""
+    """Builds a job and warms it up; returns the function that repeats it, and what building it measured."""
     began = time.perf_counter()
     case = build(job, log) if _computes(job) else build_data(job, log)
     if job.warm_up:
@@ -251,7 +251,7 @@ def peak_bytes() -> int:
 
 
 def _reset_peak() -> bool:
-    """Restarts the measurement of peak memory, to leave out building; False where that is not possible."""
+    """Restarts the measurement of peak memory, to leave out the building; False if that is impossible."""
     # The compiler's memory is free by now, but the C library keeps it until it is asked.
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)

@@ -69,7 +69,7 @@ def keep_compiled_programs() -> None:
                 jax.config.update("jax_compilation_cache_dir", str(as_path(given)))
             return
         here = home()
-        # A container's numeric user has no home, and then no cache.
+        # A container's numeric user has no home, and so gets no cache.
         folder = "" if here is None else str(here / ".cache" / "sdtt_jax" / "compiled")
     jax.config.update("jax_compilation_cache_dir", str(as_path(folder)) if folder else None)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", CACHED_SECONDS)
@@ -131,35 +131,35 @@ def join_processes() -> None:
     os.environ.update(threads_to_wait_in(os.environ))
     processes.initialize(_DISTRIBUTED.value)
     if ending.is_alone():
-        # In a job of one process too, JAX's notice of SIGTERM has taken the handler's place.
+        # Even in a job of one process, JAX's handler of SIGTERM has replaced ours.
         signal.signal(signal.SIGTERM, _stop)
     else:
         signal.signal(signal.SIGINT, _stop_all)
 
 
 def _stop_all(number: int, _frame: FrameType | None) -> None:
-    """Handler of Ctrl-C in one of several processes: as SIGTERM, of which JAX tells the others."""
+    """Handles Ctrl-C in one of several processes: turns it into SIGTERM, of which JAX tells the others."""
     signal.signal(number, signal.SIG_DFL)
     signal.raise_signal(signal.SIGTERM)
 
 
 def _stop(number: int, _frame: FrameType | None) -> None:
-    """Handler of SIGTERM, until JAX's takes its place in one of several processes; a second one kills."""
+    """Handles SIGTERM until JAX's handler replaces this one in a job of several processes; a second kills."""
     signal.signal(number, signal.SIG_DFL)
     raise KeyboardInterrupt
 
 
 @contextlib.contextmanager
 def _heard_in_callbacks() -> Iterator[None]:
-    """Raises KeyboardInterrupt again where a signal came in a callback whose exceptions Python drops."""
+    """Raises KeyboardInterrupt again if a signal came during a callback whose exceptions Python drops."""
     before, again = sys.unraisablehook, []
 
     def hook(dropped: "sys.UnraisableHookArgs") -> None:
         if isinstance(dropped.exc_value, KeyboardInterrupt):
-            # A shell starts what ends in "&" with SIGINT ignored.
+            # A shell starts a command that ends in "&" with SIGINT ignored.
             if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
                 signal.signal(signal.SIGINT, signal.default_int_handler)
-            # When it has left the callback, and this hook, whose exceptions are dropped as well.
+            # Sent once the main thread has left the callback and this hook, whose exceptions are dropped too.
             main = threading.main_thread().ident
             again.append(threading.Timer(0.1, signal.pthread_kill, (main, signal.SIGINT)))
             again[-1].start()
@@ -171,7 +171,7 @@ def _heard_in_callbacks() -> Iterator[None]:
         yield
     finally:
         sys.unraisablehook = before
-        # What has ended by itself is not stopped on its way out.
+        # A command that has ended by itself is not interrupted on its way out.
         for timer in again:
             timer.cancel()
 
@@ -188,9 +188,9 @@ def stopwatch() -> Callable[[str], None]:
 
 
 def wide_console(width: int = 120, *, markup: bool = False) -> Console:
-    """The terminal; where there is none, Rich assumes 80 columns, which would wrap the cells of tables.
+    """The terminal, or `width` columns without one: Rich would assume 80, and wrap the cells of tables.
 
-    Brackets in names and texts are taken as they are, unless there is to be `markup`.
+    Brackets in names and texts are printed as they are, unless `markup` is set.
     """
     console = Console(markup=markup)
     return console if console.is_terminal else Console(width=width, markup=markup)
@@ -201,17 +201,17 @@ def exit_status(
 ) -> int:
     """Calls `main`; a user's or the system's error (a full disk, no memory) becomes one line on stderr.
 
-    Where it is one of several processes, an error ends the others too, with the same status.
+    In one of several processes, an error ends the others too, with the same status.
 
     Args:
       main: what the program does.
       argv: its command line.
-      goes_on: whether the same command goes on with what a signal stopped; else it starts again.
+      goes_on: whether the same command, repeated after a stop, resumes its work; if not, it starts again.
 
     Returns:
-      0 when done, 2 for an error in config or flags (trying again is of no use), 75 when a signal stopped
-      it with the state saved (the same command continues), 141 when the reader of its output has left
-      (`| head -1`), without a word, as a shell says of other programs; 1 for any other of these errors.
+      0 when done; 2 for an error in config or flags (trying again is of no use); 75 when a signal stopped it
+      (the same command resumes, or starts again); 141, silently, when the reader of its output has left
+      (`| head -1`), as a shell reports it of other programs; 1 for any other of these errors.
     """
     try:
         with _heard_in_callbacks():
@@ -219,7 +219,7 @@ def exit_status(
     except Exception:
         if ending.is_alone():
             raise
-        # A computation also fails because another process has left it.
+        # A computation also fails when another process has left the job.
         message, status = ending.failed_elsewhere() or ("", EXIT_FAILED)
         if not message:
             traceback.print_exc()
@@ -265,7 +265,7 @@ def _status(main: Callable[[Sequence[str]], None], argv: Sequence[str], goes_on:
 
 
 def with_config_files(argv: Sequence[str]) -> list[str]:
-    """`argv` with the names of config files as the library reads paths; absl opens them by itself."""
+    """`argv` with `~` expanded in the names of config files, as in the library's paths; absl opens them."""
     found: list[str] = []
     for argument in argv:
         flag, equals, value = argument.partition("=")
@@ -277,7 +277,7 @@ def with_config_files(argv: Sequence[str]) -> list[str]:
     return found
 
 
-# What flags raise, and the config files that are run while flags are parsed.
+# What is raised by flags, and by the config files that are run while flags are parsed.
 IN_FLAGS = (
     flags.Error,
     ConfigError,
@@ -318,7 +318,7 @@ def parse_flags(argv: list[str], check: Callable[[Sequence[str]], None] | None) 
 
 
 def _require_utf8(argv: Sequence[str]) -> None:
-    """Names a flag whose bytes are no UTF-8; of each of them Python makes half of a surrogate pair."""
+    """Rejects a flag that is not UTF-8: Python turns each of its bad bytes into half of a surrogate pair."""
     for before, argument in itertools.pairwise(["", *argv]):
         try:
             argument.encode("utf-8")
@@ -333,7 +333,7 @@ def _require_utf8(argv: Sequence[str]) -> None:
 
 
 def clearer(message: str) -> str:
-    """absl's error without Python's own words for a value of another kind."""
+    """absl's error, in clearer words than Python's where a value is of the wrong kind."""
     found = re.fullmatch(r"flag (--[^=]+=.*?): (.*)", message, re.DOTALL)
     kind = next(
         (what for start, what in _KINDS.items() if found and found[2].startswith(start)), ""
@@ -358,20 +358,20 @@ def run_app(
     """`absl.app.run` with one-line errors; JAX's and Orbax's INFO lines only with --verbosity=0.
 
     `check` is called with the command line before absl parses it; `cache` keeps compiled programs for later;
-    `goes_on` as of `exit_status`.
+    `goes_on` is that of `exit_status`.
     """
 
     def quiet(argv: Sequence[str]) -> int:
-        gc.freeze()  # what is imported by now stays: the collector need not look through it again
+        gc.freeze()  # what is imported by now stays: the collector need not search it again
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)
             logging.get_absl_logger().addFilter(shorten)
-            # It raises what it logs, and logs it with a page of its own stack.
+            # gcsfs raises what it logs, and logs it with a page of its own stack.
             python_logging.getLogger("gcsfs").setLevel(python_logging.CRITICAL)
         if cache:
             keep_compiled_programs()
         status = exit_status(main, argv, goes_on=goes_on)
-        # Several that were asked to stop have agreed where, and leave the job together.
+        # Several processes that were asked to stop have agreed where, and leave the job together.
         if status and (ending.is_alone() or status != EXIT_INTERRUPTED):
             ending.leave(status)
         return status
@@ -389,7 +389,7 @@ def run_app(
 
 
 def _say_stopped(goes_on: bool) -> None:
-    """What is said after Ctrl-C and SIGTERM."""
+    """Prints what to do after Ctrl-C or SIGTERM."""
     print(
         f"Stopped. Run the same command to {'go on' if goes_on else 'start again'}.",
         file=sys.stderr,

@@ -23,7 +23,7 @@ from sdtt_jax.reporting.evaluations import (
 def compare(paths: Sequence[str], folder: str | None) -> None:
     """Prints the tables of several files of results that `experiments.evaluate` wrote.
 
-    A folder gets comparison.md, and a picture of the race for each batch size.
+    If a folder is given, comparison.md and the pictures are written there.
     """
     require(len(set(paths)) == len(paths), "--compare names a file twice; give each once.")
     evaluations = [read_evaluation(path) for path in paths]

@@ -11,7 +11,7 @@ from absl import flags
 from sdtt_jax.config import require
 
 T = TypeVar("T")
-# What is defined here is the flag of the module that asks for it, and in its --help.
+# A flag that is defined here belongs to the module that asks for it, and is listed in that module's --help.
 flags.disclaim_key_flags()
 _DEFINE: dict[type, Any] = {
     bool: flags.DEFINE_bool,
@@ -52,18 +52,18 @@ def define_given() -> None:
 
 
 def given_flags(**more: Any) -> dict[str, Any]:
-    """What the flags of `define_given` say of a network, and what else is said, as `load` takes it."""
+    """The values of the flags that `define_given` defines, and `more`, as keyword arguments of `load`."""
     return {name: flags.FLAGS[name].value for name in ("causal", "shift", "mask_id")} | more
 
 
 def show_in_help(*names: str) -> None:
-    """Lists flags that another module defines: --help shows a module's own and those that it declares."""
+    """Lists another module's flags in --help, which shows only what a module defines or declares."""
     for name in names:
         flags.declare_key_flag(name)
 
 
 def define_flags(kind: type) -> None:
-    """Defines a flag for every field of a dataclass; those that are tuples are lists separated by commas."""
+    """Defines a flag for every field of a dataclass; a tuple is given as a list separated by commas."""
     for field, of, many in _fields(kind):
         text = field.metadata["help"]
         if many:
@@ -82,11 +82,11 @@ def from_flags(kind: type[T]) -> T:
 
 
 def _fields(kind: type) -> Iterator[tuple[Any, type, bool]]:
-    """The fields of a dataclass, each with its type, or that of its items, and whether there are many."""
+    """The fields of a dataclass, each with its type (a tuple's items') and whether it is a tuple."""
     hints = typing.get_type_hints(kind)
     for field in dataclasses.fields(kind):  # type: ignore[arg-type]
         hint = hints[field.name]
-        # The first of `tuple[int, ...]`, and of `int | None`.
+        # The first argument of `tuple[int, ...]` and of `int | None`.
         of, *_ = typing.get_args(hint) or (hint,)
         yield field, of, typing.get_origin(hint) is tuple
 

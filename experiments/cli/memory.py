@@ -11,8 +11,8 @@ LARGEST = 2**21
 # Of glibc's malloc.h and Linux's mman.h.
 TRIM_THRESHOLD, TOP_PAD, MMAP_MAX, ARENA_MAX = -1, -2, -4, -8
 HUGE_PAGES = 14
-# With 4 GB glibc left the heap for small pages: a demo's first steps had 2.5 million page faults instead of
-# 0.26, and took twice as long.
+# With 4 GB, glibc gave up the heap for small pages: a demo's first steps had 2.5 million page faults instead
+# of 0.26, and took twice as long.
 HEAP = 2**30
 
 
@@ -34,9 +34,9 @@ def keep_freed_memory(model: TransformerConfig) -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(MMAP_MAX, 0)
         libc.mallopt(TRIM_THRESHOLD, -1)
-        # One arena for all threads: those of others than the first are too small for such arrays.
+        # One arena for all threads: the other threads' own arenas are too small for such arrays.
         libc.mallopt(ARENA_MAX, 1)
-        # The heap takes its addresses (no memory yet), for what it takes later would be of small pages.
+        # The heap reserves its addresses now (no memory yet): if it grew later, it would be in small pages.
         libc.mallopt(TOP_PAD, HEAP)
         bytearray(HEAP // 64)
         for line in Path("/proc/self/maps").read_text("utf-8").splitlines():

@@ -9,14 +9,14 @@ import sys
 
 EXIT_CONFIG = 2
 EXIT_FAILED = 1
-# What a shell says of a program that SIGPIPE has ended.
+# The status that a shell reports of a program that SIGPIPE has ended.
 EXIT_PIPE = 128 + signal.SIGPIPE
-# Where the errors are defined that say why a bucket did not answer.
+# Prefixes of the modules whose errors say why a bucket did not answer.
 _OF_BUCKETS = ("aiohttp.", "gcsfs.", "google.auth.", "google.api_core.", "botocore.")
 
 
 def discard_output() -> None:
-    """Drops what standard output and error cannot take: at its exit Python would try again, and complain."""
+    """Drops what standard output and error cannot take; at exit, Python would try again and complain."""
     for stream in (sys.stdout, sys.stderr):
         try:
             if stream is not None:
@@ -26,13 +26,13 @@ def discard_output() -> None:
 
 
 def print_anywhere() -> None:
-    """Lets every character be printed: those that the terminal's encoding lacks as \\u2014 and the like."""
+    """Lets every character be printed; those that the terminal lacks appear as \\u2014 and the like."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def shorten(record: logging.LogRecord) -> bool:
-    """A filter of log records: of what Orbax says of a failed save the first line, without its stack.
+    """A filter of log records that drops the stack from Orbax's message about a failed save.
 
     The error itself is raised, and says where and why.
     """
@@ -42,12 +42,12 @@ def shorten(record: logging.LogRecord) -> bool:
 
 
 def is_of_a_bucket(error: BaseException) -> bool:
-    """Whether it was raised on the way to a bucket: not reached, not allowed."""
+    """Whether an error was raised on the way to a bucket: not reached, or not allowed."""
     return type(error).__module__.startswith(_OF_BUCKETS)
 
 
 def system_error(error: Exception) -> str:
-    """One line for what the system, or a bucket's service, refused."""
+    """One line that says what the system, or a bucket's service, refused."""
     if is_of_a_bucket(error):
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". ")
         return (

@@ -1,4 +1,4 @@
-"""Fields of a config as a command line gives them, checked before absl does."""
+"""Config fields as a command line gives them, checked before absl checks them."""
 
 import dataclasses
 import re
@@ -14,7 +14,7 @@ from sdtt_jax.config import nearest, require, unknown_field
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.paths import as_path
 
-# Where the files lie that a flag names.
+# The usual folder of the files that a flag names.
 FOLDERS = {"config": Path("experiments/configs"), "spec": Path("launch/specs")}
 
 
@@ -57,7 +57,7 @@ def _require_python(file: Path, where: str) -> None:
 
 
 def _hint(path: str, usual: Path) -> str:
-    """The file that was probably meant, of the folder that was named or else of the usual one."""
+    """The file that was probably meant, in the folder that was named or else in the usual one."""
     named = as_path(path).parent
     for folder in (named, usual):
         files = [file.name for file in folder.glob("*.py")] if folder.is_dir() else []
@@ -69,7 +69,7 @@ def _hint(path: str, usual: Path) -> str:
 def settable(config: Any) -> dict[str, Any]:
     """Fields of a dataclass in the form in which each can be given on the command line.
 
-    That is, tuples as they are, for lists cannot; and for None a placeholder that knows the field's type.
+    Tuples stay tuples, since lists cannot be given; None becomes a placeholder that knows the field's type.
     """
     fields = {}
     for name, hint in typing.get_type_hints(type(config)).items():

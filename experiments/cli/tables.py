@@ -15,10 +15,10 @@ def rich_table(
     """A table for the terminal, as `sdtt_jax.markdown.table` makes one for a page.
 
     Args:
-      columns: their titles.
+      columns: the columns' titles.
       rows: cells, as many as there are columns.
-      right: columns that are aligned at the right.
-      **style: of `rich.table.Table`, such as its title.
+      right: titles of the columns that are aligned right.
+      **style: arguments of `rich.table.Table`, such as its title.
     """
     table = Table(**style)
     for column in columns:

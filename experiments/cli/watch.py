@@ -20,7 +20,7 @@ def frame(tokens: np.ndarray, before: np.ndarray | None, tokenizer: Tokenizer) -
     Args:
       tokens: `[length]` int32.
       before: the state before, or None for the first.
-      tokenizer: of the model.
+      tokenizer: the model's tokenizer.
     """
     text = Text()
     changed = tokens != before if before is not None else np.zeros(tokens.shape, bool)
@@ -41,7 +41,7 @@ def watch(
     """Shows one text of each state, in place of the one before it, and returns the last state.
 
     If standard output is not a terminal, only the last state is written. A state is shown for `pause`
-    seconds at least; `num_steps`, of the sampler, is for the line below the text.
+    seconds at least; the line below the text shows `num_steps`, the sampler's.
     """
     console = console or Console()
     before: np.ndarray | None = None

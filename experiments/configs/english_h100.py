@@ -1,8 +1,8 @@
 """`english` at a useful size, for one H100: SmolLM2's 135 million parameters on TinyStories, three rounds.
 
-All parameters are trained, on 98 million tokens as a teacher and 16 million in each round. What a step takes
-is in docs/measurements/ahead.md. `--config.data.corpus=world_english_bible` needs no network, but has less
-than a million tokens.
+All parameters are trained, on 98 million tokens as a teacher and 16 million in each round. The time and
+memory of a step are in docs/measurements/ahead.md. `--config.data.corpus=world_english_bible` needs no
+network, but has less than a million tokens.
 """
 
 from ml_collections import ConfigDict
@@ -24,7 +24,7 @@ def english_at_size(batch_size: int) -> RunConfig:
     """The run with sequences of 512 tokens.
 
     Args:
-      batch_size: of teacher and rounds; there are as many fewer steps as it is larger than 64.
+      batch_size: that of teacher and rounds; the numbers of steps are inversely proportional to it.
     """
 
     def train(steps_at_64: int, learning_rate: float) -> TrainConfig:

@@ -3,9 +3,9 @@
 Cost is counted in network calls of one sequence, where a backward pass is two. SDTT's four rounds
 make 4 × 120 steps × 64 texts × 13 calls (the student's three, the teacher's 1 + 3 trajectories × 3), 399,360.
 The coupled student has 10,240 texts, whose noise takes 16 calls each, and 1,220 steps × 64 texts × 3 calls:
-398,080; coupled_idlm adds 8 for each of 2,000 steps × 32 texts, 512,000. The others, by
-`--config.distillers="('idlm',)"`: 3 calls for each text of a step of alpha, 20 of mixture, 12 of mmd, 7 of
-idlm, which has only 58 % of the cost of the others.
+398,080; coupled_idlm adds 8 for each of 2,000 steps × 32 texts, 512,000. The other distillers, chosen by
+`--config.distillers="('idlm',)"`, take for each text of a step 3 calls (alpha), 20 (mixture), 12 (mmd) or 7
+(idlm, which has only 58 % of the cost of the others).
 """
 
 from typing import Any
@@ -25,7 +25,7 @@ def get_config() -> ConfigDict:
 
 
 def few_calls() -> RunConfig:
-    """The evening's run with students of as many network calls as SDTT's rounds."""
+    """The evening's run with students that are trained by as many network calls as SDTT's rounds."""
 
     def others(num_steps: int, learning_rate: float, batch_size: int = 64) -> dict[str, Any]:
         train = {

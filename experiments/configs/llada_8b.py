@@ -1,4 +1,4 @@
-"""SDTT of LLaDA-8B by adapters, beside one copy of it in bfloat16: seven rounds on OpenWebText in its tokens.
+"""SDTT of LLaDA-8B by adapters on a single bfloat16 copy of it: seven rounds on OpenWebText in its tokens.
 
 The teacher is the published denoiser as it is. `--config.distill.lora.rank=0` trains all parameters. Which
 mesh and batch fit which slice, and which mesh each stage wants: docs/measurements/ahead.md. On a v5p
@@ -31,7 +31,7 @@ def of_published(name: str) -> RunConfig:
             corpus="openwebtext", length=1024, validation_fraction=0.01, num_shards=256
         ),
         tokenizer=TokenizerConfig(kind="hub"),
-        # Of it only how the published network is computed.
+        # Says only how the published network is computed.
         model=DenoiserConfig(compute_dtype="bfloat16", remat="full"),
         teacher=TeacherConfig(checkpoint=name),
         judge=paper.judge,

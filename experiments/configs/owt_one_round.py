@@ -3,9 +3,9 @@
   python -m experiments.run --config=experiments/configs/owt_one_round.py:mmd --workdir=DIR
 
 The name after the colon is "mixture", "mmd", "idlm" or "alpha"; each is trained with its paper's recipe, for
-four network calls where the loss knows of their number. "coupled_idlm" goes on from the student of
-`owt_coupled.py`, which is trained before it. The teacher is trained as in `owt_small.py`, or
-given: --config.teacher.checkpoint=PATH.
+four network calls where the loss depends on their number. "coupled_idlm" continues from the student of
+`owt_coupled.py`, which is trained before it. The teacher is trained as in `owt_small.py`, or given:
+--config.teacher.checkpoint=PATH.
 """
 
 from ml_collections import ConfigDict

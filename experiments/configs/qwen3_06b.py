@@ -1,4 +1,4 @@
-"""SDTT of Qwen3-0.6B as a denoiser by adapters, for eight v5e chips or one H100; as `llada_8b`."""
+"""SDTT by adapters of Qwen3-0.6B as a denoiser, for eight v5e chips or one H100; otherwise as `llada_8b`."""
 
 from ml_collections import ConfigDict
 

@@ -1,4 +1,4 @@
-"""The settings of the reference code instead of the paper's: 3e-4 after 2500 steps, its step times."""
+"""The reference code's settings instead of the paper's: 3e-4 after 2500 warmup steps, and its step times."""
 
 from ml_collections import ConfigDict
 

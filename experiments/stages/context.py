@@ -65,7 +65,7 @@ class Run(Networks):
             return prepare(data, tokenizer, *folders, track_text, ready, self.engine)
 
         if not is_remote(self.workdir.root):
-            # The others find it done.
+            # The other processes find it done.
             return processes.on_first("Preparing the data", prepared) or prepared()
 
         def publish() -> None:
@@ -102,7 +102,7 @@ class Run(Networks):
 
     @functools.cached_property
     def data_digest(self) -> str:
-        """Stands for all data that are trained on: equal digests, equal batches."""
+        """Identifies all data that are trained on: equal digests mean equal batches."""
         others = (read_info(folder)["info"] for folder in self.config.data.mixed())
         return "+".join([self.info.fingerprint, *(info["fingerprint"] for info in others)])
 
@@ -112,7 +112,7 @@ class Run(Networks):
 
     @functools.cached_property
     def base(self) -> Model | CausalModel | None:
-        """The published model that the teacher is, or starts from, without its parameters; None: neither."""
+        """The published model that the teacher is or starts from, without its parameters, if there is one."""
         name = self.config.published
         if not name:
             return None
@@ -129,7 +129,7 @@ class Run(Networks):
 
     @functools.cached_property
     def denoiser(self) -> Any:
-        """The network of teacher and students: a `Denoiser`, or what becomes of `base`."""
+        """The network of teacher and students: a `Denoiser`, or `base` turned into a denoiser."""
         if self.base is None:
             return Denoiser(self.config.denoiser(self.vocab_size))
         config: Any = self.base.config
@@ -149,7 +149,7 @@ class Run(Networks):
         return params if isinstance(model, Model) else self.denoiser.init_from(params)
 
     def shortened(self, params: Params) -> Params:
-        """The parameters of `base` with embeddings of as many positions as a sequence of the run has."""
+        """The parameters of `base`, with position embeddings cut to the length of the run's sequences."""
         if "positions" not in params:
             return params
         table = params["positions"]["embedding"][: self.config.data.length]
@@ -171,7 +171,7 @@ class Run(Networks):
 
     @functools.cached_property
     def skeleton(self) -> CausalNetwork:
-        """The network of every n-th token."""
+        """The causal network that is trained on every n-th token."""
         sizes, every = self.config.causal(self.vocab_size), self.config.judge.skeleton
         return CausalNetwork(dataclasses.replace(sizes, length=-(-sizes.length // every)))
 
@@ -179,10 +179,10 @@ class Run(Networks):
         """Writes what a stage delivers, with the facts that loading it needs.
 
         Args:
-          folder: of the stage or round.
-          network: `denoiser`, `coupled` or `judge`.
+          folder: the folder of the stage or round.
+          network: the network that was trained, such as `denoiser` or `judge`.
           params: its parameters.
-          **facts: what else is to be known of them.
+          **facts: more facts to store with them.
         """
         meta = {
             "kind": kind_of(network),
@@ -194,24 +194,24 @@ class Run(Networks):
             "sequences": self.config.data.sequences,
         }
         if processes.is_first():
-            # What was measured, was of other parameters.
+            # The results so far were measured with other parameters.
             self.workdir.results.unlink(missing_ok=True)
         save_params(final(folder), params, meta | facts)
 
     def delivered(
         self, folder: Path, network: Network, needed_by: str, lora: LoraConfig = LoraConfig()
     ) -> Params:
-        """What a finished stage delivered, on the mesh.
+        """The parameters that a finished stage delivered, on the mesh.
 
         Args:
-          folder: of the stage or round.
-          network: `denoiser` or `judge`.
+          folder: the folder of the stage or round.
+          network: the network that was trained, such as `denoiser` or `judge`.
           needed_by: the stage that asks.
-          lora: of the adapters, which are wanted without their base; without rank: all parameters, merged.
+          lora: adapters to read without their base; with rank 0, all parameters are read, merged.
 
         Raises:
           UserError: the stage is not finished.
-          CheckpointError: it holds another model, another stage's, or one that was trained on other data.
+          CheckpointError: the folder holds another model, another stage's, or one trained on other data.
         """
         if not is_delivered(folder):
             raise UserError(
@@ -222,7 +222,7 @@ class Run(Networks):
         else:
             shardings = network_shardings(network, self.mesh, lora)
             params, meta = load_params(final(folder), shardings)
-        # Earlier versions did not write which stage delivered.
+        # Earlier versions did not store which stage delivered the parameters.
         stage, number = meta.get("stage"), meta.get("round") or 0
         if stage and self.workdir.stage(stage, number) != folder:
             told = f"{stage}, round {number}," if number else stage
@@ -231,7 +231,7 @@ class Run(Networks):
                 "a copy, or remove it and run the same command again."
             )
         kind, model = kind_of(network), to_mapping(network.config)
-        # Fields that it lacks, because they are newer, have their defaults.
+        # Fields that the checkpoint lacks, because they are newer, get their defaults.
         newer = to_mapping(type(network.config)()) | (meta.get("model") or {})
         if stored_kind(meta.get("kind")) != kind or newer != model:
             raise MismatchError(
@@ -246,12 +246,12 @@ class Run(Networks):
         return params
 
     def model(self, folder: Path, network: Denoiser, **facts: Any) -> Model:
-        """What a finished stage delivered, to be evaluated.
+        """The model that a finished stage delivered, to be evaluated.
 
         Args:
-          folder: of the stage or round.
-          network: `denoiser` or `coupled`.
-          **facts: stage and round, beside where it is and its kind.
+          folder: the folder of the stage or round.
+          network: the denoiser that was trained, such as `denoiser` or `coupled`.
+          **facts: stage and round, added to the model's path and kind.
         """
         where = {"path": str(final(folder)), "kind": kind_of(network)}
         return Model(

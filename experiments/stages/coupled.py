@@ -35,20 +35,20 @@ from sdtt_jax.training.state import StateSpec, TrainState
 from sdtt_jax.training.step import LossFn, make_train_step
 from sdtt_jax.typing import Key, Params, Tree
 
-# Texts of which the teacher makes trajectories at once.
+# Trajectories that the teacher makes at once.
 POOL_BATCH = 64
 
 
 @dataclasses.dataclass(frozen=True)
 class Pool:
-    """Stored trajectories. Their noise is drawn again from their numbers, unless it was inferred."""
+    """Stored trajectories. Their noise is drawn again from their indices, unless it was inferred."""
 
-    # "tokens", where they end, `[trajectories, length]` int32; in hindsight the texts, and their "noise".
+    # "tokens", at which they end, `[trajectories, length]` int32; in hindsight the texts, and their "noise".
     rows: dict[str, Any]
     facts: dict[str, Any]  # everything that determined them
 
     def batch(self, seed: int, number: int, size: int, mesh: Mesh) -> Tree:
-        """Batch `number` of the epochs of a seed, on the mesh: trajectories' numbers, and what is stored."""
+        """Batch `number` of the epochs of a seed, on the mesh: the trajectories' indices and arrays."""
         chosen = shuffled(len(self.rows["tokens"]), seed, number, size).astype(np.int32)
 
         def placed(stored: np.ndarray) -> jax.Array:
@@ -61,14 +61,14 @@ class Pool:
 
 @dataclasses.dataclass(frozen=True)
 class Fresh:
-    """Trajectories that are made in the training step itself, and texts whose noise is inferred there."""
+    """Trajectories that the training step makes itself, or in hindsight texts whose noise it infers."""
 
     texts: Callable[[int, int, int, slice], np.ndarray] | None  # `Split.batch`, in hindsight
     length: int
     facts: dict[str, Any]  # everything that determines them
 
     def batch(self, seed: int, number: int, size: int, mesh: Mesh) -> Tree:
-        """The numbers of the trajectories of batch `number`, on the mesh; in hindsight the texts as well."""
+        """The indices of the trajectories of batch `number`, on the mesh; in hindsight the texts as well."""
 
         def numbers(rows: slice) -> np.ndarray:
             return np.arange(number * size, (number + 1) * size, dtype=np.int32)[rows]
@@ -140,8 +140,8 @@ def round_parts(run: Run, number: int) -> tuple[Pool | Fresh, Callable[[], Train
     begun = processes.agree(
         any(path.name.isdigit() for path in run.workdir.round(number, COUPLED).glob("*"))
     )
-    # Given away at the start, for nothing should hold it while the student trains; a round that was begun has
-    # no use for it.
+    # `start` takes the teacher from this list, so that nothing holds it while the student trains. A round
+    # that continues from a checkpoint needs none.
     held = [] if begun else [teacher]
 
     def start() -> TrainState:
@@ -152,14 +152,14 @@ def round_parts(run: Run, number: int) -> tuple[Pool | Fresh, Callable[[], Train
 
 
 def teacher_params(run: Run, number: int) -> Params:
-    """A round's teacher: the parameters of the first one, or of the student of the round before."""
+    """The parameters of a round's teacher: the first teacher, or the student of the round before."""
     folder, network = _teacher(run, number)
     return run.delivered(folder, network, "distill")
 
 
 def _begin(run: Run, number: int, teacher: Params) -> Params:
-    """The first parameters of a round's student: its teacher's, in the first round with a noise network added
-    that does not change its outputs yet."""
+    """The initial parameters of a round's student: its teacher's. The first round adds a noise network, which
+    does not change the outputs yet."""
     if number > 1:
         return teacher
     key = purpose_key(run.config.seed, "coupled.init")
@@ -174,17 +174,17 @@ def _begin(run: Run, number: int, teacher: Params) -> Params:
 def open_pool(run: Run, number: int, teacher: Params) -> Pool | Fresh:
     """Reads the trajectories of a round, or makes and stores them.
 
-    With `num_trajectories=0` none is stored, and each training step makes its own. They depend on the
-    teacher, on the config's seed and, in hindsight, on the texts of the training split.
+    With `num_trajectories=0` none is stored, and each training step makes its own. Trajectories depend on
+    the teacher, on the config's seed and, in hindsight, on the texts of the training split.
 
     Args:
-      run: whose round it is.
+      run: the run that the round belongs to.
       number: the round's number, counted from 1.
       teacher: the parameters of its teacher.
 
     Raises:
       ConfigError: the pool that the config names is not there.
-      MismatchError: the stored ones were made with another teacher, vocabulary or setting.
+      MismatchError: the stored trajectories were made with another teacher, vocabulary or setting.
     """
     config = run.config.coupled
     folder = run.workdir.round(number, COUPLED) / "pool"
@@ -196,7 +196,7 @@ def open_pool(run: Run, number: int, teacher: Params) -> Pool | Fresh:
             f"config.coupled.pool={config.pool} is not a stored pool; give DIR/coupled/01/pool of a run, or "
             "leave it empty to have one made.",
         )
-    # Trajectories are never cooled, and the pools of earlier versions do not know that they might be.
+    # Trajectories are never cooled, and the pools of earlier versions do not have this field.
     sampler = to_mapping(config.trajectory(number))
     del sampler["cooling"]
     facts = {
@@ -230,12 +230,12 @@ def open_pool(run: Run, number: int, teacher: Params) -> Pool | Fresh:
 
 
 def _noise_in(rows: dict[str, Any]) -> dict[str, Any]:
-    """A pool's arrays as its batches have them."""
+    """A pool's arrays in the form that its batches have."""
     return rows | {"noise": Noise(**rows["noise"])} if "noise" in rows else rows
 
 
 def _make(run: Run, number: int, params: Params) -> dict[str, Any]:
-    """A pool's arrays as they are stored."""
+    """A pool's arrays in the form in which they are stored."""
     config = run.config.coupled
     count, length = config.num_trajectories, run.config.data.length
     what = "texts in hindsight of" if config.hindsight else "trajectories of"
@@ -269,7 +269,7 @@ def _made(
     batch: jax.Array,
     rows: dict[str, jax.Array],
 ) -> dict[str, Any]:
-    """What is stored of some trajectories: where they end, and noise that no key gives again."""
+    """What is stored of some trajectories: their final tokens, and noise that no key can draw again."""
     del batch
     keys, texts = jax.vmap(jax.random.fold_in, (None, 0))(key, rows["index"]), rows.get("tokens")
     noise, tokens = make_trajectories(
@@ -282,7 +282,7 @@ def _made(
 
 
 def _teacher(run: Run, number: int) -> tuple[Path, Network]:
-    """The first teacher, or the student of the round before."""
+    """Folder and network of a round's teacher: the first teacher, or the student of the round before."""
     if number == 1:
         return run.workdir.teacher, run.denoiser
     return run.workdir.round(number - 1, COUPLED), run.coupled

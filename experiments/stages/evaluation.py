@@ -38,10 +38,10 @@ class MeasuredModel(NamedTuple):
 
     subject: Subject  # the model, its judge, perhaps its baseline
     record: Record  # where the items are
-    texts: dict[str, generation.Judged]  # unconditional ones by the name of their item
+    texts: dict[str, generation.Judged]  # unconditional texts by the name of their item
 
     def figures(self, name: str) -> Json:
-        """The figures of some texts for results.json."""
+        """The figures of the texts of one item, for results.json."""
         item = self.record.items[f"generation/unconditional/{name}"]
         return {figure: item[figure] for figure in few_calls.FIGURES if figure in item}
 
@@ -75,7 +75,7 @@ def evaluate(run: Run) -> None:
     }
     others = {name: _measure(run, _other(run, name), judge, baseline=None) for name in _others(run)}
     if others:
-        # As the report, `reporting.record.RecordedRun.student`.
+        # The same choice as the report's, `reporting.record.RecordedRun.student`.
         last = last or list(others.values())[-1]
         results["others"] = {
             name: {"paired": _paired(student, teacher), **_denoiser_record(student)}
@@ -99,12 +99,12 @@ def add_timing(run: Run) -> None:
 
 
 def is_evaluated(run: Run) -> bool:
-    """Whether results.json is of what is delivered now; all processes get the same answer.
+    """Whether results.json is about the models delivered now; all processes get the same answer.
 
     Raises:
-      UserError: it is damaged.
+      UserError: results.json or samples.json is damaged.
     """
-    # What process 0 sees: which of the questions below are asked must not differ between processes.
+    # All go by what process 0 sees, since they must not differ in which of the questions below they ask.
     if not processes.agree(run.workdir.results.exists() and run.workdir.samples.exists()):
         return False
     rounds, few, others = delivered_rounds(run, SDTT), _few_calls(run), _others(run)
@@ -120,13 +120,13 @@ def is_evaluated(run: Run) -> bool:
         raise UserError(
             f"{run.workdir.results} is damaged ({type(error).__name__}: {error}); remove it and run again."
         ) from None
-    # Earlier versions did not write what they had measured.
+    # Earlier versions did not store which models they had measured.
     same = all(file.get("delivered", delivered) == delivered for file in (results, samples))
     return processes.agree(same and measured == (rounds, few, {*others}))
 
 
 def _delivered(run: Run) -> dict[str, str]:
-    """Digests of all that the results are of, as they are stored, by folder."""
+    """The stored digests of all models that the results are about, by folder."""
     folders = [run.workdir.teacher, run.workdir.judge]
     for name in run.config.distillers:
         folders += [run.workdir.round(number, name) for number in delivered_rounds(run, name)]
@@ -138,7 +138,7 @@ def _delivered(run: Run) -> dict[str, str]:
 
 
 def _few_calls(run: Run) -> dict[str, list[int]]:
-    """The last round, if one is finished, of the distillers that are measured at very few calls."""
+    """The last finished round, if any, of each distiller that is measured at very few calls."""
     return {name: delivered_rounds(run, name)[-1:] for name in (COUPLED, COUPLED_IDLM)}
 
 
@@ -173,7 +173,7 @@ def _measure(
         estimators=(ESTIMATOR,),
         num_maskings=1,
     )
-    # What the models have in common is measured once, beside the teacher.
+    # What the models have in common is measured once, with the teacher.
     once = baseline is not None
     subject = Subject(model, settings, judge, baseline, run.workdir.local.data, real_text=once)
     path = own_path(model)
@@ -196,7 +196,7 @@ def _shown_steps(run: Run) -> list[int]:
 
 def _denoiser_record(measured: MeasuredModel) -> Json:
     steps = measured.subject.settings.num_steps
-    # A function of its noise has no likelihood.
+    # A student whose text is a function of its noise has no likelihood.
     bounded = f"likelihood/{ESTIMATOR}" in measured.record.items
     return {
         "steps": {str(n): measured.figures(f"steps_{n:04d}") for n in steps},
@@ -206,7 +206,7 @@ def _denoiser_record(measured: MeasuredModel) -> Json:
 
 
 def _paired(student: MeasuredModel, teacher: MeasuredModel) -> Json:
-    """The log of a student's perplexity over the teacher's, texts of the same keys, by number of steps."""
+    """The log of a student's perplexity over the teacher's on texts of the same keys, by number of steps."""
     settings, paired = student.subject.settings, {}
     for num_steps in settings.num_steps:
         name = f"steps_{num_steps:04d}"

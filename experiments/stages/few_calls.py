@@ -18,8 +18,8 @@ from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
 
 FIGURES = ("gen_ppl", "gen_ppl_low", "gen_ppl_high", "entropy", "nfe")
-# Ways of writing by temperature. A student's: tokens that the noise determines, and tokens drawn from what it
-# says of them, also more evenly.
+# The temperatures of ways of writing. The student takes the tokens that the noise determines, or draws them
+# from its predictions, also at higher temperatures.
 TEMPERATURES = {"argmax": 0.0, "drawn": 1.0, "warm": 1.3, "hot": 1.6, "hottest": 2.0}
 TEACHER_TEMPERATURES = {
     "teacher_cold": 0.8,
@@ -28,12 +28,12 @@ TEACHER_TEMPERATURES = {
     "teacher_warm": 1.1,
     "teacher_hot": 1.2,
 }
-# These are always written; the others only as far as it takes to enclose the entropy of real text.
+# These ways are always used; the others only as far as it takes to enclose the entropy of real text.
 SHOWN = ("argmax", "drawn")
 TEACHER_SHOWN = ("teacher",)
-# Standard errors of the mean by which the entropies at the two ends must lie beyond it.
+# The entropies at the two ends must lie beyond that of real text by so many standard errors of the mean.
 MARGIN = 2.0
-# The teacher is also measured at so many times the most calls: what are the student's worth?
+# The teacher is also measured at so many times the most calls, to show what the student's calls are worth.
 TEACHER_CALLS = 2
 
 
@@ -43,17 +43,17 @@ def measure(
     """The field `name` of results.json.
 
     Args:
-      run: whose noise-coupled student is measured.
-      name: of its distiller, "coupled" or "coupled_idlm".
-      number: of the round that it has finished.
-      teacher: the first one.
-      judge: of the texts.
-      entropy: of real text, nats.
+      run: the run whose noise-coupled student is measured.
+      name: the student's distiller, "coupled" or "coupled_idlm".
+      number: the round that the student has finished.
+      teacher: the first teacher.
+      judge: the model that scores the texts.
+      entropy: the entropy of real text, in nats.
 
     Returns:
-      The student's round, digest and trajectories, and for each number of calls the figures of all ways of
-      writing, the teacher's and the student's, and both at the entropy of real text; in `teacher_calls` the
-      teacher's alone at `TEACHER_CALLS` times the most of them.
+      The student's round, digest and trajectories. For each number of calls, the figures of teacher and
+      student for all ways of writing, and of both at the entropy of real text. In `teacher_calls`, the
+      teacher's figures alone at `TEACHER_CALLS` times the most calls.
     """
     config = run.config.coupled
     student = run.model(run.workdir.round(number, name), run.coupled, stage=name, round=number)
@@ -102,10 +102,10 @@ def enclosed(
     """Texts at as many temperatures as it takes to have more and less entropy than real text.
 
     Args:
-      write: the judged texts of a way of writing.
-      temperatures: of all ways; entropy is taken to rise with them.
-      shown: ways that are always written.
-      entropy: to be enclosed, nats.
+      write: returns the judged texts of a way of writing.
+      temperatures: the temperature of each way; entropy is assumed to rise with it.
+      shown: ways that are always used.
+      entropy: the entropy to enclose, in nats.
 
     Returns:
       Judged texts by way, coolest first. Their mean entropies enclose the one given by at least `MARGIN`
@@ -129,7 +129,7 @@ def enclosed(
 
 
 def _distance(judged: generation.Judged, entropy: float) -> float:
-    """How far the mean entropy of texts lies above one, in its standard errors."""
+    """How far the mean entropy of texts lies above `entropy`, in standard errors of that mean."""
     found = unigram_entropy(judged.tokens)
     above = float(found.mean()) - entropy
     error = float(found.std(ddof=1)) / len(found) ** 0.5 if len(found) > 1 else 0.0
@@ -137,18 +137,18 @@ def _distance(judged: generation.Judged, entropy: float) -> float:
 
 
 def matched(judged: dict[str, generation.Judged], entropy: float, seed: int) -> Json:
-    """Student and teacher at the entropy of real text, each between its ways of writing.
+    """Student and teacher at the entropy of real text, each interpolated between its ways of writing.
 
     The log of perplexity is interpolated linearly in the entropy, and is constant beyond the two ends.
 
     Args:
       judged: texts of at least two of `TEMPERATURES` and of `TEACHER_TEMPERATURES`.
-      entropy: to be matched, nats.
-      seed: of the bootstrap over texts.
+      entropy: the entropy to match, in nats.
+      seed: the seed of the bootstrap over texts.
 
     Returns:
-      `{"matched": …, "teacher_matched": …}`: perplexity, entropy and temperature of each; of the student also
-      the log of its perplexity over the teacher's, with a 95 % interval.
+      `{"matched": …, "teacher_matched": …}`: perplexity, entropy and temperature of each; for the student
+      also the log of its perplexity over the teacher's, with a 95 % interval.
     """
     own_temperatures, own_columns = _columns(TEMPERATURES, judged)
     temperatures, columns = _columns(TEACHER_TEMPERATURES, judged)
@@ -166,7 +166,7 @@ def matched(judged: dict[str, generation.Judged], entropy: float, seed: int) -> 
 
 
 def _matched(entropy: float, temperatures: Sequence[float], columns: Sequence[np.ndarray]) -> Json:
-    """Perplexity, entropy and temperature where `_at` has them."""
+    """Perplexity, entropy and temperature at the point that `_at` finds."""
     nats, at, temperature = (float(value) for value in _at(entropy, temperatures, columns))
     return {"gen_ppl": float(np.exp(nats)), "entropy": at, "temperature": temperature}
 
@@ -174,7 +174,7 @@ def _matched(entropy: float, temperatures: Sequence[float], columns: Sequence[np
 def _columns(
     known: Mapping[str, float], judged: Mapping[str, generation.Judged]
 ) -> tuple[list[float], list[np.ndarray]]:
-    """Temperatures of the ways of writing that were judged, and what `_at` takes of their texts."""
+    """The temperatures of the judged ways of writing, and the `columns` of their texts for `_at`."""
     ways, columns = [way for way in known if way in judged], []
     for way in ways:
         scores = judged[way].scores
@@ -189,9 +189,9 @@ def _at(
     """Nats per token, entropy and temperature where the entropy is as given, or at the nearer end.
 
     Args:
-      entropy: in nats.
-      temperatures: of the ways of writing.
-      columns: of each way in turn the nats per token and the entropy of its texts, `[..., texts]`.
+      entropy: the entropy to find, in nats.
+      temperatures: the temperatures of the ways of writing.
+      columns: for each way in turn, the nats per token and the entropy of its texts, `[..., texts]`.
     """
     means = [column.mean(axis=-1) for column in columns]
     nats, entropies = np.stack(means[::2], axis=-1), np.stack(means[1::2], axis=-1)

@@ -62,11 +62,11 @@ class WithoutBase:
     checkpoints: Checkpoints
 
     def save(self, state: TrainState) -> bool:
-        """As `Checkpoints.save`."""
+        """Like `Checkpoints.save`."""
         return self.checkpoints.save(_without_base(state))
 
     def finish(self, state: TrainState) -> None:
-        """As `Checkpoints.finish`."""
+        """Like `Checkpoints.finish`."""
         self.checkpoints.finish(_without_base(state))
 
 
@@ -75,11 +75,11 @@ def _without_base(state: TrainState) -> TrainState:
 
 
 class Source(Protocol):
-    """Where a stage's batches come from that does not train on the texts of the training split."""
+    """The source of batches of a stage that does not train on the texts of the training split."""
 
     @property
     def facts(self) -> dict[str, Any]:
-        """Everything that determines them; stored with the checkpoints."""
+        """Everything that determines the batches; stored with the checkpoints."""
 
     def batch(self, seed: int, number: int, size: int, mesh: Mesh) -> Tree:
         """Batch `number` of a seed, on the mesh."""
@@ -98,18 +98,18 @@ class TrainingJob:
     """One training of a run: a stage, or a round of distillation."""
 
     run: Run
-    # stage, round: `teacher`, `judge` and `skeleton` 0, `distill` or another distiller's name 1, 2, …
+    # `teacher`, `judge` and `skeleton` have round 0, `distill` and the other distillers' names 1, 2, …
     stage: str
     round: int
     config: TrainConfig  # steps, batch, optimizer
     step_fn: TrainStep  # the compiled step
     start: Callable[[], TrainState]  # makes the state to begin with
     abstract: TrainState  # shapes and shardings of the state
-    pool: Source | None = None  # of the batches, where they are not texts of the training split
-    every: int = 1  # 1, or the n of a network of every n-th token
-    # Of a network that was causal, the share of its attention to later positions at a step.
+    pool: Source | None = None  # where batches come from, if not from the training split
+    every: int = 1  # 1, or n for a network that is trained on every n-th token
+    # For a network that was causal, the share of attention to later positions that is open at a step.
     open_share: Callable[[int], float] | None = None
-    # None for stages without adapters. `start` and `abstract` lack their base.
+    # None for stages without adapters. `start` and `abstract` leave out the adapters' base.
     adapters: Adapters | None = None
 
     @property
@@ -119,12 +119,12 @@ class TrainingJob:
 
     @property
     def folder(self) -> Path:
-        """The folder of its checkpoints."""
+        """The folder of the training's checkpoints."""
         return self.run.workdir.stage(self.stage, self.round)
 
     @property
     def tokens_per_batch(self) -> int:
-        """Tokens that a step trains; of every n-th alone only those count."""
+        """Tokens that a step trains on; with `every` > 1, only every n-th counts."""
         return self.config.batch_size * len(range(0, self.run.config.data.length, self.every))
 
     @property
@@ -139,8 +139,10 @@ class TrainingJob:
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """Stored with the checkpoints and compared on reading: what the state depends on beyond the config,
-        which `claim` compares."""
+        """What the state depends on beyond the config; stored with the checkpoints and compared on reading.
+
+        The config itself is compared by `claim`.
+        """
         # Which bits a key gives depends on its implementation, and for threefry on this flag of JAX's.
         random = str(self.key.dtype)
         if getattr(jax.config, "jax_threefry_partitionable", True):
@@ -156,8 +158,8 @@ class TrainingJob:
         return self.adapters.beside(state) if self.adapters else state
 
     def batch_number(self, step: int) -> int:
-        """The number in the stage's stream of batches of the one that step `step` (from 0) takes."""
-        # Rounds go on in the data where the one before them ended.
+        """The number, in the stage's stream of batches, of the batch that step `step` (from 0) takes."""
+        # A round goes on in the data where the round before it ended.
         return max(self.round - 1, 0) * self.config.num_steps + step
 
     def batch_at(self, step: int) -> Any:
@@ -180,7 +182,7 @@ class Rounds(NamedTuple):
     # Returns the function from a round's number to its training; SDTT compiles one step for all rounds.
     jobs: Callable[[Run], Callable[[int], TrainingJob]]
     deliver: Callable[[Run, int, TrainState], None]  # writes what a trained round delivers
-    told: Callable[[RunConfig, int], str]  # a line about a round, for the person who watches
+    told: Callable[[RunConfig, int], str]  # a line about a round, for people who watch the log
 
 
 def averaged(state: TrainState) -> Any:

@@ -1,4 +1,4 @@
-"""One run at a time in a bucket, whose locks would outlive their owner: it renews an object instead."""
+"""One run at a time in a bucket, where a lock would outlive its owner: the run renews an object instead."""
 
 import contextlib
 import logging
@@ -18,7 +18,7 @@ from sdtt_jax.threads import beside
 FILE = ".lease.json"
 # Seconds between two renewals, and how many may be missed before the owner counts as dead.
 RENEW, MISSED = 20.0, 3
-# Two that write at once: after this time both see who was the last.
+# If two processes write at once, both see after this time who wrote last.
 SETTLE = 1.0
 LOG = logging.getLogger(__name__)
 
@@ -27,16 +27,16 @@ LOG = logging.getLogger(__name__)
 def lease(root: Path, owner: str, renew: float = RENEW) -> Iterator[None]:
     """Holds a directory for as long as this process renews an object in it.
 
-    Clocks are not compared: one who finds the object watches whether it changes. So it takes `MISSED`
-    renewals (a minute) until a run goes on whose owner was killed, and no time after one that ended.
+    Clocks are not compared: a process that finds the object watches whether it changes. So a run whose owner
+    was killed can go on after `MISSED` renewals (a minute), and one whose owner ended can at once.
 
     Args:
-      root: the directory; needs no more than files that are written whole.
-      owner: who this is, for the message to another.
+      root: the directory; all that it must support is files that are written whole.
+      owner: who this is, for the message to another process.
       renew: seconds between renewals.
 
     Raises:
-      UserError: another process renews it.
+      UserError: another process renews the object.
     """
     path, token = root / FILE, secrets.token_hex(8)
     before = _read(path)
@@ -63,7 +63,7 @@ def _renew(path: Path, token: str, owner: str, renew: float, over: threading.Eve
         count += 1
         try:
             if _read(path).get("token", token) != token:
-                # It slept too long, and somebody else took over: it must not go on beside that one.
+                # This process slept too long, and another took over: the two must not go on together.
                 LOG.error("%s was taken over by another run; stopping this one.", path.parent)
                 os.kill(os.getpid(), signal.SIGTERM)
                 return

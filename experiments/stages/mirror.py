@@ -1,7 +1,7 @@
 """A local copy of what cannot be read from a bucket: ArrayRecord shards and the tokenizer.
 
 Process 0 prepares them on its disk and uploads them; every other host downloads them once. A folder counts
-as there when its last file is: it is copied last.
+as complete when the file that is copied last is there.
 """
 
 import contextlib
@@ -21,10 +21,10 @@ CACHE = "SDTT_JAX_CACHE"
 
 
 def local_root(root: Path) -> Path:
-    """Where the copy of a run's directory lies: in `$SDTT_JAX_CACHE`, or else in ~/.cache/sdtt_jax.
+    """The place of the local copy of a run's directory: in `$SDTT_JAX_CACHE`, or else in ~/.cache/sdtt_jax.
 
     Raises:
-      ConfigError: there is neither.
+      ConfigError: there is neither that variable nor a home directory.
     """
     if not is_remote(root):
         return root
@@ -38,7 +38,7 @@ def local_root(root: Path) -> Path:
 
 
 def own_data(model: Loaded) -> Path | None:
-    """The prepared data of the model's run, or its local copy if the run is in a bucket; None for none."""
+    """The prepared data of the model's run, or its local copy if the run is in a bucket, if any."""
     root = model.run_folder
     data = None if root is None else local_root(root) / "data"
     return data if data is not None and (data / INFO_FILE).is_file() else None
@@ -54,9 +54,9 @@ def upload(local: Path, remote: Path, last: str) -> None:
 
 
 def download(remote: Path, local: Path, last: str) -> None:
-    """Copies a folder from a bucket, unless it is there; several processes of a host may call this.
+    """Copies a folder from a bucket, unless it was copied; several processes of a host may call this.
 
-    It is there if the file `last`, which was written after all others and stands for them, is the same.
+    It was copied if the file `last`, which is written after all others, is the same in both places.
     """
     with _held(local):
         if (local / last).exists() and (local / last).read_bytes() == (remote / last).read_bytes():

@@ -1,6 +1,6 @@
-"""What the teacher and the rounds of SDTT train: the loss and the state, from the networks of a run alone.
+"""The loss and the state of the teacher and of SDTT's rounds, made from the networks of a run alone.
 
-Runs train with them. `launch.ahead` compiles the same for runs whose data and parameters are not there.
+Runs train with them. `launch.ahead` compiles the same for runs whose data and parameters do not exist yet.
 """
 
 import abc
@@ -49,7 +49,7 @@ class Networks(abc.ABC):
     @property
     @abc.abstractmethod
     def sequences(self) -> Sequences | None:
-        """How sequences are packed; None where all positions of one are alike."""
+        """How sequences are packed; None where all positions of a sequence are alike."""
 
     @functools.cached_property
     def diffusion(self) -> MaskedDiffusion:
@@ -68,7 +68,7 @@ class Networks(abc.ABC):
 
 
 def fresh(run: Networks, lora: LoraConfig) -> Params:
-    """Fresh boxed parameters of what a stage trains: adapters, or with rank 0 the whole denoiser."""
+    """Makes fresh, boxed parameters of what a stage trains: adapters, or with rank 0 the whole denoiser."""
     key = purpose_key(run.config.seed, "lora.init")
     return init_adapters(run.denoiser, lora, key) if lora.rank else run.denoiser.init(key)
 
@@ -91,9 +91,9 @@ def abstract_round(run: Networks, number: int, spec: StateSpec) -> TrainState:
     """The shapes and shardings of the state in a round of SDTT, adapters without their base.
 
     Args:
-      run: whose networks are distilled.
+      run: the run whose networks are distilled.
       number: the round's number, counted from 1.
-      spec: of training and mesh.
+      spec: makes the states of the training on the mesh.
     """
     config = run.config.distill
     if config.lora.rank:

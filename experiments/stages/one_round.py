@@ -1,4 +1,4 @@
-"""The distillers of one round: the first teacher, a loss, and what it needs beside the student."""
+"""The distillers of one round: each has the first teacher, a loss, and what that needs beside the student."""
 
 import functools
 from collections.abc import Callable
@@ -35,15 +35,15 @@ class Parts(NamedTuple):
     """The parts in which the distillers of one round differ."""
 
     told: str  # a line of progress that says what the round does
-    loss: Callable[[Networks], LossFn]  # of its training step
-    network: Callable[[Networks], Any] = lambda run: run.denoiser  # of the student
-    # Fresh boxed parameters of all that trains, from a key.
+    loss: Callable[[Networks], LossFn]  # the loss of its training step
+    network: Callable[[Networks], Any] = lambda run: run.denoiser  # the student's
+    # Makes fresh, boxed parameters of everything that is trained, from a key.
     init: Callable[[Networks, Key], Params] = lambda run, key: run.denoiser.init(key)
-    # Another student that this one goes on from, delivered before; None: it goes on from the teacher.
+    # Reads the parameters of another student that this one continues from; None: it starts from the teacher.
     source: Callable[[Run], Params] | None = None
-    # The first parameters of all that trains, from the teacher's, those that the student goes on from, a key.
+    # Makes the initial parameters of everything that is trained, from the teacher's, the source's, and a key.
     begin: Callable[[Networks, Params, Params, Key], Tree] = lambda *given: given[2]
-    # The student's, of the parameters that train.
+    # Takes the student's from all parameters that are trained.
     student: Callable[[Tree], Params] = lambda params: params
     keeps_teacher: bool = True  # whether the loss reads the teacher
 
@@ -52,9 +52,9 @@ def abstract_state(parts: Parts, run: Networks, spec: StateSpec, key: Key) -> Tr
     """The shapes and shardings of a distiller's state.
 
     Args:
-      parts: of the distiller.
-      run: its networks.
-      spec: of training and mesh.
+      parts: the distiller's parts.
+      run: the networks of its run.
+      spec: makes the states of the training on the mesh.
       key: PRNG key.
     """
     shapes = unbox(abstract_params(run.denoiser))
@@ -63,7 +63,7 @@ def abstract_state(parts: Parts, run: Networks, spec: StateSpec, key: Key) -> Tr
 
 
 def one_round(name: str) -> Rounds:
-    """The round of a distiller of one, whose settings are the config's field of its name."""
+    """The round of a distiller that has only one; its settings are the config's field `name`."""
 
     parts = PARTS[name]
 

@@ -28,14 +28,14 @@ def replay(run: Run, name: str) -> None:
     """Takes a step twice and compares every leaf of the two states, bit for bit; writes nothing.
 
     Args:
-      run: whose stage has started.
-      name: `teacher`, `judge`, `skeleton`, `distill/ROUND`, or of another distiller `coupled/ROUND`, …; with
-        `@STEP` for one other than the one after the latest checkpoint; the steps between the checkpoint
-        before it and that one are taken too.
+      run: a run in which the stage has started.
+      name: `teacher`, `judge`, `skeleton`, `distill/ROUND`, or another distiller's `coupled/ROUND`, …. By
+        default the step is the one after the latest checkpoint; `@STEP` names another, which is reached from
+        the checkpoint before it.
 
     Raises:
-      ConfigError: no such stage, round or step.
-      ReplayError: naming the leaves that differ.
+      ConfigError: there is no such stage, round or step.
+      ReplayError: leaves differ; the message names them.
     """
     job, wanted = _named(run, name)
     config = job.config
@@ -88,6 +88,6 @@ def _named(run: Run, name: str) -> tuple[TrainingJob, int | None]:
 
 
 def _copy(state: TrainState) -> TrainState:
-    """Arrays of their own, where the originals are: a step gives away the buffers of its state."""
+    """A copy of a state, placed like the original, because a step gives away the buffers of its state."""
     placement = jax.tree.map(lambda x: x.sharding, state)
     return jax.jit(lambda s: jax.tree.map(jnp.copy, s), out_shardings=placement)(state)

@@ -41,7 +41,7 @@ def _data(run: Run) -> None:
     if info.num_unknown:
         run.log(f"  {info.num_unknown:,} tokens of the text are unknown to the vocabulary")
     if COUPLED in run.config.distillers:
-        # Not after a teacher was trained, which would then be in the directory of a config that cannot be.
+        # Checked before a teacher is trained, which would be left in the directory of an impossible config.
         run.config.coupled.check_vocabulary(info.vocab_size)
 
 
@@ -52,7 +52,7 @@ def _report(run: Run) -> None:
 
 
 def _is_reported(run: Run) -> bool:
-    """Whether the page is newer than all that it shows."""
+    """Whether the report is newer than every file that it shows."""
     page = run.workdir.report
     shown = run.workdir.results, run.workdir.samples, run.workdir.metrics
     newest = page.exists() and all(p.exists() and modified(p) <= modified(page) for p in shown)
@@ -60,7 +60,7 @@ def _is_reported(run: Run) -> bool:
 
 
 STAGES = (
-    # Prepared data are opened by this stage, which is quick, rather than found to be finished.
+    # This stage never counts as finished: opening prepared data is quick.
     Stage("data", "text to tokens", _data, lambda _run: False),
     Stage(
         "teacher",

@@ -68,10 +68,10 @@ def training_job(run: Run, stage: str, number: int = 0) -> TrainingJob:
 
 
 def check_found_elsewhere(run: Run, names: Sequence[str]) -> None:
-    """Checks that models and data of other folders exist, before any stage works for hours.
+    """Checks that the models and data that the config names exist, before any stage works for hours.
 
     Raises:
-      ConfigError: a field names none.
+      ConfigError: a field names something that does not exist.
     """
     for mixed in run.config.data.mixed():
         try:
@@ -122,7 +122,7 @@ def is_judged(run: Run) -> bool:
 
 
 def distill(run: Run) -> None:
-    """All rounds of every distiller: the student of each is the next teacher."""
+    """Runs all rounds of every distiller; the student of a round is the teacher of the next."""
     for name in run.config.distillers:
         rounds = ROUNDS[name]
         job, count = rounds.jobs(run), rounds.count(run.config)
@@ -152,7 +152,7 @@ def delivered_rounds(run: Run, name: str) -> list[int]:
 
 
 def _sdtt_jobs(run: Run) -> Callable[[int], TrainingJob]:
-    """One compiled step for all rounds: dt and the teacher are arguments of it."""
+    """The trainings of all rounds, with one compiled step: dt and the teacher are its arguments."""
     step_fn = make_train_step(distill_objective(run), run.config.distill.train)
     return lambda number: _sdtt_round(run, number, step_fn)
 
@@ -310,7 +310,7 @@ def _report_rejected(job: TrainingJob, step: int, values: Mapping[str, float]) -
     if processes.is_first():
         line = json.dumps(record) + "\n"
         before = rejected.read_text(encoding="utf-8") if rejected.exists() else ""
-        # A run that is resumed before it comes to the same batch again.
+        # A run that is resumed from an earlier step comes to the same batch again.
         if line not in before:
             write_text(rejected, before + line)
 
@@ -322,10 +322,10 @@ def _adopt_teacher(run: Run, checkpoint: str) -> None:
         raise ConfigError(
             f"config.teacher.checkpoint={checkpoint} is a {kind} model; the first teacher must be a {wanted}."
         )
-    # How it is computed may differ; what it is may not.
+    # How the network is computed may differ; the network itself may not.
     free: dict[str, Any] = {"compute_dtype": "", "remat": "", "unroll": 0}
     if run.base is not None:
-        free["length"] = 0  # It has no embeddings of positions, or enough.
+        free["length"] = 0  # It has no position embeddings, or enough of them.
     lines = differences(to_mapping(model.config) | free, to_mapping(run.denoiser.config) | free)
     if lines:
         raise ConfigError(

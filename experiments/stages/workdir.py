@@ -39,14 +39,15 @@ class Workdir:
 
     Attributes:
       root: the directory.
-      config: what the run was begun with.
+      config: the run's config, and the file that it came from.
       data, tokenizer: the prepared data and their vocabulary.
       teacher, judge: the checkpoints of these stages.
-      skeleton: those of the judge's like of every n-th token, if the config asks for it.
-      base: the frozen parameters beside which a teacher's adapters stand.
+      skeleton: the checkpoints of a causal model of every n-th token (like the judge), if the config asks for
+        one.
+      base: the frozen parameters that a teacher's adapters are added to.
       metrics, rejected: a line for each logged step, and for each update that was rejected.
       results, samples: what was measured, and texts to look at.
-      timing, report: seconds of each stage, and the page.
+      timing, report: seconds of each stage, and the report page.
     """
 
     def __init__(self, root: Path) -> None:
@@ -64,7 +65,7 @@ class Workdir:
         return self.stage(stage_of(distiller), number)
 
     def stage(self, stage: str, number: int = 0) -> Path:
-        """The checkpoints of a training: a stage, or the round of one that has rounds."""
+        """The checkpoints of a training: a stage's, or a round's if the stage has rounds."""
         if not number:
             return self.root / stage
         return self.root / ("rounds" if stage == stage_of(SDTT) else stage) / f"{number:02d}"
@@ -76,7 +77,7 @@ class Workdir:
 
 
 def final(stage: Path) -> Path:
-    """The folder of the parameters that a stage or round delivers; it exists once that is finished."""
+    """The folder of the parameters that a stage or round delivers; it exists once they are delivered."""
     return stage / FINAL
 
 
@@ -92,7 +93,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_json(path: Path, remedy: str = "remove it and run again") -> dict[str, Any]:
-    """Reads an object from a JSON file of the run; a damaged one is an error that names it."""
+    """Reads an object from a JSON file of the run; raises an error that names the file if it is damaged."""
     content = paths.read_json(path, UserError, remedy, "is damaged")
     if not isinstance(content, dict):
         raise UserError(f"{path} is damaged (it holds no object); {remedy}.")
@@ -108,14 +109,14 @@ def claim(root: Path, config: RunConfig, config_file: str = "") -> Workdir:
       config_file: path of the file that it came from, stored for the report.
 
     Raises:
-      ConfigError: it holds a run of another config (the fields that differ are listed), or something
-        that is not a run.
+      ConfigError: the directory holds a run of another config (the fields that differ are listed), or
+        something that is not a run.
     """
     workdir = Workdir(root)
     mapping = to_mapping(config)
     if workdir.config.exists():
-        # Nothing comes of the settings of a distiller that the run does not have, or had not yet: others may
-        # be added after those with which it was begun.
+        # Distillers may be added after those that the run was begun with. The settings of a distiller that it
+        # did not have so far may differ, since nothing came of them.
         stored = _stored_config(workdir)
         had = stored.get("distillers", [])
         idle = {stage_of(name) for name in DISTILLERS if name not in had}
@@ -131,7 +132,7 @@ def claim(root: Path, config: RunConfig, config_file: str = "") -> Workdir:
                 f"{root} holds a run of another config; give another --workdir, or set these fields "
                 "back:\n  " + "\n  ".join(changed)
             )
-    # What is hidden was left by a process that was killed as it began, or holds the lock.
+    # Hidden files were left by a process that was killed as it began, or hold the lock.
     elif root.exists() and any(not path.name.startswith(".") for path in root.iterdir()):
         raise ConfigError(
             f"{root} is not empty and holds no run (no config.json); give another --workdir."
@@ -147,7 +148,7 @@ def claimed(root: Path, config: RunConfig, config_file: str = "") -> Iterator[No
     So a mistyped corpus or field can be corrected in the same directory.
 
     Args:
-      root, config, config_file: as of `claim`.
+      root, config, config_file: as for `claim`.
     """
     begins = not Workdir(root).config.exists()
     workdir = claim(root, config, config_file)
@@ -163,7 +164,7 @@ def claimed(root: Path, config: RunConfig, config_file: str = "") -> Iterator[No
 
 
 def _stored_config(workdir: Workdir) -> dict[str, Any]:
-    """The config that the run was begun with; newer fields have their defaults."""
+    """The config that is stored with the run; newer fields get their defaults."""
     remedy = "restore it from a copy, or give another --workdir"
     stored = read_json(workdir.config, remedy).get("config")
     if not isinstance(stored, dict) or not isinstance(stored.get("distillers", []), list):
@@ -183,7 +184,7 @@ def _owner() -> str:
 def lock(root: Path) -> Iterator[None]:
     """Holds the directory for this process, until the operating system releases it, however it ends.
 
-    Buckets have no such locks; there it is a lease, which must be renewed.
+    Buckets have no such locks; there the lock is a lease, which must be renewed.
 
     Raises:
       UserError: another process holds it.
