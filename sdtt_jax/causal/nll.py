@@ -26,7 +26,7 @@ class TokenScores(NamedTuple):
 
     # `[batch, length]` float32, -log p of the target in nats; 0 where it is not scored.
     nll: PerToken
-    # `[batch, length]` bool, the most probable token is another one; False where it is not scored.
+    # `[batch, length]` bool, whether the most probable token is another one; False where it is not scored.
     missed: Positions
 
 
@@ -58,8 +58,8 @@ def next_token_nll(
 ) -> PerToken:
     """`next_token_scores(…).nll` alone: `[batch, length]` float32, nats.
 
-    To find the most probable token takes two fifths more of the time (two layers of 256 and a vocabulary of
-    50,257 on a CPU: 0.68 s instead of 0.48 for 1,024 tokens), so what does not ask for it asks here.
+    Finding the most probable token takes two fifths more time (two layers of 256 and a vocabulary of 50,257
+    on a CPU: 0.68 s instead of 0.48 for 1,024 tokens), so callers that do not need it call this function.
     """
     hidden = network.hidden(params, inputs)
     head = network.head_params(params)
@@ -74,10 +74,10 @@ def causal_nll(network: CausalNetwork, params: Params, tokens: Tokens, bos_id: i
     Args:
       network, params: the causal network.
       tokens: `[batch, length]` int32.
-      bos_id: what stands before the first token, so that it is scored too.
+      bos_id: the token put before the first one, so that the first is scored too.
 
     Raises:
-      ConfigError: `tokens` has another shape, or holds ids that are not tokens; `bos_id` is none.
+      ConfigError: `tokens` has another shape, or holds ids that are not tokens; or `bos_id` is not a token.
     """
     if not isinstance(bos_id, jax.core.Tracer):
         within(f"[0, {network.config.vocab_size})", bos_id=bos_id)
@@ -98,8 +98,8 @@ def causal_loss(
     Args:
       network, params: the causal network; differentiable with respect to its parameters.
       tokens: `[batch, length]` int32.
-      bos_id: what stands before the first token, so that it is scored too.
-      arrangement: of the positions: before the first token of each text stands BOS, and prompts and padding
+      bos_id: the token put before the first one, so that the first is scored too.
+      arrangement: of the positions: BOS is put before the first token of each text, and prompts and padding
         are not scored. None: every sequence is one text.
     """
     inputs, segments = preceded(tokens, bos_id), None

@@ -13,7 +13,7 @@ from sdtt_jax.typing import PerToken, Positions
 
 
 def still_masked(schedule: Schedule, times: jax.Array) -> jax.Array:
-    """Chance that what is masked at `times[0]` is so at each of `times: [n + 1]`: 1, then falling."""
+    """Chance that what is masked at `times[0]` still is at each of `times: [n + 1]`: 1, then falling."""
     chance = schedule.move_chance(times)
     return chance / chance[0]
 
@@ -26,7 +26,7 @@ def grid_calls(share: PerToken, still: jax.Array) -> jax.Array:
       still: `[n + 1]` float32 from `still_masked`.
 
     Returns:
-      `[batch, length]` int32 in 0 … n; n is left masked by all steps.
+      `[batch, length]` int32 in 0 … n; n where every step leaves the position masked.
     """
     later = jnp.searchsorted(-still, -share, side="left")
     return later.astype(jnp.int32) - 1
@@ -41,16 +41,17 @@ def even_calls(share: PerToken, masked: Positions, num_steps: int) -> tuple[jax.
       num_steps: calls.
 
     Returns:
-      `call: [batch, length]` int32, `num_steps` where nothing is masked; and `first: [batch, num_steps]`
-      float32, the share of the first position of each call (0 for a call that reveals nothing).
+      `call: [batch, length]` int32, `num_steps` at positions that are not masked; and
+      `first: [batch, num_steps]` float32, the share of the first position of each call (0 for a call that
+      reveals nothing).
 
     Raises:
-      ConfigError: for texts so long and so many calls that their product would leave int32.
+      ConfigError: the product of the text's length and the number of calls would overflow int32.
     """
     length = share.shape[-1]
     _check_product(length, min(num_steps, length), f"{num_steps} calls")
     place, count = rank(share, masked), _number_of(masked)
-    # place * num_steps // count, whose product leaves int32 at 4,096 positions and 600,000 calls.
+    # place * num_steps // count, whose product would overflow int32 at 4,096 positions and 600,000 calls.
     call = place * (num_steps // count) + place * (num_steps % count) // count
     return _with_first(share, masked, call, num_steps)
 
@@ -68,12 +69,12 @@ def dealt_calls(
       counts: positions that each call reveals; they add up to the length of a text.
 
     Raises:
-      ConfigError: for texts so long and so many positions that their product would leave int32.
+      ConfigError: the product of the text's length and the sum of the counts would overflow int32.
     """
     _check_product(share.shape[-1], sum(counts), f"counts that add up to {sum(counts)}")
     place, count = rank(share, masked), _number_of(masked)
     ends = jnp.cumsum(jnp.array(counts))
-    # Position `place` of `count` stands where `place * ends[-1] / count` of the whole text does.
+    # Place `place` of `count` corresponds to place `place * ends[-1] / count` of the whole text.
     call = (place[..., None] * ends[-1] >= ends * count[..., None]).sum(axis=-1)
     return _with_first(share, masked, call, len(counts))
 
@@ -88,7 +89,7 @@ def rank(score: PerToken, due: Positions) -> jax.Array:
 
     Args:
       score: `[batch, length]` float32, finite.
-      due: `[batch, length]` bool; the others come after these.
+      due: `[batch, length]` bool, positions to rank; all others come after them.
     """
     return ranks(jnp.where(due, -score, jnp.inf))
 
@@ -117,9 +118,10 @@ def _with_first(
 
 
 def cooled(num_steps: int, temperature: float, cooling: float) -> np.ndarray:
-    """Temperatures of the steps, falling from `(1 + cooling) temperature` to `(1 - cooling) temperature` in a
-    straight line, and 1 after the last: `[num_steps + 1]` float32. A single step has `temperature` itself.
+    """Temperatures of the steps, falling linearly, and 1 after the last step: `[num_steps + 1]` float32.
+
+    From `(1 + cooling) temperature` to `(1 - cooling) temperature`; a single step has `temperature` itself.
     """
-    # By NumPy, for outside of `jit` JAX would compile each of these operations at a first generation.
+    # With NumPy, because outside of `jit` JAX would compile each of these operations at the first generation.
     fall = np.linspace(1, -1, num_steps) if num_steps > 1 else np.zeros(1)
     return np.append(temperature * (1 + cooling * fall), 1).astype(np.float32)

@@ -1,7 +1,7 @@
 """The seam between networks and mathematics: a denoiser, and a denoiser with its noise schedule.
 
-Samplers, losses, targets and measures are functions of a `MaskedDiffusion` and of parameters. They know
-nothing of a network but the five names of `DenoiserLike`.
+Samplers, losses, targets and measures are functions of a `MaskedDiffusion` and of parameters. All they know
+of a network is the five names of `DenoiserLike`.
 """
 
 import dataclasses
@@ -46,7 +46,7 @@ class DenoiserLike(Protocol):
         """
 
     def head_params(self, params: Params) -> Params:
-        """The part of `params` that `logits` reads, so that losses carry no more than that."""
+        """The part of `params` that `logits` reads, so that losses carry nothing else."""
 
     def logits(self, params: Params, hidden: jax.Array) -> Logits:
         """Unnormalised log-probabilities of the clean token.
@@ -62,7 +62,7 @@ class DenoiserLike(Protocol):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class WithInputs:
-    """A denoiser with inputs that belong to one batch, beside its tokens."""
+    """A denoiser with further inputs for one batch, besides the tokens."""
 
     denoiser: DenoiserLike  # the network
     inputs: dict[str, jax.Array]  # further arguments of its `hidden`, by name: `segments`, `edges`
@@ -75,19 +75,19 @@ class WithInputs:
         *more: Any,
         **inputs: jax.Array,
     ) -> Hidden:
-        """As the network's own; `more` and `inputs` are what it takes besides them, such as noise."""
+        """The network's own `hidden`; `more` and `inputs` are its further arguments, such as noise."""
         network: Any = self.denoiser
         hidden: Hidden = network.hidden(params, tokens, sigma, *more, **inputs, **self.inputs)
         return hidden
 
     def layer_states(self, params: Params, tokens: Tokens, layer: int) -> Hidden:
-        """As the network's own."""
+        """The network's own `layer_states`."""
         network: Any = self.denoiser
         states: Hidden = network.layer_states(params, tokens, layer, **self.inputs)
         return states
 
     def __getattr__(self, name: str) -> Any:
-        # Nothing else that computes from tokens, such as a cache: it would not see the inputs.
+        # Nothing else that computes from tokens is passed on, such as a cache: it would not see the inputs.
         if name in ("mask_id", "padded_vocab", "head_params", "logits", "noise_kind", "config"):
             return getattr(self.denoiser, name)
         inputs = " and ".join(self.inputs)

@@ -1,21 +1,21 @@
 """Estimators of the NELBO for evaluation, of whole texts or of the tokens that follow a beginning.
 
-They give values without gradients, and begin all at the same smallest time, so that they agree on one bound.
+They give values without gradients, and all begin at the same smallest time, so they estimate the same bound.
 A training loss draws its times elsewhere, in `sdtt_jax.diffusion.nelbo.masked_batch`.
 
-With m the move chance, the bound of masked diffusion is the integral of f(m) dm / m between the move
-chances of the smallest time and of time 1, f(m) the expected negative log-likelihood of what is masked at m
-(MDLM, arXiv 2406.07524, equation 10). The estimators differ in how they draw the masks:
+With m the move chance, the bound of masked diffusion is the integral of f(m) dm / m between the move chances
+of the smallest time and of time 1, where f(m) is the expected negative log-likelihood of the tokens masked at
+m (MDLM, arXiv 2406.07524, equation 10). The estimators differ in how they draw the masks:
 
 independent   a time t for each row, uniform.
 antithetic    the same, with the times of rows that belong together spread evenly.
-importance    log m uniform and spread evenly: the weight is flat, but most masks are nearly empty. For any
-              schedule, where `NelboConfig.importance` needs one with `importance_t` and begins later.
+importance    log m uniform and spread evenly: the weight is flat, but most masks are nearly empty. Takes any
+              schedule, whereas `NelboConfig.importance` needs one with `importance_t` and begins later.
 low-variance  the number of masked tokens uniform in 1 … L and spread evenly, then a set of that size
               (arXiv 2502.09992, equation 14): no variance from how many tokens a mask happens to have. The
               weights are those of the schedule, so that the integral is the same.
-counts        the same for move chances from 0 to 1, which the schedule's eps cuts short: the weight is
-              L / n, so that for a single token one masking is exact.
+counts        the same for all move chances from 0 to 1, a range that the schedule's eps cuts short: the
+              weight is L / n, so that for a single token one masking is exact.
 """
 
 import dataclasses
@@ -43,7 +43,7 @@ class Masking(NamedTuple):
 
     x_t: jax.Array  # `[rows, length]` int32
     sigma: jax.Array  # `[rows]` float32, total noise, which a time-conditioned network sees
-    # `[rows]` float32, by which the negative log-likelihood of the masked tokens is multiplied.
+    # `[rows]` float32, multiplies the negative log-likelihood of the masked tokens.
     weight: jax.Array
 
 
@@ -79,18 +79,18 @@ class BoundConfig:
 def masking_bound(
     diffusion: MaskedDiffusion, params: Any, x0: jax.Array, masking: Masking
 ) -> jax.Array:
-    """The estimate of -log p that a given masking makes.
+    """The estimate of -log p that a given masking yields.
 
     Args:
       diffusion, params: the model.
       x0: `[rows, length]` int32.
-      masking: which positions are masked, and what each counts.
+      masking: the masked texts, and their weights.
 
     Returns:
       `[rows]` float32, nats.
     """
     nll = masked_nll(diffusion, params, x0, masking.x_t, masking.sigma)
-    # MASK that belongs to the row, and not to the masking, is nothing to predict.
+    # A MASK that was in the row before the masking is nothing to predict.
     return jnp.where(x0 == diffusion.mask_id, 0.0, nll).sum(axis=-1) * masking.weight
 
 
@@ -149,7 +149,7 @@ def _by_count(
 
 
 def _move_chances(schedule: Schedule) -> tuple[float, float]:
-    """At the smallest time and at time 1."""
+    """The move chances at the smallest time and at time 1."""
     with jax.ensure_compile_time_eval():
         low, high = schedule.move_chance(jnp.array([SAMPLING_EPS, 1.0], jnp.float32))
         return float(low), float(high)

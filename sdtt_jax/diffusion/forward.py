@@ -77,7 +77,7 @@ def q_xt(
       `x_t: [batch, length]` int32.
 
     Raises:
-      ConfigError: `x0` are no ids, such as floats, or ids that do not exist.
+      ConfigError: `x0` does not hold ids (but floats, for example), or holds ids that do not exist.
 
     Examples:
       >>> q_xt(jax.random.key(0), jnp.array([[1, 2], [3, 4]]), jnp.array([0.0, 1.0]), mask_id=9)

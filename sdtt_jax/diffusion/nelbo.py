@@ -17,7 +17,7 @@ arXiv 2406.07524, equation 10). Written naively, one sample of it is
 cross-entropy and their gradients run at masked positions only, in chunks.
 
 This is the loss to train on, with the reference's ways to draw times. Estimates of the bound for evaluation,
-of less variance and without gradients, are in `sdtt_jax.diffusion.estimators`.
+with less variance and without gradients, are in `sdtt_jax.diffusion.estimators`.
 """
 
 import dataclasses
@@ -48,8 +48,8 @@ class NelboConfig:
       weighting: "nelbo" weights each time as the bound does (`nelbo_weight`, 1/t for the log-linear
         schedule), "even" weights all masked tokens equally (a small model leaves its first plateau sooner).
       antithetic: even spread of times over a batch.
-      importance: with "nelbo", draw times so that the weight is flat: lower variance of the bound, but
-        almost all times are small. Log-linear, and linear with sigma_min > 0.
+      importance: with "nelbo", draw times so that the weight is flat: lower variance of the bound, but almost
+        all times are small. Only for log-linear, and for linear with sigma_min > 0.
     """
 
     weighting: str = "nelbo"
@@ -156,7 +156,7 @@ def denoising_terms(
 def masked_batch(
     diffusion: MaskedDiffusion, x0: Tokens, key: Key, config: NelboConfig
 ) -> tuple[PerSequence, PerSequence, Tokens]:
-    """A time for each text, the bound's weight of it, and the text masked at that time.
+    """A time for each text, that time's weight in the bound, and the text masked at that time.
 
     Args:
       diffusion: the model.

@@ -1,8 +1,8 @@
-"""Generations whose decoder is no more than its plan: one compiled program for any number of steps.
+"""Generations whose decoder only follows its plan: one compiled program for any number of steps.
 
 `sampler.sample` is compiled again for every number of steps, every way to spread positions over them, and
-every temperature. Where there is only a plan, none of these changes what a step computes. So the plan is
-made by a program of its own, which compiles in a tenth of the time, and is padded to `CAPACITY` steps; the
+every temperature. Where there is only a plan, none of these changes what a step computes. So the plan is made
+by a separate program, which compiles in a tenth of the time, and is padded to `CAPACITY` steps; the
 temperatures are an argument.
 """
 
@@ -50,8 +50,10 @@ def common_config(config: SamplerConfig) -> SamplerConfig | None:
 
 
 def own_temperatures(config: SamplerConfig) -> jax.Array | None:
-    """What `follow` divides the logits of each step by: `[CAPACITY + 1]` float32; None where that is 1
-    throughout, or no token is drawn."""
+    """What `follow` divides the logits of each step by: `[CAPACITY + 1]` float32.
+
+    None if that is 1 throughout, or if no token is drawn.
+    """
     if config.greedy or (config.temperature == 1.0 and config.cooling == 0.0):
         return None
     temperatures = cooled(config.num_steps, config.temperature, config.cooling)
@@ -66,7 +68,7 @@ def wide_plan(diffusion: MaskedDiffusion, key: Key, x_init: Tokens, config: Samp
       diffusion: the model.
       key: PRNG key.
       x_init: `[batch, length]` int32.
-      config: of the generation; `common_config` must have one for it.
+      config: of the generation; one for which `common_config` is not None.
     """
     plan = plan_generation(diffusion, key, x_init, config)
     steps, spare = config.num_steps, CAPACITY - config.num_steps
@@ -91,14 +93,14 @@ def follow(
     Args:
       diffusion, params: the model.
       plan: from `wide_plan`.
-      x_init: `[batch, length]` int32, as the plan had it.
+      x_init: `[batch, length]` int32, the same as for the plan.
       num_steps: `[]` int32, reverse steps.
       config: from `common_config`.
       temperatures: from `own_temperatures`.
     """
 
     def step(index: jax.Array, state: SamplerState) -> SamplerState:
-        # The step after the last, which fills what is still masked, has the number that the config says.
+        # The step after the last, which fills what is still masked, has the index `config.num_steps`.
         index = jnp.where(index == num_steps, config.num_steps, index)
         return take_step(diffusion, params, plan, state, index, config, temperatures=temperatures)
 

@@ -2,14 +2,14 @@
 
 Between the times t and s < t a masked position is revealed with probability
 `(alpha_s - alpha_t) / (1 - alpha_t)`, and its token is drawn from the SUBS distribution (MDLM,
-arXiv 2406.07524; the reference's ancestral and analytic samplers are both exactly this). So what is revealed
-when does not depend on the network. A generation draws it first, for all steps at once, as a `Plan`; then
-each step calls the network once, applies the head at the positions of that step alone, and draws their
-tokens. A step that reveals nothing in the whole batch calls no network. Other `decoders` choose the positions
-of a step by what the network says of them, or mask tokens again.
+arXiv 2406.07524; the reference's ancestral and analytic samplers are both exactly this). So which position is
+revealed when does not depend on the network. A generation draws this first, for all steps at once, as a
+`Plan`; then each step calls the network once, applies the head only at that step's positions, and draws their
+tokens. A step that reveals nothing in the whole batch makes no network call. Other `decoders` choose the
+positions of a step by what the network predicts there, or mask tokens again.
 
-What the tokens are drawn with can be settled in advance as well, as `Noise`: the whole generation is then a
-function of it. A network that sees noise is shown the same noise at every call.
+The random numbers that tokens are drawn with can be settled in advance as well, as `Noise`: the whole
+generation is then a function of it. A network that sees noise is shown the same noise at every call.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ from sdtt_jax.ops.tokens import as_rows
 from sdtt_jax.typing import Key, Params, PerSequence, Positions, Tokens, Tree
 
 TIME_GRIDS = ("uniform", "cosine")
-# A plan takes 4 bytes of each text for every step; with more, what was meant is something else.
+# A plan takes 4 bytes per text and step; whoever asks for more steps than this means something else.
 MAX_STEPS = 10**6
 
 
@@ -45,16 +45,16 @@ class SamplerConfig(Filters):
       num_steps: reverse steps on the time grid, or network calls of "first-hitting".
       time_grid: "uniform", or "cosine" (`t = cos(pi/2 (1 - u))`: small steps while little is known).
       final_denoise: greedily fill what is still masked after the last step.
-      mode: the decoder, a name of `decoders.DECODERS` with its options. "grid" takes reverse steps on a grid
+      mode: the decoder, a name in `decoders.DECODERS` with its options. "grid" takes reverse steps on a grid
         of times, each of which reveals a random number of tokens. "first-hitting" reveals the tokens in a
-        random order, as evenly over `num_steps` network calls as whole numbers allow, "learnt" as many at
-        each as were learnt. "confidence" and "entropy-bounded" take what the network is surest of, "remdm"
-        masks tokens again. "blocks", "refine", "speculative", "staged", "skeleton" and "energy" make calls of
-        their own, the last four also of a helper. `stop=` among its options ends a text early
+        random order, as evenly over `num_steps` network calls as whole numbers allow, "learnt" in numbers
+        that were learnt for each call. "confidence" and "entropy-bounded" take what the network is surest of,
+        "remdm" masks tokens again. "blocks", "refine", "speculative", "staged", "skeleton" and "energy" make
+        their own calls, the last four also of a helper. The option `stop=` ends a text early
         (`decoders.stopping`).
-      temperature, top_k, top_p: filters of the token distribution; 1, 0 and 1 are off. Of a network that
+      temperature, top_k, top_p: filters of the token distribution; 1, 0 and 1 are off. For a network that
         sees noise, temperature 0 takes the tokens that the noise determines, and 1 draws from what the
-        network says of them.
+        network predicts.
       cooling: how far the temperature falls over the steps (`calls.cooled`); 0 is off.
     """
 
@@ -81,7 +81,7 @@ class SamplerConfig(Filters):
 
 
 def check_config(config: SamplerConfig) -> None:
-    """Raises `ConfigError` unless `config` is one; a number of steps is what is often given in its place."""
+    """Raises `ConfigError` unless `config` is a `SamplerConfig`; many give a number of steps instead."""
     require(
         isinstance(config, SamplerConfig),
         f"config must be a SamplerConfig, not {config!r:.60}; say SamplerConfig(num_steps=…).",
@@ -110,12 +110,12 @@ class Plan:
     """What a generation has settled before its first network call."""
 
     key: Key  # PRNG key; step i draws its tokens with `fold_in(key, i)`
-    # `[batch, length]` int32, the step that reveals each position: `num_steps` for those that no step was
-    # chosen for, beyond that for those that were never masked.
+    # `[batch, length]` int32, the step that reveals each position: `num_steps` for positions without a step,
+    # more for positions that were never masked.
     call: jax.Array
     # `[num_steps + 1, batch]` float32, total noise at each step, and after the last one.
     sigmas: jax.Array
-    # What tokens are drawn with (a `Noise`), or what the network sees, at every step; None draws fresh noise.
+    # The `Noise` that tokens are drawn with, or what the network sees of it; None: fresh noise at every step.
     noise: Tree = None
 
 
@@ -140,7 +140,7 @@ def sample(
       key: PRNG key.
       x_init: `[batch, length]` int32 from `prior_sample`; what is not MASK stays as it is.
       config: steps, grid and filters; static under `jit`.
-      noise: makes the generation a function of it; None draws it, from `key`.
+      noise: the noise that the generation is a function of; None draws it from `key`.
       keep_states: also return every state.
       helper: the second model of a decoder that needs one.
 
@@ -172,7 +172,7 @@ def sample(
         state, states = jax.lax.scan(body, state, jnp.arange(config.num_steps + 1))
     if states is not None:
         states = jnp.concatenate([x_init[None], states])
-    # What a decoder remembers, such as keys and values, is of no use any more.
+    # What a decoder remembers, such as keys and values, is no longer needed.
     return SamplerState(state.x, state.nfe), states
 
 
@@ -190,7 +190,7 @@ def prior_sample(
       tokens, fixed: `[batch, length]` int32 and bool, both or neither; tokens stay where `fixed` is True.
 
     Raises:
-      ConfigError: only one of `tokens` and `fixed` is there.
+      ConfigError: only one of `tokens` and `fixed` is given.
     """
     x = jnp.full((batch, length), mask_id, jnp.int32)
     if tokens is None and fixed is None:
@@ -242,16 +242,16 @@ def plan_generation(
 ) -> Plan:
     """Draws which step reveals which position.
 
-    A position that is masked at time 1 is still so at time t with probability
-    `move_chance(t) / move_chance(1)`. So a uniform number for each position, the share of
-    `move_chance(1)` at which it is revealed, has the law of all steps together.
+    A position that is masked at time 1 is still masked at time t with probability
+    `move_chance(t) / move_chance(1)`. So a uniform number for each position, the share of `move_chance(1)` at
+    which it is revealed, has the law of all steps together.
 
     Args:
       diffusion: the model.
       key: PRNG key; the uniform numbers, or all noise, are drawn with `fold_in(key, num_steps)`.
       x_init: `[batch, length]` int32.
       config: sampler.
-      noise: its `order` are the uniform numbers; None draws it if the network sees noise.
+      noise: its `order` holds the uniform numbers; None draws noise if the network sees any.
     """
     masked, key_plan = x_init == diffusion.mask_id, jax.random.fold_in(key, config.num_steps)
     if noise is None and diffusion.noise_kind is not None:
@@ -284,13 +284,13 @@ def take_step(
     Args:
       diffusion, params: the model.
       plan: from `plan_generation`.
-      state: after the steps before.
-      index: which of `config.num_steps` steps; or `num_steps`, which fills what they left masked with the
-        most probable tokens, if `config.final_denoise`.
+      state: after the previous steps.
+      index: which of `config.num_steps` steps; or `num_steps`, the step that fills what the others left
+        masked with the most probable tokens, if `config.final_denoise`.
       config: sampler.
       helper: the second model of a decoder that needs one.
-      temperatures: `[num_steps + 1]` float32, what divides the logits of each step beside the config's own
-        temperature; None: nothing.
+      temperatures: `[num_steps + 1]` float32, divisors of each step's logits in addition to the config's own
+        temperature; None: no further ones.
     """
     stop, watch = stop_of(config.mode), state.watch
 
@@ -330,7 +330,7 @@ def _step(
     helper: Helper | None,
     temperatures: jax.Array | None,
 ) -> SamplerState:
-    """`take_step` for all texts, also those that have stopped."""
+    """`take_step` for all texts, including those that have stopped."""
     decoder, options = parse_mode(config.mode)
     key, last = jax.random.fold_in(plan.key, index), index == config.num_steps
     due = _Due(plan.call == index, plan.sigmas[index])
@@ -366,7 +366,7 @@ def _step(
 def _picked(
     pick: Pick, options: Any, scene: Scene, key: Key, now: Now, stop: stopping.Stop | None
 ) -> _Due:
-    """All that is masked, of which `Decoder.pick` takes some, and the last step the rest."""
+    """All masked positions; `Decoder.pick` takes some of them, and the last step takes the rest."""
     masked = now.x == scene.diffusion.mask_id
     score, accept = (functools.partial(function, options) for function in pick[:2])
     calls_left, last = jnp.maximum(scene.num_steps - now.call, 1), now.call == scene.num_steps
@@ -379,7 +379,7 @@ def _picked(
 def _redone(
     redo: Callable[..., Any], options: Any, scene: Scene, key: Key, now: Now, plan: Plan
 ) -> _Due:
-    """What `Decoder.redo` reveals by chance and masks again; the last step reveals all."""
+    """What `Decoder.redo` reveals and masks again, both at random; the last step reveals everything."""
     masked, last = now.x == scene.diffusion.mask_id, now.call == scene.num_steps
     steps = jnp.stack([now.call, jnp.minimum(now.call + 1, scene.num_steps)])
     chances = scene.diffusion.schedule.move_chance(scene.times[steps])

@@ -18,19 +18,19 @@ TimeFunction = Callable[[jax.Array], jax.Array]
 
 # The kinds that read `sigma_min` and `sigma_max`, and the reference's total noise at times 0 and 1.
 SIGMAS = {"linear": (0.0, 10.0), "geometric": (1e-3, 1.0)}
-# Not far below it float32 makes alpha_1 0 or less, and sigma(1) infinite or NaN: log-linear's 1 - eps rounds
-# to 1 below 3e-8, and cos(pi / 2), to which cosine adds eps, is -4.4e-8.
+# Not far below this, float32 makes alpha_1 0 or less, and sigma(1) infinite or NaN: log-linear's 1 - eps
+# rounds to 1 below 3e-8, and cos(pi / 2), to which cosine adds eps, is -4.4e-8.
 MIN_EPS = 1e-7
 
 
 @dataclasses.dataclass(frozen=True)
 class ScheduleConfig:
-    """Which noise schedule.
+    """A noise schedule's kind and parameters.
 
     Attributes:
       kind: "log-linear" (default), "cosine", "cosine-squared", "linear" or "geometric".
-      eps: log-linear, cosine, cosine-squared: `alpha_1`, what is left of the text at time 1, from `MIN_EPS`.
-      sigma_min, sigma_max: linear and geometric: total noise at time 0 and 1; None takes those of `SIGMAS`.
+      eps: log-linear, cosine, cosine-squared: `alpha_1`, the share left clean at time 1, at least `MIN_EPS`.
+      sigma_min, sigma_max: linear and geometric: total noise at time 0 and 1; None takes it from `SIGMAS`.
 
     A field that the kind does not read keeps its default.
     """
@@ -63,7 +63,7 @@ class ScheduleConfig:
 
     @property
     def sigmas(self) -> tuple[float, float]:
-        """Total noise at times 0 and 1, of the kinds that ask for it."""
+        """Total noise at times 0 and 1, for the kinds that read it."""
         low, high = SIGMAS[self.kind]
         return (
             low if self.sigma_min is None else self.sigma_min,
@@ -82,7 +82,7 @@ class Schedule:
       sigma: total noise.
       dsigma: d sigma / d t.
       importance_t: maps uniform u in [0, 1] to a time t such that the NELBO's weight is flat in u:
-        `log(1 - alpha)` is then linear in u. The reference's, for training (`NelboConfig.importance`).
+        `log(1 - alpha)` is then linear in u. It is the reference's, for training (`NelboConfig.importance`).
         None where the schedule has none.
     """
 
@@ -92,7 +92,7 @@ class Schedule:
     importance_t: TimeFunction | None = dataclasses.field(compare=False, repr=False)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # For `pickle`, which cannot store functions that were made in another.
+        # For `pickle`, which cannot store functions that were defined inside another.
         return make_schedule, (self.config,)
 
     def alpha(self, t: jax.Array) -> jax.Array:
@@ -166,7 +166,7 @@ def _from_chances(
     def sigma(t: jax.Array) -> jax.Array:
         masked = move_chance(t)
         early = masked < 0.5
-        # Each logarithm where it is accurate; the other one's argument stays away from 0.
+        # Each logarithm is used where it is accurate; the other one's argument is kept away from 0.
         small = -jnp.log1p(-jnp.where(early, masked, 0.0))
         return jnp.where(early, small, -jnp.log(jnp.where(early, 1.0, alpha(t))))
 

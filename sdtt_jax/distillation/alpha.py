@@ -1,9 +1,9 @@
-"""Teacher-free few-call training: the probability of what a call reveals, as a whole.
+"""Teacher-free training for few calls: raises the joint probability of the tokens that a call reveals.
 
 The loss of a block S is `(1 - P^alpha) / alpha` with `P = prod_{i in S} p_i(x0_i | x_t)`, the Tsallis form of
-`-log P`, which is its limit at alpha = 0: there it asks every prediction for its marginal, as the NELBO does.
-At alpha > 0 a block's gradient is weighted by `P^alpha`, so that the student gives up blocks that it cannot
-say as a whole for those that it can: it seeks modes, at the cost of variety.
+`-log P`, its limit at alpha = 0. In that limit every prediction learns its marginal, as under the NELBO. At
+alpha > 0 a block's gradient is weighted by `P^alpha`, so the student gives up blocks that it cannot get right
+as a whole in favour of those that it can. It seeks modes, at the cost of variety.
 """
 
 import dataclasses
@@ -22,9 +22,9 @@ class AlphaConfig:
     """The loss, and the sampler that the student is trained for.
 
     Attributes:
-      alpha: 0 is the cross-entropy of the block, 1 one minus its probability. A block of n nats has the
-        weight `exp(-alpha n)`: for texts, alpha is a hundredth rather than a half.
-      num_calls: calls of the sampler; a block is what one of them reveals.
+      alpha: 0 gives the cross-entropy of the block, 1 gives one minus its probability. A block of n nats has
+        the weight `exp(-alpha n)`: for texts, choose about a hundredth, not a half.
+      num_calls: network calls of the sampler; a block is what one call reveals.
     """
 
     alpha: float = 0.02
@@ -38,10 +38,10 @@ class AlphaConfig:
 def alpha_terms(
     diffusion: MaskedDiffusion, params: Params, x0: Tokens, key: Key, config: AlphaConfig
 ) -> tuple[Scalar, Scalar]:
-    """`(1 - P^alpha) / alpha` of a block of each text, and how many positions the blocks have.
+    """`(1 - P^alpha) / alpha`, summed over one block per text, and the number of positions in the blocks.
 
     Args:
-      diffusion, params: the student; within an arrangement, each text of a sequence has a block of its own.
+      diffusion, params: the student; with an arrangement, each text in a sequence has its own block.
       x0: `[batch, length]` int32, clean tokens.
       key: PRNG key.
       config: alpha, and the sampler's calls.
@@ -58,6 +58,6 @@ def alpha_terms(
         x0,
     )
     joint = text_sums(log_probs, diffusion.arrangement)
-    # expm1: 1 - P^alpha is all rounding where alpha is small.
+    # expm1, because 1 - P^alpha is nothing but rounding error when alpha is small.
     losses = -jnp.expm1(config.alpha * joint) / config.alpha if config.alpha else -joint
     return losses.sum(), block.revealed.sum().astype(jnp.float32)

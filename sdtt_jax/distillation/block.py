@@ -1,6 +1,6 @@
 """Shared parts of the distillers that consider several tokens at once.
 
-A *block* is what one network call of a sampler reveals: some of the masked positions, all in the same call.
+A *block* is the set of masked positions that one network call of a sampler reveals.
 """
 
 import functools
@@ -24,16 +24,16 @@ class Block(NamedTuple):
 
 
 def draw_block(diffusion: MaskedDiffusion, x0: Tokens, key: Key, num_calls: int) -> Block:
-    """Texts before one of `num_calls` calls on the uniform grid of times, and that call's positions.
+    """Texts as one of `num_calls` calls on the uniform time grid sees them, and the positions it reveals.
 
-    All calls are equally likely, and they are spread evenly over the batch. What may not be masked
-    (`diffusion.free`) is shown.
+    All calls are equally likely, and they are spread evenly over the batch. Positions that may not be masked
+    (outside `diffusion.free`) are shown.
 
     Args:
       diffusion: the model.
       x0: `[batch, length]` int32, clean tokens.
       key: PRNG key.
-      num_calls: of the sampler, `SamplerConfig(num_calls)`.
+      num_calls: network calls of the sampler, `SamplerConfig(num_calls)`.
     """
     key_call, key_mask = jax.random.split(key)
     schedule = diffusion.schedule
@@ -41,11 +41,11 @@ def draw_block(diffusion: MaskedDiffusion, x0: Tokens, key: Key, num_calls: int)
     t = 1.0 - jnp.minimum(call, num_calls - 1.0) / num_calls
     chance = schedule.move_chance(t)
     left = schedule.move_chance(jnp.maximum(t - 1.0 / num_calls, 0.0))
-    # The first call sees MASK alone, also under a schedule that leaves some tokens clean at time 1.
+    # The first call sees only MASK, even under a schedule that leaves some tokens clean at time 1.
     chance = jnp.where(t == 1.0, 1.0, chance)
     uniform = jax.random.uniform(key_mask, x0.shape, jnp.float32)
     x_t = mask_tokens(x0, uniform, chance, diffusion.mask_id, diffusion.free)
-    # The last call reveals what is left, also under a schedule that masks some tokens at time 0.
+    # The last call reveals what is left, even under a schedule that masks some tokens at time 0.
     last = (t - 1.0 / num_calls < 0.5 / num_calls)[:, None]
     revealed = (x_t == diffusion.mask_id) & (last | (uniform >= left[:, None]))
     return Block(x_t, schedule.sigma(t), revealed)
@@ -55,14 +55,14 @@ def draw_block(diffusion: MaskedDiffusion, x0: Tokens, key: Key, num_calls: int)
 def token_log_probs(
     denoiser: DenoiserLike, head: Params, hidden: Hidden, selected: Positions, tokens: Tokens
 ) -> PerToken:
-    """`log p(token)` at the selected positions and 0 elsewhere, differentiable to `head` and `hidden`.
+    """`log p(token)` at the selected positions and 0 elsewhere, differentiable in `head` and `hidden`.
 
-    As in `ops.head_loss`, `[batch * length, vocab]` never exists. But a position's gradient depends on what
-    is made of all log-probabilities, so that the backward pass applies the head again.
+    As in `ops.head_loss`, `[batch * length, vocab]` never exists. But a position's gradient depends on how
+    the caller combines all log-probabilities, so the backward pass applies the head again.
 
     Args:
       denoiser: the network, as pure functions.
-      head: of its parameters, what `head_params` returns.
+      head: the head's parameters, from `head_params`.
       hidden: `[batch, length, embed]`.
       selected: `[batch, length]` bool, masked positions.
       tokens: `[batch, length]` int32.

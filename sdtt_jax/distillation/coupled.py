@@ -1,15 +1,15 @@
 """Noise-coupled distillation: the student is shown the noise that makes its teacher's trajectory.
 
-Tokens that are revealed together are drawn independently, so that a student which sees the tokens alone is
-bounded by the best product of marginals. Here every position has its noise in advance: a Gumbel number for
-each token and a uniform number for its place in the order. The teacher's whole trajectory is then a
-deterministic function of (x_t, noise): the positions that are due at a call take `argmax(logits + g)`. A
-student that is shown the noise learns a function and not a distribution, the tokens at which the trajectory
-arrives, however many come at once; over random noise its texts have the law of the teacher's many steps.
+Tokens that are revealed together are drawn independently, so a student that sees only tokens can do no better
+than the best product of marginals. Here every position gets its noise in advance: a Gumbel number for each
+token and a uniform number for its place in the order. The teacher's whole trajectory is then a deterministic
+function of (x_t, noise): the positions that are due at a call take `argmax(logits + g)`. A student that is
+shown the noise learns a function instead of a distribution: the tokens at which the trajectory ends, however
+many are revealed at once. Over random noise its texts have the law of the teacher's many steps.
 
-In *hindsight* the same function is learnt from real texts: for each of them, the noise is drawn with which
-the teacher would have written it. The student is then shown only noise of which the teacher makes real text.
-Gumbel Distillation (arXiv 2603.22216) does so with an autoregressive teacher.
+In *hindsight* the student learns the same function from real texts: for each text we draw noise with which
+the teacher would have written it. The student then sees only noise that the teacher turns into real text.
+Gumbel Distillation (arXiv 2603.22216) does this with an autoregressive teacher.
 """
 
 import dataclasses
@@ -36,17 +36,17 @@ class CoupledDistillConfig:
 
     Attributes:
       num_calls: network calls of the first teacher's trajectory.
-      mode, time_grid: how positions fall to calls, of `SamplerConfig`.
-      num_distill_calls: 0 is one-shot, the trajectory to its end. Else k, calls that the student learns to
-        take at once; each round divides the calls by k, and the student becomes the teacher.
+      mode, time_grid: how positions are assigned to calls, as in `SamplerConfig`.
+      num_distill_calls: 0 is one-shot: the student learns the whole trajectory. Otherwise k, the calls that
+        it learns to take at once; each round divides the calls by k, and the student becomes the teacher.
       num_rounds: rounds; one for one-shot.
       full_share: share of the states that are fully masked; the others lie along the trajectory.
-      hindsight: learn real texts, with the noise from which the teacher would have made them, and not the
-        texts that the teacher makes; only one-shot.
+      hindsight: learn real texts, with the noise from which the teacher would have made them, instead of the
+        teacher's own texts; one-shot only.
       independent: show the student noise that the tokens do not depend on, as multi-mask and infinite-mask
-        diffusion do; only one-shot. It says nothing of them, so that nothing is gained: for comparison.
-      soft_weight: in rounds, weight of the positions that the k calls do not reach; the student learns what
-        the teacher says of them after these calls, a distribution. 0 leaves them out.
+        diffusion do; one-shot only. Such noise says nothing about the tokens: only for comparison.
+      soft_weight: in rounds, weight of the positions that the k calls do not reach; there the student learns
+        the teacher's distribution after these calls. 0 leaves them out.
     """
 
     num_calls: int = 8
@@ -111,9 +111,9 @@ class States(NamedTuple):
     """A state of each trajectory, and the tokens that the student learns there.
 
     Attributes:
-      x_t, sigma: `[batch, length]` int32, and `[batch]` float32, the total noise at which it is called.
-      reached: `[batch, length]` float32, 1 at the masked positions whose tokens it is to learn.
-      x_s, sigma_s: the trajectory's state once these are revealed.
+      x_t, sigma: `[batch, length]` int32, and `[batch]` float32, the student's total noise.
+      reached: `[batch, length]` float32, 1 at the masked positions whose tokens the student learns.
+      x_s, sigma_s: the trajectory's state and total noise once these positions are revealed.
     """
 
     x_t: Tokens
@@ -132,15 +132,16 @@ def states_along(
 ) -> States:
     """A state of each trajectory, and the positions whose tokens the student is to learn there.
 
-    In one-shot training a state may lie between any two positions of the order. Within a call's positions it
-    is not a state of the trajectory, but it leads to the same end, and all that is masked is reached. In
-    rounds a state lies before every k-th call, and reached is what the next k calls reveal.
+    In one-shot training a state may lie between any two positions of the order. Between two positions of the
+    same call it is not a state of the trajectory, but it leads to the same end. All masked positions count as
+    reached. In rounds a state lies before every k-th call, and the positions that the next k calls reveal
+    count as reached.
 
     Args:
       diffusion: the student, whose schedule gives the total noise at each state.
-      trajectories: noise and ends.
+      trajectories: their noise and final tokens.
       key: PRNG key.
-      config: one-shot or in rounds; share of states that are fully masked.
+      config: one-shot or in rounds, and the share of states that are fully masked.
       round: counted from 1.
     """
     noise, tokens = trajectories
@@ -150,7 +151,8 @@ def states_along(
         sampler = SamplerConfig(length, mode="first-hitting")
     x_init = prior_sample(batch, length, diffusion.mask_id)
     plan = plan_generation(diffusion, key, x_init, sampler, noise)
-    # Spread evenly over the batch, as times are: one uniform number decides both whether and where.
+    # Spread evenly over the batch, as times are: one uniform number per text decides both whether its state
+    # is fully masked and where else it lies.
     even = sample_t(key, batch, eps=0.0)
     along = jnp.maximum(even - config.full_share, 0.0) / max(1.0 - config.full_share, 1e-6)
     stride, reach = (k, k) if k else (1, length)
@@ -182,20 +184,20 @@ def coupled_terms(
 ) -> tuple[Scalar, Scalar]:
     """Cross-entropy on the final tokens of the teacher's trajectories, and the number of tokens.
 
-    With `config.soft_weight`, the positions that are not reached add KL(teacher ‖ student), where the teacher
-    is shown the tokens of those that are.
+    With `config.soft_weight`, positions that are not reached add KL(teacher ‖ student); the teacher is shown
+    the tokens of the reached positions.
 
     Args:
       diffusion, params: the student; it sees noise.
-      trajectories: their noise, and where they end (`trajectory_end`).
+      trajectories: their noise and their final tokens (`trajectory_end`).
       key: PRNG key of the states.
       config: one-shot or in rounds.
       round: counted from 1.
       teacher: needed for `config.soft_weight` alone.
 
     Returns:
-      `(total, count)`: `[]` float32 each; `total / max(count, 1)` is the loss in nats per reached token,
-      where one that is not reached counts `config.soft_weight`.
+      `(total, count)`: `[]` float32 each; `total / max(count, 1)` is the loss in nats per reached token. A
+      token that is not reached counts as `config.soft_weight` tokens.
     """
     denoiser = diffusion.denoiser
     states = states_along(diffusion, trajectories, key, config, round)

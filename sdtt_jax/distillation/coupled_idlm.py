@@ -1,13 +1,13 @@
 """Inverse distillation of a noise-coupled student: bound neither by real texts nor by a product of marginals.
 
-A student in hindsight (`coupled`) can only average over what its noise does not tell of a text, so that its
-few calls stay worse than its teacher's many. Inverse distillation (`idlm`) asks for no particular text, but
-for texts that the teacher would have written. By itself it cannot make tokens that are revealed together
-agree, for they are drawn independently; with a student that sees their noise it can.
+A student trained in hindsight (`coupled`) can only average over what its noise does not tell about a text, so
+its few calls stay worse than its teacher's many. Inverse distillation (`idlm`) asks for no particular text,
+only for texts that the teacher would have written. By itself it cannot make tokens that are revealed together
+agree, because they are drawn independently; with a student that sees their noise it can.
 
-The only input is noise. From it the student writes a text in one call. A part of that text, in the order that
-the noise gives, is the state at which it learns, with the noise of the rest. A generation of two calls
-reaches its second call in just this way, and a longer one nearly so.
+The only input is noise. From it the student writes a text in one call. It then learns at a state that shows
+part of this text, in the order that the noise gives, together with the noise of the rest. A generation of two
+calls reaches its second call in exactly this way, and a longer one nearly so.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ from sdtt_jax.typing import Key, Params, Scalar, Tree
 class CoupledIdlmConfig(InverseConfig):
     """The states at which the student learns."""
 
-    # Share of them that is fully masked, where a generation begins; the others lie within a text.
+    # Share of the states that are fully masked, as a generation begins; the others show part of a text.
     full_share: float = 0.4
 
     def __post_init__(self) -> None:
@@ -50,12 +50,12 @@ def coupled_idlm_terms(
 
     Args:
       student: the student, without its parameters; it sees noise.
-      diffusion: teacher and fake, without their parameters; they see none.
-      params: `{"student": …, "fake": …}`, whose losses have no gradient for each other, as in `idlm`.
+      diffusion: teacher and fake, without their parameters; they see no noise.
+      params: `{"student": …, "fake": …}`; neither loss has a gradient for the other, as in `idlm`.
       teacher_params: no gradient flows into them.
       shape: `(batch, length)` of the texts that the student writes.
       key: PRNG key.
-      config: the states at which it learns.
+      config: the states at which the student learns.
 
     Returns:
       `(student, fake)`: `[]` float32 each, sums over the batch.

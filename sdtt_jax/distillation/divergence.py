@@ -1,8 +1,8 @@
-"""Divergences between the student's and the target's distribution of a position, by name.
+"""Divergences, by name, between the student's and the target's distribution at a position.
 
-Everything is computed from log-probabilities in float32 (or the dtype given, if wider). SUBS keeps
-impossible entries at a finite -1e6, so that 0 * log 0 is 0 here in values and in gradients. Padding has no
-probability, so only `mse` and `log-l1`, which look at log-probabilities themselves, need to know of it.
+Everything is computed from log-probabilities in float32 (or the dtype given, if wider). SUBS keeps impossible
+entries at a finite -1e6, so that 0 * log 0 is 0 here in values and in gradients. Padding has no probability,
+so only `mse` and `log-l1`, which look at log-probabilities themselves, need to know about it.
 """
 
 from collections.abc import Callable

@@ -1,13 +1,13 @@
 """Inverse distillation (IDLM, arXiv 2602.19066): a student for whose texts the teacher is the best denoiser.
 
-With `L(f, p) = -w(t') sum_i <p_i, log f_i(x_t')>` the denoising loss of a network f on the student's texts,
-masked again at a time t', the student minimises `L(f*, p) - min_f L(f, p)`: how much worse the teacher f* is
-on them than a denoiser that was trained on them. That denoiser is the fake. In every step it learns from the
-student's texts, and the student from `<p, log f - log f*>`, each while the other is held still. The student's
-gradient flows through its distributions p alone and not through the tokens that the two networks see, which
-are drawn from `alpha p + (1 - alpha) MASK`.
+Let `L(f, p) = -w(t') sum_i <p_i, log f_i(x_t')>` be the denoising loss of a network f on the student's texts,
+masked again at a time t'. The student minimises `L(f*, p) - min_f L(f, p)`: how much worse the teacher f* is
+on these texts than a denoiser that was trained on them. That denoiser is the fake. In every step the fake
+learns from the student's texts and the student from `<p, log f - log f*>`, each with the other held fixed.
+The student's gradient flows only through its distributions p, not through the tokens that the two networks
+see, which are drawn from `alpha p + (1 - alpha) MASK`.
 
-Its optimum is the teacher's law, but on the way the student seeks modes and loses variety. With a
+The optimum is the teacher's law, but on the way the student seeks modes and loses variety. With a
 `teacher_temperature` T it learns from `<p, log f - log f* / T>`, whose optimum is the teacher's law of whole
 texts to the power of 1 / T, normalised.
 """
@@ -33,9 +33,9 @@ STUDENT, FAKE = "student", "fake"
 
 @dataclasses.dataclass(frozen=True)
 class InverseConfig:
-    """What inverse distillation asks of texts."""
+    """The law of texts that inverse distillation aims at."""
 
-    # Temperature of the law of whole texts that the student shall have. At one it is the teacher's, but
+    # Temperature of the law of whole texts that the student is to learn. At one it is the teacher's law, but
     # the loss seeks modes; above one the student keeps more variety.
     teacher_temperature: float = dataclasses.field(default=1.0, kw_only=True)
 
@@ -47,7 +47,7 @@ class InverseConfig:
 class IdlmConfig(InverseConfig):
     """The sampler that the student is trained for."""
 
-    # Its calls; the student learns at the masked texts that one of them begins with.
+    # The sampler's calls; the student learns from texts masked as one of these calls finds them.
     num_calls: int = 4
 
     def __post_init__(self) -> None:
@@ -72,7 +72,7 @@ def idlm_terms(
       teacher_params: no gradient flows into them.
       x0: `[batch, length]` int32, clean tokens, of which the student sees a part.
       key: PRNG key.
-      config: the sampler that the student is for.
+      config: the sampler that the student is trained for.
 
     Returns:
       `(student, fake)`: `[]` float32 each, sums over the batch.
@@ -102,9 +102,9 @@ def inverse_terms(
       diffusion: teacher and fake, without their parameters.
       params, teacher_params: as in `idlm_terms`.
       x_t: `[batch, length]` int32, what the student saw.
-      hidden: `[batch, length, embed]`, its states there; the gradient flows through them.
-      keys: PRNG keys of the tokens that it draws, of the times, and of what is masked again.
-      config: what it asks of texts.
+      hidden: `[batch, length, embed]`, its hidden states at `x_t`; the gradient flows through them.
+      keys: PRNG keys for the tokens that the student draws, for the times, and for the second masking.
+      config: the law of texts that the loss aims at.
 
     Returns:
       `(student, fake)`: `[]` float32 each, sums over the batch.

@@ -60,7 +60,7 @@ def divergence_terms(
 def _mean_divergence(
     denoiser: DenoiserLike, name: str, logits: Logits, targets: jax.Array, teacher_head: Params
 ) -> jax.Array:
-    """Divergence of `logits: [n, vocab]` from targets `[n, num_trajectories, embed]`, their mean: `[n]`."""
+    """Mean divergence of `logits: [n, vocab]` from the targets, `[n, num_trajectories, embed]`: `[n]`."""
     compare = DIVERGENCES[name]
     num_entries, num_trajectories = denoiser.mask_id + 1, targets.shape[1]
     student = masked_log_probs(logits, denoiser.mask_id)

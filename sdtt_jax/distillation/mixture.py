@@ -1,18 +1,18 @@
 """A student with a latent value for each text: a mixture of factorised students (Di4C, arXiv 2410.08709).
 
-Given its value z the student's tokens are independent, but their law `sum_z r_z prod_i p_i(x_i | x_t, z)` is
-not. It learns the law of the tokens that the teacher's k calls reveal together: the cross-entropy of the
-joint, split as in section 4 of the paper into what correlates the tokens, on the teacher's draws,
+Given the value z, the student's tokens are independent, but under `sum_z r_z prod_i p_i(x_i | x_t, z)` they
+are not. The student learns the joint law of the tokens that the teacher's k calls reveal. The loss is the
+joint cross-entropy, split as in section 4 of the paper into a term for correlations, on the teacher's draws,
 
     -log sum_z r_z prod_i p_i(x_i | x_t, z) + sum_i log sum_z r_z p_i(x_i | x_t, z),
 
-and the mixture's marginals, for which the teacher's distributions q_i stand instead of draws,
+and a term for the mixture's marginals, which uses the teacher's distributions q_i instead of its draws,
 
     -sum_i sum_v q_i(v) log sum_z r_z p_i(v | x_t, z).
 
-Here a sampler draws the value once for a text and keeps it, so that x_t says something of it. Its weights are
-those that it has if one call wrote what x_t shows, `r_z ~ prod_i p_i(x_i | MASK, z)`: exact for a sampler of
-two calls. With even weights every value would keep its share at every x_t, whichever value wrote it.
+Here a sampler draws the value once for a text and keeps it, so x_t carries information about it. The weights
+r_z are the value's posterior if a single call wrote what x_t shows, `r_z ~ prod_i p_i(x_i | MASK, z)`: exact
+for a sampler of two calls. Even weights would keep every value's share, whichever value wrote x_t.
 """
 
 import dataclasses
@@ -40,7 +40,7 @@ class MixtureConfig:
     """The teacher's calls that the mixture learns."""
 
     num_calls: int = 8  # the teacher's calls on its grid of times, `1 / num_calls` each
-    # k, those of them that the student learns to take at once; with all of them it writes a text at one call.
+    # k, the number of them that the student learns to take at once; with all, it writes a text in one call.
     num_distill_calls: int = 8
     full_share: float = 0.4  # share of the states that are fully masked
 
@@ -63,11 +63,11 @@ def mixture_terms(
     key: Key,
     config: MixtureConfig,
 ) -> tuple[Scalar, Scalar]:
-    """Cross-entropy of the mixture on what the teacher's k calls reveal, and the number of those tokens.
+    """Cross-entropy of the mixture on the tokens that the teacher's k calls reveal, and their number.
 
     Args:
       diffusion, params: the student; it sees a text's latent value.
-      teacher, teacher_params: the model that it learns from, which sees none.
+      teacher, teacher_params: the model that it learns from, which sees no latent value.
       x0: `[batch, length]` int32, clean tokens.
       key: PRNG key.
       config: the teacher's calls.
@@ -118,12 +118,12 @@ def _reveal(
     key: Key,
     config: MixtureConfig,
 ) -> tuple[Tokens, jax.Array, Tokens, Hidden]:
-    """Masked texts, their times, what the teacher's calls make of them, and its states where they reveal."""
+    """Masked texts, their times, the texts after the teacher's calls, and the stitched target states."""
     key_t, key_mask, key_teacher = jax.random.split(key, 3)
     even = sample_t(key_t, len(x0), eps=0.0)
     along = (even - config.full_share) / max(1.0 - config.full_share, 1e-6)
     t = jnp.where(even < config.full_share, 1.0, jnp.clip(along, SAMPLING_EPS, 1.0))
-    # Nothing is shown at time 1, also under a schedule that leaves some tokens clean there.
+    # Nothing is shown at time 1, even under a schedule that leaves some tokens clean there.
     chance = jnp.where(t == 1.0, 1.0, diffusion.schedule.move_chance(t))
     x_t = q_xt(key_mask, x0, chance, diffusion.mask_id)
     times = DistillConfig(num_distill_steps=config.num_distill_calls)
@@ -137,7 +137,7 @@ def _reveal(
 def log_shares(diffusion: MaskedDiffusion, params: Params, x_t: Tokens) -> jax.Array:
     """Log of the weight of each value, given what a text shows: `[batch, values]` float32.
 
-    Where all is MASK the weights are even. The network is called once for each value, on MASK alone.
+    With everything masked, the weights are even. The network is called once per value, on MASK alone.
 
     Args:
       diffusion, params: a mixture.
@@ -158,7 +158,7 @@ def log_shares(diffusion: MaskedDiffusion, params: Params, x_t: Tokens) -> jax.A
 def _each_value(
     diffusion: MaskedDiffusion, params: Params, x_t: Tokens, sigma: PerSequence
 ) -> Hidden:
-    """Hidden states of each text with each value, a text's one after the other."""
+    """Hidden states of each text under each value; the rows of one text are consecutive."""
     kind = diffusion.noise_kind
     assert kind is not None
     values = num_values(kind)
@@ -172,7 +172,7 @@ def _marginal_loss(
 ) -> jax.Array:
     """Cross-entropy of the mixture of `logits: [n, values, vocab]` on the teacher's distribution: `[n]`."""
     target, log_shares = rows
-    tokens = teacher.mask_id  # and no padding, of which the two may have different amounts
+    tokens = teacher.mask_id  # without padding, which may differ between the two models
     log_probs = masked_log_probs(logits, tokens)[..., :tokens] + log_shares[..., None]
     mixed = jax.nn.logsumexp(log_probs, axis=1)
     wanted = jnp.exp(masked_log_probs(teacher.logits(head, target), tokens)[..., :tokens])

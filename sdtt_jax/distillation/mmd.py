@@ -1,14 +1,14 @@
 """Maximum mean discrepancy between the student's completions and real ones (MDLM-MMD, arXiv 2610.06648).
 
-The student completes a masked text at one call, in G groups of B completions. A group's reward is an unbiased
+The student completes a masked text in one call, in G groups of B completions. A group's reward is an unbiased
 estimate of minus the squared discrepancy, up to a constant, between features of the frozen teacher at
-different positions i and j of the set S of positions that were completed:
+different positions i and j of the set S of completed positions:
 
     2 / (B |S|^2) sum_b sum_{i != j} k(phi_i(x0), phi_j(x_b))
       - 1 / (B (B - 1) |S| (|S| - 1)) sum_{b != b'} sum_{i != j} k(phi_i(x_b), phi_j(x_b')),
 
-with `k(a, b) = exp(-gamma |a - b|^2)`. Draws have no gradient, so it is REINFORCE: a group's reward over the
-mean of the others', times the log-probability of its draws.
+with `k(a, b) = exp(-gamma |a - b|^2)`. Draws have no gradient, so the loss is REINFORCE's: a group's reward
+minus the mean of the others', times the log-probability of the group's draws.
 """
 
 import dataclasses
@@ -34,12 +34,12 @@ Features = Callable[[Params, Tokens], jax.Array]
 class MmdConfig:
     """Completions and kernel, with the paper's numbers."""
 
-    # Of the sampler that the student is for; it completes the texts that a call begins with.
+    # Calls of the sampler to train for; the student completes texts as one of these calls finds them.
     num_calls: int = 4
     # num_groups, group_size: G and B.
     num_groups: int = 4
     group_size: int = 2
-    layer: int = 4  # of the teacher, whose states are compared; counted from 1
+    layer: int = 4  # the teacher's layer whose states are compared, counted from 1
     gamma: float = 2e-5  # of the kernel
 
     def __post_init__(self) -> None:
@@ -61,15 +61,15 @@ def mmd_terms(
 
     Args:
       diffusion, params: the student.
-      teacher_params: of the features; no gradient flows into them.
-      features: of clean texts.
+      teacher_params: the parameters of the features; no gradient flows into them.
+      features: computes the teacher's features of clean texts.
       x0: `[batch, length]` int32, real texts.
       key: PRNG key.
       config: completions and kernel.
 
     Returns:
-      `(total, reward)`: `[]` float32 each. The value of `total`, a sum over texts, means nothing but its
-      gradient does; `reward` is the mean over texts and groups.
+      `(total, reward)`: `[]` float32 each. Of `total`, a sum over texts, only the gradient has a meaning;
+      `reward` is the mean over texts and groups.
     """
     denoiser, count = diffusion.denoiser, config.num_groups * config.group_size
     key_block, key_draw = jax.random.split(key)
@@ -117,11 +117,11 @@ def _policy_loss(mask_id: int, logits: Logits, rows: tuple[jax.Array, jax.Array]
 
 
 def group_rewards(real: jax.Array, made: jax.Array, asked: Positions, gamma: float) -> jax.Array:
-    """The reward of a group of completions of each text: `[batch]` float32.
+    """Each text's reward for one group of completions: `[batch]` float32.
 
     Args:
       real: `[batch, length, dim]`, features of the real texts.
-      made: `[B, batch, length, dim]`, of B completions of each.
+      made: `[B, batch, length, dim]`, features of B completions of each text.
       asked: `[batch, length]` bool, the positions S.
       gamma: of the kernel.
     """

@@ -97,7 +97,7 @@ class Student(NamedTuple):
         `params`, if training keeps an average.
       opt_state: the optimizer's state; None is a fresh one.
       context: what the loss reads and nothing trains: `teacher_params`, `dt: [] float32` and
-        `round: [] int32`. A part of the training state, so that a resume goes on in its round.
+        `round: [] int32`. It is part of the training state, so a resumed run continues in its round.
     """
 
     params: Params
@@ -129,8 +129,8 @@ def next_round(
 
     Args:
       config: the settings of the distillation.
-      previous: the student at the end of the round before; before round 1, `Student(params)` with
-        the first teacher's parameters.
+      previous: the student at the end of the previous round; before round 1, `Student(params)` with the first
+        teacher's parameters.
       number: the round's number, counted from 1.
       teacher_params: the teacher; `delivered_params(config, previous)` if None.
       dt: the teacher's step; `round_dt(config, number)` if None.

@@ -1,9 +1,9 @@
 """The teacher's trajectory from x_t, and the target that each masked position gets from it.
 
 A position's target is the teacher's distribution at the step that revealed it; positions that are never
-revealed take the last step's (SDTT, arXiv 2410.21035, algorithm 1). What is kept of it is the teacher's
-final hidden state, `[batch, length, embed]`: the distribution, `[batch, length, vocab]`, is 65 times
-larger at 50k tokens and 768 features, and one application of the head away.
+revealed take the last step's (SDTT, arXiv 2410.21035, algorithm 1). Only the teacher's final hidden state is
+kept, `[batch, length, embed]`: the distribution, `[batch, length, vocab]`, is 65 times larger at 50k tokens
+and 768 features, and one application of the head away.
 """
 
 from typing import NamedTuple
@@ -39,8 +39,8 @@ def step_times(t: PerSequence, dt: Scalar, k: int, *, reference_times: bool = Fa
 def stitch(target: Hidden, hidden: Hidden, x: Tokens, mask_id: int) -> Hidden:
     """Updates the targets with one teacher call: positions still masked in `x` take this call's state.
 
-    A position keeps what it had once it is revealed, so that after all calls each holds the hidden state
-    of the call that revealed it, or of the last one.
+    A revealed position keeps its target, so after all calls each position holds the hidden state of the call
+    that revealed it, or of the last call.
 
     Args:
       target, hidden: `[batch, length, embed]`, the targets so far and the teacher's state at `x`.
@@ -138,7 +138,7 @@ def walk(
       start: from `first_call`.
 
     Returns:
-      The state at the last call, `[batch, length]` int32, its hidden states, and the stitched targets'.
+      The state at the last call, `[batch, length]` int32, the hidden states there, and the stitched targets.
     """
     denoiser, params, k = diffusion.denoiser, jax.lax.stop_gradient(params), len(start.probs)
 

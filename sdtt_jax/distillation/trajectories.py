@@ -21,7 +21,7 @@ from sdtt_jax.typing import Hidden, Keys, Params, Tokens
 
 
 def noise_of(diffusion: MaskedDiffusion, keys: Keys, length: int) -> Noise:
-    """The noise that a model sees, of each sequence from a key of its own: `[batch, length]` positions.
+    """The noise that a model sees, each sequence's drawn from its own key: `[batch, length]` positions.
 
     Args:
       diffusion: a model that sees noise.
@@ -45,7 +45,7 @@ def _drawn(diffusion: MaskedDiffusion, keys: Keys, length: int, kind: str) -> No
 
 
 def trajectory_noise(student: MaskedDiffusion, keys: Keys, length: int) -> Noise:
-    """The noise that trajectories are drawn with: a student sees it, or masks that tell a part of it."""
+    """The noise of trajectories. A student sees either all of it or masks that reveal a part."""
     if student.noise_kind is not None and num_values(student.noise_kind):
         return _drawn(student, keys, length, FULL)
     return noise_of(student, keys, length)
@@ -54,13 +54,13 @@ def trajectory_noise(student: MaskedDiffusion, keys: Keys, length: int) -> Noise
 def noise_shown(
     student: MaskedDiffusion, noise: Noise, keys: Keys, *, independent: bool = False
 ) -> Noise:
-    """What a student sees of trajectories' noise.
+    """The part of the trajectories' noise that a student sees.
 
     Args:
       student: a model that sees noise.
-      noise: of the trajectories, `[batch, length]` positions.
-      keys: `[batch]` PRNG keys that it was drawn with.
-      independent: show noise drawn for itself, and only the order of this one.
+      noise: the trajectories' noise, `[batch, length]` positions.
+      keys: `[batch]` PRNG keys that the noise was drawn with.
+      independent: show separately drawn noise, which shares only the order with `noise`.
     """
     kind, length = student.noise_kind, noise.order.shape[-1]
     if independent:
@@ -73,16 +73,16 @@ def noise_shown(
 def trajectory_end(
     teacher: MaskedDiffusion, params: Params, noise: Noise, config: SamplerConfig
 ) -> Tokens:
-    """The texts at which the teacher's trajectories arrive from all MASK: `[batch, length]` int32.
+    """The texts at which the teacher's trajectories end, starting from all MASK: `[batch, length]` int32.
 
-    A function of the noise. Over random noise it has exactly the law of `sampler.sample`. As a position keeps
-    its token, the trajectory's state before call c is its end, with MASK wherever the call is c or later.
+    They are a function of the noise. Over random noise they have exactly the law of `sampler.sample`. A
+    position keeps its token, so the state before call c is the end with MASK at positions of call c or later.
 
     Args:
-      teacher, params: the model. One that sees no noise draws its tokens with it; one that sees it, the last
-        round's student, takes the most probable ones.
+      teacher, params: the model. A model that sees no noise draws its tokens with the noise; a model that
+        sees it, the last round's student, takes the most probable tokens.
       noise: of `[batch, length]` positions.
-      config: calls, and how positions fall to them.
+      config: calls, and how positions are assigned to them.
     """
     batch, length = noise.order.shape
     x_init = prior_sample(batch, length, teacher.mask_id)
@@ -96,17 +96,17 @@ def trajectory_end(
 def hindsight_noise(
     teacher: MaskedDiffusion, params: Params, noise: Noise, tokens: Tokens, config: SamplerConfig
 ) -> Noise:
-    """The noise with which the teacher would have written given texts: a draw of its posterior.
+    """Noise with which the teacher would have written given texts: a draw from the noise's posterior.
 
     `trajectory_end` of the result is `tokens`, up to ties in float32. Over texts that the teacher makes in
-    this order the result has the law of fresh noise. Over real texts it is as far from that, in KL
-    divergence, as these are from the teacher's.
+    this order, the result has the law of fresh noise. Over real texts, its KL divergence from that law is the
+    KL divergence of the real texts from the teacher's.
 
     Args:
       teacher, params: the model; one that sees no noise.
-      noise: fresh noise of `[batch, length]` positions, from which the posterior's is made; its order stays.
+      noise: fresh noise of `[batch, length]` positions, turned into the posterior draw; its order stays.
       tokens: `[batch, length]` int32, the texts.
-      config: calls, and how positions fall to them.
+      config: calls, and how positions are assigned to them.
     """
     denoiser = teacher.denoiser
     batch, length = tokens.shape
@@ -128,7 +128,7 @@ def hindsight_noise(
         log_probs = masked_log_probs(denoiser.logits(head, hidden), teacher.mask_id)
         return noise_given(log_probs[:, : teacher.mask_id], own, fresh)
 
-    # With a large vocabulary, text by text: the logits of a whole batch would be large.
+    # With a large vocabulary, a few texts at a time: the logits of a whole batch would be too large.
     at_once = max(1, min(batch, MAX_ENTRIES // (length * denoiser.padded_vocab)))
     found = jax.lax.map(of_text, (seen, tokens, noise), batch_size=at_once)
     return jax.lax.stop_gradient(found)
@@ -142,11 +142,10 @@ class Teacher(NamedTuple):
 
 
 class Trajectories(NamedTuple):
-    """What the student sees of trajectories' noise, `[batch, length]` positions, and where they end,
-    `[batch, length]` int32."""
+    """The noise that the student sees, and where the trajectories end."""
 
-    noise: Noise
-    tokens: Tokens
+    noise: Noise  # of `[batch, length]` positions
+    tokens: Tokens  # `[batch, length]` int32
 
 
 def make_trajectories(
@@ -162,13 +161,13 @@ def make_trajectories(
     """The teacher's trajectories from fresh noise; or given texts, with their noise in hindsight.
 
     Args:
-      student: a model that sees noise; it determines which kind is drawn.
-      teacher: the model whose calls they are.
-      keys: `[batch]` PRNG keys, one for the noise of each.
+      student: a model that sees noise; it determines which kind of noise is drawn.
+      teacher: the model whose trajectories they are.
+      keys: `[batch]` PRNG keys, one for the noise of each trajectory.
       length: positions of a sequence.
-      config: calls, and how positions fall to them.
-      texts: `[batch, length]` int32; None: those that the teacher makes.
-      independent: of `noise_shown`.
+      config: calls, and how positions are assigned to them.
+      texts: `[batch, length]` int32; None: the texts that the teacher makes.
+      independent: as in `noise_shown`.
     """
     noise = trajectory_noise(student, keys, length)
     if texts is None:

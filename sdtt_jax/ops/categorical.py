@@ -12,7 +12,7 @@ from sdtt_jax.config import whole, within
 # finite value keeps 0 * log 0 = 0 in values and in gradients, where -inf gives NaN.
 NEG_INFINITY = -1e6
 BLOCK = 128
-# Below it float32 has no numbers of full precision, and XLA takes them for 0.
+# Below this, float32 has no numbers of full precision, and XLA takes them for 0.
 SMALLEST = float(np.finfo(np.float32).tiny)
 
 
@@ -20,12 +20,12 @@ SMALLEST = float(np.finfo(np.float32).tiny)
 class Filters:
     """Filters of a token distribution; the defaults change nothing."""
 
-    # Logits are divided by it; 1 is off. 0, and what float32 cannot tell from it (below 1.2e-38), keeps only
+    # Divides the logits; 1 is off. 0, or anything that float32 cannot tell from 0 (below 1.2e-38), keeps only
     # the largest entry (greedy).
     temperature: float = 1.0
     top_k: int = 0  # keep the k largest entries, ties with the k-th included; 0 is off
-    # Keep the smallest set of the most probable entries whose probability reaches `top_p`, the entry that
-    # crosses it included, and as in the reference also the one that follows if it is reached exactly; 1 is
+    # Keep the smallest set of the most probable entries whose probability reaches `top_p`, including the
+    # entry that crosses it. If it is reached exactly, the next entry is kept too, as in the reference. 1 is
     # off.
     top_p: float = 1.0
 
@@ -41,10 +41,10 @@ class Filters:
 
 
 def divided(logits: jax.Array, temperature: float | jax.Array) -> jax.Array:
-    """`[..., vocab]` float32 by a temperature of at least `SMALLEST`, a number or `[]` float32.
+    """Divides `[..., vocab]` float32 by a temperature of at least `SMALLEST`, a number or `[]` float32.
 
-    A low temperature may take the largest entry below the impossible ones, or beyond float32: then it becomes
-    0. An impossible entry stays impossible however high the temperature is.
+    Where a low temperature would take the largest entry below the impossible ones or beyond float32, all
+    logits are shifted so that it becomes 0. Impossible entries stay impossible at any temperature.
     """
     largest = logits.max(axis=-1, keepdims=True)
     far = jnp.abs(largest) > -0.01 * NEG_INFINITY * temperature
@@ -89,11 +89,11 @@ def draw(key: jax.Array, logits: jax.Array) -> jax.Array:
     """One categorical draw per row, without the truncated tail of the default Gumbel noise.
 
     In float32 the default mode cannot draw Gumbel values above about 16.6, which lowers the effective
-    temperature and flatters generative perplexity (arXiv 2409.02908); `mode="high"` spends two random
-    words per entry instead. Large vocabularies are drawn in two levels, first one of blocks of `BLOCK`
-    entries by the sum of its probabilities, then an entry of it: the same distribution, for the largest
-    Gumbel value of a block is again one, around its log-sum-exp. That needs noise for
-    `vocab / BLOCK + BLOCK` entries only: 64 rows of 50,257 take 10 ms instead of 160 on two CPU cores.
+    temperature and flatters generative perplexity (arXiv 2409.02908); `mode="high"` spends two random words
+    per entry instead. Large vocabularies are drawn in two levels: first a block of `BLOCK` entries by the sum
+    of its probabilities, then an entry of that block. The distribution is the same, because the largest
+    Gumbel value of a block is again a Gumbel value, around the block's log-sum-exp. That needs noise for only
+    `vocab / BLOCK + BLOCK` entries: 64 rows of 50,257 take 10 ms instead of 160 on two CPU cores.
 
     Args:
       key: PRNG key.

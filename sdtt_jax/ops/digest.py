@@ -1,4 +1,4 @@
-"""A digest of an array's bits, the same on any mesh, computed piece by piece, and on the host."""
+"""A digest of an array's bits, the same on any mesh, piece by piece and on the host."""
 
 import functools
 from collections.abc import Iterable
@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# The two halves of an array's digest, `[] uint32` each, and whether an element is not finite, `[] bool`;
-# of JAX or NumPy.
+# The two halves of an array's digest, `[] uint32` each, and whether an element is not finite, `[] bool`; JAX
+# or NumPy scalars.
 Digest = tuple[Any, Any, Any]
 
-# Elements of all arrays together that NumPy digests in about 0.1 s. Of 90 small ones, half a million
-# elements, it takes 6 ms; a compiled program 8, and 1.2 s before it first runs.
+# Elements of all arrays together that NumPy digests in about 0.1 s. For 90 small arrays, half a million
+# elements, it takes 6 ms; a compiled program takes 8 ms, and 1.2 s before it first runs.
 ON_HOST = 2**22
 
 
@@ -30,7 +30,7 @@ def digest(x: jax.Array) -> Digest:
     width = x.dtype.itemsize
     word = {1: jnp.uint8, 2: jnp.uint16}.get(width, jnp.uint32)
     bits = jax.lax.bitcast_convert_type(x, word).astype(jnp.uint32)
-    # Position from one iota per axis: unlike a flattening it leaves the array where it is.
+    # Positions come from one iota per axis: unlike flattening, that leaves the array where it is.
     strides: Any = np.cumprod([1, *bits.shape[:0:-1]], dtype=np.uint64)[::-1] if bits.ndim else []
     position = functools.reduce(
         jnp.add,
@@ -43,7 +43,7 @@ def digest(x: jax.Array) -> Digest:
     one, two = _halves(bits, position)
     bad = jnp.zeros(bits.shape, jnp.bool_)
     if jnp.issubdtype(x.dtype, jnp.inexact):
-        # 64 bits are two words, along an axis of their own.
+        # A 64-bit element is two words, along an axis of their own.
         words = (1,) * (bits.ndim - x.ndim)
         bad |= ~jnp.isfinite(x).reshape(x.shape + words)
     # One pass with three results: three sums take XLA's CPU compiler four times as long (2.7 against 0.7 s
@@ -55,7 +55,7 @@ def digest(x: jax.Array) -> Digest:
 
 
 def is_for_host(arrays: Iterable[Any]) -> bool:
-    """Whether these are few numbers that CPUs hold: then all processes digest what they have by NumPy."""
+    """Whether the arrays are small and held by CPUs; then each process digests its own pieces with NumPy."""
     arrays = list(arrays)
     return sum(x.size for x in arrays) <= ON_HOST and all(
         isinstance(x, jax.Array)
@@ -68,13 +68,13 @@ def is_for_host(arrays: Iterable[Any]) -> bool:
 def digest_on_host(
     x: np.ndarray, index: tuple[slice, ...] | None = None, shape: tuple[int, ...] = ()
 ) -> Digest:
-    """`digest` of an array in memory, by NumPy: nothing is compiled.
+    """`digest` of an array in memory, with NumPy: nothing is compiled.
 
     Args:
-      x: any array but keys.
-      index: where `x` lies in an array of this `shape`, if it is a piece of one; the pieces' digests add up
-        to that of the whole.
-      shape: of the whole.
+      x: any array except PRNG keys.
+      index: where `x` lies in an array of `shape`, if it is a piece of one; the pieces' digests add up to the
+        digest of the whole.
+      shape: the shape of the whole.
     """
     word = np.dtype({1: "<u1", 2: "<u2"}.get(x.dtype.itemsize, "<u4"))
     bits = np.ascontiguousarray(x).reshape(-1).view(word).astype(np.uint32)
@@ -95,7 +95,7 @@ def digest_on_host(
 
 
 def _halves(bits: Any, position: Any) -> tuple[Any, Any]:
-    """What the elements add to the two halves; uint32, of JAX or NumPy."""
+    """What each element adds to the two halves: uint32 arrays of JAX or NumPy."""
     # The multipliers are odd, so each line is a bijection of `bits` at a given position.
     one = _mix(bits ^ _mix(position + np.uint32(0x9E3779B9)))
     two = _mix(bits * np.uint32(0x85EBCA6B) + _mix(position ^ np.uint32(0xC2B2AE35)))

@@ -1,12 +1,12 @@
 """Losses of a linear head at selected positions, fused: `[batch * length, vocab]` never exists.
 
-Logits, loss and gradient of a chunk of positions are computed together and the logits discarded; what is
-kept for the backward pass is the gradient itself, `[batch, length, embed]` and the head's own. That costs
-no recomputation, for the loss is a scalar: its cotangent is a factor.
+Logits, loss and gradient of a chunk of positions are computed together and the logits discarded; only the
+gradients are kept for the backward pass, `[batch, length, embed]` and the head's own. Nothing is recomputed,
+because the loss is a scalar: its cotangent is a factor.
 
 Both functions take the loss as `loss_fn(logits [n, vocab], per_row, *shared) -> [n]`: `per_row` is a tree of
-arrays `[n, …]`, the rows of what was given as `[batch, length, …]`, and `shared` are constants that all rows
-see, for example the parameters of a teacher's head. A position may have several states,
+arrays `[n, …]`, rows of the given arrays `[batch, length, …]`, and `shared` are constants that all rows see,
+for example the parameters of a teacher's head. A position may have several states,
 `hidden: [batch, length, …, embed]`: the loss then sees their logits at once, `[n, …, vocab]`.
 """
 
@@ -23,8 +23,8 @@ from sdtt_jax.typing import Hidden, PerToken, Positions, Tree
 ApplyHead = Callable[[Tree, jax.Array], jax.Array]
 LossFn = Callable[..., jax.Array]
 
-# With a quarter of the positions per chunk, half a chunk is wasted on average: an eighth of the
-# head's work. What caps a chunk at 50k tokens is its size, not this.
+# With a quarter of the positions per chunk, half a chunk is wasted on average: an eighth of the head's work.
+# At 50k tokens the size of a chunk is what caps it, not this.
 CHUNKS = Chunks(scope="loss_rows", parts=4)
 
 
@@ -88,7 +88,7 @@ def weighted_loss(
 
     Returns:
       `(total, losses)`: `[]` float32, differentiable with respect to `head` and `hidden`, and
-      `[batch, length]` float32 without weights (0 where the weight is), through which no gradient flows.
+      `[batch, length]` float32 unweighted (0 where the weight is 0), through which no gradient flows.
     """
     losses = selected_losses(apply_head, loss_fn, head, hidden, weights != 0, per_row, shared)
     return (losses * weights).sum(), losses
@@ -141,7 +141,7 @@ weighted_loss.defvjp(_forward, _backward)
 
 
 def _columns(apply_head: ApplyHead, head: Tree, hidden: Hidden) -> int:
-    """Logits of one position, of all its states: the widest array of a row."""
+    """The number of logits of one position, over all its states: the width of the widest array of a row."""
     return math.prod(jax.eval_shape(apply_head, head, hidden[:1]).shape[2:])
 
 

@@ -1,8 +1,8 @@
-"""Noise drawn in advance, of which tokens and their order are a deterministic function.
+"""Noise drawn in advance; tokens and their order are a deterministic function of it.
 
 With Gumbel noise g for every entry, `argmax(logits + g)` is a categorical draw (Gumbel, 1954). A generation
-whose noise is drawn before its first network call is therefore a function of that noise, and so can be learnt
-by a network that is shown it.
+whose noise is drawn before its first network call is therefore a function of that noise, which a network that
+is shown the noise can learn.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from sdtt_jax.ops.categorical import BLOCK, in_blocks
 from sdtt_jax.typing import Key, Logits, LogProbs
 
 FULL, TWO_LEVEL = "full", "two-level"
-# Not numbers to draw tokens with, but one of so many values: the same for a whole text, or of each position.
+# Not numbers to draw tokens with, but one of several values: one for a whole text, or one for each position.
 LATENT, MASKS = "latent", "masks"
 
 
@@ -25,26 +25,26 @@ LATENT, MASKS = "latent", "masks"
 class Noise:
     """The noise of every position of a batch, or of one sequence."""
 
-    # `[..., length]` float32, uniform in [0, 1): positions are revealed in the falling order of it.
+    # `[..., length]` float32, uniform in [0, 1): positions are revealed in its falling order.
     order: jax.Array
-    # `[..., length, vocab]` float32, a Gumbel number for every token; or for every block of tokens; or a one
-    # where the value is, of "latent" and "masks".
+    # `[..., length, vocab]` float32, a Gumbel number for every token, or for every block of tokens; for
+    # "latent" and "masks" the value, one-hot.
     token: jax.Array
-    # `[..., length, BLOCK]` float32, where `token` is of blocks: a Gumbel number for every entry of whichever
+    # `[..., length, BLOCK]` float32, if `token` is for blocks: a Gumbel number for every entry of whichever
     # block is chosen. Else None.
     entry: jax.Array | None = None
 
 
 def draw_noise(key: Key, shape: tuple[int, ...], vocab: int, kind: str) -> Noise:
-    """The noise of positions.
+    """Draws the noise of positions.
 
     Args:
       key: PRNG key.
       shape: of the positions, `(batch, length)` or `(length,)`.
-      vocab: tokens, MASK not among them.
-      kind: "full", a number for each token; or "two-level", for each block of `BLOCK` tokens and each entry
-        of a block: 521 numbers instead of 50,257. "latent:4" and "masks:4" are one of 4 values, the same for
-        all positions of a text, or of each position.
+      vocab: number of tokens, MASK not included.
+      kind: "full", a number for each token; or "two-level", a number for each block of `BLOCK` tokens and
+        each entry of a block: 521 numbers instead of 50,257. "latent:4" and "masks:4" are one of 4 values,
+        for a whole text or for each position.
     """
     if values := num_values(kind):
         return _draw_value(key, shape, values, kind)
@@ -64,11 +64,11 @@ def num_values(kind: str) -> int:
 
 
 def mask_of(noise: Noise, values: int) -> Noise:
-    """Which of `values` masks stands at each position, as far as Gumbel noise determines it.
+    """Which of `values` masks each position has, as its Gumbel noise determines.
 
     Tokens are dealt to the masks in turn, and a position has the mask whose tokens hold the largest number.
-    All masks are equally likely: the largest of n Gumbel numbers is one of them plus log n, which is taken
-    off. With as many masks as tokens a mask tells which token has the largest number.
+    All masks are equally likely: the largest of n Gumbel numbers is itself a Gumbel number plus log n, which
+    is subtracted. With as many masks as tokens, a mask tells which token has the largest number.
 
     Args:
       noise: "full", of `[..., length]` positions.
@@ -95,7 +95,7 @@ def mask_of(noise: Noise, values: int) -> Noise:
 
 
 def every_value(kind: str, batch: int, length: int) -> Noise:
-    """Every value of each text's latent, a text's in a row: `[batch * values, length]` positions."""
+    """Every latent value of each text, one text after the other: `[batch * values, length]` positions."""
     values = num_values(kind)
     ones = jnp.tile(jnp.eye(values, dtype=jnp.float32), (batch, 1))[:, None]
     shape = (batch * values, length)
@@ -107,7 +107,7 @@ def noisy_argmax(logits: Logits, noise: Noise) -> jax.Array:
 
     Args:
       logits: `[n, vocab]` float32.
-      noise: of as many positions, `[n]`; its `order` plays no part.
+      noise: of the same positions, `[n]`; its `order` plays no part.
 
     Returns:
       `[n]` int32.
@@ -121,16 +121,16 @@ def noisy_argmax(logits: Logits, noise: Noise) -> jax.Array:
 
 
 def noise_given(log_probs: LogProbs, tokens: jax.Array, noise: Noise) -> Noise:
-    """The noise's posterior, given the tokens that it draws from these distributions.
+    """A draw from the noise's posterior, given the tokens that it draws from these distributions.
 
     `noisy_argmax(log_probs, result)` is `tokens`. For tokens that are themselves drawn from `log_probs` the
     result has the law of fresh noise: the largest of the sums `log_probs + g` is a Gumbel number whichever
-    entry has it, and the others are Gumbel numbers cut off there (Maddison et al., arXiv 1411.0030).
+    entry has it, and the others are Gumbel numbers truncated at it (Maddison et al., arXiv 1411.0030).
 
     Args:
       log_probs: `[n, vocab]` float32, normalised.
       tokens: `[n]` int32.
-      noise: fresh noise of as many positions, `[n]`, from which the posterior's is made.
+      noise: fresh noise of the same positions, `[n]`, which is turned into a draw from the posterior.
 
     Returns:
       Noise of the same shape; its `order` is that of `noise`.

@@ -1,9 +1,9 @@
 """Work on the selected rows of a batch only, in chunks of one static shape.
 
-A row is one position of one sequence. The rows that count (masked, or revealed by a step) are a part of
-the batch, of a size known only from the data, and what is computed for a row may be `[vocab]` wide. So they
-are gathered and processed `size` at a time, in a loop of as many iterations as needed: exact for every count,
-and no array is `[batch * length, vocab]`.
+A row is one position of one sequence. The rows that count (masked, or revealed by a step) are a part of the
+batch whose size only the data tell, and what is computed for a row may be `[vocab]` wide. So they are
+gathered and processed `size` at a time, in a loop of as many iterations as needed: exact for every count, and
+no array is `[batch * length, vocab]`.
 """
 
 import math
@@ -19,14 +19,14 @@ from sdtt_jax.typing import Positions, Tree
 
 Carry = TypeVar("Carry")
 
-# Entries of a [chunk, columns] array in float32: 2^24 are 64 MB. A chunk of it keeps the matmuls large and
-# the handful of such arrays that a loss needs small beside the weights.
+# Entries of a [chunk, columns] array in float32: 2^24 are 64 MB. A chunk of this size keeps the matmuls
+# large, and the handful of such arrays that a loss needs small beside the weights.
 MAX_ENTRIES = 2**24
-# But of a large batch more rows at once, or an accelerator would spend its time on reading the head and on
-# adding to its gradient. A distillation step at 12 x 768 and 32 x 1024 tokens, compiled for a TPU v5e, moves
-# 221 GB with 168 rows at a time and 192 GB with 512, within the same memory. A teacher's step of that size
-# takes an H200 87.7 ms with 512 rows at a time, 84.4 with 1024, as here, 83.6 with 1365, and 85.7 with 4096,
-# whose last turn is nearly empty. From `MAX_ROWS` on there is no more to win, and such an array is 0.8 GB.
+# A large batch takes more rows at once, or an accelerator would spend its time reading the head and adding to
+# its gradient. A distillation step at 12 x 768 and 32 x 1024 tokens, compiled for a TPU v5e, moves 221 GB
+# with 168 rows at a time and 192 GB with 512, within the same memory. A teacher's step of that size takes an
+# H200 87.7 ms with 512 rows at a time, 84.4 with 1024, as here, 83.6 with 1365, and 85.7 with 4096, whose
+# last turn is nearly empty. Beyond `MAX_ROWS` nothing more is gained, and such an array is 0.8 GB.
 MAX_TURNS = 32
 MAX_ROWS = 4096
 LANE = 8
@@ -36,8 +36,8 @@ class Chunks(NamedTuple):
     """How the selected rows of a batch are cut into chunks."""
 
     scope: str  # name of the loop over chunks in profiles and compiled programs
-    # How finely to cut, about that many chunks if all rows were selected. The last chunk may be nearly empty:
-    # many parts where few rows are selected.
+    # How finely to cut: about this many chunks if all rows were selected. The last chunk may be nearly empty,
+    # so take many parts where few rows are selected.
     parts: int
 
 
@@ -93,11 +93,11 @@ def map_selected(
 def chunk_size(rows: int, columns: int, parts: int) -> int:
     """Rows per chunk: about `rows / parts`, as far as they fit.
 
-    What fits are `MAX_ENTRIES` entries, and of a large batch `rows / MAX_TURNS` rows up to `MAX_ROWS`.
+    `MAX_ENTRIES` entries fit, or in a large batch `rows / MAX_TURNS` rows up to `MAX_ROWS`, if that is more.
 
     Args:
       rows: all rows, selected or not.
-      columns: width of what is computed for each.
+      columns: width of what is computed for each row.
       parts: about how many chunks make up all rows.
     """
     fitting = max(LANE, MAX_ENTRIES // columns, min(rows // MAX_TURNS, MAX_ROWS))
@@ -125,8 +125,8 @@ def fold_selected(
     needed = (selected.sum(dtype=jnp.int32) + size - 1) // size
     shards = tuple(jax.sharding.get_abstract_mesh().manual_axes)
     if shards:
-        # As many turns on every device: with tensor parallelism the compiler puts collectives into the
-        # loop, and with a permutation among all devices, unequal turns end in a deadlock.
+        # Every device takes the same number of turns: with tensor parallelism the compiler puts collectives
+        # into the loop, and with a permutation among all devices, unequal turns end in a deadlock.
         needed = jax.lax.pmax(needed, shards)
     return jax.lax.fori_loop(0, needed, lambda i, carry: body(carry, index[i]), carry)
 
@@ -146,9 +146,9 @@ def over_batch_shards(
 ) -> tuple[Tree, Tree]:
     """`function(mapped, shared) -> (mapped results, sums)`, on each device for its own sequences.
 
-    Compacting rows over the whole batch would move them between devices; so each device of the mesh in
-    use compacts those that it holds. Mesh axes that do not split the batch (tensor parallelism) stay in
-    the compiler's hands.
+    Compacting rows over the whole batch would move them between devices; so each device of the mesh in use
+    compacts the rows that it holds. Mesh axes that do not split the batch (tensor parallelism) stay in the
+    compiler's hands.
 
     Args:
       function: pure. Its mapped results have a leading batch axis, its sums are added up over devices.

@@ -1,11 +1,11 @@
-"""How sequences are packed. It imports no JAX: each process that prepares data would wait for it."""
+"""How sequences are packed. Imports no JAX: every process that prepares data would have to wait for it."""
 
 import dataclasses
 
 from sdtt_jax.config import one_of, require, whole
 
-# The stream of all texts cut to length; the same with attention confined to each text; one text for each
-# sequence, and padding; the same with a prompt at the beginning.
+# The stream of all texts cut to length; the same with attention confined to each text; one text per sequence,
+# with padding; the same with a prompt at the beginning.
 KINDS = ("packed", "documents", "padded", "prompted")
 
 
@@ -14,10 +14,10 @@ class Sequences:
     """How sequences were packed."""
 
     kind: str = "packed"  # one of `KINDS`
-    # bos_id, eos_id: of the vocabulary; they may be the same.
+    # bos_id, eos_id: ids of the vocabulary; they may be the same.
     bos_id: int = 0
     eos_id: int = 0
-    wrap: bool = False  # every sequence is `[BOS] chunk [EOS]`; only packed ones are
+    wrap: bool = False  # every sequence is `[BOS] chunk [EOS]`; only for "packed" and "documents"
 
     def __post_init__(self) -> None:
         one_of(self, kind=KINDS)

@@ -1,7 +1,7 @@
-"""What a sequence is made of, read off its tokens: texts that stand beside each other, prompts, padding.
+"""What a sequence is made of, read off its tokens: texts side by side, prompts, padding.
 
-A record holds nothing but tokens. Where a text ends in it is said by EOS, and where a prompt ends by BOS, so
-that the arrangement is a pure function of the tokens and of how they were packed.
+A record holds nothing but tokens. EOS says where a text ends in it, and BOS where a prompt ends, so the
+arrangement is a pure function of the tokens and of how they were packed.
 """
 
 from typing import NamedTuple
@@ -23,14 +23,14 @@ class Arrangement(NamedTuple):
 
     # `[batch, length]` int32, the text that each position belongs to, `PADDING` for none.
     segments: Segments
-    # `[batch, length]` bool, positions that may be masked, and that count: not padding, no prompt.
+    # `[batch, length]` bool, positions that may be masked, and that count: neither padding nor prompt.
     free: Positions
 
 
 def arrange(tokens: Tokens, sequences: Sequences | None) -> Arrangement | None:
     """Determines the roles of the positions of clean `tokens`; None if all are alike and see each other.
 
-    - "documents": an EOS belongs to the text that it ends, and the BOS of a wrapped sequence to its first.
+    - "documents": an EOS belongs to the text that it ends, the BOS of a wrapped sequence to its first text.
     - "padded": what follows the first EOS is padding.
     - "prompted": the prompt ends with the first BOS; what follows the first EOS after it is padding.
 
@@ -119,11 +119,11 @@ def mean_counted(values: PerToken, free: Positions | None) -> PerSequence:
 
 
 def text_sums(values: PerToken, arrangement: Arrangement | None) -> jax.Array:
-    """The sum of each text's values: `[batch]` of sequences that are one, else `[batch, length]`.
+    """The sum of each text's values: `[batch]` if every sequence is one text, else `[batch, length]`.
 
     Args:
       values: `[batch, length]` float32, 0 at padding.
-      arrangement: of the positions; texts that a sequence does not have are 0.
+      arrangement: of the positions; the sums of texts that a sequence does not have are 0.
     """
     if arrangement is None:
         return values.sum(axis=-1)

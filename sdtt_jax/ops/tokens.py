@@ -1,7 +1,7 @@
-"""The one check of tokens: everything that a user gives to a model, or a suite finds in a file, passes it.
+"""The one check of tokens, for everything that a user gives to a model or that a suite finds in a file.
 
-A network looks up whatever it is given: an id that does not exist becomes another token's, and MASK in a
-text is a token that no model predicts. Neither shows in the result.
+A network looks up whatever it is given: an id that does not exist is read as another token, and MASK in a
+text is a token that no model predicts. Neither mistake shows in the result.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ from sdtt_jax.errors import ConfigError
 
 
 def as_ids(ids: ArrayLike, num_ids: int, name: str = "tokens") -> Any:
-    """Whole numbers of any shape as int32, of NumPy's or JAX's.
+    """Whole numbers of any shape as an int32 array, of NumPy or JAX.
 
     Args:
       ids: numbers, on the host or on devices, where they stay; of traced arrays only the dtype is checked.
@@ -35,7 +35,7 @@ def as_ids(ids: ArrayLike, num_ids: int, name: str = "tokens") -> Any:
         f"{name} must be whole numbers, not {array.dtype}; an id is an index into the vocabulary.",
     )
     if array.size and not isinstance(array, jax.core.Tracer):
-        # On the host, where nothing is compiled for it, unless it lies on other processes' devices too.
+        # Checked on the host, which compiles nothing, unless the array lies on other processes' devices too.
         values = np.asarray(array) if getattr(array, "is_fully_addressable", True) else array
         ends = int(values.min()), int(values.max())
         wrong = next((end for end in ends if not 0 <= end < num_ids), None)
@@ -52,7 +52,7 @@ def as_rows(tokens: ArrayLike, num_ids: int, name: str = "tokens") -> Any:
 
     Args:
       tokens: `[B, L]` whole numbers.
-      num_ids: how many ids there are: with MASK where a noisy text is meant, without it for text.
+      num_ids: how many ids there are: with MASK for a noisy text, without it for a clean one.
       name: what errors call them.
 
     Raises:

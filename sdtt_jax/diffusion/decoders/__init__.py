@@ -2,12 +2,12 @@
 
 A decoder is a set of options and some pure functions, one row of `DECODERS`:
 
-* `plan` settles which call reveals which position before the network has said anything. The head then runs at
-  the positions of each call alone.
-* `pick` chooses among what is masked by what the network says of it. A call stops mattering when
-  nothing is masked any more: a generation then makes fewer calls than it may.
-* `redo` masks positions again that were revealed, so that a later call can correct them.
-* `step` makes calls of its own, also of another model, a `Helper`.
+* `plan` settles which call reveals which position before the network has said anything. At each call the head
+  then runs only at that call's positions.
+* `pick` chooses among the masked positions by what the network predicts there. No more calls are made once
+  nothing is masked, so a generation may take fewer than it is allowed.
+* `redo` masks revealed positions again, so that a later call can correct them.
+* `step` makes its own calls, possibly also of another model, a `Helper`.
 
 `SamplerConfig.mode` names a decoder and its options: "confidence", or
 "confidence:score=margin,threshold=0.9".
@@ -59,10 +59,10 @@ from sdtt_jax.diffusion.decoders.stopping import Stop, parse_stop
 
 
 def parse_mode(text: str) -> tuple[Decoder, Any]:
-    """The decoder and its options that a mode names.
+    """The decoder that a mode names, and its options.
 
     Args:
-      text: a name of `DECODERS`, and after a colon options `name=value` with commas; `stop=` is for
+      text: a name in `DECODERS`, then after a colon `name=value` options with commas; `stop=` is for
         `stop_of`.
 
     Raises:
@@ -90,7 +90,7 @@ def _literal(word: str) -> Any:
 
 
 def stop_of(text: str) -> Stop | None:
-    """When a text is finished before the calls are used up, by the option `stop=` of a mode; None: never.
+    """When a mode's option `stop=` ends a text before the calls are used up; None: never.
 
     Args:
       text: as `parse_mode` takes it.

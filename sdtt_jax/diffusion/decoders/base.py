@@ -1,4 +1,4 @@
-"""What decoders are made of: the interface of a row, and what several of them use."""
+"""What decoders are made of: the interface of a row of `DECODERS`, and what several decoders use."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -22,8 +22,7 @@ class Pick(NamedTuple):
 
     # `(options, log_probs [n, vocab]) -> [n]` float32, of masked positions.
     score: Callable[..., jax.Array]
-    # `(options, key, score, due, calls_left) -> [batch, length]` bool: what is taken of the positions that
-    # are due.
+    # `(options, key, score, due, calls_left) -> [batch, length]` bool: which of the due positions are taken.
     accept: Callable[..., jax.Array]
     columns: tuple[int, ...] = ()  # shape of the score of one position
 
@@ -35,14 +34,14 @@ class Helper:
     params: Params  # its parameters
     # A denoiser, or a causal network with `hidden(params, tokens)`, `logits` and `head_params`.
     network: Any = flax.struct.field(pytree_node=False)
-    # What stands before the first token for a causal network; None for a denoiser.
+    # The token before the first one, for a causal network; None for a denoiser.
     bos_id: int | None = flax.struct.field(pytree_node=False, default=None)
-    # The n of a causal network of every n-th token; 0: not known.
+    # n, if this is a causal network of every n-th token; 0: not known.
     every: int = flax.struct.field(pytree_node=False, default=0)
 
 
 class Scene(NamedTuple):
-    """Who writes, and how tokens are drawn: what a decoder's own calls are made with."""
+    """The models, and how tokens are drawn: what a decoder makes its own calls with."""
 
     # diffusion, params: the model.
     diffusion: MaskedDiffusion
@@ -58,17 +57,17 @@ class Scene(NamedTuple):
 
 
 class Now(NamedTuple):
-    """What a decoder's own call is told."""
+    """The state of a generation, as a decoder's own step sees it."""
 
     x: Tokens  # `[batch, length]` int32
-    due: Positions  # `[batch, length]` bool, what its plan reveals at this call
+    due: Positions  # `[batch, length]` bool, what the plan reveals at this call
     free: Positions  # `[batch, length]` bool, what was not given at the start
     call: jax.Array  # `[]` int32, number of the step
-    # What the steps before have left; None where a decoder keeps nothing.
+    # What the previous steps left; None where a decoder keeps nothing.
     memory: Memory = None
 
     def sigma(self, scene: Scene) -> jax.Array:
-        """Total noise when so much is masked: `[batch]` float32."""
+        """Total noise at the time when as much is masked as in `x`: `[batch]` float32."""
         masked = self.x == scene.diffusion.mask_id
         return sigma_of_share(scene.diffusion.schedule, masked.mean(axis=-1, dtype=jnp.float32))
 
@@ -78,40 +77,40 @@ class Decoder(NamedTuple):
 
     options: type  # a frozen dataclass
     # `(options, share, masked, schedule, times) -> (call, sigmas)`: `[batch, length]` int32, the call that
-    # reveals a position, `num_steps` for none of them; `[num_steps + 1, batch]` float32, the total noise that
-    # the network is told at each call, and after the last.
+    # reveals a position, `num_steps` if none does; `[num_steps + 1, batch]` float32, the total noise that the
+    # network is told at each call, and after the last.
     plan: Callable[..., tuple[jax.Array, jax.Array]]
     pick: Pick | None = None  # takes some of all that is masked, in place of the plan
     # `(options, masked_t, masked_s) -> (reveal, remask)`, `[]` float32: the chance that a masked position is
     # revealed from t to s < t, and that a revealed one is masked again; in place of the plan.
     redo: Callable[..., tuple[jax.Array, jax.Array]] | None = None
-    # `(options, scene, key, now) -> (x, calls, memory)`: calls of its own, `[batch, length]` and `[]` int32,
-    # in place of the reveal of what the plan has for this call.
+    # `(options, scene, key, now) -> (x, calls, memory)`: the decoder's own calls; the text `[batch, length]`
+    # and the number of calls `[]`, int32. Replaces revealing what the plan has for this call.
     step: Callable[..., tuple[Tokens, jax.Array, Memory]] | None = None
     # `(options, scene, x) -> memory`: what is remembered before the first step.
     begin: Callable[..., Memory] | None = None
-    # Whether a step has nothing to do where nothing is masked; it is then not asked.
+    # Whether a step has nothing to do once nothing is masked; it is then skipped.
     finishes: bool = True
-    # `(options, network, num_steps, length)` raises `ConfigError` for what cannot be served.
+    # `(options, network, num_steps, length)` raises `ConfigError` if they do not suit the decoder.
     check: Callable[..., None] | None = None
-    # Kinds of another model that it takes, "causal" or "denoiser"; none if it needs none.
+    # Kinds of helper that it accepts, "causal" or "denoiser"; empty if it needs no helper.
     helper: tuple[str, ...] = ()
-    # `(options, call [] int32) -> [] float32`, what divides the logits of a call beside the sampler's own
+    # `(options, call [] int32) -> [] float32`, divides the logits of a call in addition to the sampler's own
     # temperature; or None.
     temperature: Callable[..., jax.Array | None] | None = None
 
 
 def sigma_of_share(schedule: Schedule, share: jax.Array) -> jax.Array:
-    """Total noise at the time at which `share` of what is masked at time 1 is so still; any shape."""
+    """Total noise at the time at which `share` of what is masked at time 1 is still masked; any shape."""
     end = jnp.float32(1.0)
     return sigma_of_masked(schedule, schedule.move_chance(end) * share)
 
 
 def sigma_of_masked(schedule: Schedule, masked: jax.Array) -> jax.Array:
-    """Total noise at the time at which a share `masked` of all tokens is so; any shape.
+    """Total noise at the time at which the share `masked` of all tokens is masked; any shape.
 
     At most the noise at time 1. A schedule whose noise there exceeds 17 masks everything, as far as float32
-    can tell, and the logarithm alone would be infinite.
+    can tell, and the logarithm by itself would be infinite.
     """
     return jnp.minimum(-jnp.log1p(-masked), schedule.sigma(jnp.float32(1.0)))
 
@@ -122,14 +121,14 @@ def first_hitting_plan(
     """`Decoder.plan`: a random order, spread evenly over the calls."""
     del options
     call, first = even_calls(share, masked, len(times) - 1)
-    # A call is made at the time at which its first position is revealed; none is left after the last.
+    # A call is made at the time at which its first position is revealed; nothing is masked after the last.
     return call, sigma_of_share(schedule, jnp.pad(first, ((0, 0), (0, 1)))).T
 
 
 def no_plan(
     options: Any, share: PerToken, masked: Positions, schedule: Schedule, times: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Nothing is settled in advance."""
+    """`Decoder.plan`: nothing is settled in advance."""
     del options, share
     return jnp.full(masked.shape, len(times) - 1), grid_sigmas(schedule, times, masked)
 
@@ -140,5 +139,5 @@ def grid_sigmas(schedule: Schedule, times: jax.Array, masked: Positions) -> jax.
 
 
 def entropy(log_probs: jax.Array) -> jax.Array:
-    """Of each distribution `[..., vocab]`, nats."""
+    """The entropy of each distribution `[..., vocab]`, nats."""
     return -(jnp.exp(log_probs) * log_probs).sum(axis=-1)

@@ -1,13 +1,13 @@
 """Blocks from left to right, each written in a few calls, with a cache of keys and values for the rest.
 
-A call computes the positions of one block alone. What it sees of the others is remembered:
+A call computes only the positions of one block. It sees remembered keys and values of the others:
 
-* "prefix": of finished blocks, as they were when only blocks before them stood there; what follows is not
+* "prefix": of finished blocks, computed when only the blocks before them were visible; what follows is not
   seen. It is exact for block-causal attention (`networks.blocks.BlockCausal`, arXiv 2503.09573) and an
   approximation for a network that sees everything.
-* "dual": of all positions, as they were at the block's first call, which computes all of them (Fast-dLLM,
+* "dual": of all positions, from the block's first call, which computes all of them (Fast-dLLM,
   arXiv 2505.22618, section 3.2). It is an approximation except in the first call of each block.
-* "none": nothing; each call computes all positions. It is what the others are compared with.
+* "none": nothing is remembered; each call computes all positions. It is the baseline for the others.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ CACHES = ("prefix", "dual", "none")
 
 @dataclasses.dataclass(frozen=True)
 class Blocks:
-    """How a text is cut into blocks, and what is remembered of those that are not being written."""
+    """How a text is cut into blocks, and what is remembered of the blocks that are not being written."""
 
     length: int = 32  # positions of a block
     cache: str = "prefix"  # one of `CACHES`
@@ -41,7 +41,7 @@ class Blocks:
 def block_plan(
     options: Blocks, share: PerToken, masked: Positions, schedule: Schedule, times: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """`Decoder.plan`: within each block a random order, evenly over the calls of that block."""
+    """`Decoder.plan`: a random order within each block, spread evenly over that block's calls."""
     (batch, length), num_steps = masked.shape, len(times) - 1
     count = length // options.length
     rows = (batch * count, options.length)
@@ -86,7 +86,7 @@ def empty_memory(options: Blocks, scene: Scene, x: Tokens) -> Memory:
 def write_block(
     options: Blocks, scene: Scene, key: Key, now: Now
 ) -> tuple[Tokens, jax.Array, Memory]:
-    """`Decoder.step`: one call of one block."""
+    """`Decoder.step`: one call for one block."""
     size, length = options.length, now.x.shape[1]
     each = scene.num_steps // (length // size)
     start, first = now.call // each * size, now.call % each == 0
@@ -103,7 +103,7 @@ def write_block(
 def _read(
     options: Blocks, scene: Scene, now: Now, start: jax.Array, first: jax.Array
 ) -> tuple[Hidden, jax.Array, Memory]:
-    """Hidden states of the block, the calls that they took, and what is remembered then."""
+    """Hidden states of the block, the number of calls that they took, and what is remembered afterwards."""
     network: Any = scene.diffusion.denoiser
     size, places, once = options.length, jnp.arange(now.x.shape[1]), jnp.int32(1)
 

@@ -13,10 +13,10 @@ from sdtt_jax.typing import Key, PerToken, Positions
 
 SCORES = ("probability", "margin", "entropy")
 
-# Scores without noise are compared to so many digits, and ties are broken at random. Where everything is
-# masked, rotated attention says the same at every position, and only the rounding of the machine would tell
-# them apart: on the evening's teacher it scattered the first tokens on a CPU and put them side by side on a
-# GPU, with a perplexity of 34 and 75 in four calls.
+# Scores without noise are compared to this many decimal places, and ties are broken at random. Where
+# everything is masked, rotary attention predicts the same at every position, and only the machine's rounding
+# would tell positions apart: with the evening's teacher it scattered the first tokens on a CPU and put them
+# side by side on a GPU, with perplexities of 34 and 75 in four calls.
 _DIGITS = 4
 
 _Scores = TypeVar("_Scores", jax.Array, np.ndarray)
@@ -29,10 +29,10 @@ class Confidence:
     # "probability" of the most probable token, its "margin" over the next one (arXiv 2502.06768), or the
     # negative "entropy" of the position.
     score: str = "probability"
-    # Reveal what is at least so sure, and at least one position of each text, however many calls that takes;
-    # for "entropy" the exponential of the score is compared. 0 spreads the positions evenly.
+    # Reveal every position that is at least this sure, and at least one of each text, however many calls that
+    # takes; for "entropy" the exponential of the score is compared. 0 spreads the positions evenly.
     threshold: float = 0.0
-    # Of Gumbel noise that is added to the score (log for the first two); 0 is none, and ties are broken at
+    # Scale of the Gumbel noise added to the score (log for the first two); 0 adds none and breaks ties at
     # random.
     order_temperature: float = 0.0
 
@@ -44,14 +44,14 @@ class Confidence:
 
 @dataclasses.dataclass(frozen=True)
 class EntropyBounded:
-    """In the order of entropy, as long as what is revealed together can depend on each other little.
+    """Reveals in the order of entropy, as long as tokens revealed together can depend little on each other.
 
-    The sum of the entropies less the largest bounds the mutual information of what a call reveals; it stays
-    at most `bound` nats (arXiv 2505.24857). At least one position is revealed.
+    The sum of the entropies minus the largest bounds the mutual information of what a call reveals; it is
+    kept to at most `bound` nats (arXiv 2505.24857). At least one position is revealed.
     """
 
     bound: float = 0.1
-    # Of Gumbel noise that is added to the negative entropies; 0 is none, and ties are broken at random.
+    # Scale of the Gumbel noise added to the negative entropies; 0 adds none and breaks ties at random.
     order_temperature: float = 0.0
 
     def __post_init__(self) -> None:
@@ -71,7 +71,7 @@ def confidence(options: Confidence, log_probs: jax.Array) -> jax.Array:
 def accept_confident(
     options: Confidence, key: Key, score: PerToken, due: Positions, calls_left: jax.Array
 ) -> Positions:
-    """`Pick.accept`: the surest share, or all that is sure enough."""
+    """`Pick.accept`: the surest share of positions, or all that are sure enough."""
     score = compared(options, score)
     count = confident_count(options, score, due, calls_left)
     return due & (jnp.argsort(_falling(options, key, score, due), axis=-1) < count)
@@ -109,14 +109,14 @@ def accept_bounded(
 
 
 def compared(options: Confidence | EntropyBounded, score: _Scores) -> _Scores:
-    """Scores as they are compared: what only rounding tells apart is equal, where no noise is added."""
+    """Scores as they are compared: rounded unless noise is added, so that rounding errors decide nothing."""
     return score if options.order_temperature > 0 else score.round(_DIGITS)
 
 
 def _falling(
     options: Confidence | EntropyBounded, key: Key, score: PerToken, due: Positions
 ) -> jax.Array:
-    """The positions in falling order of score, what is not due last: `[batch, length]` int32."""
+    """The positions in falling order of score, those not due at the end: `[batch, length]` int32."""
     if options.order_temperature == 0:
         ties = jax.random.uniform(key, score.shape, jnp.float32)
         return jnp.lexsort((ties, jnp.where(due, -score, jnp.inf)), axis=-1)

@@ -1,4 +1,4 @@
-"""ReMDM that masks again what the network was least sure of when it wrote it."""
+"""ReMDM that masks again the tokens that the network was least sure of when it wrote them."""
 
 import dataclasses
 from typing import Any
@@ -25,16 +25,16 @@ def nothing_written(options: DoubtingRemdm, scene: Scene, x: Tokens) -> Memory:
 
 
 def doubt(confidence: PerToken, shown: Positions, sigma: jax.Array) -> PerToken:
-    """What the chance of being masked again is multiplied by: proportional to `exp(-confidence)`, mean one.
+    """Weights for the chance of being masked again: proportional to `exp(-confidence)`, with mean one.
 
-    The paper's weights sum to one over a text and leave the chance of revealing as it is, so that the share
-    of masked tokens drifts from the schedule. With the mean of one over the tokens that are shown, as many
-    are masked again on average as without weights, and ReMDM's theorem holds for that share. Where a chance
-    would exceed one, all weights of the text are drawn towards one until none does.
+    The paper's weights sum to one over a text and leave the chance of revealing as it is, so the share of
+    masked tokens drifts from the schedule. With a mean of one over the shown tokens, as many are masked again
+    on average as without weights, and ReMDM's theorem holds for that share. Where a chance would exceed one,
+    all weights of the text are moved towards one until none does.
 
     Args:
       confidence: `[batch, length]` float32.
-      shown: `[batch, length]` bool, what may be masked again.
+      shown: `[batch, length]` bool, positions that may be masked again.
       sigma: `[]` float32, the chance without weights.
     """
     weight = jnp.where(shown, jnp.exp(-confidence), 0.0)
@@ -48,7 +48,7 @@ def doubt(confidence: PerToken, shown: Positions, sigma: jax.Array) -> PerToken:
 def doubting_step(
     options: DoubtingRemdm, scene: Scene, key: Key, now: Now
 ) -> tuple[Tokens, jax.Array, Memory]:
-    """`Decoder.step`: a reverse step, and what it masks again; no call where nothing is revealed."""
+    """`Decoder.step`: a reverse step that also masks again; no call where nothing is revealed."""
     diffusion, network = scene.diffusion, scene.diffusion.denoiser
     time, later = scene.times[now.call], scene.times[now.call + 1]
     masked, (key_position, key_token) = now.x == diffusion.mask_id, jax.random.split(key)

@@ -1,4 +1,4 @@
-"""Energy: whole candidates from the denoiser, one of which is picked by what a causal model makes of it."""
+"""Energy: the denoiser draws whole candidate texts, and a causal model helps to pick one of them."""
 
 import dataclasses
 import functools
@@ -54,7 +54,7 @@ def energy_step(
 def _candidates(
     count: int, scene: Scene, key: Key, x: Tokens, sigma: jax.Array
 ) -> tuple[Tokens, jax.Array]:
-    """Drawn for all that is masked: `[batch, count, length]`, and log-probabilities `[batch, count]`."""
+    """Texts with MASK filled in, `[batch, count, length]`, and their log-probabilities, `[batch, count]`."""
     diffusion, network = scene.diffusion, scene.diffusion.denoiser
 
     def read(rows: tuple[Any, Any], shared: Any) -> tuple[Any, tuple[()]]:
@@ -77,9 +77,9 @@ def _candidates(
 
 
 def _causal_log_prob(scene: Scene, texts: Tokens) -> jax.Array:
-    """What the helper says of whole texts `[batch, count, length]`: `[batch, count]`."""
+    """The helper's log-probability of whole texts `[batch, count, length]`: `[batch, count]`."""
     helper = scene.helper
-    assert helper is not None  # `serving.begin` has said so
+    assert helper is not None  # checked by `serving.begin`
     assert helper.bos_id is not None
     flat = texts.reshape(-1, texts.shape[-1])
     hidden = helper.network.hidden(helper.params, preceded(flat, helper.bos_id))

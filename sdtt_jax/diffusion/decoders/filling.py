@@ -1,6 +1,6 @@
 """Tokens for some positions of partly masked sequences: from one network call, or from hidden states.
 
-Each is drawn, settled by noise, or the likeliest.
+Each token is drawn, determined by noise, or the most probable one.
 """
 
 from collections.abc import Callable
@@ -21,8 +21,8 @@ from sdtt_jax.typing import Hidden, Key, Logits, Params, PerSequence, Positions,
 Choice = Callable[[Any, jax.Array, jax.Array, Any], jax.Array]
 
 # Of n positions a step of a generation reveals about n / num_steps. A chunk of a twelfth nearly always holds
-# what one of 16 steps reveals; smaller ones read the head's kernel twice (1024 positions, 50k tokens, two CPU
-# cores: 64 rows take 47 ms at once and 100 ms in halves).
+# what one of 16 steps reveals; smaller chunks read the head's kernel twice (1024 positions, 50k tokens, two
+# CPU cores: 64 rows take 47 ms at once and 100 ms in halves).
 CHUNKS = Chunks(scope="reveal_rows", parts=12)
 
 
@@ -64,11 +64,11 @@ def fill(
     noise: Tree = None,
     pick: Pick | None = None,
 ) -> Tokens:
-    """`x` with the tokens that `choose` takes at the selected positions, or at those of them that `pick`
-    accepts; the head runs at the selected ones alone.
+    """`x` with the tokens that `choose` takes at the selected positions, or where `pick` accepts them.
 
-    MASK and the padding stand after the vocabulary and are impossible: no noise is drawn for them. At 30
-    tokens padded to 128 that is 7 ms instead of 24 for a batch of 64 × 64 on two CPU cores.
+    The head runs only at the selected positions. MASK and the padding come after the vocabulary and are
+    impossible: no noise is drawn for them. At 30 tokens padded to 128 that takes 7 ms instead of 24 for a
+    batch of 64 × 64 on two CPU cores.
     """
     denoiser = diffusion.denoiser
 
@@ -93,8 +93,8 @@ def choice(filters: Filters, noise: Noise | None, *, sees_noise: bool) -> Choice
 
     Args:
       filters: of the token distribution.
-      noise: that the generation is a function of; None draws fresh noise at each call.
-      sees_noise: whether the network is shown the noise, so that what it says is drawn from as it is.
+      noise: the noise that the generation is a function of; None draws fresh noise at each call.
+      sees_noise: whether the network is shown the noise, so that its predictions are drawn from as they are.
     """
     if filters.greedy:
         return most_probable
@@ -118,8 +118,10 @@ def tempered(choose: Choice, temperature: jax.Array) -> Choice:
 
 
 def drawn(filters: Filters) -> Choice:
-    """Draws from the filtered distribution, each position with the key of its place in the batch, so that
-    neither the size of the chunks nor the number of devices changes what is drawn."""
+    """Draws from the filtered distribution, each position with the key of its place in the batch.
+
+    So neither the size of the chunks nor the number of devices changes what is drawn.
+    """
 
     def choose(key: Key, logits: Logits, places: jax.Array, noise: Any) -> jax.Array:
         del noise
@@ -133,7 +135,8 @@ def greedy_at_last(choose: Choice) -> Choice:
     """`choose`, or `most_probable` after the last step, in a program that holds the network only once.
 
     Args:
-      choose: is given the first of a pair as its key; the second says whether this is after the last step.
+      choose: what the steps use. The result takes a pair as its key: the key of `choose`, and whether this is
+        after the last step.
     """
 
     def either(key: Any, logits: Logits, places: jax.Array, noise: Any) -> jax.Array:
@@ -144,6 +147,6 @@ def greedy_at_last(choose: Choice) -> Choice:
 
 
 def most_probable(key: Key | None, logits: Logits, places: jax.Array, noise: Any) -> jax.Array:
-    """The likeliest token of each position; the key is not used."""
+    """The most probable token of each position; the key is not used."""
     del key, places, noise
     return jnp.argmax(logits, axis=-1).astype(jnp.int32)

@@ -21,14 +21,14 @@ SCHEDULES = "schedules.json"
 
 @dataclasses.dataclass(frozen=True)
 class Learnt:
-    """Tokens in a random order, so many at each call."""
+    """Tokens in a random order, a learnt number of them at each call."""
 
-    # Tokens of a whole text that each call reveals, "1/2/5/8"; of a text with fewer masked tokens the same
-    # shares. Empty: what `experiments.evaluate --suite=schedule` has stored beside the checkpoint for this
-    # number of calls (`evaluation.schedules` says what it is the best of).
+    # How many tokens of a whole text each call reveals, "1/2/5/8"; the same shares of a text with fewer
+    # masked tokens. Empty: the counts that `experiments.evaluate --suite=schedule` stored beside the
+    # checkpoint for this number of calls (`evaluation.schedules` says what they are the best of).
     counts: str = ""
-    # What divides the logits of each call, beside the sampler's own temperature, "1/0.9/0.8", or of all of
-    # them, "0.9". Empty: what is stored with the counts, or else 1.
+    # Divides the logits of each call, "1/0.9/0.8", or of all calls, "0.9", in addition to the sampler's own
+    # temperature. Empty: the temperatures stored with the counts, or else 1.
     temperatures: str = ""
 
     def __post_init__(self) -> None:
@@ -47,7 +47,7 @@ class Learnt:
 
     @property
     def scales(self) -> tuple[float, ...]:
-        """The temperatures as numbers; none: 1 at every call."""
+        """The temperatures as numbers; empty: 1 at every call."""
         try:
             scales = tuple(float(part) for part in self.temperatures.split("/") if part)
         except ValueError:
@@ -60,17 +60,17 @@ class Learnt:
         return scales
 
     def scale(self, call: int) -> float:
-        """The temperature of a call, where there are any."""
+        """The temperature of a call; `scales` must not be empty."""
         return self.scales[call if len(self.scales) > 1 else 0]
 
 
 def numbers_text(numbers: Sequence[float]) -> str:
-    """Such numbers as options of `Learnt`."""
+    """Counts or temperatures as the text of an option of `Learnt`."""
     return "/".join(f"{number:.4g}" for number in numbers)
 
 
 def call_temperature(options: Learnt, call: jax.Array) -> jax.Array | None:
-    """`Decoder.temperature`: that of the call, and 1 after the last; None if all are 1."""
+    """`Decoder.temperature`: the temperature of the call, and 1 after the last; None if there are none."""
     if not options.scales:
         return None
     scales = [*map(options.scale, range(len(options.tokens))), 1.0]
@@ -87,7 +87,7 @@ def learnt_plan(
 
 
 def check_learnt(options: Learnt, network: Any, num_steps: int, length: int) -> None:
-    """`Decoder.check`: a count for each call, for all tokens."""
+    """`Decoder.check`: a count for each call, adding up to a text, and temperatures for all calls or none."""
     del network
     tokens = options.tokens
     require(

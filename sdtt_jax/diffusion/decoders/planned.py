@@ -26,6 +26,6 @@ class FirstHitting:
 def grid_plan(
     options: Grid, share: PerToken, masked: Positions, schedule: Schedule, times: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """`Decoder.plan`: each position at the step of the grid that chance gives it."""
+    """`Decoder.plan`: each position at a random step of the grid, as `share` decides."""
     del options
     return grid_calls(share, still_masked(schedule, times)), grid_sigmas(schedule, times, masked)

@@ -18,7 +18,7 @@ from sdtt_jax.typing import Key, PerToken, Positions, Tokens
 class Refine:
     """How the last steps go over what the others have drafted (after COrAL, arXiv 2410.09675)."""
 
-    # Steps of the refinement, each a window further on; the steps before draft as "first-hitting".
+    # Refinement steps, each one window further on; the steps before them draft as "first-hitting" does.
     rounds: int = 2
     window: int = 8  # neighbouring positions that a step looks at
     # A token is drawn again if its probability given all others is below this.
@@ -56,7 +56,7 @@ def check_rounds(options: Refine, network: Any, num_steps: int, length: int) -> 
 def refine_step(
     options: Refine, scene: Scene, key: Key, now: Now
 ) -> tuple[Tokens, jax.Array, Memory]:
-    """`Decoder.step`: one call of the draft, or two that look at a window and draw some of it again.
+    """`Decoder.step`: one call for the draft, or two that check a window and draw some of its tokens again.
 
     The first of the two shows the network the text once for each position of the window, as one batch.
     """

@@ -1,4 +1,4 @@
-"""Decoders that mask tokens again which were revealed, so that a later call can correct them."""
+"""Decoders that mask revealed tokens again, so that a later call can correct them."""
 
 import dataclasses
 
@@ -21,9 +21,9 @@ class Remdm:
     # largest chance that leaves the marginals right, "forward-backward" with this share of the chance that a
     # step of the forward process and one back leave it masked (section 4.3). 0 is the grid.
     eta: float = 0.02
-    rule: str = "cap"  # one of the three
-    # Share of the steps that stay at the time at which `still` is masked, and reveal as much as they mask
-    # again; the others then mask nothing again (ReMDM-loop, section 4.2).
+    rule: str = "cap"  # one of `RULES`
+    # Share of the steps that stay at the time at which the share `still` is masked, and reveal as much as
+    # they mask again; the other steps then mask nothing again (ReMDM-loop, section 4.2).
     loop: float = 0.0
     still: float = 0.1  # share of the tokens that is masked in the loop
 
@@ -45,7 +45,7 @@ def remask_chances(
 
     Returns:
       `reveal = (alpha_s - (1 - sigma) alpha_t) / (1 - alpha_t)` and `sigma`, both `[]` float32; sigma is at
-      most `(1 - alpha_s) / alpha_t`, so that a position is masked at s with the same probability as ever.
+      most `(1 - alpha_s) / alpha_t`, so a position is masked at s as often as without masking again.
     """
     if options.loop > 0:
         (masked_t, _), (masked_s, looping) = (_looped(options, m) for m in (masked_t, masked_s))
@@ -55,7 +55,7 @@ def remask_chances(
     elif options.rule == "rescale":
         sigma = options.eta * largest
     else:
-        # Masked from s back to t with 1 - alpha_t / alpha_s, and not revealed from t to s.
+        # The chance of being masked from s to t, 1 - alpha_t / alpha_s, and then not revealed from t to s.
         forward = (masked_t - masked_s) / jnp.maximum(1 - masked_s, 1e-30)
         sigma = jnp.minimum(
             options.eta * forward * masked_s / jnp.maximum(masked_t, 1e-30), largest
@@ -75,7 +75,7 @@ def remdm_plan(
 
 
 def told(options: Remdm, schedule: Schedule, times: jax.Array) -> jax.Array:
-    """The total noise at the times of a grid; any shape. In a loop it is that of what is masked there."""
+    """The total noise at the times of a grid; any shape. With a loop, it follows the share that is masked."""
     if options.loop == 0:
         return schedule.sigma(times)
     return sigma_of_masked(schedule, _looped(options, schedule.move_chance(times))[0])

@@ -18,7 +18,7 @@ def begin(mode: str, scene: Scene, x: Tokens) -> Memory:
 
     Args:
       mode: the decoder.
-      scene: who writes.
+      scene: the models, and how tokens are drawn.
       x: `[batch, length]` int32.
 
     Raises:
@@ -47,7 +47,7 @@ def begin(mode: str, scene: Scene, x: Tokens) -> Memory:
 
 
 def check_served(mode: str, network: Any, num_steps: int, length: int) -> None:
-    """Checks what a decoder asks of a network, its calls and the length of a text.
+    """Checks that a decoder can work with a network, a number of calls and a length of texts.
 
     Args:
       mode: the decoder.
@@ -56,7 +56,7 @@ def check_served(mode: str, network: Any, num_steps: int, length: int) -> None:
       length: tokens of a text.
 
     Raises:
-      ConfigError: it cannot be served.
+      ConfigError: the decoder cannot work with them.
     """
     decoder, options = parse_mode(mode)
     stop = stop_of(mode)
@@ -73,9 +73,9 @@ def own_step(mode: str, scene: Scene, key: Key, now: Now) -> tuple[Tokens, jax.A
 
     Args:
       mode: the decoder.
-      scene: who writes.
+      scene: the models, and how tokens are drawn.
       key: PRNG key of this step.
-      now: what is there.
+      now: the generation before the step.
     """
     decoder, options = parse_mode(mode)
     step = decoder.step

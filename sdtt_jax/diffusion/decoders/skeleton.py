@@ -1,5 +1,7 @@
-"""Plan, then fill: a causal model writes every n-th token, the denoiser all between them (after ARLON,
-arXiv 2410.20502)."""
+"""Plan, then fill: a causal model writes every n-th token, and the denoiser all tokens between them.
+
+After ARLON, arXiv 2410.20502.
+"""
 
 import dataclasses
 import functools
@@ -18,10 +20,10 @@ from sdtt_jax.typing import Key, PerToken, Positions, Tokens
 
 @dataclasses.dataclass(frozen=True)
 class Skeleton:
-    """Which tokens are the helper's, a causal model of the texts that consist of every n-th token."""
+    """Which tokens the helper writes; it is a causal model of texts that consist of every n-th token."""
 
-    # The n for which the helper writes positions 0, n, 2 n, … in the first step; the others fill the rest as
-    # "first-hitting".
+    # n: the helper writes positions 0, n, 2 n, … in the first step; the other steps fill the rest as
+    # "first-hitting" does.
     every: int = 8
 
     def __post_init__(self) -> None:
@@ -31,7 +33,7 @@ class Skeleton:
 def skeleton_plan(
     options: Skeleton, share: PerToken, masked: Positions, schedule: Schedule, times: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """`Decoder.plan`: the skeleton at step 0, the rest evenly over the others."""
+    """`Decoder.plan`: the skeleton at step 0, the rest spread evenly over the other steps."""
     bones = jnp.arange(masked.shape[1]) % options.every == 0
     call, sigmas = first_hitting_plan(options, share, masked & ~bones, schedule, times[1:])
     call = jnp.where(masked & bones, 0, call + 1)
@@ -54,7 +56,7 @@ def check_skeleton(options: Skeleton, network: Any, num_steps: int, length: int)
 def skeleton_step(
     options: Skeleton, scene: Scene, key: Key, now: Now
 ) -> tuple[Tokens, jax.Array, Memory]:
-    """`Decoder.step`: all of the helper's calls, one for each token of the skeleton, or one of the model."""
+    """`Decoder.step`: all calls of the helper, one for each token of the skeleton, or one of the model."""
 
     def plan(x: Tokens) -> tuple[Tokens, jax.Array]:
         bones, calls = _write(scene, key, x[:, :: options.every])
@@ -66,12 +68,12 @@ def skeleton_step(
 
 
 def _write(scene: Scene, key: Key, x: Tokens) -> tuple[Tokens, jax.Array]:
-    """Fills `[batch, n]` from left to right by the helper and its cache, and says in how many calls.
+    """Fills `[batch, n]` from left to right with the helper and its cache, and counts the calls.
 
-    A call whose tokens are all given reads them, and is not counted.
+    A call whose tokens are all given only reads them, and is not counted.
     """
     helper, mask_id = scene.helper, scene.diffusion.mask_id
-    assert helper is not None  # `serving.begin` has said so
+    assert helper is not None  # checked by `serving.begin`
     assert helper.bos_id is not None
     network, head = helper.network, helper.network.head_params(helper.params)
     batch, count = x.shape

@@ -1,12 +1,12 @@
 """Speculative decoding: the model drafts some tokens in one call, a helper verifies them in another.
 
-The draft is drawn token by token from the model's own distributions q. The helper says in one call what it
-would have written at each position after the draft's tokens before it, p. A token y is kept with probability
-`min(1, p(y) / q(y))`; at the first that is not, one is drawn from `max(p - q, 0)` and the rest is masked
-again (arXiv 2211.17192). So what is written has the helper's law of one token at a time, whatever the draft.
+The draft is drawn token by token from the model's own distributions q. One call of the helper gives p, its
+distribution at each position after the draft's tokens before it. A token y is kept with probability
+`min(1, p(y) / q(y))`. The first that is refused is drawn again from `max(p - q, 0)`, and the rest is masked
+again (arXiv 2211.17192). So the text has the law of the helper writing token by token, whatever the draft.
 
 A causal helper sees all the draft's prefixes at once and writes from left to right (arXiv 2408.05636). A
-denoiser is shown them as a batch, each prefix with the rest masked, in a random order.
+denoiser is shown the prefixes as a batch, each with the rest masked, in a random order.
 """
 
 import dataclasses
@@ -42,7 +42,7 @@ def speculate(
 ) -> tuple[Tokens, jax.Array, Memory]:
     """`Decoder.step`: a draft and its verification, two calls, which reveal 1 to `window` tokens."""
     diffusion, helper = scene.diffusion, scene.helper
-    assert helper is not None  # `serving.begin` has said so
+    assert helper is not None  # checked by `serving.begin`
     masked, keys = now.x == diffusion.mask_id, jax.random.split(key, 4)
     if helper.bos_id is None:
         score = jax.random.uniform(keys[0], now.x.shape, jnp.float32)
@@ -76,7 +76,7 @@ def speculate(
 
 
 def residual(p: LogProbs, q: LogProbs) -> LogProbs:
-    """What is drawn where a draft is refused: `max(p - q, 0)`, as unnormalised logs; p where they agree."""
+    """The law of a refused token's replacement: `max(p - q, 0)`, as unnormalised logs; p if they agree."""
     left = jnp.maximum(jnp.exp(p) - jnp.exp(q), 0.0)
     return jnp.where(left.sum(axis=-1, keepdims=True) > 0, jnp.log(jnp.maximum(left, 1e-37)), p)
 
@@ -84,13 +84,13 @@ def residual(p: LogProbs, q: LogProbs) -> LogProbs:
 def relaxed(p: LogProbs, drafted: Tokens, distance: jax.Array, budget: float) -> LogProbs:
     """p with the probability of a drafted token's nearest neighbours moved to it (arXiv 2410.03355, eq. 4).
 
-    Neighbours are taken in order as long as what they have together is at most `budget`, which is then the
-    total variation between the two.
+    Neighbours are taken in the order of distance as long as their total probability is at most `budget`,
+    which then bounds the total variation between p and the result.
 
     Args:
       p: `[..., vocab]`.
       drafted: `[...]` int32.
-      distance: `[..., vocab]` float32, of each token to the drafted one.
+      distance: `[..., vocab]` float32, from each token to the drafted one.
       budget: in [0, 1).
     """
     probs, own = jnp.exp(p), jax.nn.one_hot(drafted, p.shape[-1], dtype=p.dtype)
@@ -106,8 +106,8 @@ def relaxed(p: LogProbs, drafted: Tokens, distance: jax.Array, budget: float) ->
 def token_distances(helper: Helper, x: Tokens, drafted: Tokens, size: int) -> jax.Array:
     """Squared distances of all columns of the helper's last linear map to those of `drafted: [...]`.
 
-    The map is linear, so its columns are its values at unit vectors less that at zero. `x: [batch, length]`
-    is any input of the network, `size` that of the vocabulary.
+    The columns are the map's values at unit vectors minus its value at zero. `x: [batch, length]` is any
+    input of the network, `size` the size of the vocabulary.
     """
     network, head = helper.network, helper.network.head_params(helper.params)
     shape = jax.eval_shape(network.hidden, helper.params, x)
@@ -120,11 +120,11 @@ def token_distances(helper: Helper, x: Tokens, drafted: Tokens, size: int) -> ja
 def _verified(
     scene: Scene, helper: Helper, x: Tokens, draft: Tokens, place: jax.Array, window: jax.Array
 ) -> LogProbs:
-    """What the helper says at each position of the window, after the draft before it: `[batch, n, vocab]`."""
+    """The helper's log-probabilities in the window, each after the draft before it: `[batch, n, vocab]`."""
     batch, size = window.shape
     if helper.bos_id is not None:
         seen = preceded(draft, helper.bos_id)
-        # MASK stands only after what is read, but it must be a token that the network knows.
+        # MASK occurs only after the positions that are read, but it must be a token that the network knows.
         seen = jnp.where(seen < scene.diffusion.mask_id, seen, 0)
         hidden = helper.network.hidden(helper.params, seen)
         return _log_probs(scene, helper.network, helper.params, _at(hidden, window))

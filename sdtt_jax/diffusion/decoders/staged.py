@@ -15,10 +15,10 @@ from sdtt_jax.typing import Key, Tokens
 
 @dataclasses.dataclass(frozen=True)
 class Staged:
-    """Which calls are whose; tokens are revealed as by "first-hitting"."""
+    """Which model makes which calls; tokens are revealed as by "first-hitting"."""
 
-    # Shares of the calls at which the turn passes to the other model, the first being the model's own: "0.5",
-    # or "0.25/0.75" for a helper that makes the middle half.
+    # Shares of the calls at which the turn passes to the other model; the model itself begins: "0.5", or
+    # "0.25/0.75" for a helper that makes the middle half.
     until: str = "0.5"
 
     def __post_init__(self) -> None:
@@ -39,7 +39,7 @@ class Staged:
         return turns
 
     def whose(self, call: jax.Array | int, num_steps: int) -> jax.Array:
-        """0 for a call of the model's own, 1 for one of its helper's."""
+        """0 for a call of the model itself, 1 for a call of its helper."""
         ends = jnp.array([round(turn * num_steps) for turn in self.turns])
         return (call >= ends).sum() % 2
 
@@ -49,7 +49,7 @@ def staged_step(
 ) -> tuple[Tokens, jax.Array, Memory]:
     """`Decoder.step`: a reverse step of whoever's turn it is; no call where nothing is due."""
     helper = scene.helper
-    assert helper is not None  # `serving.begin` has said so
+    assert helper is not None  # checked by `serving.begin`
     theirs = dataclasses.replace(scene.diffusion, denoiser=helper.network)
     other = scene._replace(diffusion=theirs, params=helper.params)
     turns = [functools.partial(reveal_due, who, key, now) for who in (scene, other)]

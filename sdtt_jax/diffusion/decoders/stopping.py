@@ -1,4 +1,4 @@
-"""When a text is finished before the calls are used up: predicates, of which any one stops it."""
+"""When a text ends before the calls are used up: predicates, any one of which stops it."""
 
 import dataclasses
 from collections.abc import Callable
@@ -12,22 +12,22 @@ from sdtt_jax.config import choose, require, whole, within
 from sdtt_jax.diffusion.decoders.base import Pick, entropy
 from sdtt_jax.typing import PerToken, Positions, Tokens
 
-# Predicates by name, and what follows the colon of those that need a number.
+# Predicates by name, and the type of the number after the colon; None where there is no number.
 PREDICATES = {"filled": None, "stable": int, "entropy": float, "eos": int}
 
 
 @dataclasses.dataclass(frozen=True)
 class Stop:
-    """What ends a text, as `stop=` of a mode says it: predicates with "+" between them."""
+    """What ends a text, from `stop=` of a mode: predicates with "+" between them."""
 
-    # "filled", nothing is masked: decoders that correct themselves then do so no more.
+    # "filled": nothing is masked; decoders that correct themselves then stop doing so.
     filled: bool = False
-    # "stable:2", nothing is masked, and so many steps in a row changed nothing; 0 is off.
+    # "stable:2": nothing is masked, and this many steps in a row changed nothing; 0 is off.
     stable: int = 0
-    # "entropy:0.5", what a call finds masked has less than so many nats together; that call then reveals all
-    # of it. 0 is off.
+    # "entropy:0.5": the entropies that a call finds at masked positions have a sum below this many nats; that
+    # call then reveals all of them. 0 is off.
     entropy: float = 0.0
-    # "eos:1", this token was written and nothing before it is masked; what follows becomes EOS too. -1 is
+    # "eos:1": this token was written and nothing before it is masked; what follows becomes EOS too. -1 is
     # off.
     eos: int = -1
 
@@ -39,7 +39,7 @@ class Stop:
 
 @flax.struct.dataclass
 class Watch:
-    """What a text is judged by."""
+    """The record by which texts are stopped."""
 
     stopped: jax.Array  # `[batch]` bool
     steady: jax.Array  # `[batch]` int32, steps without a change since all was revealed
@@ -49,8 +49,8 @@ def parse_stop(text: str, *, picks: bool) -> Stop:
     """The predicates of `stop=`.
 
     Args:
-      text: as `Stop` has it, "stable:2+eos:1".
-      picks: whether the decoder reads all that is masked at each call, as "entropy" needs it.
+      text: as in `Stop`, "stable:2+eos:1".
+      picks: whether the decoder reads all masked positions at each call, which "entropy" needs.
 
     Raises:
       ConfigError: naming the predicate that is unknown, out of range or cannot be served.
@@ -78,12 +78,12 @@ def parse_stop(text: str, *, picks: bool) -> Stop:
 
 
 def begin_watch(x: Tokens) -> Watch:
-    """Nothing has stopped yet."""
+    """The record at the start: no text has stopped."""
     return Watch(jnp.zeros(len(x), bool), jnp.zeros(len(x), jnp.int32))
 
 
 def until_stopped(step: Callable[..., Any], state: Any, num_steps: int) -> Any:
-    """Steps 0 … num_steps, of which those before the last end when all texts have stopped.
+    """Runs steps 0 … num_steps, and skips to the last once all texts have stopped.
 
     Args:
       step: `(state, index) -> state`, of states with a `watch`.
@@ -102,14 +102,14 @@ def until_stopped(step: Callable[..., Any], state: Any, num_steps: int) -> Any:
 def watched(
     stop: Stop, mask_id: int, watch: Watch, before: Tokens, after: Tokens, free: Positions
 ) -> Watch:
-    """Judges texts after a step; what has stopped stays so.
+    """Judges texts after a step; a stopped text stays stopped.
 
     Args:
-      stop: when.
+      stop: the predicates.
       mask_id: id of MASK.
-      watch: the judgement so far.
+      watch: the record so far.
       before, after: `[batch, length]` int32, around the step.
-      free: `[batch, length]` bool, what was not given.
+      free: `[batch, length]` bool, positions that were not given.
     """
     filled = ~(after == mask_id).any(axis=-1)
     steady = jnp.where(filled & (before == after).all(axis=-1), watch.steady + 1, 0)
@@ -124,8 +124,7 @@ def watched(
 
 
 def ended(stop: Stop, mask_id: int, x: Tokens, free: Positions) -> Tokens:
-    """`x` with EOS after the EOS that stopped a text, whatever a decoder wrote there before; but what was
-    given stays."""
+    """`x` with EOS at all `free` positions after the EOS that stopped a text, whatever was written there."""
     if stop.eos < 0:
         return x
     behind = jnp.cumsum(_end(stop, mask_id, x, free), axis=-1) > 0
@@ -137,7 +136,7 @@ def _end(stop: Stop, mask_id: int, x: Tokens, free: Positions) -> Positions:
 
 
 def finishing(pick: Pick, bound: float) -> Pick:
-    """`pick` that takes all that is due where its entropies have a sum below `bound` nats.
+    """`pick`, but taking all due positions of a text once their entropies sum to less than `bound` nats.
 
     Args:
       pick: with options and call given, so that `accept` takes `(score, due)`.
