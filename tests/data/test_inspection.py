@@ -4,8 +4,6 @@ import collections
 import itertools
 import json
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -14,6 +12,7 @@ from sdtt_jax.data import load_tokenizer, open_split
 from sdtt_jax.data.inspection import inspect_data, summary
 from sdtt_jax.errors import ConfigError, DataError
 from sdtt_jax.reporting.data_page import render_data
+from tests.experiments.processes import call
 
 
 @pytest.fixture(scope="module")
@@ -80,15 +79,12 @@ def test_the_page_shows_it_and_escapes_the_texts(found):
 
 def test_the_command_prepares_a_run_and_looks_at_it(tmp_path, write_jsonl, chapters):
     """The data stage of a run, from another program; experiments.run finds it done."""
-    command = [sys.executable, "-m", "experiments.data"]
     config = "--config=experiments/configs/smoke.py"
     corpus = f"--corpus={write_jsonl(chapters)}"
     workdir, page = f"--workdir={tmp_path / 'run'}", tmp_path / "page.html"
-    run = [*command, "prepare", config, corpus, workdir, "--workers=1"]
-    made = subprocess.run(run, capture_output=True, text=True, check=True)
+    made = call("data", "prepare", config, corpus, workdir, "--workers=1")
     assert "sequences of 32 to train on" in made.stdout
-    look = [*command, "inspect", workdir, f"--output={page}"]
-    said = subprocess.run(look, capture_output=True, text=True, check=True).stdout
+    said = call("data", "inspect", workdir, f"--output={page}").stdout
     assert "digests of the shards: equal" in said
     assert "documents" in said
     assert "<h2" in page.read_text("utf-8")

@@ -39,7 +39,7 @@ from sdtt_jax.networks.flops import (
     teacher_flops,
 )
 from sdtt_jax.ops.sequence_kinds import Sequences
-from tests.experiments.processes import call, call_each
+from tests.experiments.processes import call
 
 SMALL = DenoiserConfig(vocab_size=50_257, length=1024)
 TINY = DenoiserConfig(vocab_size=4, length=3, num_layers=2, embed_dim=8, num_heads=2, mlp_ratio=4)
@@ -392,8 +392,8 @@ BAD = {
 
 
 def test_bad_flags_are_one_line_and_status_2():
-    found = call_each("experiments.benchmark", [[argument] for argument in BAD])
-    for done, message in zip(found, BAD.values(), strict=True):
+    for argument, message in BAD.items():
+        done = call("benchmark", argument)
         assert done.status == 2, done
         assert done.stderr.count("\n") == 1, done
         assert message in done.stderr

@@ -22,7 +22,8 @@ from sdtt_jax.data import DataConfig, TokenizerConfig, ingest, open_split, prepa
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.training.metrics import MetricsWriter, read_metrics
 from tests.data.conftest import chapters  # noqa: F401 - a fixture
-from tests.experiments.processes import ROOT, SMOKE
+from tests.experiments.processes import SMOKE
+from tests.forking import ROOT
 
 pytestmark = [
     # What gcsfs and its dependencies warn of about each other.

@@ -2,9 +2,6 @@
 
 import functools
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,21 +11,14 @@ from sdtt_jax.errors import ConfigError, DataError
 from sdtt_jax.laboratory.matched import matched_measures
 from sdtt_jax.laboratory.record import Truth, closed_form
 from sdtt_jax.laboratory.world import World
+from tests.forking import Finished, run_module
 
 ROOT = Path(__file__).parent.parent.parent
 WORLD = World((0.5, 0.5), ((0.9, 0.1), (0.2, 0.8)), 3, (0.1, 0.2), name="weather")
 
 
-def command(*arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "experiments.exact", *arguments],
-        cwd=ROOT,
-        env={**os.environ, "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        timeout=580,
-        check=False,
-    )
+def command(*arguments: str) -> Finished:
+    return run_module("experiments.exact", arguments)
 
 
 def test_the_record_and_its_figure_are_written_the_same_for_the_same_world(tmp_path: Path) -> None:
@@ -94,7 +84,7 @@ def test_mixtures_are_sizes_from_two_or_none() -> None:
 
 def test_numbers_are_read_from_flags_as_they_are_listed(tmp_path: Path) -> None:
     done = command(f"--output={tmp_path / 'out'}", "--calls=1,x")
-    assert (done.returncode, done.stdout) == (2, "")
+    assert (done.status, done.stdout) == (2, "")
     assert "--calls: 'x' is not a whole number" in done.stderr
 
 
@@ -143,7 +133,7 @@ def test_an_output_that_is_a_file_is_named(tmp_path: Path) -> None:
 def test_an_output_that_is_a_file_is_refused_before_anything_is_computed(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("")
     done = command(f"--output={tmp_path / 'out'}")
-    assert (done.returncode, done.stdout) == (2, "")
+    assert (done.status, done.stdout) == (2, "")
     assert done.stderr == f"Error: --output={tmp_path / 'out'} is a file; name a folder.\n"
 
 
@@ -152,7 +142,7 @@ def test_a_wrong_world_is_one_line_and_status_2(tmp_path: Path) -> None:
         json.dumps({"initial": [0.5, 0.5], "transition": [[0.9, 0.2], [0.2, 0.8]], "length": 3})
     )
     done = command(f"--world={tmp_path / 'w.json'}", f"--output={tmp_path / 'out'}")
-    assert done.returncode == 2
+    assert done.status == 2
     assert done.stderr.count("\n") == 1
     assert "row 0, sums to 1.1" in done.stderr
     assert not (tmp_path / "out").exists()
@@ -176,7 +166,7 @@ def test_training_stands_beside_the_optimum(tmp_path: Path) -> None:
         "--decoders_of=optimum,trained",
         "--calls=2",
     )
-    assert done.returncode == 0, done.stderr
+    assert done.status == 0, done.stderr
     record = json.loads((tmp_path / "results.json").read_text())
     assert record["training"]["copy_steps"] == 60
     for entry in record["rounds"]["kl-bwd"]:

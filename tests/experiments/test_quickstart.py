@@ -4,7 +4,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from tests.experiments.processes import ROOT
+from tests.forking import ROOT
 
 PATH = ROOT / "experiments" / "quickstart.ipynb"
 

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from tests.experiments.processes import ROOT
+from tests.forking import ROOT
 
 PYTHON = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 # Of docs/guides/published.md the files are on the hub.

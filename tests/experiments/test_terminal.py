@@ -32,7 +32,8 @@ from sdtt_jax.data.published import PublishedCorpus
 from sdtt_jax.errors import CheckpointError, ConfigError, UserError
 from sdtt_jax.interchange.safetensors import write_tensors
 from sdtt_jax.paths import write_json
-from tests.experiments.processes import ROOT, call, call_each
+from tests.experiments.processes import call
+from tests.forking import ROOT, run_module
 
 
 def test_no_output_is_asked_for():
@@ -240,18 +241,17 @@ def test_a_value_of_another_kind_is_named_and_help_is_no_failure():
         "--top_p=much": "a number",
         "--watch=maybe": "true or false",
     }
-    *answers, shown = call_each("experiments.sample", [[flag] for flag in wrong] + [["--help"]])
-    for answer, (flag, kind) in zip(answers, wrong.items(), strict=True):
-        assert answer == (2, "", f"Error: {flag} must be {kind}. (see --help)\n")
-    assert shown.status == 0
+    for flag, kind in wrong.items():
+        assert call("sample", flag) == (2, "", f"Error: {flag} must be {kind}. (see --help)\n")
+    assert call("sample", "--help").status == 0
 
 
 def test_a_pause_is_a_time():
     flags = {"nan": "at least 0, not nan", "inf": "finite, not inf", "-1": "at least 0, not -1.0"}
-    lines = [["--checkpoint=x", "--watch", f"--pause={value}"] for value in flags]
-    for answer, said in zip(call_each("experiments.sample", lines), flags.values(), strict=True):
+    for value, said in flags.items():
+        answer = call("sample", "--checkpoint=x", "--watch", f"--pause={value}")
         assert answer == (2, "", f"Error: --pause must be {said}.\n")
-    [answer] = call_each("experiments.sample", [["--checkpoint=x", "--pause=0.15"]])
+    answer = call("sample", "--checkpoint=x", "--pause=0.15")
     assert answer == (2, "", "Error: --pause is for --watch; leave it out.\n")
 
 
@@ -273,7 +273,7 @@ def test_a_mesh_that_cannot_be_is_named_with_its_place(monkeypatch, sizes, said)
 
 def test_only_commands_that_take_a_judge_offer_one():
     for command, offered in (("sample", False), ("evaluate", True)):
-        [shown] = call_each(f"experiments.{command}", [["--help"]])
+        shown = call(command, "--help")
         assert ("a judge or a final folder" in " ".join(shown.stdout.split())) is offered
 
 
@@ -309,13 +309,12 @@ def test_a_config_that_is_no_python_is_named_with_its_line(tmp_path):
 
 def test_no_workers_are_refused_by_the_name_of_the_flag(tmp_path):
     smoke = "--config=experiments/configs/smoke.py"
-    lines = [["prepare", smoke, f"--workdir={tmp_path}", "--workers=0"]]
-    said = "Error: --workers must be positive, not 0.\n"
-    assert call_each("experiments.data", lines) == [(2, "", said)]
+    found = call("data", "prepare", smoke, f"--workdir={tmp_path}", "--workers=0")
+    assert found == (2, "", "Error: --workers must be positive, not 0.\n")
 
 
 def test_chaos_without_kills_is_refused(tmp_path):
-    [found] = call_each("tools.chaos", [[f"--directory={tmp_path / 'a'}", "--kills=0"]])
+    found = run_module("tools.chaos", [f"--directory={tmp_path / 'a'}", "--kills=0"])
     assert found.status == 2
     assert "--kills=0: 0 is not a positive integer" in found.stderr
     assert not (tmp_path / "a").exists()
@@ -323,7 +322,7 @@ def test_chaos_without_kills_is_refused(tmp_path):
 
 def test_a_tool_names_a_model_that_does_not_exist_in_one_line(tmp_path):
     flags = [f"--workdir={tmp_path}", "--init_from=/nope"]
-    [found] = call_each("tools.adaptation", [flags])
+    found = run_module("tools.adaptation", flags)
     assert found.status == 1
     assert found.stderr.splitlines()[-1].startswith("Error: There is no checkpoint at /nope; ")
 

@@ -9,6 +9,7 @@ import pytest
 
 from tests.experiments.processes import smoke_run
 from tests.faults.launching import ROOT
+from tests.forking import run_module
 
 
 @pytest.mark.slow
@@ -36,7 +37,6 @@ def test_row_01_kills_at_random_moments(tmp_path_factory, tmp_path):
 
 def test_a_directory_with_something_in_it_is_left_alone(tmp_path):
     (tmp_path / "mine.txt").write_text("precious")
-    command = [sys.executable, "-m", "tools.chaos", f"--directory={tmp_path}"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
+    done = run_module("tools.chaos", [f"--directory={tmp_path}"])
+    assert done.status == 2
     assert f"Error: {tmp_path} is not empty" in done.stderr

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.experiments.processes import ROOT
+from tests.forking import ROOT, run_module
 from tests.interchange.hub_server import TOKEN, serving
 from tests.interchange.llama_models import repository, vocabulary
 
@@ -28,33 +28,34 @@ def published(golden, tmp_path):
     return folder
 
 
-def python(hub, tmp_path, *arguments, token=TOKEN):
-    environment = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
+def environment_of(hub, tmp_path, token=TOKEN):
+    return {
         "HF_ENDPOINT": hub.url,
         "HF_HOME": str(tmp_path / "cache"),
         "HF_TOKEN": token,
         "HF_HUB_OFFLINE": "0",
     }
+
+
+def python(hub, tmp_path, code):
     return subprocess.run(
-        [sys.executable, *arguments],
+        [sys.executable, "-c", code],
         cwd=ROOT,
-        env=environment,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"} | environment_of(hub, tmp_path),
         capture_output=True,
         text=True,
         check=False,
     )
 
 
-def export(hub, tmp_path, published, *more, **kwargs):
-    flags = (f"--checkpoint={published}", f"--output={tmp_path / 'out'}", "--push=me/model", *more)
-    return python(hub, tmp_path, "-m", "experiments.export", *flags, **kwargs)
+def export(hub, tmp_path, published, *more, push="me/model", token=TOKEN):
+    flags = (f"--checkpoint={published}", f"--output={tmp_path / 'out'}", f"--push={push}", *more)
+    return run_module("experiments.export", flags, environment_of(hub, tmp_path, token))
 
 
 def test_what_is_pushed_is_what_was_exported_and_loads_by_its_name(hub, published, tmp_path):
     done = export(hub, tmp_path, published)
-    assert done.returncode == 0, done.stderr
+    assert done.status == 0, done.stderr
     assert done.stdout.splitlines()[-1] == f"{hub.url}/me/model"
     assert hub.private == {"me/model": True}
     sent = hub.files["me/model"]
@@ -63,20 +64,20 @@ def test_what_is_pushed_is_what_was_exported_and_loads_by_its_name(hub, publishe
     assert TOKEN not in done.stdout + done.stderr + sent["README.md"].decode()
 
     code = "import sdtt_jax; m = sdtt_jax.load('me/model', 'main'); print(m.facts['path'], m.config.length)"
-    loaded = python(hub, tmp_path, "-c", code)
+    loaded = python(hub, tmp_path, code)
     assert loaded.stdout.split() == ["me/model@main", "32"], loaded.stderr
-    missing = python(hub, tmp_path, "-c", "import sdtt_jax; sdtt_jax.load('me/other')")
+    missing = python(hub, tmp_path, "import sdtt_jax; sdtt_jax.load('me/other')")
     assert "me/other" in missing.stderr
 
 
 def test_public_is_asked_for(hub, published, tmp_path):
-    assert export(hub, tmp_path, published, "--public").returncode == 0
+    assert export(hub, tmp_path, published, "--public").status == 0
     assert hub.private == {"me/model": False}
 
 
 def test_without_a_token_nothing_is_written(hub, published, tmp_path):
     done = export(hub, tmp_path, published, token="")
-    assert done.returncode == 2
+    assert done.status == 2
     assert "needs a token with write access in $HF_TOKEN" in done.stderr
     assert not (tmp_path / "out").exists()
     assert hub.asked == []
@@ -84,16 +85,15 @@ def test_without_a_token_nothing_is_written(hub, published, tmp_path):
 
 def test_a_token_that_the_hub_refuses_is_an_error_that_does_not_show_it(hub, published, tmp_path):
     done = export(hub, tmp_path, published, token="hf_wrong")
-    assert done.returncode == 1
+    assert done.status == 1
     assert "me/model: the hub refuses" in done.stderr
     assert "hf_wrong" not in done.stderr
     assert (tmp_path / "out" / "model.safetensors").exists()
 
 
 def test_a_name_that_is_no_repository_is_refused(hub, published, tmp_path):
-    flags = (f"--checkpoint={published}", f"--output={tmp_path / 'out'}", "--push=nonsense")
-    done = python(hub, tmp_path, "-m", "experiments.export", *flags)
-    assert done.returncode == 2
+    done = export(hub, tmp_path, published, push="nonsense")
+    assert done.status == 2
     assert "--push=nonsense is not OWNER/NAME" in done.stderr
 
 
@@ -106,9 +106,9 @@ def test_several_files_come_with_their_tokenizer(hub, tmp_path):
         "import sdtt_jax; m = sdtt_jax.load('me/dream', length=6); t = m.tokenizer;"
         "print(m.facts['kind'], m.config.shift, m.config.length, t.decode(t.encode('d e')))"
     )
-    loaded = python(hub, tmp_path, "-c", code)
+    loaded = python(hub, tmp_path, code)
     assert loaded.stdout.split() == ["llama-denoiser", "True", "6", "d", "e"], loaded.stderr
     del hub.files["me/dream"]["model-00002-of-00002.safetensors"]
     hub.files["me/part"] = hub.files["me/dream"]
-    missing = python(hub, tmp_path, "-c", "import sdtt_jax; sdtt_jax.load('me/part')")
+    missing = python(hub, tmp_path, "import sdtt_jax; sdtt_jax.load('me/part')")
     assert "me/part lacks model-00002-of-00002.safetensors" in missing.stderr

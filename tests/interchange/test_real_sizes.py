@@ -10,7 +10,7 @@ import pytest
 from sdtt_jax.interchange.safetensors import write_tensors
 from sdtt_jax.interchange.tables.reference import HUB_PREFIX, denoiser_table
 from sdtt_jax.networks import DenoiserConfig
-from tests.experiments.processes import ROOT
+from tests.forking import ROOT
 
 # In the other, one kernel of all blocks together is a third of the checkpoint, as in the paper's large size,
 # so that a second copy of it would show; of a tenth as many bytes.

@@ -6,30 +6,20 @@ TPU slices is reported in docs/measurements/ahead.md.
 
 import io
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from launch.ahead import report
-from tests.experiments.processes import call_each
+from tests.forking import Finished, run_module
 
 ROOT = Path(__file__).parent.parent.parent
 SMOKE = "--config=experiments/configs/smoke.py"
 
 
-def call(*arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "launch.compile", *arguments],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def call(*arguments: str) -> Finished:
+    return run_module("launch.compile", arguments)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +35,7 @@ def compiled(tmp_path_factory):
         "--config.teacher.train.optimizer.adam_learning_rate=0",
         f"--output={output}",
     )
-    assert done.returncode == 0, done.stderr
+    assert done.status == 0, done.stderr
     return done, {r["program"]: r for r in json.loads(output.read_text())}
 
 
@@ -82,7 +72,7 @@ def test_the_causal_model_that_the_sampler_races_against(tmp_path):
     output = tmp_path / "out.json"
     arguments = ("--topology=h100:2", "--batch_per_chip=4", "--programs=causal")
     done = call(SMOKE, *arguments, f"--output={output}")
-    assert done.returncode == 0, done.stderr
+    assert done.status == 0, done.stderr
     [record] = json.loads(output.read_text())
     assert record["program"] == "causal"
     assert record["flops"]["counted_over_expected"] == pytest.approx(1, abs=0.1)
@@ -100,7 +90,7 @@ def test_a_search_finds_a_mesh_and_a_batch(tmp_path):
         "--programs=distill",
         f"--output={output}",
     )
-    assert done.returncode == 0, done.stderr
+    assert done.status == 0, done.stderr
     best = json.loads(output.read_text())[0]
     assert best["fits"]
     assert best["batch_per_chip"] >= 8
@@ -132,8 +122,8 @@ WRONG = (
 
 
 def test_wrong_input_is_one_line_that_names_what_to_change():
-    found = call_each("launch.compile", [arguments for arguments, _ in WRONG])
-    for done, (_, message) in zip(found, WRONG, strict=True):
+    for arguments, message in WRONG:
+        done = call(*arguments)
         assert done.status == 2, done
         lines = [line for line in done.stderr.splitlines() if line.strip()]
         assert len(lines) == 1, done.stderr

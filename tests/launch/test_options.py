@@ -6,7 +6,7 @@ import pytest
 
 from launch.pods.options import check_run
 from sdtt_jax.errors import ConfigError
-from tests.experiments.processes import ROOT
+from tests.forking import ROOT
 
 CONFIG = f"--config={ROOT / 'experiments' / 'configs' / 'owt_small.py'}"
 

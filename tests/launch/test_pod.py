@@ -2,12 +2,9 @@
 
 import dataclasses
 import math
-import os
 import pathlib
 import re
 import shlex
-import subprocess
-import sys
 
 import pytest
 
@@ -15,7 +12,7 @@ from launch.accelerators import ACCELERATORS
 from launch.pods.spec import GkeConfig, PodSpec, SlurmConfig, spec_dict
 from sdtt_jax.config import from_mapping
 from sdtt_jax.errors import ConfigError
-from tests.experiments.processes import call_each
+from tests.forking import run_module
 from tests.launch.pod_specs import LAUNCHERS, TPU
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -96,15 +93,7 @@ def test_the_table_of_accelerators_adds_up():
 
 
 def command_line(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "launch.pod", *arguments],
-        check=False,
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, "JAX_PLATFORMS": "cpu"},
-        timeout=120,
-    )
+    return run_module("launch.pod", arguments)
 
 
 def test_dry_run_prints_and_writes_nothing(tmp_path):
@@ -118,7 +107,7 @@ def test_dry_run_prints_and_writes_nothing(tmp_path):
         "--",
         "--config.seed=3",
     )
-    assert result.returncode == 0, result.stderr
+    assert result.status == 0, result.stderr
     assert f"==> {out}/jobset.yaml <==" in result.stdout
     assert "replicas: 2" in result.stdout
     assert '"--config.seed=3"' in result.stdout
@@ -129,7 +118,7 @@ def test_dry_run_prints_and_writes_nothing(tmp_path):
 def test_files_are_written_and_the_next_commands_printed(tmp_path):
     out = tmp_path / "a folder"
     result = command_line("--launcher=tpu_vm", "--spec=launch/specs/v5e_256.py", f"--output={out}")
-    assert result.returncode == 0, result.stderr
+    assert result.status == 0, result.stderr
     assert sorted(path.name for path in out.iterdir()) == ["host.sh", "pod.sh"]
     assert f"bash '{out}/pod.sh' run" in result.stdout
 
@@ -148,8 +137,8 @@ WRONG = (
 
 def test_a_wrong_command_line_is_one_line_and_status_2():
     always = ["--spec=launch/specs/v5e_256.py", "--dry_run"]
-    found = call_each("launch.pod", [always + arguments for arguments, _ in WRONG])
-    for result, (_, fault) in zip(found, WRONG, strict=True):
+    for arguments, fault in WRONG:
+        result = command_line(*always, *arguments)
         assert result.status == 2, result
         assert result.stdout == ""
         (line,) = result.stderr.splitlines()
@@ -173,8 +162,8 @@ def test_the_documents_have_commands_that_work():
         for line in commands_of_the_documents()
     ]
     assert len(lines) > 4
-    found = call_each("launch.pod", [[*shlex.split(line)[3:], "--dry_run"] for line in lines])
-    for line, result in zip(lines, found, strict=True):
+    for line in lines:
+        result = command_line(*shlex.split(line)[3:], "--dry_run")
         assert result.status == 0, (line, result.stderr)
 
 
