@@ -52,10 +52,10 @@ SETTINGS = pytest.StashKey[dict[str, object]]()
 
 
 def _settings() -> dict[str, object]:
-    """What a test could leave behind for others: JAX's settings, and the environment."""
+    """What a test could leave behind for others: settings of JAX and XLA."""
     jax = sys.modules.get("jax")
     values = {f"jax.config.{name}": x for name, x in jax.config.values.items()} if jax else {}
-    return values | {name: x for name, x in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
+    return values | {name: x for name, x in os.environ.items() if name.startswith(("JAX_", "XLA_"))}
 
 
 @pytest.hookimpl(wrapper=True)
@@ -66,6 +66,7 @@ def pytest_runtest_teardown(
     yield
     if nextitem is None or nextitem.path != item.path:
         before, after = item.session.stash[SETTINGS], _settings()
+        item.session.stash[SETTINGS] = after
         names = sorted(before.keys() | after.keys())
         changed = [name for name in names if before.get(name) != after.get(name)]
         assert not changed, f"{item.path.name} leaves changed: {', '.join(changed)}"
