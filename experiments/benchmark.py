@@ -101,8 +101,8 @@ def main(argv: Sequence[str]) -> None:
     show(record, wide_console())
     if any(not name.endswith(": naive") for name in deaths(record)):
         raise UserError(
-            "A variant died, so its row is incomplete; the table says of what. Give it a smaller batch "
-            "or model."
+            "A variant died, so its row is incomplete; the cause is printed below the tables. Give it a "
+            "smaller batch or model."
         )
 
 

@@ -35,19 +35,23 @@ ENGINES = ("local", "beam")
 SHOWN = 500
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The config file.", lock_config=True)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; its data/ and tokenizer/.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Directory of the run, which holds data/ and tokenizer/."
+)
 _CORPUS = flags.DEFINE_string("corpus", None, "Short for --config.data.corpus: a name, or a path.")
 _ENGINE = flags.DEFINE_enum(
-    "engine", "local", ENGINES, "Processes of this machine, or Apache Beam."
+    "engine", "local", ENGINES, "What prepares the data: processes of this machine, or Apache Beam."
 )
-_WORKERS = flags.DEFINE_integer("workers", os.cpu_count() or 1, "Processes of engine=local.")
-_BEAM = flags.DEFINE_multi_string("beam", [], "An option of Beam's, such as --runner=FlinkRunner.")
+_WORKERS = flags.DEFINE_integer(
+    "workers", os.cpu_count() or 1, "Number of processes of --engine=local."
+)
+_BEAM = flags.DEFINE_multi_string("beam", [], "An option for Beam, such as --runner=FlinkRunner.")
 _RECORDS = flags.DEFINE_integer(
-    "records", 3, "Records of each split that are shown.", lower_bound=0
+    "records", 3, "Number of records of each split to show.", lower_bound=0
 )
-_SEED = flags.DEFINE_integer("seed", 0, "Of the choice of records.", lower_bound=0)
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of the choice of records.", lower_bound=0)
 _OUTPUT = flags.DEFINE_string(
-    "output", None, "Also write a page (.html), or what was found (.json)."
+    "output", None, "Also write what was found to this file, as a page (.html) or as JSON (.json)."
 )
 
 
@@ -85,7 +89,7 @@ def _inspect() -> None:
     console = wide_console()
     for title, head, rows in (
         ("Counts", ("", "train", "validation"), summary(found)),
-        ("What each filter took away", ("", "rows"), taken_away(found)),
+        ("What each filter removed", ("", "rows"), taken_away(found)),
         ("The most frequent tokens", ("id", "text", "share"), most_frequent(found)),
     ):
         if rows:

@@ -57,9 +57,9 @@ class DistillStage(DistillConfig):
         schedule = self.train.optimizer.schedule
         require(
             self.reset_optimizer_on_growth or self.num_rounds == 1 or schedule == "constant",
-            f"train.optimizer.schedule={schedule} has come to its end after one round, and "
-            "reset_optimizer_on_growth=False does not begin it again: later rounds would learn nothing; take "
-            'reset_optimizer_on_growth=True or schedule="constant".',
+            f"train.optimizer.schedule={schedule} ends after one round, and reset_optimizer_on_growth=False "
+            "does not restart it, so later rounds would learn nothing; take reset_optimizer_on_growth=True "
+            'or schedule="constant".',
         )
 
 
@@ -95,20 +95,20 @@ class CoupledStage(CoupledDistillConfig):
         made = self.num_rounds * self.train.num_steps * self.train.batch_size
         require(
             (self.num_trajectories or made) < INT32,
-            f"num_trajectories={self.num_trajectories} must be below 2**31, for int32 numbers them; 0 makes "
-            f"num_rounds * train.num_steps * train.batch_size = {made}.",
+            f"num_trajectories={self.num_trajectories} must be below 2**31, because int32 numbers them; 0 "
+            f"stands for num_rounds * train.num_steps * train.batch_size = {made}.",
         )
         each(functools.partial(whole, 1), calls=self.calls)
         require(list(self.calls) == sorted(set(self.calls)), f"calls={self.calls} must ascend.")
         require(
             self.noise.kind != LATENT,
-            f"noise.kind={self.noise.kind!r} is one value for a whole text and tells nothing of its tokens' "
-            'noise; take "full", "two-level", "projected" or "masks", or the distiller "mixture".',
+            f"noise.kind={self.noise.kind!r} is one value for a whole text and says nothing about the noise "
+            'of its tokens; take "full", "two-level", "projected" or "masks", or the distiller "mixture".',
         )
         require(
             self.noise.kind != MASKS or self.num_distill_calls == 0,
             f'noise.kind="masks" needs num_distill_calls=0, not {self.num_distill_calls}: masks do not '
-            "determine the student's tokens, and so it cannot be the next round's teacher.",
+            "determine the student's tokens, so the student cannot be the next round's teacher.",
         )
 
     def check_vocabulary(self, size: int) -> None:
@@ -119,8 +119,8 @@ class CoupledStage(CoupledDistillConfig):
         """
         require(
             self.noise.kind != MASKS or self.independent or self.noise.num_values <= size,
-            f"config.coupled.noise.num_values={self.noise.num_values} masks share out {size} tokens; take as "
-            "many masks at most, or coupled.independent=True.",
+            f"config.coupled.noise.num_values={self.noise.num_values} is more masks than there are tokens "
+            f"({size}); take at most {size}, or set coupled.independent=True.",
         )
 
     @property

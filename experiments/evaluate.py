@@ -54,18 +54,18 @@ _JUDGE = flags.DEFINE_string(
     "judge",
     "own",
     "The causal model that scores texts: smollm2, a folder or repository of a GPT-2 or of the Llama family, "
-    "or a run's judge; own is that of the checkpoint's run; none.",
+    "a run's judge, own (that of the checkpoint's run) or none.",
 )
 _BASELINE = flags.DEFINE_string(
     "baseline",
     "own",
-    "The causal model that writes texts beside the checkpoint: named as for --judge; own is that of the "
-    "checkpoint's run; none.",
+    "The causal model that writes texts beside the checkpoint: named as for --judge, own (the judge of "
+    "the checkpoint's run) or none.",
 )
 _HELPER = fields.define_helper()
 fields.define_given()
 _COMPARE = flags.DEFINE_list(
-    "compare", [], "Results to lay side by side; more files may follow without a flag."
+    "compare", [], "Files of results to show side by side; more files may follow without a flag."
 )
 fields.define_flags(Settings)
 fields.show_in_help("mesh", "distributed", "compilation_cache")
@@ -104,10 +104,11 @@ def main(argv: Sequence[str]) -> None:
     settings = fields.from_flags(Settings)
     for name, field in (("judge", "texts"), ("lambada", "task_file")):
         together = (name in suites) == bool(getattr(settings, field))
-        require(together, f"--suite={name} and --{field} go together.")
+        require(together, f"--suite={name} and --{field} go together; give both or neither.")
     require(
         bool(_OUTPUT.value) or not settings.varied,
-        "--output is missing: with --early_exit or --neighbours results are not the run's; name a JSON file.",
+        "--output is missing: with --early_exit or --neighbours the results are not the run's; name a JSON "
+        "file.",
     )
     join_processes()
     subject = load_subject(

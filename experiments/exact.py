@@ -91,29 +91,35 @@ class ExactPlan:
     copy_steps: int = setting(StudentConfig.copy_steps, "Steps that copy the first teacher.")
     steps_per_round: int = setting(StudentConfig.steps_per_round, "Training steps of a round.")
     distillers: tuple[str, ...] = setting(
-        (), f"Distillers to measure beside the optima, of {', '.join(DISTILLERS)}."
+        (),
+        f"Distillers to measure beside the optima, separated by commas: {', '.join(DISTILLERS)}.",
     )
     calls: tuple[int, ...] = setting(
-        (1, 2, 4, 8), "Network calls of floors, distillers and the table."
+        (1, 2, 4, 8), "Numbers of network calls of floors, distillers and the table."
     )
-    floor: bool = setting(False, "Also search for the best factorised students there can be.")
-    matched: str = setting("", f"Also measure at the chain's entropy, of: {', '.join(ENTROPIES)}.")
+    floor: bool = setting(False, "Also search for the best possible factorised students.")
+    matched: str = setting(
+        "", f"Also measure at the chain's entropy of this kind: {', '.join(ENTROPIES)}."
+    )
     decoders: str = setting(
         "",
-        "Modes of the sampler to compute the law of, as experiments.sample takes them, separated by blanks.",
+        "Modes of the sampler whose laws are computed, given as for experiments.sample, separated by blanks.",
     )
     decoders_of: tuple[str, ...] = setting(
         ("teacher",),
-        "Whose laws --decoders computes: teacher, optimum and trained, of the last round.",
+        "Models whose laws --decoders computes, separated by commas: teacher, optimum and trained, of the "
+        "last round.",
     )
     mixtures: tuple[int, ...] = setting(
-        (4,), "Sizes of the mixtures of such students, from 2, or none."
+        (4,),
+        "Sizes, each at least 2, of the mixtures of factorised students that --floor also finds; or none.",
     )
     coupled_steps: int = setting(
         CoupledStudentConfig.num_steps, "Training steps of a noise-coupled student."
     )
     coupled_batch_size: int = setting(
-        CoupledStudentConfig.batch_size, "Trajectories per training step of such a student."
+        CoupledStudentConfig.batch_size,
+        "Trajectories per training step of a noise-coupled student.",
     )
     student_steps: int = setting(
         OthersConfig.num_steps,
@@ -126,14 +132,14 @@ class ExactPlan:
     seed: int = setting(StudentConfig.seed, "Seed of parameters, batches and draws.")
 
     def __post_init__(self) -> None:
-        require(self.output is not None, "--output is missing: the folder to write to.")
+        require(self.output is not None, "--output is missing; give the folder to write to.")
         for name in self.divergence:
             choose("--divergence", name, (*OPTIMA, "all"))
         for name in self.distillers:
             choose("--distillers", name, DISTILLERS)
             require(
                 self.train or not DISTILLERS[name].trains,
-                f"--distillers={name} is measured by a trained student; add --train.",
+                f"--distillers={name} is measured by training a student; add --train.",
             )
         require(len(self.calls) > 0, "--calls must name at least one number of network calls.")
         each(functools.partial(whole, 1), **{"--calls": self.calls})
@@ -151,11 +157,11 @@ class ExactPlan:
             choose("--decoders_of", name, WHOSE)
         require(
             bool(self.decoders) or self.decoders_of == ("teacher",),
-            "--decoders_of needs --decoders: the modes to compute the laws of.",
+            "--decoders_of needs --decoders, the modes whose laws are computed.",
         )
         require(
             "trained" not in self.decoders_of or (self.train and not self.distillers),
-            "--decoders_of=trained is of a trained student of SDTT; add --train, and leave out --distillers.",
+            "--decoders_of=trained needs a trained student of SDTT; add --train, and leave out --distillers.",
         )
 
     @property

@@ -50,7 +50,8 @@ _BATCH_SIZE = flags.DEFINE_integer("batch_size", 1, "stablehlo: texts at once.")
 _EARLY_EXIT = flags.DEFINE_float(
     "early_exit",
     Variation.early_exit,
-    "stablehlo: leave the network where its states have settled, as for experiments.sample; 0 is off.",
+    "stablehlo: leave the network early, where its states have settled, as with experiments.sample; 0 is "
+    "off.",
 )
 _PUSH = flags.DEFINE_string(
     "push", None, "Then upload it to this repository of the hub, OWNER/NAME."
@@ -98,7 +99,7 @@ def main(argv: Sequence[str]) -> None:
     require_empty(output)
     require(
         _PUSH.value is not None or not _PUBLIC.value,
-        "--public is for the repository of --push; leave it out, or name one.",
+        "--public needs --push; leave it out, or name a repository with --push.",
     )
     token = ""
     if _PUSH.value is not None:
@@ -111,7 +112,7 @@ def main(argv: Sequence[str]) -> None:
     written = write(model, output)
     if _FORMAT.value == "reference" and without_tokenizer(model, written):
         print(
-            "The tokenizer is not part of this format: what reads and writes text takes --format=orbax.",
+            "This format does not include the tokenizer; to read and write text, use --format=orbax.",
             file=sys.stderr,
         )
     card = output / "README.md"

@@ -30,10 +30,12 @@ from sdtt_jax.paths import as_path, write_json
 _CHECKPOINT = fields.define_checkpoint()
 _TASKS = flags.DEFINE_list("tasks", [], "Tasks of the harness, separated by commas.")
 _INCLUDE = flags.DEFINE_string("include", None, "A folder with more task files.")
-_LIMIT = flags.DEFINE_integer("limit", None, "Only so many items of each task.")
+_LIMIT = flags.DEFINE_integer("limit", None, "Take only this many items of each task.")
 _NUM_FEWSHOT = flags.DEFINE_integer("num_fewshot", None, "Examples before each item.")
 _DTYPE = flags.DEFINE_string(
-    "compute_dtype", None, f"{', '.join(COMPUTE_DTYPES)}; as it was trained if not given."
+    "compute_dtype",
+    None,
+    f"{', '.join(COMPUTE_DTYPES)}; by default that of training.",
 )
 _OUTPUT = flags.DEFINE_string("output", None, "Also write the results to this JSON file.")
 fields.define_flags(Options)

@@ -29,9 +29,11 @@ define_given()
 _HELD_OUT = flags.DEFINE_string(
     "held_out", "world_english_bible", "Real text: a file or folder, or a named set."
 )
-_TEXTS = flags.DEFINE_integer("texts", 8, "Texts that are read.")
-_TOKENS = flags.DEFINE_integer("tokens", 128, "Tokens of each at most.")
-_MASKINGS = flags.DEFINE_integer("num_maskings", 8, "Maskings, or pieces, of each text.")
+_TEXTS = flags.DEFINE_integer("texts", 8, "Number of texts to read.")
+_TOKENS = flags.DEFINE_integer("tokens", 128, "The most tokens to read of each text.")
+_MASKINGS = flags.DEFINE_integer(
+    "num_maskings", 8, "Maskings of each text; for a causal model, pieces that it is cut into."
+)
 _OUTPUT = flags.DEFINE_string("output", None, "Also write what is printed to this JSON file.")
 
 
@@ -47,7 +49,7 @@ def main(argv: Sequence[str]) -> None:
         for field, one in lines:
             print(f"{name:<12}{field:<18}{one}")
     if model.tokenizer is None:
-        print("There is no tokenizer, so that no text can be read.")
+        print("There is no tokenizer, so no text can be read.")
     else:
         length = min(_TOKENS.value, model.config.length)
         settings = Settings(held_out=_HELD_OUT.value, length=length, held_out_texts=_TEXTS.value)
@@ -59,12 +61,14 @@ def main(argv: Sequence[str]) -> None:
         own = own_reading(model)
         lowest = min(values, key=lambda reading: (values[reading], reading != own))
         for reading, value in values.items():
-            mark = "  as it was recognised" if reading == own else ""
+            mark = "  as recognised" if reading == own else ""
             print(f"  {reading!s:<30}{value:8.3f} nats per token{mark}")
         found["losses"] = {str(reading): value for reading, value in values.items()}
         found["recognised"], found["lowest"] = str(own), str(lowest)
         if lowest != own:
-            print(f"The loss is lower when it is read as {lowest}: it may be that.")
+            print(
+                f"The loss is lower when the checkpoint is read as {lowest}: that may be what it is."
+            )
     if output is not None:
         write_json(output, found)
 

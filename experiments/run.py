@@ -27,10 +27,14 @@ _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Directory of the run, local or gs://…; made if it is missing."
 )
 _STAGES = flags.DEFINE_list(
-    "stages", [], f"Stages to run, of: {', '.join(STAGE_NAMES)}. All of them by default."
+    "stages",
+    [],
+    f"Stages to run, separated by commas: {', '.join(STAGE_NAMES)}; all of them by default.",
 )
 _REPLAY = flags.DEFINE_string(
-    "replay", None, "Take a step of this stage twice and compare: teacher, distill/2, distill/2@57."
+    "replay",
+    None,
+    "Stage of which one step is taken twice and compared: teacher, distill/2, distill/2@57.",
 )
 show_in_help("distributed", "compilation_cache")
 

@@ -48,8 +48,8 @@ _HELPER = fields.define_helper()
 _LENGTH = flags.DEFINE_integer(
     "length", None, "Tokens of a text, for a published denoiser of the Llama family."
 )
-_NUM_STEPS = flags.DEFINE_integer("num_steps", 16, "Reverse steps, or network calls.")
-_NUM_SAMPLES = flags.DEFINE_integer("num_samples", 4, "How many texts.")
+_NUM_STEPS = flags.DEFINE_integer("num_steps", 16, "Number of reverse steps, or of network calls.")
+_NUM_SAMPLES = flags.DEFINE_integer("num_samples", 4, "Number of texts.")
 _PROMPT = flags.DEFINE_multi_string("prompt", None, "Text to continue; once, or once for each text")
 _INFILL = flags.DEFINE_multi_string(
     "infill", None, "Text with gaps, [12] for 12 tokens; once, or once for each text"
@@ -59,7 +59,9 @@ _NUM_TOKENS = flags.DEFINE_integer(
 )
 _STOP_AT_EOS = flags.DEFINE_bool("stop_at_eos", False, "Leave out what follows the end of a text.")
 _DTYPE = flags.DEFINE_string(
-    "compute_dtype", None, f"{', '.join(COMPUTE_DTYPES)}; as it was trained if not given."
+    "compute_dtype",
+    None,
+    f"{', '.join(COMPUTE_DTYPES)}; by default that of training.",
 )
 _WATCH = flags.DEFINE_bool("watch", False, "Show each text appear, one after the other.")
 _PAUSE = flags.DEFINE_float(
@@ -75,13 +77,16 @@ def main(argv: Sequence[str]) -> None:
     check_flags(argv, "checkpoint")
     positive(**{"--num_samples": _NUM_SAMPLES.value})
     at_least(0, **{"--pause": _PAUSE.value})
-    require(_WATCH.value or not _PAUSE.present, "--pause is for --watch; leave it out.")
+    require(
+        _WATCH.value or not _PAUSE.present, "--pause needs --watch; leave it out, or add --watch."
+    )
     sampling = fields.from_flags(Sampling)
     config = sampling.sampler(_NUM_STEPS.value)
     join_processes()
-    file = processes.on_first("Looking at --output", lambda: output_file(_OUTPUT.value))
+    file = processes.on_first("Checking --output", lambda: output_file(_OUTPUT.value))
     require(
-        not _WATCH.value or jax.process_count() == 1, "--watch is for one process; leave it out."
+        not _WATCH.value or jax.process_count() == 1,
+        "--watch works with one process only; leave it out.",
     )
     model = load_denoiser(
         str(_CHECKPOINT.value),

@@ -180,20 +180,21 @@ class RunConfig:
             kinds, reason = REFUSED_SEQUENCES.get(name, ((), ""))
             require(
                 kind not in kinds,
-                f"distillers: {name!r} cannot honour data.sequences={kind!r}, for {reason}; leave it out.",
+                f"distillers: {name!r} cannot honour data.sequences={kind!r}, because {reason}; leave it "
+                "out.",
             )
         require(
             len(set(self.distillers)) == len(self.distillers) > 0,
-            "distillers must be named, each once.",
+            "distillers must name at least one, and each only once.",
         )
         before = self.distillers[: [*self.distillers, COUPLED_IDLM].index(COUPLED_IDLM)]
         require(
             COUPLED_IDLM not in self.distillers or COUPLED in before,
-            "distillers: 'coupled_idlm' goes on from the student of 'coupled'; name that before it.",
+            "distillers: 'coupled_idlm' starts from the student of 'coupled'; name that before it.",
         )
         require(
             COUPLED_IDLM not in self.distillers or self.coupled.determines,
-            "distillers: 'coupled_idlm' goes on from a student whose noise determines its tokens; set "
+            "distillers: 'coupled_idlm' starts from a student whose noise determines its tokens; set "
             'coupled.noise.kind="full", "two-level" or "projected" and coupled.independent=False.',
         )
         require(
@@ -209,13 +210,13 @@ class RunConfig:
         require(
             not (self.teacher.lora.rank and self.distill.lora.rank)
             or self.teacher.lora == self.distill.lora,
-            "teacher.lora and distill.lora differ: students go on with the teacher's adapters, so set them "
-            "alike, or distill.lora.rank=0 to train all parameters of the merged teacher.",
+            "teacher.lora and distill.lora differ: students continue with the teacher's adapters, so make "
+            "them equal, or set distill.lora.rank=0 to train all parameters of the merged teacher.",
         )
         every = self.judge.skeleton
         require(
             not every or (kind == "packed" and every <= self.data.length),
-            f"judge.skeleton={every} is for data.sequences='packed' of at least as many tokens; set it to 0.",
+            f"judge.skeleton={every} needs data.sequences='packed' and data.length >= {every}; set it to 0.",
         )
         seeing = [
             name for name in self.distillers if name in (COUPLED, COUPLED_IDLM, "mixture", "mmd")
@@ -245,7 +246,7 @@ class RunConfig:
         """
         require(
             self.tokenizer.kind != "hub",
-            "The vocabulary of teacher.init_from is known only when that is loaded; leave it out here.",
+            "The vocabulary of teacher.init_from is known only once that is loaded; leave it out here.",
         )
         if self.tokenizer.kind in ("gpt2", "file"):
             return train_tokenizer(self.tokenizer, []).vocab_size

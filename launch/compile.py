@@ -41,17 +41,18 @@ _BATCH = flags.DEFINE_integer("batch_per_chip", 32, "Sequences per chip.", lower
 _PROGRAMS = flags.DEFINE_list(
     "programs",
     None,
-    f"What to compile, of: {', '.join(ALL)}; if not given, the first three, but no teacher that is loaded.",
+    f"Programs to compile, separated by commas: {', '.join(ALL)}; by default the first three, without the "
+    "teacher if it is loaded.",
 )
 _NUM_STEPS = flags.DEFINE_integer("num_steps", 16, "Sampling steps.", lower_bound=1)
 _BY_OPERATION = flags.DEFINE_bool(
-    "by_operation", False, "Also show which operations of the source move how many bytes."
+    "by_operation", False, "Also show how many bytes each operation of the source moves."
 )
 _SEARCH = flags.DEFINE_bool("search", False, "Find the largest batch per chip and the best mesh.")
 _SEARCH_SECONDS = flags.DEFINE_integer(
     "search_seconds",
     120,
-    "Seconds after which a search that has found a batch begins no further compilation.",
+    "Seconds after which the search starts no new compilation, once it has found a batch that fits.",
 )
 _OUTPUT = flags.DEFINE_string("output", None, "Also write everything to this file, as JSON.")
 

@@ -16,7 +16,7 @@ prepare_environment demo
 # What it saves, and for which processors: docs/measurements/speed.md.
 narrow="--config.model.compute_dtype=bf16_bf16_f32 --config.judge.model.compute_dtype=bf16_bf16_f32"
 if [ ! -e "$workdir" ] && [[ "$*" != *compute_dtype* ]] && grep -qsw amx_bf16 /proc/cpuinfo; then
-  say "this processor multiplies bfloat16 numbers: it takes a fifth less time with $narrow"
+  say "this processor multiplies bfloat16 numbers: the run takes a fifth less time with $narrow"
 fi
 say "running the demo in $workdir (Ctrl-C stops it; the same command continues)"
 exec "$PYTHON_IN_VENV" -m experiments.run \

@@ -89,7 +89,7 @@ install_packages() { # EXTRA
   [ "$constraints" = none ] || constrained=(--constraint "$constraints")
   if [ "$installer" = uv ]; then
     if install_by_uv --editable "$target" >"$log" 2>&1; then return; fi
-    say "uv could not install the packages; pip tries"
+    say "uv could not install the packages; trying pip"
   fi
   # Compiling every module of every package takes as long as the rest; Python compiles those that
   # are imported when they are.

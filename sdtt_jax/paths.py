@@ -44,8 +44,8 @@ def as_path(path: PathLike) -> Path:
             return found
         if text.startswith("~"):
             raise ConfigError(
-                f"{text}: there is no home {text.split(os.sep)[0]}; give the whole path, or ./{text} for "
-                "a name that begins so."
+                f"{text}: there is no home directory {text.split(os.sep)[0]}; give the full path, or "
+                f"./{text} for a name that begins with ~."
             )
         # pathlib shortens "./~x" to "~x", which this function would take for a home the next time.
         return found.absolute()

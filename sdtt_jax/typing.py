@@ -17,9 +17,9 @@ Keys = PRNGKeyArray
 Tokens = Int[Array, "batch length"]
 """Ids of tokens, int32. `x_t` and `x_s` may hold MASK, `x0` does not."""
 Positions = Bool[Array, "batch length"]
-"""Which positions: masked, selected, given."""
+"""A flag for each position: masked, selected, given."""
 Segments = Int[Array, "batch length"]
-"""The number of the text that each position belongs to, int32: attention may be confined to it."""
+"""The number of the text that each position belongs to, int32: attention may be confined to one text."""
 PerToken = Float[Array, "batch length"]
 """A number for each position, float32: a loss, a weight."""
 PerSequence = Float[Array, "batch"]
@@ -37,6 +37,6 @@ LogProbs = Float[Array, "*rows vocab"]
 Params = Any
 """The parameters of a network: nested dicts of arrays."""
 Tree = Any
-"""A tree of arrays, or of something for each leaf of one."""
+"""A tree of arrays, or a tree that holds something for each leaf of such a tree."""
 Json = Any
 """What `json.loads` returns."""

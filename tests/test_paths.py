@@ -53,7 +53,9 @@ def test_a_tilde_is_the_home_and_nothing_else_is(home, tmp_path):
     assert as_path(as_path("./~x")) == named
     # The superuser has a home on every machine.
     assert as_path("~root/x") == as_path("~root") / "x" != "~root/x"
-    with pytest.raises(ConfigError, match=r"~nobody-here/x: there is no home ~nobody-here"):
+    with pytest.raises(
+        ConfigError, match=r"~nobody-here/x: there is no home directory ~nobody-here"
+    ):
         as_path("~nobody-here/x")
 
 

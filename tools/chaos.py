@@ -32,11 +32,11 @@ _DIRECTORY = flags.DEFINE_string("directory", None, "Where the runs go; must be 
 _UNBROKEN = flags.DEFINE_string(
     "unbroken",
     None,
-    "A finished run of the same config and options, to compare with instead of making one. What it printed "
-    "lies beside it: of DIR in DIR.log.",
+    "A finished run of the same config and options, to compare with instead of making one. The output "
+    "of DIR is read from DIR.log beside it.",
 )
 _KILLS = flags.DEFINE_integer("kills", 25, "Number of kills.", lower_bound=1)
-_SEED = flags.DEFINE_integer("seed", 0, "Seed of the moments of the kills.")
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of the times of the kills.")
 
 # The most seconds between a line and the kill that follows it, and the seconds between two looks: a round
 # of smoke.py takes one second.
@@ -164,7 +164,7 @@ def main(argv: Sequence[str]) -> None:
 
     if _UNBROKEN.value is None:
         unbroken = make("unbroken")
-        log("the run that is left alone")
+        log("the undisturbed run")
         finish(unbroken, unbroken.start())
     else:
         unbroken = RestartedRun(as_path(_UNBROKEN.value), _CONFIG.value, argv[1:])

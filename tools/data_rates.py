@@ -178,7 +178,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rate.add_argument("--repeats", type=int, default=5)
     memory.add_argument("--megabytes", type=float, nargs="+", default=[20, 100, 500])
     memory.add_argument("--workers", type=int, default=2)
-    memory.add_argument("--words", action="store_true", help="A vocabulary of words, not GPT-2's.")
+    memory.add_argument(
+        "--words", action="store_true", help="Use a vocabulary of words instead of GPT-2's."
+    )
     index.add_argument("--records", type=int, default=100_000_000)
     index.add_argument("--reads", type=int, default=READS)
     given = parser.parse_args(arguments)

@@ -41,9 +41,13 @@ GB = 1e9
 
 _SIZES = flags.DEFINE_list("sizes", list(SIZES), "Sizes of the paper.")
 _SLICES = flags.DEFINE_list("slices", list(PAPER), "Topologies.")
-_SECONDS = flags.DEFINE_integer("seconds_per_cell", 100, "As --search_seconds of launch.compile.")
-_PUBLISHED = flags.DEFINE_bool("published", False, "Published models; nothing is compiled.")
-_OUTPUT = flags.DEFINE_string("output", None, "Write the table to this Markdown file too.")
+_SECONDS = flags.DEFINE_integer(
+    "seconds_per_cell", 100, "--search_seconds of launch.compile, for each cell."
+)
+_PUBLISHED = flags.DEFINE_bool(
+    "published", False, "Show published models instead; nothing is compiled."
+)
+_OUTPUT = flags.DEFINE_string("output", None, "Also write the table to this Markdown file.")
 
 
 PUBLISHED_COLUMNS = (

@@ -71,9 +71,9 @@ def started(root: Path, arguments: tuple[str, int, int]) -> subprocess.Popen[str
     assert worker.stdout is not None
     found = json.loads(worker.stdout.readline() or '""')
     if not found.startswith(f"{root}{os.sep}"):
-        fault = f"{root} is no checkout of this repository."
+        fault = f"{root} is not a checkout of this repository."
     else:
-        fault = json.loads(worker.stdout.readline() or '"It failed as it says above."')
+        fault = json.loads(worker.stdout.readline() or '"It failed; its error is shown above."')
         fault = fault and f"{root}: {fault}"
     if fault:
         worker.kill()

@@ -37,7 +37,7 @@ def check_memory(compiled: Any) -> None:
         return
     more = needed["outputs_gb"] + needed["temporaries_gb"] - needed["alias_gb"]
     if more > free:
-        raise TooLargeError(f"not run: it needs {more:.1f} GB, and {free:.1f} are free")
+        raise TooLargeError(f"not run: it needs {more:.1f} GB, but only {free:.1f} are free")
 
 
 def free_gb() -> float | None:

@@ -50,7 +50,7 @@ def _entrant(config: RunConfig, job: Job, measured: Measured, causal: float | No
 def table(title: str, race: Entry) -> Table:
     """Seconds, ratio, tokens per second and peak memory of each entrant."""
     columns = ("calls", "seconds: median (range)", "times as fast", "tokens/s", "peak GB")
-    caption = "times as fast: as the causal model with its cache"
+    caption = "times as fast: compared with the causal model and its cache"
     shown = report.table_of(title, caption, *columns)
     for name, row in race["entrants"].items():
         shown.add_row(

@@ -211,7 +211,7 @@ def memory_table(rows: dict[str, Entry]) -> Table:
         "in place": "alias_gb",
         "temporaries": "temporaries_gb",
     }
-    title = "memory in GB, as compiled and as seen; seconds to compile"
+    title = "memory in GB, according to the compiler and as measured; seconds to compile"
     table = table_of(title, None, *names, "peak, running", "peak", "compile s")
     for title, row in rows.items():
         for variant in VARIANTS:
@@ -233,9 +233,9 @@ def roofline_lines(rows: dict[str, Entry]) -> list[str]:
         if share is None:
             continue
         lines.append(
-            f"{title}: {flops:,.4g} GFLOP cannot be avoided, {flops / rate:.3g} s at the "
+            f"{title}: {flops:,.4g} unavoidable GFLOP would take {flops / rate:.3g} s at the "
             f"{rate:,.3g} GFLOP/s of {row[MATMUL]['shapes']}; lean takes {row['lean_s']:.3g} s, "
-            f"a share of {share:.0%}."
+            f"which is {share:.0%} of that speed."
         )
     return lines
 
@@ -249,12 +249,12 @@ def coupled_lines(rows: dict[str, Entry]) -> list[str]:
         line = (
             f"{title}: a student that sees noise takes {row['coupled_s']:.3g} s for "
             f"{row['coupled_calls']:.3g} network calls, lean {row['lean_s']:.3g} s for "
-            f"{row['lean_calls']:.3g}: {row['coupled_ratio']:.2f} times as long for each"
+            f"{row['lean_calls']:.3g}: {row['coupled_ratio']:.2f} times as long for each call"
         )
         if row.get("coupled_whole_ratio") is not None:
             line += (
-                f", and {row['coupled_whole_ratio']:.2f} times with the {row['trajectory_calls']:.3g} calls "
-                "of the teacher's trajectories"
+                f", and {row['coupled_whole_ratio']:.2f} times if the {row['trajectory_calls']:.3g} calls "
+                "of the teacher's trajectories are included"
             )
         lines.append(f"{line}.")
     return lines

@@ -107,25 +107,27 @@ class BenchmarkPlan:
 
     suite: tuple[str, ...] = setting(
         ("train", "teacher", "sample", "judge", "data"),
-        f"What to measure, of: {', '.join(SUITES)}.",
+        f"What to measure, separated by commas: {', '.join(SUITES)}.",
     )
     batch_size: int = setting(1, "Sequences per training step or generation.")
     num_steps: tuple[int, ...] = setting((8, 16, 32), "Numbers of steps, separated by commas.")
     mode: str = setting(SamplerConfig.mode, "Decoder of --suite=sample.")
     against: str = setting(
-        "", "Another decoder in place of the naive code, as --against=blocks:cache=none."
+        "", "Another decoder in place of the naive code, such as --against=blocks:cache=none."
     )
     coupled: bool = setting(
         False,
-        "With --suite=train and sample, also the step and generation of a student that sees noise.",
+        "With --suite=train and sample, also measure the step and generation of a student that sees noise.",
     )
-    modes: str = setting(SamplerConfig.mode, "Decoders of --suite=race, separated by blanks.")
+    modes: str = setting(SamplerConfig.mode, "Decoders of --suite=race, separated by spaces.")
     repeats: int = setting(5, "Timed repetitions.")
     warm_up: bool = setting(
-        True, "Run each once before, untimed; all is compiled ahead in any case."
+        True,
+        "Run each variant once, untimed, before the repetitions; all is compiled beforehand either way.",
     )
     limit_s: float = setting(
-        0.0, "End what takes longer for one repetition, and go on with the others; 0: wait for it."
+        0.0,
+        "Kill a variant whose repetition takes more seconds than this; the others go on; 0: no limit.",
     )
     interleave: bool = setting(True, "Let lean and naive code take turns.")
     # Peak memory is then the compiler's account of each program.
@@ -133,11 +135,11 @@ class BenchmarkPlan:
     race_dtypes: tuple[str, ...] = setting(
         ("float32", "bfloat16"), f"Compute dtypes, a race for each: {', '.join(COMPUTE_DTYPES)}."
     )
-    race_batches: tuple[int, ...] = setting((1, 4), "Texts at once, a race for each.")
+    race_batches: tuple[int, ...] = setting((1, 4), "Texts written at once, a race for each.")
     race_helper: str = setting(
         "denoiser",
-        "Whom decoders of --suite=race ask that could ask either: the student itself (denoiser), or a causal "
-        "model.",
+        "The helper of those decoders of --suite=race that accept either kind: the student itself "
+        "(denoiser), or a causal model (causal).",
     )
 
     def __post_init__(self) -> None:
@@ -149,11 +151,11 @@ class BenchmarkPlan:
             require(len(getattr(self, name)) > 0, f"--{name} must name at least one.")
         require(
             not self.coupled or any(suite in HAS_COUPLED for suite in self.suite),
-            f"--coupled adds to --suite={','.join(HAS_COUPLED)} alone, and --suite=demo has it anyway.",
+            f"--coupled needs --suite={' or '.join(HAS_COUPLED)}; leave it out (--suite=demo has it anyway).",
         )
         require(
             self.suite == ("demo",) or "demo" not in self.suite,
-            "--suite=demo is measured alone: its config differs.",
+            "--suite=demo must be measured alone, because its config differs.",
         )
         whole(1, **{"--batch_size": self.batch_size, "--repeats": self.repeats})
         each(functools.partial(whole, 1), **{"--race_batches": self.race_batches})
@@ -161,7 +163,7 @@ class BenchmarkPlan:
         at_least(0, **{"--limit_s": self.limit_s})
         require(
             not (self.limit_s and self.in_process),
-            "--limit_s ends a process, and with --in_process there is but one; leave one of them out.",
+            "--limit_s kills a worker process, and --in_process has none; leave one of them out.",
         )
         require(len(self.modes.split()) > 0, "--modes must name at least one decoder.")
         for steps in self.num_steps:

@@ -223,9 +223,7 @@ def exit_status(
         message, status = ending.failed_elsewhere() or ("", EXIT_FAILED)
         if not message:
             traceback.print_exc()
-            message = (
-                "One of several processes has failed; if others ended before it, they say why."
-            )
+            message = "One of several processes has failed; if others ended before it, their output says why."
         print(f"Error: {message}", file=sys.stderr)
     if status not in (0, EXIT_INTERRUPTED):
         ending.fail(status)

@@ -12,8 +12,8 @@ from sdtt_jax.parallel.mesh import AXES, MeshConfig, make_mesh
 _MESH = flags.DEFINE_list(
     "mesh",
     [],
-    "DATA,FSDP,MODEL: devices along each axis; DATA may be -1, for all that the others leave. By default all "
-    "are along DATA.",
+    "DATA,FSDP,MODEL: devices along each axis; DATA may be -1, for all remaining devices. By default all "
+    "devices are along DATA.",
 )
 
 
@@ -32,6 +32,6 @@ def chosen_mesh() -> Mesh | None:
         need = "positive, or -1 for the rest" if axis == "data" else "positive; only DATA may be -1"
         require(
             number > 0 or rest,
-            f"--mesh={','.join(sizes)}: {axis.upper()} is {number}, and must be {need}.",
+            f"--mesh={','.join(sizes)}: {axis.upper()} is {number}, but must be {need}.",
         )
     return make_mesh(MeshConfig(*numbers))

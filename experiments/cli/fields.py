@@ -38,15 +38,17 @@ def define_helper() -> flags.FlagHolder[str | None]:
     return flags.DEFINE_string(
         "helper",
         None,
-        "The second model of a decoder that needs one, named as for --checkpoint: what verifies "
-        "--mode=speculative, a teacher or a causal model; that of energy; the later calls of "
-        "staged; the plan of skeleton.",
+        "The second model of a decoder that needs one, named as for --checkpoint: the teacher or "
+        "causal model that verifies --mode=speculative, the causal model of energy, the denoiser "
+        "that makes the later calls of staged, or the causal model that plans for skeleton.",
     )
 
 
 def define_given() -> None:
     """Defines flags for what a published config does not say of its network; see `given_flags`."""
-    flags.DEFINE_bool("causal", None, "Read it as a causal model, or (--nocausal) as a denoiser.")
+    flags.DEFINE_bool(
+        "causal", None, "Read the checkpoint as a causal model, or (--nocausal) as a denoiser."
+    )
     flags.DEFINE_bool("shift", None, "The denoiser predicts each token at the position before it.")
     flags.DEFINE_integer("mask_id", None, "Id of the denoiser's MASK token.")
 

@@ -51,13 +51,13 @@ def system_error(error: Exception) -> str:
     if is_of_a_bucket(error):
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". ")
         return (
-            f"a bucket did not answer ({reason}); look at its name, at the network, and at the credentials "
-            "(for gs://, gcloud auth application-default login)."
+            f"a bucket did not answer ({reason}); check its name, the network and the credentials (for "
+            "gs://, gcloud auth application-default login)."
         )
     if not isinstance(error, OSError) or error.strerror is None:
         named = getattr(error, "filename", None)
         # TFDS's writers leave out what the system said.
-        lost = f"{named} cannot be written or read; look whether the disk is full."
+        lost = f"{named} cannot be written or read; check whether the disk is full."
         return lost if named else str(error)
     full = "; free some space and run the same command again" * (error.errno == errno.ENOSPC)
     return f"{f'{error.filename}: ' if error.filename else ''}{error.strerror}{full}."

@@ -52,7 +52,7 @@ def _require_python(file: Path, where: str) -> None:
         said = re.sub(r" \(detected at line \d+\)", "", error.msg)
         line = "" if error.lineno is None else f", line {error.lineno}"
         raise ConfigError(
-            f"{where} is not Python ({said}{line}); mend it, or give another file."
+            f"{where} is not Python ({said}{line}); fix it, or give another file."
         ) from None
 
 
@@ -63,7 +63,7 @@ def _hint(path: str, usual: Path) -> str:
         files = [file.name for file in folder.glob("*.py")] if folder.is_dir() else []
         if nearest(as_path(path).name, files):
             return nearest(as_path(path).name, files).replace("'", f"'{folder}/", 1)
-    return f"{usual} has some."
+    return f"{usual} holds some."
 
 
 def settable(config: Any) -> dict[str, Any]:

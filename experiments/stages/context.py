@@ -44,9 +44,9 @@ class Run(Networks):
     workdir: Workdir
     mesh: Mesh
     engine: Engine[Any] = in_process
-    """Who prepares the data."""
+    """The engine that prepares the data."""
     in_bucket: bool = False
-    """Whether its workers see a workdir's bucket, but not this machine's disk."""
+    """Whether the engine's workers see a workdir's bucket, but not this machine's disk."""
 
     def log(self, message: str) -> None:
         """Prints a line, on process 0 only."""
@@ -119,12 +119,12 @@ class Run(Networks):
         model = load_network(name)
         require(
             isinstance(model.config, PublishedConfig),
-            f"config.teacher.init_from={name} is neither of the Llama family nor a GPT-2, whose networks "
-            "alone can become teachers so; leave it out, or take it as config.teacher.checkpoint with "
-            "config.tokenizer of its kind.",
+            f"config.teacher.init_from={name} is neither of the Llama family nor a GPT-2, the only "
+            "networks that can become teachers this way; leave it out, or give it as "
+            "config.teacher.checkpoint, with a config.tokenizer of its kind.",
         )
         layers, has = self.config.teacher.init_layers, model.config.num_layers
-        require(layers <= has, f"teacher.init_layers={layers} exceeds the {has} of {name}.")
+        require(layers <= has, f"teacher.init_layers={layers} exceeds the {has} layers of {name}.")
         return model
 
     @functools.cached_property
@@ -215,7 +215,7 @@ class Run(Networks):
         """
         if not is_delivered(folder):
             raise UserError(
-                f"Stage {needed_by} needs {final(folder)}, which is not there; run the stages before it."
+                f"Stage {needed_by} needs {final(folder)}, which does not exist; run the stages before it."
             )
         if not lora.rank:
             params, meta = read_delivered(final(folder), lambda _facts: network, self.mesh)
@@ -225,10 +225,10 @@ class Run(Networks):
         # Earlier versions did not store which stage delivered the parameters.
         stage, number = meta.get("stage"), meta.get("round") or 0
         if stage and self.workdir.stage(stage, number) != folder:
-            told = f"{stage}, round {number}," if number else stage
+            told = f"{stage}, round {number}" if number else stage
             raise MismatchError(
-                f"{final(folder)} is not what its own stage delivered, but what {told} did; restore it from "
-                "a copy, or remove it and run the same command again."
+                f"{final(folder)} was delivered by {told}, not by its own stage; restore it from a copy, or "
+                "remove it and run the same command again."
             )
         kind, model = kind_of(network), to_mapping(network.config)
         # Fields that the checkpoint lacks, because they are newer, get their defaults.

@@ -41,7 +41,9 @@ def lease(root: Path, owner: str, renew: float = RENEW) -> Iterator[None]:
     path, token = root / FILE, secrets.token_hex(8)
     before = _read(path)
     if before:
-        LOG.warning("%s was in use by %s; waiting whether it still is.", root, before.get("owner"))
+        LOG.warning(
+            "%s was in use by %s; waiting to see whether it still is.", root, before.get("owner")
+        )
         _refuse_if_renewed(path, before, renew)
     _write(path, token, owner, 0)
     time.sleep(min(SETTLE, renew))

@@ -154,7 +154,7 @@ PARTS = {
         keeps_teacher=False,
     ),
     "mixture": Parts(
-        "one of several students for each text learns what the teacher's calls reveal together",
+        "for each text, one of several students learns what the teacher's calls reveal together",
         _mixture_loss,
         network=lambda run: run.mixture,
         init=lambda run, key: run.mixture.init(key),
@@ -164,15 +164,15 @@ PARTS = {
         "completions are compared with real texts by the teacher's hidden states", _mmd_loss
     ),
     "idlm": Parts(
-        "a fake teacher learns the student's texts, and the student what the teacher says of them",
+        "a fake teacher learns the student's texts, and the student learns what the teacher says about them",
         _idlm_loss,
         init=lambda run, key: {STUDENT: run.denoiser.init(key), FAKE: run.denoiser.init(key)},
         begin=_with_fake,
         student=lambda params: params[STUDENT],
     ),
     "coupled_idlm": Parts(
-        "a fake teacher learns the noise-coupled student's texts, and the student what the teacher says of "
-        "them",
+        "a fake teacher learns the noise-coupled student's texts, and the student learns what the teacher "
+        "says about them",
         _coupled_idlm_loss,
         network=lambda run: run.coupled,
         init=lambda run, key: {STUDENT: run.coupled.init(key), FAKE: run.denoiser.init(key)},

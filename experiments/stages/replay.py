@@ -70,11 +70,11 @@ def _named(run: Run, name: str) -> tuple[TrainingJob, int | None]:
     if match is None or match[2] not in (None, *stages):
         known = ", ".join(f"{stage}/ROUND" for stage in stages)
         raise ConfigError(
-            f"--replay={name} names no training; give teacher, judge, {known}, and @STEP after it."
+            f"--replay={name} names no training; give teacher, judge or {known}, perhaps with @STEP after it."
         )
     require(
         match[1] != "skeleton" or run.config.judge.skeleton > 0,
-        "--replay=skeleton: the run trains none; config.judge.skeleton is 0.",
+        "--replay=skeleton: the run trains no skeleton, because config.judge.skeleton is 0.",
     )
     number = int(match[3] or 0)
     rounds = stages[match[2]].count(run.config) if match[2] else 0

@@ -196,11 +196,11 @@ def _sdtt_round(run: Run, number: int, step_fn: TrainStep) -> TrainingJob:
             with Checkpoints(run.workdir.round(number - 1)) as checkpoints:
                 restored = checkpoints.restore(abstract)
             if restored is None:
-                run.log(f"  round {number - 1} has no checkpoint; what it delivered is taken alone")
-            elif int(jax.device_get(restored[0].step)) < config.train.num_steps:
                 run.log(
-                    f"  round {number - 1} lost its last checkpoint; its last steps are taken again"
+                    f"  round {number - 1} has no checkpoint; continuing from its delivered parameters alone"
                 )
+            elif int(jax.device_get(restored[0].step)) < config.train.num_steps:
+                run.log(f"  round {number - 1} lost its last checkpoint; repeating its last steps")
                 previous = _fit(_sdtt_round(run, number - 1, step_fn))
             else:
                 previous = restored[0]
@@ -329,13 +329,13 @@ def _adopt_teacher(run: Run, checkpoint: str) -> None:
     lines = differences(to_mapping(model.config) | free, to_mapping(run.denoiser.config) | free)
     if lines:
         raise ConfigError(
-            f"config.teacher.checkpoint={checkpoint} is another network than config.model and config.data "
+            f"config.teacher.checkpoint={checkpoint} is not the network that config.model and config.data "
             "ask for; give these fields the same values (the checkpoint's first):\n  "
             + "\n  ".join(lines)
         )
     if model.text_tokenizer.digest != run.tokenizer.digest:
         raise ConfigError(
-            f"config.teacher.checkpoint={checkpoint} was trained on another vocabulary than "
+            f"config.teacher.checkpoint={checkpoint} was trained with another vocabulary than "
             "config.tokenizer and config.data give; use its tokenizer and corpus."
         )
     run.log(f"  taken from {checkpoint}")
@@ -348,7 +348,7 @@ def _adopt_judge(run: Run, checkpoint: str) -> None:
     if load_network(checkpoint).text_tokenizer.digest != run.tokenizer.digest:
         raise ConfigError(
             f"config.judge.checkpoint={checkpoint} has another vocabulary than the run; take a causal model "
-            "with its tokenizer, or leave it out and one is trained."
+            "with its tokenizer, or leave it out to have one trained."
         )
     run.log(f"  taken from {checkpoint}")
     params = load(checkpoint, mesh=run.mesh).params

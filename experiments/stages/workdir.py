@@ -225,7 +225,7 @@ def timed(workdir: Workdir, stage: str) -> Iterator[None]:
         before = seconds.get(stage, 0.0)
         if not isinstance(before, float | int):
             raise UserError(
-                f"{workdir.timing} is damaged ({stage} is no number); remove it and run again."
+                f"{workdir.timing} is damaged ({stage} is not a number); remove it and run again."
             )
         spent = before + time.monotonic() - start
         write_json(workdir.timing, seconds | {stage: round(spent, 1)})

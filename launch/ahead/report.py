@@ -47,7 +47,7 @@ def _add_costs(table: Table, record: Record) -> None:
     table.add_row(
         "FLOPs", f"{counts['counted'] / 1e12:.3f} T", f"counted; {ratio:.3f} of the analytic count"
     )
-    table.add_row("of them unavoidable", f"{counts['unavoidable'] / 1e12:.3f} T", "analytic")
+    table.add_row("of which unavoidable", f"{counts['unavoidable'] / 1e12:.3f} T", "analytic")
     traffic = record["memory_traffic_bytes"]
     if traffic is None:
         table.add_row("memory traffic", "?", "not known: compiled by XLA's CPU compiler")

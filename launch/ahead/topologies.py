@@ -76,7 +76,7 @@ def parse_topology(name: str, slices: int = 1) -> Topology:
     count = math.prod(sides)
     require(
         count <= chip.largest,
-        f"--topology={name} has {count} chips, and the largest slice of {chip.name} has {chip.largest}; take "
+        f"--topology={name} has {count} chips, but the largest slice of {chip.name} has {chip.largest}; take "
         "several slices with --slices.",
     )
     # A host has two by two chips, unless the slice is a single chip. For slices that do not exist the
@@ -124,7 +124,7 @@ def _virtual_devices(topology: Topology) -> list[Any]:
     devices = jax.devices("cpu")
     if len(devices) < topology.chips:
         raise UserError(
-            f"{topology} is compiled for {topology.chips} virtual CPU devices, and there are {len(devices)}: "
+            f"{topology} needs {topology.chips} virtual CPU devices, but there are only {len(devices)}: "
             f"set XLA_FLAGS=--xla_force_host_platform_device_count={topology.chips}."
         )
     return devices[: topology.chips]

@@ -23,7 +23,7 @@ def render(spec: PodSpec) -> Files:
     tpu = slice_.chip.kind == "tpu"
     require(
         not tpu or spec.slices == 1 or slice_.hosts > 1,
-        f"slices={spec.slices}: GKE connects slices of several hosts only, and {spec.accelerator} is one "
+        f"slices={spec.slices}: GKE connects only slices of several hosts, but {spec.accelerator} is one "
         "host; choose a larger accelerator.",
     )
     if tpu:

@@ -34,7 +34,7 @@ def render(spec: PodSpec) -> Files:
         if local:
             require(
                 ":" not in spec.workdir and "," not in spec.workdir,
-                f"workdir={spec.workdir!r} is mounted into the container, and may hold neither ':' nor ','.",
+                f"workdir={spec.workdir!r} is mounted into the container; it may hold neither ':' nor ','.",
             )
             container.append(f"--container-mounts={spec.workdir}:{spec.workdir}")
     else:
@@ -63,6 +63,6 @@ def next_steps(spec: PodSpec, directory: str) -> list[str]:
         f"sbatch {shlex.quote(f'{directory}/job.sbatch')}",
         f"squeue --me --name={spec.name}",
         f"tail -f {spec.name}-*.log",
-        "# saves and puts the job back into the queue; without --signal=TERM it ends for good",
+        "# saves and requeues the job; without --signal=TERM it is cancelled for good",
         f"scancel --signal=TERM --name={spec.name}",
     ]

@@ -40,7 +40,7 @@ def _check_words(config: object, *names: str) -> None:
         value = getattr(config, name)
         require(
             _WORD.fullmatch(value) is not None,
-            f"{name}={value!r} may hold letters, digits and . _ @ : / - only.",
+            f"{name}={value!r} may contain only . _ @ : / -, letters and digits.",
         )
 
 
@@ -193,7 +193,7 @@ def require_cloud(spec: PodSpec, *fields: str) -> None:
     """Raises `ConfigError` unless the workdir is in a bucket and each of `fields` is set."""
     require(
         spec.workdir.startswith("gs://"),
-        f"workdir={spec.workdir!r} is not seen by all hosts; give gs://BUCKET/PATH.",
+        f"workdir={spec.workdir!r} is not visible to all hosts; give gs://BUCKET/PATH.",
     )
     for name in fields:
         value: object = spec

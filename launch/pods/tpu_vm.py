@@ -43,7 +43,7 @@ def next_steps(_spec: PodSpec, directory: str) -> list[str]:
     """The commands that follow."""
     script = shlex.quote(f"{directory}/pod.sh")
     return [
-        f"bash {script} run      # creates, installs, runs; the same command goes on after anything",
+        f"bash {script} run      # creates, installs, runs; repeat it after any interruption",
         f"bash {script} logs     # from another terminal",
         f"bash {script} delete   # gives the TPUs back",
     ]

@@ -84,7 +84,9 @@ def require_same_leaves(
         if name not in stored:
             raise MismatchError(f"{path} is a checkpoint of another model: it has no {name}.")
         if name not in wanted:
-            raise MismatchError(f"{path} is a checkpoint of another model: only it has {name}.")
+            raise MismatchError(
+                f"{path} is a checkpoint of another model: it has {name}, which this model lacks."
+            )
         if not typed:
             continue
         there = (stored[name][0], tuple(stored[name][1]))

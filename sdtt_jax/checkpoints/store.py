@@ -152,8 +152,8 @@ class Checkpoints:
         if processes.agree(step not in self.steps):
             reason = brief(self._last_error) if self._last_error else "another process failed"
             raise CheckpointError(
-                f"The last state, of step {step}, could not be saved in {self.directory}: {reason}; mend "
-                "that (is the disk full?) and run the same command again."
+                f"The last state, of step {step}, could not be saved in {self.directory}: {reason}; fix that "
+                "(is the disk full?) and run the same command again."
             )
 
     def _finish(self) -> None:
@@ -254,8 +254,8 @@ class Checkpoints:
             self._orbax.reload()
         if self.failed_saves >= self._max_failed_saves:
             raise CheckpointError(
-                f"Saving in {self.directory} failed {self.failed_saves} times in a row, "
-                f"at last: {brief(error)}."
+                f"Saving in {self.directory} failed {self.failed_saves} times in a row, most recently: "
+                f"{brief(error)}."
             ) from error
 
 
@@ -278,7 +278,7 @@ def save_params(
         with orbax.writing():
             ocp.save_checkpointables(absolute(directory), content, overwrite=True)
     except Exception as error:
-        remedy = "mend that (is the disk full?) and run the same command again"
+        remedy = "fix that (is the disk full?) and run the same command again"
         raise CheckpointError(f"Cannot write to {directory}: {brief(error)}; {remedy}.") from error
 
 

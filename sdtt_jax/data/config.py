@@ -90,7 +90,7 @@ class DataConfig:
                 found[folder] = float(weight)
             require(
                 bool(folder) and 0 < found.get(folder, 0) < float("inf"),
-                f"mixture={item!r} must be a folder and a weight above 0, FOLDER=0.5.",
+                f"mixture={item!r} must be a folder and a weight above 0, as in FOLDER=0.5.",
             )
         return found
 

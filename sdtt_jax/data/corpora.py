@@ -305,7 +305,11 @@ def recipe(config: DataConfig) -> Recipe:
 def refuse_bad(bad: reading.BadInputError, count: int, allowed: int) -> None:
     """Raises `bad`, the latest fault in the input and number `count`, if fewer are allowed."""
     if count > allowed:
-        more = f" It is number {count}, and data.skip_bad allows {allowed}." if allowed else ""
+        more = (
+            f" It is bad input number {count}, but data.skip_bad allows only {allowed}."
+            if allowed
+            else ""
+        )
         raise reading.BadInputError(bad.kind, str(bad) + more)
 
 

@@ -63,11 +63,11 @@ def local(workers: int) -> Engine:
                         yield futures[future]
                 except BrokenProcessPool:
                     losses += 1
-                    LOG.warning("A worker was lost; what it had begun is done again.")
+                    LOG.warning("A worker was lost; its task is run again.")
                     if losses == LOSSES:
                         raise DataError(
-                            f"{LOSSES} workers were lost one after the other, killed or out of memory; the "
-                            "same command with fewer --workers goes on from here."
+                            f"{LOSSES} workers were lost in a row, killed or out of memory; run the same "
+                            "command with fewer --workers to go on from here."
                         ) from None
                 except BaseException:
                     # Ctrl-C, or an error: the parts that are being read, half a minute each, are not awaited.
@@ -122,8 +122,8 @@ def beam(arguments: Sequence[str] = ()) -> Engine:
         apache_beam = None
     require(
         apache_beam is not None,
-        "engine=beam needs Apache Beam, which is not installed: pip install -e '.[beam]', in an "
-        "environment of its own where other packages want another protobuf.",
+        "engine=beam needs Apache Beam, which is not installed: pip install -e '.[beam]', in a separate "
+        "environment if other packages need another protobuf.",
     )
 
     def run(tasks: Sequence[T]) -> Iterator[T]:

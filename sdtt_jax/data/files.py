@@ -91,7 +91,7 @@ def _is_link(path: Path) -> bool:
 def _refuse_dangling(path: Path) -> None:
     if not path.exists():
         raise DataError(
-            f"{path} is a link to {os.path.realpath(path)}, which is not there; mend or remove it."
+            f"{path} is a link to {os.path.realpath(path)}, which does not exist; fix or remove it."
         )
 
 

@@ -64,7 +64,7 @@ def inspect_data(
 
 def _digests(data_dir: Path, shards: dict[str, str]) -> str:
     if not shards:
-        return "not known: the data are older than the manifest"
+        return "unknown: these data were prepared before there was a manifest"
     try:
         for name, sha256 in shards.items():
             check_sha256(data_dir / name, sha256)
@@ -133,7 +133,7 @@ def summary(found: dict[str, Any]) -> list[tuple[str, ...]]:
         row("documents", [total.get("documents") for total in totals], ","),
         row("characters", [total.get("characters") for total in totals], ","),
         row("sequences", [split["sequences"] for split in splits], ","),
-        row("tokens in them", [split["tokens"] for split in splits], ","),
+        row("tokens in sequences", [split["tokens"] for split in splits], ","),
         row("looked at", [split["looked_at"] for split in splits], ","),
         row("bytes per token", [split["bytes_per_token"] for split in splits], ".3f"),
         row("vocabulary used", [split["used"] for split in splits], ".1%"),

@@ -86,14 +86,14 @@ class Mixture:
     def __post_init__(self) -> None:
         require(
             len(self.splits) == len(self.weights) > 0,
-            f"weights={self.weights} must be one for each of {len(self.splits)} splits.",
+            f"weights={self.weights} must hold one weight for each of {len(self.splits)} splits.",
         )
         each(positive, weights=self.weights)
         lengths = [split.length for split in self.splits]
         require(
             len(set(lengths)) == 1,
-            f"Splits that are mixed must have sequences of one length, not {lengths}; prepare them "
-            "with the same data.length.",
+            f"Mixed splits must have sequences of the same length, not {lengths}; prepare them with the same "
+            "data.length.",
         )
 
     def sources(

@@ -47,8 +47,8 @@ def train_tokenizer(
     """
     require(
         config.kind != "hub",
-        "tokenizer.kind='hub' is that of a published model, which brings it along; choose 'sentencepiece' or "
-        "'gpt2'.",
+        "tokenizer.kind='hub' is only for published models, which bring their own tokenizer; choose "
+        "'sentencepiece' or 'gpt2'.",
     )
     if config.kind == "gpt2":
         return Gpt2Tokenizer(config, normalize)
@@ -72,7 +72,7 @@ def _require_known(tokenizer: SentencePieceTokenizer, characters: dict[str, int]
     if lost:
         named = ", ".join(f"U+{ord(character):04X}" for character in lost[:8])
         raise DataError(
-            f"The vocabulary cannot hold {named}{', …' if len(lost) > 8 else ''}, which stands in document "
+            f"The vocabulary cannot hold {named}{', …' if len(lost) > 8 else ''}, which occurs in document "
             f"{characters[lost[0]]} of the train split; remove it from the corpus, or choose "
             "tokenizer.byte_fallback=True or tokenizer.kind='gpt2'."
         )
@@ -124,7 +124,7 @@ def special_names(path: Path, error: type[UserError]) -> Mapping[str, Any]:
     """The content of a tokenizer_config.json, empty if there is none; `error` if it is not an object."""
     content: Any = read_json(path, error) if path.is_file() else {}
     if not isinstance(content, dict):
-        raise error(f"{path} does not hold a JSON object, which names special tokens.")
+        raise error(f"{path} must hold a JSON object that names the special tokens.")
     return content
 
 

@@ -31,7 +31,7 @@ def require_characters(text: str, error: type[UserError] = DataError) -> None:
     except UnicodeEncodeError as reason:
         near = text[max(0, reason.start - 20) : reason.end + 20]
         raise error(
-            f"{near!r} holds half of a surrogate pair, which is not a character; mend the text."
+            f"{near!r} holds half of a surrogate pair, which is not a character; fix the text."
         ) from None
 
 

@@ -39,7 +39,8 @@ def _network(path: str) -> Iterator[None]:
         if not is_remote(path):
             raise
         raise DataError(
-            f"{path} cannot be reached: {first_line(error)}. The same command goes on from what is finished."
+            f"{path} cannot be reached: {first_line(error)}. Run the same command again; it goes on from "
+            "what is finished."
         ) from None
 
 

@@ -118,8 +118,8 @@ class PublishedCorpus:
         pattern = self.files if isinstance(self.files, str) else self.files[split]
         pattern = pattern.format(split=split)
         elsewhere = (
-            f"Put its files into {split}/ of a folder {name}, and name the folder above that in "
-            f"${FOLDER_VARIABLE}"
+            f"Put its files into a folder {name}/{split}/, and set ${FOLDER_VARIABLE} to the folder above "
+            f"{name}"
         )
         if self.tfds is not None:
             elsewhere += f"; or prepare {self.tfds[0]} with TFDS, file_format='array_record'"
@@ -165,7 +165,7 @@ def _tfds_builder(folder: str, split: str, feature: str) -> Any:
     builder = tfds.builder_from_directory(folder)
     if split not in builder.info.splits or feature not in (builder.info.features or {}):
         raise DataError(
-            f"{folder} has no feature {feature!r} in a split {split!r}; prepare the set again."
+            f"{folder} has no split {split!r} with a feature {feature!r}; prepare the set again."
         )
     if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
         raise DataError(

@@ -229,8 +229,8 @@ def _json_field(value: dict[str, Any], name: str, where: str) -> Any:
     if name not in value:
         return BadInputError(
             "no text field",
-            f"{where} has no field {name!r} (it has {listed(value)}); "
-            "rename the one that holds the text, or for training set data.text_field to it.",
+            f"{where} has no field {name!r} (it has {listed(value)}); rename the field that holds the text, "
+            "or, for training, set data.text_field to its name.",
         )
     text = value[name]
     if not isinstance(text, str):
@@ -262,8 +262,8 @@ def _parquet_rows(stream: IO[bytes], piece: Piece, fields: Fields) -> Iterator[R
         if column not in schema.names:
             yield BadInputError(
                 "no text field",
-                f"{path} has no column {column!r} (it has {listed(schema.names)}); "
-                "rename the one that holds the text, or for training set data.text_field to it.",
+                f"{path} has no column {column!r} (it has {listed(schema.names)}); rename the column that "
+                "holds the text, or, for training, set data.text_field to its name.",
             )
             return
         kind = schema.field(column).type

@@ -152,7 +152,8 @@ def _one_text(ids: Iterable[int]) -> list[int]:
     array: Any = np.asarray(ids if hasattr(ids, "shape") else list(ids))
     require(
         array.ndim == 1 and (array.size == 0 or np.issubdtype(array.dtype, np.integer)),
-        f"ids must be whole numbers [length], not {array.dtype}{list(array.shape)}; decode text by text.",
+        f"ids must be whole numbers [length], not {array.dtype}{list(array.shape)}; decode one text at a "
+        "time.",
     )
     found: list[int] = array.tolist()
     return found
@@ -278,14 +279,14 @@ class HubTokenizer(Tokenizer):
         count = 1 + max(self._tokenizer.get_vocab().values(), default=-1)
         if count > special.rows:
             raise DataError(
-                f"The tokenizer has {count} tokens, but the model's embedding {special.rows} rows; it is "
-                "of another model."
+                f"The tokenizer has {count} tokens, but the model's embedding has only {special.rows} rows; "
+                "the tokenizer belongs to another model."
             )
         for name, token in special._asdict().items():
             if name != "rows" and token is not None and not 0 <= token < special.rows:
                 raise DataError(
-                    f"Token {token} is to be {name}, but there are tokens 0 to {special.rows - 1}; it is of "
-                    "another model."
+                    f"{name} is token {token}, but the model has only tokens 0 to {special.rows - 1}; the "
+                    "tokenizer belongs to another model."
                 )
         self.vocab_size = special.rows - (special.mask_row is not None)
         self.digest = hashlib.sha256(model + repr(tuple(special)).encode()).hexdigest()

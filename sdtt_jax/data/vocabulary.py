@@ -79,8 +79,8 @@ def learn_pieces(config: TokenizerConfig, sample: Sample) -> bytes:
     smallest = len(alphabet) + specials
     if size < smallest:
         raise ConfigError(
-            f"tokenizer.vocab_size {size} is too small for the corpus: {len(alphabet)} "
-            f"characters and {specials} special pieces need at least {smallest}; set it so."
+            f"tokenizer.vocab_size {size} is too small for the corpus: {len(alphabet)} characters and "
+            f"{specials} special pieces need at least {smallest}; set it to that."
         )
     try:
         sentencepiece.SentencePieceTrainer.train(

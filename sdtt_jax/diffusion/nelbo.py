@@ -183,7 +183,7 @@ def _flat_times(schedule: Schedule, u: PerSequence) -> tuple[PerSequence, PerSeq
     """
     if schedule.importance_t is None:
         raise ConfigError(
-            "importance sampling of t needs a noise schedule that has it: log-linear, or linear with "
+            "importance sampling of t needs a noise schedule that supports it: log-linear, or linear with "
             "sigma_min > 0."
         )
     low, high = schedule.importance_t(jnp.array([0.0, 1.0], jnp.float32))

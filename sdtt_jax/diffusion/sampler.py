@@ -73,7 +73,7 @@ class SamplerConfig(Filters):
         decoder, _ = parse_mode(self.mode)
         stop_of(self.mode)
         if self.cooling > 0:
-            require(not self.greedy, "cooling has nothing to cool at temperature 0; leave it at 0.")
+            require(not self.greedy, "cooling has no effect at temperature 0; set cooling=0.")
             require(
                 decoder.step is None,
                 f"mode={self.mode!r} draws in its own way, at one temperature; leave cooling at 0.",
@@ -84,7 +84,7 @@ def check_config(config: SamplerConfig) -> None:
     """Raises `ConfigError` unless `config` is a `SamplerConfig`; many give a number of steps instead."""
     require(
         isinstance(config, SamplerConfig),
-        f"config must be a SamplerConfig, not {config!r:.60}; say SamplerConfig(num_steps=…).",
+        f"config must be a SamplerConfig, not {config!r:.60}; pass SamplerConfig(num_steps=…).",
     )
 
 
@@ -197,7 +197,7 @@ def prior_sample(
         return x
     require(
         tokens is not None and fixed is not None,
-        "prior_sample needs tokens and fixed, which says where they are given, or neither.",
+        "prior_sample needs both tokens and fixed, which marks the given positions, or neither.",
     )
     return jnp.where(jnp.asarray(fixed), jnp.asarray(tokens), x).astype(jnp.int32)
 

@@ -115,7 +115,7 @@ def make_schedule(config: ScheduleConfig | None = None) -> Schedule:
     config = config or ScheduleConfig()
     require(
         isinstance(config, ScheduleConfig),
-        f"make_schedule takes a ScheduleConfig, not {config!r:.60}; say ScheduleConfig(kind=…).",
+        f"make_schedule takes a ScheduleConfig, not {config!r:.60}; pass ScheduleConfig(kind=…).",
     )
     # The constants are computed now even under `jit`: a schedule must not hold a trace's values.
     with jax.ensure_compile_time_eval():

@@ -67,13 +67,11 @@ class CoupledDistillConfig:
         self.trajectory(1)
         require(
             only_plans(self.mode),
-            f"mode={self.mode}: its decoder chooses as the text grows, and the noise must settle beforehand "
-            'which call reveals a position; take "first-hitting" or "grid".',
+            f"mode={self.mode}: its decoder chooses positions as the text grows, but here the noise must "
+            'decide in advance which call reveals each position; take "first-hitting" or "grid".',
         )
         k = self.num_distill_calls
-        require(
-            k != 1, "num_distill_calls=1 teaches the student what its teacher does; take 2, or 0."
-        )
+        require(k != 1, "num_distill_calls=1 would only copy the teacher; take 2 or more, or 0.")
         require(
             k > 0 or self.num_rounds == 1,
             f"num_rounds={self.num_rounds} needs num_distill_calls=2 or more: with 0 the one round already "
@@ -85,12 +83,13 @@ class CoupledDistillConfig:
         )
         require(
             k == 0 or not self.independent,
-            f"independent=True needs num_distill_calls=0, not {k}: what the student writes is no function of "
-            "noise that the tokens do not depend on, and so it cannot be the next round's teacher.",
+            f"independent=True needs num_distill_calls=0, not {k}: this noise does not determine the "
+            "student's text, so the student cannot be the next round's teacher.",
         )
         require(
             k > 0 or self.soft_weight == 0,
-            f"soft_weight={self.soft_weight} needs num_distill_calls=2 or more; one-shot reaches all.",
+            f"soft_weight={self.soft_weight} needs num_distill_calls=2 or more; with 0 the student reaches "
+            "all positions.",
         )
         require(
             k == 0 or self.num_calls % k**self.num_rounds == 0,

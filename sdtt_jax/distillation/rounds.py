@@ -145,7 +145,7 @@ def next_round(
     """
     require(
         hasattr(previous, "ema_params"),
-        "previous must be a Student or a TrainState; of parameters alone, give Student(params).",
+        "previous must be a Student or a TrainState; if you only have parameters, pass Student(params).",
     )
     if teacher_params is None:
         teacher_params = delivered_params(config, previous)

@@ -94,7 +94,7 @@ def teacher_targets(
     """
     several = keys.ndim == (1 if jnp.issubdtype(keys.dtype, jax.dtypes.prng_key) else 2)
     require(
-        several, "keys must be an array of keys, one for each trajectory; say keys[None] for one."
+        several, "keys must be an array of keys, one for each trajectory; pass keys[None] for one."
     )
     start = first_call(diffusion, params, x_t, t, dt, config)
     targets = jax.lax.map(lambda key: walk(diffusion, params, key, start)[2], keys)

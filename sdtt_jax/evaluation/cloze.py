@@ -113,8 +113,8 @@ def suffix_bounds(
     nats, masked = np.moveaxis(values, -1, 0)
     require(
         bool(masked.any()),
-        f"none of the {masked.size} draws masked a token, so that they say nothing of the suffixes; take "
-        "more maskings or items, or the estimator 'counts'.",
+        f"none of the {masked.size} draws masked a token, so they say nothing about the suffixes; take more "
+        "maskings or items, or the estimator 'counts'.",
     )
     return np.asarray(nats.mean(axis=1))
 
@@ -161,7 +161,8 @@ def causal_scores(
     if bos_id is None:
         raise ConfigError("a causal network needs layout.bos_id before the text.")
     require(
-        layout.eos_id is None, "a causal network sees nothing after the text: no layout.eos_id."
+        layout.eos_id is None,
+        "a causal network sees nothing after the text; set layout.eos_id=None.",
     )
     if network.max_length is not None:
         # The last token is predicted and never read, so a row holds one more than the network reads.

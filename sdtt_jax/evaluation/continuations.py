@@ -105,7 +105,10 @@ def encode(tokenizer: Tokenizer, clozes: Sequence[Cloze]) -> list[Continuation]:
             suffix = ids[len(start) :]
         else:
             suffix = tokenizer.encode(cloze.prefix[len(text) :] + cloze.suffix)
-        require(len(suffix) > 0, f"the suffix {cloze.suffix!r} has no tokens; nothing is to score.")
+        require(
+            len(suffix) > 0,
+            f"the suffix {cloze.suffix!r} has no tokens; there is nothing to score.",
+        )
         for part, tokens in ((cloze.prefix, start), (cloze.suffix, suffix)):
             require(tokenizer.reads(part, tokens), f"{part!r} {tokenizer.reads_nothing}.")
         found.append(Continuation(start, suffix))
@@ -140,12 +143,12 @@ def lay_out(
       ConfigError: no items, an id that does not exist, an empty suffix, or one that exceeds
         `layout.max_length`.
     """
-    require(len(items) > 0, "no items: nothing is to score.")
+    require(len(items) > 0, "no items: there is nothing to score.")
     before = [] if layout.bos_id is None else [layout.bos_id]
     behind = [] if layout.eos_id is None else [layout.eos_id]
     groups: dict[int, list[tuple[np.ndarray, int, int, int]]] = {}
     for index, (prefix, suffix) in enumerate(items):
-        require(len(suffix) > 0, f"item {index} has no suffix; nothing is to score.")
+        require(len(suffix) > 0, f"item {index} has no suffix; there is nothing to score.")
         for part in (prefix, suffix):
             as_ids(part, fill if num_ids is None else num_ids, f"item {index}")
         room = len(prefix)

@@ -95,6 +95,6 @@ def read_exits(model: Model, digest: str, what: str, remedy: str) -> Arrays:
     exits = (None if path is None else read_npz(path)) or {}
     require(
         bool(exits) and params_digest(exits) == digest,
-        f"{what} was calibrated with exits that are not, or not any more, in {path}; {remedy}.",
+        f"{what} was calibrated with exits that {path} does not hold, or no longer holds; {remedy}.",
     )
     return exits

@@ -56,7 +56,8 @@ class GainConfig:
     def __post_init__(self) -> None:
         require(
             self.distill.divergence in FLOORED,
-            f"divergence={self.distill.divergence!r} has no known floor; {' and '.join(FLOORED)} have.",
+            f"divergence={self.distill.divergence!r} has no known floor; only {' and '.join(FLOORED)} have "
+            "one.",
         )
         check_trajectories("num_trajectories", self.num_trajectories)
 

@@ -35,7 +35,7 @@ class Options(Variation):
 
     num_steps: int = setting(32, "Sampling steps of generated text.")
     num_maskings: int = setting(32, "Maskings of each item for the bound on its likelihood.")
-    max_tokens: int = setting(256, "Tokens of generated text, where a request does not say.")
+    max_tokens: int = setting(256, "Tokens of generated text, unless a request says otherwise.")
     batch_size: int = setting(16, "Rows at once.")
 
     def __post_init__(self) -> None:
@@ -66,7 +66,7 @@ def rolling_log_likelihoods(
     windows, owners = [], []
     for owner, text in enumerate(texts):
         ids = model.text_tokenizer.encode(text)
-        require(len(ids) > 0, f"text {owner} has no tokens; nothing is to score.")
+        require(len(ids) > 0, f"text {owner} has no tokens; there is nothing to score.")
         known = model.text_tokenizer.reads(text, ids)
         require(known, f"text {owner} {model.text_tokenizer.reads_nothing}.")
         for start in range(0, len(ids), room):
@@ -102,7 +102,9 @@ def wanted(settings: Mapping[str, Any]) -> Wanted:
     counts = {name: given[name] for name in COUNTS if name in given}
     for name, value in counts.items():
         whole(0, **{name: value})
-    require(len({*counts.values()}) < 2, f"{counts} say different numbers of tokens; give one.")
+    require(
+        len({*counts.values()}) < 2, f"{counts} give different numbers of tokens; keep one of them."
+    )
     sampled = given.get("do_sample", given.get("temperature", 0) != 0)
     require(isinstance(sampled, bool), f"do_sample must be true or false, not {sampled!r}.")
     filters = Filters(**{name: given[name] for name in FILTERS if name in given})

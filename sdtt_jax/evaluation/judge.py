@@ -141,8 +141,7 @@ def bos_of(model: CausalModel, first_token: str) -> int | None:
         return None
     if model.tokenizer is None:
         raise ConfigError(
-            f"{model.facts['path']} comes without a tokenizer, so that its BOS is not known; add "
-            "--first_token=given."
+            f"{model.facts['path']} has no tokenizer, so its BOS is unknown; add --first_token=given."
         )
     return model.tokenizer.bos_id
 

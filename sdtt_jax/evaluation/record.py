@@ -102,7 +102,7 @@ class Record:
         if stored is not None:
             lines = "; ".join(differences(stored["inputs"], _plain(inputs)))
             self.log(
-                f"{name}: replaces what {self.path.name} had ({lines}); another file keeps both"
+                f"{name}: replaces the result in {self.path.name} ({lines}); to keep both, use another file"
             )
         began = time.monotonic()
         result = _plain(compute())
@@ -190,7 +190,7 @@ def damage(content: Mapping[str, Any]) -> str:
     """What a file lacks that every file of results from `Record` has; empty if nothing."""
     model, items = content.get("model"), content.get("items")
     if not isinstance(model, Mapping) or not {"path", "digest"} <= set(model):
-        return "it does not say of which model"
+        return "it does not name its model"
     if not isinstance(items, Mapping):
         return "it has no items"
     for name, item in items.items():

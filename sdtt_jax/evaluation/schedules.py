@@ -53,7 +53,8 @@ def information_curve(
     whole(1, num_maskings=num_maskings)
     require(
         model.sequences is None,
-        "A schedule is learnt for sequences whose positions all see each other; take mode=first-hitting.",
+        "A schedule can only be learnt for sequences whose positions all see each other; take "
+        "mode=first-hitting.",
     )
     length, rows = tokens.shape[1], np.repeat(tokens, num_maskings, axis=0)
     rng = np.random.default_rng(seed)

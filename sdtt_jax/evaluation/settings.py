@@ -31,7 +31,7 @@ def _check_mode(mode: str) -> None:
         parts = mode.split(",")
         if any(part.partition(":")[0] in DECODERS for part in parts[1:]):
             raise ConfigError(
-                f"--modes={mode}: modes are separated by blanks, as in {' '.join(parts)!r}; commas are for "
+                f"--modes={mode}: modes are separated by spaces, as in {' '.join(parts)!r}; commas are for "
                 "the options of one mode."
             ) from None
         raise ConfigError(f"--modes: {error}") from None
@@ -45,17 +45,17 @@ class Decoding:
         SamplerConfig.mode,
         f"Decoder: {', '.join(DECODERS)}. grid: steps on a grid of times. first-hitting: tokens in a random "
         "order, evenly over the network calls. learnt: with the numbers and temperatures that "
-        "--suite=schedule found for each call. confidence, entropy-bounded: the surest first. remdm, "
-        "remdm-confidence: mask tokens again. blocks: from left to right, with a cache. refine: second "
-        "thoughts. speculative, staged, energy, skeleton: with a --helper. Options follow a colon, as in "
-        "confidence:score=margin,threshold=0.9.",
+        "--suite=schedule found for each call. confidence, entropy-bounded: the surest tokens first. remdm, "
+        "remdm-confidence: some tokens are masked again. blocks: from left to right, with a cache. refine: "
+        "tokens are revised afterwards. speculative, staged, energy, skeleton: with a --helper. Options "
+        "follow a colon, as in confidence:score=margin,threshold=0.9.",
     )
     time_grid: str = setting(SamplerConfig.time_grid, "Times of the sampler: uniform or cosine.")
     temperature: float = setting(SamplerConfig.temperature, "Divides the logits; 0 is greedy.")
     cooling: float = setting(
         SamplerConfig.cooling,
-        "How far the temperature falls over the steps, from 1 + cooling times --temperature to 1 - cooling "
-        "times; 0 is off. The causal baseline keeps one temperature.",
+        "How far the temperature falls over the steps, from (1 + cooling) to (1 - cooling) times "
+        "--temperature; 0 is off. The causal baseline keeps one temperature.",
     )
     top_k: int = setting(SamplerConfig.top_k, "Top-k filtering; 0 is off.")
     top_p: float = setting(SamplerConfig.top_p, "Nucleus filtering; 1 is off.")
@@ -85,19 +85,20 @@ class Variation:
 
     seed: int = setting(0, "Equal seeds give equal texts.")
     batch_size: int = setting(
-        32, "Texts at once, up to a multiple of the devices; part of what determines the draws."
+        32,
+        "Texts at once, rounded up to a multiple of the devices; another size gives other draws.",
     )
     early_exit: float = setting(
         0.0,
-        "Leave the network where its states have settled: the share of likeliest tokens that may change, "
-        "for which --suite=exits has stored a threshold beside the checkpoint; 0 is off.",
+        "Share of likeliest tokens that may change when texts leave the network early; --suite=exits must "
+        "have stored its threshold beside the checkpoint; 0 is off.",
     )
     neighbours: str = setting(
         "",
         "Mix in the tokens found at similar hidden states in this text: own (the training split of the "
         "checkpoint's run), a file or folder, or a named set; empty is off.",
     )
-    neighbour_texts: int = setting(256, "Sequences of --neighbours that are remembered at most.")
+    neighbour_texts: int = setting(256, "Maximum number of sequences of --neighbours to remember.")
     neighbour_count: int = setting(Retrieving.neighbours, "How many nearest states are mixed in.")
     neighbour_share: float = setting(
         Retrieving.share, "Weight of the neighbours in the mixture; below 1."
@@ -116,7 +117,7 @@ class Variation:
             alone = field.name.startswith("neighbour_") and not self.neighbours
             require(
                 not alone or getattr(self, field.name) == field.default,
-                f"--{field.name} is for --neighbours; name their text, or leave it out.",
+                f"--{field.name} needs --neighbours; name their text there, or leave it out.",
             )
 
     @property
@@ -140,12 +141,12 @@ class Settings(Sampling):
 
     compute_dtype: str = setting(
         "",
-        f"How the checkpoint and its baseline compute: {', '.join(COMPUTE_DTYPES)} (products of bfloat16 "
-        "alone); by default as they were trained.",
+        f"How the checkpoint and its baseline compute: {', '.join(COMPUTE_DTYPES)} (the last in bfloat16 for "
+        "products only); by default as they were trained.",
     )
     judge_compute_dtype: str = setting(
         "",
-        "The same of the judge; by default as it was trained.",
+        "How the judge computes; by default as it was trained.",
     )
     num_steps: tuple[int, ...] = setting((4, 8, 16, 32, 64), "Sampling steps, separated by commas.")
     temperatures: tuple[float, ...] = setting(
@@ -154,7 +155,7 @@ class Settings(Sampling):
     )
     modes: str = setting(
         "",
-        "Decoders of --suite=frontier, as for --mode, separated by blanks; by default that of --mode.",
+        "Decoders of --suite=frontier, as for --mode, separated by spaces; by default that of --mode.",
     )
     call_temperatures: bool = setting(
         True, "--suite=schedule: also learn a temperature for each call."
@@ -163,12 +164,12 @@ class Settings(Sampling):
         0.05, "--suite=exits: share of likeliest tokens that leaving early may change on average."
     )
     exit_failure: float = setting(
-        0.05, "--suite=exits: probability that the threshold does not keep to --exit_bound."
+        0.05, "--suite=exits: accepted probability that the stored threshold breaks --exit_bound."
     )
     exit_training_steps: int = setting(
         0,
-        "--suite=exits: steps in which the exits are trained first, on the frozen network; 0: the head reads "
-        "the layers' states as they are.",
+        "--suite=exits: steps for which the exits are first trained, on the frozen network; 0: the head "
+        "reads the layers' states as they are.",
     )
     exit_training_text: str = setting(
         "own",
@@ -181,7 +182,7 @@ class Settings(Sampling):
     num_texts: int = setting(1024, "Texts for each number of steps.")
     length: int = setting(0, "Tokens of a text; 0 is the model's own length.")
     prompts: str = setting(
-        "", "JSON lines whose beginnings are continued; by default those of held-out text are."
+        "", "JSON lines of texts whose beginnings are continued; by default those of held-out text."
     )
     num_prompts: int = setting(
         0, "Prompts to continue; 0 is all of --prompts, or none without --prompts."
@@ -195,13 +196,13 @@ class Settings(Sampling):
         "the checkpoint's run.",
     )
     held_out_folder: str = setting(
-        "", "Holds the files of the named set; by default the hub's copy is taken."
+        "", "Folder with the files of the named set; by default the hub's copy is used."
     )
     wrap: bool = setting(
         False,
         "Sequences of a --held_out file are [BOS] text [EOS], as published models were trained.",
     )
-    held_out_texts: int = setting(1024, "Sequences of held-out text at most; 0 is all.")
+    held_out_texts: int = setting(1024, "Maximum number of sequences of held-out text; 0 is all.")
     estimators: tuple[str, ...] = setting(
         ("antithetic", "importance", "low-variance"),
         f"Estimators of the likelihood bound, separated by commas: {', '.join(ESTIMATORS)}.",
@@ -224,9 +225,7 @@ class Settings(Sampling):
         (1, 8, 32), "Batch sizes that are timed, separated by commas."
     )
     repeats: int = setting(5, "Repetitions of each timing, after one to warm up.")
-    latency_budget_s: float = setting(
-        60.0, "Seconds after which a timing is not repeated any more."
-    )
+    latency_budget_s: float = setting(60.0, "Seconds after which a timing is no longer repeated.")
     texts: str = setting("", "JSON lines of the texts that --suite=judge scores.")
     arrays: str = setting(
         "", "An .npz file to which --suite=judge also writes -log p of every token, and the logits."
@@ -262,7 +261,7 @@ class Settings(Sampling):
         within("(0, 1)", self, "exit_bound", "exit_failure")
         require(
             bool(self.held_out) or not self.held_out_folder,
-            f"--held_out_folder={self.held_out_folder} is for --held_out=NAME, a named set; give it too.",
+            f"--held_out_folder={self.held_out_folder} needs --held_out=NAME, a named set; give that too.",
         )
         within("(0, inf)", temperatures=min(self.temperatures))
         for mode in self.modes.split():

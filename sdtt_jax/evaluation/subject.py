@@ -101,7 +101,7 @@ def load_subject(
             every = loaded.facts.get("every")
             require(
                 every is None,
-                f"--{flag}={name} knows every {every}th token alone, for mode=skeleton; give another model.",
+                f"--{flag}={name} models only one token in {every}, for mode=skeleton; give another model.",
             )
             return loaded
         raise CheckpointError(
@@ -116,7 +116,7 @@ def load_subject(
     limit = model.config.length
     require(
         settings.length <= limit,
-        f"length={settings.length} exceeds the model's {limit} tokens; shorten it.",
+        f"length={settings.length} exceeds the model's {limit} tokens; reduce it.",
     )
     beside = causal(baseline, "baseline", compute_dtype) if isinstance(model, Model) else None
     return Subject(model, settings, scorer, beside)

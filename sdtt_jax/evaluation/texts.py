@@ -58,7 +58,7 @@ def held_out(subject: Subject, limit: int | None = None) -> np.ndarray:
     split = open_split(subject.data, "validation")
     require(
         length <= split.length,
-        f"length={length} exceeds the {split.length} tokens of the run's sequences; shorten it.",
+        f"length={length} exceeds the {split.length} tokens of the run's sequences; reduce it.",
     )
     return _spread(split, limit)[:, :length]
 
@@ -123,7 +123,7 @@ def openings(subject: Subject) -> np.ndarray:
     require(longest > 0, f"{name} is empty, or all its texts are; give some.")
     require(
         bool(rows),
-        f"{name} has no text of prompt_tokens={size} tokens, the longest has {longest}; give a lower "
+        f"{name} has no text of prompt_tokens={size} tokens (the longest has {longest}); give a lower "
         "--prompt_tokens, or longer texts.",
     )
     return np.stack(rows).astype(np.int32)

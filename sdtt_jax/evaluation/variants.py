@@ -78,8 +78,7 @@ def _retrieving(model: Model, wanted: Variation, data: Path | None) -> Model:
     where = model.facts["path"]
     require(
         model.diffusion.noise_kind is None and model.sequences is None,
-        f"--neighbours is for denoisers that see no noise and whole sequences, which {where} is not; "
-        "leave it out.",
+        f"--neighbours is for denoisers that see whole sequences and no noise, unlike {where}; leave it out.",
     )
     tokens = training_texts(model, "neighbours", wanted.neighbours, data, wanted.neighbour_texts)
     key = purpose_key(wanted.seed, "neighbours")

@@ -13,7 +13,7 @@ from sdtt_jax.version import __version__
 USE = {
     "reference": "sdtt_jax.load(FOLDER_OR_REPOSITORY)   # or the reference's own loader",
     "orbax": "sdtt_jax.load(FOLDER)",
-    "stablehlo": "python run.py [SEED]   # needs jax and safetensors alone",
+    "stablehlo": "python run.py [SEED]   # needs only jax and safetensors",
 }
 
 

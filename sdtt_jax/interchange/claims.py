@@ -136,8 +136,8 @@ def check_claims(stored: Stored, what: str, file: str, allowed: Allowed) -> None
             said = ".".join(parts[parts.index(name) :])
             needed = " or ".join(map(repr, right)) or "none"
             raise CheckpointError(
-                f"{stored.where} says {said}={value!r}, but the tensors of {file} have {needed}, read as "
-                f"{what}: they are of a network that this library does not have, or of another config."
+                f"{stored.where} says {said}={value!r}, but the tensors of {file}, read as {what}, need "
+                f"{needed}: they belong to a network that this library lacks, or to another config."
             )
 
 

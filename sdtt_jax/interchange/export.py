@@ -102,5 +102,5 @@ def require_empty(directory: Path) -> None:
     """Raises `ConfigError` unless the folder is missing or empty."""
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise ConfigError(
-            f"--output={directory} is there already and not an empty folder; name another."
+            f"--output={directory} already exists and is not an empty folder; choose another."
         )

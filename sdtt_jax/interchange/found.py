@@ -13,8 +13,7 @@ GGUF = ".gguf"
 # The parts of a training step's checkpoint.
 STEP_PARTS = ("state", "meta")
 TO_SAFETENSORS = (
-    "Where you trust it, convert it with safetensors.torch.save_file(state_dict, "
-    "'model.safetensors')."
+    "If you trust it, convert it with safetensors.torch.save_file(state_dict, 'model.safetensors')."
 )
 
 
@@ -29,7 +28,7 @@ def describe_folder(folder: Path, models: Sequence[Path]) -> str:
     for place in (folder, folder.parent):
         if all((place / part).is_dir() for part in STEP_PARTS):
             part = "" if place == folder else "a part of "
-            return f"It is {part}a step of a training: give {place.parent}."
+            return f"It is {part}a training checkpoint: give {place.parent}."
     if all((folder.parent / part).is_dir() for part in PARTS):
         return f"It is a part of a model: give {folder.parent}."
     return describe([entry.name for entry in folder.iterdir()], models)
@@ -49,28 +48,28 @@ def describe(names: Collection[str], models: Sequence[Path] = ()) -> str:
         )
     if tensors:
         return (
-            f"It holds {tensors}: give the file itself, or call it model.safetensors; several need their "
-            "model.safetensors.index.json."
+            f"It holds {tensors}: give the file itself, or rename it to model.safetensors; several files "
+            "need their model.safetensors.index.json."
         )
     if ending(GGUF):
         return f"It holds {ending(GGUF)}: give the file itself."
     if ending(*PICKLED):
         return (
-            f"It holds {ending(*PICKLED)}, pickled weights, which are not read: unpickling runs what is in a "
-            f"file. {TO_SAFETENSORS}"
+            f"It holds {ending(*PICKLED)}, pickled weights, which are not read: unpickling a file runs the "
+            f"code in it. {TO_SAFETENSORS}"
         )
     if ending(*FOREIGN):
         return f"It holds {ending(*FOREIGN)}, a format that is not read: convert it to safetensors."
     steps = [name for name in names if re.fullmatch(r"\d+", name)]
     if steps:
         return (
-            f"It holds checkpoints of a training (steps {', '.join(sorted(steps, key=int))}) that has not "
-            "delivered a model: finish it with experiments.run."
+            f"It holds checkpoints (steps {', '.join(sorted(steps, key=int))}) of a training run that has "
+            "not finished: finish it with experiments.run."
         )
     if {"_METADATA", "_CHECKPOINT_METADATA", "manifest.ocdbt"} & set(names):
         return "It holds an Orbax checkpoint of another program, or a part of one."
     if {"teacher", "rounds", "metrics.jsonl"} & set(names):
-        return "It holds a run of which no stage has delivered a model: finish it with experiments.run."
+        return "It holds a run none of whose stages has finished: finish it with experiments.run."
     shown = ", ".join(names[:8]) + (" …" if len(names) > 8 else "")
     meant = f"; did you mean {' or '.join(map(str, models[:3]))}?" if models else "."
     return f"It holds {shown}{meant}" if names else "It is an empty folder."

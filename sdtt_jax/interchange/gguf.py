@@ -53,7 +53,7 @@ class GgufTensors(TensorFile):
         if parts > 1:
             raise CheckpointError(
                 f"{path} is one of the {parts} parts of a model; put them together with llama.cpp's "
-                "llama-gguf-split --merge, and give the whole."
+                "llama-gguf-split --merge, and give the merged file."
             )
         self.fields = fields
         start = f"{ARCHITECTURE}."
@@ -87,7 +87,7 @@ def smollm2_file() -> Path:
     names = [name for name in package.files or () if name.suffix == SUFFIX]
     if not names:
         raise CheckpointError(
-            f"The package {SMOLLM2_PACKAGE} {package.version} that is installed holds no {SUFFIX} file; "
+            f"The package {SMOLLM2_PACKAGE} {package.version}, which is installed, holds no {SUFFIX} file; "
             "install 0.1.2."
         )
     return as_path(str(package.locate_file(names[0])))

@@ -173,9 +173,9 @@ def _reason(what: str, error: Exception) -> str:
         )
     if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
         return (
-            f"{what} has no {TENSORS_FILE}. Pickled weights (.bin, .ckpt) are not read, since that runs what "
-            "is in them; convert them with safetensors.torch.save_file where you trust them. Weights under "
-            "another name, or a GGUF file: download them, and give the path of the file."
+            f"{what} has no {TENSORS_FILE}. Pickled weights (.bin, .ckpt) are not read, because that would "
+            "run the code in them; if you trust them, convert them with safetensors.torch.save_file. Weights "
+            "under another name, or a GGUF file: download them, and give the path of the file."
         )
     status = f" ({error})" if isinstance(error, HfHubHTTPError) else ""
     return (

@@ -71,7 +71,7 @@ def open_published(
         file = path / (TENSORS_FILE if (path / TENSORS_FILE).is_file() else INDEX_FILE)
     if file.suffix in PICKLED:
         raise CheckpointError(
-            f"{file} is pickled, and unpickling runs what is in a file: it is not read. {TO_SAFETENSORS}"
+            f"{file} is pickled and is not read: unpickling a file runs the code in it. {TO_SAFETENSORS}"
         )
     if file.name.endswith(FOREIGN):
         raise CheckpointError(f"{file} is not a model that can be read. {describe([file.name])}")
@@ -89,8 +89,8 @@ def open_published(
     said = f", and its config says model_type={says!r}" if says else ""
     raise CheckpointError(
         f"{file} is neither a denoiser or causal baseline of the reference (no {CAUSAL.anchor}), nor a GPT-2 "
-        f"(no {GPT2.anchor}) or DiffuGPT, nor of the Llama family (no {LLAMA.anchor} or {LLADA.anchor}): of "
-        f"its {len(tensors)} tensors the first is {first}{said}."
+        f"(no {GPT2.anchor}) or DiffuGPT, nor of the Llama family (no {LLAMA.anchor} or {LLADA.anchor}): the "
+        f"first of its {len(tensors)} tensors is {first}{said}."
     )
 
 
@@ -106,7 +106,7 @@ def recognised(
     """
     if stored.given != NOTHING_GIVEN and layout not in LLAMA_LAYOUTS:
         raise CheckpointError(
-            f"{file} is of the layout {layout.name!r}, whose networks are of one kind; leave out "
+            f"{file} has the layout {layout.name!r}, whose networks are all of one kind; leave out "
             f"{', '.join(stored.given.said)}."
         )
     prefix = find_prefix(tensors, layout.anchor, layout.prefixes, file)

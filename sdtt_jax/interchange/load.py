@@ -153,7 +153,7 @@ def _place(path: str | os.PathLike[str], revision: str | None) -> tuple[str, re.
     named = None if local else NAMED.fullmatch(text if revision is None else f"{text}@{revision}")
     if revision is not None and named is None:
         raise CheckpointError(
-            f"revision={revision!r} is for repositories, and {text} is a path; leave it out."
+            f"revision={revision!r} is for repositories, but {text} is a path; leave it out."
         )
     if named is not None:
         _refuse_misspelt(text, named["revision"])

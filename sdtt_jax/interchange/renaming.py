@@ -297,8 +297,8 @@ def _names(template: str, num_layers: int) -> list[str]:
 def _check_names(table: Table, present: set[str], prefix: str, where: str) -> None:
     if table.num_layers > len(present):
         raise CheckpointError(
-            f"{where} holds {len(present)} tensors, which cannot be the {table.num_layers} layers that its "
-            "config says."
+            f"{where} holds {len(present)} tensors, too few for the {table.num_layers} layers that its "
+            "config gives."
         )
     needed = {prefix + n for entry in table.entries for n in entry.names(table.num_layers)}
     allowed = {prefix + n for name in table.ignored for n in _names(name, table.num_layers)}

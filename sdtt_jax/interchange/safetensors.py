@@ -90,7 +90,7 @@ class Tensors(TensorFile):
         except (SafetensorError, OSError, ValueError) as error:
             if path.is_file() and np.fromfile(path, np.uint8, len(LFS)).tobytes() == LFS:
                 raise CheckpointError(
-                    f"{path} is Git LFS's note of a file that was not downloaded; run git lfs pull."
+                    f"{path} is a Git LFS pointer to a file that was not downloaded; run git lfs pull."
                 ) from None
             if path.is_file() and path.suffix != SUFFIX:
                 raise CheckpointError(
@@ -99,7 +99,7 @@ class Tensors(TensorFile):
             counted = _counted_bytes(path)
             if path.is_file() and counted is not None and path.stat().st_size != counted:
                 raise CheckpointError(
-                    f"{path} cannot be read as safetensors: it has {path.stat().st_size:,} bytes, and its "
+                    f"{path} cannot be read as safetensors: it has {path.stat().st_size:,} bytes, but its "
                     f"header counts {counted:,}; download or export it again."
                 ) from None
             raise CheckpointError(
@@ -140,7 +140,7 @@ def _header(path: Path) -> tuple[int, Any]:
     try:
         return size, json.loads(content)
     except RecursionError:
-        raise ValueError("its header nests without end") from None
+        raise ValueError("its header is nested too deeply") from None
 
 
 def _counted_bytes(path: Path) -> int | None:

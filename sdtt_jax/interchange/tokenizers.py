@@ -74,15 +74,15 @@ def _special(model: Published, tokenizer: tokenizers.Tokenizer, beside: Path) ->
     named_by_file = mask not in (None, model.given.mask_id, rows - 1)
     if named_by_file and tokenizer.id_to_token(mask or 0) is None:
         raise CheckpointError(
-            f"{model.file}: token {mask} is to be MASK, but tokenizer.json beside it has no such token; say "
-            "mask_id=… if it is right or another."
+            f"{model.file}: token {mask} should be MASK, but tokenizer.json beside it has no such token; "
+            "pass mask_id=… to confirm or correct it."
         )
     named = special_names(beside, CheckpointError)
     count = tokenizer.get_vocab_size()
     if count < LEAST_SHARE * rows:
         raise CheckpointError(
-            f"{model.file}: its embedding has {rows} rows, but tokenizer.json beside it only {count} tokens; "
-            "it is of another model."
+            f"{model.file}: its embedding has {rows} rows, but tokenizer.json beside it has only {count} "
+            "tokens; it belongs to another model."
         )
 
     def number(which: str) -> int | None:

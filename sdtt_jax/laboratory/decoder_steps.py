@@ -32,7 +32,8 @@ class StepTable(NamedTuple):
     """What a step of a decoder is computed from."""
 
     own: Array  # `[states, L, V]`, what the model draws from, in the order of `all_states`
-    # The same for the helper; of a causal one, only predictions with nothing masked on their left are read.
+    # The same for the helper. Of a causal one, `skeleton_step` reads every n-th position; the other steps
+    # read only predictions with nothing masked on their left.
     helper: Array
     causal: bool  # whether the helper is a causal model
     # num_steps, call: the number of steps, and the index of this one.
@@ -116,7 +117,7 @@ def refine_step(options: Refine, table: StepTable, law: Array) -> tuple[Array, f
 
 def energy_step(options: Energy, table: StepTable, law: Array) -> tuple[Array, float]:
     """Picks one of two whole candidates (or takes the only one), and reveals some of its positions."""
-    require(options.candidates <= 2, "mode=energy: the law is computed of two candidates at most.")
+    require(options.candidates <= 2, "mode=energy: the law is computed for at most two candidates.")
     length, size = table.length, table.size
     after, calls = np.zeros_like(law), 0.0
     step, compares = strides(size, length), table.call < round(options.window * table.num_steps)

@@ -58,14 +58,14 @@ def decoder_law(
       mode: the decoder, as in `SamplerConfig`.
       num_steps: calls that it may make; a decoder that makes several per step makes that many times more.
       helper: `[states, L, V]`, what the second model says, if the decoder needs one; None: `probabilities`.
-      causal: whether the helper is a causal model; only predictions with nothing masked on their left are
-        then read.
+      causal: whether the helper is a causal model; a decoder other than "skeleton" then reads only
+        predictions with nothing masked on their left.
     """
     check_measurable(mode)
     decoder, options = parse_mode(mode)
     require(
         not isinstance(options, DoubtingRemdm),
-        f"mode={mode}: the law depends on every history; it is not summed.",
+        f"mode={mode}: the law depends on every history and cannot be summed here.",
     )
     _, length, size = probabilities.shape
     law = np.zeros(len(probabilities))
@@ -103,7 +103,9 @@ def decoder_law(
 def check_measurable(mode: str) -> None:
     """Raises `ConfigError` for a decoder that has no law here."""
     _, options = parse_mode(mode)
-    require(stop_of(mode) is None, f"mode={mode}: the law is that of all steps; leave `stop` out.")
+    require(
+        stop_of(mode) is None, f"mode={mode}: the law is computed for all steps; leave `stop` out."
+    )
     cached = isinstance(options, Blocks) and options.cache != "none"
     require(not cached, f"mode={mode}: a cache has no law of its own; add cache=none.")
 

@@ -347,7 +347,7 @@ def _line(n: int, record: Record) -> str:
         "total variation": floor["tv"]["tv"],
     }
     apart = {o: _apart(end) for o, end in ends.items()}
-    doubt = "".join(f"; {o} is not settled" for o, gap in apart.items() if gap > SETTLED)
+    doubt = "".join(f"; {o} has not settled" for o, gap in apart.items() if gap > SETTLED)
     found = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
     return (
         f"floor at {n} call{'s' * (n > 1)}: {found} "

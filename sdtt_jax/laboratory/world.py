@@ -70,7 +70,7 @@ class World:
         _check_distribution(self.initial, "world.initial")
         for row, values in enumerate(self.transition):
             _check_distribution(values, f"world.transition, row {row},")
-        require(bool(self.dts), "world.dts is empty; a world needs a step size at least.")
+        require(bool(self.dts), "world.dts is empty; a world needs at least one step size.")
         each(functools.partial(within, "(0, 1]"), **{"world.dts": self.dts})
         pairs = (2 * size + 1) ** self.length
         require(
@@ -121,7 +121,7 @@ def world_from_mapping(mapping: Mapping[str, Any], where: str = "world") -> Worl
     alpha, steps = fields.pop("alpha", "1 - t"), fields.pop("num_distill_steps", 2)
     one_minus_t = str(alpha).replace(" ", "") == "1-t"
     require(one_minus_t, f"{where}: alpha is {alpha!r}; only '1 - t' is computed here.")
-    closed_form = f"{where}: num_distill_steps is {steps!r}; the closed form is that of 2."
+    closed_form = f"{where}: num_distill_steps is {steps!r}; the closed form exists only for 2."
     require(steps == 2, closed_form)
     return from_mapping(World, fields, where)
 

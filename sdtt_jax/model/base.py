@@ -165,7 +165,7 @@ class Loaded(abc.ABC):
                 "--format=orbax."
             )
             raise CheckpointError(
-                f"{self.facts['path']} comes without a tokenizer, so that it has tokens and no text: {remedy}"
+                f"{self.facts['path']} has no tokenizer, so it can handle tokens but not text: {remedy}"
             )
         return self.tokenizer
 

@@ -101,7 +101,7 @@ class Model(Loaded):
         rows, length = as_rows(tokens, num_ids), self.config.length
         require(
             rows.shape[1] <= length,
-            f"tokens: the texts have {rows.shape[1]} positions, and {self.facts['path']} has {length}.",
+            f"tokens: the texts have {rows.shape[1]} positions, but {self.facts['path']} has {length}.",
         )
         return rows
 

@@ -45,7 +45,7 @@ def given_tokens(
     name = "prompt" if infill is None else "infill"
     require(
         needed <= length,
-        f"The {name} has {needed} tokens, the model's sequences {length}; shorten it.",
+        f"The {name} has {needed} tokens, but the model's sequences only {length}; shorten it.",
     )
     require(
         needed < length or sum(gaps) > 0,

@@ -85,7 +85,7 @@ class CausalNetwork(Network):
     def _check_length(self, length: int) -> None:
         require(
             self.max_length is None or length <= self.max_length,
-            f"length={length} exceeds the {self.max_length} positions of this network; shorten it.",
+            f"length={length} exceeds the {self.max_length} positions of this network; reduce it.",
         )
 
 

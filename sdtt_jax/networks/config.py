@@ -71,8 +71,8 @@ class TransformerConfig:
     def _check_heads(self) -> None:
         require(
             self.embed_dim % (2 * self.num_heads) == 0,
-            f"embed_dim={self.embed_dim} must be a multiple of 2 * num_heads={2 * self.num_heads}, "
-            "for rotary embeddings turn pairs of features within a head.",
+            f"embed_dim={self.embed_dim} must be a multiple of 2 * num_heads={2 * self.num_heads}, because "
+            "rotary embeddings turn pairs of features within a head.",
         )
 
     def check_filled(self) -> None:
@@ -150,7 +150,7 @@ class NoiseConfig:
         whole(2, self, "num_values")
         require(
             self.num_values < INT32,
-            f"num_values={self.num_values} must be below 2**31, for int32 numbers them.",
+            f"num_values={self.num_values} must be below 2**31, because values are stored as int32.",
         )
 
     @property
@@ -232,7 +232,7 @@ class LlamaConfig(CausalConfig):
       norm_epsilon: epsilon of its RMS norms.
       rotary_base: base of the frequencies; the slowest pair of features turns by about 1 / `rotary_base`
         radians at each position.
-      rotary_pairs: which features are turned together: "halves", i and i + head_dim / 2, or "neighbours",
+      rotary_pairs: which features are turned together: "halves", i and i + rotary_dim / 2, or "neighbours",
         2 i and 2 i + 1 (as in GGUF files of Llama models).
       rotary_scaling: how rotations are slowed down for long texts.
       rotary_share: share of a head's features, its first ones, that are turned.
@@ -273,8 +273,8 @@ class LlamaConfig(CausalConfig):
         )
         require(
             self.rotary_dim > 0 and self.rotary_dim % 2 == 0,
-            f"rotary_share={self.rotary_share} of head_dim={self.head_dim} features must be an even number, "
-            "for rotary embeddings turn pairs of them.",
+            f"rotary_share={self.rotary_share} of head_dim={self.head_dim} must give an even number of "
+            "features (at least 2), because rotary embeddings turn them in pairs.",
         )
 
     @property
@@ -333,8 +333,8 @@ def as_denoiser(
     longest = config.length if isinstance(config, GPT2Config) else None
     require(
         longest is None or changes.get("length", 0) <= longest,
-        f"length={changes.get('length')} exceeds the {longest} positions that the network has "
-        "embeddings of; shorten it.",
+        f"length={changes.get('length')} exceeds the {longest} positions that the network has embeddings "
+        "for; reduce it.",
     )
     if isinstance(config, LlamaDenoiserConfig | GPT2DenoiserConfig):
         return dataclasses.replace(config, **changes)

@@ -102,7 +102,7 @@ class CoupledDenoiser(Denoiser):
         require(
             segments is None,
             "A network that sees noise ranks the positions of a whole sequence and cannot be confined to "
-            "segments; give it one text for each sequence.",
+            "segments; put one text in each sequence.",
         )
         sigma = self._sigma_seen(sigma)
         hidden: Any = self._apply(params, tokens, sigma, noise, method="hidden_given")

@@ -122,13 +122,13 @@ class GPT2(nn.Module):
     ) -> jax.Array:
         require(
             segments is None,
-            "GPT-2 knows where in its sequence a token stands and cannot be confined to segments; give it "
-            "one text for each sequence.",
+            "GPT-2 uses absolute positions and cannot be confined to segments; put one text in each "
+            "sequence.",
         )
         length, most = tokens.shape[1], self.config.length
         require(
             length <= most,
-            f"length={length} exceeds the {most} positions of this network; shorten it.",
+            f"length={length} exceeds the {most} positions of this network; reduce it.",
         )
         return self.decode(tokens, None, None, edges)[0]
 

@@ -137,7 +137,7 @@ def _kernels(network: Network, config: LoraConfig) -> dict[str, Any]:
             found["/".join((room, *parents))] = box
     require(
         bool(found),
-        f"lora.targets={config.targets} names no linear map of a {type(network).__name__}; name others of "
+        f"lora.targets={config.targets} matches no linear map of a {type(network).__name__}; choose from: "
         f"{', '.join(TARGETS)}.",
     )
     return found

@@ -83,7 +83,7 @@ def mask_of(noise: Noise, values: int) -> Noise:
     vocab = noise.token.shape[-1]
     require(
         values <= vocab,
-        f"noise.num_values={values} masks share out {vocab} tokens; take as many masks at most.",
+        f"noise.num_values={values} is more masks than there are tokens ({vocab}); take at most {vocab}.",
     )
     missing = -vocab % values
     dealt = [(0, 0)] * (noise.token.ndim - 1) + [(0, missing)]

@@ -24,5 +24,6 @@ class Sequences:
         whole(0, self, "bos_id", "eos_id")
         require(
             not self.wrap or self.kind in ("packed", "documents"),
-            f"wrap=True puts BOS and EOS around chunks of many texts; kind={self.kind!r} has one text each.",
+            f"wrap=True puts BOS and EOS around chunks of many texts; kind={self.kind!r} has one text per "
+            "sequence.",
         )

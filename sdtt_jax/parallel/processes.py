@@ -196,7 +196,7 @@ def to_host(array: jax.Array) -> np.ndarray:
     """
     require(
         not isinstance(array, jax.core.Tracer),
-        "This works on values and cannot be traced by jit, vmap or grad; inside of them take a function of "
+        "This works on values and cannot be traced by jit, vmap or grad; inside them, use a function of "
         "arrays, such as sdtt_jax.sample, or a model's denoise and score.",
     )
     if isinstance(array, jax.Array) and not array.is_fully_addressable:

@@ -35,9 +35,9 @@ def check_replicas(tree: Tree, step: int) -> None:
     if differing:
         names = "; ".join(f"{path} on {', '.join(devices)}" for path, devices in differing.items())
         raise ReplicaError(
-            f"After step {step} devices hold unequal copies of what must be equal ({names}): silent data "
-            "corruption. The last checkpoint was made before it was found; run the same command on other "
-            "devices, and with --replay to see whether these compute alike."
+            f"After step {step} devices hold unequal copies of arrays that must be equal ({names}): silent "
+            "data corruption. The last checkpoint is from before this was found; run the same command on "
+            "other devices, and once with --replay to check whether the present ones compute the same."
         )
 
 

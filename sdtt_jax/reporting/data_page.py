@@ -41,7 +41,7 @@ def _lengths(found: dict[str, Any]) -> Markup:
         x=Axis("tokens in a document, up to", log=True),
         y=Axis(reaches=(0.0,)),
         series=tuple(series),
-        note="share of those that were looked at",
+        note="share of the documents that were looked at",
     )
     return both_widths(
         lambda narrow: draw_panel(panel, *((NARROW, 300) if narrow else (WIDE, 340)))

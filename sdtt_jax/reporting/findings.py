@@ -165,13 +165,13 @@ def _calls(number_of: int) -> str:
 def _without_student(run: RecordedRun) -> Findings:
     if any(student.steps for student in run.students):
         headline = "Teacher and student were not measured at the same numbers of steps"
-        sentence = "Their curves stand below, but there is no pair to compare."
+        sentence = "Their curves are shown below, but there is no pair to compare."
     elif run.teacher:
         headline = "A teacher, and no student yet"
         sentence = "The teacher has been measured; no round of distillation has been evaluated."
     elif run.curves:
         headline = "Trained, not yet measured"
-        sentence = "The training curves stand below; the evaluate stage has not run."
+        sentence = "The training curves are shown below; the evaluate stage has not run."
     else:
         headline = "This run has only begun"
         sentence = "There are settings, but nothing trained or measured yet."
@@ -191,7 +191,7 @@ def _comparison(run: RecordedRun, c: Comparison) -> tuple[str, list[str]]:
     ]
     if c.pair and c.pair.low <= 0 <= c.pair.high:
         sentences.append("That interval includes no change at all.")
-        return f"At {here} the student cannot be told from its teacher", sentences
+        return f"At {here} the student cannot be told apart from its teacher", sentences
     if 0 < c.equal < math.inf:
         between = f" ({c.equal_bounds})" if c.equal_bounds else ""
         sentences.append(
@@ -237,8 +237,8 @@ def _lost_variety(run: RecordedRun, c: Comparison) -> str:
         return ""
     return (
         f"The student's entropy is {percent(short)} below that of the data, more than the "
-        f"{percent(ENTROPY_TOLERANCE)} that this page lets pass: part of its lower perplexity "
-        "is paid for with less varied text."
+        f"{percent(ENTROPY_TOLERANCE)} that this page allows: part of its lower perplexity is paid for with "
+        "less varied text."
     )
 
 

@@ -41,8 +41,8 @@ def frontier_panels(
         panels.append(
             Panel(
                 title=f"Perplexity against entropy, {steps_text(steps)}",
-                description=f"Generative perplexity against entropy by temperature, {steps_text(steps)}; "
-                "the entropy of real text is an upright line",
+                description=f"Generative perplexity against entropy by temperature, {steps_text(steps)}; the "
+                "entropy of real text is a vertical line",
                 x=Axis("entropy, nats", reaches=(*spans["entropy"], target)),
                 y=Axis(log=True, reaches=spans["gen_ppl"]),
                 series=(*series, upright),
@@ -68,7 +68,7 @@ def _series(name: str, item: Item, modes: Sequence[str], colour: str) -> Series:
 
 
 MARKERS = ("dot", "ring", "square", "open")
-"""Of decoders, in the order in which they were asked for."""
+"""Markers of decoders, in the order in which the decoders were asked for."""
 
 
 def _points(item: Item) -> list[Item]:

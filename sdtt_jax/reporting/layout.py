@@ -18,11 +18,11 @@ LEFT, TOP = 40.0, 34.0
 """Where the plot begins, in pixels."""
 
 LETTER = 7.5
-"""Pixels that a letter of a label is given; the widest of common fonts takes them."""
+"""Pixels reserved per letter of a label, enough for the widest common font."""
 
 HEAD, PITCH, BAR_PITCH, BAR, GROUP_GAP = 74.0, 19.0, 54.0, 18.0, 12.0
-"""Of `RowChart`: where the axis begins, heights of a row, of one with a bar and of a bar, and the gap
-between groups, in pixels."""
+"""`RowChart`, in pixels: where the axis begins; heights of a row, a row with a bar, and a bar; gap between
+groups."""
 
 
 def draw_panel(panel: Panel, width: float, height: float) -> Drawing:

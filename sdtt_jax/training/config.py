@@ -46,7 +46,7 @@ class TrainConfig:
         whole(1, self, "num_steps", "batch_size", "microbatches", "max_rejected")
         require(
             self.num_steps < INT32,
-            f"num_steps={self.num_steps} must be below 2**31, for a state counts its steps in int32.",
+            f"num_steps={self.num_steps} must be below 2**31, because steps are counted in int32.",
         )
         whole(1, self, "log_every", "save_every", "keep")
         whole(0, self, "keep_every", "check_replicas_every")

@@ -149,7 +149,7 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
         elif line.strip():
             unread.append(number)
     if unread:
-        LOG.warning("%s: left out, as they cannot be read: lines %s", path, str(unread)[1:-1])
+        LOG.warning("%s: skipped unreadable lines: %s", path, str(unread)[1:-1])
     record = _record(last)
     return records if record is None else [*records, record]
 

@@ -82,8 +82,8 @@ def learning_rate_schedule(
     else:
         require(
             config.warmup_steps < num_steps,
-            f"warmup_steps={config.warmup_steps} leaves nothing of num_steps={num_steps} for the "
-            f"{config.schedule} decay; make it smaller.",
+            f"warmup_steps={config.warmup_steps} leaves no steps of num_steps={num_steps} for the "
+            f"{config.schedule} decay; reduce it.",
         )
         remaining = num_steps - config.warmup_steps
         if config.schedule == "linear":

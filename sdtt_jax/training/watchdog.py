@@ -70,8 +70,8 @@ def watchdog(seconds: float, what: str) -> Iterator[Callable[[], None]]:
 
 def _warn(seconds: float, what: str) -> None:
     sys.stderr.write(
-        f"Error: for {seconds:g} s {what} has not ended; ending this process. Run the same command to go "
-        "on from the last checkpoint. What every thread was doing:\n"
+        f"Error: {what} has not finished within {seconds:g} s; ending this process. Run the same command to "
+        "resume from the last checkpoint. What every thread was doing:\n"
     )
     sys.stderr.flush()
     faulthandler.dump_traceback(file=STDERR, all_threads=True)

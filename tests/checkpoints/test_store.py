@@ -148,6 +148,6 @@ def test_parameters_that_cannot_be_written_are_said_with_a_remedy(tmp_path, monk
 
     monkeypatch.setattr(store.ocp, "save_checkpointables", full)
     with pytest.raises(
-        CheckpointError, match=r"final: .* No space .*; mend that .* the same command"
+        CheckpointError, match=r"final: .* No space .*; fix that .* the same command"
     ):
         save_params(tmp_path / "final", state_at(1).params)

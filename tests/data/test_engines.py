@@ -140,8 +140,8 @@ class Deadly:
 def test_a_lost_worker_is_replaced_and_a_deadly_task_is_given_up(tmp_path, caplog):
     tasks = [Deadly(str(tmp_path), 1)]
     assert list(engines.local(2)(tasks)) == tasks
-    assert caplog.messages == ["A worker was lost; what it had begun is done again."]
-    with pytest.raises(DataError, match="3 workers were lost one after the other"):
+    assert caplog.messages == ["A worker was lost; its task is run again."]
+    with pytest.raises(DataError, match="3 workers were lost in a row"):
         list(engines.local(2)([Deadly(str(tmp_path), 9)]))
 
 

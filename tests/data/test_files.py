@@ -74,7 +74,7 @@ def test_a_folder_is_not_hidden_by_the_folders_above_it(tmp_path):
 @pytest.mark.parametrize("name", ["x.txt", "folder", "loop"])
 def test_a_link_that_leads_nowhere_is_named(corpus, name):
     (corpus / "b" / name).symlink_to(corpus / "b" / name if name == "loop" else "nowhere")
-    with pytest.raises(DataError, match=f"b/{name} is a link to .*, which is not there"):
+    with pytest.raises(DataError, match=f"b/{name} is a link to .*, which does not exist"):
         list(documents(DataConfig(str(corpus))))
 
 

@@ -73,8 +73,8 @@ def test_the_page_shows_it_and_escapes_the_texts(found):
     page = render_data(found, "runs/x")
     assert "&lt;script&gt;alert(1)" in page
     assert "Documents by their length" in page
-    older = render_data(found | {"manifest": {}, "digests": "not known"}, "runs/x")
-    assert "not known" in older
+    older = render_data(found | {"manifest": {}, "digests": "unknown: old"}, "runs/x")
+    assert "unknown: old" in older
 
 
 def test_the_command_prepares_a_run_and_looks_at_it(tmp_path, write_jsonl, chapters):

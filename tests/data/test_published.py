@@ -131,7 +131,7 @@ def test_a_network_that_fails_is_no_bad_input(tmp_path, monkeypatch):
     monkeypatch.setattr(hub, "open", lambda name, mode: Lost(hub._local(name), mode))
     monkeypatch.setattr("huggingface_hub.dataset_info", lambda *_, **__: mock.Mock(sha="c0ffee"))
     monkeypatch.setattr("huggingface_hub.HfFileSystem", lambda: hub)
-    message = r"00001\.parquet cannot be reached: the line is dead\. The same command goes on"
+    message = r"00001\.parquet cannot be reached: the line is dead\. Run the same command again"
     with pytest.raises(DataError, match=message) as error:
         list(documents(DataConfig("openwebtext", skip_bad=9)))
     assert not isinstance(error.value, BadInputError)
@@ -144,7 +144,9 @@ def test_without_a_network_the_message_says_which_files_to_fetch(tmp_path, monke
     for error in (OSError("no route"), ConnectError("no route")):
         download = mock.Mock(side_effect=error)
         monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-        message = r"\(no route\).*penn_treebank/test/\*.*test/ of a folder ptb.*\$SDTT_JAX_CORPORA"
+        message = (
+            r"\(no route\).*penn_treebank/test/\*.*into a folder ptb/test/.*\$SDTT_JAX_CORPORA"
+        )
         with pytest.raises(DataError, match=message):
             list(documents(DataConfig("ptb"), "test"))
     monkeypatch.setattr("huggingface_hub.snapshot_download", mock.Mock(return_value=str(tmp_path)))
@@ -207,6 +209,6 @@ class TestTfds:
         assert len(list(documents(DataConfig("lm1b"), "test"))) == 2
 
     def test_a_split_that_was_not_prepared_is_named(self, prepared):
-        with pytest.raises(DataError, match=r"1.1.0 has no feature 'text' in a split 'train'"):
+        with pytest.raises(DataError, match=r"1.1.0 has no split 'train' with a feature 'text'"):
             next(documents(DataConfig("lm1b"), "train"))
         assert prepared.is_dir()

@@ -111,7 +111,7 @@ def test_bad_input_is_counted_by_kind_and_named_up_to_the_limit(tmp_path, monkey
 
     with pytest.raises(DataError, match=r"b\.jsonl\.gz cannot be read: Compressed file ended"):
         run()
-    with pytest.raises(DataError, match=r"number 9, and data\.skip_bad allows 8"):
+    with pytest.raises(DataError, match=r"number 9, but data\.skip_bad allows only 8"):
         run(skip_bad=sum(kinds.values()) - 1)
     assert not (tmp_path / "data").exists()
     assert not list(tmp_path.rglob(".*.json.*"))

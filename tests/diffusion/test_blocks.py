@@ -117,8 +117,8 @@ def test_a_block_does_not_see_what_follows_it():
         ("blocks:length=5", 6, {}, "blocks of 5 do not divide 12 tokens"),
         ("blocks:length=4", 7, {}, "num_steps=7 must be a multiple of the 3 blocks; try 6"),
         ("blocks:length=4", 1, {}, "num_steps=1 must be a multiple of the 3 blocks; try 3"),
-        ("blocks:length=4", 6, {"time_conditioned": True}, "told neither time nor noise"),
-        ("blocks:length=4", 6, {"shift": True}, "predicts no next token"),
+        ("blocks:length=4", 6, {"time_conditioned": True}, "sees neither time nor noise"),
+        ("blocks:length=4", 6, {"shift": True}, "does not predict the next token"),
     ],
 )
 def test_what_cannot_be_written_in_blocks_is_named(mode, steps, fields, said):

@@ -176,7 +176,7 @@ def test_a_decoder_is_a_module_of_at_most_150_lines():
         ("remdm:stop=stable", "'stable' must be 'stable' with a number"),
         ("remdm:stop=filled:1", "'filled:1' must be 'filled' alone"),
         ("remdm:stop=eos:1+steady:2", "stop='steady' is unknown"),
-        ("remdm:stop=entropy:0.5", "'entropy' is for decoders that read all"),
+        ("remdm:stop=entropy:0.5", "'entropy' is for decoders that read every masked"),
         ("entropy-bounded:bound=much", "bound"),
         ("staged:until=0.7/0.3", "until='0.7/0.3' must be shares from 0 to 1, rising"),
         ("staged:until=half", "until='half' must be shares"),
@@ -205,11 +205,15 @@ def test_a_word_that_looks_like_a_number_is_one_only_where_the_option_is(mode, c
 @pytest.mark.parametrize(
     ("mode", "helper", "said"),
     [
-        ("speculative", None, "mode=speculative needs another model; give it a helper, a causal"),
+        (
+            "speculative",
+            None,
+            "mode=speculative needs another model; pass a causal model or a denoiser as its helper",
+        ),
         ("grid", Helper({}, TableDenoiser()), "mode=grid uses no other model"),
         ("remdm:eta=0.1,stop=eos:9999", None, "tokens of this model are 0 to"),
         ("skeleton", Helper({}, Larger()), "needs a causal model, but the helper is a denoiser"),
-        ("skeleton:every=4", Helper({}, Causal(), 0), "every=4 is more than the 3 tokens"),
+        ("skeleton:every=4", Helper({}, Causal(), 0), "every=4 is larger than the text's 3 tokens"),
         (
             "speculative",
             Helper({}, Larger()),

@@ -268,7 +268,7 @@ def test_given_tokens_never_change(fixed):
 
 @pytest.mark.parametrize("given", [{"tokens": [[2, 0, 1]]}, {"fixed": [[True, False, True]]}])
 def test_given_tokens_need_both_arguments(given):
-    with pytest.raises(ConfigError, match="needs tokens and fixed"):
+    with pytest.raises(ConfigError, match="needs both tokens and fixed"):
         prior_sample(1, LENGTH, MASK, **{name: np.array(value) for name, value in given.items()})
 
 
@@ -391,7 +391,7 @@ def test_reveal_chance_at_the_edges():
         ({"num_steps": 1, "top_k": -1}, "top_k"),
         ({"num_steps": 1, "temperature": -1.0}, "temperature"),
         ({"num_steps": 4, "cooling": 1.0}, "cooling"),
-        ({"num_steps": 4, "cooling": 0.5, "temperature": 0.0}, "nothing to cool"),
+        ({"num_steps": 4, "cooling": 0.5, "temperature": 0.0}, "cooling has no effect"),
         ({"num_steps": 4, "cooling": 0.5, "mode": "refine"}, "draws in its own way"),
     ],
 )

@@ -185,7 +185,7 @@ def test_in_hindsight_the_objective_infers_the_noise_of_its_texts_or_is_given_it
 def test_a_decoder_with_calls_of_its_own_is_refused_for_a_network_that_sees_noise(mode):
     """It would be shown none, and was never trained so."""
     x_init = prior_sample(2, LENGTH, MASK)
-    with pytest.raises(ConfigError, match=f"mode={mode} makes network calls of its own"):
+    with pytest.raises(ConfigError, match=f"mode={mode} makes its own network calls"):
         sample(STUDENT, {}, jax.random.key(0), x_init, SamplerConfig(3, mode=mode))
 
 

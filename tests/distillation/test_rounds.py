@@ -138,5 +138,5 @@ def test_so_it_is_in_training(name):
 def test_rounds_count_from_one_and_a_student_is_more_than_parameters():
     with pytest.raises(ConfigError, match="round must be positive, not 0"):
         round_dt(DistillConfig(), 0)
-    with pytest.raises(ConfigError, match=r"of parameters alone, give Student\(params\)"):
+    with pytest.raises(ConfigError, match=r"if you only have parameters, pass Student\(params\)"):
         next_round(DistillConfig(), {"w": 1.0}, 1)

@@ -257,7 +257,7 @@ def test_what_cannot_be_scored_is_refused(call, message):
 
 
 def test_a_causal_network_needs_bos_and_sees_no_eos(causal):
-    cases = [(RowLayout(), "needs layout.bos_id"), (RowLayout(BOS, BOS), "no layout.eos")]
+    cases = [(RowLayout(), "needs layout.bos_id"), (RowLayout(BOS, BOS), "set layout.eos_id=None")]
     for layout, message in cases:
         with pytest.raises(ConfigError, match=message):
             causal_scores(causal, ITEMS, layout, batch_size=1)

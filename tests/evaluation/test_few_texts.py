@@ -76,7 +76,7 @@ def test_one_text_has_no_interval_but_the_error_of_its_masks(measure, tmp_path):
     assert item["masking_error"] > 0
     assert item["empty_draws"] == 0
     assert "(no interval)" in said
-    assert f"(error of the masks {item['masking_error'] / math.log(2):.4f})" in said
+    assert f"(masking error {item['masking_error'] / math.log(2):.4f})" in said
 
 
 def test_one_last_word_has_no_interval(measure, tmp_path):

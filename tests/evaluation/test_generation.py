@@ -43,5 +43,5 @@ def test_there_is_room_for_bos_or_an_error(model, tmp_path):
         SETTINGS, prompts=str(lines), continuation_tokens=model.config.length - 3
     )
     assert len(setups(Subject(model, whole))) == 1
-    with pytest.raises(ConfigError, match="the model's texts 11; shorten"):
+    with pytest.raises(ConfigError, match="the model's texts have 11 tokens; reduce"):
         setups(Subject(wrapped, whole))

@@ -33,7 +33,7 @@ def test_an_item_is_computed_once_for_its_inputs(tmp_path):
     Record(tmp_path / "x.json", MODEL, told.append).item("suite/a", {"steps": (4,)}, compute)
     assert compute.times == 2
     assert told == [
-        "suite/a: replaces what x.json had (steps: [4, 8] -> [4]); another file keeps both"
+        "suite/a: replaces the result in x.json (steps: [4, 8] -> [4]); to keep both, use another file"
     ]
     content = json.loads((tmp_path / "x.json").read_text())
     assert content["format"] == FORMAT
@@ -134,8 +134,8 @@ ITEM = {"inputs": {}, "result": {}}
         ({"items": {"a": None}}, "a has no inputs"),
         ({"items": {"a": {"result": {}}}}, "a has no inputs"),
         ({"items": {"a": {"inputs": {}, "result": 3}}}, "a has no result"),
-        ({"items": {"a": ITEM}, "model": None}, "of which model"),
-        ({"items": {"a": ITEM}, "model": {"path": "x"}}, "of which model"),
+        ({"items": {"a": ITEM}, "model": None}, "does not name its model"),
+        ({"items": {"a": ITEM}, "model": {"path": "x"}}, "does not name its model"),
     ],
 )
 def test_a_file_that_has_lost_a_part_is_damaged(tmp_path, fields, named):

@@ -140,10 +140,10 @@ def test_a_schedule_is_for_the_parameters_it_was_fitted_to(model, tmp_path):
     ("options", "said"),
     [
         ("counts=1/x", "whole numbers with '/' between them"),
-        ("counts=1/1/", "2 calls for 2 tokens, where there are 2 for 3"),
+        ("counts=1/1/", "2 calls and 2 tokens, but this generation has 2 calls and 3"),
         ("counts=1/2/,temperatures=1/0/", "positive numbers with '/' between them"),
         ("counts=1/2/,temperatures=1/x/", "positive numbers with '/' between them"),
-        ("counts=1/2/,temperatures=1/1/1/", "are 3, and there are 2 calls"),
+        ("counts=1/2/,temperatures=1/1/1/", "gives 3 values for 2 calls"),
     ],
 )
 def test_options_that_cannot_work_are_refused(model, options, said):

@@ -57,7 +57,7 @@ def test_texts_are_read_as_a_corpus_is(tmp_path):
         ('{"tokens": []}', r"texts\.jsonl is empty"),
         (
             '{"tokens": [1]}\n{"tokens": [1, 0, 1]}',
-            r"texts\.jsonl has no text of prompt_tokens=20 tokens, the longest has 3; give a lower",
+            r"texts\.jsonl has no text of prompt_tokens=20 tokens \(the longest has 3\); give a lower",
         ),
     ],
 )

@@ -166,7 +166,10 @@ def test_more_masks_than_tokens_are_refused_before_a_teacher_is_trained(tmp_path
     config = coupled(tmp_path, **masks, noise=NoiseConfig("masks", num_values=99))
     with (
         open_run(config, tmp_path / "run") as run,
-        pytest.raises(ConfigError, match=r"num_values=99 masks share out \d+ tokens; take as many"),
+        pytest.raises(
+            ConfigError,
+            match=r"num_values=99 is more masks than there are tokens \((\d+)\); take at most \1,",
+        ),
     ):
         run_stages(run, STAGES)
     assert not (tmp_path / "run" / "teacher").exists()
@@ -363,11 +366,11 @@ def test_a_likelihood_is_refused(unbroken):
         ),
         (
             {"distillers": ("coupled", "coupled_idlm"), "coupled": {"noise": {"kind": "masks"}}},
-            "'coupled_idlm' goes on from a student whose noise determines its tokens",
+            "'coupled_idlm' starts from a student whose noise determines its tokens",
         ),
         (
             {"distillers": ("coupled", "coupled_idlm"), "coupled": {"independent": True}},
-            "'coupled_idlm' goes on from a student whose noise determines its tokens",
+            "'coupled_idlm' starts from a student whose noise determines its tokens",
         ),
     ],
 )

@@ -87,9 +87,14 @@ def test_what_another_stage_delivered_is_refused(run):
     shutil.rmtree(second)
     shutil.copytree(first, second)
     assert not is_evaluated(run)
-    with pytest.raises(CheckpointError, match=r"02/final is not .* distill, round 1, did"):
+    with pytest.raises(
+        CheckpointError, match=r"02/final was delivered by distill, round 1, not by its own stage"
+    ):
         run.delivered(run.workdir.round(2), run.denoiser, "evaluate")
     shutil.rmtree(final(run.workdir.teacher))
     shutil.copytree(first, final(run.workdir.teacher))
-    with pytest.raises(CheckpointError, match=r"teacher/final is not .* distill, round 1, did"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"teacher/final was delivered by distill, round 1, not by its own stage",
+    ):
         run.delivered(run.workdir.teacher, run.denoiser, "distill")

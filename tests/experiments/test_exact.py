@@ -50,7 +50,7 @@ def test_distillers_and_calls_are_named() -> None:
     exact.ExactPlan("out", distillers=("sdtt", "coupled"), train=True, calls=(1, 2, 4))
     with pytest.raises(ConfigError, match="--distillers='couple' is unknown"):
         exact.ExactPlan("out", distillers=("couple",), train=True)
-    with pytest.raises(ConfigError, match="--distillers=coupled is measured by a trained student"):
+    with pytest.raises(ConfigError, match="--distillers=coupled is measured by training a student"):
         exact.ExactPlan("out", distillers=("coupled",))
     with pytest.raises(ConfigError, match="--calls must be positive, not 0"):
         exact.ExactPlan("out", calls=(0, 1))

@@ -30,7 +30,9 @@ def test_a_bucket_that_does_not_answer_is_one_line_that_says_what_to_look_at(err
 
     assert exit_status(fail, []) == 1
     said = capsys.readouterr().err
-    assert re.fullmatch(rf"Error: a bucket did not answer \({reason}.*\); look at .*\n", said)
+    assert re.fullmatch(
+        rf"Error: a bucket did not answer \({reason}.*\); check its name, .*\n", said
+    )
 
 
 def test_not_all_that_is_googles_is_of_a_bucket():

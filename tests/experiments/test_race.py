@@ -63,5 +63,5 @@ def test_what_the_memory_does_not_hold_is_not_run(monkeypatch):
     monkeypatch.setattr(memory, "free_gb", lambda: 0.0)
     job = Job("race", "causal", plain, 31, 2)
     measured = suites.measure("race", [job], 2, lambda _: None, in_process=True)
-    assert measured["causal"].error == "not run: it needs 0.0 GB, and 0.0 are free"
+    assert measured["causal"].error == "not run: it needs 0.0 GB, but only 0.0 are free"
     assert measured["causal"].runs == []

@@ -88,7 +88,7 @@ def test_different_bits_are_an_error_that_names_the_arrays(tmp_path, monkeypatch
         ("coupled_idlm/2", "rounds are 1 to 1"),
         ("teacher@5", "its steps are 1 to 4"),
         ("teacher@0", "its steps are 1 to 4"),
-        ("skeleton", "the run trains none"),
+        ("skeleton", "the run trains no skeleton"),
     ],
 )
 def test_what_cannot_be_taken_again_is_named(tmp_path, name, message):

@@ -139,7 +139,7 @@ def _with(path, value):
                     "optimizer": {"schedule": "cosine", "warmup_steps": 0},
                 },
             },
-            r"schedule=cosine has come to its end after one round",
+            r"schedule=cosine ends after one round",
         ),
         ("distillers", ("sdtt, coupled",), r"several are written as --config\.distillers="),
         ("schedule.kind", "linnear", r"config\.schedule: kind='linnear'"),
@@ -167,7 +167,7 @@ def test_a_distiller_that_cannot_honour_the_sequences_is_refused_and_the_others_
         for name in DISTILLERS:
             config["distillers"] = ("sdtt", name)[name == "sdtt" :]
             if kind in REFUSED_SEQUENCES.get(name, ((),))[0]:
-                message = f"distillers: '{name}' cannot honour data.sequences='{kind}', for it"
+                message = f"distillers: '{name}' cannot honour data.sequences='{kind}', because it"
                 with pytest.raises(ConfigError, match=message):
                     run_config(config)
             else:

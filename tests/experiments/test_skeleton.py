@@ -55,9 +55,9 @@ def test_the_plan_counts_in_fours_and_the_model_fills_the_rest(root):
 @pytest.mark.parametrize(
     ("name", "mode", "said"),
     [
-        ("skeleton", "skeleton:every=8", "n = 8, and the helper was trained with 4"),
-        ("skeleton", "energy", "n = 1, and the helper was trained with 4"),
-        ("judge", MODE, "n = 4, and the helper was trained with 1"),
+        ("skeleton", "skeleton:every=8", "n = 8, but the helper was trained with n = 4"),
+        ("skeleton", "energy", "n = 1, but the helper was trained with n = 4"),
+        ("judge", MODE, "n = 4, but the helper was trained with n = 1"),
     ],
 )
 def test_a_helper_of_other_texts_is_refused(root, name, mode, said):
@@ -73,13 +73,11 @@ def test_only_tokens_that_are_trained_count_for_its_speed(root):
 
 
 def test_it_judges_nothing(root):
-    with pytest.raises(ConfigError, match="knows every 4th token alone"):
+    with pytest.raises(ConfigError, match="models only one token in 4"):
         load_subject(Settings(), None, str(root / "skeleton"), "none", None)
 
 
-@pytest.mark.parametrize(
-    ("every", "said"), [(1, "the judge itself"), (17, "at least as many tokens")]
-)
+@pytest.mark.parametrize(("every", "said"), [(1, "the judge itself"), (17, "data.length >= 17")])
 def test_values_that_cannot_work_are_named(tmp_path, every, said):
     config = small(tmp_path)
     config.judge.skeleton = every

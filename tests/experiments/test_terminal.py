@@ -252,16 +252,16 @@ def test_a_pause_is_a_time():
         answer = call("sample", "--checkpoint=x", "--watch", f"--pause={value}")
         assert answer == (2, "", f"Error: --pause must be {said}.\n")
     answer = call("sample", "--checkpoint=x", "--pause=0.15")
-    assert answer == (2, "", "Error: --pause is for --watch; leave it out.\n")
+    assert answer == (2, "", "Error: --pause needs --watch; leave it out, or add --watch.\n")
 
 
 @pytest.mark.parametrize(
     ("sizes", "said"),
     [
-        ("0,1,1", "--mesh=0,1,1: DATA is 0, and must be positive, or -1 for the rest"),
-        ("-2,1,1", "--mesh=-2,1,1: DATA is -2, and must be positive, or -1"),
-        ("1,-1,1", "--mesh=1,-1,1: FSDP is -1, and must be positive; only DATA may be -1"),
-        ("1,1,0", "--mesh=1,1,0: MODEL is 0, and must be positive;"),
+        ("0,1,1", "--mesh=0,1,1: DATA is 0, but must be positive, or -1 for the rest"),
+        ("-2,1,1", "--mesh=-2,1,1: DATA is -2, but must be positive, or -1"),
+        ("1,-1,1", "--mesh=1,-1,1: FSDP is -1, but must be positive; only DATA may be -1"),
+        ("1,1,0", "--mesh=1,1,0: MODEL is 0, but must be positive;"),
         ("--1,1,1", "--mesh=--1,1,1 must be three whole numbers"),
     ],
 )

@@ -294,7 +294,7 @@ def _retyped(dtype=None, shape=None):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (_without_bias, "only it has params/blocks/bias"),
+        (_without_bias, "it has params/blocks/bias, which this model lacks"),
         (_with_more, "it has no params/blocks/scale"),
         (_retyped(shape=(3, 3)), r"params/blocks/kernel is float32\[64, 16\].*float32\[3, 3\]"),
         (_retyped(dtype=jnp.bfloat16), r"params/blocks/kernel is float32.*bfloat16"),

@@ -136,7 +136,7 @@ def test_row_15_a_hung_step(tmp_path):
     statuses = [victim.end(within=90) for victim in victims]
     assert all(status not in (0, 75) for status in statuses), statuses
     for victim in victims:
-        assert "for 8 s a training step (stage tiny, round 1) has not ended" in victim.output
+        assert "a training step (stage tiny, round 1) has not finished within 8 s" in victim.output
         assert "Thread 0x" in victim.output
         assert "loop.py" in victim.output
     assert re.search(r"victim\.py\", line \d+ in batch_at", victims[1].output)

@@ -87,10 +87,10 @@ OTHERS = {
     "UDLM by its parameters": ({"parameterization": "udlm"}, "parameterization='udlm'"),
     "XDLM without MASK": (
         {"algo": {"name": "xdlm", "k1": 1.0}},
-        "that a share of 1.0 of its noise",
+        "that a share 1.0 of its noise",
     ),
-    "XDLM without MASK, another word": ({"k_uniform": 1}, "that a share of 1.0 of its noise"),
-    "more than all": ({"algo": {"k1": 1.5}}, "that a share of 1.5 of its noise"),
+    "XDLM without MASK, another word": ({"k_uniform": 1}, "that a share 1.0 of its noise"),
+    "more than all": ({"algo": {"k1": 1.5}}, "that a share 1.5 of its noise"),
     "a share as text": ({"algo": {"k1": "0.1"}}, "k1='0.1'"),
     "an IDLM of DUO": ({"model_type": "idlm", "var_min": True}, "var_min=True"),
     "an IDLM of uniform noise": ({"model_type": "idlm", "diffusion": "uniform"}, "diffusion='unif"),

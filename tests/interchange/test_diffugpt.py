@@ -125,7 +125,7 @@ def test_it_writes_and_scores_up_to_its_positions(model):
     assert texts.shape == (2, LENGTH)
     assert texts.max() < MASK
     assert np.isfinite(model.score(texts, jax.random.key(1), 2)).all()
-    with pytest.raises(ConfigError, match=r"the texts have 9 positions, and .* has 8"):
+    with pytest.raises(ConfigError, match=r"the texts have 9 positions, but .* has 8"):
         model.logits(np.zeros((1, 9), np.int32))
 
 
@@ -135,7 +135,7 @@ def test_it_goes_out_bit_for_bit(model, tmp_path):
     assert set(written) == {name for name in before if not name.endswith(".attn.bias")}
     for name in written:
         assert written[name].tobytes() == before[name].tobytes(), name
-    with pytest.raises(CheckpointError, match="without a tokenizer"):
+    with pytest.raises(CheckpointError, match="has no tokenizer"):
         export_orbax(model, tmp_path / "orbax")
 
 
@@ -150,7 +150,7 @@ def test_a_head_that_is_not_the_embedding_is_refused(tmp_path):
     [
         ({"n_embd": 0}, "n_embd=0, a positive number"),
         ({"vocab_size": 50257}, r"vocab_size=50257, but embed_tokens\.weight .* has 14 rows"),
-        ({"n_layer": 10**20}, "tensors, which cannot be the 1000000"),
+        ({"n_layer": 10**20}, "tensors, too few for the 1000000"),
     ],
     ids=str,
 )

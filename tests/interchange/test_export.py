@@ -70,7 +70,7 @@ def test_a_folder_with_something_in_it_is_left_alone(published, tmp_path):
 
 
 def test_orbax_needs_a_tokenizer_and_writes_nothing_without(published, tmp_path):
-    with pytest.raises(CheckpointError, match="without a tokenizer"):
+    with pytest.raises(CheckpointError, match="has no tokenizer"):
         export_orbax(sdtt_jax.load(published), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -129,7 +129,7 @@ def test_the_card_says_which_network_it_is(model):
         (
             ("--checkpoint=x", "--output=y", "--public"),
             2,
-            "--public is for the repository of --push",
+            "--public needs --push; leave it out",
         ),
         (("--checkpoint=/no/such", "--output=y"), 1, "no checkpoint at /no/such"),
     ],
@@ -154,7 +154,7 @@ def test_on_the_command_line(published, tmp_path):
 
 
 def test_a_format_without_the_tokenizer_says_so(run, published, tmp_path):
-    said = "The tokenizer is not part of this format"
+    said = "This format does not include the tokenizer"
     for name, source, told in (("ours", run, True), ("theirs", published, False)):
         done = call("export", f"--checkpoint={source}", f"--output={tmp_path / name}")
         assert done.status == 0, done.stderr

@@ -241,10 +241,14 @@ def added(name, value):
         ("tokenizer.ggml.token_type", [1, 1], "its tokenizer cannot be read"),
         ("tokenizer.ggml.merges", ["a"], "its tokenizer cannot be read"),
         ("tokenizer.ggml.bos_token_id", None, r"lacks the field tokenizer\.ggml\.bos_token_id"),
-        ("tokenizer.ggml.eos_token_id", 500, "Token 500 is to be eos_id, but there are tokens 0"),
-        ("llama.block_count", 10**9, "holds 20 tensors, which cannot be the 1000000000 layers"),
+        (
+            "tokenizer.ggml.eos_token_id",
+            500,
+            "eos_id is token 500, but the model has only tokens 0",
+        ),
+        ("llama.block_count", 10**9, "holds 20 tensors, too few for the 1000000000 layers"),
         ("split.count", 3, "is one of the 3 parts of a model; put them together"),
-        ("llama.embedding_length", 31, "embedding_length=31, but the tensors .* have 32"),
+        ("llama.embedding_length", 31, "embedding_length=31, but the tensors .* need 32"),
     ],
 )
 def test_metadata_of_another_model_are_one_sentence(tmp_path, field, value, said):

@@ -107,7 +107,7 @@ class TestWhatTheUserSays:
     @pytest.mark.parametrize("name", ["a2d-llama", "a2d-qwen2"])
     def test_a_denoiser_whose_config_says_no_mask_asks_for_it(self, tmp_path, name):
         folder = repository(tmp_path / "m", name, mask_token_id=None)
-        with pytest.raises(CheckpointError, match=r"which token is MASK.*say mask_id"):
+        with pytest.raises(CheckpointError, match=r"which token is MASK.*pass mask_id"):
             sdtt_jax.load(folder)
         assert sdtt_jax.load(folder, mask_id=MASK).facts["mask_row"] == MASK
 
@@ -119,7 +119,7 @@ class TestWhatTheUserSays:
         (folder / "tokenizer_config.json").write_text(json.dumps(names))
         assert sdtt_jax.load(folder).facts["mask_row"] == MASK
         (folder / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": added}))
-        with pytest.raises(CheckpointError, match=r"nor does tokenizer_config.json .*say mask_id"):
+        with pytest.raises(CheckpointError, match=r"nor does tokenizer_config.json .*pass mask_id"):
             sdtt_jax.load(folder)
 
     def test_of_the_hub_too_where_its_config_says_nothing(self, tmp_path, monkeypatch):
@@ -142,7 +142,7 @@ class TestWhatTheUserSays:
     def test_a_config_that_says_nothing_of_a_denoiser_is_a_causal_models(self, tmp_path):
         folder = repository(tmp_path / "m", "diffullama")
         assert isinstance(sdtt_jax.load(folder), CausalModel)
-        with pytest.raises(CheckpointError, match="say mask_id"):
+        with pytest.raises(CheckpointError, match="pass mask_id"):
             sdtt_jax.load(folder, causal=False, shift=True)
 
     def test_a_causal_model_becomes_a_denoiser_where_all_is_said(self, tmp_path):
@@ -153,14 +153,22 @@ class TestWhatTheUserSays:
     @pytest.mark.parametrize(
         ("change", "given", "said"),
         [
-            ({"model_type": "gptj"}, {}, "model_type='gptj'.*say causal=True, or causal=False"),
-            ({}, {"causal": False}, r"which token is MASK.*say mask_id"),
-            ({}, {"causal": False, "mask_id": ROWS}, f"number {ROWS}, but the embedding {ROWS}"),
-            ({"model_type": "gptj"}, {"mask_id": 1}, "say shift=False, or"),
+            (
+                {"model_type": "gptj"},
+                {},
+                "model_type='gptj'.*pass causal=True for .*, or causal=False",
+            ),
+            ({}, {"causal": False}, r"which token is MASK.*pass mask_id"),
+            (
+                {},
+                {"causal": False, "mask_id": ROWS},
+                f"token {ROWS}, but the embedding has only {ROWS}",
+            ),
+            ({"model_type": "gptj"}, {"mask_id": 1}, "pass shift=False for"),
             (
                 {},
                 {"mask_id": MASK, "shift": True},
-                "shift and mask_id can be said of a denoiser only",
+                "only a denoiser has shift and mask_id, but",
             ),
         ],
     )
@@ -188,10 +196,10 @@ def test_what_is_said_of_another_network_is_refused(golden):
         ({"num_hidden_layers": 1}, "11 tensors are not part of this model: model.layers.1"),
         ({"num_attention_heads": None}, "'num_attention_heads' is missing"),
         ({"rope_theta": "big"}, "rope_theta='big'; it must be a number"),
-        ({"hidden_size": 17}, "hidden_size=17, but the tensors .* have 16"),
-        ({"intermediate_size": 25}, "intermediate_size=25, but the tensors .* have 24"),
+        ({"hidden_size": 17}, "hidden_size=17, but the tensors .* need 16"),
+        ({"intermediate_size": 25}, "intermediate_size=25, but the tensors .* need 24"),
         # No list of so many names, no array of that size: neither fits into memory.
-        ({"num_hidden_layers": 10**20}, "holds 24 tensors, which cannot be the 1000000"),
+        ({"num_hidden_layers": 10**20}, "holds 24 tensors, too few for the 1000000"),
         ({"head_dim": 10**20}, r"q_proj\.weight has shape \[24, 16\], but this model needs"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
     ],
@@ -221,7 +229,10 @@ def test_options_of_olmo_that_change_the_network_are_refused_by_field(tmp_path, 
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        ({"model_type": "qwen3_moe"}, "model_type='qwen3_moe', of which .*known are llama, qwen2"),
+        (
+            {"model_type": "qwen3_moe"},
+            "model_type='qwen3_moe', which is not known \\(known are llama, qwen2",
+        ),
         ({"model_type": "llama", "quantization_config": {"bits": 4}}, "quantization_config.bits=4"),
         ({"model_type": "llama", "hidden_act": "gelu"}, "says hidden_act='gelu'"),
     ],
@@ -240,7 +251,7 @@ def test_names_of_no_layout_are_said_with_the_config(tmp_path):
     folder = tmp_path / "m"
     named = {"backbone.layers.0.mixer.A_log": np.ones(3, np.float32)}
     folder = write(folder, {"model_type": "mamba"}, named)
-    said = r"no model\.embed_tokens\.weight .*: of its 1 tensors the first is backbone\.layers"
+    said = r"no model\.embed_tokens\.weight .*: the first of its 1 tensors is backbone\.layers"
     with pytest.raises(CheckpointError, match=f"{said}.*, and its config says model_type='mamba'"):
         sdtt_jax.load(folder)
 
@@ -254,7 +265,9 @@ def test_a_mask_that_is_no_whole_number_is_refused(tmp_path):
 def test_without_its_config_it_is_asked_for(tmp_path):
     folder = repository(tmp_path / "m", "qwen3")
     (folder / "config.json").unlink()
-    with pytest.raises(CheckpointError, match=r"its config\.json counts the heads: put it"):
+    with pytest.raises(
+        CheckpointError, match=r"its number of heads is in its config\.json: put that"
+    ):
         sdtt_jax.load(folder)
 
 

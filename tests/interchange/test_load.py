@@ -106,7 +106,10 @@ class TestFolders:
     @pytest.mark.parametrize(
         ("names", "said"),
         [
-            (["model-00001-of-00002.safetensors"], r"several need their model\.safetensors\.index"),
+            (
+                ["model-00001-of-00002.safetensors"],
+                r"several files need their model\.safetensors\.index",
+            ),
             (["pytorch_model.bin"], "pytorch_model.bin, pickled weights"),
             (["a.pt", "config.json"], "a.pt, pickled weights"),
             (["weights.safetensors"], "It holds weights.safetensors: give the file itself"),
@@ -115,8 +118,11 @@ class TestFolders:
             (["model-q4.gguf"], "It holds model-q4.gguf: give the file itself"),
             (["tf_model.h5"], "tf_model.h5, a format that is not read"),
             (["_METADATA", "manifest.ocdbt", "d"], "an Orbax checkpoint of another program"),
-            (["100", "20"], r"a training \(steps 20, 100\) that has not"),
-            (["config.json", "data", "metrics.jsonl"], "a run of which no stage has"),
+            (
+                ["100", "20"],
+                r"checkpoints \(steps 20, 100\) of a training run that has not finished",
+            ),
+            (["config.json", "data", "metrics.jsonl"], "a run none of whose stages has finished"),
             (["notes.txt"], "It holds notes.txt."),
             ([], "It is an empty folder"),
         ],
@@ -136,7 +142,7 @@ class TestFolders:
         for name in ("state", "meta"):
             (tmp_path / "teacher" / "560" / name).mkdir(parents=True)
             (tmp_path / "teacher" / "560" / name / "_METADATA").touch()
-        said = f"a step of a training: give {tmp_path}/teacher\\."
+        said = f"a training checkpoint: give {tmp_path}/teacher\\."
         with pytest.raises(CheckpointError, match=said):
             sdtt_jax.load(tmp_path / "teacher" / "560" / part)
 

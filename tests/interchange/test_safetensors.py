@@ -43,6 +43,6 @@ def test_a_file_of_another_length_says_both(tmp_path, change):
     write_tensors(path, {"a": np.ones((4, 4), np.float32), "b": np.ones(2, np.float32)})
     content = path.read_bytes()
     path.write_bytes(content[:change] if change < 0 else content + b"x" * change)
-    said = f"has {len(content) + change} bytes, and its header counts {len(content)};"
+    said = f"has {len(content) + change} bytes, but its header counts {len(content)};"
     with pytest.raises(CheckpointError, match=said):
         Tensors(path)

@@ -132,7 +132,7 @@ def test_early_exits_go_out_with_the_program(model, tmp_path):
 
 
 def test_a_helper_that_is_missing_is_asked_for(model):
-    with pytest.raises(ConfigError, match="needs another model; give it a helper"):
+    with pytest.raises(ConfigError, match="needs another model; pass a denoiser as its helper"):
         exported_sampler(model, SamplerConfig(4, mode="staged"), 2)
 
 

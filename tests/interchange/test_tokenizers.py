@@ -50,7 +50,9 @@ class TestTokenizers:
     def test_more_tokens_than_rows_are_those_of_another_model(self, tmp_path):
         folder = repository(tmp_path / "m", "llama")
         self.put(folder, {f"w{i}": i for i in range(ROWS + 2)})
-        with pytest.raises(CheckpointError, match="25 tokens, but the model's embedding 20 rows"):
+        with pytest.raises(
+            CheckpointError, match="25 tokens, but the model's embedding has only 20 rows"
+        ):
             sdtt_jax.load(folder)
 
     def test_far_more_rows_than_tokens_are_those_of_another_model(self, tmp_path):
@@ -66,14 +68,16 @@ class TestTokenizers:
         """Their count alone does not show it: numbers may have gaps."""
         folder = repository(tmp_path / "m", "llama")
         self.put(folder, {**self.WORDS, "z": 500})
-        with pytest.raises(CheckpointError, match="501 tokens, but the model's embedding 20 rows"):
+        with pytest.raises(
+            CheckpointError, match="501 tokens, but the model's embedding has only 20 rows"
+        ):
             sdtt_jax.load(folder)
 
     @pytest.mark.parametrize("token", [ROWS, -1, 10**12])
     def test_a_special_token_that_is_none_of_the_models_is_named(self, tmp_path, token):
         folder = repository(tmp_path / "m", "llama", eos_token_id=token)
         self.put(folder)
-        with pytest.raises(CheckpointError, match=f"Token {token} is to be eos_id, .* 0 to 19"):
+        with pytest.raises(CheckpointError, match=f"eos_id is token {token}, .* 0 to 19"):
             sdtt_jax.load(folder)
 
     @pytest.mark.parametrize("content", ["[]", "3", "null", '"x"'])
@@ -83,7 +87,7 @@ class TestTokenizers:
             self.put(folder)
             (folder / "tokenizer_config.json").write_text(content)
             with pytest.raises(
-                CheckpointError, match=r"tokenizer_config\.json does not hold a JSON"
+                CheckpointError, match=r"tokenizer_config\.json must hold a JSON object"
             ):
                 sdtt_jax.load(folder)
 
@@ -92,23 +96,25 @@ class TestTokenizers:
         [
             ([], "calls MASK '<mask>', which is not among its 0 tokens"),
             ({"3": {"content": "a"}}, "calls MASK '<mask>', which is not among its 1 tokens"),
-            (["<mask>"], "added_tokens_decoder does not say the tokens by their numbers"),
-            ({"13": "<mask>"}, "added_tokens_decoder does not say the tokens by their numbers"),
-            ({"x": {"content": "<mask>"}}, "added_tokens_decoder does not say the tokens by"),
+            (["<mask>"], "added_tokens_decoder does not map numbers to tokens"),
+            ({"13": "<mask>"}, "added_tokens_decoder does not map numbers to tokens"),
+            ({"x": {"content": "<mask>"}}, "added_tokens_decoder does not map numbers to tokens"),
         ],
         ids=str,
     )
     def test_a_mask_that_its_names_do_not_number_is_asked_for(self, tmp_path, added, said):
         folder = repository(tmp_path / "m", "a2d-qwen2", mask_token_id=None)
         self.put(folder, mask_token="<mask>", added_tokens_decoder=added)
-        with pytest.raises(CheckpointError, match=rf"tokenizer_config\.json:? {said}.*say mask_id"):
+        with pytest.raises(
+            CheckpointError, match=rf"tokenizer_config\.json:? {said}.*pass mask_id"
+        ):
             sdtt_jax.load(folder)
         assert sdtt_jax.load(folder, mask_id=MASK).facts["mask_row"] == MASK
 
     def test_mask_is_a_token_unless_the_user_says_so(self, tmp_path):
         folder = repository(tmp_path / "m", "dream")
         self.put(folder, {word: i for word, i in self.WORDS.items() if i != MASK} | {"<mask>": 19})
-        with pytest.raises(CheckpointError, match=f"token {MASK} is to be MASK, but tokenizer"):
+        with pytest.raises(CheckpointError, match=f"token {MASK} should be MASK, but tokenizer"):
             sdtt_jax.load(folder)
         assert sdtt_jax.load(folder, mask_id=MASK).tokenizer is not None
 

@@ -168,7 +168,7 @@ def test_installs_once_and_again_when_the_requirements_change(checkout):
 def test_where_uv_cannot_be_had_pip_installs(checkout):
     result = run(checkout, INSTALLER="uv", PIP_NO_INDEX="1", PIP_FIND_LINKS="")
     assert result.returncode == 0, result.stderr
-    assert "uv could not install the packages; pip tries" in result.stdout
+    assert "uv could not install the packages; trying pip" in result.stdout
     assert f"imported from {checkout}" in result.stdout
 
 

@@ -31,7 +31,7 @@ PAGES = ROOT / "docs" / "guides" / "pods"
         ({"workdir": ""}, "workdir is missing"),
         ({"workdir": "gs://"}, "must be gs://BUCKET/PATH"),
         ({"workdir": "gs://b/a\nb"}, "one line"),
-        ({"image": "a b"}, "image='a b' may hold"),
+        ({"image": "a b"}, "image='a b' may contain only . _"),
         ({"zone": "$(x)"}, "zone="),
         ({"overrides": ("seed=1",)}, "must be like --config.FIELD=VALUE"),
         ({"overrides": ("--workdir=/x",)}, "are fields of the spec"),
@@ -129,7 +129,7 @@ WRONG = (
     (["--launcher=gke", "--spec.workdir=/runs/x"], "give gs://BUCKET/PATH"),
     (["--launcher=gke", "--", "--config.distill.train.steps=3"], "has no field 'steps'"),
     (["--launcher=gke", "--spec=/v5e_255.py"], "did you mean 'launch/specs/v5e_256.py'"),
-    (["--launcher=gke", "--spec=/nope.py"], "launch/specs has some"),
+    (["--launcher=gke", "--spec=/nope.py"], "launch/specs holds some"),
     (["--launcher=cron"], "<tpu_vm|gke|xpk|skypilot|slurm>"),
     ([], "--launcher is missing"),
 )

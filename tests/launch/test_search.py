@@ -37,7 +37,7 @@ def test_a_chip_too_small_for_one_sequence_ends_the_search():
         ("v5x:4x4", "did you mean 'v5"),
         ("v5e:0x4", "2 side"),
         ("v5e:axb", "CHIP:SIDES"),
-        ("v5e:100x100", "10000 chips, and the largest slice of v5e has 256"),
+        ("v5e:100x100", "10000 chips, but the largest slice of v5e has 256"),
         ("v5p:3x3x3", "the nearest slice is v5p:4x4x3"),
         ("v5e:1x4", "the nearest slice is v5e:2x4"),
         ("h100:16", "--slices"),

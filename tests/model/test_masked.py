@@ -168,7 +168,7 @@ def test_texts_that_are_longer_than_the_model_s_are_refused(model):
         lambda: model.denoise(key, tokens, SamplerConfig(4)),
         lambda: model.batches(key, tokens, SamplerConfig(4)),
     ):
-        with pytest.raises(ConfigError, match=r"texts have 13 positions, and .* has 12"):
+        with pytest.raises(ConfigError, match=r"texts have 13 positions, but .* has 12"):
             call()
 
 

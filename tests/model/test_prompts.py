@@ -60,14 +60,14 @@ def test_behind_a_prompt_of_instructions_stands_a_mark_and_behind_the_answer_the
 @pytest.mark.parametrize(
     ("prompt", "infill", "message"),
     [
-        ("abcdefghi", None, "The prompt has 9 tokens, the model's sequences 8"),
+        ("abcdefghi", None, "The prompt has 9 tokens, but the model's sequences only 8"),
         (
             "abcdefgh",
             None,
             "8 tokens, as many as the model's sequences, which leaves nothing to write",
         ),
         (None, "ab[0]cdefgh", "The infill has 8 tokens, as many as the model's sequences"),
-        (None, "abc[6]", "The infill has 9 tokens, the model's sequences 8"),
+        (None, "abc[6]", "The infill has 9 tokens, but the model's sequences only 8"),
         (None, "[8]a", "The infill has 9 tokens"),
         (None, "a[999999999999]b", "The infill has 1000000000001 tokens"),
         (None, f"a[{'9' * 5000}]b", "The infill has 1000"),

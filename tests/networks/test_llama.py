@@ -269,7 +269,7 @@ def test_published_sizes_have_their_published_number_of_parameters(fields, count
     ("change", "said"),
     [
         ({"num_kv_heads": 4}, "num_kv_heads=4 must divide num_heads=6"),
-        ({"head_dim": 5}, "must be an even number"),
+        ({"head_dim": 5}, "must give an even number"),
         ({"head_dim": 0, "embed_dim": 10}, "embed_dim=10 must be a multiple"),
         ({"rotary_share": 0.0}, "rotary_share must"),
         ({"rotary_pairs": "thirds"}, "rotary_pairs"),

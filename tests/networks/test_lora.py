@@ -154,5 +154,5 @@ def test_settings_that_make_no_adapters_are_named(fields, message):
 
 
 def test_targets_that_a_network_lacks_are_named():
-    with pytest.raises(ConfigError, match="names no linear map of a GPT2Network"):
+    with pytest.raises(ConfigError, match="matches no linear map of a GPT2Network"):
         init_adapters(NETWORKS["gpt2"], LoraConfig(2, targets=("attn_q",)), jax.random.key(0))

@@ -87,5 +87,7 @@ def test_masks_are_equally_likely_and_tell_whose_number_is_the_largest(values):
 
 def test_more_masks_than_tokens_are_refused():
     noise = draw_noise(jax.random.key(1), (2,), 7, "full")
-    with pytest.raises(ConfigError, match="num_values=8 masks share out 7 tokens"):
+    with pytest.raises(
+        ConfigError, match=r"num_values=8 is more masks than there are tokens \(7\)"
+    ):
         mask_of(noise, 8)

@@ -45,7 +45,7 @@ def test_a_gain_too_small_for_a_whole_step_is_told_in_percent(make_workdir):
 
 def test_an_interval_over_zero_is_no_gain(make_workdir):
     findings = find(read_run(make_workdir(log_ratio=-0.005)))
-    assert findings.headline == "At 8 steps the student cannot be told from its teacher"
+    assert findings.headline == "At 8 steps the student cannot be told apart from its teacher"
 
 
 def test_a_loss_is_called_a_loss(make_workdir):

@@ -15,7 +15,9 @@ def test_a_folder_without_the_library_is_refused(tmp_path):
         check=False,
     )
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1] == f"Error: {tmp_path} is no checkout of this repository."
+    assert (
+        done.stderr.splitlines()[-1] == f"Error: {tmp_path} is not a checkout of this repository."
+    )
 
 
 def test_a_mode_that_a_checkout_does_not_have_is_named():

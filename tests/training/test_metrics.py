@@ -71,7 +71,7 @@ def test_lines_that_cannot_be_read_are_named(tmp_path, caplog):
     lines = path.read_bytes().split(b"\n")
     path.write_bytes(b"\n".join([lines[0], b"\0\xff\0", *lines[1:]]))
     assert [record["step"] for record in read_metrics(path)] == [1, 2, 3]
-    assert f"{path}: left out, as they cannot be read: lines 2" in caplog.text
+    assert f"{path}: skipped unreadable lines: 2" in caplog.text
 
 
 def test_tensorboard_has_a_run_per_round(tmp_path):

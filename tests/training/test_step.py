@@ -239,7 +239,7 @@ def test_the_loss_decreases():
 
 def test_a_schedule_without_room_is_refused_before_anything_runs():
     """It used to come up when its stage began, hours into a run."""
-    with pytest.raises(ConfigError, match="warmup_steps=10 leaves nothing of num_steps=10"):
+    with pytest.raises(ConfigError, match="warmup_steps=10 leaves no steps of num_steps=10"):
         TrainConfig(
             num_steps=10,
             batch_size=8,

@@ -49,5 +49,5 @@ def test_a_process_that_hangs_is_ended_with_the_stacks_of_its_threads():
     process = start("hangs")
     _, said = process.communicate(timeout=120)
     assert process.returncode == 1
-    assert "for 4 s a step has not ended" in said
+    assert "a step has not finished within 4 s" in said
     assert "File " in said

@@ -93,7 +93,7 @@ def run_process(command: Sequence[str], seconds: float, env: Mapping[str, str]) 
     if status == 0:
         return None
     if status is None:
-        return "did not end in its time, and was ended."
+        return "did not finish in its time and was killed."
     return f"ended with status {status}: {''.join(said).strip()[-1500:]}"
 
 
@@ -147,14 +147,14 @@ def main(argv: Sequence[str]) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--minutes", type=float, default=20.0, help="for all parts together")
+    parser.add_argument("--minutes", type=float, default=20.0, help="time for all parts together")
     parser.add_argument(
-        "--output", required=True, help="folder of accelerator.json and accelerator.md"
+        "--output", required=True, help="folder to write accelerator.json and accelerator.md to"
     )
     parser.add_argument(
-        "--parts", default=",".join(PARTS), help="some of them, separated by commas"
+        "--parts", default=",".join(PARTS), help="parts to run, separated by commas"
     )
-    parser.add_argument("--tiny", action="store_true", help="sizes for a CPU")
+    parser.add_argument("--tiny", action="store_true", help="use sizes for a CPU")
     arguments = parser.parse_args(argv[1:])
     positive(**{"--minutes": arguments.minutes})
     names = [name.strip() for name in arguments.parts.split(",") if name.strip()]

@@ -45,7 +45,8 @@ class Bench:
         if self.left >= seconds:
             return True
         self.record["skipped"].append(
-            f"{what} was left out: it takes about {seconds:.0f} s, and {max(self.left, 0):.0f} s were left"
+            f"{what} was left out: it takes about {seconds:.0f} s, but only {max(self.left, 0):.0f} s were "
+            "left"
         )
         self.save()
         return False

@@ -16,8 +16,8 @@ def page(record: Mapping[str, Any]) -> str:
         f"# Measured on {device}",
         "",
         f"By `{record['command']}`, {record['began']}, on one chip. MFU is the share of the chip's bfloat16 "
-        "peak that the unavoidable FLOPs make (`sdtt_jax.networks.flops`): recomputation does not count, and "
-        "about half of the tokens of a training batch are masked.",
+        "peak that the unavoidable FLOPs reach (`sdtt_jax.networks.flops`): recomputation does not count, "
+        "and about half of the tokens of a training batch are masked.",
     ]
     lines += _listed(note for part in parts.values() for note in part.get("notes", []))
     for name, part in parts.items():

@@ -30,7 +30,7 @@ def profile(bench: Bench) -> None:
             case.repeat()
             events, step_s = traced(case.repeat, bench, kind)
         except Exception as error:
-            bench.note(f"{kind}: no profile, for {type(error).__name__}: {error}"[:300])
+            bench.note(f"{kind}: no profile, because of {type(error).__name__}: {error}"[:300])
             continue
         origin = origins(case.program.as_text() or "") if case.program else {}
         ranked = sorted(events.items(), key=lambda item: -item[1][0])

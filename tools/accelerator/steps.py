@@ -106,7 +106,7 @@ def _search(bench: Bench, size: str) -> None:
             share = f", MFU {best['MFU']:.0%}" if best["MFU"] is not None else ""
             bench.note(
                 f"{kind}, {size}: best at batch {best['batch']}, {best['tokens/s']:,.0f} tokens/s{share}; "
-                f"the largest that was run is {tried[-1]['batch']}."
+                f"the largest that ran is {tried[-1]['batch']}."
             )
 
 

@@ -69,8 +69,8 @@ def check_blocks(options: Blocks, network: Any, num_steps: int, length: int) -> 
     fit = hasattr(network, "decode") and not any(getattr(network.config, f, False) for f in unfit)
     require(
         fit and getattr(network, "noise_kind", None) is None,
-        f"mode=blocks:cache={options.cache} needs a network with a cache that sees both ways, predicts no "
-        "next token, and is told neither time nor noise; take cache=none.",
+        f"mode=blocks:cache={options.cache} needs a network with a cache that attends in both directions, "
+        "does not predict the next token, and sees neither time nor noise; take cache=none.",
     )
 
 

@@ -92,11 +92,12 @@ def check_learnt(options: Learnt, network: Any, num_steps: int, length: int) -> 
     tokens = options.tokens
     require(
         len(options.scales) in (0, 1, num_steps),
-        f"mode=learnt: temperatures={options.temperatures!r} are {len(options.scales)}, and there are "
-        f"{num_steps} calls; give one for each, or one for all.",
+        f"mode=learnt: temperatures={options.temperatures!r} gives {len(options.scales)} values for "
+        f"{num_steps} calls; give one per call, or one for all.",
     )
     require(
         len(tokens) == num_steps and sum(tokens) == length,
-        f"mode=learnt: counts={options.counts!r} are {len(tokens)} calls for {sum(tokens)} tokens, where "
-        f"there are {num_steps} for {length}; learn them with experiments.evaluate --suite=schedule.",
+        f"mode=learnt: counts={options.counts!r} describes {len(tokens)} calls and {sum(tokens)} tokens, but "
+        f"this generation has {num_steps} calls and {length} tokens; learn counts with experiments.evaluate "
+        "--suite=schedule.",
     )

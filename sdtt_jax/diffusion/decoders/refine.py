@@ -44,7 +44,7 @@ def check_rounds(options: Refine, network: Any, num_steps: int, length: int) -> 
     del network
     require(
         options.rounds < num_steps,
-        f"mode=refine: rounds={options.rounds} leave none of {num_steps} steps for the draft.",
+        f"mode=refine: rounds={options.rounds} leaves no step of num_steps={num_steps} for the draft.",
     )
     require(
         options.window <= length,

@@ -27,20 +27,21 @@ def begin(mode: str, scene: Scene, x: Tokens) -> Memory:
     decoder, options = parse_mode(mode)
     require(
         decoder.step is None or scene.diffusion.arrangement is None,
-        f"mode={mode} is for sequences whose positions all see each other, and this model's do not; "
-        "take a decoder without calls of its own, such as grid.",
+        f"mode={mode} is for sequences whose positions all see each other, but this model's do not; take a "
+        "decoder that makes no calls of its own, such as grid.",
     )
     require(
         decoder.step is None or scene.diffusion.noise_kind is None,
-        f"mode={mode} makes network calls of its own, which show the network no noise, and this one was "
-        "trained to see it; take a decoder without such calls, such as first-hitting.",
+        f"mode={mode} makes its own network calls without noise, but this network was trained to see noise; "
+        "take a decoder without such calls, such as first-hitting.",
     )
     _check_helper(mode, decoder.helper, scene)
     if scene.helper is not None:
         own, asked = scene.helper.every, getattr(options, "every", 1)
         require(
             own in (0, asked),
-            f"mode={mode} asks for every n-th token with n = {asked}, and the helper was trained with {own}.",
+            f"mode={mode} asks for every n-th token with n = {asked}, but the helper was trained with n = "
+            f"{own}.",
         )
     check_served(mode, scene.diffusion.denoiser, scene.num_steps, x.shape[1])
     return None if decoder.begin is None else decoder.begin(options, scene, x)
@@ -101,7 +102,7 @@ def _check_helper(mode: str, kinds: tuple[str, ...], scene: Scene) -> None:
         check_unasked(mode, helper)
         return
     name, wanted = mode.partition(":")[0], " or a ".join(HELPERS[kind] for kind in kinds)
-    require(helper is not None, f"mode={name} needs another model; give it a helper, a {wanted}.")
+    require(helper is not None, f"mode={name} needs another model; pass a {wanted} as its helper.")
     assert helper is not None
     kind = "denoiser" if helper.bos_id is None else "causal"
     require(

@@ -49,7 +49,8 @@ def check_skeleton(options: Skeleton, network: Any, num_steps: int, length: int)
     )
     require(
         options.every <= length,
-        f"mode=skeleton: every={options.every} is more than the {length} tokens of a text; take fewer.",
+        f"mode=skeleton: every={options.every} is larger than the text's {length} tokens; take a smaller "
+        "number.",
     )
 
 

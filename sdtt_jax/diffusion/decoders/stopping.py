@@ -71,8 +71,8 @@ def parse_stop(text: str, *, picks: bool) -> Stop:
         )
     require(
         picks or "entropy" not in fields,
-        f"stop={text}: 'entropy' is for decoders that read all that is masked at each call, confidence and "
-        "entropy-bounded.",
+        f"stop={text}: 'entropy' is for decoders that read every masked position at each call: confidence "
+        "and entropy-bounded.",
     )
     return Stop(**fields)  # type: ignore[arg-type]
 

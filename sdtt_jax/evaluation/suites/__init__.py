@@ -77,7 +77,7 @@ SUITES: dict[str, Suite] = {
                 "Likelihood of held-out text",
                 "likelihood",
                 "estimator {who} | text {num_texts} × {length}, {source} | perplexity {perplexity:bound} | "
-                "bits per token {bits_per_token:4} | error of the masks {masking_error}",
+                "bits per token {bits_per_token:4} | masking error {masking_error}",
             ),
         ),
     ),
@@ -103,7 +103,7 @@ SUITES: dict[str, Suite] = {
         "how many tokens each of --num_steps calls should reveal, and how sharply, for --mode=learnt; stored",
         (
             ReportTable(
-                "Learnt schedules: nats of a text above single tokens",
+                "Learnt schedules: nats of a text above one token per call",
                 "schedule",
                 "calls {num_steps} | learnt {gap:4} | even counts {even_gap:4}",
             ),
@@ -114,7 +114,7 @@ SUITES: dict[str, Suite] = {
         "the threshold of early exits that keeps to --exit_bound, for --early_exit; stored",
         (
             ReportTable(
-                "Early exits, on the texts of the calibration",
+                "Early exits, on the calibration texts",
                 "exits",
                 "exits {exits} | likeliest tokens that may change {bound:3} | that change {disagreement:3} | "
                 "layers {layers:3} | of {num_layers} | texts {num_texts}",
@@ -126,10 +126,10 @@ SUITES: dict[str, Suite] = {
         "whether the number of calls that a prompt needs can be predicted from it (--num_prompts)",
         (
             ReportTable(
-                "Calls by the prompt, on prompts that were not fitted",
+                "Calls chosen by prompt, on prompts outside the fit",
                 "budget",
                 "nats that may be lost {delta:2} | steps {steps:3} | nats lost {excess:3} | "
-                "steps for all alike {fixed_steps} | nats lost {fixed_excess:3}",
+                "same steps for all {fixed_steps} | nats lost {fixed_excess:3}",
             ),
         ),
     ),

@@ -39,8 +39,8 @@ def suite(subject: Subject, record: Record) -> None:
 
     result = record.item("budget/prompted", inputs | generation.judging(subject), compute)
     record.log(
-        f"  {result['steps']:.2f} steps on average lose {result['excess']:.4f} nats per token; the "
-        f"fewest for all alike, {result['fixed_steps']}, lose {result['fixed_excess']:.4f}"
+        f"  {result['steps']:.2f} steps on average lose {result['excess']:.4f} nats per token; the fewest "
+        f"with one number for all, {result['fixed_steps']}, lose {result['fixed_excess']:.4f}"
     )
 
 

@@ -51,7 +51,7 @@ def suite(subject: Subject, record: Record) -> None:
             store_exits(model, exits)
             entry["exits"] = digest
         path = store_fitted(model, EXITS_FILE, {str(bound): entry})
-        record.log(f"  written to {path}: --early_exit={bound} takes it")
+        record.log(f"  written to {path}: --early_exit={bound} uses it")
 
 
 def _trained(subject: Subject, model: Model, record: Record) -> Arrays:

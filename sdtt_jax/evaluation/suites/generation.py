@@ -83,8 +83,8 @@ def setups(subject: Subject) -> list[Setup]:
         limit = model.config.length - behind
         require(
             whole <= limit,
-            f"prompt_tokens and continuation_tokens are {whole} together, the model's texts {limit}; shorten "
-            "them.",
+            f"prompt_tokens and continuation_tokens add up to {whole}, but the model's texts have {limit} "
+            "tokens; reduce them.",
         )
         starts = openings(subject)
         prompts = np.repeat(starts[:, : settings.prompt_tokens], settings.continuations, axis=0)

@@ -55,8 +55,8 @@ def _bound(
         draws = bounds.masked.size
         require(
             bool(bounds.masked.any()),
-            f"{name}: none of the {draws} draws masked a token, so that they say nothing of the text; take "
-            f"more --num_maskings or --held_out_texts, or --estimators=low-variance.",
+            f"{name}: none of the {draws} draws masked a token, so they say nothing about the text; take "
+            "more --num_maskings or --held_out_texts, or --estimators=low-variance.",
         )
         return summary(bounds.nelbo, settings.seed) | {
             "empty_draws": float((bounds.masked == 0).mean()),
@@ -69,7 +69,7 @@ def _bound(
     line = f"  {estimator}: perplexity at most {said(result, 'perplexity', 3)}, "
     line += f"{result['bits_per_token']:.4f} bits per token"
     if result["masking_error"] is not None:
-        line += f" (error of the masks {result['masking_error'] / math.log(2):.4f})"
+        line += f" (masking error {result['masking_error'] / math.log(2):.4f})"
     if result.get("empty_draws"):
         line += f"; {result['empty_draws']:.0%} of the draws masked nothing"
     record.log(line)

@@ -52,10 +52,10 @@ def suite(subject: Subject, record: Record) -> None:
         learnt = {name: result[name] for name in names if name in result}
         found[str(num_steps)] = learnt
         record.log(
-            f"  {num_steps} calls: {result['gap']:.3f} nats above single tokens, "
+            f"  {num_steps} calls: {result['gap']:.3f} nats above one token per call, "
             f"{result['even_gap']:.3f} with even counts: {', '.join(learnt.values())}"
         )
     folder = None if "variant" in model.facts else model.folder
     if folder is not None and tokens.shape[1] == model.config.length and processes.is_first():
         path = store_fitted(model, SCHEDULES, found)
-        record.log(f"  written to {path}: --mode=learnt takes them")
+        record.log(f"  written to {path}: --mode=learnt uses them")

@@ -61,7 +61,7 @@ def _config(_tensors: Mapping[str, Any], _prefix: str, stored: Stored, file: str
     mapping, where = stored.content, stored.where
     if not mapping:
         raise CheckpointError(
-            f"{file} holds a GPT-2, whose sizes its config.json says: put that beside it."
+            f"{file} holds a GPT-2; its sizes are in its config.json: put that file beside it."
         )
     check_claims(stored, "GPT-2", file, CLAIMS)
     try:
@@ -83,7 +83,7 @@ def _config(_tensors: Mapping[str, Any], _prefix: str, stored: Stored, file: str
     except ConfigError as error:
         raise CheckpointError(f"{where}: {error}") from None
     except TypeError as error:
-        raise CheckpointError(f"{where}: a size of GPT-2's is not a number ({error}).") from None
+        raise CheckpointError(f"{where}: one of GPT-2's sizes is not a number ({error}).") from None
 
 
 def hub_config(config: GPT2Config, bos_id: int | None) -> dict[str, Any]:

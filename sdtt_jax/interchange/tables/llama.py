@@ -183,8 +183,8 @@ def _config(
     """Our config, from the published config and the tensors' shapes."""
     if not stored.content:
         raise CheckpointError(
-            f"{file} holds a network of the Llama family, of which its config.json counts the heads: put it "
-            "beside the file."
+            f"{file} holds a network of the Llama family; its number of heads is in its config.json: put "
+            "that beside the file."
         )
     # Checked before the tensors, which other networks (quantised, other activations) may name otherwise.
     check_claims(stored, WHAT, file, CLAIMS)
@@ -233,9 +233,9 @@ def _require_known(names: Names, stored: Stored) -> None:
     given = stored.given
     if _family(names, stored) is None and given.causal is None and given.mask_id is None:
         raise CheckpointError(
-            f"{stored.where} says model_type={stored.content.get('model_type')!r}, of which it is not known "
-            f"whether it is a causal model or a denoiser (known are {', '.join(FAMILIES)}): say causal=True, "
-            "or causal=False with mask_id and shift."
+            f"{stored.where} says model_type={stored.content.get('model_type')!r}, which is not known (known "
+            f"are {', '.join(FAMILIES)}): pass causal=True for a causal model, or causal=False with mask_id "
+            "and shift for a denoiser."
         )
 
 
@@ -251,8 +251,8 @@ def _of_kind(names: Names, sizes: dict[str, Any], stored: Stored) -> LlamaConfig
         denoisers = [name for name in given.said if name in ("mask_id", "shift")]
         if denoisers:
             raise CheckpointError(
-                f"{stored.where}: {' and '.join(denoisers)} can be said of a denoiser only, and this is read "
-                "as a causal model; say causal=False too, or leave it out."
+                f"{stored.where}: only a denoiser has {' and '.join(denoisers)}, but this is read as a "
+                f"causal model; pass causal=False too, or leave out {' and '.join(denoisers)}."
             )
         return LlamaConfig(**sizes, rotary_pairs="neighbours" if names is GGUF else "halves")
     if given.length is None:
@@ -262,8 +262,8 @@ def _of_kind(names: Names, sizes: dict[str, Any], stored: Stored) -> LlamaConfig
     shift = next((value for value in known if value is not None), None)
     if shift is None:
         raise CheckpointError(
-            f"{stored.where} does not say where the denoiser predicts a token: say shift=False, or "
-            "shift=True for the position before it."
+            f"{stored.where} does not say where the denoiser predicts a token: pass shift=False for the "
+            "token's own position, or shift=True for the one before it."
         )
     rows = sizes["vocab_size"]
     config = LlamaDenoiserConfig(**sizes | {"vocab_size": rows - 1}, shift=shift)
@@ -282,11 +282,11 @@ def _mask_row(names: Names, config: LlamaConfig, stored: Stored) -> int | None:
     if mask is None:
         raise CheckpointError(
             f"{stored.where} does not say which token is MASK (mask_token_id), nor does {NAMES_FILE} beside "
-            "it (mask_token): say mask_id=…."
+            "it (mask_token): pass mask_id=…."
         )
     if not 0 <= mask < config.columns:
         raise CheckpointError(
-            f"{stored.where}: MASK has the number {mask}, but the embedding {config.columns} rows; say "
+            f"{stored.where}: MASK is token {mask}, but the embedding has only {config.columns} rows; pass "
             "another mask_id."
         )
     return int(mask)
@@ -303,13 +303,13 @@ def _mask_by_name(stored: Stored) -> int | None:
         numbers = {entry["content"]: int(number) for number, entry in added.items()}
     except (AttributeError, KeyError, TypeError, ValueError):
         raise CheckpointError(
-            f"{beside}: added_tokens_decoder does not say the tokens by their numbers; download the file "
-            "again, or say mask_id=…."
+            f"{beside}: added_tokens_decoder does not map numbers to tokens; download the file again, or "
+            "pass mask_id=…."
         ) from None
     if name not in numbers:
         raise CheckpointError(
             f"{beside} calls MASK {name!r}, which is not among its {len(numbers)} tokens in "
-            "added_tokens_decoder: say mask_id=…."
+            "added_tokens_decoder: pass mask_id=…."
         )
     return numbers[name]
 

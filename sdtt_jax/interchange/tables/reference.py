@@ -148,8 +148,8 @@ def _denoiser_config(
     share = uniform_share(stored)
     if not 0 <= share < 1:
         raise CheckpointError(
-            f"{stored.where} says that a share of {share} of its noise is other tokens and not MASK; it must "
-            "be below 1, for only what stands at MASK is predicted here."
+            f"{stored.where} says that a share {share} of its noise is other tokens, not MASK; it must be "
+            "below 1, because only masked tokens are predicted here."
         )
     return _config(DenoiserConfig, sizes, stored, file, "a masked denoiser", DENOISER_CLAIMS)
 
@@ -183,7 +183,7 @@ def _config(
     try:
         return cls(**sizes)
     except ConfigError as error:
-        raise CheckpointError(f"{file}: the tensors' sizes make no network: {error}") from None
+        raise CheckpointError(f"{file}: the tensors' sizes fit no network: {error}") from None
 
 
 def _sizes(tensors: Mapping[str, Any], prefix: str, where: str) -> dict[str, Any]:
