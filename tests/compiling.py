@@ -1,4 +1,4 @@
-"""Programs that run for longer than they compile."""
+"""A `jax.jit` for programs that run for longer than they take to compile."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +11,7 @@ OPTIMIZED = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_pa
 def optimized(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
     """`jax.jit` with the optimizations that tests/conftest.py leaves out.
 
-    Draws by the million take a third of the time, and half a second more to compile. What is as large as a
-    vocabulary is better an argument than a constant, which XLA would fold for seconds.
+    Millions of draws take a third of the time, but half a second more to compile. Pass arrays as large as a
+    vocabulary as arguments: XLA would take seconds to fold them as constants.
     """
     return jax.jit(function, compiler_options=OPTIMIZED, **options)

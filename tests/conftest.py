@@ -13,36 +13,36 @@ import pytest
 
 from tests.sharing import once  # imports no JAX
 
-# The processes of a test run, and the programs that they start, compile the same things over and over. Set
-# before anything imports JAX.
+# The processes of a test run, and the programs that they start, compile the same things over and over, so
+# they share a cache. It is set before anything imports JAX.
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".cache" / "jax")
 )
-# The least is worth a file: most programs are single operations, of which a hit takes half the time, and
-# every process that the tests start compiles some hundred of them.
+# Even the shortest compilation is worth a file: most programs are single operations, where a hit takes half
+# the time, and every process that the tests start compiles some hundred of them.
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
-# Most of the time goes into compiling small programs, so XLA's optimizations of them are left out, and its
-# emitters of fused loops, which take longer than the rest of the compiler: a step of distillation on eight
-# devices compiles in 2.9 s of CPU time; with the optimizations in 6.7, the emitters in 8.9, both in 12.5.
-# Nor is a program cut into pieces for several threads, which takes a quarter more CPU time: the tests have
-# a process for each core. The programs that tests start inherit this; tests/parity compiles as users do.
+# Most of the time goes into compiling small programs, so XLA's optimizations are turned off, and so are its
+# emitters of fused loops, which take longer than the rest of the compiler: a distillation step on eight devices
+# compiles in 2.9 s of CPU time; with the optimizations in 6.7, with the emitters in 8.9, with both in 12.5.
+# Programs are not split for several threads either: that takes a quarter more CPU time, and the tests have a
+# process for each core. The programs that tests start inherit this; tests/parity compiles as users do.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 XLA_FLAGS = ["--xla_cpu_parallel_codegen_split_count=1"]
 if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):
-    # Later ones have no other emitters, and end a program that asks for them.
+    # Later versions have no other emitters, and end a program that passes this flag.
     XLA_FLAGS.append("--xla_cpu_use_fusion_emitters=false")
 _GIVEN = os.environ.get("XLA_FLAGS", "").split()
 os.environ["XLA_FLAGS"] = " ".join([*(flag for flag in XLA_FLAGS if flag not in _GIVEN), *_GIVEN])
 
-# Collecting is a quarter of importing 130 files of tests, and a twentieth of running them.
+# Garbage collection is a quarter of importing 130 files of tests, and a twentieth of running them.
 gc.set_threshold(10_000, 20, 20)
 
 GOLDEN = Path(__file__).parent / "golden"
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """What is imported by now stays: the collector need not look through it again and again."""
+    """Freezes what is imported, so that the garbage collector does not scan it again; notes the settings."""
     gc.collect()
     gc.freeze()
     session.stash[SETTINGS] = _settings()
@@ -52,7 +52,7 @@ SETTINGS = pytest.StashKey[dict[str, object]]()
 
 
 def _settings() -> dict[str, object]:
-    """What a test could leave behind for others: settings of JAX and XLA."""
+    """The settings of JAX and XLA, which a test could leave changed for later ones."""
     jax = sys.modules.get("jax")
     values = {f"jax.config.{name}": x for name, x in jax.config.values.items()} if jax else {}
     return values | {name: x for name, x in os.environ.items() if name.startswith(("JAX_", "XLA_"))}
@@ -85,7 +85,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(scope="session")
 def golden() -> Path:
-    """The folder of folders that is kept with the tests."""
+    """The folder of reference values that is kept with the tests."""
     return GOLDEN
 
 
@@ -93,7 +93,7 @@ def golden() -> Path:
 def shortest(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
     """Options that make experiments/configs/smoke.py as short as it goes: every stage, one round.
 
-    For tests of what becomes of a run, not of what it learns. The text is the first fifty chapters, which
+    For tests of how a run proceeds, not of what it learns. The text is the first fifty chapters, which
     takes 6 s of CPU time off preparing the data.
     """
     _, corpus = once(tmp_path_factory, "excerpt", _write_excerpt)

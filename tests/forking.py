@@ -19,12 +19,12 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parent.parent
 CPU = {"JAX_PLATFORMS": "cpu"}
-# What the imported modules, or Python itself, read from the environment only once.
+# Prefixes of the variables that Python or the imported modules read only once.
 READ_ONCE = ("JAX_", "PYTHON", "TF_", "XLA_")
 
 
 class Finished(NamedTuple):
-    """What a command leaves."""
+    """The exit status and the output of a finished command."""
 
     status: int
     stdout: str
@@ -40,10 +40,10 @@ def run_module(
     """Runs `python -m MODULE ARGUMENTS…` on a CPU from the repository's root, to its end.
 
     Args:
-      module: of a command that can be imported from there.
+      module: the command's module, which can be imported from there.
       arguments: its command line.
-      environment: variables beside those of this process.
-      timeout: seconds after which it is killed, with a `TimeoutError`.
+      environment: variables added to this process's.
+      timeout: seconds after which the command is killed and an error raised.
     """
     wanted = os.environ | CPU | (environment or {})
     context, known = _server()
@@ -83,7 +83,7 @@ def _read_once(environment: Mapping[str, str]) -> dict[str, str]:
 
 @functools.cache
 def _server() -> tuple[multiprocessing.context.ForkServerContext, dict[str, str]]:
-    """The server, and what it read from the environment when it began."""
+    """The fork server, and what it read from the environment when it started."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.preloaded"])
     forkserver.ensure_running()
@@ -103,5 +103,5 @@ def _become(
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     finally:
-        # `multiprocessing` ends its processes without them.
+        # `multiprocessing` ends its processes without running these.
         atexit._run_exitfuncs()

@@ -1,7 +1,7 @@
 """A network of the Llama family in plain NumPy, float64, with loops over positions and heads: an oracle.
 
-Weights are as in the papers' matrices, `y = W x` with `W: [out, in]`, one dict for each layer. Nothing of it
-is shared with the library.
+Weights are matrices as in the papers, `y = W x` with `W: [out, in]`, in one dict for each layer. It shares no
+code with the library.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Plain:
-    """What the numbers of a model do not say."""
+    """The settings of a model, which its weights do not tell."""
 
     heads: int
     kv_heads: int
@@ -81,7 +81,7 @@ def _norm(x, scale, epsilon):
 
 
 def slowed(frequency, scaling):
-    """A rotary frequency, in radians a position, after scaling; by wavelengths, as Llama 3.1 describes it."""
+    """A rotary frequency after scaling, in radians per position; by wavelengths, as Llama 3.1 describes it."""
     if scaling is None:
         return frequency
     if scaling["rope_type"] == "linear":
@@ -97,7 +97,7 @@ def slowed(frequency, scaling):
 
 
 def _turn(x, position, plain):
-    """One head's vector `[head_dim]` at a position."""
+    """One head's vector `[head_dim]`, rotated to a position."""
     x, size = x.copy(), plain.head_dim if plain.turned is None else plain.turned
     for i in range(size // 2):
         angle = position * slowed(plain.base ** (-2 * i / size), plain.scaling)

@@ -1,4 +1,4 @@
-"""What several test processes need once: made by the first that asks, read by the others."""
+"""Results that several test processes share: the first that asks makes them, the others read them."""
 
 import fcntl
 import json
@@ -13,7 +13,7 @@ import pytest
 def once(
     tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], Any]
 ) -> tuple[Path, Any]:
-    """`make(folder)`, JSON-ready, run by one process of this test run; the folder, and what it returned."""
+    """The folder and the JSON-ready result of `make(folder)`, which one process of this test run calls."""
     root = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         root = root.parent

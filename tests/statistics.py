@@ -10,7 +10,7 @@ class Fit(NamedTuple):
     """How well counts fit probabilities.
 
     Attributes:
-      p_value: of the chi-square statistic, outcomes with fewer than 5 expected merged into one.
+      p_value: that of the chi-square statistic, with outcomes of fewer than 5 expected merged into one.
       max_z: the largest |frequency - probability| in standard errors, sqrt(p (1 - p) / n).
     """
 
@@ -19,7 +19,7 @@ class Fit(NamedTuple):
 
 
 def fit(counts: np.ndarray, probabilities: np.ndarray) -> Fit:
-    """Args: `[outcomes]` each; outcomes of probability zero must have count zero."""
+    """How well counts fit probabilities, `[outcomes]` each; what has probability zero must have count zero."""
     assert abs(probabilities.sum() - 1) < 1e-6, probabilities.sum()
     assert counts[probabilities == 0].sum() == 0, "an impossible outcome was drawn"
     n = counts.sum()
@@ -27,7 +27,7 @@ def fit(counts: np.ndarray, probabilities: np.ndarray) -> Fit:
     common = expected >= 5
     seen = np.append(counts[common], counts[~common].sum())
     hoped = np.append(expected[common], expected[~common].sum())
-    if hoped[-1] < 5:  # too little even together: it joins the smallest of the others
+    if hoped[-1] < 5:  # too few even together: merge them with the smallest of the others
         smallest = int(hoped[:-1].argmin())
         seen[smallest] += seen[-1]
         hoped[smallest] += hoped[-1]
@@ -41,9 +41,9 @@ def fit(counts: np.ndarray, probabilities: np.ndarray) -> Fit:
 
 
 def assert_fits(counts: np.ndarray, probabilities: np.ndarray) -> None:
-    """Seeds are fixed, so these bounds cannot fail by chance from one run to the next.
+    """Asserts that counts fit probabilities; with fixed seeds, chance cannot make it fail now and then.
 
-    For a correct sampler and a seed not looked at, each fails with probability below 1e-3.
+    For a correct sampler and a seed chosen blindly, each bound fails with probability below 1e-3.
     """
     found = fit(counts, probabilities)
     assert found.p_value > 1e-3, found

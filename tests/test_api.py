@@ -14,7 +14,7 @@ SOURCE = pathlib.Path(sdtt_jax.__file__).read_text(encoding="utf-8")
 
 
 def imported() -> dict[str, str]:
-    """Name -> module, of the imports that wait until they are asked for."""
+    """Name -> module, for the imports that the package puts off until a name is used."""
     (block,) = (node for node in ast.parse(SOURCE).body if isinstance(node, ast.With))
     names = {}
     for node in block.body:
@@ -51,7 +51,7 @@ def test_an_unknown_name_is_an_attribute_error():
 
 
 def test_python_is_given_the_names_that_may_have_been_meant():
-    """From them it makes the "Did you mean" below a traceback."""
+    """Python makes the "Did you mean" below a traceback from them."""
     with pytest.raises(AttributeError) as found:
         _ = sdtt_jax.lod
     assert (found.value.name, found.value.obj) == ("lod", sdtt_jax)

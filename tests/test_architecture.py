@@ -1,4 +1,4 @@
-"""What the repository promises about its own shape and no linter can see.
+"""What the repository promises about its own shape, where no linter can check it.
 
 The arrows between packages are import-linter contracts, and the ban on Linen outside the networks
 is a rule of ruff (both in pyproject.toml). Here is the rest. The oracle is the text of the files.
@@ -91,7 +91,7 @@ def test_no_path_of_one_machine():
 
 
 def test_paths_come_through_one_door():
-    """`as_path` knows homes and buckets; `Path` makes a path of a literal or of `__file__` alone."""
+    """`as_path` knows homes and buckets; `Path` may only take a literal or `__file__`."""
     found = []
     for path in python_files("sdtt_jax", "experiments", "launch", "tools"):
         if relative(path) == "sdtt_jax/paths.py":
@@ -109,7 +109,7 @@ def test_paths_come_through_one_door():
 def test_no_import_brings_in_another_framework():
     """TFDS and Orbax can pull TensorFlow in behind our backs: ask a fresh interpreter.
 
-    Nor SciPy's statistics, of which one test asks: half a second of every program's start."""
+    Nor may `scipy.stats` be imported, which one function needs: half a second of every program's start."""
     modules = [
         relative(path)[: -len(".py")].replace("/", ".").removesuffix(".__init__")
         for path in python_files("sdtt_jax")

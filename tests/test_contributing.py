@@ -49,7 +49,7 @@ class BagConfig(sdtt_jax.DenoiserConfig):
 
 @dataclasses.dataclass(frozen=True)
 class Bag:
-    """A network that says the same at every position: one row of logits is all that it has."""
+    """A network that predicts the same at every position: its only parameter is one row of logits."""
 
     config: BagConfig
 

@@ -30,7 +30,7 @@ SPAN = re.compile(r"`([^`\n]+)`")
 MODULE = re.compile(r"(?:sdtt_jax|experiments|launch|tools)(?:\.\w+)+")
 # `folder/file.py` in a text; not gs://…, OWNER/NAME, or what a run writes.
 FILE = re.compile(r"`((?:\.ci|sdtt_jax|experiments|launch|tools|tests|docs)/[\w./-]*)`")
-# A flag of absl or argparse, or a field of a dataclass that a command makes its flags of.
+# A flag of absl or argparse, or a field of a dataclass from which a command makes its flags.
 DEFINED = re.compile(
     r"""(?:DEFINE_\w+|add_argument)\(\s*["'](?:--)?(\w+)["']|^    (\w+): .* = """, re.MULTILINE
 )
@@ -58,12 +58,12 @@ def check_fields_of_flags(words: list[str]) -> None:
 
 
 def exists(name: str) -> bool:
-    """Whether a dotted name is a module of the repository or a name in one of the library's."""
+    """Whether a dotted name is a module of the repository or a name in a module of the library."""
     path = ROOT / name.replace(".", "/")
     if path.is_dir() or path.with_suffix(".py").is_file():
         return True
     module, _, attribute = name.rpartition(".")
-    # Modules of commands define flags, and cannot be imported beside each other.
+    # The modules of commands define flags, so two of them cannot be imported together.
     return module.startswith("sdtt_jax") and hasattr(importlib.import_module(module), attribute)
 
 
@@ -142,5 +142,5 @@ def test_every_layout_has_a_row_of_what_it_was_checked_against():
     families = {name for row in rows for name in SPAN.findall(row[1].split(":")[0])}
     assert families == set(FAMILIES)
     for row in rows:
-        # That such files are there is tested above.
+        # A test above checks that these files exist.
         assert FILE.search(row[3]), row

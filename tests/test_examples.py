@@ -38,7 +38,7 @@ def modules_with_examples() -> list[str]:
 
 @pytest.fixture
 def demo(golden, tmp_path, monkeypatch):
-    """A folder with a run in runs/demo, a tiny one; the examples are run there."""
+    """A folder with a tiny run in runs/demo; the examples are run there."""
     with tarfile.open(golden / "old_run" / "old_run.tar.xz") as archive:
         archive.extractall(tmp_path, filter="data")
     (tmp_path / "runs").mkdir()
@@ -48,7 +48,7 @@ def demo(golden, tmp_path, monkeypatch):
 
 @pytest.mark.usefixtures("demo")
 def test_examples_print_what_they_say(capsys):
-    """In one test: all of them use networks of one size, so that each program is compiled once."""
+    """One test for all: their networks have one size, so that each program is compiled once."""
     for name in modules_with_examples():
         failed, attempted = doctest.testmod(importlib.import_module(name))
         assert attempted, name

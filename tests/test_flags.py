@@ -1,6 +1,6 @@
 """JAX's own flags change no result. Oracle: the same call without the flag, bit for bit.
 
-What draws is traced with `jax_enable_x64`: no value of 64 bits in the program, no other draw.
+Everything that draws is traced with `jax_enable_x64`: the program has no 64-bit value and draws the same.
 """
 
 import functools
@@ -53,7 +53,7 @@ def generated(key, **options):
 
 
 def written_with_a_helper(key, mode, *, causal):
-    """A text of a decoder that asks a second model."""
+    """Texts by a decoder that asks a second model."""
     model, network = diffusion(), diffusion().denoiser
     if causal:
         network = CausalNetwork(CausalConfig(**SIZES))
@@ -70,7 +70,7 @@ def continued(kind, config, key):
 
 
 def coupled(key):
-    """A round's trajectory of a network that sees noise, and a state of it."""
+    """States along the trajectories of a network that sees noise."""
     network = CoupledDenoiser(CoupledConfig(**SIZES, cond_dim=4))
     model, config = MaskedDiffusion(network, make_schedule()), CoupledDistillConfig(4)
     keys, params = jax.random.split(key, 2), parameters(network)
@@ -145,7 +145,7 @@ def test_a_key_gives_the_same_text_with_x64(name):
 
 
 def test_training_goes_on_with_the_same_bits_with_x64():
-    """Warm-up, cosine and Muon: optax takes rates and powers of its constants in JAX's widest float."""
+    """Warm-up, cosine and Muon: optax computes rates and powers of constants in JAX's widest float."""
     config = toy.configured("muon", num_steps=6)
     plain, step, _ = toy.setup(config)
     with jax.enable_x64(True):

@@ -1,6 +1,6 @@
-"""Numbers in configs. Oracle: what no field can mean, a fraction or -2 of what is counted, infinity or NaN.
+"""Numbers in configs. Oracle: what no field can mean: a fraction or -2 of what is counted, infinity, NaN.
 
-A field is found by its type, so that one that is added tomorrow is tested too.
+Fields are found by their types, so that one that is added tomorrow is tested too.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ from sdtt_jax.networks.retrieval import Retrieving
 from sdtt_jax.training.config import TrainConfig
 
 _SPLIT = Split("train", 8, None, None)
-# Of the configs that have no defaults.
+# Examples of the configs that have no defaults.
 EXAMPLES: dict[str, Any] = {
     "Choice": Choice("one and", (" one", " two"), 1),
     "Exiting": Exiting(Denoiser(DenoiserConfig(11, 8)), 0.9),
@@ -46,7 +46,7 @@ EXAMPLES: dict[str, Any] = {
 }
 
 
-# Where 0 stands for something else than a number of things: for none, for all, or for what is not known yet.
+# Fields where 0 is not a number of things, but means none, all, or not known yet.
 ZERO = {
     "CoupledDistillConfig.num_distill_calls", "CoupledStage.num_trajectories", "DataConfig.skip_bad",
     "Decoding.top_k",
@@ -57,12 +57,12 @@ ZERO = {
     "TrainConfig.check_replicas_every", "TrainConfig.keep_every", "TransformerConfig.length",
     "TransformerConfig.vocab_size",
 }  # fmt: skip
-# Numbers that name something, of which 0 is the first.
+# Numbers that name something; the first is 0.
 NAMES = ("answer", "bos_id", "eos", "eos_id", "seed")
 
 
 def modules() -> Iterator[types.ModuleType]:
-    """All but the entry points, whose flags would be defined as they are imported; absl knows their types."""
+    """All modules but the entry points: importing them would define their flags, and absl checks those."""
     for package in (sdtt_jax, experiments, launch):
         for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             spec = found.module_finder.find_spec(found.name, None)
@@ -71,7 +71,7 @@ def modules() -> Iterator[types.ModuleType]:
 
 
 def number(hint: Any) -> type | None:
-    """int or float, if a field of this type holds such numbers, one or several or perhaps none."""
+    """int or float, if a field of this type holds one or several such numbers, or perhaps none."""
     if hint in (int, float):
         return hint
     return next(filter(None, map(number, typing.get_args(hint))), None)
@@ -80,7 +80,7 @@ def number(hint: Any) -> type | None:
 def fields() -> Iterator[tuple[type, str, type]]:
     """Dataclass, name and type of every field of a config that holds numbers.
 
-    A config is a frozen dataclass that checks what it is made of, or is called one.
+    A config is a frozen dataclass that checks its fields, or whose name ends in `Config`.
     """
     for module in modules():
         for name, kind in inspect.getmembers(module, inspect.isclass):
@@ -98,14 +98,14 @@ FIELDS = list(fields())
 
 
 def filled(example: Any, value: Any, most: int) -> Any:
-    """The value; of a field that holds several, as many of it, `most` in a row."""
+    """The value; for a field that holds several, the value in place of each of the first `most`."""
     if not isinstance(example, tuple):
         return value
     return tuple(filled(item, value, most) for item in (example or (None,))[:most])
 
 
 def refusal(kind: type, name: str, value: Any) -> str:
-    """What a config says of a value for one of its fields; empty if it takes it."""
+    """The error of a config about a value of one of its fields; empty if it takes the value."""
     example = EXAMPLES[kind.__name__] if kind.__name__ in EXAMPLES else kind()
     said = []
     for most in (1, 100):
@@ -119,13 +119,13 @@ def refusal(kind: type, name: str, value: Any) -> str:
 
 
 def owner(kind: type, name: str) -> str:
-    """A field, with the class that has brought it in: `CLASS.FIELD`."""
+    """`CLASS.FIELD`, where the class is the one that introduced the field."""
     having = (base for base in reversed(kind.__mro__) if name in inspect.get_annotations(base))
     return f"{next(having).__name__}.{name}"
 
 
 def taken(of: type, value: Any) -> list[str]:
-    """Fields that take a value, or refuse it without their name."""
+    """Fields that take a value, or refuse it without naming the field."""
     return [
         f"{kind.__name__}.{name}"
         for kind, name, type_of_field in FIELDS
@@ -140,7 +140,7 @@ def test_the_fields_are_found():
 
 
 def test_what_the_fields_hold_is_taken():
-    """Or else what follows would be refused for another reason."""
+    """Otherwise, the values in the tests below would be refused for another reason."""
     for kind, name, _ in FIELDS:
         example = EXAMPLES[kind.__name__] if kind.__name__ in EXAMPLES else kind()
         dataclasses.replace(example, **{name: getattr(example, name)})

@@ -41,7 +41,7 @@ def test_even_weights_count_masked_tokens_alike_and_report_the_bound():
 def test_the_judges_loss_is_the_cross_entropy_per_token():
     network = CausalNetwork(CausalConfig(VOCAB, LENGTH, num_layers=1, embed_dim=8, num_heads=2))
     params = noisy_params(network, 1)
-    for every in (1, 2):  # of every second token, those of the texts that consist of them
+    for every in (1, 2):  # every=2: the loss on texts of every second token
         found = judge_loss(network, bos_id=2, every=every)(params, {}, X0, KEY)
         expected = np.mean(causal_nll(network, params, X0[:, ::every], 2))
         assert float(found.total / found.weight) == pytest.approx(float(expected), rel=1e-6)

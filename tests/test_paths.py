@@ -33,7 +33,7 @@ BOM = b"\xef\xbb\xbf"
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
-    """A home, and a working directory in which nothing must appear."""
+    """A home directory, beside a working directory in which nothing must appear."""
     place, here = tmp_path / "home", tmp_path / "here"
     place.mkdir()
     here.mkdir()
@@ -48,7 +48,7 @@ def test_a_tilde_is_the_home_and_nothing_else_is(home, tmp_path):
     assert as_path("~/runs/x") == absolute("~/runs/x") == home / "runs" / "x"
     assert as_path(home / "~" / "x") == home / "~" / "x"
     assert os.fspath(as_path("a~/~b")) == "a~/~b"
-    # A name that begins with a tilde stays itself, however often it goes through the door.
+    # A name that begins with a tilde stays itself, however often it goes through `as_path`.
     named = tmp_path / "here" / "~x"
     assert as_path(as_path("./~x")) == named
     # The superuser has a home on every machine.
@@ -92,7 +92,7 @@ def test_config_files_are_named_like_all_files(home):
 
 
 def test_a_command_line_that_is_no_text_ends_in_one_line(capsys):
-    """Linux lets bytes that are not UTF-8 stand there; Python makes halves of surrogate pairs of them."""
+    """Linux allows bytes there that are not UTF-8; Python turns them into halves of surrogate pairs."""
     for given in (["--prompt=a\udcff"], ["--prompt", "a\udcff"]):
         with pytest.raises(SystemExit) as stop:
             parse_flags(["sample", *given], None)
@@ -116,7 +116,7 @@ def test_json_may_begin_with_a_byte_order_mark(tmp_path):
     assert read_json(path) == {"a": "\U0001f600 \\ud800"}
 
 
-# Where Python sees the fault of `1,}`: at the comma from 3.13 on, at the brace before.
+# Where Python reports the error in `1,}`: at the comma from 3.13 on, at the brace in earlier versions.
 COLUMN = 3 if sys.version_info >= (3, 13) else 4
 
 
@@ -154,7 +154,7 @@ def test_a_file_is_in_its_place_when_it_is_whole_and_not_before(tmp_path):
 
 
 def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
-    """Oracle: the order of the system's calls; a power cut between them would leave an empty file."""
+    """Oracle: the order of the system calls; in the other order, a power cut could leave an empty file."""
     calls, fsync, replace = [], os.fsync, os.replace
     monkeypatch.setattr(os, "fsync", lambda file: (calls.append("fsync"), fsync(file)))
     monkeypatch.setattr(os, "replace", lambda *paths: (calls.append("replace"), replace(*paths)))
@@ -163,7 +163,7 @@ def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
 
 
 def test_two_that_write_one_file_leave_one_of_theirs(tmp_path):
-    """Both wrote the same temporary file, and a reader saw half of one beside half of the other."""
+    """Both used to write the same temporary file, and a reader saw half of one beside half of the other."""
     path, seen = tmp_path / "x.json", []
 
     def write(number):

@@ -1,4 +1,4 @@
-"""Names that have gone. Oracle: Python's own answers, in a fresh interpreter where `-m` asks."""
+"""Names that are gone. Oracle: Python's own errors, in a fresh interpreter for `-m`."""
 
 import importlib
 import importlib.util

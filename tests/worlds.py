@@ -33,7 +33,7 @@ class TableDenoiser:
 
     Attributes:
       padded_vocab: columns of the logits; those beyond MASK are impossible.
-      mask_logit: what the table says of MASK itself; SUBS must ignore it.
+      mask_logit: the logit of MASK itself; SUBS must ignore it.
       time_scale: logits are multiplied by `1 + time_scale * sigma`, so that the time that a caller
         passes shows.
       on_call: called on the host at every network call.
@@ -83,7 +83,7 @@ def all_states() -> np.ndarray:
 
 
 def random_table(seed: int, spread: float = 1.2) -> dict[str, jax.Array]:
-    """A table without structure: every prediction of its own."""
+    """A table without structure: every prediction is drawn by itself."""
     rng = np.random.default_rng(seed)
     table = spread * rng.standard_normal(((VOCAB + 1) ** LENGTH, LENGTH, VOCAB))
     return {"table": jnp.asarray(table, jnp.float32)}
@@ -105,7 +105,7 @@ def tiny_network(*, time_conditioned: bool = False) -> Denoiser:
 
 
 def noisy_params(model: Any, seed: int, spread: float = 0.25) -> Any:
-    """Parameters of any network, away from the start, where adaLN and the head are zero.
+    """Random parameters of any network, unlike its initial ones, in which adaLN and the head are zero.
 
     Normal numbers on every leaf, around one for the scales of norms; made by NumPy, so that nothing is
     compiled. At the default spread the tiny network has opinions and doubts; at 0.5 it is certain of
@@ -124,7 +124,7 @@ def noisy_params(model: Any, seed: int, spread: float = 0.25) -> Any:
 
 
 def as_model(denoiser: Any, params: Any, schedule: Schedule | None = None) -> Model:
-    """What a user would hold of a denoiser, without tokenizer."""
+    """A denoiser as the model that a user would hold, without a tokenizer."""
     return Model(
         params=params,
         tokenizer=None,
@@ -135,7 +135,7 @@ def as_model(denoiser: Any, params: Any, schedule: Schedule | None = None) -> Mo
 
 
 def as_causal(network: Any, params: Any, tokenizer: Any = None) -> CausalModel:
-    """What a user would hold of a causal network."""
+    """A causal network as the model that a user would hold."""
     facts = {"path": "a causal network of the tests", "kind": "autoregressive"}
     return CausalModel(params=params, tokenizer=tokenizer, facts=facts, network=network)
 
@@ -164,7 +164,7 @@ def reveals(
     Args:
       state: tokens, MASK included.
       probabilities: `[LENGTH, VOCAB]`, the predictions at `state`.
-      chance: that a masked position is revealed.
+      chance: the probability that a masked position is revealed.
     """
     masked = [i for i, token in enumerate(state) if token == MASK]
     result: dict[tuple[int, ...], float] = {}
@@ -181,7 +181,7 @@ def reveals(
 
 
 def draw_each(key: jax.Array, logits: jax.Array) -> jax.Array:
-    """A token for every position of `logits: [batch, length, vocab]`, as the sampler draws: each position
+    """Draws a token for every position of `logits: [batch, length, vocab]` as the sampler does: each position
     with the key of its place in the batch."""
     rows = logits.reshape(-1, logits.shape[-1])
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(rows)))
