@@ -23,8 +23,8 @@ os.environ.setdefault(
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 # Most of the time goes into compiling small programs, so XLA's optimizations are turned off, and so are its
-# emitters of fused loops, which take longer than the rest of the compiler: a distillation step on eight devices
-# compiles in 2.9 s of CPU time; with the optimizations in 6.7, with the emitters in 8.9, with both in 12.5.
+# emitters of fused loops, which take longer than the rest of the compiler: a distillation step on eight
+# devices compiles in 2.9 s of CPU time; with the optimizations in 6.7, the emitters in 8.9, both in 12.5.
 # Programs are not split for several threads either: that takes a quarter more CPU time, and the tests have a
 # process for each core. The programs that tests start inherit this; tests/parity compiles as users do.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")

@@ -81,7 +81,7 @@ def _norm(x, scale, epsilon):
 
 
 def slowed(frequency, scaling):
-    """A rotary frequency after scaling, in radians per position; by wavelengths, as Llama 3.1 describes it."""
+    """A rotary frequency after scaling, in radians per position; by wavelength, as Llama 3.1 describes it."""
     if scaling is None:
         return frequency
     if scaling["rope_type"] == "linear":

@@ -19,7 +19,7 @@ class Fit(NamedTuple):
 
 
 def fit(counts: np.ndarray, probabilities: np.ndarray) -> Fit:
-    """How well counts fit probabilities, `[outcomes]` each; what has probability zero must have count zero."""
+    """How well counts fit probabilities, `[outcomes]` each; impossible outcomes must have count zero."""
     assert abs(probabilities.sum() - 1) < 1e-6, probabilities.sum()
     assert counts[probabilities == 0].sum() == 0, "an impossible outcome was drawn"
     n = counts.sum()

@@ -1,4 +1,4 @@
-"""Likelihood of text under a causal network. Oracles: one prefix after the other, all sequences at once."""
+"""Likelihood of text under a causal network. Oracles: one prefix at a time, all sequences at once."""
 
 import functools
 import itertools
@@ -53,7 +53,7 @@ def test_probabilities_of_all_sequences_sum_to_one(judge):
 
 
 def test_scores_of_given_rows_are_those_of_whole_texts(judge):
-    """The same tokens as inputs and targets of rows; what is not scored is 0 and not missed."""
+    """The same tokens as inputs and targets of rows; unscored positions have 0 nats and are no misses."""
     model, params = judge
     tokens = np.array(list(itertools.product(range(4), repeat=3)), np.int32)
     inputs = np.concatenate([np.full_like(tokens[:, :1], BOS), tokens[:, :2]], axis=1)
@@ -81,6 +81,6 @@ def test_the_loss_to_train_on_is_the_sum(judge):
 
 @pytest.mark.parametrize("bos_id", [-1, 4])
 def test_a_beginning_that_is_no_token_is_refused(judge, bos_id):
-    """An index beyond the embedding would be clipped in silence, and the first token scored after another."""
+    """An index beyond the embedding would be silently clipped: the first token would follow another one."""
     with pytest.raises(ConfigError, match=r"bos_id must lie in \[0, 4\)"):
         causal_nll(*judge, np.zeros((1, 3), np.int32), bos_id)

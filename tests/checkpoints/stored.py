@@ -1,4 +1,4 @@
-"""States that differ with their step, checkpoints of them, and ways to damage these."""
+"""States that differ with their step, their checkpoints, and ways to damage them."""
 
 from pathlib import Path
 

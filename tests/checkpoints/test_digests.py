@@ -46,7 +46,7 @@ def test_every_type_of_leaf_has_one(dtype):
 
 
 def test_it_is_the_one_that_earlier_versions_wrote():
-    """A few numbers of every type and one key, digested on devices before NumPy did it."""
+    """Digests of a few numbers of every type and of a key, from when devices and not NumPy computed them."""
     leaves = {name: jnp.arange(6).reshape(2, 3).astype(name) for name in DTYPES}
     leaves |= {"scalar": jnp.float32(-2.5), "key": jax.random.key(3), "none": jnp.zeros((0, 2))}
     assert {name: found for name, (*_, found) in it.describe(leaves).items()} == {

@@ -118,12 +118,12 @@ def test_the_metadata_are_a_readable_json_file(three):
 
 
 def test_what_another_process_cannot_read_is_damaged_for_all(three, monkeypatch):
-    """It alone would go back to the checkpoint before, and all would wait for each other."""
+    """Otherwise it alone would go back one checkpoint, and all processes would wait for each other."""
     asked = []
 
     def anywhere(failed):
         asked.append(failed)
-        return len(asked) == 2  # of the latest one its metadata are read, and then its leaves
+        return len(asked) == 2  # reading the latest checkpoint's leaves, after its metadata
 
     monkeypatch.setattr(processes, "anywhere", anywhere)
     state, _ = restore(three)
@@ -133,7 +133,7 @@ def test_what_another_process_cannot_read_is_damaged_for_all(three, monkeypatch)
 
 
 def test_a_save_leaves_the_agreement_on_stopping_to_us(tmp_path, monkeypatch):
-    """JAX keeps the last number asked for: were Orbax to ask with its step, a SIGTERM would be ignored."""
+    """JAX remembers the last step it was asked about: if Orbax asked too, a SIGTERM would be ignored."""
     asked = []
     monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", asked.append)
     save_three(tmp_path)

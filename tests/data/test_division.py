@@ -29,7 +29,7 @@ def parts():
 
 @pytest.mark.parametrize("at_once", [2**23, 10])
 def test_the_smallest_digests_are_held_out_and_copies_left_out(parts, monkeypatch, at_once):
-    """However few digests are compared at a time."""
+    """No matter how few digests are compared at a time."""
     monkeypatch.setattr(division, "DIGESTS_AT_ONCE", at_once)
     texts = list(itertools.chain.from_iterable(parts))
     by_digest = sorted(
@@ -57,8 +57,8 @@ def test_a_copy_of_a_held_out_text_leaves_the_train_split():
 
 @pytest.mark.parametrize(("total", "held_out"), [(1_000, 100), (999, 50)])
 def test_the_last_rows_are_held_out_as_the_field_does(monkeypatch, parts, total, held_out):
-    """All that the field takes, or of a few files of the corpus the config's fraction. Rows count that are
-    empty or bad."""
+    """As many rows as the field holds out, or the config's fraction if only a few of the corpus's files are
+    there. Empty and bad rows count too."""
     corpus = Corpus("web", lambda: iter(()), held_out_rows=100)
     monkeypatch.setitem(CORPORA, "web", corpus)
     rule = make_rule(DataConfig("web"), Rule("own"), [total - 10, 10], indices_of(parts))

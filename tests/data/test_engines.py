@@ -1,4 +1,4 @@
-"""Who prepares. Oracle: what one process writes."""
+"""The processes that prepare data. Oracle: what one process writes."""
 
 import dataclasses
 import hashlib
@@ -95,7 +95,7 @@ if __name__ == "__main__":
 def test_killed_and_repeated_it_writes_the_same_and_reads_nothing_finished_again(
     by_one, config, tmp_path, monkeypatch
 ):
-    """kill -9, of the process that leads the workers, after the fourth finished part of a dozen."""
+    """kill -9 of the process that leads the workers, after it has finished the fourth of a dozen parts."""
     (tmp_path / "victim.py").write_text(VICTIM.format(part=PART))
     arguments = [json.dumps(dataclasses.asdict(config)), str(tmp_path / "run")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
@@ -110,7 +110,7 @@ def test_killed_and_repeated_it_writes_the_same_and_reads_nothing_finished_again
         for _ in range(4):
             victim.stdout.readline()
         victim.send_signal(signal.SIGKILL)
-        victim.stdout.read()  # to the end: the workers, which hold it too, have gone with their parent
+        victim.stdout.read()  # to its end: the workers, which hold it too, have died with their parent
     finished = {path.stem for path in (tmp_path / "run" / ".data.work" / "tokens").glob("*.json")}
     assert 4 <= len(finished) < 12
     read = []
@@ -125,7 +125,7 @@ def test_killed_and_repeated_it_writes_the_same_and_reads_nothing_finished_again
 
 @dataclasses.dataclass(frozen=True)
 class Deadly:
-    """A task that kills its worker, the first so many times."""
+    """A task that kills its worker the first `times` times."""
 
     folder: str
     times: int
@@ -156,7 +156,7 @@ class Slow:
 
 
 def test_whoever_stops_does_not_wait_for_what_is_being_done():
-    """As Ctrl-C and an error in another part do."""
+    """As when Ctrl-C or an error in another part stops a preparation."""
     began = time.monotonic()
     finished = engines.local(2)([Slow(0), Slow(60), Slow(60)])
     assert next(finished) == Slow(0)

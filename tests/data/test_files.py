@@ -24,7 +24,7 @@ def test_text_files_of_a_folder_are_one_document_each_in_the_order_of_paths(tmp_
 
 @pytest.mark.parametrize("name", ["x.txt", "x.jsonl", "x.parquet"])
 def test_ends_of_lines_and_marks_of_order_are_the_files_and_not_the_texts(tmp_path, name):
-    """Windows', an old Mac's; a second mark is of the text, and so are other characters that end lines."""
+    """Windows' and old Macs'; a second mark belongs to the text, as do other characters that end lines."""
     path, text = tmp_path / name, "\ufeffone\r\ntwo\rthree\n\r\nfour\u2028\x85\x0b\ufefffive"
     if name == "x.parquet":
         pyarrow.parquet.write_table(pyarrow.table({"text": [text]}), path)
@@ -36,7 +36,7 @@ def test_ends_of_lines_and_marks_of_order_are_the_files_and_not_the_texts(tmp_pa
 
 @pytest.fixture
 def corpus(tmp_path):
-    """A folder with all that a folder can hold: the texts are named as they are to be read."""
+    """A folder with everything that a folder can hold; the content of each file is its path."""
     folder = tmp_path / "corpus"
     (folder / "b" / ".git").mkdir(parents=True)
     (folder / ".old").mkdir()
@@ -56,7 +56,7 @@ def corpus(tmp_path):
 
 
 def test_a_folder_is_read_whole_through_its_links_and_each_file_once(corpus):
-    """A hub's cache gives a suffix to a file by a link to it."""
+    """In a hub's cache, only the link to a file has its suffix."""
     texts = ["A.TXT", "../elsewhere/deep/d.txt", "b/c.Txt", "../elsewhere/e"]
     assert list(documents(DataConfig(str(corpus)))) == texts
     assert files_read(DataConfig(str(corpus))) == "4 of 5 files (not read: .xz)"

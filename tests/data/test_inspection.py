@@ -1,4 +1,4 @@
-"""What is said of prepared data. Oracle: the sequences, counted in plain Python."""
+"""The report on prepared data. Oracle: the sequences, counted in plain Python."""
 
 import collections
 import itertools
@@ -31,7 +31,7 @@ def test_counts_lengths_and_tokens_are_those_of_the_sequences(prepared, found):
     token, count = counts.most_common(1)[0]
     assert said["frequent"][0] == [token, tokenizer.pieces([token])[0], count / len(stream)]
     assert said["unknown"] == 0
-    # A character of text8 is a byte and a token.
+    # In text8 every character is one byte and one token.
     assert said["bytes_per_token"] == pytest.approx(1, abs=0.001)
     ends = [place for place, token in enumerate(stream) if token == tokenizer.eos_id]
     lengths = [stop - start - 1 for start, stop in itertools.pairwise(ends)]
@@ -48,7 +48,7 @@ def test_a_file_that_was_changed_is_named(prepared, found, tmp_path):
     data = shutil.copytree(prepared.data, tmp_path / "data")
     victim = next(data.rglob("*-validation.array_record-00001-*"))
     content = bytearray(victim.read_bytes())
-    content[-1] ^= 1  # of the padding, which ArrayRecord does not check
+    content[-1] ^= 1  # in the padding, which ArrayRecord does not check
     victim.write_bytes(content)
     try:
         said = inspect_data(data, prepared.tokenizer)["digests"]
@@ -78,7 +78,7 @@ def test_the_page_shows_it_and_escapes_the_texts(found):
 
 
 def test_the_command_prepares_a_run_and_looks_at_it(tmp_path, write_jsonl, chapters):
-    """The data stage of a run, from another program; experiments.run finds it done."""
+    """It runs the data stage of a run from another program; experiments.run then finds it done."""
     config = "--config=experiments/configs/smoke.py"
     corpus = f"--corpus={write_jsonl(chapters)}"
     workdir, page = f"--workdir={tmp_path / 'run'}", tmp_path / "page.html"

@@ -24,7 +24,7 @@ def copied(prepared, tmp_path):
 
 @pytest.mark.parametrize("length", [9, 17, 32])
 def test_a_record_of_another_length_is_named(copied, length):
-    """Its end would be taken for a sequence, or what is missing be made up."""
+    """Otherwise its end would be read as a sequence, or missing tokens be made up."""
     info = json.loads((copied / "info.json").read_text())
     shard = info["shards"][1]
     rows = [np.zeros(16, np.uint16)] * shard["records"]
@@ -115,7 +115,7 @@ def test_records_of_a_group_are_those_of_single_ones(prepared, monkeypatch, tmp_
 
 @pytest.fixture(scope="module")
 def mixture(prepared, train):
-    """Of 8223 and some hundred sequences, three to one."""
+    """Splits of 8223 and a few hundred sequences, mixed three to one."""
     return Mixture((train, open_split(prepared.data, "validation")), (3.0, 1.0))
 
 

@@ -14,7 +14,7 @@ from sdtt_jax.data import DataConfig, TokenizerConfig, load_tokenizer, prepare, 
 from sdtt_jax.data.inspection import inspect_data
 from sdtt_jax.errors import ConfigError, DataError
 
-# Thirty texts of eight words, of which the vocabularies below have "w0" to "w9", and not "strange".
+# Thirty texts of eight words; the vocabularies below have "w0" to "w9" but not "strange".
 TEXTS = [" ".join(f"w{(i + j) % 10}" for j in range(6)) + f" w{i // 10} strange" for i in range(30)]
 KNOWN = {f"w{i}": i for i in range(10)}
 
@@ -31,7 +31,7 @@ def _unigram():
 
 @pytest.fixture(params=["word-level", "unigram"])
 def tokenizer_json(request, tmp_path):
-    """A tokenizer.json as they come with encoders: texts are cut short, and filled up."""
+    """A tokenizer.json of the kind that comes with encoders: it truncates and pads texts."""
     made = _word_level() if request.param == "word-level" else _unigram()
     made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     made.add_special_tokens(["</s>"])
@@ -44,7 +44,7 @@ def tokenizer_json(request, tmp_path):
 
 @pytest.fixture(scope="module")
 def sentencepiece_model(tmp_path_factory):
-    """A model as others train them: with normalisation, a space before each text, and no BOS."""
+    """A model as others train one: with normalisation, a space before each text, and no BOS."""
     written = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(text.removesuffix(" strange") for text in TEXTS),
@@ -118,7 +118,7 @@ def test_which_token_ends_a_text_is_said_beside_the_file_or_by_its_usual_name(tm
 
 
 def test_a_byte_level_vocabulary_has_no_unknowns(tmp_path):
-    """It often calls the token that ends a text its unknown one."""
+    """Such a vocabulary often names its end-of-text token as the unknown one."""
     path = tmp_path / "tokenizer.json"
     made = _word_level(unk="</s>")
     made.add_special_tokens(["</s>"])

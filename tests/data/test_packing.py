@@ -60,7 +60,7 @@ def test_an_example(wrap, expected):
 
 @functools.cache
 def _vocabulary(name: str, normalize: str) -> Tokenizer:
-    """A vocabulary that knows ASCII's letters, space and full stop; GPT-2's knows everything."""
+    """A vocabulary of ASCII's letters, space and full stop; GPT-2's covers everything."""
     if name == "hub":
         model = tokenizers.models.WordLevel({"[UNK]": 0, "</s>": 1, "a": 2, "b": 3}, "[UNK]")
         words = tokenizers.Tokenizer(model)
@@ -79,7 +79,7 @@ def _vocabulary(name: str, normalize: str) -> Tokenizer:
 @settings(deadline=None)
 @given(text=st.text("ab 'é1.\n▁\0\x1e", max_size=40))
 def test_a_document_in_stretches_has_the_ids_of_the_whole(vocabulary, normalize, text):
-    """With stretches of 4 characters; runs of what no piece spells are one unk wherever they are cut."""
+    """With stretches of 4 characters; a run that no piece spells is one unk, wherever it is cut."""
     tokenizer = _vocabulary(vocabulary, normalize)
     for document in (text, NORMALIZERS[normalize](text)):
         with pytest.MonkeyPatch.context() as patch:
@@ -90,7 +90,7 @@ def test_a_document_in_stretches_has_the_ids_of_the_whole(vocabulary, normalize,
 
 
 def test_a_long_document_keeps_the_spaces_at_which_it_is_cut(monkeypatch):
-    """By what is read back: "the quick brown" became "the quickbrown"."""
+    """Oracle: decoding. "the quick brown" used to become "the quickbrown"."""
     text = "the quick brown fox " * 9 + "jumps"
     monkeypatch.setattr(packing, "_CHARACTERS_AT_ONCE", 8)
     for vocabulary in ("gpt2", "char"):
@@ -102,7 +102,7 @@ def test_a_long_document_keeps_the_spaces_at_which_it_is_cut(monkeypatch):
 @pytest.mark.parametrize("count", [1, 2, 3])
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "prompted"])
 def test_a_record_separator_is_a_character_like_any_other(kind, count):
-    """Only in a pair does it end the prompt: here one put BOS into the text, and two raised TypeError."""
+    """It ends a prompt only in a pair. Here one used to put BOS into the text, and two raised TypeError."""
     tokenizer = _vocabulary("gpt2", "none")
     texts = ["before", PROMPT_END.join(["part"] * (count + 1)), "after"]
     found = list(encode_documents(tokenizer, texts, kind))

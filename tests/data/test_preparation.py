@@ -54,7 +54,7 @@ def test_the_info_says_what_is_there(prepared):
 
 
 def test_a_finished_folder_is_only_read(prepared):
-    """Neither written, nor made again: no pass over the text is tracked."""
+    """It is neither written nor made again: no pass over the text is reported."""
     before = _tree(prepared.data.parent)
     passes = []
 
@@ -91,7 +91,7 @@ def test_every_pass_is_tracked_and_knows_how_much_there_is(prepared, tmp_path):
     corpus, learning, tokens, _ = (seen for _, _, seen in passes)
     assert corpus == tokens == Path(prepared.data_config.corpus).stat().st_size
     assert learning == pytest.approx(0.95 * prepared.info.num_characters, rel=0.05)
-    # What is learned from is the train split, and known only as the whole.
+    # The tokenizer is learned from the train split, which is only known once the whole text is.
     assert [known for _, known, _ in passes] == [
         corpus,
         prepared.info.num_characters,
@@ -223,7 +223,7 @@ def test_the_papers_data_are_prepared_as_its_config_is_written(chapters, tmp_pat
     "vocabulary", [TokenizerConfig(kind="gpt2"), TokenizerConfig(model_type="char", vocab_size=64)]
 )
 def test_a_record_separator_in_a_text_is_kept(vocabulary, write_jsonl, tmp_path):
-    """It is what ends the prompt of a pair, and a character like any other elsewhere. Oracle: the texts."""
+    """It ends the prompt of a pair and is a character like any other elsewhere. Oracle: the texts."""
     texts = [f"text {number} has \x1e one" + " and \x1e two" * (number % 2) for number in range(40)]
     config = DataConfig(corpus=str(write_jsonl(texts)), length=4, num_shards=1)
     prepare(config, vocabulary, tmp_path / "data", tmp_path / "tokenizer")
@@ -269,7 +269,7 @@ def test_prompts_and_completions_fill_sequences_of_their_own(pairs, tmp_path):
 
 
 def test_padded_documents_fill_sequences_of_their_own(prepared, tmp_path):
-    """Oracle: each document by hand, with EOS behind it until it fills whole sequences."""
+    """Oracle: each document by hand, followed by EOS until it fills whole sequences."""
     _prepare(prepared, tmp_path, sequences="padded")
     tokenizer = load_tokenizer(tmp_path / "tokenizer")
     stream = []

@@ -1,4 +1,4 @@
-"""Published corpora. Oracles: small files of the hub's form, the detokenizers on their own."""
+"""Published corpora. Oracles: small files in the hub's format, the detokenizers on their own."""
 
 import io
 import itertools
@@ -59,7 +59,7 @@ def test_the_hubs_copy_is_asked_for_the_split_only(tmp_path, monkeypatch):
 
 
 class Hub:
-    """A hub whose files are on this disk, and which counts what is read of them."""
+    """A hub whose files are on this disk, and which counts the bytes that are read."""
 
     ROOT = "datasets/Skylion007/openwebtext@c0ffee"
 
@@ -89,7 +89,7 @@ class Hub:
 
 
 def test_large_corpora_are_streamed_and_not_stored(tmp_path, monkeypatch):
-    """At the branch's commit, and of Parquet the column of the text alone. Oracle: what was written."""
+    """At the branch's commit, reading only the text column of Parquet files. Oracle: what was written."""
     hub = Hub(tmp_path / "hub")
     folder = tmp_path / "hub" / "plain_text"
     folder.mkdir(parents=True)
@@ -114,8 +114,8 @@ def test_large_corpora_are_streamed_and_not_stored(tmp_path, monkeypatch):
 
 
 def test_a_network_that_fails_is_no_bad_input(tmp_path, monkeypatch):
-    """Which `skip_bad` would count, and the rest of the file be lost without a word."""
-    hub, calls = Hub(tmp_path), itertools.count()  # reads: two footers, and the texts in two
+    """Otherwise `skip_bad` would count it, and the rest of the file would be silently lost."""
+    hub, calls = Hub(tmp_path), itertools.count()  # four reads: two of the footer, two of the texts
     (tmp_path / "plain_text").mkdir()
     path = tmp_path / "plain_text" / "train-00000-of-00001.parquet"
     rng = np.random.default_rng(0)
@@ -139,7 +139,7 @@ def test_a_network_that_fails_is_no_bad_input(tmp_path, monkeypatch):
 
 def test_without_a_network_the_message_says_which_files_to_fetch(tmp_path, monkeypatch):
     class ConnectError(Exception):
-        """As an HTTP client has it, of no class that Python knows."""
+        """An HTTP client's error, of none of Python's own classes."""
 
     for error in (OSError("no route"), ConnectError("no route")):
         download = mock.Mock(side_effect=error)

@@ -41,7 +41,7 @@ def rows(files, part_bytes):
 
 @pytest.mark.parametrize("part_bytes", [1, 37, 200, 1_000, 10**9])
 def test_parts_in_their_order_are_the_files(tmp_path, part_bytes):
-    """Wherever a range of bytes begins: within a line, at its first byte, at a blank line."""
+    """No matter where a byte range begins: within a line, at its first byte, at a blank line."""
     (tmp_path / "a.jsonl").write_bytes(lines(TEXTS[:20]) + b"\n\n" + lines(TEXTS[20:30]))
     parquet(tmp_path / "b.parquet", TEXTS[30:50], row_group_size=3)
     (tmp_path / "c.jsonl.gz").write_bytes(gzip.compress(lines(TEXTS[50:])))
@@ -73,7 +73,7 @@ def test_rows_of_another_subset_are_left_out(tmp_path):
 
 
 def damage(folder):
-    """A corpus with a fault of every kind, between good rows; how many rows each costs."""
+    """Writes a corpus with a fault of every kind between good rows; returns how many faults of each kind."""
     folder.mkdir()
     (folder / "a.jsonl").write_bytes(lines(TEXTS))
     broken = gzip.compress(lines(TEXTS), mtime=0)
@@ -99,7 +99,7 @@ def damage(folder):
 
 
 def test_bad_input_is_counted_by_kind_and_named_up_to_the_limit(tmp_path, monkeypatch):
-    """One more than is allowed stops; then the same command with another limit goes on."""
+    """One fault more than allowed stops it; then the same command with another limit goes on."""
     monkeypatch.setattr(reading, "MAX_LINE_BYTES", 4_000)
     monkeypatch.setattr(ingest, "PART_BYTES", 1_000)
     kinds = damage(tmp_path / "corpus")
@@ -123,7 +123,7 @@ def test_bad_input_is_counted_by_kind_and_named_up_to_the_limit(tmp_path, monkey
     assert {kind: len(named) for kind, named in manifest["bad_input"].items()} == kinds
     [named] = manifest["bad_input"]["long line"]
     assert named.startswith(f"{tmp_path}/corpus/d.jsonl, line 6, is longer than 4000 bytes")
-    # What the broken gzip file held before the break are copies of a.jsonl.
+    # The rows of the broken gzip file before the break are copies of a.jsonl.
     assert info.num_documents == len(set(TEXTS)) + 2
     assert manifest["corpus"]["rows"] == (
         info.num_documents + sum(kinds.values()) + taken["empty"] + taken["duplicates"]

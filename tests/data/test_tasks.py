@@ -1,4 +1,4 @@
-"""The pieces of a preparation. Oracles: tokens joined in plain Python; the same with room on the disk."""
+"""The tasks of a preparation. Oracles: tokens joined in plain Python; the same run with enough disk space."""
 
 import resource
 
@@ -17,7 +17,7 @@ def test_any_stretch_of_a_split_is_read_from_the_parts(tmp_path):
     for number in range(6):
         lengths, sides = rng.integers(0, 5, size=9), rng.integers(0, 3, size=9).astype(np.uint8)
         if number == 3:
-            sides[:] = 2  # A part of which nothing is in either split.
+            sides[:] = 2  # No document of this part is in either split.
         index = np.zeros(9, DOCUMENT)
         index["tokens"] = lengths
         tokens = np.arange(token, token + lengths.sum() + 9, dtype=np.uint16)
@@ -54,7 +54,7 @@ def test_a_full_disk_is_named_and_leaves_nothing_half_written(
             run(tmp_path / "full")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    # Neither a finished folder nor the temporary files of the tasks.
+    # Neither a finished folder nor temporary files of the tasks are left.
     assert not (tmp_path / "full" / "data").exists()
     assert not list((tmp_path / "full").glob("*/*/.*.*"))
     assert run(tmp_path / "full") == run(tmp_path / "roomy")

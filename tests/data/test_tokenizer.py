@@ -65,13 +65,13 @@ def test_a_sample_of_sentences_still_covers_every_character(chapters):
     assert tokenizer.decode(tokenizer.encode("ǂ")) == "ǂ"
 
 
-# What SentencePiece drops from training or skips whole sentences for, and what looks as if it might.
+# What SentencePiece drops from training or skips whole sentences for, and characters that look like it.
 RESERVED = '\r\n\t\x1f▅\0\ufeff\ufffd\u0301\u2028\x85\x1c⁇\ue000,"\U0001f600'
 
 
 @pytest.mark.parametrize("model_type", ["unigram", "bpe", "char"])
 def test_no_character_of_the_train_split_is_unknown(model_type):
-    """Wherever it stands; nothing beside it is lost either, and one size of the alphabet is said."""
+    """Wherever it is in a text; nothing beside it is lost, and the error names the size of the alphabet."""
     reserved = RESERVED.replace("\0", "")
     texts = [f"{c}only{n} {c} here{c}\n{c}" for n, c in enumerate(reserved)]
     smallest = 3 + len(set("".join(texts)))
@@ -121,7 +121,7 @@ def test_a_part_of_which_nothing_is_left_is_refused(sentencepiece, gpt2):
     for text in ("жж", "▁", " ж\n"):
         with pytest.raises(ConfigError, match="holds nothing that the vocabulary knows;"):
             sentencepiece.encode_part(text)
-    # A space is left of a space, and a text may hold unknown characters beside known ones.
+    # A single space is kept, and a text may hold unknown characters beside known ones.
     assert [text8.decode(text8.encode_part(text)) for text in (" ", "", "A1ж ")] == [" ", "", "a "]
     assert gpt2.encode_part("\ufffd\x00").size > 0
 
@@ -139,7 +139,7 @@ def test_characters_of_text8_need_27_pieces_and_three_specials():
     [("and god ", "and god "), (" the", " the"), (" ", " "), ("", ""), ("Amen. ", "amen ")],
 )
 def test_a_part_of_a_text_keeps_the_spaces_at_its_ends(text, read):
-    """A document loses them: text8 has none at either end."""
+    """A whole document loses them: text8 has no space at either end."""
     config = TokenizerConfig(model_type="char", vocab_size=64)
     tokenizer = train_tokenizer(
         config, ["the quick brown fox jumps over a lazy dog amen and god"], "text8"
@@ -219,8 +219,8 @@ _PATTERN = re.compile(r"'s|'t|'re|'ve|'m|'ll|'d| ?[^\W\d_]+| ?\d+| ?(?:[^\s\w]|_
 
 @functools.cache
 def gpt2_bytes():
-    """The bytes of each of GPT-2's tokens, which writes the 188 printable bytes of Latin-1 as themselves, the
-    others from U+0100 on."""
+    """The bytes of each of GPT-2's tokens. It writes the 188 printable bytes of Latin-1 as themselves and the
+    others as characters from U+0100 on."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     byte_of = {chr(byte): byte for byte in printable}

@@ -59,7 +59,7 @@ MASKED_NLL = jax.jit(masked_nll, static_argnames="diffusion")
 
 
 def _texts(lengths, seed=0, vocab=VOCAB):
-    """Rows that end with EOS; no other token is special."""
+    """Texts that end with EOS; no other token is special."""
     rng = np.random.default_rng(seed)
     return [np.append(rng.integers(3, vocab, n - 1), EOS).astype(np.int32) for n in lengths]
 
@@ -68,8 +68,7 @@ def _padded(text, length):
     return np.pad(text, (0, length - len(text)), constant_values=EOS)
 
 
-# For each kind the batch, and for each row the slices that its texts take.
-# Their lengths are few, so that few programs are compiled for texts alone.
+# A batch of each kind. Texts have few different lengths, so that few programs are compiled for single ones.
 PAIRS = [
     np.insert(text, split, BOS) for text, split in zip(_texts((7, 11), 1), (3, 6), strict=True)
 ]
@@ -103,7 +102,7 @@ def _within(kind, tokens):
 
 
 def _on_batch(kind, function):
-    """`function(model, tokens)` of a kind's batch, compiled, as NumPy's arrays."""
+    """`function(model, tokens)` on a kind's batch, compiled, as NumPy arrays."""
     return jax.device_get(jax.jit(lambda x: function(_within(kind, x), x))(BATCHES[kind]))
 
 
@@ -117,7 +116,7 @@ def _free(kind):
 
 
 def _model(kind, params=PARAMS):
-    """What a user would hold; of its tokenizer only BOS and EOS are asked."""
+    """A model as a user would hold it; only BOS and EOS of its tokenizer are used."""
     model = as_model(DENOISER, params)
     facts = model.facts | {"sequences": kind}
     return dataclasses.replace(model, facts=facts, tokenizer=_sequences(kind))
@@ -131,7 +130,7 @@ def _llama(**fields):
 
 
 def _long():
-    """A network whose attention takes one head after the other."""
+    """A network whose attention computes one head at a time."""
     config = sdtt_jax.DenoiserConfig(VOCAB, length=LENGTH_BY_HEAD + 64, **SIZES)
     return sdtt_jax.Denoiser(config)
 
@@ -147,9 +146,9 @@ NETWORKS = {
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_logits_of_a_text_packed_with_others_are_those_of_it_alone(name):
-    """Rotations go on through all texts, and in float32 they round otherwise at other places.
+    """Rotations count positions through all texts, and in float32 they round differently at other positions.
 
-    So equality is to 1e-5 where logits are as large as those of trained networks, here below 10.
+    So equality is to 1e-5 for logits as large as those of trained networks, here below 10.
     """
     network, lengths = NETWORKS[name]
     params, texts = noisy_params(network, 2, spread=0.15), _texts(lengths)
@@ -174,7 +173,7 @@ def test_open_edges_stay_within_a_text():
 
 @pytest.mark.parametrize("kind", ["documents", "prompted"])
 def test_the_denoising_loss_is_that_of_a_loop_over_texts(kind):
-    """With the masks of the batch; a text's own loss is that of `masked_nll`, and the weight its row's."""
+    """With the batch's masks; a text's loss is that of `masked_nll`, with the weight of its row."""
     tokens, free, config = BATCHES[kind], _free(kind), NelboConfig(antithetic=False)
     _, weight, x_t = _on_batch(kind, lambda model, x: masked_batch(model, x, KEY, config))
     sigma = np.asarray(DIFFUSION.schedule.sigma(jnp.full(1, 0.5)))
@@ -197,7 +196,7 @@ def test_the_denoising_loss_is_that_of_a_loop_over_texts(kind):
 
 @pytest.mark.parametrize("kind", ["documents", "prompted"])
 def test_distillation_is_that_of_a_loop_over_texts(kind):
-    """Targets of a teacher whose steps reveal nothing, for their draws are a whole row's; the divergence."""
+    """The teacher's steps reveal nothing, because their draws are for whole rows; targets and divergence."""
     config, dt = sdtt_jax.DistillConfig(divergence="kl-fwd"), np.float32(0.0)
 
     def targets(model, tokens):
@@ -227,7 +226,7 @@ def test_distillation_is_that_of_a_loop_over_texts(kind):
 
 
 def test_the_teacher_free_loss_is_that_of_a_loop_over_texts():
-    """Each text's block has a probability of its own: a product over two texts is not their block's."""
+    """Each text's block has a probability of its own, rather than one product over all texts of a row."""
     config, tokens = AlphaConfig(0.3, num_calls=2), BATCHES["documents"]
     x_t, _, revealed = _on_batch(
         "documents", lambda model, x: draw_block(model, x, KEY, config.num_calls)
@@ -245,8 +244,8 @@ def test_the_teacher_free_loss_is_that_of_a_loop_over_texts():
 
 
 def test_inverse_distillation_is_a_sum_over_texts_that_know_nothing_of_each_other():
-    """So what changes with the second text is the same whichever is the first; the draws are."""
-    key = jax.random.key(2)  # not the first call's, at which all is masked and texts do not matter
+    """Changing the second text changes the sum by as much whichever text is first; the draws are the same."""
+    key = jax.random.key(2)  # not of the first call, at which all is masked and texts do not matter
     loss_of = functools.partial(idlm_loss, config=IdlmConfig(num_calls=2))
     loss = jax.jit(arranged(loss_of, DIFFUSION, _sequences("documents")))
     params = {"student": PARAMS, "fake": noisy_params(DENOISER, 2, spread=0.4)}
@@ -274,7 +273,7 @@ def test_blocks_and_features_leave_prompt_and_padding_alone():
 
 
 def test_two_steps_of_a_teacher_know_nothing_of_other_texts():
-    """The same draws, and another text beside the first: its targets are the same."""
+    """With the same draws and another text beside it, the first text has the same targets."""
     config, dt = sdtt_jax.DistillConfig(num_distill_steps=2), jnp.float32(0.3)
     first, *others = _texts((8, 8, 8), 5)
 
@@ -323,7 +322,7 @@ def test_the_causal_loss_is_that_of_a_loop_over_texts(kind):
 
 
 def test_the_sampler_fills_a_given_layout_text_by_text():
-    """At one call and with the most probable token, each text is that of a sequence of its own."""
+    """At one call with the most probable tokens, each text is the same as in a sequence of its own."""
     config = SamplerConfig(1, top_k=1)
     tokens = BATCHES["documents"]
     x_init = np.where(tokens == EOS, EOS, DIFFUSION.mask_id).astype(np.int32)
@@ -345,7 +344,7 @@ def test_a_model_leaves_prompt_and_padding_as_they_are():
     np.testing.assert_array_equal(found[:, given], x_init[:, given])
     *_, last = model.states(KEY, x_init, config)
     np.testing.assert_array_equal(found, last.x)
-    # Behind the EOS that ends the text nothing is seen, whatever stands there.
+    # Nothing after the EOS that ends the text is seen, whatever it is.
     others = np.asarray(model.denoise(KEY, longer, config).x)
     np.testing.assert_array_equal(found[:, :8], others[:, :8])
 

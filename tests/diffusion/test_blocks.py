@@ -55,7 +55,7 @@ def plain():
 
 
 def test_blocks_are_written_one_after_the_other_and_what_is_given_stays(plain):
-    """Two calls for each of three blocks; of a block's four tokens two at a time, of the second three."""
+    """Two calls for each of three blocks: two of four tokens a call; two and one where one is given."""
     state, states = plain
     left = np.asarray((states == VOCAB).reshape(8, 16, 3, BLOCK).sum(axis=-1))
     expected = [
@@ -74,7 +74,7 @@ def test_blocks_are_written_one_after_the_other_and_what_is_given_stays(plain):
 
 
 def test_the_prefix_cache_is_exact_for_block_causal_attention(plain):
-    """All 16 texts are the same; keys and values of two blocks take a call more each."""
+    """All 16 texts are the same; keys and values of two blocks take one more call each."""
     state, states = written(BlockCausal(NETWORK, BLOCK), "prefix")
     np.testing.assert_array_equal(states, plain[1])
     assert int(state.nfe) == 8

@@ -26,8 +26,8 @@ from tests.worlds import LENGTH, MASK, predictions
 
 
 def test_cooled_texts_have_their_exact_probabilities():
-    """n = 100,000, standard error 1.6e-3, seed 16: at calls of temperature 1.6, 1 and 0.4 times 0.9 the
-    table's logits count so much less or more."""
+    """n = 100,000, standard error 1.6e-3, seed 16: the table's logits are divided by the calls' temperatures,
+    1.6, 1 and 0.4 times 0.9."""
     config = SamplerConfig(3, mode="first-hitting", temperature=0.9, cooling=0.6)
     x_init = prior_sample(100_000, LENGTH, MASK)
     state, _ = run(TABLE, TABLE_PARAMS, jax.random.key(16), x_init, config)
@@ -54,7 +54,7 @@ def test_a_callers_temperatures_come_on_top_of_the_cooling():
 
 @pytest.mark.parametrize("mode", ["grid", "confidence", "remdm:eta=0.1"])
 def test_every_decoder_of_one_call_a_step_cools(mode):
-    """Oracle: a loop in Python over steps at temperatures of their own."""
+    """Oracle: a loop in Python over steps, each with its own temperature."""
     x_init, key = prior_sample(64, LENGTH, MASK), jax.random.key(4)
     config = SamplerConfig(3, mode=mode, cooling=0.5)
     state, _ = run(TABLE, TABLE_PARAMS, key, x_init, config)

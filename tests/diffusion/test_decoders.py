@@ -1,4 +1,4 @@
-"""What decoders take and mask again. Oracles: the definitions, written out in NumPy.
+"""What decoders accept and remask. Oracles: the definitions, written out in NumPy.
 
 The law of whole generations is in tests/laboratory/test_decoders.py.
 """
@@ -35,13 +35,13 @@ DUE = jnp.array([[True, True, True]])
 
 
 class Larger(TableDenoiser):
-    """A denoiser of another vocabulary."""
+    """A denoiser with another vocabulary."""
 
     mask_id = MASK + 1
 
 
 class Causal:
-    """As much of a causal network as is asked before anything is computed."""
+    """The part of a causal network that is looked at before anything is computed."""
 
     config = type("Config", (), {"vocab_size": MASK})
 
@@ -96,7 +96,7 @@ def test_an_order_of_high_temperature_is_random():
 def test_what_only_rounding_tells_apart_is_ordered_at_random(mode):
     """n = 3,000 draws of one of three positions; standard error 8.6e-3, seed 6.
 
-    The fully masked text of a network with rotated attention: the same probability everywhere.
+    As in the fully masked text of a network with rotated attention: equal probabilities everywhere.
     """
     (decoder, options), due = parse_mode(mode), jnp.ones((3000, 3), bool)
     score = jnp.broadcast_to(-1.6185 + jnp.array([2e-7, 0.0, 5e-7]), (3000, 3))
@@ -157,7 +157,7 @@ def test_fewer_calls_are_made_where_nothing_is_left_to_reveal():
 
 
 def test_a_decoder_is_a_module_of_at_most_150_lines():
-    """Those of several, without what decoders share."""
+    """So is a module of several decoders, without what decoders share."""
     modules = {row.options.__module__ for row in DECODERS.values()}
     for module in modules:
         source = inspect.getsource(importlib.import_module(module))
@@ -234,7 +234,7 @@ def test_what_a_decoder_cannot_be_served_with_is_said_before_anything_is_compile
 
 @pytest.mark.parametrize("mode", ["remdm", "remdm-confidence"])
 def test_in_a_loop_the_network_is_told_the_noise_of_what_is_masked(mode):
-    """Half of the steps are the loop; the others fall from 1 to 0.2 and on to 0 twice as fast."""
+    """Half of the steps are the loop; in the others, time falls from 1 to 0.2 and on to 0 twice as fast."""
     heard = []
 
     class Listening(TableDenoiser):
@@ -264,7 +264,7 @@ def test_a_network_is_told_a_finite_noise_where_all_is_masked_in_float32(mode):
 
 
 def test_a_loop_stays_where_it_reveals_as_much_as_it_masks_again():
-    """Half of the steps; before and after it nothing is masked again. Marginals are right throughout."""
+    """The loop is half of the steps; nothing is remasked outside it. Marginals are right throughout."""
     options, grid = Remdm(0.3, loop=0.5, still=0.2), np.linspace(1, 0, 9)
     masked = 1.0
     shares, remasked = [], []

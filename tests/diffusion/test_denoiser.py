@@ -1,4 +1,4 @@
-"""A model without parameters is its configs: equal ones are one static argument of `jit`."""
+"""A model without parameters is its configs: equal models are one static argument of `jit`."""
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +41,7 @@ def test_equal_models_are_compiled_once():
 
 
 def test_a_schedule_made_under_jit_outlives_its_trace():
-    """Its constants are numbers, not the values of a trace, for an equal one may be compiled already."""
+    """Its constants are numbers, not traced values, because an equal schedule may already be compiled."""
     made = []
 
     @jax.jit

@@ -1,4 +1,4 @@
-"""ReMDM by confidence. Oracle: a sum over all that can happen, with what each token was written with."""
+"""ReMDM by confidence. Oracle: a sum over all histories, with the confidence each token was written with."""
 
 import itertools
 import math
@@ -20,8 +20,8 @@ NUMBER = {tuple(state): n for n, state in enumerate(all_states().tolist())}
 
 
 def chances(state, confidence, sigma):
-    """Of being masked again, for each position that is shown: proportional to exp(-confidence), mean sigma,
-    and mixed with even ones until the largest is at most 1."""
+    """The chance that each shown position is remasked: proportional to exp(-confidence), with mean sigma,
+    mixed with even chances until the largest is at most 1."""
     shown = [i for i in range(LENGTH) if state[i] != MASK]
     weights = {i: math.exp(-confidence[i]) for i in shown}
     mean = sum(weights.values()) / max(len(shown), 1)
@@ -33,7 +33,7 @@ def chances(state, confidence, sigma):
 
 
 def brute(num_steps):
-    """The law of states and of what their tokens were written with, after each step."""
+    """The law of states and of the confidences of their tokens, after each step."""
     law, laws = {((MASK,) * LENGTH, (0.0,) * LENGTH): 1.0}, []
     for index in range(num_steps):
         alpha_t, alpha_s = index / num_steps, (index + 1) / num_steps

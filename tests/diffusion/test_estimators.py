@@ -36,7 +36,7 @@ def _mask(estimator, x0, noise):
 
 
 def test_a_masking_counts_what_it_masks_by_its_weight():
-    """Sums by hand over the masked tokens of a suffix; MASK that belongs to the row is nothing to predict."""
+    """Sums by hand over the masked tokens of a suffix; a MASK in the row itself is not predicted."""
     x0 = np.array([[2, 0, 1], [2, 0, 1], [2, 0, MASK]], np.int32)
     x_t = np.array([[2, MASK, MASK], [2, 0, MASK], [2, MASK, MASK]], np.int32)
 
@@ -70,7 +70,7 @@ def test_tokens_that_never_mask_are_given(estimator):
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_a_row_in_which_nothing_may_be_masked_is_worth_nothing(estimator):
-    """Beside one that may be: it stays as it is, and its bound is 0 where 0 · NaN was NaN."""
+    """Beside a row that may be masked: it stays as it is, and its bound is 0, where 0 · NaN was NaN."""
     x0 = np.array([[2, 0, 1], [2, 0, 1]], np.int32)
     tokens = np.array([[NEVER] * 3, [0.7, 0.1, 0.4]], np.float32)
     masking = _mask(estimator, x0, MaskNoise(np.array([0.9, 0.9], np.float32), tokens))

@@ -49,7 +49,7 @@ def test_numbers_of_steps_and_ways_to_spread_them_share_a_program():
 
 
 def test_temperatures_share_a_program_but_for_1():
-    """At 1 logits are not divided."""
+    """At 1 the logits are not divided."""
     found = [own_temperatures(SamplerConfig(2, temperature=t)) for t in (0.0, 0.5, 1.0, 2.0)]
     assert [x if x is None else x[:2].tolist() for x in found] == [
         None,

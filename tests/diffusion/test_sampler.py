@@ -2,7 +2,7 @@
 
 Oracle of the distributions: `tests.worlds.reveals`, a brute-force sum over every subset of positions
 and every choice of tokens at every step, on 3 tokens and length 3. Sizes, standard errors and seeds
-stand with the tests.
+are given with the tests.
 """
 
 import functools
@@ -160,8 +160,8 @@ def test_high_temperature_flattens():
 
 
 def exact_first_hitting(table, num_steps):
-    """`[VOCAB^LENGTH]`: the mean over all orders; tokens of one call are drawn independently. `table` has
-    the predictions of all calls, or one after the other those of each."""
+    """`[VOCAB^LENGTH]`: the mean over all orders; tokens of one call are drawn independently. `table` holds
+    the predictions of all calls alike, or of each call in turn."""
     tables = table if np.ndim(table) == 4 else [table] * num_steps
     row = {tuple(state): number for number, state in enumerate(all_states().tolist())}
     totals = dict.fromkeys(itertools.product(range(VOCAB), repeat=LENGTH), 0.0)
@@ -181,7 +181,7 @@ def exact_first_hitting(table, num_steps):
 
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 5])
 def test_first_hitting_texts_have_their_exact_probabilities(num_steps):
-    """n = 100,000, standard error of a frequency at most 1.6e-3, seed 14; calls for nothing are not made."""
+    """n = 100,000, standard error of a frequency at most 1.6e-3, seed 14; idle calls are not made."""
     config = SamplerConfig(num_steps, mode="first-hitting")
     x_init = prior_sample(100_000, LENGTH, MASK)
     state, _ = run(TABLE, TABLE_PARAMS, jax.random.key(14), x_init, config)
@@ -206,8 +206,8 @@ def test_first_hitting_keeps_what_is_given():
 def test_the_plan_has_the_law_of_the_chain_of_steps(num_steps, grid, kind):
     """P(revealed by step i) from the chances of all steps up to it, in float64, within 1e-6 + 1e-5 of it.
 
-    Positions are independent under both. The plan's law is counted over 2^16 even shares of [0, 1), each
-    standing for one in 2^16: so every count is exact within one.
+    Positions are independent under both. The plan's law is counted over 2^16 evenly spaced numbers of [0, 1),
+    so every count is exact within one.
     """
     schedule, times = make_schedule(ScheduleConfig(kind)), time_grid(SamplerConfig(num_steps, grid))
     still = still_masked(schedule, times)
@@ -224,7 +224,7 @@ def test_the_plan_has_the_law_of_the_chain_of_steps(num_steps, grid, kind):
 
 
 def python_sample(denoiser, params, key, x, num_steps, grid):
-    """The same generation, one plain step after the other, with a network call in each of them."""
+    """The same generation, as a plain loop over steps with a network call in each."""
 
     @jax.jit
     def logits_and_draws(x, key):
@@ -320,7 +320,7 @@ def test_final_denoise_is_greedy_and_counts():
 def test_without_final_denoise_mask_may_remain():
     """A geometric schedule ends at sigma 1e-3: each position stays masked with chance 1.6e-3; seed 0.
 
-    60,000 positions, so 95 are left in the mean, standard deviation 10.
+    60,000 positions, so 95 are left on average, standard deviation 10.
     """
     schedule = make_schedule(ScheduleConfig("geometric"))
     x_init, config = prior_sample(20_000, LENGTH, MASK), SamplerConfig(2, final_denoise=False)

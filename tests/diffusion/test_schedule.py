@@ -149,7 +149,7 @@ def test_importance_sampling_flattens_the_weight(config):
             {"kind": "geometric", "eps": 0.1},
             "eps=0.1 needs another kind; 'geometric' reads sigma_min",
         ),
-        # Its noise would be infinite, and 0 times that, which is NaN, at time 0.
+        # The noise would be infinite, and at time 0 it would be 0 times that, which is NaN.
         ({"kind": "linear", "sigma_max": jnp.inf}, r"sigma_max must lie in \[0, inf\), not inf"),
         ({"kind": "geometric", "sigma_max": jnp.inf}, r"sigma_max must lie in"),
         ({"sigma_min": jnp.nan}, r"sigma_min must lie in \[0, inf\), not nan"),
@@ -178,7 +178,7 @@ def test_a_stored_config_has_the_defaults_of_the_fields_that_its_kind_does_not_r
     ],
 )
 def test_an_empty_range_of_noise_is_refused_by_the_config(kind, low, high):
-    """None takes the reference's values, which the other one must agree with."""
+    """None takes the reference's value, with which the other end must agree."""
     with pytest.raises(ConfigError, match="sigma_min"):
         ScheduleConfig(kind, sigma_min=low, sigma_max=high)
 

@@ -2,7 +2,7 @@
 
 Oracle: a table of its predictions at all partly masked sequences, made by hand from the logits of the same
 network without shift: token i has the logits of position i - 1, and token 0, which has none before it, those
-of its own. Both are asked the same with the same keys.
+of its own position. Both are asked the same with the same keys.
 """
 
 import jax
@@ -79,7 +79,7 @@ def test_bound(table):
 
 
 def test_targets_and_loss_of_a_distillation(table):
-    """The table's own logits have another column for MASK, which no divergence sees."""
+    """The table's logits differ in the column of MASK, which no divergence sees."""
     diffusion, params = table
     config = DistillConfig(num_distill_steps=3)
     other = jax.tree.map(lambda x: 1.3 * x, PARAMS)

@@ -1,6 +1,6 @@
 """The plan of `skeleton`, from a real causal network with its cache. Oracle: a loop without one.
 
-Its law is in tests/laboratory/test_decoder_steps.py, a helper that was trained in tests/experiments.
+Its law is tested in tests/laboratory/test_decoder_steps.py, a trained helper in tests/experiments.
 """
 
 import jax
@@ -24,7 +24,7 @@ PARAMS, HELPER = noisy_params(DENOISER, 0), Helper(noisy_params(CAUSAL, 1), CAUS
 
 
 def test_bones_are_the_causal_models_own_and_what_is_given_stays():
-    """Greedily, of three texts, in one of which a bone and another token are given."""
+    """Greedy, for three texts; in one of them a bone and another token are given."""
     mask = DENOISER.mask_id
     x = np.full((3, LENGTH), mask, np.int32)
     x[1, EVERY], x[1, 2 * EVERY + 1] = 4, 5

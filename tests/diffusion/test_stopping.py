@@ -26,12 +26,12 @@ def filled(states, step):
 
 
 def stable(states, step):
-    """Two steps in a row changed nothing of a text without MASK."""
+    """Two steps in a row changed nothing in a text without MASK."""
     return step >= 2 and filled(states, step) and (states[step - 2 : step] == states[step]).all()
 
 
 def eos(states, step):
-    """Token 1 stands somewhere, and nothing before it is masked."""
+    """The text has token 1, and nothing before it is masked."""
     text = states[step].tolist()
     return 1 in text and MASK not in text[: text.index(1)]
 
@@ -63,7 +63,7 @@ def test_each_text_stops_where_a_loop_in_python_does(mode, stop, predicates):
     assert none is None
     np.testing.assert_array_equal(looped.x, state.x)
     assert int(looped.nfe) == int(state.nfe)
-    # Nothing is called when all have stopped.
+    # No call is made once all texts have stopped.
     longest = max(lengths)
     np.testing.assert_array_equal(
         stopped[longest:-1], np.asarray(stopped)[longest : longest + 1].repeat(9 - longest, 0)
@@ -71,7 +71,7 @@ def test_each_text_stops_where_a_loop_in_python_does(mode, stop, predicates):
 
 
 def test_what_is_left_is_revealed_at_once_where_it_has_little_entropy():
-    """One of three tokens at each call, or all that is masked where its entropies are below the bound."""
+    """One of three tokens a call, or all masked ones once the sum of their entropies is below the bound."""
     bound = 1.9
     entropies = -(TABLE * np.log(TABLE)).sum(axis=-1)
     state, states = written(f"confidence:stop=entropy:{bound}", keep_states=True)

@@ -19,7 +19,7 @@ FULL = len(all_states()) - 1  # all MASK
 
 
 def joint(table):
-    """Of every text, when one call reveals it whole."""
+    """The probability of every text, if one call reveals all of it."""
     first = predictions(DIFFUSION.denoiser, table)[FULL]
     return np.prod([first[i, TEXTS[:, i]] for i in range(LENGTH)], axis=0)
 

@@ -36,7 +36,7 @@ TEACHER, TABLE = MaskedDiffusion(TableDenoiser(), make_schedule()), random_table
 NETWORK = CoupledDenoiser(CoupledConfig.of(tiny_network().config, NoiseConfig(hidden_dim=8)))
 STUDENT, PARAMS = MaskedDiffusion(NETWORK, make_schedule()), noisy_params(NETWORK, 3)
 KEYS = jax.random.split(jax.random.key(5), 32)
-# Each is compiled as a whole: operation by operation it takes three times as long.
+# Each is compiled as a whole: running operation by operation takes three times as long.
 _end = jax.jit(trajectory_end, static_argnames=("teacher", "config"))
 _noise = jax.jit(noise_of, static_argnames=("diffusion", "length"))
 _states = jax.jit(states_along, static_argnames=("diffusion", "config", "round"))
@@ -46,7 +46,7 @@ _sample = jax.jit(sample, static_argnames=("diffusion", "config"))
 
 
 def test_a_sampler_draws_a_seeing_networks_noise_once():
-    """The plan holds it for all calls; another key gives other texts."""
+    """The plan holds the noise of all calls; another key gives other texts."""
     config, x_init = SamplerConfig(2, temperature=0.0), prior_sample(64, LENGTH, MASK)
     plan = plan_generation(STUDENT, jax.random.key(0), x_init, config)
     assert plan.noise.token.shape == (64, LENGTH, VOCAB)
@@ -119,7 +119,7 @@ def _says(x_t, noise):
 
 
 def test_soft_targets_are_what_the_teacher_says_once_the_next_calls_are_made():
-    """Oracle: trajectories followed position by position, and the teacher looked up where they stand."""
+    """Oracle: trajectories followed position by position, with the teacher looked up at their states."""
     config = CoupledDistillConfig(4, num_distill_calls=2, num_rounds=2, soft_weight=0.5)
     noise, key = _noise(STUDENT, KEYS, LENGTH), jax.random.key(0)
     tokens = _end(TEACHER, TABLE, noise, config.trajectory(1))
@@ -154,7 +154,7 @@ def test_soft_targets_are_what_the_teacher_says_once_the_next_calls_are_made():
 
 
 def test_the_objective_is_the_loss_of_its_trajectories_and_holds_nothing_on_a_device():
-    """Compiling a step fetches the constants of its program, and the training loop forbids a GPU that."""
+    """Compiling a step fetches its program's constants, and on a GPU the training loop forbids that."""
     config, index, key = CoupledDistillConfig(3), jnp.arange(4), jax.random.key(0)
     loss = coupled_loss(STUDENT, TEACHER, config, 1, KEYS[0], LENGTH)
     inputs = (PARAMS, {"teacher_params": TABLE}, {"index": index}, key)
@@ -183,7 +183,7 @@ def test_in_hindsight_the_objective_infers_the_noise_of_its_texts_or_is_given_it
 
 @pytest.mark.parametrize("mode", ["refine", "remdm-confidence", "blocks:length=1,cache=none"])
 def test_a_decoder_with_calls_of_its_own_is_refused_for_a_network_that_sees_noise(mode):
-    """It would be shown none, and was never trained so."""
+    """The network would be shown no noise, and was never trained without."""
     x_init = prior_sample(2, LENGTH, MASK)
     with pytest.raises(ConfigError, match=f"mode={mode} makes its own network calls"):
         sample(STUDENT, {}, jax.random.key(0), x_init, SamplerConfig(3, mode=mode))

@@ -17,7 +17,7 @@ from sdtt_jax.networks.coupled import CoupledDenoiser
 from sdtt_jax.objectives import coupled_idlm_loss
 from tests.worlds import LENGTH, MASK, TableDenoiser, noisy_params, random_table, tiny_network
 
-# As many columns as the network, which pads its vocabulary.
+# As many columns as the network has, which pads its vocabulary.
 DIFFUSION = MaskedDiffusion(TableDenoiser(padded_vocab=128), make_schedule())
 NETWORK = CoupledDenoiser(CoupledConfig.of(tiny_network().config, NoiseConfig(hidden_dim=8)))
 STUDENT_MODEL = MaskedDiffusion(NETWORK, make_schedule())
@@ -46,7 +46,7 @@ def seen(monkeypatch, full_share):
 
 
 def test_it_learns_where_a_generation_begins_and_within_its_own_text(monkeypatch):
-    """The first positions in the order of the noise are revealed, and at full share none."""
+    """The first positions in the order of the noise are revealed; at a full share of 1, none."""
     noise, x_t, _ = seen(monkeypatch, full_share=0.0)
     ranks = np.argsort(np.argsort(-np.asarray(noise.order), axis=-1), axis=-1)
     masked = np.asarray(x_t) == MASK
@@ -78,7 +78,7 @@ def test_each_loss_trains_its_own_network_and_neither_the_teacher():
     by_network = {name: sum(jax.tree.leaves(moved[name])) for name in PARAMS}
     assert by_network[STUDENT][0] > 0 == by_network[STUDENT][1]
     assert by_network[FAKE][1] > 0 == by_network[FAKE][0]
-    # What it is shown of the noise is trained too.
+    # The parameters that read the noise are trained too.
     assert sum(jax.tree.leaves(moved[STUDENT]["noise"]))[0] > 0
     assert not bool(jnp.any(of_teacher["table"] != 0))
 
@@ -89,7 +89,7 @@ def test_a_fake_that_is_the_teacher_teaches_nothing():
 
 
 def test_the_teachers_temperature_divides_what_the_teacher_says():
-    """The loss is linear in 1 / temperature: at infinity only what the fake says is left."""
+    """The loss is linear in 1 / temperature: at infinity only the part of the fake is left."""
     student = [
         float(terms(PARAMS, TEACHER, CoupledIdlmConfig(teacher_temperature=t))[0])
         for t in (1.0, 2.0, 1e9)

@@ -32,7 +32,7 @@ def terms(params, teacher, config=CONFIG):
 
 @jax.jit
 def states():
-    """What is drawn: the student's state, its completion, that masked again, and the weight of each text."""
+    """The draws: the student's state, its completion, the remasked completion and the weight of each text."""
     key_block, key_draw, key_t, key_mask = jax.random.split(KEY, 4)
     x_t, sigma, _ = draw_block(DIFFUSION, X0, key_block, CONFIG.num_calls)
     hidden = DIFFUSION.hidden(TABLES[STUDENT], x_t, sigma)
@@ -81,7 +81,7 @@ def test_a_fake_that_is_the_teacher_teaches_nothing():
 
 
 def test_the_optimum_is_the_teachers_law_at_its_temperature():
-    """Where tokens are independent, p is the denoiser of what p writes: the best fake."""
+    """If tokens are independent, p is the denoiser of the texts that p writes, so p is the best fake."""
 
     def independent(table):
         """One distribution for each position, whatever the state."""

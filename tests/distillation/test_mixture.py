@@ -63,7 +63,7 @@ def test_a_latent_is_one_value_for_all_positions_and_masks_are_one_for_each():
 
 
 def test_the_loss_is_the_cross_entropy_of_the_joint_law():
-    """All MASK, and the teacher's two calls: n = 40,000 texts, standard error at most 0.006, seed 0."""
+    """From all MASK, with the teacher's two calls: n = 40,000 texts, standard error at most 0.006, seed 0."""
     config, count = MixtureConfig(2, 2, full_share=1.0), 40_000
     x0, key = jnp.zeros((count, LENGTH), jnp.int32), jax.random.key(0)
     total, weight = jax.jit(

@@ -28,7 +28,7 @@ GAMMA = 0.2
 
 
 def features(params, tokens):
-    """Of a token and the sum of its text, so that what is compared depends on all tokens."""
+    """Features of a token and of the sum of its text, so that they depend on all tokens."""
     own = params[tokens]
     return own + 0.5 * own.sum(axis=-2, keepdims=True)
 
@@ -104,13 +104,13 @@ def test_the_gradient_is_that_of_the_expected_reward():
 
 
 def test_states_of_a_layer_are_those_of_the_network_cut_there():
-    """All layers and then the final norm are the hidden states; another layer is another network's."""
+    """Layer 1 has the states of a network whose second block is the identity, and not those of layer 2."""
     network, tokens = tiny_network(), np.array([[0, 2, 1], [1, 1, 0]], np.int32)
     params = jax.device_get(noisy_params(network, 0))
     layer_states = jax.jit(network.layer_states, static_argnames="layer")
     states = [np.asarray(layer_states(params, tokens, layer=layer)) for layer in (1, 2)]
     assert states[0].shape == (2, LENGTH, 16)
-    first = np.array([1.0, 0.0], np.float32)  # of the two blocks
+    first = np.array([1.0, 0.0], np.float32)  # keeps the first of two blocks
     blocks = jax.tree.map(lambda x: x * first.reshape(2, *[1] * (x.ndim - 1)), params["blocks"])
     # A block whose gates are zero is the identity.
     one = layer_states(params | {"blocks": blocks}, tokens, layer=2)

@@ -50,7 +50,7 @@ def test_a_wrong_field_is_named(fields, named):
 
 
 def trained(student: Student) -> Student:
-    """A training that can be followed by hand: every number of the start leaves its trace in the end."""
+    """A training that can be followed by hand: every number at the start changes the result."""
     teacher, dt = student.context["teacher_params"], student.context["dt"]
     momentum = (0.0 if student.opt_state is None else student.opt_state) + teacher * dt
     params = 2 * student.params + momentum

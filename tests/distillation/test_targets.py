@@ -160,7 +160,7 @@ def test_a_huge_step_reveals_everything_at_once():
 
 
 def test_share_of_positions_that_keep_the_first_call():
-    """Those that the first step reveals, and all of a text in which it reveals nothing.
+    """Positions that the first step reveals, and all positions of a text in which it reveals nothing.
 
     t = 0.5; n = 60,000 positions in 20,000 texts, standard error below 3e-3, seed 14.
     """
@@ -172,7 +172,7 @@ def test_share_of_positions_that_keep_the_first_call():
     same = (np.asarray(target) == np.asarray(first)).all(axis=-1)
     r = DT / 0.5
     expected = r + (1 - r) ** LENGTH
-    # Positions of a text go along with each other: as if there were only as many draws as texts.
+    # Positions of one text are correlated: count only as many draws as texts.
     error = np.sqrt(expected * (1 - expected) / len(x_t))
     assert abs(float(same.mean()) - expected) < 4 * error
 

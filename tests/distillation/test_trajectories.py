@@ -1,4 +1,4 @@
-"""Trajectories as functions of noise. Oracles: the enumerated laws of the sampler's tests, one by hand."""
+"""Trajectories as functions of noise. Oracles: the sampler tests' enumerated laws, a trajectory by hand."""
 
 import dataclasses
 
@@ -49,7 +49,7 @@ PARAMS = noisy_params(STUDENT.denoiser, 3)
 # As many masks as there are tokens.
 MASKED = seeing(kind="masks", num_values=VOCAB)
 KEYS = jax.random.split(jax.random.key(5), 32)
-# Each is compiled as a whole: operation by operation it takes three times as long.
+# Each is compiled as a whole: running operation by operation takes three times as long.
 _end = jax.jit(trajectory_end, static_argnames=("teacher", "config"))
 _noise = jax.jit(noise_of, static_argnames=("diffusion", "length"))
 _hindsight = jax.jit(hindsight_noise, static_argnames=("teacher", "config"))
@@ -94,7 +94,7 @@ def test_a_trajectory_is_the_argmax_with_noise_in_the_order_of_the_noise():
 def test_in_hindsight_the_teacher_makes_the_given_texts_of_the_noise(mode):
     """Oracles: the trajectories themselves, and the enumerated law of another teacher's texts.
 
-    Of texts that the teacher made in this order the noise has the law of fresh noise. n = 100,000.
+    For texts that the teacher made in this order, the noise has the law of fresh noise. n = 100,000.
     """
     config, other = SamplerConfig(2, mode=mode), random_table(7)
     fresh, again = (draw_noise(jax.random.key(s), (100_000, LENGTH), VOCAB, "full") for s in (4, 6))

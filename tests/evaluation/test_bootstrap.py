@@ -47,14 +47,14 @@ def test_hits_that_are_all_alike_do_not_make_it_certain(hits):
     exact = stats.binomtest(sum(hits), len(hits)).proportion_ci(method="exact")
     interval = share(np.array(hits), seed=0)
     if len({*hits}) == 1:
-        # One of the two ends is free, so that the other may miss in 2.5 %, as two-sided ones do.
+        # One end is 0 or 1 and cannot miss, so the other may miss in 2.5 %, as in two-sided intervals.
         np.testing.assert_allclose(interval[1:], [exact.low, exact.high], rtol=1e-12)
     else:
         assert interval.low < interval.value < interval.high
 
 
 def test_the_estimators_own_error_is_in_the_interval():
-    """Four maskings of three texts of which one saw everything: Student's t with three degrees of freedom."""
+    """Three texts; one of the four maskings has all the loss: Student's t with three degrees of freedom."""
     estimates = np.zeros((3, 4))
     estimates[:, 1] = [2.0, 2.2, 1.8]
     result = summary(estimates, seed=0)

@@ -15,7 +15,7 @@ STEPS = np.array([4, 8, 16])
 
 
 def world(prompts, noise, seed=0):
-    """Prompts of one feature in [0, 1], of which each step loses the more the larger it is."""
+    """Prompts with one feature in [0, 1]; the larger it is, the more nats few steps lose."""
     rng = np.random.default_rng(seed)
     hard = rng.random(prompts)
     features = np.stack([hard, rng.random(prompts)], axis=1)
@@ -34,8 +34,8 @@ def test_it_takes_the_fewest_steps_that_lose_little():
 def test_with_noise_each_prompt_still_gets_its_own_number():
     """n = 2,000 prompts, noise 0.3 nats; standard error of the mean excess 0.014, seed 0.
 
-    At 0.06 nats 4 steps are for prompts up to 0.15, 8 for those up to 0.6: 10.6 on average, which lose 0.021.
-    One number for all need only lose so much on average.
+    At 0.06 nats, prompts up to 0.15 get 4 steps and those up to 0.6 get 8: 10.6 on average, losing 0.021.
+    A fixed number of steps only has to lose at most 0.06 nats on average.
     """
     features, nats, _ = world(4_000, noise=0.3)
     found = halves(features, nats, STEPS, 0.06)

@@ -46,7 +46,7 @@ def exact_bound(row, suffix):
 
     Args:
       row: three tokens.
-      suffix: positions of it.
+      suffix: its positions.
     """
     table = predictions(WORLD, TABLE)
     total = 0.0
@@ -85,7 +85,7 @@ def test_bounds_are_the_sums_over_all_maskings(estimator):
 
 
 def counted(items, layout=WHOLE, *, num_maskings=1, seed=0):
-    """Bounds by counts, which for one token are exact."""
+    """Bounds by the "counts" estimator, which is exact for one token."""
     config, key = BoundConfig("counts", num_maskings), jax.random.key(seed)
     return suffix_bounds(MODEL, items, key, config, layout, batch_size=80)
 
@@ -96,7 +96,7 @@ def test_counts_need_one_masking_for_one_token():
 
 
 def test_maskings_of_an_item_lie_on_an_even_grid():
-    """Two maskings of two tokens: always one of both, which is one value, and one of either."""
+    """Two maskings of two tokens: one always masks both and the other masks one, so two values can occur."""
     table = predictions(WORLD, TABLE)
     both = table[2 * 16 + MASK * 4 + MASK]
     one = [-np.log(table[2 * 16 + MASK * 4 + 1, 1, 0]), -np.log(table[2 * 16 + 0 * 4 + MASK, 2, 1])]
@@ -126,7 +126,7 @@ def test_values_depend_neither_on_batches_nor_on_the_items_beside():
 
 
 def test_groups_of_several_lengths_come_back_in_order():
-    """A real network, which sees the time that goes with a count; each item alone is its own oracle."""
+    """A real network, which sees the time that belongs to a count. Oracle: each item alone."""
     network = tiny_network(time_conditioned=True)
     model = as_model(network, noisy_params(network, 5))
     items = [item([0], [1, 2]), item([], [2]), item([1, 1], [0]), item([2], [1])]
@@ -139,7 +139,7 @@ def test_groups_of_several_lengths_come_back_in_order():
 
 
 def test_bos_and_a_visible_eos_stand_around_the_text():
-    """[2] 0 1 in the table's world with BOS 2 and EOS 1, of which only 0 is scored, is one exact term."""
+    """[2] 0 1 in the table's world, with BOS 2 and EOS 1: only 0 is scored, so one exact term is left."""
     [bound] = counted([item([], [0])], RowLayout(bos_id=2, eos_id=1))
     assert bound == pytest.approx(exact_bound([2, 0, 1], [1]), rel=1e-5)
 
@@ -151,7 +151,7 @@ def test_too_long_a_prefix_loses_its_beginning():
 
 
 def test_filled_rows_score_the_suffix_only():
-    """Two tokens in a row of three: what is behind them is masked and is not scored."""
+    """Two tokens in a row of three: the position after them is masked and not scored."""
     [bound] = counted([item([2], [0])], RowLayout(multiple=3))
     table = predictions(WORLD, TABLE)[2 * 16 + MASK * 4 + MASK]
     assert bound == pytest.approx(-np.log(table[1, 0]), rel=1e-5)
@@ -174,7 +174,7 @@ def causal():
 
 
 def next_token(model, text):
-    """Log-probabilities after a text, which stands alone at the beginning of a row of eight."""
+    """Log-probabilities after a text that stands alone at the beginning of a row of eight."""
     row = np.zeros((1, 8), np.int32)
     row[0, : len(text)] = text
     return np.asarray(model.log_probs(row))[0, len(text) - 1]
@@ -224,7 +224,7 @@ CHOICES = [
 
 
 def test_choices_by_likelihood_plain_and_for_each_character():
-    """2 nats for 2 characters against 5 for 20: the first is likelier, the second for its length."""
+    """2 nats for 2 characters against 5 for 20: the first is likelier, the second likelier per character."""
     hits = choice_hits(CHOICES, np.array([2.0, 5.0, 2.0, 5.0, 3.0, 2.0, 1.0]))
     assert hits.plain.tolist() == [True, False, True]
     assert hits.normalised.tolist() == [False, True, True]

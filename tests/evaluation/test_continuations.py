@@ -25,7 +25,7 @@ def test_prefix_and_suffix_are_the_whole_text(gpt2):
     [Cloze("1984", " was"), Cloze("in the", " жж"), Cloze("[ 3 ]", " was"), Cloze("in the", " 7")],
 )
 def test_a_context_or_an_ending_of_which_nothing_is_left_is_refused(cloze):
-    """What would be scored is the rest without it."""
+    """Otherwise only what is left of the pair would be scored."""
     tokenizer = train_tokenizer(TokenizerConfig(model_type="char"), ["in the was"], "text8")
     with pytest.raises(ConfigError, match=r"holds nothing that the vocabulary|has no tokens"):
         encode(tokenizer, [cloze])
@@ -43,7 +43,7 @@ def test_a_space_at_the_end_of_the_prefix_belongs_to_the_next_word(gpt2):
 
 
 def test_where_the_cut_goes_through_a_token_both_sides_are_encoded_alone(gpt2):
-    """ "un" and "believable" are other tokens than those of the whole word."""
+    """ "un" and "believable" have other tokens than the whole word."""
     [found] = encode(gpt2, [Cloze("It is un", "believable")])
     np.testing.assert_array_equal(found.prefix, gpt2.encode("It is un"))
     np.testing.assert_array_equal(found.suffix, gpt2.encode("believable"))

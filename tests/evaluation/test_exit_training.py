@@ -44,8 +44,8 @@ def loss_and_gradient(exits, params):
 
 
 def test_the_loss_is_the_mean_divergence_of_exits_from_the_last_layer():
-    """Position by position and layer by layer, in float64; MASK has no probability. To it is added the
-    cross-entropy of what the exits say of exp(-KL)."""
+    """Position by position and layer by layer, in float64; MASK has no probability. The cross-entropy of
+    the exits' estimate of exp(-KL) is added."""
     exits = some_exits()
     t, _, x_t = masked_batch(DIFFUSION, TOKENS, KEY, NelboConfig(weighting="even"))
     sigma = DIFFUSION.schedule.sigma(t)
@@ -66,14 +66,14 @@ def test_the_loss_is_the_mean_divergence_of_exits_from_the_last_layer():
     assert loss.weight == len(kl)
     assert loss.metrics["kl"] == pytest.approx(np.mean(kl), rel=1e-4)
     assert value == pytest.approx(np.mean(kl) + np.mean(said), rel=1e-4)
-    # The whole network is the measure, and does not move.
+    # The last layer is the measure and is not trained.
     for leaf in gradient.values():
         assert (leaf[-1] == 0).all()
         assert all((np.abs(leaf[layer]) > 0).any() for layer in range(LAYERS - 1))
 
 
 def test_where_the_layers_add_nothing_there_is_nothing_to_learn():
-    """A new network's gates are shut: every layer's states are the last one's, and the maps stay."""
+    """A new network's gates are shut: all layers have the last one's states, so maps get no gradient."""
     params = unbox(jax.jit(NETWORK.init)(jax.random.key(3)))
     (_, loss), gradient = loss_and_gradient(untrained_exits(NETWORK.config), params)
     assert abs(loss.metrics["kl"]) < 1e-6
@@ -102,7 +102,7 @@ def test_training_brings_the_exits_to_the_last_layer_and_leaves_the_network_alon
 
 
 def test_the_same_promise_is_kept_with_fewer_layers(trained):
-    """Random layers agree about nothing; the trained exits of 400 texts do, within the bound."""
+    """Random layers do not agree; trained exits do, within the bound, on 400 texts."""
     tokens = np.random.default_rng(2).integers(0, VOCAB, (400, LENGTH)).astype(np.int32)
     whole = as_model(NETWORK, PARAMS)
     plain, tuned = (
@@ -131,14 +131,14 @@ def test_they_are_trained_by_the_suite_stored_and_used(model, text, folder):  # 
     assert early.sample(jax.random.key(0), 2, 2).shape == (2, LENGTH)
     stored = json.loads((folder / "exits.json").read_text())
 
-    # Exits of another training are others, and calibrated anew.
+    # Exits of another training are other exits, and are calibrated anew.
     run(exit_training_steps=3, exit_bound=0.9)
     with pytest.raises(
         ConfigError, match=r"with exits that .*npz does not hold, or no longer holds"
     ):
         variant(model, Sampling(early_exit=0.99), None)
     assert variant(model, Sampling(early_exit=0.9), None)
-    run(exit_training_steps=2)  # as kept
+    run(exit_training_steps=2)  # as stored
     assert variant(model, Sampling(early_exit=0.99), None)
     assert json.loads((folder / "exits.json").read_text())["0.99"] == stored["0.99"]
 

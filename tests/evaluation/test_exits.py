@@ -38,7 +38,7 @@ def test_the_promise_is_kept_as_often_as_it_says():
 
 
 def test_the_threshold_follows_from_the_texts():
-    """With 400 texts a bound that everything keeps takes the lowest threshold; a strict one, none."""
+    """With 400 texts, a bound that every threshold keeps gives the lowest threshold; a strict bound, none."""
     model = as_model(NETWORK, PARAMS)
     tokens = np.random.default_rng(0).integers(0, VOCAB, (400, LENGTH)).astype(np.int32)
     key, loose, strict = jax.random.key(0), 0.99, 1e-4

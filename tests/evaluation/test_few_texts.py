@@ -1,4 +1,4 @@
-"""Suites on few texts, or on texts with nothing in them. Oracles: what a person would say of them."""
+"""Suites on few texts, or on texts with nothing in them. Oracles: what a person would say about them."""
 
 import dataclasses
 import json

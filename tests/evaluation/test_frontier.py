@@ -31,7 +31,7 @@ def test_between_temperatures_nats_are_linear_in_entropy_and_beyond_them_as_at_t
 
 
 def judged(distinct, nats):
-    """Texts of eight tokens, so many of them distinct and equally often: entropy log(distinct)."""
+    """Texts of eight tokens, `distinct` of them different and equally frequent: entropy log(distinct)."""
     tokens = np.tile(np.arange(8) % distinct, (5, 1))
     scores = Scores(np.full(5, 8 * nats), np.full(5, 8), np.ones(5, int))
     return Judged(tokens, np.full(5, 2.0), ReadTexts(list(tokens), list(tokens), {}, 0), scores)
@@ -59,7 +59,7 @@ SETTINGS = Settings(
 
 @pytest.fixture
 def subject(model, run, monkeypatch):
-    """Its texts at n steps have 1 + 2 / n nats at the entropy of real text, 0.04 more for the grid."""
+    """A model whose texts at n steps have 1 + 2 / n nats at real text's entropy, 0.04 more with the grid."""
 
     def judged_texts(*given):
         writer = given[-1]
@@ -78,12 +78,12 @@ def subject(model, run, monkeypatch):
 
 
 def _entropies(texts):
-    """Half-way between two and four tokens for real text, which is zeros."""
+    """For real text, which is all zeros here, half-way between the entropies of two and of four tokens."""
     return np.array([np.log(len(set(text.tolist())) if text.any() else 2**1.5) for text in texts])
 
 
 def test_every_decoder_has_its_lowest_clean_number_of_calls(subject, tmp_path):
-    """The best is exp(1.25), of first-hitting at 8 steps: exp(1.29) is within 5 %, exp(1.5) is not."""
+    """The best, exp(1.25), is first-hitting's at 8 steps: exp(1.29) is within 5 %, exp(1.5) is not."""
     record = Record(tmp_path / "frontier.json", subject.model.identity)
     suite(subject, record)
     found = record.items
@@ -94,11 +94,11 @@ def test_every_decoder_has_its_lowest_clean_number_of_calls(subject, tmp_path):
         clean = found[f"frontier/clean/{mode}"]
         assert clean["best"] == pytest.approx(np.exp(1.25))
         assert clean["gen_ppl"] == pytest.approx(np.exp(1.25 + extra))
-        assert clean["clean_calls"] == 2.0  # of `judged`
+        assert clean["clean_calls"] == 2.0  # as set in `judged`
 
 
 def test_a_clean_number_of_calls_is_none_that_was_tried_alone(subject, tmp_path):
-    """With 2 and 4 steps the best is exp(1.5), of the most steps, and more could be better still."""
+    """With 2 and 4 steps the best, exp(1.5), is at the most steps, and more could be better still."""
     subject = dataclasses.replace(
         subject, settings=dataclasses.replace(subject.settings, num_steps=(2, 4))
     )
@@ -110,7 +110,7 @@ def test_a_clean_number_of_calls_is_none_that_was_tried_alone(subject, tmp_path)
 def test_where_one_perplexity_is_not_known_no_number_of_calls_is_clean(
     subject, tmp_path, monkeypatch
 ):
-    """At 8 steps, the best, the entropy of real text is not reached."""
+    """At 8 steps, which are the best, the entropy of real text is not reached."""
     matched = frontier._matched
 
     def reached(judged, settings, target):

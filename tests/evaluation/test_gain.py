@@ -114,7 +114,7 @@ def test_share_is_one_for_the_exact_optimum(divergence, error):
 
 
 def test_floor_of_few_trajectories_is_not_biased():
-    """From 8 trajectories and from 64, other draws: within 10 %."""
+    """From 8 trajectories and from 64, with other draws: equal within 10 %."""
     student = optimum_params(LOG_TABLE, backward=True)
     few, many = measure(student, trajectories=8), measure(student, trajectories=64)
     assert few.floor == pytest.approx(many.floor, rel=0.1)
@@ -138,7 +138,7 @@ def test_divergences_are_the_exact_expectations():
     gain = measure(blind)
     assert gain.teacher == pytest.approx(exact(teacher), rel=0.06)
     assert gain.student == pytest.approx(exact(optimum), rel=0.06)
-    # The best that a student without the time can do stays above the floor, which knows it.
+    # The best that a student without the time can do stays above the floor, which knows the time.
     assert 0.85 < gain.share < 1.0
 
 

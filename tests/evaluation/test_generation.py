@@ -1,4 +1,4 @@
-"""From what texts are continued. Oracle: the tokens at the start of the rows that a model fills."""
+"""What texts are continued from. Oracle: the tokens at the start of the rows that a model fills."""
 
 import dataclasses
 
@@ -17,7 +17,7 @@ SETTINGS = Settings(num_steps=(2,), prompt_tokens=3, continuation_tokens=4, num_
 
 
 def test_prompts_stand_behind_bos_for_a_model_that_has_always_seen_it_first(model, tmp_path):
-    """But not twice, and what is measured are the texts without it."""
+    """But BOS does not come twice, and the texts are measured without it."""
     bos = model.tokenizer.bos_id
     prompts = np.array([[5, 6, 7], [6, 7, 8]], np.int32)
     wrapped = dataclasses.replace(model, facts=model.facts | {"begins_with_bos": True})

@@ -1,4 +1,4 @@
-"""A model read in every way that it might be. Oracles: its own bound, and its logits of plain prefixes."""
+"""A model in each of its possible readings. Oracles: its own bound, and its logits of plain prefixes."""
 
 import jax
 import numpy as np

@@ -1,4 +1,4 @@
-"""The judge's scores. Oracles: the network's own log-softmax one text after the other; values by hand."""
+"""The judge's scores. Oracles: the network's own log-softmax, text by text; values by hand."""
 
 import itertools
 from types import SimpleNamespace
@@ -115,7 +115,7 @@ def test_another_tokenizer_reads_the_same_text(tokenizers):
 
 
 def test_texts_are_cut_at_their_end_if_that_is_asked_for(tokenizers):
-    """An EOS within a prompt ends nothing; prompt and continuation are converted each by itself."""
+    """An EOS within a prompt ends nothing; prompt and continuation are converted separately."""
     characters, gpt2 = tokenizers
     ids = characters.encode("the lazy dog")
     texts = [np.insert(ids, 8, characters.eos_id), np.insert(ids, 2, characters.eos_id), ids]

@@ -1,4 +1,4 @@
-"""Latency. Oracle for what a token costs: the compiler's FLOPs of the compiled step."""
+"""Latency. Oracle for the cost of a token: the compiler's FLOPs of the compiled step."""
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ from tests.worlds import (
     random_table,
 )
 
-# One layer: the compiler counts the body of a loop, here that over layers, once.
+# One layer, because the compiler counts the body of a loop, here the loop over layers, only once.
 SIZES = {"vocab_size": 100, "length": 64, "num_layers": 1, "embed_dim": 32, "num_heads": 2}
 NETWORKS = {
     "causal": CausalNetwork(CausalConfig(**SIZES)),
@@ -36,7 +36,7 @@ def _flops(function, *arguments):
 
 
 def _decode_flops(network, params, used, capacity=64):
-    """One token after `used` others: one program, which only learns at run time how many they are."""
+    """FLOPs of one token after `used` others: one program, which learns their number only at run time."""
 
     def step(params, tokens, cache):
         hidden, cache = network.decode(params, tokens, cache)
@@ -48,8 +48,8 @@ def _decode_flops(network, params, used, capacity=64):
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_cached_token_costs_the_same_at_every_position(name):
-    """FLOPs of the compiled step: equal after 1 and after 60 tokens, and a place in the cache costs no more
-    than its attention, 4 multiply-adds of the width or so; without a cache a token costs its whole prefix."""
+    """The compiled step has as many FLOPs after 60 tokens as after 1. A place in the cache costs no more than
+    its attention, some 4 FLOPs per feature of the width; without a cache, a token costs its whole prefix."""
     network = NETWORKS[name]
     params = noisy_params(network, 0)
     early, late = (_decode_flops(network, params, used) for used in (1, 60))

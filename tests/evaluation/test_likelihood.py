@@ -47,7 +47,7 @@ def bounds(*arguments, batch_size):
     return join([batch() for batch in text_bounds(*arguments, batch_size=batch_size)])
 
 
-# "counts" leaves the ends that the schedule cuts off: a thousandth of the range.
+# "counts" leaves out the ends that the schedule cuts off: a thousandth of the range.
 SLACK = {"counts": 2e-3}
 
 
@@ -67,9 +67,9 @@ def _estimates(estimator, time_scale=0.0, kind="log-linear"):
 @pytest.mark.parametrize("time_scale", [0.0, 0.3], ids=["without time", "time-conditioned"])
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_each_estimator_has_the_exact_mean(estimator, time_scale):
-    """216 texts × 8 maskings × 40 keys, the batches of 64 not dividing the texts.
+    """216 texts × 8 maskings × 40 keys, in batches of 64, which do not divide the texts.
 
-    Keys are independent, so that the mean's standard error is theirs, even times within a batch or not.
+    Keys are independent, so the standard error comes from them, whether or not times in a batch are even.
     """
     exact = _exact(time_scale, make_schedule())
     means = _estimates(estimator, time_scale).mean(axis=(1, 2))
@@ -80,9 +80,9 @@ def test_each_estimator_has_the_exact_mean(estimator, time_scale):
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_the_exact_bound_lies_in_the_reported_interval(estimator):
-    """The 95 % interval over texts of 40 keys: fewer than 34 hits have probability 0.003.
+    """The 95 % interval over texts, for 40 keys: fewer than 34 hits have probability 0.003.
 
-    An even spread over a batch makes it wide; independent times are the case that tests it.
+    Times that are even over a batch make it too wide; independent times are the real test.
     """
     exact = _exact(0.0, make_schedule())
     hits = 0
@@ -100,14 +100,14 @@ def test_other_schedules_have_the_same_bound_for_a_network_without_time():
 
 
 def test_variance_falls_from_estimator_to_estimator():
-    """Of the mean over 216 texts, between 40 keys. Texts of 3 tokens: most of it is which are masked."""
+    """Of the mean over 216 texts, between 40 keys. With 3 tokens, the choice of masked ones is most of it."""
     variance = {e: _estimates(e).mean(axis=(1, 2)).var(ddof=1) for e in ESTIMATORS}
     assert variance["low-variance"] < 0.5 * variance["antithetic"]
     assert variance["antithetic"] < variance["independent"]
 
 
 def test_bound_lies_above_the_negative_log_likelihood():
-    """Texts of the best model there is, one that is certain: the bound is 0; else positive."""
+    """For a model that is certain of the texts the bound is 0; otherwise it is positive."""
     certain = {"table": jnp.full((64, LENGTH, VOCAB), -50.0).at[:, :, 1].set(0.0)}
     texts, one = np.ones((20, LENGTH), np.int32), BoundConfig()
     model = as_model(TableDenoiser(), certain)

@@ -60,7 +60,7 @@ def test_the_curve_of_two_histograms_is_the_packages(package, buckets, empty, sc
 
 @pytest.mark.parametrize("shift", [0.0, 0.3, 1.0, 3.0])
 def test_the_score_of_the_packages_clusters_is_the_packages(package, shift):
-    """What is left when the clustering is the same: equal to twelve digits."""
+    """With the same clustering, everything else is equal to twelve digits."""
     p, q = clouds(0, shift)
     theirs = package.compute_mauve(p_features=p, q_features=q, kmeans_num_redo=1, seed=3)
     curve = divergence_curve(theirs.p_hist, theirs.q_hist, scaling=5.0, points=25)
@@ -116,7 +116,7 @@ def test_equal_seeds_give_equal_scores_and_buckets_are_a_tenth():
 
 
 def test_buckets_are_of_directions_not_of_lengths():
-    """Features are normalised: longer vectors of the same direction fall into the same bucket."""
+    """Features are normalised: longer vectors in the same direction fall into the same bucket."""
     p, _ = clouds(5, 0.0, num=60)
     labels, longer = quantise(p, 7 * p, MauveConfig(num_buckets=5))
     np.testing.assert_array_equal(labels, longer)

@@ -1,4 +1,4 @@
-"""What texts are worth. Oracles: NLTK, definitions written out, normal theory for the bootstrap."""
+"""The quality of texts. Oracles: NLTK, definitions written out, normal theory for the bootstrap."""
 
 import itertools
 
@@ -28,7 +28,7 @@ WORDS = [sentence.split() for sentence in SENTENCES]
 
 
 def _random_texts(seed, num_texts=30, vocab=12, shortest=1, longest=60):
-    """Ids of a small vocabulary, the frequent ones much more often, lengths of all kinds."""
+    """Ids of a small vocabulary, some of them much more frequent, in texts of all lengths."""
     rng = np.random.default_rng(seed)
     lengths = rng.integers(shortest, longest, num_texts)
     return [(rng.zipf(1.5, size) % vocab).tolist() for size in lengths]
@@ -65,7 +65,7 @@ def test_self_bleu_with_another_epsilon(nltk_self_bleu):
 
 
 def test_an_n_gram_counts_as_often_as_in_one_reference():
-    """By hand: "a a a" against "a a b" and "b b b" has 2 of 3 words; "b b b" 1 of 3, "a a b" all."""
+    """By hand: of "a a a", 2 of 3 words are in "a a b" or "b b b"; of "b b b" 1 of 3, of "a a b" all."""
     scores = self_bleu(["aaa", "bbb", "aab"], max_n=1)
     np.testing.assert_allclose(scores, [2 / 3, 1 / 3, 1], rtol=1e-12)
 
@@ -159,7 +159,7 @@ def test_pairing_takes_out_what_texts_have_in_common():
 
 
 def test_a_prompt_counts_in_no_figure():
-    """Texts that differ in their prompts alone; long texts and short ones weigh by their tokens."""
+    """Prompts are left out of every figure; long and short texts weigh by their tokens."""
     texts = [np.array([9, 8, 1, 2, 3, 4]), np.array([7, 7, 1, 1])]
     scores = Scores(np.array([4.0, 4.0]), np.array([4, 2]), np.array([1, 3]))
     result = quality(texts, scores, seed=0, given=2)

@@ -13,7 +13,7 @@ OTHER = {"path": "another", "digest": "1" * 64}
 
 
 class Counted:
-    """Computes something, and knows how often."""
+    """Computes something and counts how often."""
 
     def __init__(self, value):
         self.value, self.times = value, 0
@@ -95,7 +95,7 @@ def test_a_part_that_was_copied_over_another_is_computed_again(tmp_path):
     arrays = record.part("suite/a", {"seed": 1}, 0, computed[1])
     assert set(arrays) == {"tokens"}
     np.testing.assert_array_equal(arrays["tokens"], 1)
-    # Earlier versions did not write which part a file is.
+    # Earlier versions did not write which part of the record a file is.
     second.write_bytes(npz(computed[0].value))
     arrays = record.part("suite/a", {"seed": 1}, 0, computed[1])
     np.testing.assert_array_equal(arrays["tokens"], 0)

@@ -25,7 +25,7 @@ STATES = all_states(2, 6)
 
 
 def exact_curve(probs, evidence, size):
-    """h(j): over every set of j shown positions, every text and every masked position."""
+    """h(j): the mean entropy over every set of j shown positions, every text and every masked position."""
     length = probs.shape[1]
     entropies = -(probs * np.log(np.maximum(probs, 1e-300))).sum(axis=-1)
     masked = all_states(size, length) == size
@@ -52,7 +52,7 @@ def test_no_schedule_is_better(curve, calls):
 
 
 def test_the_gap_is_the_divergence_of_law_and_order(curve):
-    """Over all orders and texts, log p(text) - log of what the calls draw it with; it bounds the KL."""
+    """The mean of log p(text) - log(chance of the calls to draw it) over orders and texts bounds the KL."""
     counts = (1, 2, 3)
     number = {tuple(state): n for n, state in enumerate(STATES.tolist())}
     total, texts = 0.0, [s for s in STATES.tolist() if 2 not in s]
@@ -122,7 +122,7 @@ def test_what_is_stored_beside_a_checkpoint_is_taken_by_the_number_of_calls(mode
 
 
 def test_a_schedule_is_for_the_parameters_it_was_fitted_to(model, tmp_path):
-    """Also where a variant of the model has more parameters; entries of earlier versions bear no digest."""
+    """Also if a variant of the model has more parameters; entries of earlier versions have no digest."""
     model = dataclasses.replace(model, facts=model.facts | {"path": str(tmp_path)})
     store_fitted(model, "schedules.json", {"2": {"counts": "1/2/"}})
     config = SamplerConfig(2, mode="learnt")

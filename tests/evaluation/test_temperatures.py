@@ -1,5 +1,5 @@
 """A temperature for each call. Oracles: both divergences summed over all texts of an enumerated world, and
-the exact law of what is then sampled."""
+the exact law of the samples."""
 
 import itertools
 import math
@@ -14,7 +14,7 @@ from sdtt_jax.laboratory.matched import tempered
 from sdtt_jax.laboratory.world import World, all_states, true_denoiser
 from tests.worlds import LENGTH, MASK, TableDenoiser, as_model
 
-# Tokens stay what they are, so that two at once often contradict each other.
+# A token is likely to repeat, so two drawn at once often contradict each other.
 ROWS = ((0.9, 0.05, 0.05), (0.04, 0.9, 0.06), (0.05, 0.05, 0.9))
 PROBS, EVIDENCE = true_denoiser(World((0.4, 0.3, 0.3), ROWS, LENGTH))
 STATES = all_states(3, LENGTH)
@@ -35,7 +35,7 @@ def texts():
 
 
 def exact(temperature):
-    """KL(p || q) + KL(q || p) of a call that finds one token shown and draws the two others."""
+    """KL(p || q) + KL(q || p) of a call that sees one token and draws the other two."""
     table, total = tempered(PROBS, temperature), 0.0
     for place, token in itertools.product(range(LENGTH), range(3)):
         state = [MASK] * LENGTH
@@ -53,14 +53,14 @@ def exact(temperature):
 
 
 def test_the_sum_is_that_of_the_world(model, texts):
-    """Up to a constant; the standard error of a difference is at most 0.017, over 24 seeds."""
+    """Equal up to a constant; the standard error of a difference is at most 0.017, over 24 seeds."""
     found = two_sided(model, texts, [(1, LENGTH)], seed=0, batch_size=4_096)[0]
     expected = np.array([exact(temperature) for temperature in TEMPERATURES])
     np.testing.assert_allclose(found - found[-1], expected - expected[-1], atol=3 * 0.017)
 
 
 def test_the_learnt_temperatures_bring_the_samples_nearer(model, texts):
-    """By both divergences and total variation; a call of one token has 1."""
+    """By both divergences and total variation; a call of one token gets temperature 1."""
     scales = best_temperatures(model, texts, (1, 2), seed=0, batch_size=4_096)
     assert scales[0] == 1
     best = min(np.linspace(0.5, 1.15, 66), key=exact)

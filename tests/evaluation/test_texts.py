@@ -12,7 +12,7 @@ from tests.worlds import as_model, noisy_params, tiny_network
 
 
 def test_a_line_ends_at_a_line_feed_alone(tmp_path):
-    """JSON lets U+2028 and U+0085 stand in a string as they are; Python's `splitlines` parts there."""
+    """JSON allows a bare U+2028 or U+0085 in a string; Python's `splitlines` would split there."""
     path, tokenizer = tmp_path / "texts.jsonl", train_tokenizer(TokenizerConfig(kind="gpt2"), [])
     text = "one\u2028two\u0085three"
     path.write_bytes(f'{{"text": "{text}"}}\r\n\n{{"tokens": [1, 2]}}\n'.encode())
@@ -22,7 +22,7 @@ def test_a_line_ends_at_a_line_feed_alone(tmp_path):
 
 
 def test_held_out_folders_say_how_many_files_are_read(tmp_path):
-    """A run's corpus is read by the same reader."""
+    """They are read by the reader of a run's corpus."""
     for name in ("a.TXT", "b.jsonl.xz", ".hidden.txt"):
         (tmp_path / "texts" / name).parent.mkdir(exist_ok=True)
         (tmp_path / "texts" / name).write_text("text", "utf-8")
@@ -38,7 +38,7 @@ def test_held_out_folders_say_how_many_files_are_read(tmp_path):
 
 
 def test_texts_are_read_as_a_corpus_is(tmp_path):
-    """Without Windows' ends of lines and its byte-order mark."""
+    """Windows' line ends become line feeds and its byte-order mark is dropped."""
     path = tmp_path / "texts.jsonl"
     tokenizer = train_tokenizer(TokenizerConfig(model_type="char"), ["ab\n"])
     path.write_bytes(b'\xef\xbb\xbf{"text": "a\\r\\nb"}\r\n{"text": ""}\n{"text": "\xd0\xb6"}')
@@ -80,7 +80,7 @@ def test_a_line_that_is_no_text_is_named(tmp_path, line):
 
 @pytest.mark.parametrize("tokens", ["[9]", "[-1]", "[1099511627776]", f"[{10**30}]"])
 def test_an_id_that_the_model_does_not_have_is_named_with_its_line(tmp_path, tokens):
-    """Nine ids; 2^40 fits into no int32, and 10^30 into no number of NumPy's."""
+    """The model has nine ids; 2^40 does not fit into an int32, nor 10^30 into any integer of NumPy's."""
     path = tmp_path / "texts.jsonl"
     path.write_text(f'{{"tokens": [0, 8]}}\n{{"tokens": {tokens}}}\n')
     texts = read_texts(str(path), None, 9)

@@ -1,5 +1,5 @@
-"""Models as flags want them. Oracles: a promise that all thresholds keep, and a text of one letter, of which
-neighbours can say nothing else."""
+"""Models as flags ask for them. Oracles: a bound that all thresholds keep, and a text of one letter, so that
+neighbours can predict nothing else."""
 
 import dataclasses
 import json
@@ -39,7 +39,7 @@ def model(folder):
 
 @pytest.fixture(scope="module")
 def text(folder):
-    """400 sequences, so that a bound that everything keeps takes the lowest threshold."""
+    """400 sequences, enough for a bound that every threshold keeps to give the lowest threshold."""
     path = folder / "text.txt"
     path.write_text("a" * 400 * LENGTH)
     return str(path)

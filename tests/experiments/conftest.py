@@ -17,7 +17,7 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> SmokeRun:
 
 @pytest.fixture(scope="module")
 def compiled_once():
-    """Runs in this process whose losses mean the same share their compiled steps, as rounds of one run do."""
+    """Lets runs in this process whose losses mean the same share compiled steps, as rounds of a run do."""
     make, steps = training.make_train_step, {}
 
     def made_once(loss, config):
@@ -33,7 +33,7 @@ def compiled_once():
 
 
 def _meaning(value: Any) -> Any:
-    """What a loss is: its name and all that it closes over; of what says nothing of itself, where it lies."""
+    """What identifies a loss: its name and all that it closes over, by `repr` (perhaps an address)."""
     if not isinstance(value, types.FunctionType):
         return repr(value)
     cells = value.__closure__ or ()

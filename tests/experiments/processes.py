@@ -39,7 +39,7 @@ class SmokeRun(NamedTuple):
 def smoke_run(tmp_path_factory: pytest.TempPathFactory) -> SmokeRun:
     """The smoke config from raw text to the report, never stopped; do not change it.
 
-    What it printed lies beside it as well, where `tools.chaos` looks for it.
+    Its output is kept beside it as well, where `tools.chaos` looks for it.
     """
 
     def make(folder: Path) -> Finished:

@@ -10,11 +10,12 @@ TEXT = "the quick brown fox jumps over the lazy dog and runs far away from here\
 
 
 def small(folder: Path, **fields):
-    """Teacher and two rounds of four steps on a text in `folder`; averages and optimizer go on from round to
-    round, at a constant rate.
+    """A teacher and two rounds of four steps on a text in `folder`.
+
+    Averages and optimizer go on from round to round, at a constant learning rate.
 
     Args:
-      fields: of the training of every stage.
+      fields: fields of the training config of every stage.
     """
     corpus = folder / "corpus.txt"
     corpus.write_text(TEXT * 200)

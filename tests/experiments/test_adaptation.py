@@ -119,7 +119,7 @@ def test_a_base_that_cannot_be_one_is_refused(name, said, golden, tmp_path):
 
 @pytest.mark.slow
 def test_the_english_run_goes_from_data_to_report_on_a_tiny_stand_in_for_smollm2(base, tmp_path):
-    """Judge and baseline are the model that the teacher was made from, as it is."""
+    """Judge and baseline are the unchanged model that the teacher was made from."""
     config = english_smoke()
     corpus, root = tmp_path / "corpus.txt", tmp_path / "run"
     corpus.write_text(TEXT * 200)
@@ -138,7 +138,7 @@ def test_the_english_run_goes_from_data_to_report_on_a_tiny_stand_in_for_smollm2
     assert english().judge.checkpoint == english().teacher.init_from == "smollm2"
 
     results = json.loads((root / "results.json").read_text())
-    # Of 32 steps of the teacher.
+    # The teacher takes 32 steps.
     assert [record["dt"] for record in results["rounds"]] == [1 / 32, 2 / 32]
     for record in (results["teacher"], *results["rounds"]):
         assert {"2", "4"} <= record["steps"].keys()
@@ -149,7 +149,7 @@ def test_the_english_run_goes_from_data_to_report_on_a_tiny_stand_in_for_smollm2
 
 
 def test_a_denoiser_of_the_family_is_a_teacher_as_it_is(adapted, tmp_path):
-    """Of any length, for it has no embeddings of positions."""
+    """It takes any length, because it has no embeddings of positions."""
     export_reference(sdtt_jax.load(adapted), tmp_path / "hub")
     config = run_config(adapting(tmp_path, "a model"))
     path = str(tmp_path / "hub")

@@ -62,7 +62,7 @@ def test_block_and_head_flops_are_the_matmuls():
 
 
 def test_flops_at_the_papers_sizes():
-    """Issue-level figures: 212 GF per network call, about 1.2 TF for a distillation step at batch 1."""
+    """212 GFLOP per network call, about 1.2 TFLOP for a distillation step at batch 1."""
     assert block_flops(SMALL, 1) == pytest.approx(212e9, rel=0.01)
     per_step = sample_flops(SMALL, 1, 16) / 16
     assert per_step == pytest.approx(217e9, rel=0.01)
@@ -104,7 +104,7 @@ def test_half_of_the_tokens_are_masked_by_the_chosen_key():
 
 
 def test_a_noise_coupled_student_is_timed_where_its_states_are_on_average():
-    """Two fifths of them are fully masked and the others spread evenly: 0.4 + 0.6 / 2 of the tokens."""
+    """Two fifths of its states are fully masked, the others spread evenly: 0.4 + 0.6 / 2 of all tokens."""
     config = changed(smoke(), coupled={"full_share": 0.4})
     sizes = dataclasses.replace(config.coupled_denoiser(31), length=128)
     diffusion = MaskedDiffusion(CoupledDenoiser(sizes), make_schedule(config.schedule))
@@ -207,7 +207,7 @@ def test_a_killed_worker_is_reported_and_the_others_go_on(monkeypatch, interleav
         return plain(self, limit_s)
 
     monkeypatch.setattr(worker.Worker, "run", run)
-    # Two yardsticks under other names: they are ready in a moment.
+    # Both run the matmul yardstick under other names, because it is ready in a moment.
     monkeypatch.setattr(worker.Worker, "prepare", _as_matmul)
     jobs = [_job("naive"), _job("lean")]
     measured = suites.measure("train", jobs, 3, lines.append, interleave=interleave)
@@ -259,7 +259,7 @@ def test_peak_memory_is_counted_in_bytes():
 
 
 def _check_row(row):
-    """Figures of both variants, of two repetitions each."""
+    """Checks the figures of both variants, from two repetitions each."""
     for name in ("lean_s", "naive_s", "ratio", "matmul_share", "lean_peak_gb", "naive_peak_gb"):
         assert row[name] > 0, name
     for variant in ("lean", "naive"):
@@ -270,7 +270,7 @@ def _check_row(row):
 
 @pytest.mark.slow
 def test_a_training_step_side_by_side(tmp_path):
-    """The command; each variant in a process of its own."""
+    """Through the command, with each variant in a process of its own."""
     output = tmp_path / "out" / "b.json"
     done = call("benchmark", *SMALLEST, "--suite=train", f"--output={output}")
     assert done.status == 0, done.stderr
@@ -287,7 +287,7 @@ def test_a_training_step_side_by_side(tmp_path):
 
 
 def test_a_sample_and_a_judge_side_by_side():
-    """In this process; there a worker's peak is what the compiler says of its program."""
+    """In this process, where a worker's peak is what the compiler reports for its program."""
     config = changed(smoke(), model={"num_layers": 1}, data={"length": 32})
     plan = suites.BenchmarkPlan(
         suite=("sample", "judge"), num_steps=(2,), repeats=2, in_process=True
@@ -319,7 +319,7 @@ def test_the_demos_rows_are_its_steps_at_its_batch():
 
 @pytest.mark.parametrize(("suite", "steps", "calls"), [("train", 0, (3, 8)), ("sample", 2, (2, 2))])
 def test_a_student_that_sees_noise_is_measured_beside_one_that_does_not(suite, steps, calls):
-    """On a tiny model, beside 0.4 s of lean code: SDTT's step has three calls of the student, and 1 + 4."""
+    """On a tiny model, beside 0.4 s of lean code: SDTT's step is 3 student calls and 1 + 4 teacher calls."""
     config = smoke()
     config = dataclasses.replace(
         config,
@@ -338,7 +338,7 @@ def test_a_student_that_sees_noise_is_measured_beside_one_that_does_not(suite, s
     [line] = report.coupled_lines({"demo, a row": row})
     assert line.startswith("demo, a row: a student that sees noise takes")
     if suite == "train":
-        # Half as many trajectories, of eight calls each, as texts that the training shows.
+        # 16 trajectories of eight calls each for 32 texts that the training shows: 4 calls per text.
         seconds = row["coupled_s"] + 4 * row["trajectory_call_s"]
         assert row["coupled_whole_ratio"] == pytest.approx(seconds / (3 + 4) / per_call[1])
         assert "if the 4 calls of the teacher's trajectories are included" in line

@@ -26,7 +26,7 @@ from tests.experiments.processes import SMOKE
 from tests.forking import ROOT
 
 pytestmark = [
-    # What gcsfs and its dependencies warn of about each other.
+    # Warnings of gcsfs and its dependencies about each other.
     pytest.mark.filterwarnings("ignore:::google"),
     pytest.mark.filterwarnings("ignore:::gcsfs"),
 ]
@@ -34,7 +34,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def server():
-    """Environment of programs that find the bucket `gs://bucket`."""
+    """The environment in which programs find the bucket `gs://bucket`."""
     port = free_port()
     address = f"http://127.0.0.1:{port}"
     script = "import sys; from gcp_storage_emulator.__main__ import main; sys.exit(main())"
@@ -95,7 +95,7 @@ def test_files_are_written_whole_and_read_back(bucket):
 
 
 def test_metrics_go_on_where_they_were(bucket):
-    """Lines of an earlier writer are kept, but those after the step where this one starts."""
+    """Lines of an earlier writer are kept up to the step at which this one starts."""
     for start, steps in ((0, (1, 2, 3)), (2, (3, 4))):
         tags = {"stage": "teacher", "round": 0}
         with MetricsWriter(bucket / "metrics", tags, start) as writer:
@@ -153,7 +153,7 @@ def test_a_missing_library_is_an_error_that_says_what_to_install(monkeypatch):
 
 
 def test_data_are_prepared_in_a_bucket_from_a_bucket(bucket, tmp_path, monkeypatch, chapters):  # noqa: F811
-    """As Beam's workers do, who share nothing else. Oracle: the same on a disk."""
+    """As Beam's workers do, which share nothing else. Oracle: the same preparation on a disk."""
     monkeypatch.setattr(ingest, "PART_BYTES", 90_000)
     lines = [json.dumps({"text": text}) + "\n" for text in chapters]
     digests = []
@@ -197,7 +197,7 @@ def stop_at_the_third(run):
 
 @pytest.mark.slow
 def test_a_whole_run_in_a_bucket(server, bucket, shortest, tmp_path):
-    """The smallest that goes through every stage; another host finds it finished, a third one samples."""
+    """The smallest run through every stage; a second host finds it finished, a third samples from it."""
 
     def run(host: str, module: str, *arguments: str) -> subprocess.CompletedProcess:
         cache = {"SDTT_JAX_CACHE": str(tmp_path / host)}
@@ -212,7 +212,7 @@ def test_a_whole_run_in_a_bucket(server, bucket, shortest, tmp_path):
         assert done.returncode == 0, done.stderr
         return done
 
-    # The sizes of smoke.py, whose programs other tests have compiled.
+    # The sizes are those of smoke.py, whose programs other tests have compiled.
     corpus = next(option for option in shortest if option.startswith("--config.data.corpus"))
     arguments = (SMOKE, "--workdir=gs://bucket/run", corpus, "--config.distill.num_rounds=1")
     run("first", "run", *arguments)

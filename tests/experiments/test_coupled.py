@@ -74,7 +74,7 @@ def test_a_pool_is_the_teachers_trajectories_and_each_round_has_its_own(unbroken
 
 
 def test_stopped_in_a_round_it_ends_in_the_same_bits(unbroken, tmp_path, monkeypatch):
-    """Each round's teacher, which pool, student and soft targets need, is loaded once, and once to go on."""
+    """A round's teacher, which pool, student and soft targets need, is loaded once, and again on resuming."""
     config = coupled(tmp_path)
     train, loaded, load = loop.train, [], coupled_stage.teacher_params
 
@@ -107,7 +107,7 @@ def test_stopped_in_a_round_it_ends_in_the_same_bits(unbroken, tmp_path, monkeyp
 def test_in_hindsight_texts_are_real_and_the_teacher_writes_them_from_their_noise(
     unbroken, tmp_path, capsys, num_trajectories
 ):
-    """Stored with their noise, and without a pool, where each step infers it. Oracle: the trajectory."""
+    """With a pool that stores the noise, and without, where each step infers it. Oracle: the trajectory."""
     config = coupled(
         tmp_path,
         hindsight=True,
@@ -136,7 +136,7 @@ def test_in_hindsight_texts_are_real_and_the_teacher_writes_them_from_their_nois
 def test_a_student_with_several_masks_is_trained_stored_and_sampled(
     unbroken, tmp_path, capsys, hindsight
 ):
-    """Oracles: a step taken again, and the teacher, which writes a pool's texts from all their noise."""
+    """Oracles: a step taken again, the shape of a pool's noise, and texts of equal and other keys."""
     config = coupled(
         tmp_path,
         hindsight=hindsight,
@@ -204,13 +204,13 @@ def test_it_is_loaded_sampled_and_exported_with_its_noise_network(unbroken, tmp_
 
 
 def judged_texts(distinct, nats):
-    """Four texts of eight tokens, `distinct` different ones and as many of each, of constant perplexity."""
+    """Four texts of eight tokens, `distinct` of them different and equally frequent, at `nats` per token."""
     tokens = np.tile(np.arange(8) % distinct, (4, 1)).astype(np.int32)
     return Judged(tokens, np.ones(4), None, Scores(np.full(4, 8 * nats), np.full(4, 8), None))
 
 
 def test_student_and_teacher_are_measured_at_the_entropy_of_real_text():
-    """Oracle: half-way between laws of constant perplexity and known entropy, by hand."""
+    """Oracle: the point half-way between texts of constant perplexity and known entropy, by hand."""
     texts = {
         "argmax": judged_texts(1, 1.0),
         "drawn": judged_texts(2, 2.0),
@@ -250,7 +250,7 @@ def test_a_student_without_enough_variety_is_measured_at_a_higher_temperature():
         (1.0, ["teacher_cool", "teacher"]),
         (1.19, ["teacher_cool", "teacher", "teacher_warm"]),  # one standard error below the second
         (1.35, ["teacher", "teacher_warm", "teacher_hot"]),
-        (3.0, ["teacher", "teacher_warm", "teacher_hot"]),  # beyond what there is
+        (3.0, ["teacher", "teacher_warm", "teacher_hot"]),  # beyond the warmest
     ],
 )
 def test_temperatures_are_written_until_they_enclose_an_entropy(monkeypatch, entropy, written):
@@ -267,7 +267,7 @@ def test_temperatures_are_written_until_they_enclose_an_entropy(monkeypatch, ent
 
 
 def test_a_batch_of_a_pool_draws_its_order_once(monkeypatch):
-    """However many arrays are stored, and rows of one trajectory stay together."""
+    """Once for all stored arrays, so that the rows of one trajectory stay together."""
     drawn = []
 
     def counted(*given):
@@ -283,7 +283,7 @@ def test_a_batch_of_a_pool_draws_its_order_once(monkeypatch):
 
 
 def test_a_pool_of_another_teacher_is_refused(unbroken, tmp_path):
-    """A pool from elsewhere, and the run's own beside a teacher that is another now."""
+    """A pool of another run, for another round and with another teacher."""
     config = coupled(tmp_path, pool=str(unbroken / "run" / "coupled" / "02" / "pool"))
     with open_run(config, tmp_path / "run") as run:
         run_stages(run, ("data", "teacher"))
@@ -294,14 +294,14 @@ def test_a_pool_of_another_teacher_is_refused(unbroken, tmp_path):
 
 
 def test_a_pool_says_of_its_sampler_what_earlier_versions_said(unbroken):
-    """What a pool was made with is compared word for word: a field more, and no old run could go on."""
+    """What a pool was made with is compared word for word: with one more field, no old run could go on."""
     _, facts = load_params(unbroken / "run" / "coupled" / "01" / "pool")
     known = {"num_steps", "time_grid", "final_denoise", "mode", "temperature", "top_k", "top_p"}
     assert set(facts["sampler"]) == known
 
 
 def test_a_pool_of_another_tokenizer_is_refused(unbroken, tmp_path):
-    """The run's own, beside a tokenizer that is another now."""
+    """The run's own pool, which says that it was made with another tokenizer."""
     shutil.copytree(unbroken / "run", tmp_path / "run")
     pool = tmp_path / "run" / "coupled" / "01" / "pool"
     tokens, facts = load_params(pool)
@@ -343,7 +343,7 @@ def test_a_likelihood_is_refused(unbroken):
         ({"coupled": {"calls": (0, 2)}}, "calls must be positive, not 0"),
         ({"coupled": {"num_trajectories": 2**31}}, r"must be below 2\*\*31"),
         (
-            # Made in each step, three rounds of 8 * 10**6 steps of 128.
+            # Trajectories made in each step: three rounds of 8 * 10**6 steps of 128.
             {
                 "coupled": {
                     "num_trajectories": 0,

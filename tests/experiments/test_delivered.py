@@ -1,4 +1,4 @@
-"""What stages have delivered, and whether the results are of that. Oracles: its digests, and the messages."""
+"""What stages have delivered, and whether the results belong to it. Oracles: its digests and the messages."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ def filled(run, value):
 
 @pytest.fixture(scope="module")
 def delivered(tmp_path_factory):
-    """A run with a teacher and both rounds, and results that say of which parameters they are."""
+    """A run with a teacher and both rounds, and results that say which parameters they belong to."""
     folder = tmp_path_factory.mktemp("delivered")
     with open_run(small(folder), folder / "run") as run:
         root, workdir = run.workdir.root, run.workdir
@@ -41,7 +41,7 @@ def delivered(tmp_path_factory):
 
 @pytest.fixture
 def run(delivered, tmp_path):
-    """The same, to be changed."""
+    """A copy of that run, to be changed."""
     folder = delivered.workdir.root.parent
     shutil.copytree(folder / "run", tmp_path / "run")
     with open_run(small(folder), tmp_path / "run") as opened:

@@ -57,7 +57,7 @@ FLAGS = (
 
 
 def _make(folder):
-    """A run as training leaves it, with parameters that nobody trained."""
+    """A run as training leaves it, but with random parameters."""
     corpus = folder / "corpus.txt"
     corpus.write_text(TEXT * 200)
     config = smoke()
@@ -222,7 +222,7 @@ def test_an_item_that_was_cut_off_goes_on_after_its_last_batch(evaluated, tmp_pa
 
 
 def test_one_key_gives_one_text(evaluated, root, tmp_path):
-    """The evaluation, the library and the command line; the notebook calls the library."""
+    """In the evaluation, the library and the command line; the notebook calls the library."""
     path, subject, _, _ = evaluated
     model = subject.model
     evaluated_texts = path.parent / "round.parts" / "generation_unconditional_steps_0004.jsonl"
@@ -241,7 +241,7 @@ def tokens_of(path):
 
 
 def test_texts_that_end_early_are_counted_and_cut_if_asked_for(evaluated):
-    """EOS in the middle of the second of two texts; the judge's own scores of the pieces."""
+    """EOS is in the middle of the second of two texts. Oracle: the judge's own scores of the pieces."""
     _, subject, _, _ = evaluated
     tokenizer, judge = subject.model.tokenizer, subject.judge
     tokens = np.tile(tokenizer.encode("the quick brown fox jumps")[:20], (2, 1))
@@ -256,7 +256,7 @@ def test_texts_that_end_early_are_counted_and_cut_if_asked_for(evaluated):
 
 
 def test_arrays_hold_what_was_scored_by_the_texts_numbers(evaluated, tmp_path):
-    """Of three texts the second is empty and the third is cut at EOS; -log p averages to the result's."""
+    """Of three texts the second is empty and the third is cut at EOS. Oracle: the result's perplexity."""
     subject = evaluated[1]
     tokens = np.array(subject.model.tokenizer.encode("the quick brown fox jumps")[:20])
     rows = tokens, tokens[:0], np.insert(tokens, 9, subject.model.tokenizer.eos_id)
@@ -272,7 +272,7 @@ def test_arrays_hold_what_was_scored_by_the_texts_numbers(evaluated, tmp_path):
 
 
 def test_a_judge_with_another_tokenizer_reads_text(evaluated, tmp_path):
-    """GPT-2's tokens for the texts of the characters' model."""
+    """A judge with GPT-2's tokens reads the texts of a model of characters."""
     _, subject, _, _ = evaluated
     gpt2 = _gpt2_judge()
     settings = dataclasses.replace(SETTINGS, num_steps=(4,), num_prompts=2)

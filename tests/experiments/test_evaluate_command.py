@@ -21,7 +21,7 @@ def tokens_file(golden, tmp_path_factory):
 
 @pytest.mark.slow
 def test_golden_gpt2_through_the_command(golden, tokens_file, tmp_path):
-    """Next-token nll and logits by the judge; the greedy continuation by the same folder as the model."""
+    """Next-token nll and logits with the folder as judge; the greedy continuation with it as model."""
     folder, values = tokens_file
     model = golden / "gpt2_tiny"
     judged = call(

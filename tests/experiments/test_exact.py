@@ -172,7 +172,7 @@ def test_training_stands_beside_the_optimum(tmp_path: Path) -> None:
     for entry in record["rounds"]["kl-bwd"]:
         assert 0 < entry["trained"]["kl_to_optimum"] < 0.1
         assert set(entry["trained"]["steps"]) <= set(entry["steps"])
-    # The law of the grid is also the sum over reveals that stands with the rounds.
+    # The law of the grid must be the sum over reveals that is recorded with the rounds.
     last = record["rounds"]["kl-bwd"][-1]
     laws = record["decoders_of"]
     for whose, steps in (

@@ -26,7 +26,7 @@ END = WORDS.index("</s>")
 
 
 def put(folder, *, causal):
-    """Of words, with more positions than a run has; a denoiser has one row more, for MASK."""
+    """A model of words, with more positions than a run uses; a denoiser has one more row, for MASK."""
     named = tensors(len(WORDS) + (not causal), POSITIONS)
     if causal:
         named = {
@@ -46,7 +46,7 @@ def run(config, root, stages=STAGES):
 
 
 def taken(folder, base, **distill):
-    """DiffuGPT is the teacher as it is."""
+    """The config of a run whose teacher is DiffuGPT as it is."""
     config = run_config(adapting(folder, base))
     teacher = dataclasses.replace(config.teacher, checkpoint=str(base), init_from="")
     distill = dataclasses.replace(config.distill, **distill)

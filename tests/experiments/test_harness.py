@@ -152,7 +152,7 @@ def test_more_than_fits_is_told_once(denoiser):
     ],
 )
 def test_none_and_zero_differ(settings, filters):
-    """Oracle: None is not given, a temperature of 0 is greedy, and drawing at no temperature is at 1."""
+    """Oracle: None is not given, a temperature of 0 is greedy, and drawing without a temperature is at 1."""
     assert wanted(settings).filters == Filters(**filters)
 
 

@@ -58,7 +58,7 @@ def test_prompts_and_padding_are_seen_and_never_masked(base, tmp_path, monkeypat
     monkeypatch.undo()
     student = sdtt_jax.load(tmp_path / "run")
     masked = np.concatenate(seen) == student.mask_id
-    # Two steps of the teacher; of each round two, with two calls of the teacher and one of the student.
+    # The teacher takes two steps; each round takes two, with two calls of the teacher and one of the student.
     assert len(seen) >= 2 + 2 * 2 * 3
     assert masked[:, BEGIN:END].any(axis=0).all()
     assert not masked[:, :BEGIN].any()

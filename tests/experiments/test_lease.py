@@ -1,4 +1,4 @@
-"""Who holds a bucket. Oracle: the messages and the object, here on a disk, where files are the same."""
+"""Who holds a bucket. Oracle: the messages and the object, which here is a file on a disk."""
 
 import os
 import threading

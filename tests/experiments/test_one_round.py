@@ -113,7 +113,7 @@ def test_each_is_measured_beside_the_teacher(unbroken, measured):
         ratio = math.log(student["gen_ppl"] / teacher["gen_ppl"])
         assert found["paired"]["4"]["log_ratio"] == pytest.approx(ratio, abs=1e-5)
         assert (found["val_ppl"] is None) == (name == "mixture")
-        # It finds the run that it is of, whose judge and data measure it again.
+        # The student finds its run, with whose judge and data it can be measured again.
         assert sdtt_jax.load(unbroken / name).run_folder == unbroken
     # The texts that are shown are those of the student that the report speaks of.
     assert read_run(unbroken).student.name == MEASURED[-1]
@@ -129,7 +129,7 @@ def test_both_noise_coupled_students_are_measured_at_few_calls(unbroken, measure
         assert found["teacher"] == first[calls]["teacher"]
         assert found["matched"] != first[calls]["matched"]
     assert [few.calls for few in read_run(unbroken).first_few_calls] == [1, 2]
-    # The teacher also at twice as many calls, for what the students' are worth.
+    # The teacher is also measured at twice as many calls, to tell what the students' calls are worth.
     assert list(measured["coupled_idlm"]["teacher_calls"]) == ["4"]
     assert list(read_run(unbroken).teacher_few_calls) == [1, 2, 4]
 

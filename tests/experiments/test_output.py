@@ -12,7 +12,7 @@ from experiments.cli.output import is_of_a_bucket, shorten
 
 
 def defined_in(module, *arguments):
-    """An error of the system as another library defines it."""
+    """A system error as another library defines it."""
     return type("AnError", (OSError,), {"__module__": module})(*arguments)
 
 
@@ -41,7 +41,7 @@ def test_not_all_that_is_googles_is_of_a_bucket():
 
 
 def test_a_failed_save_is_a_line_and_not_pages_of_orbax_s_stack(caplog):
-    """Of other modules' records the stack stays."""
+    """The records of other modules keep their stack."""
     logger = logging.getLogger("a test")
     logger.addHandler(caplog.handler)
     logger.addFilter(shorten)

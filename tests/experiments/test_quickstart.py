@@ -10,7 +10,7 @@ PATH = ROOT / "experiments" / "quickstart.ipynb"
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("default")  # those of the notebook's machinery are not ours
+@pytest.mark.filterwarnings("default")  # warnings of the notebook's machinery are not ours
 def test_every_cell_runs(unbroken, monkeypatch):
     monkeypatch.setenv("QUICKSTART_RUN", str(unbroken.root))
     monkeypatch.setenv("QUICKSTART_CONFIG", "experiments/configs/smoke.py")

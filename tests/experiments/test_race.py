@@ -34,7 +34,7 @@ def test_a_race_and_a_judge_in_this_process(monkeypatch):
 
     record = suites.benchmark(config, plan, lines.append, save)
     assert list(record["race"]) == ["race, 3 × 16 tokens, float32", "race, 3 × 16 tokens, bfloat16"]
-    # What there is is kept after every repetition, and at the end of a race.
+    # The record is saved after every repetition, and at the end of a race.
     assert saved == [[1], [2], [2], [2, 1], [2, 2], [2, 2]]
     for race in record["race"].values():
         student, causal = race["entrants"]["student, 2 calls"], race["entrants"]["causal"]

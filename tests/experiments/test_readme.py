@@ -1,4 +1,4 @@
-"""The Python of README.md and the guides. Oracle: that it runs as written, on the smoke run as the demo's."""
+"""The Python of README.md and the guides. Oracle: that it runs as written, with the smoke run as the demo."""
 
 import re
 
@@ -7,7 +7,7 @@ import pytest
 from tests.forking import ROOT
 
 PYTHON = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-# Of docs/guides/published.md the files are on the hub.
+# Without docs/guides/published.md, whose files are on the hub.
 PAGES = ("README.md", "docs/index.md", "docs/guides/sample.md")
 
 

@@ -14,12 +14,12 @@ from sdtt_jax.errors import ConfigError
 from sdtt_jax.objectives import teacher_loss
 from tests.experiments.small import small
 
-BAD = 2  # The batch that fails, which is that of step 3.
+BAD = 2  # The number of the batch that fails, in step 3.
 
 
 @pytest.fixture
 def run(tmp_path, monkeypatch, capsys):
-    """A run whose teacher has been trained with a loss that is NaN on one batch; what it says is kept."""
+    """A run whose teacher has been trained with a loss that is NaN on one batch; its output is kept."""
     del capsys
     with open_run(small(tmp_path), tmp_path / "run") as run:
         sums = [int(_batch(run, step).sum()) for step in range(4)]

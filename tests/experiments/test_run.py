@@ -268,9 +268,9 @@ class TestWholeRun:
 
 
 def test_a_round_that_lost_its_last_checkpoint_takes_its_last_steps_again(unbroken, tmp_path):
-    """The next round went on from the checkpoint before it, to other bits, and results.json stayed.
+    """The next round used to go on from the checkpoint before it, to other bits, and results.json stayed.
 
-    A student that is missing was never made again, so that the run could not be evaluated.
+    A missing student was never made again, so the run could not be evaluated.
     """
     root = tmp_path / "run"
     shutil.copytree(unbroken.root, root)
@@ -313,7 +313,7 @@ def test_a_model_that_is_not_there_is_named_before_any_stage_begins(tmp_path, st
 
 
 def test_a_mixture_that_is_not_there_is_named_before_any_stage_begins(tmp_path):
-    """It used to come up when the text was prepared, an hour later for a large one."""
+    """The error used to come when the text was prepared, for a large text an hour later."""
     config = config_dict(smoke())
     config.data.mixture = (f"{tmp_path / 'nowhere'}=0.5",)
     with open_run(config, tmp_path / "run") as run:

@@ -1,4 +1,4 @@
-"""Configs at the door. Oracle: what a user should read."""
+"""Configs as users give them. Oracle: the messages that they should read."""
 
 import dataclasses
 import importlib
@@ -42,7 +42,7 @@ def test_config_files_are_locked():
 
 
 def _given(monkeypatch, *arguments):
-    """What absl and ml_collections make of a command line."""
+    """The config that absl and ml_collections make of a command line."""
     values = flags.FlagValues()
     monkeypatch.setattr("sys.argv", ["run", *arguments])
     config_flags.DEFINE_config_dict("config", config_dict(smoke()), flag_values=values)
@@ -60,7 +60,7 @@ def _leaves(config, path=""):
 
 
 def test_every_field_can_be_given_on_the_command_line(monkeypatch):
-    """Each with the value that it has, all at once, and those that are None with a number.
+    """All at once, each with the value that it has; those that are None get a number.
 
     ml_collections takes neither lists nor None without a type."""
     schedule = {"schedule.kind": "linear", "schedule.sigma_min": 0.25, "schedule.sigma_max": 20.0}

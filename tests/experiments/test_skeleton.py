@@ -42,7 +42,7 @@ def root(tmp_path_factory):
 
 
 def test_the_plan_counts_in_fours_and_the_model_fills_the_rest(root):
-    """32 texts of 16 tokens; of untrained models one step in ten would be right."""
+    """32 texts of 16 tokens; an untrained model would get one step in ten right."""
     helper, model = sdtt_jax.load(root / "skeleton"), sdtt_jax.load(root / "teacher")
     texts = model.sample(jax.random.key(0), 32, 3, mode=MODE, helper=helper)
     texts = [model.tokenizer.decode(row) for row in texts]

@@ -96,7 +96,7 @@ def test_the_new_name_is_only_given_where_it_is_a_flag(monkeypatch, capsys):
     assert "Unknown command line flag 'old_flag'" in capsys.readouterr().err
 
 
-# Of a numeric user without a home, in a terminal that knows no dash, and into `head`.
+# Run by a numeric user without a home, in a terminal that cannot show a dash, and piped into `head`.
 NARROW = """
 import os, pwd
 os.environ.pop("HOME", None)
@@ -138,7 +138,7 @@ run_app(main)
 
 
 def test_sigterm_is_heard_in_a_job_of_one_process():
-    """JAX's notice of SIGTERM takes the handler's place there too, and nobody asks it."""
+    """Even there JAX's handler of SIGTERM replaces ours, and nobody would ask it about the signal."""
     done = subprocess.run(
         [sys.executable, "-c", JOB_OF_ONE],
         cwd=ROOT,
@@ -154,7 +154,7 @@ def test_sigterm_is_heard_in_a_job_of_one_process():
 @pytest.mark.parametrize("moment", ["at work", "before"])
 @pytest.mark.parametrize(("goes_on", "what"), [(True, "go on"), (False, "start again")])
 def test_sigterm_ends_every_command_with_a_sentence(monkeypatch, capsys, moment, goes_on, what):
-    """As Ctrl-C does; before, of all commands but `run` it was the end without a word."""
+    """As Ctrl-C does; it used to end all commands but `run` without a word."""
 
     def main(_argv):
         signal.raise_signal(signal.SIGTERM)
@@ -164,7 +164,7 @@ def test_sigterm_ends_every_command_with_a_sentence(monkeypatch, capsys, moment,
         sys.exit(quiet([]) if moment == "at work" else main([]))
 
     monkeypatch.setattr(cli_app.app, "run", start)
-    # A computation that was under way at an exit in order made it a segmentation fault, in 4 of 6 trials.
+    # Hence `os._exit`: an orderly exit during a computation ended in a segmentation fault, in 4 of 6 trials.
     monkeypatch.setattr(os, "_exit", sys.exit)
     before = signal.getsignal(signal.SIGTERM)
     try:
@@ -228,7 +228,7 @@ print(faults(), faults())
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc's")
 def test_freed_memory_is_used_again_by_small_models():
-    """Oracle: the system's count of page faults; 128 MiB that are new cost 64 huge or 32,768 small ones."""
+    """Oracle: the system's count of page faults; 128 new MiB cost 64 for huge pages, 32,768 for small."""
     output = subprocess.check_output([sys.executable, "-c", FREES_AND_ASKS_AGAIN], cwd=ROOT)
     large, large_again, _, small_again = map(int, output.split())
     assert min(large, large_again) > 50
@@ -328,7 +328,7 @@ def test_a_tool_names_a_model_that_does_not_exist_in_one_line(tmp_path):
 
 
 def test_too_little_memory_is_one_line(capsys):
-    """Half an exbibyte, which no machine has: of NumPy, and of JAX."""
+    """64 pebibytes, which no machine has, are asked of NumPy and of JAX."""
     for ones in (np.ones, jnp.ones):
         assert exit_status(lambda _, ones=ones: ones((2**16, 2**40), np.int8), []) == 1
         said = capsys.readouterr().err
@@ -336,7 +336,7 @@ def test_too_little_memory_is_one_line(capsys):
 
 
 def test_a_model_in_a_bucket_that_does_not_answer_is_not_said_to_be_missing(monkeypatch):
-    """`isdir` of a bucket says no whatever the reason is."""
+    """For a bucket, `isdir` says no, whatever the reason is."""
 
     def fail(*_):
         raise PermissionError("Forbidden")
@@ -351,10 +351,10 @@ def interrupted(*_):
     raise KeyboardInterrupt
 
 
-# The second as a shell starts what ends in "&".
+# The second is how a shell starts a command that ends in "&".
 @pytest.mark.parametrize("handler", [signal.default_int_handler, signal.SIG_IGN])
 def test_a_signal_is_obeyed_that_comes_in_a_callback(handler):
-    """Python drops what a callback raises, and the run went on to its end."""
+    """Python drops what a callback raises, so the run used to go on to its end."""
 
     def main(_):
         watched = threading.Event()

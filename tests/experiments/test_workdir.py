@@ -1,4 +1,4 @@
-"""Whose a directory is. Oracle: the messages, and that nothing is overwritten."""
+"""Which run a directory belongs to. Oracle: the messages, and that nothing is overwritten."""
 
 import dataclasses
 import json
@@ -74,7 +74,7 @@ def test_a_damaged_config_is_named(tmp_path):
 
 @pytest.mark.parametrize("content", ["", "null", '{"config": 3}', '{"config": {"distillers": 3}}'])
 def test_a_damaged_config_is_not_to_be_removed(tmp_path, content):
-    """Without it the folder holds no run, so the remedy of other files would lose this one."""
+    """Without it the folder holds no run, so removing it, the remedy for other files, would lose the run."""
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(UserError, match=r"is damaged .*restore it from a copy, or give another"):
         claim(tmp_path, CONFIG)

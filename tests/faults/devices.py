@@ -23,12 +23,12 @@ from sdtt_jax.training.step import make_train_step
 from sdtt_jax.trees import flat_leaves
 from tests.training import tiny, toy
 
-# The mesh on which each state is saved, and the one on which it goes on: fewer devices, other axes.
+# Each state is saved on one mesh and resumed on the next, which has fewer devices or other axes.
 MESHES = ((4, 2, 1), (2, 1, 4), (1, 4, 1), (2, 1, 1), (1, 1, 1))
 
 
 def start(sizes: tuple[int, int, int]):
-    """The toy on a mesh over as many of the devices as it needs: state, step."""
+    """The toy's state and step on a mesh over as many devices as the mesh needs."""
     config = toy.configured()
     mesh = make_mesh(MeshConfig(*sizes), jax.devices()[: int(np.prod(sizes))])
     state = StateSpec(config, mesh).init(functools.partial(toy.init, jax.random.key(0)))
@@ -42,7 +42,7 @@ def train(state, step, until, checkpoints=None, **fields):
 
 
 def other_meshes(directory: Path) -> list[dict]:
-    """Two steps on each mesh, from where the one before it saved; and what the first would have done."""
+    """Two steps on each mesh, from what the mesh before it saved, compared with training on one device."""
     found = []
     alone, step = start((1, 1, 1))
     expected = {}
@@ -100,7 +100,7 @@ def nan_on_one_device() -> dict:
 
 
 def corrupted_copy() -> dict:
-    """A bit of one device's copy of one parameter flips; and of one that is split besides."""
+    """Flips a bit of one device's copy of a parameter, and of another parameter that is also split."""
     state, step = start((4, 2, 1))
     found = {"sound": differing(state)}
     for path in ("blocks/norm1/scale", "head/linear/kernel"):
@@ -116,7 +116,7 @@ def corrupted_copy() -> dict:
 
 
 def differing(state) -> dict[str, list[str]]:
-    """What NumPy says, and a program compiled for the devices, as for large states."""
+    """The replicas that differ, found by NumPy; a program on the devices, as for large states, must agree."""
     found = differing_replicas(state)
     with unittest.mock.patch("sdtt_jax.ops.digest.ON_HOST", 0):
         assert differing_replicas(state) == found

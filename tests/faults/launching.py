@@ -41,7 +41,7 @@ class Victim:
         return match and match[1]
 
     def wait_for(self, condition) -> None:
-        """Until `condition()`, or a failure of the test."""
+        """Waits until `condition()`; fails the test if the process ends before or takes too long."""
         deadline = time.monotonic() + PATIENCE
         while not condition():
             assert self.process.poll() is None, self.output
@@ -52,7 +52,7 @@ class Victim:
         self.wait_for(lambda: self.found(f"({pattern})"))
 
     def end(self, within: float = PATIENCE) -> int:
-        """Its exit status."""
+        """Waits for the process to end and returns its exit status."""
         try:
             status = self.process.wait(within)
         finally:

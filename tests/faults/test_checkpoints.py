@@ -58,7 +58,7 @@ DAMAGED_FACTS = {
 
 
 def falls_back(three, caplog, damage):
-    """The one before it is taken, the bad one moved aside and named, and its step saved again."""
+    """The checkpoint before is taken, the damaged one moved aside and named, and its step saved again."""
     damage(three / "3")
     with Checkpoints(three, keep=3) as checkpoints:
         state, _ = checkpoints.restore(toy.abstract_like(state_at(0)))
@@ -169,7 +169,7 @@ def test_row_08_saves_happen_after_a_fallback(tmp_path):
 
 
 class DiskFull:
-    """No file of this process may grow beyond some kilobytes; Python ignores the signal, writes fail."""
+    """Keeps the files of this process below 50 kB; Python ignores the signal, so that writes fail."""
 
     def __enter__(self):
         self.before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -225,7 +225,7 @@ def test_row_27_one_save_fails(tmp_path, caplog):
 
 
 def test_the_last_state_is_on_disk_when_a_training_ends(tmp_path):
-    """What follows went on from the checkpoint before it, with other parameters and without a word."""
+    """The next stage used to go on from the checkpoint before, with other parameters and without a word."""
     last = state_at(2, WIDE)
     with Checkpoints(tmp_path, max_failed_saves=9) as checkpoints:
         assert checkpoints.save(state_at(1, WIDE))

@@ -87,7 +87,7 @@ def test_row_25_another_number_of_records(copied):
 
 
 class Killed(BaseException):
-    """As a signal or the end of a process would come."""
+    """Interrupts as a signal or the end of the process would."""
 
 
 def prepare_again(prepared, folder, track=untracked):  # noqa: F811

@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.multidevice]
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    """What the program says that runs them all on eight virtual devices."""
+    """The output of the program that runs all of these faults on eight virtual devices."""
 
     def run(folder):
         environment = os.environ | virtual_devices(8)

@@ -1,6 +1,6 @@
 """Loaders of files that others made. Oracle: an error of ours that names the file, or a sound result.
 
-Deterministic (derandomized), and few examples each: what they found once stands among the explicit ones.
+Deterministic (derandomized), with few examples each: what they once found is now an explicit example.
 """
 
 import contextlib
@@ -194,7 +194,7 @@ def test_tokenizer_edited_configs(prepared, tmp_path_factory, path, value):  # n
 @few
 @hypothesis.given(paths, anything | st.just("../../elsewhere") | st.just("/etc/passwd"))
 def test_data_info_edited(prepared, tmp_path_factory, path, value):  # noqa: F811
-    """What it names outside of the folder is not opened."""
+    """Files that it names outside of the folder are not opened."""
     folder = tmp_path_factory.getbasetemp() / "fuzzed_data"
     if not folder.exists():
         shutil.copytree(prepared.data, folder)
@@ -224,7 +224,7 @@ def valid_checkpoint_facts(tmp_path_factory):
 @few
 @hypothesis.given(paths, anything)
 def test_checkpoint_facts_edited_and_sealed_again(valid_checkpoint_facts, path, value):
-    """As somebody would who means harm: the seal is right."""
+    """As somebody who means harm would do it: the seal is right."""
     [file] = (valid_checkpoint_facts / "meta").glob("*.json")
     before = file.read_bytes()
     content = json.loads(before)

@@ -23,7 +23,7 @@ TRAINED = ("params", "opt_state", "ema")
 
 
 def poisoned(*steps):
-    """Batches of which those of some steps (from 0) are NaN."""
+    """Batches; those of the given steps (from 0) are all NaN."""
 
     def batch_at(step):
         batch = tiny.batch_at(step)
@@ -89,7 +89,7 @@ def test_row_19_a_state_that_is_not_finite_is_never_saved(tmp_path):
     promise="the whole update is rejected: student, optimizer, average and teacher stay as they were",
 )
 def test_row_20_a_teacher_that_is_not_finite():
-    """The real distillation loss: its targets are drawn from a teacher with one NaN in its head."""
+    """The real distillation loss: its targets are drawn from a teacher with a NaN in each bias."""
     mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
     teacher, _ = programs.start("teacher", mesh)
     context = {"teacher_params": teacher.params, "dt": jnp.float32(0.2)}
@@ -119,7 +119,7 @@ def test_row_20_a_teacher_that_is_not_finite():
 
 
 def spiky_step(factor):
-    """A loss that is its batch's first value, and learns from nothing else."""
+    """A state, and a step whose loss is the first value of its batch and teaches nothing."""
 
     def loss_fn(params, context, batch, key):
         del context, key
@@ -136,7 +136,7 @@ def trained(state, step, batch_at, num_steps):
 
 
 def losses(first, at, value):
-    """A batch for every step: `first`, but `value` at step `at` (from 0)."""
+    """Batches filled with `first`, but with `value` at step `at` (from 0)."""
     return lambda step: np.full((8, 4), value if step == at else first, np.float32)
 
 

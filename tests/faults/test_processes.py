@@ -15,7 +15,7 @@ from tests.training import tiny
 
 pytestmark = [pytest.mark.slow, pytest.mark.multidevice]
 
-# Enough of them that writing a checkpoint takes a good part of a second.
+# Megabytes: enough for writing a checkpoint to take a good part of a second.
 BALLAST = 48
 
 

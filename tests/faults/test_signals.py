@@ -30,7 +30,7 @@ def send(number):
 
 
 def while_compiling(number):
-    """Sent when the step is traced, which its compilation follows."""
+    """The signal is sent while the step is traced, just before it is compiled."""
 
     def loss_fn(*arguments):
         if not isinstance(arguments[2], jax.ShapeDtypeStruct):
@@ -80,7 +80,7 @@ MOMENTS = {
 
 
 def stopped(directory, number, moment, monkeypatch):
-    """The step at which a run stopped that got a signal at that moment."""
+    """The step at which a run stops if it gets a signal at this moment."""
     fields = MOMENTS[moment](number)
     if "step_fn" in fields:
         monkeypatch.setattr(tiny, "step_fn", lambda: fields["step_fn"])
@@ -121,7 +121,7 @@ def test_row_11_sigint(unbroken, tmp_path, monkeypatch, moment):
 
 
 def test_a_stopped_training_logs_the_steps_of_one_that_was_not(tmp_path):
-    """The step at which it was stopped had a line of its own, for good."""
+    """The step at which a training was stopped used to get a log line of its own, for good."""
     batches = between_steps(signal.SIGTERM)["batches"]
     with pytest.raises(loop.Interrupted):
         tiny.run(tmp_path, batches, log_every=5)
@@ -154,7 +154,7 @@ def test_row_10_a_second_signal(unbroken, tmp_path):
     victim = alone(tmp_path, "--sleep=0.7", "--save_every=3", devices=1)
     victim.wait_for_line("step 6")
     victim.process.send_signal(signal.SIGTERM)
-    # The handler of the first puts the default back, which Linux shows; the step under way takes longer.
+    # The first signal's handler restores the default, which Linux shows; the step under way takes longer.
     victim.wait_for(lambda: not is_caught(signal.SIGTERM, victim.process.pid))
     victim.process.send_signal(signal.SIGTERM)
     assert victim.end(within=30) == -signal.SIGTERM

@@ -25,7 +25,7 @@ def test_no_two_promises_are_the_same():
 
 
 def test_the_page_says_what_the_tests_say():
-    """All but the last column; made anew by `python -m tools.faults`."""
+    """All but the last column; `python -m tools.faults` makes the page anew."""
     text = PAGE.read_text(encoding="utf-8")
     assert text.startswith(HEAD)
 

@@ -23,7 +23,7 @@ from sdtt_jax.training.loop import Interrupted
 
 def main(arguments: argparse.Namespace) -> int:
     processes.initialize(timeout=arguments.join_timeout, heartbeat=arguments.heartbeat)
-    # Computes when it is imported, which must come after the processes have met.
+    # Importing it computes something, so the processes must have met before.
     from sdtt_jax.checkpoints.digests import params_digest
     from tests.training import tiny
 

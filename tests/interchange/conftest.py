@@ -1,4 +1,4 @@
-"""A run of random parameters, for what loads and exports it."""
+"""A run of random parameters, for tests that load and export it."""
 
 from tests.model.runs import model, run
 

@@ -1,4 +1,4 @@
-"""A model hub for tests: repositories in memory, behind the addresses that huggingface_hub asks."""
+"""A model hub for tests: repositories in memory, at the addresses that huggingface_hub requests."""
 
 import base64
 import hashlib

@@ -1,7 +1,7 @@
-"""Tiny random models of the Llama family, in exactly the layouts that are published, for tests of loading.
+"""Tiny random models of the Llama family, in exactly the published layouts, for tests of loading.
 
-Names, configs and conventions are those of the models' own repositories; the numbers that they have to give
-are those of tests/plain_llama.py.
+Names, configs and conventions are those of the models' own repositories; tests/plain_llama.py computes the
+numbers that they must reproduce.
 """
 
 import dataclasses
@@ -105,7 +105,7 @@ class LlamaCase:
 
 EVERY_HEAD = {"kv_heads": 4, "head_dim": 4}
 LLAMA = {**HUB_CONFIG, "model_type": "llama", "attention_bias": False, "mlp_bias": False}
-# As dLLM converts causal models: their config under another name, attention both ways, no shift.
+# Causal models as dLLM converts them: their config under another name, bidirectional attention, no shift.
 A2D = {"mask_token_id": MASK}
 MODELS = {
     "llama": LlamaCase(LLAMA, {}),
@@ -132,7 +132,7 @@ MODELS = {
         shift=False,
     ),
     "llada": LlamaCase(LLADA_CONFIG, {}, shift=False, plain=EVERY_HEAD),
-    # Its config is that of Llama 2, and says nothing of a denoiser.
+    # Its config is that of Llama 2 and does not say that it is a denoiser.
     "diffullama": LlamaCase(
         {
             **LLAMA,
@@ -152,7 +152,7 @@ IDS = np.random.default_rng(0).integers(0, ROWS, (2, 6)).astype(np.int32)
 
 
 def model_of(name):
-    """Config, weights and conventions of a tiny one."""
+    """Config, conventions and weights of a tiny model."""
     case = MODELS[name]
     plain = Plain(**GROUPED.__dict__ | case.plain | {"causal": case.causal})
     sizes = {"layers": LAYERS, "embed": EMBED, "mlp": MLP, "rows": ROWS}
@@ -177,7 +177,7 @@ def tensors(name, weights):
 
 
 def write(folder, config, named, *, shards=1):
-    """A repository: one file, or several with their index."""
+    """Writes a repository: one file, or several with their index."""
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
     if shards == 1:
@@ -200,7 +200,7 @@ def repository(folder, name, *, shards=1, **more):
 
 
 def expected(name, ids):
-    """Logits in the published numbering; where the model shifts, at the token that is predicted."""
+    """Logits in the published numbering; if the model shifts, at the position of the predicted token."""
     _, plain, weights = model_of(name)
     logits = plain_llama.logits(weights, plain, ids)
     return np.concatenate([logits[:1], logits[:-1]]) if MODELS[name].shift else logits

@@ -1,4 +1,4 @@
-"""A program: loads a checkpoint onto a mesh of virtual devices, and prints what it held at most, in bytes.
+"""A program: loads a checkpoint onto a mesh of virtual devices, and prints its peak memory, in bytes.
 
 python -m tests.interchange.memory_of_loading FILE DEVICES
 """
@@ -13,7 +13,7 @@ from sdtt_jax.parallel.mesh import MeshConfig, make_mesh
 
 
 def resident() -> int:
-    """Bytes of this process in memory, those of mapped files too."""
+    """Bytes of this process in memory, including mapped files."""
     with open("/proc/self/statm", encoding="ascii") as file:
         return int(file.read().split()[1]) * 4096
 

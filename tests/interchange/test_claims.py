@@ -1,4 +1,4 @@
-"""What a config says beside tensors that relatives share. Oracle: the configs that those publish."""
+"""What a config says about tensors whose names related models share. Oracle: the configs they publish."""
 
 import json
 import shutil
@@ -14,7 +14,7 @@ from sdtt_jax.interchange.layouts import recognised
 from sdtt_jax.interchange.renaming import Stored
 from sdtt_jax.interchange.tables.reference import CAUSAL, DENOISER
 
-# Of the golden teacher: 97 rows with MASK.
+# The config of the golden teacher: 97 rows with MASK.
 HUB = {
     "model_type": "mdlm",
     "architectures": ["MDLM"],
@@ -112,15 +112,15 @@ def test_what_it_is_not_is_refused_by_field_and_value(teacher, name):
         read(teacher, content)
 
 
-# Of networks whose tensors have MDLM's names, the fields that their classes write into config.json, with the
-# sizes of the golden teacher.
+# The fields that classes of networks whose tensors have MDLM's names write into config.json, with the sizes
+# of the golden teacher.
 SIZES = {
     name: HUB[name] for name in ("hidden_dim", "n_blocks", "n_heads", "cond_dim", "model_length")
 }
 DUO = {**SIZES, "model_type": "duo", "vocab_size": 97, "causal": False, "var_min": True}
 REPOSITORIES = {
     "mdlm-owt": (HUB, ""),
-    # IDLM's program runs a student as a network of its teacher's class, whose config is taken to be its.
+    # IDLM's program runs a student as a network of its teacher's class, whose config it is taken to have.
     "idlm-mdlm": (HUB | {"tie_word_embeddings": False}, ""),
     "idlm-duo": (DUO, "model_type='duo'"),
     "duo": (DUO, "model_type='duo'"),
@@ -128,9 +128,9 @@ REPOSITORIES = {
         {**SIZES, "model_type": "udlm", "vocab_size": 97, "time_conditioning": True, "cfg": False},
         "model_type='udlm'",
     ),
-    # Whose noise is that of its tensors' layout, where nothing says another.
+    # Its noise is that of its tensors' layout, since nothing says otherwise.
     "an IDLM by name": (HUB | {"model_type": "idlm", "architectures": ["IDLM"]}, ""),
-    # What the programs of Duo, IDLM and XDLM call the two kinds.
+    # The names of the two kinds in the programs of Duo, IDLM and XDLM.
     "mdlm by its algorithm": (
         {"algo": {"name": "mdlm", "backbone": "hf_dit", "parameterization": "subs", "k1": 0}},
         "",
@@ -173,7 +173,7 @@ def test_a_causal_model_is_not_a_denoiser_that_lost_its_modulation(golden):
 
 
 def test_the_schedule_is_the_configs():
-    """A network that was trained with another schedule was told other times."""
+    """Otherwise a network trained with another schedule would be told wrong times."""
     linear = {"type": "linear", "sigma_min": 0.1, "sigma_max": 5.0}
     assert published_schedule(Stored({"config": {"noise": linear}})).sigma_max == 5.0
     assert published_schedule(Stored({"noise": {"type": "cosinesquared"}})).kind == "cosine-squared"

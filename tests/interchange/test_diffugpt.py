@@ -19,7 +19,7 @@ CONFIG = {
     "n_head": HEADS,
     "n_layer": LAYERS,
     "n_positions": LENGTH,
-    # As published: the tokenizer's, without MASK.
+    # As published: the tokenizer's size, without MASK.
     "vocab_size": ROWS - 1,
 }
 MASK = ROWS - 1
@@ -61,7 +61,7 @@ def repository(folder, named, **more):
 
 
 def plain_logits(named, ids):
-    """`[length]` → `[length, rows]`, each at the token that it predicts; float64, head by head."""
+    """`[length]` → `[length, rows]`, each at the token that it predicts; float64, one head at a time."""
     at = {name.removeprefix("denoise_model."): x.astype(np.float64) for name, x in named.items()}
 
     def norm(x, name):
@@ -102,7 +102,7 @@ def test_logits_are_those_of_the_plain_twin(model):
 
 
 def test_attention_opens_from_that_of_the_causal_model(model):
-    """Oracle: a token that comes later changes what is seen of it, where its edge is open."""
+    """Oracle: a change of a later token reaches an earlier position only if the edge between them is open."""
     later = IDS.copy()
     later[:, 4] = (later[:, 4] + 1) % ROWS
     closed = np.zeros((2, 6, 6), bool)
@@ -110,7 +110,7 @@ def test_attention_opens_from_that_of_the_causal_model(model):
     one[:, 2, 4] = True
     for edges, unmoved in ((closed, 5), (one, 3), (~closed, 0)):
         before, after = (model.denoiser.hidden(model.params, x, edges=edges) for x in (IDS, later))
-        # The state at position 2 is what predicts token 3, and the first has none before it.
+        # The state at position 2 predicts token 3; the first token has no state before it.
         same = np.isclose(before, after, atol=1e-6).all((0, 2))
         assert same.tolist() == [i < unmoved for i in range(6)] if unmoved else not same.any()
     np.testing.assert_allclose(

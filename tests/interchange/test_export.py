@@ -87,7 +87,7 @@ def test_a_model_of_ours_goes_out_in_both_forms_and_comes_back(run, model, tmp_p
     assert theirs.config == model.config
     with pytest.raises(CheckpointError, match="export it from its run with --format=orbax"):
         _ = theirs.text_tokenizer
-    # Not leaf by leaf: the padding of the vocabulary, random here, is none of theirs.
+    # Not leaf by leaf: the vocabulary's padding, random here, is not exported to the reference's layout.
     tokens = np.arange(2 * model.config.length).reshape(2, -1) % model.config.vocab_size
     np.testing.assert_array_equal(theirs.logits(tokens), model.logits(tokens))
     assert run.exists()

@@ -55,7 +55,7 @@ def tensors(weights):
 
 
 def write(path, weights, kind="F32", *, architecture="llama", change=None, more=(), less=()):
-    """A file whose matrices in the blocks are quantised."""
+    """Writes a file in which the matrices of the blocks are quantised."""
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_block_count(LAYERS)
     writer.add_context_length(64)
@@ -91,7 +91,7 @@ def write(path, weights, kind="F32", *, architecture="llama", change=None, more=
 
 
 def dequantised(array, kind):
-    """By the formats' definitions: blocks of 32 numbers with a scale, of Q4_1 an offset too, in halves."""
+    """By the formats' definitions: blocks of 32 numbers with a scale, in Q4_1 also an offset, as float16."""
     if kind in ("F32", "F16"):
         return array.astype(kind.replace("F", "float")).astype(np.float32)
     data = gguf.quants.quantize(array, gguf.GGMLQuantizationType[kind])
@@ -171,7 +171,7 @@ def super_block(raw, kind):
     return values
 
 
-# Bytes of a block, and where its numbers in half precision are.
+# Bytes of a block, and the offsets of its half-precision numbers.
 K_QUANTS = {
     "Q2_K": (84, (80, 82)),
     "Q3_K": (110, (108,)),
@@ -222,7 +222,7 @@ def test_it_is_saved_and_loaded_again_with_its_tokenizer(tmp_path):
 
 
 def added(name, value):
-    """What writes a field again, or for the first time."""
+    """A change that overwrites or adds a field, or removes it if `value` is None."""
 
     def change(writer):
         for fields in writer.kv_data:

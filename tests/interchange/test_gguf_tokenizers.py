@@ -25,7 +25,7 @@ from tests.interchange.test_gguf import (
 
 
 def test_text_is_read_by_the_tokens_and_merges_of_the_file(tmp_path):
-    """Oracle: BPE by hand. Digits stand alone, special tokens in a text are kept, numbers are positions."""
+    """Oracle: BPE by hand. Each digit is a token, special tokens in a text are kept, ids are positions."""
     tokenizer = sdtt_jax.load(write(tmp_path / "model.gguf", weights())).tokenizer
     pieces = [TOKENS[i] for i in tokenizer.encode("<|im_start|>then 42 in the é")]
     assert pieces == [
@@ -37,8 +37,8 @@ def test_text_is_read_by_the_tokens_and_merges_of_the_file(tmp_path):
 
 
 def test_llama_3s_text_is_cut_as_its_own_tokenizer_cuts_it(tmp_path):
-    """Oracle: by hand. Digits stand in threes, a word that is a token is taken as it is, a line break goes
-    with the sign before it.
+    """Oracle: by hand. Digits go in threes, a word that is a token stays whole, a line break joins the
+    punctuation before it.
     """
     tokens = [*TOKENS, "12", "123", "45", "Ġthin", ".Ċ"]
 
@@ -58,7 +58,7 @@ def test_llama_3s_text_is_cut_as_its_own_tokenizer_cuts_it(tmp_path):
 
 
 def test_llama_2s_text_is_read_as_sentencepiece_reads_it(tmp_path):
-    """Oracle: SentencePiece itself, on a vocabulary that it learned; what no piece spells is bytes."""
+    """Oracle: SentencePiece itself, on a vocabulary that it learned; what no piece spells becomes bytes."""
     text = "the thin thing in the tin, and then 77 things in a din. so it is, and so be it!"
     learned = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
@@ -121,7 +121,7 @@ def test_another_tokenizer_leaves_a_model_of_tokens(tmp_path):
 
 
 def test_a_denoiser_by_the_users_word_has_its_tokenizers_mask(tmp_path):
-    """Oracle: the file's numbers of tokens, of which those behind MASK are smaller by one here."""
+    """Oracle: the file's ids, of which those after MASK are smaller by one here."""
     path = write(tmp_path / "model.gguf", weights())
     causal = sdtt_jax.load(path)
     mask = 5

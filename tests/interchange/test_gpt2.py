@@ -26,7 +26,7 @@ def tensors(golden):
 
 
 def load_gpt2(folder):
-    """Config and parameters of a folder as the hub has it."""
+    """Config and parameters of a folder in the hub's layout."""
     published = open_published(folder)
     return published.config, published_params(published)
 

@@ -98,7 +98,7 @@ def test_a_name_that_is_no_repository_is_refused(hub, published, tmp_path):
 
 
 def test_several_files_come_with_their_tokenizer(hub, tmp_path):
-    """A denoiser of the Llama family; what is loaded is what its folder holds."""
+    """A denoiser of the Llama family, loaded from the hub as from its folder."""
     folder = repository(tmp_path / "m", "dream", shards=2)
     vocabulary({chr(97 + i): i for i in range(17)}).save(str(folder / "tokenizer.json"))
     hub.files["me/dream"] = {file.name: file.read_bytes() for file in folder.iterdir()}

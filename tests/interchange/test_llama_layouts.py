@@ -1,4 +1,4 @@
-"""Published networks of the Llama family: tiny random models in exactly each one's layout.
+"""Published networks of the Llama family: tiny random models in exactly their layouts.
 
 Oracle: tests/plain_llama.py, and the names, configs and conventions that the models' own repositories have.
 """
@@ -27,7 +27,7 @@ from tests.interchange.llama_models import (
     write,
 )
 
-# Published number to ours: MASK comes last.
+# Published ids in the order of ours: MASK comes last.
 ORDER = [i for i in range(ROWS) if i != MASK] + [MASK]
 
 
@@ -65,7 +65,7 @@ def test_what_was_read_goes_out_bit_for_bit(tmp_path, name):
 
 
 def test_a_config_that_was_edited_makes_another_model(tmp_path):
-    """Results are kept by the fingerprint: what the file says of the same parameters is part of it."""
+    """Results are stored under the fingerprint, which also covers what the config says of the parameters."""
     folder = repository(tmp_path, "diffullama")
     before = sdtt_jax.load(folder, **MODELS["diffullama"].given).fingerprint
     assert sdtt_jax.load(folder, **MODELS["diffullama"].given).fingerprint == before
@@ -123,7 +123,7 @@ class TestWhatTheUserSays:
             sdtt_jax.load(folder)
 
     def test_of_the_hub_too_where_its_config_says_nothing(self, tmp_path, monkeypatch):
-        """Asked for before the config is read, and of no other model."""
+        """It is downloaded before the config is read, and for no other model."""
         folder = repository(tmp_path / "m", "a2d-qwen2", mask_token_id=None)
         names = {"mask_token": "#", "added_tokens_decoder": {str(MASK): {"content": "#"}}}
         (folder / "tokenizer_config.json").write_text(json.dumps(names))
@@ -198,7 +198,7 @@ def test_what_is_said_of_another_network_is_refused(golden):
         ({"rope_theta": "big"}, "rope_theta='big'; it must be a number"),
         ({"hidden_size": 17}, "hidden_size=17, but the tensors .* need 16"),
         ({"intermediate_size": 25}, "intermediate_size=25, but the tensors .* need 24"),
-        # No list of so many names, no array of that size: neither fits into memory.
+        # Neither a list of so many names nor an array of that size is made: neither fits into memory.
         ({"num_hidden_layers": 10**20}, "holds 24 tensors, too few for the 1000000"),
         ({"head_dim": 10**20}, r"q_proj\.weight has shape \[24, 16\], but this model needs"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
@@ -239,7 +239,7 @@ def test_options_of_olmo_that_change_the_network_are_refused_by_field(tmp_path, 
     ids=["experts", "quantised", "activation"],
 )
 def test_another_network_is_named_by_its_config_before_its_tensors(tmp_path, config, said):
-    """GPTQ's, AWQ's and experts' tensors have other names, which would be said to be missing."""
+    """GPTQ's, AWQ's and experts' tensors have other names, so the usual ones would be reported as missing."""
     whole, _, weights = model_of("llama")
     named = {n: x for n, x in tensors("llama", weights).items() if ".mlp." not in n}
     folder = write(tmp_path / "m", whole | config, named)
@@ -257,7 +257,7 @@ def test_names_of_no_layout_are_said_with_the_config(tmp_path):
 
 
 def test_a_mask_that_is_no_whole_number_is_refused(tmp_path):
-    """2.5 was token 2."""
+    """2.5 used to be read as token 2."""
     with pytest.raises(CheckpointError, match=r"mask_token_id=2\.5; it must be the number of a"):
         sdtt_jax.load(repository(tmp_path / "m", "dream", mask_token_id=2.5))
 
@@ -272,7 +272,7 @@ def test_without_its_config_it_is_asked_for(tmp_path):
 
 
 def test_a_tensor_in_two_files_is_named(tmp_path):
-    """The first was taken, whatever the index said."""
+    """The first used to be taken, whatever the index said."""
     folder = repository(tmp_path / "m", "llama", shards=2)
     first, second = sorted(folder.glob("*.safetensors"))
     again = {**load_file(second), "model.norm.weight": np.ones(16, np.float32)}

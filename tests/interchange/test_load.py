@@ -1,4 +1,4 @@
-"""What a path means. Oracle: the folders that were written, and the tokenizer that they were written with."""
+"""What a path means. Oracle: the folders that were written, and the tokenizer they were written with."""
 
 import json
 import shutil
@@ -20,7 +20,7 @@ OTHER_TEXT = ["the quick brown fox jumps over the lazy dog"] * 4
 
 
 def with_facts(final, to, **facts):
-    """A copy of a delivered folder that says more, or less, of itself."""
+    """A copy of a delivered folder with more or fewer facts about itself."""
     params, meta = load_params(final)
     known = {name: value for name, value in (meta | facts).items() if value is not None}
     save_params(to, params, known)
@@ -36,7 +36,7 @@ def write_tokenizer(folder, texts, vocab_size=64):
 
 class TestTokenizers:
     def test_the_nearest_is_taken_only_if_it_is_the_models(self, run, model, tmp_path):
-        """Of older checkpoints only the size is known; another one of the same size is found out else."""
+        """Older checkpoints only store its size; a digest tells another one of the same size apart."""
         final, digest = run / "teacher" / "final", model.tokenizer.digest
         other = write_tokenizer(tmp_path / "other", OTHER_TEXT)
         assert other.vocab_size != model.tokenizer.vocab_size
@@ -54,7 +54,7 @@ class TestTokenizers:
             CheckpointError, match=f"digest {digest[:12]}.*copy that run's tokenizer"
         ):
             sdtt_jax.load(tmp_path / "same" / "new" / "final")
-        # Above it the right one.
+        # The right one in a folder above is found.
         shutil.copytree(run / "tokenizer", tmp_path / "tokenizer")
         assert sdtt_jax.load(tmp_path / "same" / "new" / "final").tokenizer.digest == digest
 
@@ -96,7 +96,7 @@ class TestRuns:
 
 
 class TestFolders:
-    """A folder is judged by its content, and what cannot be read is said."""
+    """A folder is judged by its content, and an error says what cannot be read."""
 
     def test_delivered_parameters_may_be_called_anything(self, run, tmp_path):
         shutil.copytree(run / "tokenizer", tmp_path / "tokenizer")
@@ -154,7 +154,7 @@ class TestFolders:
     def test_a_folder_one_level_too_high_names_the_model_in_it(self, run, tmp_path):
         (tmp_path / "other").mkdir()
         (tmp_path / "demo").symlink_to(run)
-        # A whole copy, so that only its name says that it may not be one.
+        # A complete copy: only its name says that it may be incomplete.
         (tmp_path / "demo.orbax-checkpoint-tmp").symlink_to(run)
         said = f"It holds demo, .*other; did you mean {tmp_path}/demo\\?"
         with pytest.raises(CheckpointError, match=said):
@@ -185,7 +185,7 @@ class TestFolders:
 
 @pytest.mark.parametrize("wrap", ["_orig_mod.{}", "module.{}", "module._orig_mod.{}", "inner"])
 def test_names_are_read_without_what_wraps_a_module(golden, tmp_path, wrap):
-    """torch.compile and DataParallel put a word before all names, or before those of a part."""
+    """torch.compile and DataParallel prefix all names with a word, or those of one part."""
     path = golden / "reference_tiny" / "teacher_hub.safetensors"
 
     def renamed(name):
@@ -244,6 +244,6 @@ class TestFirstToken:
         assert (np.asarray(wrapped.prior(2)) == model.mask_id).all()
         text = wrapped.sample(jax.random.key(0), 1, 2, prompt="in the")[0]
         assert wrapped.tokenizer.decode(text).startswith("in the")
-        # A model that did not see it keeps the texts of its keys.
+        # A model trained without BOS still writes the same text for a key.
         assert model.first_token is None
         assert given[0] != bos

@@ -25,14 +25,14 @@ def reference(golden):
 
 
 def published_config(reference, **changes):
-    """The nested form in which the reference stores its config."""
+    """The config in the nested form in which the reference stores it."""
     sizes = json.loads((reference / "config.json").read_text())["model"] | changes
     return {"config": {"model": sizes, "time_conditioning": False, "noise": {"type": "loglinear"}}}
 
 
 @pytest.fixture
 def folder(reference, tmp_path):
-    """As a repository is downloaded: `model.safetensors` and `config.json`."""
+    """A repository as downloaded: `model.safetensors` and `config.json`."""
     shutil.copy(reference / "teacher_hub.safetensors", tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps(published_config(reference)))
     return tmp_path
@@ -181,7 +181,7 @@ def test_a_path_that_does_not_exist_is_named():
 
 
 class TestHub:
-    """Oracle: a folder that stands for the hub, and the errors that its library raises."""
+    """Oracle: a folder in place of the hub, and the errors that the hub's library raises."""
 
     @pytest.fixture
     def asked(self, monkeypatch, folder):

@@ -1,4 +1,4 @@
-"""The paper's small size, and a deeper one. Oracle: the file's size, against the memory of its loading."""
+"""The paper's small size, and a deeper one. Oracle: the file's size, against the memory for loading it."""
 
 import os
 import subprocess
@@ -12,8 +12,8 @@ from sdtt_jax.interchange.tables.reference import HUB_PREFIX, denoiser_table
 from sdtt_jax.networks import DenoiserConfig
 from tests.forking import ROOT
 
-# In the other, one kernel of all blocks together is a third of the checkpoint, as in the paper's large size,
-# so that a second copy of it would show; of a tenth as many bytes.
+# In "deep", one kernel of all blocks together is a third of the checkpoint, as in the paper's large size, so
+# that a second copy of it would show; but "deep" has a tenth of the bytes.
 SIZES = {
     "small": {"vocab_size": 50_257, "num_layers": 12, "embed_dim": 768, "num_heads": 12},
     "deep": {"vocab_size": 1000, "num_layers": 24, "embed_dim": 512, "num_heads": 16},
@@ -21,7 +21,7 @@ SIZES = {
 
 
 def generate(path, size):
-    """A published denoiser with numbers that repeat: what they are is not looked at."""
+    """Writes a published denoiser with repeating numbers; their values do not matter."""
     config = DenoiserConfig(length=1024, **SIZES[size])
     table = denoiser_table(config)
     numbers = np.random.default_rng(0).normal(size=10_007).astype(np.float32)
@@ -36,7 +36,7 @@ def generate(path, size):
 @pytest.mark.slow
 @pytest.mark.parametrize("size", SIZES)
 def test_loading_holds_little_more_than_the_checkpoint(golden, tmp_path, size):
-    """At most 1.2 times the file, on a mesh of eight devices, each parameter straight to its shards."""
+    """At most 1.2 times the file, on a mesh of eight devices: each parameter goes straight to its shards."""
     path = tmp_path / "model.safetensors"
     generate(path, size)
     stored = path.stat().st_size

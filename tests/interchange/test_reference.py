@@ -93,7 +93,7 @@ def test_our_autoregressive_model_survives_export_and_import():
 
 
 def test_gradients_are_written_under_the_same_names(golden, teacher):
-    """Any tree of the parameters' form can be written, so gradients compare by reference name."""
+    """Any tree of the parameters' form can be written, so gradients compare by the reference's names."""
     config, params = read(DENOISER, teacher)
     doubled = write(DENOISER, config, jax.tree.map(lambda x: 2 * x, params), "")
     names = load_file(golden / "reference_tiny" / "grads_kl-bwd.safetensors").keys()
@@ -135,7 +135,7 @@ def test_missing_and_extra_tensors_are_named(teacher):
 )
 @pytest.mark.parametrize("damage", ["missing", "empty", "other-shape"])
 def test_every_damage_is_one_clear_error(teacher, name, damage):
-    """The sizes come from some of these tensors, so they must not fail in the arithmetic."""
+    """Some of these tensors give the sizes, whose arithmetic must not raise errors of its own."""
     full = HUB_PREFIX + name
     if damage == "missing":
         del teacher[full]

@@ -26,7 +26,7 @@ LLAMA3 = {
     "high_freq_factor": 8.0,
     "original_max_position_embeddings": 200,
 }
-# Of Llama 3.2, whose waves are longer.
+# The scaling of Llama 3.2, whose waves are longer.
 META = {
     **LLAMA3,
     "factor": 32.0,
@@ -79,7 +79,7 @@ def test_a_denoiser_that_is_made_of_it_is_scaled_too(tmp_path):
 
 @pytest.mark.parametrize("scaling", [LLAMA3, LINEAR], ids=["llama3", "linear"])
 def test_what_was_trained_further_says_it_in_its_config(tmp_path, scaling):
-    """A student knows no layout: its config is written anew."""
+    """A student has no stored layout, so its config is written anew."""
     model = sdtt_jax.load(repository(tmp_path / "m", "llama", rope_scaling=scaling))
     facts = {name: model.facts[name] for name in ("path", "kind")}
     export_reference(dataclasses.replace(model, facts=facts), tmp_path / "out")
@@ -115,7 +115,7 @@ def test_other_scalings_are_refused_by_name(tmp_path, scaling, said):
 
 
 class TestGguf:
-    """Files of Llama 3.1 hold what their frequencies are divided by, those scaled linearly the factor."""
+    """Files of Llama 3.1 hold the divisors of their frequencies; linearly scaled ones hold the factor."""
 
     # Waves of 6, 167, 4443 and 118,143 positions: two stay, the last is divided by the factor.
     BASE = 500_000.0

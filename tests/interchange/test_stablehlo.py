@@ -42,7 +42,7 @@ def test_it_writes_the_same_tokens_as_the_live_sampler(model, config):
 
 
 def test_it_runs_without_this_library(model, tmp_path):
-    """In a process that cannot import sdtt_jax, the runner writes what the live sampler does."""
+    """In a process that cannot import sdtt_jax, the runner writes the same as the live sampler."""
     export_stablehlo(model, tmp_path, CONFIGS[0], 3)
     code = (
         "import sys, runpy; sys.modules['sdtt_jax'] = None; "
@@ -83,7 +83,7 @@ OPTIONS = {
 
 
 def judging(model):
-    """A causal model of the model's vocabulary, for decoders that ask one."""
+    """A causal model with the model's vocabulary, for decoders that ask one."""
     sizes = CausalConfig(model.config.vocab_size, 32, num_layers=1, embed_dim=16, num_heads=2)
     network = CausalNetwork(sizes)
     return as_causal(network, noisy_params(network, 0), model.tokenizer)
@@ -97,7 +97,7 @@ def prepared(model, folder, **facts):
 
 
 def assert_exported(model, mode, helper, x_init):
-    """The exported sampler and the live one write the same with two keys."""
+    """The exported sampler and the live one write the same texts, with two keys."""
     config = SamplerConfig(4, mode=mode)
     exported = exported_sampler(model, config, len(x_init), helper=helper)
     for key in (jax.random.key(1), jax.random.key(2)):
@@ -107,7 +107,7 @@ def assert_exported(model, mode, helper, x_init):
 
 @pytest.mark.parametrize("name", DECODERS)
 def test_every_decoder_goes_out_with_its_helper(model, name, tmp_path):
-    """Also settings that the sampler takes from elsewhere, as `learnt` does, are in the program."""
+    """The program also holds settings that come from elsewhere, such as the schedule of `learnt`."""
     model, kinds = prepared(model, tmp_path), DECODERS[name].helper
     helpers = {"causal": judging, "denoiser": lambda model: model}
     helper = helpers[kinds[0]](model) if kinds else None

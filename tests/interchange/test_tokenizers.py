@@ -1,6 +1,6 @@
-"""The tokenizer.json of a published network, and what names its special tokens.
+"""The tokenizer.json of a published network, and the files that name its special tokens.
 
-Oracle: numbers by hand. Token i is the letter of number i, but for BOS, EOS and MASK.
+Oracle: numbers by hand. Token i is the i-th letter, but for BOS, EOS and MASK.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from tests.interchange.llama_models import IDS, MASK, ROWS, repository, vocabula
 
 
 class TestTokenizers:
-    """Of words: token i is the letter of number i, but for BOS, EOS and MASK."""
+    """Of words: token i is the i-th letter, but for BOS, EOS and MASK."""
 
     WORDS = {chr(97 + i): i for i in range(17)} | {"<s>": 17, "</s>": 18, "<mask>": MASK}
 
@@ -36,7 +36,7 @@ class TestTokenizers:
         assert tokenizer.vocab_size == model.config.vocab_size
 
     def test_what_was_trained_further_goes_out_with_the_published_numbers(self, tmp_path):
-        """A student knows no layout, but its tokenizer where MASK was."""
+        """A student has no stored layout, but its tokenizer knows where MASK was."""
         folder = repository(tmp_path / "m", "dream")
         self.put(folder)
         model = sdtt_jax.load(folder)
@@ -65,7 +65,7 @@ class TestTokenizers:
         assert sdtt_jax.load(folder).tokenizer is not None
 
     def test_a_token_numbered_beyond_the_rows_is_another_models(self, tmp_path):
-        """Their count alone does not show it: numbers may have gaps."""
+        """The count of tokens does not show this: their numbers may have gaps."""
         folder = repository(tmp_path / "m", "llama")
         self.put(folder, {**self.WORDS, "z": 500})
         with pytest.raises(

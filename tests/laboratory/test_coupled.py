@@ -53,7 +53,7 @@ def test_a_coupled_student_passes_below_the_factorised_teacher():
 
 
 def test_in_rounds_calls_are_halved_down_to_one_with_as_many_steps_in_all(monkeypatch):
-    """Three tokens: four calls in two rounds of 75 steps each, for two calls and for one; by hand."""
+    """Three tokens: four calls, in two rounds of 75 steps each, become two calls and then one; by hand."""
     asked_of = {}
 
     def train(_world, config, distill):

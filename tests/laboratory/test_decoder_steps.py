@@ -25,7 +25,7 @@ _sample = jax.jit(sample, static_argnames=("diffusion", "config"))
 
 
 def table(params):
-    """The predictions of a table, one-hot where nothing is masked."""
+    """The predictions of a table, one-hot at unmasked positions."""
     shown = all_states()[:, :, None] == np.arange(VOCAB)
     masked = (all_states() == MASK)[:, :, None]
     return np.where(masked, predictions(NETWORK, params), shown)
@@ -35,7 +35,7 @@ OWN, THEIRS = table(PARAMS), table(OTHER)
 
 
 def one_at_a_time(table, orders):
-    """The law of writing token after token, in each of the orders alike."""
+    """The law of writing one token at a time, when each of the orders is equally likely."""
     law = np.zeros(len(TEXTS))
     for order, (index, text) in itertools.product(orders, enumerate(TEXTS)):
         state, chance = [MASK] * LENGTH, 1 / len(orders)
@@ -47,7 +47,7 @@ def one_at_a_time(table, orders):
 
 
 class Causal:
-    """A causal network that says at each position what the table does with the rest masked."""
+    """A causal network that predicts at each position as the table does with the rest masked."""
 
     config = type("Config", (), {"vocab_size": VOCAB})
 
@@ -65,7 +65,7 @@ class Causal:
 
 
 class EveryOther:
-    """A causal network of tokens 0 and 2, which says what the table does where 1 is masked."""
+    """A causal network of tokens 0 and 2 that predicts as the table does with 1 masked."""
 
     config = Causal.config
 
@@ -146,12 +146,12 @@ def test_relaxation_leaves_the_verifiers_law_for_fewer_calls():
     exact, calls = decoder_law(OWN, "speculative:window=3", 3, THEIRS)
     loose, fewer = decoder_law(OWN, "speculative:window=3,relaxation=0.3", 3, THEIRS)
     assert loose.sum() == pytest.approx(1)
-    assert 0.01 < np.abs(loose - exact).sum() / 2 < 0.9  # at most 0.3 for each of three tokens
+    assert 0.01 < np.abs(loose - exact).sum() / 2 < 0.9  # at most 0.3 per token
     assert fewer < calls
 
 
 def drawn_at(law, table, places_of):
-    """Every text's places drawn anew, each on its own, one text and one token after the other."""
+    """Draws the places of every text anew and independently, text by text and token by token."""
     after = {}
     for state, weight in law.items():
         places = places_of(state)
@@ -165,7 +165,7 @@ def drawn_at(law, table, places_of):
 
 
 def shuffled(table_of, counts):
-    """The law of revealing so many positions at each call, in every order alike."""
+    """The law of revealing `counts` positions at the calls, when all orders are equally likely."""
     law = {}
     for order in itertools.permutations(range(LENGTH)):
         now, done = {(MASK,) * LENGTH: 1 / 6}, 0
@@ -179,7 +179,7 @@ def shuffled(table_of, counts):
 
 
 def test_stages_are_each_drawn_from_the_model_whose_turn_it_is():
-    """Three calls of a token; the first two thirds are the model's own."""
+    """Three calls of one token each; the first two thirds are the model's own."""
     law, calls = decoder_law(OWN, "staged:until=0.67", 3, THEIRS)
     exact = shuffled(lambda call: OWN if call < 2 else THEIRS, (1, 1, 1))
     np.testing.assert_allclose(law, [exact[text] for text in TEXTS], atol=1e-12)
@@ -187,7 +187,7 @@ def test_stages_are_each_drawn_from_the_model_whose_turn_it_is():
 
 
 def test_a_turn_may_come_back():
-    """Three calls of a token; the second is the helper's."""
+    """Three calls of one token each; the second is the helper's."""
     law, _ = decoder_law(OWN, "staged:until=0.33/0.67", 3, THEIRS)
     exact = shuffled(lambda call: THEIRS if call == 1 else OWN, (1, 1, 1))
     np.testing.assert_allclose(law, [exact[text] for text in TEXTS], atol=1e-12)
@@ -217,7 +217,7 @@ def test_what_the_rest_makes_improbable_is_drawn_again_a_window_at_a_time():
 
 
 def test_of_two_candidates_one_is_picked_by_its_energy():
-    """All at one call: each pair of texts, and which of the two exp(-E) prefers."""
+    """One call for everything: a sum over pairs of texts, one of which is picked in proportion to exp(-E)."""
     causal = one_at_a_time(THEIRS, [tuple(range(LENGTH))])
     own = one_at_a_time(OWN[-1:].repeat(len(OWN), axis=0), [tuple(range(LENGTH))])
     exact = np.zeros(len(TEXTS))

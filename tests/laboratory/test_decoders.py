@@ -44,7 +44,7 @@ _sample = jax.jit(sample, static_argnames=("diffusion", "config"))
 
 
 def table() -> np.ndarray:
-    """The predictions of the table, one-hot where nothing is masked."""
+    """The predictions of the table, one-hot at unmasked positions."""
     shown = all_states()[:, :, None] == np.arange(VOCAB)
     masked = (all_states() == MASK)[:, :, None]
     return np.where(masked, predictions(TABLE, PARAMS), shown)
@@ -54,7 +54,7 @@ def table() -> np.ndarray:
 def test_it_is_what_the_sampler_draws(mode: str) -> None:
     """2 steps of 3 tokens; n = 100,000, standard error of a frequency at most 1.6e-3, seed 3.
 
-    The sampler's schedule ends at alpha = 0.001 and not at 0, which for ReMDM is far below that.
+    The sampler's schedule ends at alpha = 0.001 and not at 0; the effect on ReMDM is far below that error.
     """
     diffusion = MaskedDiffusion(TABLE, make_schedule())
     x_init = prior_sample(100_000, LENGTH, MASK)
@@ -143,7 +143,7 @@ def test_one_token_a_call_is_the_chain_whatever_the_order() -> None:
 
 
 def test_a_text_that_is_never_written_has_an_infinite_divergence_and_is_none() -> None:
-    """Sure of everything from 0 on, all is revealed at once; a second call has nothing to do."""
+    """One call draws one token and the final call the most probable ones: other texts are never written."""
     found = decoder_measures(Truth.of(WORLD), ["confidence:threshold=1"], [1])
     at_one = found["confidence:threshold=1"]["1"]
     assert at_one["kl_reverse"] is None
@@ -151,14 +151,14 @@ def test_a_text_that_is_never_written_has_an_infinite_divergence_and_is_none() -
 
 
 def test_an_order_of_high_temperature_has_the_law_of_a_random_one() -> None:
-    """And of a low one that without a temperature; three calls of a token each."""
+    """One of low temperature has the law without a temperature; three calls of one token each."""
     for limit, mode in (("1e9", "first-hitting"), ("1e-6", "confidence")):
         law, _ = decoder_law(table(), f"confidence:order_temperature={limit}", 3)
         np.testing.assert_allclose(law, decoder_law(table(), mode, 3)[0], atol=1e-7)
 
 
 def test_a_law_that_depends_on_every_history_is_counted() -> None:
-    """ReMDM by confidence that masks nothing again: the grid's. 131,072 samples, errors below 0.005."""
+    """ReMDM by confidence that remasks nothing has the grid's law. 131,072 samples, errors below 0.005."""
     truth, mode = Truth.of(WORLD), "remdm-confidence:eta=0"
     counted = decoder_measures(truth, [mode], [2])[mode]["2"]
     exact = decoder_measures(truth, ["grid"], [2])["grid"]["2"]

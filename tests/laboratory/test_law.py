@@ -20,7 +20,7 @@ LAYOUT = make_layout(SIZE, LENGTH)
 
 
 def random_predictions(seed: int, size: int = SIZE, length: int = LENGTH) -> np.ndarray:
-    """A table without structure, one-hot where nothing is masked."""
+    """A table without structure, one-hot at unmasked positions."""
     states = all_states(size, length)
     drawn = np.random.default_rng(seed).dirichlet(np.ones(size), size=states.shape)
     shown = states[:, :, None] == np.arange(size)
@@ -40,7 +40,7 @@ def test_it_is_the_law_that_the_sums_over_reveals_give(size: int, length: int) -
 
 
 def test_its_gradient_is_that_of_finite_differences() -> None:
-    """Of a random weighting of sequences, at three calls, where every state is passed."""
+    """The gradient of a random weighting of sequences, at three calls, which visit every state."""
     with jax.enable_x64(True):
         rng = np.random.default_rng(1)
         weights = jnp.asarray(rng.standard_normal(SIZE**LENGTH))

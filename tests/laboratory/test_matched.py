@@ -23,7 +23,7 @@ TEMPERATURES = np.geomspace(0.05, 5, 4000)
 
 
 def written_out(table: np.ndarray, calls: int) -> np.ndarray:
-    """`[temperatures, 4]`: the probability of every text, over all calls that its tokens can come at."""
+    """`[temperatures, 4]`: the probability of every text, over all calls that can write its tokens."""
     powers = table[None] ** (1 / TEMPERATURES)[:, None, None, None]
     p = powers / powers.sum(axis=-1, keepdims=True)
     law = []
@@ -39,7 +39,7 @@ def written_out(table: np.ndarray, calls: int) -> np.ndarray:
 def entropy_of(law: np.ndarray, entropy: str) -> np.ndarray:
     if entropy == "joint":
         return special.entr(law).sum(axis=-1) / 2
-    return law[..., 1:3].sum(axis=-1) * np.log(2)  # of two tokens, either alike or not
+    return law[..., 1:3].sum(axis=-1) * np.log(2)  # 0 if both tokens are alike, else log 2
 
 
 @pytest.mark.parametrize("entropy", ENTROPIES)
@@ -59,12 +59,12 @@ def test_measures_are_those_at_the_temperature_that_makes_entropies_equal(tables
                 "tv": np.abs(law - CHAIN).sum() / 2,
                 "entropy": special.entr(law).sum() / 2,
             },
-            abs=2e-3,  # neighbouring temperatures are 1.2e-3 of each other apart
+            abs=2e-3,  # neighbouring temperatures differ by a factor of 1 + 1.2e-3
         )
 
 
 def test_where_no_temperature_reaches_the_entropy_the_nearest_is_taken() -> None:
-    """Oracle: by symmetry one call writes all four texts alike, at any temperature."""
+    """Oracle: by symmetry one call writes all four texts equally often, at any temperature."""
     world = World((0.5, 0.5), ((0.9, 0.1), (0.1, 0.9)), 2)
     truth = Truth.of(world)
     found = matched_measures(truth, [truth.teacher], (1,))["1"]

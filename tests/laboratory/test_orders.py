@@ -9,12 +9,12 @@ from sdtt_jax.diffusion.decoders.confident import Confidence, EntropyBounded
 from sdtt_jax.laboratory.orders import ordered_picks
 
 SCORES = -np.random.default_rng(0).exponential(size=(3, 6))
-SCORES[:, [0, 3]] = SCORES[:, [2]] + 1e-6  # a tie of three in all but rounding
+SCORES[:, [0, 3]] = SCORES[:, [2]] + 1e-6  # a tie of three, up to rounding
 PATTERN = (0, 2, 3, 5)
 
 
 def brute(options, scores, count):
-    """The chance of each set of one state: the first of a permutation, as many as the options allow."""
+    """The chance of each set at one state: the first positions of a permutation, as many as allowed."""
     found, temperature = {}, options.order_temperature
     for order in itertools.permutations(range(len(scores))):
         chance, left = 1.0, list(order)
@@ -51,7 +51,7 @@ def brute(options, scores, count):
     ],
 )
 def test_each_set_has_the_chance_of_its_permutations(options, count):
-    """Four masked positions with two calls left; a threshold reveals what is as sure, at least one."""
+    """Four masked positions with two calls left; a threshold reveals positions that sure, at least one."""
     source = np.array([0, 2])
     found = {}
     for places, again, chance in ordered_picks(options, SCORES, 2, PATTERN, source):

@@ -116,7 +116,7 @@ def test_the_others_train_and_are_measured(asked, name):
 
 
 def test_inverse_distillation_from_a_hot_teacher_comes_to_all_texts_alike(asked):
-    """Two tokens have at most log 2 = 0.693 nats each; 300 steps from the true denoiser on, which has 0.643.
+    """Two tokens have at most log 2 = 0.693 nats each; 300 steps from the true denoiser, which has 0.643.
 
     With a temperature of 1 the entropy wanders, to 0.58 with JAX 0.10 and 0.68 with 0.12; at 32 it is 0.69.
     """
@@ -129,7 +129,7 @@ def test_inverse_distillation_from_a_hot_teacher_comes_to_all_texts_alike(asked)
 def test_inverse_distillation_brings_a_noise_coupled_student_nearer_to_the_chain(
     asked, monkeypatch
 ):
-    """From one of 40 steps, trained once; 60,000 samples, standard error of either KL below 0.005."""
+    """From a student of 40 steps, trained once; 60,000 samples, standard error of either KL below 0.005."""
     train, trained = distillers.train_coupled, []
     monkeypatch.setattr(
         distillers, "train_coupled", lambda *given: trained.append(given) or train(*given)

@@ -1,4 +1,4 @@
-"""The record of a world. Oracles: exact sums of the sampler, and students that land where told."""
+"""The record of a world. Oracles: exact sums of the sampler, and students that land where they are told."""
 
 from collections.abc import Iterator
 
@@ -34,7 +34,7 @@ def perfect_rounds(
     dts: tuple[float, ...],
     divergence: str,
 ) -> Iterator[tuple[Array, float]]:
-    """Stands in for training: lands on every optimum, but for a blur."""
+    """Stands in for training: lands on every optimum, up to a blur."""
     del config, params
     teacher = true_denoiser(world)[0]
     for dt in dts:

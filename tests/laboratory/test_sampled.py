@@ -1,4 +1,4 @@
-"""Laws that are counted over samples. Oracle: the exact law of the same decoder."""
+"""Laws counted over samples. Oracle: the exact law of the same decoder."""
 
 import jax
 import pytest

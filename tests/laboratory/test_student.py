@@ -59,7 +59,7 @@ def test_a_table_predicts_what_it_holds(teacher: dict[str, jax.Array]) -> None:
 
 
 def test_sequences_are_a_pure_function_of_the_step_and_follow_the_chain() -> None:
-    """40,000 sequences: standard error of a frequency at most 0.0025; bound 5 of them; seed 1."""
+    """40,000 sequences: standard error of a frequency at most 0.0025; bound 5 standard errors; seed 1."""
     tokens = sample_sequences(WORLD, 1, 0, 7, 40_000)
     np.testing.assert_array_equal(tokens, sample_sequences(WORLD, 1, 0, 7, 40_000))
     assert (tokens[:100] != sample_sequences(WORLD, 1, 0, 8, 40_000)[:100]).any()

@@ -75,7 +75,7 @@ def test_state_probabilities_are_those_of_masking_at_a_uniform_time() -> None:
 
 
 def sample_by_paths(world: World, predictions: np.ndarray, num_steps: int) -> np.ndarray:
-    """The sampler's distribution, one reverse step after the other, one state after the other."""
+    """The sampler's distribution, step by step and state by state."""
     states = all_states(world.vocab_size, world.length)
     stride = strides(world.vocab_size, world.length)
     mask = world.vocab_size

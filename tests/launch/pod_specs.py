@@ -1,4 +1,4 @@
-"""Specs of the pod tests, and what they do with rendered files."""
+"""Specs for the pod tests, and functions that make an example and write rendered files."""
 
 import dataclasses
 

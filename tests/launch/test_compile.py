@@ -42,7 +42,7 @@ def compiled(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["distill", "teacher", "sample"])
 def test_counted_flops_agree_with_those_from_the_sizes(compiled, kind):
-    """Within 5 %, at the sizes of `smoke.py`, where the parts left out of the sizes' count weigh most."""
+    """Within 5 %, at the sizes of `smoke.py`, where what the sizes leave out weighs most."""
     record = compiled[1][kind]
     assert record["flops"]["counted_over_expected"] == pytest.approx(1, abs=0.05)
 
@@ -68,7 +68,7 @@ def test_every_figure_says_how_it_was_found(compiled):
 
 @pytest.mark.slow
 def test_the_causal_model_that_the_sampler_races_against(tmp_path):
-    """A text token by token: FLOPs from the sizes, the whole cache read at every step."""
+    """It writes token by token: FLOPs come from the sizes, and every step reads the whole cache."""
     output = tmp_path / "out.json"
     arguments = ("--topology=h100:2", "--batch_per_chip=4", "--programs=causal")
     done = call(SMOKE, *arguments, f"--output={output}")

@@ -132,7 +132,7 @@ def test_constraints_that_are_missing(checkout):
 
 
 def test_an_installer_that_is_unknown(checkout):
-    """Any word but uv used to mean pip, and a slip of the pen went unnoticed."""
+    """Any word but uv used to mean pip, so a slip of the pen went unnoticed."""
     result = run(checkout, INSTALLER="conda")
     assert result.returncode == 1
     assert result.stderr == "[job] error: INSTALLER=conda is unknown; choose one of uv, pip.\n"
@@ -201,8 +201,8 @@ def test_an_interrupted_installation_is_made_anew(checkout):
     """Ctrl-C while pip builds; the next call repairs it without being told."""
     (checkout / "wait").touch()
     log = checkout / ".venv" / "install.log"
-    # As from a terminal: where these tests run in the background of a script, SIGINT is ignored, and what is
-    # ignored at the start no shell can take back.
+    # As from a terminal: in the background of a script, SIGINT is ignored, and a shell cannot take back what
+    # was ignored when it started.
     with_sigint = (
         "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); "
         "os.execvp(sys.argv[1], sys.argv[1:])"

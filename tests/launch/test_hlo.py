@@ -61,8 +61,8 @@ def test_a_loop_whose_count_only_the_data_know_is_asked_for():
     assert found.flops == 7 * 2 * 16 * 32 * 32
 
 
-# As the TPU compiler writes the product of [8, 64] and a matrix that is split over 16 devices by rows: its
-# parts go round, and a turn multiplies with two of them.
+# How the TPU compiler writes the product of [8, 64] and a matrix that is split over 16 devices by rows: the
+# parts are passed round, and each iteration multiplies with two of them.
 PASSED_ROUND = """HloModule passed_round
 
 %condition (p: (f32[8,32], s32[])) -> pred[] {
@@ -99,7 +99,7 @@ def test_a_product_whose_operand_is_passed_round_is_as_dear_as_the_whole():
     assert found.flops == 2 * 8 * 64 * 32
 
 
-# As the TPU compiler sends a gradient between slices: by way of the hosts.
+# How the TPU compiler sends a gradient between slices: by way of the hosts.
 BETWEEN_SLICES = """HloModule between_slices
 
 ENTRY %main (a: f32[256]) -> f32[256] {
@@ -169,7 +169,7 @@ def test_traffic_by_operation_of_the_source():
         "layers/mix/dot_general (recomputed)",
         "layers/mix/dot_general (backward)",
     }
-    # [16, 32] and [32, 32] in, [16, 32] out, in each of eight turns; the kernel is a slice of all eight.
+    # [16, 32] and [32, 32] in, [16, 32] out, in each of eight iterations; the kernel is a slice of all eight.
     once = 8 * 4 * (2 * 16 * 32 + 32 * 32)
     assert once <= products["layers/mix/dot_general"] <= 2 * once
     assert sum(found.traffic.values()) == found.bytes
@@ -272,7 +272,7 @@ def test_convolutions_count_the_taps_that_meet_an_element(left, right, out, attr
 
 @pytest.mark.parametrize("dims", [(3, 12, 256, 64), (12, 256, 64)], ids=["batch", "batch of one"])
 def test_attention_kernels_count_with_and_without_a_batch(dims):
-    """Two products of `[length, length]` by head; the compiler leaves a batch of one out of the shapes."""
+    """Two products of `[length, length]` per head; the compiler leaves a batch of one out of the shapes."""
 
     def instruction(name, opcode, shape, operands=()):
         return Instruction(name, opcode, (shape,), operands, "", "", False)

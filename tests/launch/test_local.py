@@ -73,7 +73,7 @@ def test_output_is_prefixed_with_the_number_of_the_process():
 
 
 def test_what_gloo_says_is_left_out_however_its_threads_mix_it():
-    """An empty line is the end of another line of gloo's, or one's own."""
+    """An empty line is either the end of one of gloo's lines or the program's own."""
     said = (
         "[Gloo] Rank 0 is connected to 1 peer ranks. Expected number of connected peer ranks is : 1"
     )

@@ -16,7 +16,7 @@ from sdtt_jax.errors import CheckpointError
 from sdtt_jax.networks.lora import LoraConfig
 from sdtt_jax.parallel.mesh import MeshConfig, make_mesh
 
-# Of a block: four maps of attention and three of the MLP, two norms; then embedding, head, last norm.
+# Each block: four maps of attention and three of the MLP. The rest: embedding, head, and all norms.
 BLOCKS = 32 * (4 * 4096**2 + 3 * 4096 * 12_288)
 REST = 2 * 126_464 * 4096 + 32 * 2 * 4096 + 4096
 # Inputs and outputs of the adapted maps, each times the rank.
@@ -29,8 +29,8 @@ def state(config):
 
 
 def test_a_distillation_of_eight_billion_parameters_holds_them_once():
-    """In bfloat16 but for embedding, head and norms; adapters are held five times: as parameters, average,
-    two moments, and the teacher's."""
+    """The base is in bfloat16 but for embedding, head and norms; adapters are held five times: as parameters,
+    average, two moments, and the teacher's."""
     found = state(of_published("GSAI-ML/LLaDA-8B-Base"))
     assert found["base"] == 2 * BLOCKS + 4 * REST
     assert found["parameters"] == found["average"] == 4 * ADAPTERS
@@ -48,7 +48,7 @@ def test_one_chip_takes_adapters_and_not_all_parameters():
 
 
 def whole(config):
-    """Without adapters."""
+    """The same config without adapters."""
     return dataclasses.replace(
         config, distill=dataclasses.replace(config.distill, lora=LoraConfig())
     )
@@ -78,7 +78,7 @@ def test_published_sizes(name, billions):
 @pytest.mark.slow
 @pytest.mark.parametrize("adapted", [True, False])
 def test_counted_flops_agree_with_those_from_the_sizes(monkeypatch, adapted):
-    """With what `remat="full"` computes again; within a tenth, for adapters' own products are left out."""
+    """With what `remat="full"` recomputes; within a tenth, as the adapters' own products are left out."""
     name = "GSAI-ML/LLaDA-8B-Base"
     sizes = {
         "num_layers": 4, "embed_dim": 128, "num_heads": 2, "num_kv_heads": 2, "head_dim": 64, "mlp_dim": 384,

@@ -11,7 +11,7 @@ from tests.forking import ROOT
 CONFIG = f"--config={ROOT / 'experiments' / 'configs' / 'owt_small.py'}"
 
 
-# ml_collections' own reading of a config file.
+# A warning from ml_collections' own reading of a config file.
 @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 @pytest.mark.parametrize(
     ("option", "said"),

@@ -16,7 +16,7 @@ from launch.pods.spec import SlurmConfig
 from sdtt_jax.errors import ConfigError
 from tests.launch.pod_specs import GPU, LAUNCHERS, SPECS, TPU, example, write
 
-# What a spec is for; the others refuse it with a reason.
+# The launchers that each spec is for; the others refuse it with a reason.
 SUITABLE = {
     "v5e_256": ("tpu_vm", "gke", "xpk", "skypilot"),
     "v6e_256x4": ("tpu_vm", "gke", "xpk"),
@@ -97,7 +97,7 @@ def test_a_jobset_has_the_fields_of_its_schema(spec):
         ),
         ("serviceAccountName", "tolerations", "volumes"),
     )
-    # A pod failure policy is allowed with this alone.
+    # Kubernetes allows a pod failure policy only with this.
     assert pod["restartPolicy"] == "Never"
     assert pod["terminationGracePeriodSeconds"] == spec.grace_seconds
     assert all(isinstance(value, str) for value in pod["nodeSelector"].values())
@@ -113,7 +113,7 @@ def test_a_jobset_has_the_fields_of_its_schema(spec):
 
 
 def test_a_jobset_maps_exit_statuses():
-    """As the Job controller writes its message, and as the JobSet controller matches it, in order."""
+    """Messages are written as by the Job controller, and matched in order, as by the JobSet controller."""
     spec = yaml.safe_load(gke.render(TPU)["jobset.yaml"])["spec"]
     rules = spec["failurePolicy"]["rules"]
     pods = spec["replicatedJobs"][0]["template"]["spec"]["podFailurePolicy"]["rules"]

@@ -16,7 +16,7 @@ from tests.launch.pod_stubs import make_stubs
 
 NASTY = "gs://bucket/a b'c\"d\\ $(touch PWNED) `touch PWNED`; touch PWNED & ${HOME} %s {{x}} # é \U0001f600"
 
-# Statuses of the workload, in turn; how often it is run; what comes out. Two restarts are allowed.
+# The workload's statuses, in turn; how often it is run; the status in the end. Two restarts are allowed.
 OUTCOMES = [
     ([0], 1, 0),
     ([75, 75, 75, 75, 0], 5, 0),
@@ -63,7 +63,7 @@ def test_tpu_vm_attaches_to_a_run_that_goes_on(stubs, tmp_path):
     (tmp_path / "exit").write_text("75\n")
     result = stubs.run(pod / "pod.sh", "run", codes=[0])
     assert result.returncode == 0, result.stderr
-    assert stubs.runs == 1  # after the one that it found, which ended with 75
+    assert stubs.runs == 1  # after the run that it found, which ended with 75
 
 
 def test_tpu_vm_attaches_again_when_the_connection_was_cut(stubs, tmp_path):

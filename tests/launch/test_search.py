@@ -1,4 +1,4 @@
-"""Which batches and meshes are tried. Oracle: memory that is linear in the batch, searched by hand."""
+"""Which batches and meshes are tried. Oracle: a formula for memory, tried for every batch."""
 
 import jax
 import pytest
@@ -13,7 +13,7 @@ from sdtt_jax.errors import ConfigError
 @pytest.mark.parametrize("slope", [0.1, 0.3, 0.9, 1.7, 5.0, 14.9])
 @pytest.mark.parametrize("bend", [0.0, 0.4])
 def test_the_largest_batch_is_found_in_few_compilations(slope, bend):
-    """Memory 1 + bend sqrt(batch) + slope batch, in a chip of 16."""
+    """Memory is 1 + bend sqrt(batch) + slope batch, on a chip of 16."""
     peaks: dict[int, float] = {}
     guess: int | None = 8
     while guess is not None:
@@ -66,7 +66,7 @@ def test_every_chip_has_its_source():
 
 
 def test_meshes_are_tried_from_the_one_that_communicates_least():
-    """A network whose state fits a chip is replicated first; one that does not is split."""
+    """On one chip there is one mesh for a network whose state fits, and none for a larger one."""
     devices = jax.devices()
     one = Topology(CHIPS["v5e"], (1, 1))
     (mesh,) = meshes(owt("small"), one, devices[:1])

@@ -1,4 +1,4 @@
-"""A run of random parameters, for the models as users hold them."""
+"""A run of random parameters, for tests of models as users hold them."""
 
 from tests.model.runs import model, run
 

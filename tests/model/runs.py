@@ -1,4 +1,4 @@
-"""A run's folder of random parameters, for what loads and exports it."""
+"""A run's folder of random parameters, for tests that load and export it."""
 
 import flax.linen as nn
 import jax

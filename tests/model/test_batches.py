@@ -97,7 +97,7 @@ def test_equal_keys_give_equal_texts_and_batches_differ():
 
 
 def test_two_models_share_their_noise():
-    """Close models, same key: most texts are equal, which independent noise would not give."""
+    """Close models with the same key: most texts are equal; with independent noise they would not be."""
     table = random_table(0)
     close = {"table": table["table"] + 0.01}
     near = {"table": table["table"] + 0.02 * random_table(9)["table"]}

@@ -70,7 +70,7 @@ def test_samples_keep_the_prompt_and_repeat_with_the_key(model):
 
 
 def test_samples_come_in_batches_of_any_size(model):
-    """Five texts, two at once: all of them, and no two batches alike."""
+    """Five texts, two at a time: all of them come, and no two batches are alike."""
     texts = np.asarray(model.sample(jax.random.key(1), 5, num_steps=4, batch_size=2))
     assert texts.shape == (5, model.config.length)
     assert len({tuple(row) for row in texts.tolist()}) == 5
@@ -101,7 +101,7 @@ def test_the_first_batch_does_not_depend_on_the_prompts_of_the_next(model):
     "options", [{}, {"mode": "first-hitting"}, {"final_denoise": False}], ids=str
 )
 def test_states_end_where_denoise_does(model, options):
-    """Oracle: the compiled whole. Every step only fills masks."""
+    """Oracle: the compiled generation. Every step only fills masks."""
     key, x_init = jax.random.key(6), model.prior(2, "in ")
     config = SamplerConfig(num_steps=5, **options)
     states = list(model.states(key, x_init, config))
@@ -144,7 +144,7 @@ def test_score_is_the_mean_of_one_sample_bounds(model):
 
 
 def test_a_loaded_model_helps_another_one_s_decoder(run, model):
-    """Oracle: the helper that the decoder is given inside."""
+    """Oracle: the helper in the form that the decoder takes."""
     config, teacher = SamplerConfig(4, mode="staged"), sdtt_jax.load(run / "teacher")
     one, other = (
         model.denoise(jax.random.key(0), model.prior(2), config, helper).x
@@ -153,13 +153,13 @@ def test_a_loaded_model_helps_another_one_s_decoder(run, model):
     np.testing.assert_array_equal(one, other)
     with pytest.raises(ConfigError, match=r"helper must be a model, .* not 'runs/x'"):
         model.sample(jax.random.key(0), 2, 4, mode="staged", helper="runs/x")
-    for mode in ("grid", "first-hitting", "confidence"):  # with a common program and with their own
+    for mode in ("grid", "first-hitting", "confidence"):  # with a shared program and with their own
         with pytest.raises(ConfigError, match=f"mode={mode} uses no other model; leave the helper"):
             model.sample(jax.random.key(0), 2, 4, mode=mode, helper=teacher)
 
 
 def test_texts_that_are_longer_than_the_model_s_are_refused(model):
-    """Positions that it was not trained on: a bound of them would be a number without a meaning."""
+    """It was not trained on such positions: a bound over them would be meaningless."""
     tokens, key = np.zeros((2, 13), np.int32), jax.random.key(0)
     for call in (
         lambda: model.score(tokens, key),

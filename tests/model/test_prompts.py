@@ -48,7 +48,7 @@ def test_given_tokens(prompt, infill, expected):
 
 
 def test_behind_a_prompt_of_instructions_stands_a_mark_and_behind_the_answer_the_end():
-    """`num_tokens` places are free behind the mark; the first EOS ends the text, the others are padding."""
+    """`num_tokens` positions after the mark are free; the first EOS ends the text, the others are padding."""
     given = given_batch(Letters(), 8, 2, ["ab", "c"], mark=25)
     assert [written(*row) for row in zip(*given, strict=True)] == ["abz.....", "cz......"]
     rows = zip(*closed(*given, 3, eos_id=4), strict=True)
@@ -115,7 +115,7 @@ BOS, EOS = 8, 9
     [
         ([1, 9, 2, 3], 0, [1, 9, 9, 9]),
         ([8, 1, 2, 3], 0, [8, 1, 2, 3]),
-        # An EOS before any text ends nothing, as GPT-2's token that stands for both.
+        # An EOS before any text ends nothing: GPT-2 has one token for BOS and EOS.
         ([9, 1, 9, 3], 0, [9, 1, 9, 9]),
         # What was given is kept, and so is an EOS before it.
         ([1, 9, 2, 3], 3, [1, 9, 2, 3]),
@@ -135,7 +135,7 @@ def test_texts_stop_at_their_first_end(tokens, given, expected):
     [([5, 6, 7], [1, 2, 5, 6, 7, EOS]), ([5, EOS, 7], [1, 2, 5, EOS]), ([EOS, 6, 7], [1, 2, EOS])],
 )
 def test_a_text_of_a_fixed_length_may_end_before(written, expected):
-    """The EOS that `closed` put behind it once counted as given, and kept all that came before."""
+    """The EOS that `closed` adds used to count as given, so everything before it was kept."""
     given = np.array([[1, 2, 0, 0, 0, 0, 0]], np.int32), np.arange(7)[None] < 2
     tokens, fixed = closed(*given, 3, EOS)
     tokens[0, 2:5] = written
@@ -145,7 +145,7 @@ def test_a_text_of_a_fixed_length_may_end_before(written, expected):
 
 
 def test_a_text_is_as_long_as_up_to_its_end():
-    """GPT-2: BOS and EOS are one token, here 9; a text may begin with it."""
+    """In GPT-2, BOS and EOS are one token, here 9; a text may begin with it."""
     for text, expected in (
         ([9, 1, 2, 9, 3], 4),
         ([1, 9, 9, 9], 2),

@@ -54,7 +54,7 @@ def main(root: Path) -> None:
 
 
 def differing(one: Any, other: Any) -> int:
-    """Leaves of another dtype or other values."""
+    """The number of leaves with another dtype or other values."""
     pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
     return sum(a.dtype != b.dtype or not np.array_equal(a, b) for a, b in pairs)
 

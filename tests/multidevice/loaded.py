@@ -18,7 +18,7 @@ from sdtt_jax.parallel.mesh import MeshConfig, make_mesh
 
 
 def neighbours(model: sdtt_jax.Model, tokens: np.ndarray) -> float:
-    """By how much logits with a datastore in eight parts differ from those with a whole one."""
+    """The largest difference between logits with a datastore in eight parts and with a whole one."""
     network = Retrieving(model.denoiser, neighbours=16, share=0.5)
     keys = np.random.default_rng(0).normal(size=(4096, model.config.embed_dim)).astype(np.float32)
     store = Datastore(keys, np.arange(4096, dtype=np.int32) % 90, np.arange(4096) % 3 > 0)
@@ -55,7 +55,7 @@ def main(golden: Path) -> None:
             )
             for n in (8, 3)
         ]
-        # Filled up to eight on the mesh; a text does not depend on how many are written beside it.
+        # Three are filled up to eight on the mesh; a text does not depend on how many are written beside it.
         texts = [np.asarray(m.sample(key, 3, 4)) for m in (model, alone)]
         differing.append(np.mean(texts[0] != texts[1]))
         last = list(model.states(key, model.prior(8), config))[-1].x

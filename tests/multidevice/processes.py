@@ -17,7 +17,7 @@ from sdtt_jax.parallel.mesh import MeshConfig, make_mesh
 
 def main(directory: Path, restore_from: Path | None) -> None:
     processes.initialize()
-    # Its module-level schedule computes, which must come after the processes have met.
+    # Importing it computes a schedule, so the processes must have met before.
     from tests.multidevice import programs
 
     result = programs.run(programs.BRIEF, directory, restore_from, brief=True)
@@ -28,7 +28,7 @@ def main(directory: Path, restore_from: Path | None) -> None:
 
 
 def _published(sizes: tuple[int, int, int]) -> float:
-    """A published denoiser that all load onto one mesh against the same that each loads for itself."""
+    """How far the logits of a denoiser that all load onto one mesh are from those of a process's own copy."""
     path = Path(__file__).parent.parent / "golden" / "reference_tiny" / "teacher_hub.safetensors"
     tokens = np.arange(8 * 32).reshape(8, 32) % 90
     together = sdtt_jax.load(path, mesh=make_mesh(MeshConfig(*sizes))).logits(tokens)

@@ -86,7 +86,7 @@ TEACHER = TeacherConfig(train=train_config("muon"))
 DISTILL = DistillStage(train=train_config("adamw"))
 
 
-# One mesh with all axes: a step of a few seconds to compile on each.
+# Only one mesh with all axes: a step takes a few seconds to compile on each.
 COUPLED_MESHES = (ONE, (2, 2, 2))
 COUPLED = CoupledStage(
     num_calls=4,
@@ -104,7 +104,7 @@ def batch_at(step: int, mesh: jax.sharding.Mesh) -> jax.Array:
 
 
 def start(stage: str, mesh: jax.sharding.Mesh, context: Any = None) -> tuple[TrainState, Any]:
-    """A state of a stage at step 0, and its step."""
+    """The state of a stage at step 0, and the function that takes a step."""
     config = TEACHER if stage == "teacher" else DISTILL
     loss = (
         teacher_loss(DIFFUSION, TEACHER) if stage == "teacher" else distill_loss(DIFFUSION, DISTILL)
@@ -114,7 +114,7 @@ def start(stage: str, mesh: jax.sharding.Mesh, context: Any = None) -> tuple[Tra
 
 
 def init(stage: str) -> Any:
-    """The network's own start and noise for the teacher; another start, of noise alone, for its student.
+    """Initial parameters: for the teacher the network's own plus noise, for its student noise alone.
 
     Fresh networks predict every token alike: a student would agree with its teacher everywhere.
     """
@@ -124,9 +124,9 @@ def init(stage: str) -> Any:
 
 
 def scattered(network: Any, seed: int) -> Any:
-    """Numbers between -0.17 and 0.17 for all parameters, boxed, from the bits of their places.
+    """Boxed numbers between -0.17 and 0.17 for all parameters, hashed from their places.
 
-    Draws of JAX's for every leaf take as long to compile as a step.
+    JAX's own draws for every leaf would take as long to compile as a step.
     """
     shapes, structure = jax.tree.flatten(abstract_params(network))
     return jax.tree.unflatten(
@@ -153,9 +153,9 @@ def run(
     *,
     brief: bool = False,
 ) -> dict:
-    """Trains both stages and samples on one mesh; everything that the tests compare.
+    """Trains both stages and samples on one mesh; returns everything that the tests compare.
 
-    Brief: distillation alone, of a teacher that is not trained.
+    With `brief`, it only distils, from a teacher that is not trained.
     """
     devices = jax.devices()[: int(np.prod(sizes))] if sizes == ONE else None
     mesh = make_mesh(MeshConfig(*sizes), devices)
@@ -233,7 +233,7 @@ def coupled(mesh: jax.sharding.Mesh, teacher_params: Any) -> dict[str, Any]:
 
 
 def norms(x: jax.Array) -> list[float]:
-    """Two numbers that an error anywhere in `x` would show in."""
+    """Two numbers in which an error anywhere in `x` would show."""
     values = to_host(x).astype(np.float64).ravel()
     weights = np.cos(np.arange(values.size))
     return [float(np.linalg.norm(values)), float(values @ weights)]
@@ -253,7 +253,7 @@ def _texts(params: Any, x0: jax.Array) -> jax.Array:
 
 
 def llama(sizes: tuple[int, int, int]) -> dict[str, Any]:
-    """Logits of a network with adapters and fewer key than query heads, and what gradients sum up to."""
+    """Logits and `norms` of gradients of a network with adapters and fewer key heads than query heads."""
     mesh = make_mesh(MeshConfig(*sizes), jax.devices()[: int(np.prod(sizes))])
     init = functools.partial(init_adapters, LLAMA, LoraConfig(rank=2))
     boxed = jax.eval_shape(lambda key: LLAMA.init(key) | {ADAPTERS: init(key)}, jax.random.key(0))
@@ -306,7 +306,7 @@ def collectives(compiled: Any, mesh: jax.sharding.Mesh) -> dict:
 
 
 def main(directory: Path) -> list[dict]:
-    """All meshes; each also goes on from what the one before it saved."""
+    """The results of all meshes; each also goes on from what the one before it saved."""
     results, before = [], None
     for sizes in (ONE, *MESHES):
         folder = directory / "x".join(map(str, sizes))

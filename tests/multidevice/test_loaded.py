@@ -26,7 +26,7 @@ def printed_by(program: str, folder: Path) -> Any:
 
 
 def test_it_computes_and_writes_the_same_on_every_mesh(golden):
-    """Logits and bounds to float32 rounding; tokens but for ties that rounding decides, at most 1 %."""
+    """Logits and bounds agree to float32 rounding, tokens but for ties that rounding decides, at most 1 %."""
     store, *meshes = printed_by("loaded", golden)
     assert store["neighbours"] < 2e-5
     for record in meshes:
@@ -37,7 +37,7 @@ def test_it_computes_and_writes_the_same_on_every_mesh(golden):
 
 
 def test_no_device_holds_the_whole_base_of_adapters_in_float32(tmp_path):
-    """Eight copies are trained beside; in float32 each device reads an eighth, but for small leaves."""
+    """Eight devices train beside a copy each; in float32 each reads an eighth, but for small leaves."""
     found = printed_by("adapted", tmp_path)
     assert found["read for training"] < 0.2, found
     assert found["read to be merged"] < 0.2, found

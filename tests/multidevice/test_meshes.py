@@ -23,7 +23,7 @@ from tests.multidevice.programs import (
 )
 from tests.sharing import once
 
-# All programs of all meshes run in the first test's setup, the longest of all on cores without AVX-512.
+# The first test's setup runs all programs of all meshes: the longest setup of all on cores without AVX-512.
 pytestmark = [pytest.mark.multidevice, pytest.mark.slow, pytest.mark.timeout(1500)]
 
 
@@ -96,7 +96,7 @@ def test_a_coupled_round_is_that_of_one_device_to_rounding(alone, results):
 
 
 def test_texts_are_those_of_one_device(alone, several):
-    """Of equal weights not a token would differ (see tests/diffusion); after training few may."""
+    """With equal weights not a token would differ (see tests/diffusion); after training, a few may."""
     differing = np.mean(np.array(several["texts"]) != np.array(alone["texts"]))
     assert differing <= 0.01, differing
 
@@ -119,8 +119,8 @@ def test_everything_lies_where_the_rules_say(several):
 
 
 def test_state_on_each_device_shrinks_with_the_axes_that_split_it(alone, several):
-    """Parameters, moments, average and teacher: the matrices of the blocks to 1/(fsdp · model), the whole
-    to within the vectors and the time embedding, 4 % of this small network, that an axis does not split."""
+    """The matrices of the blocks shrink to 1/(fsdp · model), in parameters, moments, average and teacher. The
+    whole shrinks but for vectors and the time embedding: 4 % of this small network, which are left whole."""
     _, fsdp, model = several["mesh"]
     kernels = [path for path in several["shards"] if "blocks/mlp" in path and "kernel" in path]
     assert len(kernels) >= 2 * 4, "parameters, average, teacher and moments"
@@ -133,7 +133,7 @@ def test_state_on_each_device_shrinks_with_the_axes_that_split_it(alone, several
 
 
 def test_compiled_steps_exchange_what_their_mesh_implies(alone, several):
-    """A constraint without a mesh does nothing and says nothing: so the compiled program is asked."""
+    """Without a mesh, a constraint silently does nothing, so the compiled program is inspected."""
     assert alone["distill collectives"] == {}
     data, fsdp, model = several["mesh"]
     for stage in ("teacher", "distill"):
@@ -155,7 +155,7 @@ def test_gradients_cross_the_data_axis_once(results):
 
 
 def test_a_checkpoint_of_one_mesh_goes_on_on_another(results):
-    """Restored bit for bit; the next loss is what the mesh that saved it would have had, to rounding."""
+    """Restored bit for bit; the next loss is the same on every mesh, to rounding."""
     order = [results[mesh] for mesh in ((1, 1, 1), *MESHES)]
     for saved, other in itertools.pairwise(order):
         assert other["restored"] == saved["digest"]
@@ -178,7 +178,7 @@ def test_several_processes_compute_what_one_does(by_processes, count):
 
 @pytest.mark.parametrize("count", [2, 4])
 def test_several_processes_load_a_published_model_together(by_processes, count):
-    """Logits of each process's own copy, to float32 rounding."""
+    """Oracle: the logits of a process's own copy, to float32 rounding."""
     assert by_processes[count]["published"] < 2e-5
 
 
@@ -195,7 +195,7 @@ def test_both_numbers_of_processes_go_on_alike(by_processes):
 @pytest.mark.parametrize("mesh", NARROW_MESHES[1:], ids=str)
 def test_a_step_with_products_of_bfloat16_is_that_of_one_device_to_rounding(results, mesh):
     """Loss, and moments, which after one step are the gradient and its square. Sums in another order move a
-    few numbers by a step of bfloat16: two numbers of each leaf by 1e-5 of its norm or so."""
+    few numbers by a step of bfloat16, and so the two sums over each leaf by 1e-5 of its norm or so."""
     one, several = (results["narrow"][str(sizes)] for sizes in (ONE, mesh))
     assert several["loss"] == pytest.approx(one["loss"], rel=2e-5)
     assert any("mu/" in path for path in one["values"])
@@ -206,8 +206,8 @@ def test_a_step_with_products_of_bfloat16_is_that_of_one_device_to_rounding(resu
 
 @pytest.mark.parametrize("mesh", LLAMA_MESHES[1:], ids=str)
 def test_grouped_heads_and_adapters_compute_what_one_device_does(results, mesh):
-    """Two key heads are split over two devices of the model axis, and whole on each of eight; adapters as
-    the matrices beside which they stand."""
+    """Two key heads are split over a model axis of two, and whole on each device of one of eight. Adapters
+    are split as the matrices that they adapt."""
     one, several = (results["llama"][str(sizes)] for sizes in (ONE, mesh))
     np.testing.assert_allclose(several["logits"], one["logits"], atol=1e-5)
     for path, value in several["gradient"].items():

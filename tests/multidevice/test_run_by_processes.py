@@ -22,7 +22,7 @@ RUN = ("experiments.run", "--config=experiments/configs/smoke.py")
 
 
 def stop_and_go_on(folder, options):
-    """By two processes of two devices: stopped in the teacher's stage, and gone on with."""
+    """Runs two processes of two devices, stops them in the teacher's stage, and resumes the run."""
     workdir = folder / "run"
     process = start(2, 2, *RUN, *options, f"--workdir={workdir}")
     metrics = workdir / "metrics.jsonl"
@@ -67,7 +67,7 @@ def test_process_0_alone_speaks(finished):
 
 
 def test_the_global_batches_do_not_depend_on_the_number_of_processes(finished, shortest, tmp_path):
-    """The same run by one process: losses agree to rounding, step by step."""
+    """The same run by one process: the teacher's last losses agree to 1 %."""
     workdir, _, _ = finished
     call(1, 4, *RUN, *shortest, f"--workdir={tmp_path / 'one'}", "--stages=data,teacher")
     one, two = (
@@ -89,7 +89,7 @@ def test_a_run_of_several_processes_takes_its_teacher_from_another_run(
 
 
 def test_processes_write_the_texts_that_one_device_writes(finished, tmp_path):
-    """Tokens but for ties that rounding decides, at most 1 %; three texts do not divide over four devices."""
+    """Equal but for ties that rounding decides, at most 1 %; three texts do not divide over four devices."""
     workdir, _, _ = finished
     options = ("--num_samples=3", "--num_steps=4", "--stop_at_eos", "--prompt=and ")
     texts = []
@@ -105,7 +105,7 @@ def test_processes_write_the_texts_that_one_device_writes(finished, tmp_path):
 
 
 def test_processes_measure_what_one_device_measures(finished, tmp_path):
-    """Generation and likelihood: every figure but times, to what rounding makes of it."""
+    """Generation and likelihood: every figure agrees to 1 %, which leaves room for rounding."""
     workdir, _, _ = finished
     results = []
     for processes, devices in ((1, 1), (2, 2)):
@@ -135,7 +135,7 @@ def test_processes_measure_what_one_device_measures(finished, tmp_path):
 
 
 def test_an_evaluation_stops_after_the_batch_and_keeps_what_is_finished(finished, tmp_path):
-    """SIGTERM to two processes; a hundred batches were to come."""
+    """SIGTERM is sent to both processes, when about a hundred batches are still to come."""
     workdir, _, _ = finished
     process = start(
         2,

@@ -43,7 +43,7 @@ def test_attention_equals_numpy(causal):
 
 @functools.partial(jax.jit, static_argnames=("name", "causal"))
 def _checked(name, causal, *arrays, segments=None):
-    """Values and gradients of a form beside those of the plain one."""
+    """Values and gradients of a form, and those of the plain form."""
     *inputs, gradient = arrays
     form = FORMS[name]
     mixed, lse = form.forward(*inputs, causal, segments)
@@ -56,7 +56,7 @@ def _checked(name, causal, *arrays, segments=None):
 ANYWHERE = ("at_once", "by_head")
 
 
-# Of each of two sequences of 13: three texts and padding, and texts of one token.
+# The texts of two sequences of 13: three texts and padding, and texts of one token.
 SEGMENTS = np.array([[0] * 5 + [1] * 3 + [2] * 2 + [-1] * 3, [*range(13)]], np.int32)
 
 
@@ -74,7 +74,7 @@ def test_values_and_gradients_of_each_form_equal_the_plain_one_s_in_float64(form
 
 @pytest.mark.parametrize("form", ANYWHERE)
 def test_scores_of_any_size_are_safe(form):
-    """The largest score is taken out before the exponential: e^500 would overflow."""
+    """The largest score is subtracted before the exponential: e^500 would overflow."""
     arrays = [_random(i, 1, LENGTH, HEADS, DIM) for i in range(4)]
     arrays[0] = arrays[0] * 500
     ours, theirs = _checked(form, False, *arrays)

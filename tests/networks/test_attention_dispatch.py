@@ -37,13 +37,13 @@ def _lowered(function, arrays, *platforms):
     return jax.jit(function).trace(*arrays).lower(lowering_platforms=platforms).as_text()
 
 
-# A text over the border of two blocks, and padding.
+# A text across the border of two blocks, and padding.
 SEGMENTS = np.tile(np.repeat([0, 1, -1], [100, 120, 36]), (2, 1)).astype(np.int32)
 
 
 @pytest.mark.parametrize(("causal", "segments"), [(False, None), (True, None), (False, SEGMENTS)])
 def test_splash_attention_equals_the_plain_form(causal, segments):
-    """In Pallas' interpreter; two blocks of 128 rows, so that sums over blocks are run through."""
+    """In Pallas' interpreter; two blocks of 128 rows, so that sums over blocks are tested."""
     *inputs, gradient = _arrays((2, 256, 2, 64))
     splash = functools.partial(
         kernels.forward_splash, causal=causal, segments=segments, interpret=True
@@ -125,7 +125,7 @@ def test_without_cudnn_cuda_takes_all_heads_at_once(monkeypatch):
     for here, expected in ((False, "at_once"), (True, "cudnn")):
         monkeypatch.setattr(kernels, "cudnn_is_here", lambda here=here: here)
         assert dispatch.form("cuda", shape, dtype) == expected
-    # cuDNN has no segments, and the CPU and the TPU have other forms, which know them.
+    # cuDNN has no segments; the CPU and the TPU have other forms with segments.
     forms = {at: dispatch.form(at, shape, dtype, segmented=True) for at in dispatch.PLATFORMS}
     assert forms == {"cpu": "by_head", "cuda": "at_once", "tpu": "splash"}
 

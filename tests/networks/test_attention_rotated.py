@@ -1,4 +1,4 @@
-"""Attention of rotated queries and keys. Oracle: rotation and attention as they are written down.
+"""Attention of rotated queries and keys. Oracle: rotation and attention as defined.
 
 The TPU's kernel runs in Pallas' interpreter.
 """
@@ -75,7 +75,7 @@ def _kernel(qkv, tables, gradient):
 
 @pytest.mark.parametrize("shape", [(2, 256, 4, 64), (1, 256, 4, 96)], ids=["64", "96"])
 def test_the_kernel_equals_the_plain_form(shape, monkeypatch):
-    """Strips of two heads, and of four; two turns of 128 queries."""
+    """Strips of two heads and of four; two turns of 128 queries."""
     monkeypatch.setattr(packed_kernel, "ROWS", 128)
     qkv, tables, gradient = _arrays(*shape)
     ours = jax.jit(_kernel)(qkv, tables, gradient)
@@ -85,7 +85,7 @@ def test_the_kernel_equals_the_plain_form(shape, monkeypatch):
 
 
 def test_the_kernel_rounds_no_more_than_the_other_forms():
-    """bfloat16, one head of 128: its mean error beside that of `rotate` and `attend`, from float32."""
+    """bfloat16, one head of 128: its mean error from float32 beside that of `rotate` and `attend`."""
     qkv, tables, gradient = _arrays(1, 128, 1, 128, jnp.bfloat16)
     found = jax.device_get(jax.jit(_kernel)(qkv, tables, gradient))
     others = functools.partial(_with_gradient, lambda x: attend_rotated(x, *tables))
@@ -102,7 +102,7 @@ def test_a_tpu_takes_the_kernel(function):
     assert packed_kernel.FORWARD in _lowered(function, *arrays, "tpu")
     for platform in ("cpu", "cuda"):
         assert packed_kernel.FORWARD not in _lowered(function, *arrays, platform)
-    # It has no segments; splash attention has.
+    # The kernel has no segments; splash attention does.
     segmented = functools.partial(function, segments=np.zeros((1, 256), np.int32))
     text = _lowered(segmented, *arrays, "tpu")
     assert packed_kernel.FORWARD not in text

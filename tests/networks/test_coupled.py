@@ -1,4 +1,4 @@
-"""The denoiser that sees noise. Oracles: the denoiser that it was made from, bit for bit; a sort."""
+"""The denoiser that sees noise. Oracles: the denoiser it was made from, bit for bit; a sort."""
 
 import dataclasses
 
@@ -79,7 +79,7 @@ def test_ranks_are_those_of_a_stable_sort():
 
 @pytest.mark.parametrize("kind", ["full", "two-level", "projected"])
 def test_noise_that_was_shown_once_is_seen_as_it_is_at_every_call(kind):
-    """Oracle: the network that reads it anew, to rounding (states are of order 1)."""
+    """Oracle: the network that reads the noise anew, up to rounding (states are of order 1)."""
     network = coupled(kind)
     params = noisy_params(network, 2)
     noise = _noise(jax.random.key(1), TOKENS.shape, VOCAB, network.noise_kind)

@@ -1,4 +1,4 @@
-"""Decoding with a cache, by each causal network. Oracle: the network's states of the whole text at once."""
+"""Decoding with a cache, by each causal network. Oracle: the network's states for the whole text at once."""
 
 import jax
 import jax.numpy as jnp

@@ -1,7 +1,7 @@
 """The denoiser as two pure functions.
 
-Its numbers are checked against the reference's in tests/parity; here are its promises. Oracles: the
-blocks one after the other without scan, and definitions.
+Its numbers are checked against the reference's in tests/parity, its promises here. Oracles: a loop over the
+blocks without scan, and definitions.
 """
 
 import dataclasses
@@ -132,7 +132,7 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32_logits(params):
 
 
 def test_narrow_products_compute_in_float32_and_are_nearer_than_bfloat16(params):
-    """Oracle: the network in float32, whose loss and gradient both ways of rounding are compared with."""
+    """Oracle: loss and gradient of the network in float32, for both ways of rounding."""
 
     def found(name):
         model = Denoiser(dataclasses.replace(CONFIG, compute_dtype=name))

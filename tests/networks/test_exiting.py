@@ -84,7 +84,7 @@ def test_trained_exits_say_themselves_how_far_they_have_settled():
 
 
 def test_an_exit_is_a_map_of_its_layers_states_before_the_norm():
-    """Of a layer whose states are x, the head reads norm(x + x A + b): here A takes x to zero."""
+    """At a layer with states x, the head reads norm(x + x A + b); here A cancels x."""
     exits, layer = untrained_exits(NETWORK.config), 1
     exits["kernel"] = exits["kernel"].at[layer].set(-jnp.eye(NETWORK.config.embed_dim))
     exits["bias"] = exits["bias"].at[layer].set(jnp.arange(NETWORK.config.embed_dim))
@@ -100,7 +100,7 @@ def test_an_exit_is_a_map_of_its_layers_states_before_the_norm():
 
 
 def test_it_takes_the_place_of_the_network_in_the_sampler():
-    """One that never leaves writes what the network writes."""
+    """A network that never exits early writes what the plain network writes."""
     config, x_init = SamplerConfig(2, mode="first-hitting"), prior_sample(4, LENGTH, VOCAB)
 
     def written(network):

@@ -83,7 +83,7 @@ def test_logits_are_float32_in_every_dtype(kind, compute_dtype):
 
 @pytest.mark.parametrize("compute_dtype", COMPUTE_DTYPES)
 def test_the_gradient_of_mask_is_summed_over_all_its_places(compute_dtype):
-    """4096 ones; a sum of them in bfloat16 stops at 256, for 256 + 1 is rounded to 256."""
+    """4096 ones; their sum in bfloat16 stops at 256, because 256 + 1 is rounded to 256."""
     network = GPT2Denoiser(GPT2DenoiserConfig(**SIZES, compute_dtype=compute_dtype))
     tokens = jnp.full((512, 8), network.mask_id)
 

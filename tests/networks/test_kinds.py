@@ -46,7 +46,7 @@ def test_parameters_that_are_rounded_once_give_the_logits_that_they_gave(name):
             inputs["noise"] = draw_noise(jax.random.key(1), (1, 4), 5, network.noise_kind)
         return network.logits(params, network.hidden(params, tokens, **inputs))
 
-    # The same products in another program, which may add up in another order.
+    # The same products in another program, which may sum in another order.
     ours, theirs = (np.asarray(logits(p))[..., :5] for p in (once, params))
     np.testing.assert_allclose(ours, theirs, atol=0.02 * theirs.std())
     for compute_dtype in ("float32", "bfloat16"):
@@ -54,7 +54,7 @@ def test_parameters_that_are_rounded_once_give_the_logits_that_they_gave(name):
 
 
 def test_the_kernels_of_a_network_within_another_are_rounded_and_nothing_else_is():
-    """Parameters of `Retrieving`, around those of `Exiting`. Oracle: those of the network alone."""
+    """Parameters of `Retrieving` around those of `Exiting`. Oracle: the parameters of the network alone."""
     network = Denoiser(DenoiserConfig(**SIZES, compute_dtype="bf16_bf16_f32"))
     params = noisy_params(network, 0)
     store = Datastore(jnp.ones((2, 8)), jnp.zeros(2, jnp.int32), jnp.ones(2, bool))

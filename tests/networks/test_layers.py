@@ -70,7 +70,7 @@ def test_embedding_rows_start_within_one_over_root_of_the_features():
 
 
 def test_the_gradient_of_an_embedding_that_thousands_of_tokens_share_is_summed_in_float32():
-    """A sum in bfloat16 of ones stops at 256: 256 + 1 is rounded to 256."""
+    """A sum of ones in bfloat16 stops at 256: 256 + 1 is rounded to 256."""
     layer = Embedding(3, 4, NUMERICS["bfloat16"])
     tokens = np.full((2, 1000), 1, np.int32)
     params = _init(layer, tokens)
@@ -113,7 +113,7 @@ def test_a_tied_head_multiplies_with_the_table_and_has_gradients(numerics):
 
 
 def test_gradients_of_a_bfloat16_head_multiply_bfloat16_and_sum_in_float32():
-    """A product of float32 takes a GPU twice as long. Oracle: NumPy in float64, on the rounded numbers."""
+    """A float32 product takes a GPU twice as long. Oracle: NumPy in float64, on the rounded numbers."""
     layer = Head(8, vocab=6, padded_vocab=8, numerics=NUMERICS["bfloat16"])
     hidden, weights = _random(0, 64, 8).astype(jnp.bfloat16), _random(1, 64, 8)
     params = _init(layer, hidden)
@@ -140,7 +140,7 @@ def test_gradients_of_a_bfloat16_head_multiply_bfloat16_and_sum_in_float32():
 @pytest.mark.parametrize("in_shape", [(8,), (2, 4)])
 @pytest.mark.parametrize("out_shape", [(6,), (3, 2)])
 def test_narrow_products_round_their_factors_alone(in_shape, out_shape):
-    """Result and gradients are float32, sums too. Oracle: NumPy in float64, on the rounded numbers."""
+    """Results, gradients and sums are float32. Oracle: NumPy in float64, on the rounded numbers."""
     axes = tuple("abcd"[: len(in_shape + out_shape)])
     layer = Linear(in_shape, out_shape, axes, numerics=NUMERICS["bf16_bf16_f32"])
     x, weights = _random(0, 4, 16, *in_shape), _random(1, 4, 16, *out_shape)

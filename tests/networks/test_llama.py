@@ -140,7 +140,7 @@ def test_shifted_states_stand_at_the_token_that_they_predict():
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_edges_open_the_way_from_causal_to_bidirectional_attention(name):
-    """All closed it is the causal network, all open the bidirectional one; in between it is neither."""
+    """With all edges closed it is the causal network, with all open the bidirectional one, else neither."""
     params, denoiser = PARAMS[name], both_ways(CONFIGS[name])
     hidden = jax.jit(denoiser.hidden)
     edges = np.random.default_rng(2).random((2, 9, 9))
@@ -179,7 +179,7 @@ def test_parameters_carry_logical_axes():
 
 
 def test_the_fused_head_gives_the_gradients_of_the_whole_logits():
-    """Of the embedding too, which is the head as well."""
+    """Also of the embedding, which is the head too."""
     network, params, tokens = NETWORKS["all"], PARAMS["all"], jnp.asarray(TOKENS)
 
     def plain(params):
@@ -195,7 +195,7 @@ def test_the_fused_head_gives_the_gradients_of_the_whole_logits():
 
 @pytest.mark.parametrize("compute_dtype", COMPUTE_DTYPES)
 def test_a_denoiser_with_a_tied_head_trains_in_every_dtype(compute_dtype):
-    """Oracle: the gradient in float32, to 3 %, what bfloat16's steps of 2^-8 make of it in two layers."""
+    """Oracle: the gradient in float32, within 3 %, the effect of bfloat16's steps of 2^-8 in two layers."""
 
     @functools.partial(jax.jit, static_argnums=0)
     def gradient(compute_dtype):

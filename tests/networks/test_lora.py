@@ -28,12 +28,12 @@ NETWORKS = {
     "gpt2": GPT2Network(GPT2Config(**SIZES)),
 }
 TOKENS = np.random.default_rng(0).integers(0, 11, (2, 6)).astype(np.int32)
-# Of the network of each kind that has it: the axes that a linear map sums over, after that of the layers.
+# The number of axes that a linear map sums over, after that of the layers, where it is not 1.
 INPUTS = {"attn_out": 2}
 
 
 def trained_adapters(network, config=LORA, spread=0.3):
-    """Adapters of which no part is zero."""
+    """Adapters without a part that is zero."""
     rng = np.random.default_rng(2)
     return jax.tree.map(
         lambda x: x + np.float32(spread) * rng.standard_normal(x.shape, np.float32),
@@ -109,7 +109,7 @@ def test_adapters_are_split_as_the_matrices_that_they_stand_beside():
 
 
 def test_no_gradient_of_the_size_of_a_matrix_is_computed():
-    """Operations of a gradient, by XLA: two products for a frozen matrix, three for another."""
+    """XLA's count of a gradient's operations: two products for a frozen matrix, three for another."""
     network = dataclasses.replace(
         LLAMA, config=dataclasses.replace(LLAMA.config, embed_dim=128, remat="none", unroll=2)
     )

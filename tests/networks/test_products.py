@@ -10,7 +10,7 @@ from sdtt_jax.networks.products import WIDE, biased, widened_product
 
 @pytest.mark.parametrize("columns", [5, WIDE])
 def test_the_gradient_of_a_bias_is_the_sum_over_all_rows(columns):
-    """Of rows as wide as a vocabulary a CPU multiplies with ones instead."""
+    """For rows as wide as a vocabulary, a CPU multiplies by ones instead."""
     gradient = np.random.default_rng(0).standard_normal((2, 3, columns)).astype(np.float32)
     y, bias = np.zeros((2, 3, columns), np.float32), np.ones(columns, np.float32)
 
@@ -35,7 +35,7 @@ def _both(rows, kernel, gradient, products):
 def test_a_widened_product_is_added_up_in_float32_and_gives_each_gradient_in_its_own_dtype(
     rows_dtype, kernel_dtype
 ):
-    """Whole numbers, which bfloat16 holds, and of which sums beyond 256 are exact in float32 alone."""
+    """Whole numbers that bfloat16 holds exactly, while their sums beyond 256 are exact only in float32."""
     draw = np.random.default_rng(0).integers
     rows, kernel = draw(0, 9, (300, 4)), draw(0, 9, (4, 2, 3))
     weights = draw(0, 2, (300, 2, 3))
@@ -57,7 +57,7 @@ def test_a_widened_product_is_added_up_in_float32_and_gives_each_gradient_in_its
 
 @pytest.mark.parametrize("rows_dtype", [jnp.float32, jnp.bfloat16])
 def test_a_kernel_that_is_a_transposed_table_passes_its_gradient_on(rows_dtype):
-    """A tied head's. Whole numbers, as above."""
+    """As a tied head's kernel. Whole numbers, as above."""
     draw = np.random.default_rng(0).integers
     rows, table, weights = draw(0, 9, (300, 4)), draw(0, 9, (6, 4)), draw(0, 2, (300, 6))
 
@@ -74,7 +74,7 @@ def test_a_kernel_that_is_a_transposed_table_passes_its_gradient_on(rows_dtype):
 
 
 def test_no_layout_is_forced_on_rows_that_a_mesh_splits():
-    """Each device would gather the rows of all: a layout is not the compiler's to split."""
+    """Otherwise each device would gather all rows: the compiler cannot split a forced layout."""
 
     def gradient(rows, weights):
         kernel = jnp.ones((4, 3))

@@ -40,10 +40,10 @@ def test_what_is_masked_is_remembered_with_what_stood_there(params):
 
 
 def test_neighbours_are_mixed_in_by_their_distance():
-    """Five neighbours, in float64, one query after the other."""
+    """Five neighbours, in float64, one query at a time."""
     share, temperature = 0.3, 2.0
     network = Retrieving(NETWORK, neighbours=5, share=share, temperature=temperature)
-    # Texts of so few kinds have equal states; numbers of the same size have no ties.
+    # So few different texts have equal states; random numbers of the same size have no ties.
     keys = RNG.normal(size=(300, 16)).astype(np.float32)
     store = Datastore(keys, RNG.integers(0, VOCAB, 300), RNG.random(300) < 0.5)
     params = {"network": PARAMS, "store": store}
@@ -89,7 +89,7 @@ def test_it_writes(params):
 
 @pytest.mark.parametrize("compute_dtype", COMPUTE_DTYPES)
 def test_a_model_with_neighbours_writes_in_every_dtype(params, compute_dtype):
-    """Of the chain, as above."""
+    """Its texts follow the chain, as above."""
     config = dataclasses.replace(NETWORK.config, compute_dtype=compute_dtype)
     model = as_model(Retrieving(Denoiser(config), share=0.9), params)
     state = model.denoise(jax.random.key(2), model.prior(64), SamplerConfig(LENGTH))

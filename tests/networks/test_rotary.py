@@ -45,7 +45,7 @@ def test_between_them_a_frequency_is_a_mean_of_both():
 
 
 def test_linear_scaling_makes_every_wave_longer_by_the_factor():
-    """So that a position is what `factor` of them were before (position interpolation)."""
+    """`factor` positions turn as far as one did before (position interpolation)."""
     scaled = rotary_tables(np.arange(12), 8, scaling=RotaryScaling("linear", factor=4.0))
     for table, plain in zip(scaled, rotary_tables(np.arange(3), 8), strict=True):
         np.testing.assert_allclose(table[::4], plain, atol=1e-6)
@@ -53,7 +53,7 @@ def test_linear_scaling_makes_every_wave_longer_by_the_factor():
 
 @pytest.mark.parametrize("factor", [8.0, 32.0])
 def test_llamas_frequencies_are_those_of_the_plain_twin(factor):
-    """Of Llama 3.1's heads: 128 features, base 500,000."""
+    """For Llama 3.1's heads: 128 features, base 500,000."""
     frequency = 500_000.0 ** (-np.arange(64) / 64)
     expected = [plain_llama.slowed(f, PUBLISHED | {"factor": factor}) for f in frequency]
     found = scaled_frequencies(np.float32(frequency), RotaryScaling("llama3", factor=factor))

@@ -88,8 +88,8 @@ def test_temperature_divides_and_zero_is_greedy():
 @pytest.mark.parametrize("others", [{}, {"top_k": 2}, {"top_p": 0.9}], ids=str)
 @pytest.mark.parametrize("temperature", [1e-5, 1e-20, 1e-37, 1e-38, 1e-44, 1e-300])
 def test_low_temperatures_are_greedy(temperature, others, shift):
-    """The two largest are 0.01 apart: exp(-0.01 / 1e-5) is 0. Divided, they lie beyond float32, or below what
-    stands for the impossible."""
+    """The two largest are 0.01 apart: exp(-0.01 / 1e-5) is 0. Divided, logits would overflow float32, or fall
+    below the value for the impossible."""
     logits = shift + jnp.array([-2.0, 0.0, -0.01, NEG_INFINITY])
     kept = filter_logits(logits, Filters(temperature=temperature, **others))
     drawn = draw(jax.random.key(0), jnp.broadcast_to(kept, (1000, 4)))
@@ -122,7 +122,7 @@ def test_many_rare_tokens_together():
 
 @pytest.mark.parametrize("vocab", [1025, 1408])
 def test_draws_in_two_levels_have_their_probabilities(vocab):
-    """n = 400,000 over peaked logits, one row after the other; the merged tail is one outcome; seed 5."""
+    """n = 400,000 over peaked logits, row by row; the merged tail is one outcome; seed 5."""
     logits = 3 * jax.random.normal(jax.random.key(0), (vocab,))
     keys = jax.random.split(jax.random.key(5), 400_000)
     tokens = np.asarray(_one_by_one(keys, logits, 500))
@@ -179,9 +179,9 @@ def low_noise():
 
 @pytest.mark.parametrize(("tail", "share"), [(0.01, 0.85), (0.002, 0.4)])
 def test_default_draws_of_a_peaked_vocabulary_flatter_the_perplexity(low_noise, tail, share):
-    """Cross-entropy of default draws, exactly: over all noise of the peak, the tail's largest noise.
+    """Exact cross-entropy of default draws: a sum over the peak's noise, against the tail's largest noise.
 
-    No sampling, hence no error: at most `share` of the entropy of the distribution that they should have.
+    No sampling, hence no error: at most `share` of the entropy of the distribution that draws should have.
     (20,000 draws of the first case, seed 0: 0.125 nats instead of 0.164, standard error 0.011.)
     """
     logits, p = _peaked(tail)

@@ -14,7 +14,7 @@ from tests.compiling import optimized
 
 VOCAB = 50_257
 LIKELY = 7
-# All but one entry share this much: 3.6e-8 each, a Gumbel value of 17.2 away from the likely one.
+# All but one entry share this probability: 3.6e-8 each, with logits 17.1 below that of the likely entry.
 RARE = 0.0018
 TRUTH = np.full(VOCAB, RARE / (VOCAB - 1))
 TRUTH[LIKELY] = 1 - RARE

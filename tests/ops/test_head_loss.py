@@ -25,7 +25,7 @@ def _float64():
 
 
 def apply_head(head, hidden):
-    """A head whose last column is padding, as that of the networks."""
+    """A head whose last column is padding, like the networks' heads."""
     logits = hidden @ head["kernel"] + head["bias"]
     return jnp.where(jnp.arange(logits.shape[-1]) < logits.shape[-1] - 1, logits, NEG_INFINITY)
 
@@ -39,7 +39,7 @@ def divergence(name, logits, targets, teacher_head):
 
 
 def problem(seed, batch, length, vocab, share):
-    """Head, states, weights with about `share` of them not zero, targets, and the teacher's head."""
+    """Head, states, weights of which about `share` are not zero, targets, and the teacher's head."""
     rng = np.random.default_rng(seed)
 
     def head():
@@ -54,7 +54,7 @@ def problem(seed, batch, length, vocab, share):
 
 
 def naive(name, head, hidden, weights, targets, shared):
-    """Everything at every position."""
+    """The loss with everything computed at every position."""
     losses = divergence(name, apply_head(head, hidden), targets, *shared)
     losses = jnp.where(weights != 0, losses, 0.0)
     return (losses * weights).sum(), losses
@@ -75,7 +75,7 @@ def _both(name, scale, head, hidden, *others):
 
 
 def both(name, arguments, scale=1.0):
-    """(value, losses, gradients with respect to head and hidden) of the two."""
+    """(value, losses, gradients with respect to head and hidden) of both losses."""
     return jax.device_get(_both(name, scale, *arguments))
 
 
@@ -108,7 +108,7 @@ def test_any_shape(seed, batch, length, vocab, share):
 @pytest.mark.parametrize("size", [1, 2, 5, 8, 64])
 def test_the_size_of_a_chunk_changes_nothing(monkeypatch, size):
     monkeypatch.setattr(rows, "chunk_size", lambda *_: size)
-    _both.clear_cache()  # which does not know of the size
+    _both.clear_cache()  # the cache does not know the size
     assert_same("kl-fwd", problem(1, 2, 9, 7, 0.6))
     _both.clear_cache()
 
@@ -150,7 +150,7 @@ def test_selected_losses_are_those_of_the_weighted_loss():
 def test_a_chunk_is_cut_for_the_widest_array_of_a_row(monkeypatch):
     """A position of a mixture has logits of each of its values. Oracle: their number by hand.
 
-    By the vocabulary alone a chunk was as many times too large as there are values.
+    Counting only the vocabulary made a chunk too large, by a factor of the number of values.
     """
     values, vocab, asked = 3, 11, []
 

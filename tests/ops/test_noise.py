@@ -54,7 +54,7 @@ def test_noise_in_hindsight_draws_the_given_tokens_and_has_the_law_of_fresh_nois
     assert (drawn != tokens).mean() < 1e-4
     exact = np.asarray(jax.nn.softmax(other), np.float64)
     assert_fits(np.bincount(with_found, minlength=vocab), exact / exact.sum())
-    # Together with the given token, too: the two ways of having noise and token have one law.
+    # Jointly with the given token, too: both ways to get noise and token have one law.
     pairs = [
         np.bincount(tokens % 5 * 5 + with_ % 5, minlength=25) for with_ in (with_fresh, with_found)
     ]

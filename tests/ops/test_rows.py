@@ -62,8 +62,8 @@ def test_flatten_joins_batch_and_length():
         (4096, 128, 32, 128),
         (1024, 50_304, 4, 256),
         (4096, 50_304, 4, 336),  # capped: 2^24 / 50304 is 333.5
-        (32 * 1024, 50_304, 4, 1024),  # but of a large batch a 32nd at least
-        (512 * 1024, 50_304, 4, 4096),  # of up to `MAX_ROWS`
+        (32 * 1024, 50_304, 4, 1024),  # but at least a 32nd of a large batch
+        (512 * 1024, 50_304, 4, 4096),  # up to `MAX_ROWS`
         (3, 128, 4, 3),  # never more than there are
         (100, 128, 32, 8),  # nor less than a lane
         (100, 2**30, 4, 8),

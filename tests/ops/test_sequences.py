@@ -1,4 +1,4 @@
-"""What positions are. Oracle: a loop over the tokens of one sequence after the other."""
+"""The segment and the role of each position. Oracle: a loop over sequences and their tokens."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""What a model takes for tokens. Oracle: tokens are `[B, L]` whole numbers below the vocabulary's size, and
+"""What a model accepts as tokens. Oracle: tokens are `[B, L]` whole numbers below the vocabulary's size, and
 MASK only where a noisy text is meant; written by hand."""
 
 import jax
@@ -56,7 +56,7 @@ CLEAN = {
     "continued": lambda x: join([write() for write in JUDGE.batches(KEY, x, 2)]).tokens,
 }
 ON_THE_HOST = ("batches", "bounds", "continued")
-# Of texts of any lengths.
+# Functions of texts of any lengths.
 RAGGED = {
     "scores": lambda x: score_texts(JUDGE, list(x), batch_size=2, first_token="given").nll,
     "features": lambda x: text_features(JUDGE, list(x), batch_size=2),
@@ -122,7 +122,7 @@ def test_whole_numbers_of_every_kind_are_taken(name):
 
 @pytest.mark.parametrize("name", [name for name in NOISY | CLEAN if name not in ON_THE_HOST])
 def test_a_model_may_be_compiled_into_something_else(name):
-    """What `jit` traces has no values to look at."""
+    """Traced arrays have no values to check."""
     call = (NOISY | CLEAN)[name]
     np.testing.assert_allclose(jax.jit(call)(ROWS), call(ROWS), rtol=1e-6)
 

@@ -1,6 +1,6 @@
-"""Ending together, with a job's table of keys and values that is a dict. Oracle: what each process may do.
+"""Ending together, with a dict as a job's table of keys and values. Oracle: what each process may do.
 
-tests/faults/test_processes.py has it with processes.
+tests/faults/test_processes.py tests it with real processes.
 """
 
 import os
@@ -32,8 +32,8 @@ class Client(dict):
 
 @pytest.fixture
 def table(monkeypatch):
-    """Of a job of two processes, of which this is the first; `ended` are the statuses that it ended with."""
-    jax.devices()  # which looks for a real client
+    """The table of a job of two processes; this is the first, and `ended` the statuses that it ended with."""
+    jax.devices()  # this looks for a real client
     client, state = Client(), ending.distributed.global_state
     for name, value in (("client", client), ("num_processes", 2), ("process_id", 0)):
         monkeypatch.setattr(state, name, value)
@@ -81,11 +81,11 @@ def test_one_that_hears_of_a_failure_ends_with_the_same_status(table, capsys):
     assert capsys.readouterr().err == (
         "Error: Process 1 has failed, and its output says why; this one ends with it.\n"
     )
-    thread.join()  # it has told of itself, and looks no more
+    thread.join()  # it has reported its own end, and looks no more
 
 
 def test_one_that_ends_by_itself_is_left_to_it(table, monkeypatch, capsys):
-    """It ends in the time that it is given for that, when the other's failure is known."""
+    """It ends within the time that it is given once the other's failure is known."""
     monkeypatch.setattr(ending, "GRACE", 600.0)
     looked, read = threading.Event(), table.key_value_dir_get
     monkeypatch.setattr(
@@ -111,7 +111,7 @@ def until_interrupted():
     [(KeyboardInterrupt, KeyboardInterrupt), (ConfigError, ConfigError), (OSError, UserError)],
 )
 def test_what_ends_the_work_of_the_first_process_alone_ends_all(table, monkeypatch, raised, told):
-    """SIGTERM to any process, of which JAX tells by the table, or what the work raises."""
+    """SIGTERM to any process, which JAX announces in the table, or an error of the work."""
     sent = []
     monkeypatch.setattr(
         multihost_utils, "broadcast_one_to_all", lambda value: sent.append(value) or sent[0]
@@ -133,12 +133,12 @@ def test_what_ends_the_work_of_the_first_process_alone_ends_all(table, monkeypat
 
 
 def test_a_signal_is_heard_while_waiting_for_the_others(table, monkeypatch, capsys):
-    """JAX waits in C++: in the main thread no handler would run."""
+    """JAX waits in C++; if it did so in the main thread, no handler would run."""
     joined = threading.Event()
     main = threading.main_thread().ident
 
     def initialize(**_):
-        time.sleep(0.1)  # the main thread waits by then, most likely
+        time.sleep(0.1)  # by then the main thread is most likely waiting
         signal.pthread_kill(main, signal.SIGINT)
         joined.wait(30)
 

@@ -4,7 +4,7 @@ from sdtt_jax.parallel.environment import threads_to_wait_in, virtual_devices
 
 
 def test_several_devices_of_a_process_have_threads_to_wait_in(monkeypatch):
-    """Fewer deadlock, rarely: a device waits in a collective of each loop that runs at once."""
+    """With fewer threads they deadlock, rarely: a device waits in a collective of each concurrent loop."""
     monkeypatch.delenv("PJRT_NPROC", raising=False)
     assert virtual_devices(8)["PJRT_NPROC"] == "64"
     assert "PJRT_NPROC" not in virtual_devices(1)

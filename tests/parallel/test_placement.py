@@ -129,7 +129,7 @@ def test_a_batch_that_does_not_divide_is_named():
 
 @pytest.mark.parametrize("fsdp", [1, 2, 4, 8, 16, 32, 64])
 def test_an_axis_may_take_a_part_of_a_side_of_the_torus(fsdp):
-    """Of 8 × 8 chips that are no v5e; those of a group are a rectangle."""
+    """8 × 8 chips other than v5e; the chips of a group are a rectangle."""
     places = [(x, y, 0) for y in range(8) for x in range(8)]
     devices = [FakeChip(i, place) for i, place in enumerate(places)]
     found = slice_devices((64 // fsdp, fsdp, 1), devices)
@@ -163,7 +163,7 @@ def test_slices_that_no_batch_axis_is_a_multiple_of_are_refused():
 
 @dataclasses.dataclass(frozen=True)
 class FakeDevice:
-    """What JAX's helper reads of a device."""
+    """The fields of a device that JAX's helper reads."""
 
     id: int
     slice_index: int
@@ -174,7 +174,7 @@ class FakeDevice:
 
 @dataclasses.dataclass(frozen=True)
 class FakeChip:
-    """The same of a chip of a v6e."""
+    """The same fields of a v6e chip."""
 
     id: int
     coords: tuple[int, int, int]
@@ -185,7 +185,7 @@ class FakeChip:
 
 
 def test_rows_are_placed_as_a_whole_batch_would_be():
-    """Oracle: `place_batch`; each process would make its own rows only."""
+    """Oracle: `place_batch`. In a job, each process would only make its own rows."""
     mesh = make_mesh(MeshConfig())
     batch = np.arange(24, dtype=np.int32).reshape(4, 6)
     placed = place_rows(lambda rows: batch[rows], batch.shape, mesh)

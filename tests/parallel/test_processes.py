@@ -1,4 +1,4 @@
-"""Deciding alike, in one process; with several see tests/multidevice. Oracle: nothing changes."""
+"""Joint decisions, in one process; for several see tests/multidevice. Oracle: nothing changes."""
 
 import jax
 import numpy as np

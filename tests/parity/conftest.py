@@ -24,11 +24,11 @@ DEFAULT = Path(__file__).parent.parent / "golden"
 EMITTERS = "xla_cpu_use_fusion_emitters"
 
 
-# Not of the scope "package": in a folder without an __init__.py that ends with the session, and every test
-# that a process ran after these was compiled with all optimizations, a sixth of the suite's time.
+# Not of the scope "package": in a folder without an __init__.py that ends with the session, so every test
+# that the process ran afterwards was compiled with all optimizations, a sixth of the suite's time.
 @pytest.fixture(autouse=True, scope="module")
 def _optimized() -> Iterator[None]:
-    """Everything is compiled as users have it, and not as tests/conftest.py says."""
+    """Everything is compiled as for users, and not as tests/conftest.py says."""
     plain = compiler.get_compile_options
 
     def optimized(*arguments, env_options_overrides=None, **fields):
@@ -38,7 +38,7 @@ def _optimized() -> Iterator[None]:
         return plain(*arguments, env_options_overrides=overrides, **fields)
 
     before = jax.config.read("jax_disable_most_optimizations")
-    # What the tests of other folders compiled in this process does not count.
+    # Programs that tests of other folders compiled in this process must not be used.
     jax.clear_caches()
     jax.config.update("jax_disable_most_optimizations", False)
     with pytest.MonkeyPatch.context() as patch:

@@ -1,4 +1,4 @@
-"""What the tests against the reference's values share: networks with its weights, its arrays."""
+"""Shared by the tests against the reference's values: networks with its weights, its arrays."""
 
 import json
 from pathlib import Path

@@ -48,7 +48,7 @@ def test_nelbo(reference_golden, forward, close):
 
 
 def test_reverse_step(reference_golden, close):
-    """q(x_s | x_t): the reference's two samplers are our one, position by position."""
+    """q(x_s | x_t): the reference's two samplers are both our single one, position by position."""
     stored = arrays(reference_golden, "reverse_step")
     student = network(reference_golden, "student_hub")
     denoiser, x_t, t = student.denoiser, stored["xt"], jnp.asarray(stored["t"])

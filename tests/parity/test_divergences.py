@@ -19,7 +19,7 @@ NEG_INFINITY = -1e6
 
 
 def _padded(log_probs, dtype):
-    """With columns that are no tokens, as the network's own output has them."""
+    """Adds columns that are no tokens, as in the network's own output."""
     rows = np.asarray(log_probs, dtype)
     return jnp.asarray(np.pad(rows, ((0, 0), (0, PADDING)), constant_values=NEG_INFINITY))
 

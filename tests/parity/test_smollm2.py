@@ -55,7 +55,7 @@ def test_text_becomes_the_tokens_of_the_file(model, expected):
 
 
 def test_likelihoods_and_the_largest_logits(model, expected, close):
-    # Behind the last token nothing is looked at, so all texts are of one length and one program.
+    # Nothing after the last token is compared, so all texts are padded to one length, for one program.
     length = max(len(item["tokens"]) for item in expected)
     rows = [np.pad(item["tokens"], (0, length - len(item["tokens"]))) for item in expected]
     log_probs = jax.nn.log_softmax(logits := model.logits(np.stack(rows)))

@@ -39,7 +39,7 @@ def test_suffix_likelihood(stored, student, close):
 
 
 def test_greedy_suffix(stored, student):
-    """A hit is the reference's greedy text, and not its true text where that differs; the suffix's last token
+    """The reference's greedy text is a hit, and its true text only if it is the same. The suffix's last token
     is never masked."""
     layout = RowLayout(eos_id=int(stored["suffix"][-1]))
     greedy, true = stored["greedy"][:-1], stored["suffix"][:-1]

@@ -98,7 +98,7 @@ def results(rounds: int, log_ratio: float = -0.06) -> dict[str, Any]:
 
 
 def coupled(log_ratios: dict[int, float]) -> dict[str, Any]:
-    """What results.json has of a noise-coupled student, by calls; the teacher's perplexity is 80 / calls."""
+    """What results.json has on a noise-coupled student, by calls; the teacher's perplexity is 80 / calls."""
 
     def quality(gen_ppl: float, entropy: float) -> dict[str, Any]:
         return {"gen_ppl": gen_ppl, "entropy": entropy}

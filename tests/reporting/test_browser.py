@@ -18,7 +18,7 @@ pytestmark = [
 
 
 def browse(page: Path, profile: Path, milliseconds: int = 4000) -> tuple[str, list[str]]:
-    """The document after so much virtual time, and what the console said."""
+    """The document after some milliseconds of virtual time, and the lines of the console."""
     command = [
         str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--disable-extensions",
         "--no-first-run", "--enable-logging=stderr", f"--user-data-dir={profile}",
@@ -30,7 +30,7 @@ def browse(page: Path, profile: Path, milliseconds: int = 4000) -> tuple[str, li
 
 
 def with_script(page: Path, script: str) -> Path:
-    """A copy of the page that also does what a reader would do."""
+    """A copy of the page with a script that does what a reader would do."""
     copy = page.with_name("driven.html")
     text = page.read_text(encoding="utf-8").replace("</body>", f"<script>{script}</script></body>")
     copy.write_text(text, encoding="utf-8")

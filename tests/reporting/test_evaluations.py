@@ -104,7 +104,7 @@ def test_tables_hold_every_result_and_no_empty_column(folder):
 
 
 def test_the_race_pairs_quality_with_latency(folder):
-    """A causal model is timed as itself where that was measured, and once for all files of its run."""
+    """A causal model's own timing is used where there is one; the model counts once per run."""
     evaluations = read_evaluations(folder)
     assert race_batches(evaluations) == [8]
     points = {(p.model, p.num_steps): (p.seconds, p.gen_ppl) for p in race(evaluations, 8)}
@@ -119,7 +119,7 @@ def test_the_race_pairs_quality_with_latency(folder):
 
 
 def test_a_single_text_has_no_interval_to_show(tmp_path):
-    """What JSON has for none is null; the race then draws a point without a bar."""
+    """JSON has null for a missing interval; the race then draws a point without a bar."""
     content = _results()
     content["items"]["generation/unconditional/steps_0008"]["result"] |= {
         "gen_ppl_low": None,

@@ -59,7 +59,7 @@ def test_a_loss_is_called_a_loss(make_workdir):
         # The teacher's perplexity is 80 over the number of its calls.
         ({1: -0.8, 2: -0.5, 4: -0.1}, "writes as well as its teacher at 3 calls"),
         ({1: -0.8, 2: -1.2, 4: -0.9}, "writes better than its teacher at 4 calls"),
-        # Better by 0.7 %, and by its interval as likely worse.
+        # Better by 0.7 %, but by its interval perhaps worse.
         ({1: -0.8, 2: -0.7, 4: -0.1}, "writes as well as its teacher at 4 calls"),
         ({1: -0.8, 2: -0.1, 4: -0.1}, "gains 9.5\u202f%"),
     ],
@@ -111,7 +111,7 @@ def test_a_student_better_than_all_of_the_teacher_is_compared_with_its_best(make
 
 
 def test_a_student_that_may_be_no_better_than_the_best_of_its_teacher_writes_as_well(make_workdir):
-    """english.py's second round had 836 at 8 steps, 26 to 11 % below its teacher, whose 16 steps had 849."""
+    """Round 2 of english.py had 836 at 8 steps, 26 to 11 % below its teacher, which had 849 at 16 steps."""
 
     def end(results):
         best = results["teacher"]["steps"]["16"]["gen_ppl"]

@@ -47,7 +47,7 @@ def test_a_record_of_the_laboratory_is_drawn_again(tmp_path):
 
 @pytest.mark.parametrize("content", [{"rounds": 3}, {"rounds": [], "teacher": {"steps": {}}}, []])
 def test_what_is_no_record_is_named(tmp_path, content):
-    """A run's results too, whose rounds are a list."""
+    """Also the results of a run, whose rounds are a list."""
     (tmp_path / "other.json").write_text(json.dumps(content))
     with pytest.raises(DataError, match="not a result of experiments"):
         report.write_exact_from(str(tmp_path / "other.json"), tmp_path / "a.png")

@@ -1,4 +1,4 @@
-"""The measurements of the preparation, at a size of seconds. Oracles: what a process of NumPy must hold."""
+"""Measurements of the data preparation, at sizes that take seconds. Oracle: the size of a NumPy array."""
 
 import re
 
@@ -37,14 +37,14 @@ def test_sizes_of_nothing_are_named(arguments, said):
 
 
 def test_another_process_that_shares_its_libraries_takes_nothing_off(tmp_path, monkeypatch):
-    """Between the two measurements other processes began, and each page that they share counts for less."""
+    """Other processes began between the two measurements, so each page that they share counts for less."""
     shares = iter([140.0, 139.6])
     monkeypatch.setattr(data_rates, "_share_of_memory", lambda _: next(shares))
     assert data_rates.random_access(tmp_path, records=1000, reads=2)[1] == 0.0
 
 
 def test_the_share_of_memory_is_what_is_held():
-    """Of five: another process that shares these libraries and begins or ends meanwhile moves it by 40 MB."""
+    """The median of five: a process that shares libraries moves a share by 40 MB when it begins or ends."""
     more = []
     for _ in range(5):
         before = data_rates._share_of_memory(data_rates.os.getpid())

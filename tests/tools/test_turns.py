@@ -1,4 +1,4 @@
-"""The comparison of two checkouts. Oracle: what is no checkout has nothing to be compared."""
+"""The comparison of two checkouts. Oracle: the messages about what cannot be compared."""
 
 import subprocess
 import sys

@@ -19,7 +19,7 @@ def unbroken(tmp_path_factory):
 
 
 def test_metrics_after_a_resume_are_those_of_the_unbroken_run(unbroken, tmp_path):
-    """The first run logs up to step 6 and dies with its last checkpoint at 4."""
+    """The first run logs up to step 6 and dies; its last checkpoint is at 4."""
 
     def dying(step):
         if step == 6:
@@ -92,13 +92,13 @@ def test_the_wait_for_a_batch_is_told():
 
     log = loop.TrainLog(write=lambda _step, values: waits.append(values["data_wait"]))
     loop.train(tiny.fresh(), tiny.step_fn(), slow, jax.random.key(0), tiny.config(), log=log)
-    # The thread makes two ahead, while the loop does other things.
+    # The thread makes two batches ahead while the loop does other things.
     assert all(0 <= wait < 5 for wait in waits)
     assert waits[-1] > 0.02
 
 
 def test_a_step_may_run_without_jit():
-    """Then every constant of Python's is a transfer, which a compiled step must not make."""
+    """Then every Python constant is a transfer, which compiled steps must not make."""
 
     def step_fn(state, batch, key):
         del batch, key

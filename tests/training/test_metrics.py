@@ -48,7 +48,7 @@ def test_a_value_that_is_not_finite_becomes_null(tmp_path):
 
 
 def test_a_full_disk_is_said_at_once(tmp_path):
-    """TensorBoard's own writer lost its thread to it, and held up the training for ever."""
+    """It killed the thread of TensorBoard's own writer, and training hung for ever."""
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def fill(writer):

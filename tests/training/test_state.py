@@ -1,4 +1,4 @@
-"""The state: made in place, or from parameters that are there."""
+"""The state: made in place, or from existing parameters."""
 
 import functools
 
@@ -49,7 +49,7 @@ def test_the_abstract_state_describes_it_without_making_it(state, spec):
 
 
 def test_a_new_round_starts_from_parameters_and_shares_no_buffer(state, spec):
-    """Student, average and teacher begin equal; donating one may not delete another."""
+    """Student, average and teacher begin equal; donating one must not delete another."""
     new = spec.from_params(
         state.params, {"teacher": state.params}, ema_params=state.ema_params, ema_count=7
     )

@@ -100,7 +100,7 @@ def test_the_learning_rate_is_reported_by_update():
 
 @pytest.mark.parametrize("name", ["adamw", "adam", "muon"])
 def test_the_learning_rate_is_that_of_an_optimizer_that_goes_on(name):
-    """A round that keeps the optimizer of the last one has no warm-up. Oracle: how far parameters move."""
+    """A round that keeps the last round's optimizer has no warm-up. Oracle: how far parameters move."""
     config = toy.configured(name)
     state, seen, _ = run(toy.setup(config), 3)
     assert [m["lr"] > 0 for m in seen] == [False, True, True]
@@ -168,7 +168,7 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_counts(kind):
     [(-1.0, -1.0, 0), (0.0, 0.5, 0), (-1.0, 50.0, 0), (1.0, 2.9, 0), (1.0, 3.1, 1)],
 )
 def test_a_spike_is_above_a_mean_that_is_positive(usual, then, rejected):
-    """Of a loss about 0, or below, no multiple says what is too much: -1 > 3 * -1 rejected every update."""
+    """If losses are about 0 or below, no multiple is a limit: -1 > 3 * -1 rejected every update."""
 
     def given(params, context, batch, key):
         del context, key
@@ -238,7 +238,7 @@ def test_the_loss_decreases():
 
 
 def test_a_schedule_without_room_is_refused_before_anything_runs():
-    """It used to come up when its stage began, hours into a run."""
+    """The error used to come when the stage began, hours into a run."""
     with pytest.raises(ConfigError, match="warmup_steps=10 leaves no steps of num_steps=10"):
         TrainConfig(
             num_steps=10,
@@ -250,7 +250,7 @@ def test_a_schedule_without_room_is_refused_before_anything_runs():
 def test_a_step_is_compiled_once_and_what_the_compiler_freed_is_given_back_before_it_runs(
     monkeypatch, caplog
 ):
-    """At 12 x 768 the peak of a training was 0.4 GB higher: freed memory beside the step's own."""
+    """At 12 x 768 the peak memory was 0.4 GB higher: the freed memory was held beside the step's own."""
     state, step, _ = toy.setup(toy.configured())
     batch = place_batch(toy.batch_at(0), state.step.sharding.mesh)
     compiled, log = "Finished XLA compilation of jit(body)", logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""The watchdog of a process. Oracle: how the process ends. tests/faults has it in a run of several."""
+"""The watchdog of a process. Oracle: how the process ends. tests/faults tests it in a run of several."""
 
 import signal
 import subprocess
@@ -35,7 +35,7 @@ def start(what: str) -> subprocess.Popen:
 
 @pytest.mark.slow
 def test_a_process_that_was_stopped_goes_on():
-    """Ctrl-Z for longer than a step may take; it was ended when it woke up."""
+    """Ctrl-Z for longer than a step may take: such a process used to be ended on waking up."""
     process = start("works")
     process.send_signal(signal.SIGSTOP)
     time.sleep(5.5)

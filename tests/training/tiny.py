@@ -56,7 +56,7 @@ def _context(ballast: int) -> dict:
 
 
 def fresh(ballast: int = 0) -> TrainState:
-    """A state at step 0; `ballast` is megabytes that only take their time to write."""
+    """A state at step 0; `ballast` is megabytes whose only purpose is to take time to write."""
     return _spec().init(functools.partial(init, jax.random.key(0)), _context(ballast))
 
 

@@ -75,7 +75,7 @@ def loss_fn(params: dict, context: dict, batch: jax.Array, key: jax.Array) -> Lo
 
 
 def plain_loss_fn(params: dict, context: dict, batch: jax.Array, key: jax.Array) -> Loss:
-    """Without randomness: even tokens count."""
+    """The loss without randomness: only even tokens count."""
     del key
     return weighted_loss(params, context, batch, batch % 2 == 0)
 
@@ -108,12 +108,12 @@ def setup(config: TrainConfig, mesh_config=None, loss=loss_fn, context=None):
 
 
 def until(config: TrainConfig, num_steps: int, **fields) -> TrainConfig:
-    """The loop's config, for it to stop elsewhere than its step's learning rate is made for."""
+    """The loop's config, to stop at another step than the learning rate is made for."""
     return dataclasses.replace(config, num_steps=num_steps, optimizer=OptimizerConfig(), **fields)
 
 
 def abstract_like(state: TrainState) -> TrainState:
-    """The `jax.ShapeDtypeStruct` tree, with shardings, of a state that exists."""
+    """The `jax.ShapeDtypeStruct` tree, with shardings, of an existing state."""
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
     )
