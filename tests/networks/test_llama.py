@@ -193,21 +193,22 @@ def test_the_fused_head_gives_the_gradients_of_the_whole_logits():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), fused(params), expected)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def denoising_gradient(compute_dtype):
+    network = both_ways(dataclasses.replace(CONFIGS["all"], compute_dtype=compute_dtype))
+    diffusion = MaskedDiffusion(network, make_schedule())
+
+    def total(params):
+        return denoising_terms(diffusion, params, TOKENS, jax.random.key(0)).total
+
+    return jax.grad(total)(PARAMS["all"])
+
+
 @pytest.mark.parametrize("compute_dtype", COMPUTE_DTYPES)
 def test_a_denoiser_with_a_tied_head_trains_in_every_dtype(compute_dtype):
     """Oracle: the gradient in float32, within 3 %, the effect of bfloat16's steps of 2^-8 in two layers."""
 
-    @functools.partial(jax.jit, static_argnums=0)
-    def gradient(compute_dtype):
-        network = both_ways(dataclasses.replace(CONFIGS["all"], compute_dtype=compute_dtype))
-        diffusion = MaskedDiffusion(network, make_schedule())
-
-        def total(params):
-            return denoising_terms(diffusion, params, TOKENS, jax.random.key(0)).total
-
-        return jax.grad(total)(PARAMS["all"])
-
-    found, expected = gradient(compute_dtype), gradient("float32")
+    found, expected = denoising_gradient(compute_dtype), denoising_gradient("float32")
     assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {np.dtype("float32")}
     table, exact = found["embed"]["embedding"], expected["embed"]["embedding"]
     assert np.linalg.norm(table - exact) < 0.03 * np.linalg.norm(exact)
