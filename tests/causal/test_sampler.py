@@ -4,9 +4,9 @@ import itertools
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.special import log_softmax
 
 from sdtt_jax.causal.sampler import generate
 from sdtt_jax.errors import ConfigError
@@ -20,14 +20,14 @@ MODELS = {
     "causal": CausalNetwork(CausalConfig(**SIZES)),
     "gpt2": GPT2Network(GPT2Config(**SIZES)),
 }
-PROMPT = jnp.array([[3, 7], [0, 1], [10, 10]], jnp.int32)
+PROMPT = np.array([[3, 7], [0, 1], [10, 10]], np.int32)
 
 
 def _randomised(model, scale=0.5):
     shapes = nn.unbox(jax.eval_shape(model.init, jax.random.key(0)))
     leaves, tree = jax.tree.flatten(shapes)
     rng = np.random.default_rng(0)
-    values = [jnp.asarray(rng.normal(scale=scale, size=s.shape), jnp.float32) for s in leaves]
+    values = [rng.normal(scale=scale, size=s.shape).astype(np.float32) for s in leaves]
     return jax.tree.unflatten(tree, values)
 
 
@@ -42,16 +42,15 @@ def _without_cache(model, params, key, prompt, num_tokens, filters):
         token = draw(jax.random.fold_in(key, i), filter_logits(logits, Filters(**filters)))
         return tokens.at[:, start + i].set(token)
 
-    tokens = jnp.pad(prompt, ((0, 0), (0, num_tokens)))
+    tokens = np.pad(prompt, ((0, 0), (0, num_tokens)))
     for i in range(num_tokens):
         tokens = step(tokens, i)
     return tokens
 
 
-@pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize(
-    "filters",
-    [{}, {"temperature": 0.7, "top_k": 4, "top_p": 0.8}],
+    ("name", "filters"),
+    [("causal", {}), ("gpt2", {"temperature": 0.7, "top_k": 4, "top_p": 0.8})],
     ids=str,
 )
 def test_generation_equals_a_loop_without_a_cache_token_for_token(name, filters):
@@ -60,7 +59,7 @@ def test_generation_equals_a_loop_without_a_cache_token_for_token(name, filters)
     generated = generate(model, params, key, prompt=PROMPT, num_tokens=10, **filters)
     expected = _without_cache(model, params, key, PROMPT, 10, filters)
     np.testing.assert_array_equal(generated, expected)
-    assert generated.dtype == jnp.int32
+    assert generated.dtype == np.int32
 
 
 def test_greedy_generation_takes_the_most_probable_token_whatever_the_key():
@@ -72,26 +71,26 @@ def test_greedy_generation_takes_the_most_probable_token_whatever_the_key():
     )
     np.testing.assert_array_equal(first, second)
     logits = jax.jit(lambda tokens: model.logits(params, model.hidden(params, tokens)))(first)
-    np.testing.assert_array_equal(first[:, 2:], jnp.argmax(logits[:, 1:-1], axis=-1))
+    np.testing.assert_array_equal(first[:, 2:], np.asarray(logits)[:, 1:-1].argmax(axis=-1))
 
 
 def test_sampled_sequences_have_the_exact_distribution():
     """Oracle: the chain rule over all 27 continuations of 3 tokens.
 
-    40,000 samples, seed 0: the standard error of a frequency is at most 0.0025, and the largest of
+    20,000 samples, seed 0: the standard error of a frequency is at most 0.0035, and the largest of
     27 deviations stays below 4 of its standard errors with probability above 0.998.
     """
     config = CausalConfig(vocab_size=3, length=4, num_layers=1, embed_dim=8, num_heads=2)
     model = CausalNetwork(config)
     params = _randomised(model)
-    count = 40_000
-    prompt = jnp.zeros((count, 1), jnp.int32)
+    count = 20_000
+    prompt = np.zeros((count, 1), np.int32)
     samples = np.asarray(generate(model, params, jax.random.key(0), prompt=prompt, num_tokens=3))
 
     sequences = np.array([(0, *rest) for rest in itertools.product(range(3), repeat=3)])
     network = jax.jit(lambda tokens: model.logits(params, model.hidden(params, tokens)))
-    log_probs = jax.nn.log_softmax(network(sequences))
-    steps = np.take_along_axis(np.asarray(log_probs)[:, :-1], sequences[:, 1:, None], axis=2)
+    log_probs = log_softmax(np.asarray(network(sequences)), axis=-1)
+    steps = np.take_along_axis(log_probs[:, :-1], sequences[:, 1:, None], axis=2)
     exact = np.exp(steps.sum(axis=(1, 2)))
     np.testing.assert_allclose(exact.sum(), 1.0, atol=1e-5)
 

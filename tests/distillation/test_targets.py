@@ -1,5 +1,7 @@
 """Teacher targets. Oracle: a plain Python loop that stores `[B, L, V]` log-probabilities step by step."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -44,8 +46,14 @@ def _batch(seed):
     return t, q_xt(key_mask, x0, SCHEDULE.move_chance(t), MASK)
 
 
+@functools.partial(jax.jit, static_argnames="count")
 def _keys(seed, count=TRAJECTORIES):
     return jax.random.split(jax.random.key(seed), count)
+
+
+@functools.partial(jax.jit, static_argnames="denoiser")
+def _log_probs(denoiser, params, targets):
+    return masked_log_probs(denoiser.logits(params, targets), MASK)
 
 
 def python_targets(denoiser, params, key, x_t, t, dt, k):
@@ -86,14 +94,14 @@ def test_one_key_is_not_an_array_of_keys(make):
     assert targets_of(TIMED, TABLE, make(0)[None], x_t, t, DT).shape == (1, BATCH, LENGTH, 3)
 
 
-@pytest.mark.parametrize("k", [2, 4, 8])
+@pytest.mark.parametrize("k", [2, 8])
 def test_targets_equal_a_plain_loop(k):
     t, x_t = _batch(0)
     keys = _keys(1)
     ours = targets_of(TIMED, TABLE, keys, x_t, t, DT, num_distill_steps=k)
     assert ours.shape == (TRAJECTORIES, BATCH, LENGTH, 3)
-    log_probs = np.asarray(masked_log_probs(TIMED.logits(TABLE, ours), MASK))
-    masked = np.asarray(x_t == MASK)
+    log_probs = np.asarray(_log_probs(TIMED, TABLE, ours))
+    masked = np.asarray(x_t) == MASK
     for key, found in zip(keys, log_probs, strict=True):
         twin = python_targets(TIMED, TABLE, key, x_t, t, DT, k)
         np.testing.assert_allclose(found[masked][:, :MASK], twin[masked][:, :MASK], atol=2e-5)
@@ -109,9 +117,9 @@ def test_targets_of_the_network_equal_a_plain_loop():
     t, x_t = _batch(4)
     keys = _keys(5, 1)
     [ours] = targets_of(denoiser, params, keys, x_t, t, DT, num_distill_steps=4)
-    log_probs = np.asarray(masked_log_probs(denoiser.logits(params, ours), MASK))
+    log_probs = np.asarray(_log_probs(denoiser, params, ours))
     twin = python_targets(denoiser, params, keys[0], x_t, t, DT, 4)
-    masked = np.asarray(x_t == MASK)
+    masked = np.asarray(x_t) == MASK
     np.testing.assert_allclose(
         log_probs[masked][:, :MASK], twin[masked][:, :MASK], rtol=1e-4, atol=1e-4
     )
@@ -155,7 +163,7 @@ def test_a_huge_step_reveals_everything_at_once():
     """dt >= t: every target is the teacher at x_t itself."""
     t, x_t = _batch(12)
     targets = targets_of(TIMED, TABLE, _keys(13), x_t, t, 1.0)
-    first = TIMED.hidden(TABLE, x_t, SCHEDULE.sigma(t))
+    first = jax.jit(lambda: TIMED.hidden(TABLE, x_t, SCHEDULE.sigma(t)))()
     np.testing.assert_allclose(targets, np.broadcast_to(first, targets.shape), rtol=1e-6)
 
 
@@ -168,8 +176,8 @@ def test_share_of_positions_that_keep_the_first_call():
     x_t = np.full((20_000, LENGTH), MASK, np.int32)
     t = np.full(20_000, 0.5, np.float32)
     [target] = targets_of(plain, table, _keys(14, 1), x_t, t, DT)
-    first = plain.hidden(table, x_t[:1])
-    same = (np.asarray(target) == np.asarray(first)).all(axis=-1)
+    first = np.asarray(table["table"])[-1]  # at all MASK
+    same = (np.asarray(target) == first).all(axis=-1)
     r = DT / 0.5
     expected = r + (1 - r) ** LENGTH
     # Positions of one text are correlated: count only as many draws as texts.
