@@ -131,7 +131,7 @@ def test_groups_of_several_lengths_come_back_in_order():
     model = as_model(network, noisy_params(network, 5))
     items = [item([0], [1, 2]), item([], [2]), item([1, 1], [0]), item([2], [1])]
     config = BoundConfig("counts", 4)
-    call = functools.partial(suffix_bounds, model, config=config, layout=WHOLE, batch_size=8)
+    call = functools.partial(suffix_bounds, model, config=config, layout=WHOLE, batch_size=4)
     together = call(items, jax.random.key(0))
     for index in (2, 3):
         alone = call([*items[:index], items[index]], jax.random.key(0))[index]

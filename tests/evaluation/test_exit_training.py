@@ -47,12 +47,15 @@ def test_the_loss_is_the_mean_divergence_of_exits_from_the_last_layer():
     """Position by position and layer by layer, in float64; MASK has no probability. The cross-entropy of
     the exits' estimate of exp(-KL) is added."""
     exits = some_exits()
-    t, _, x_t = masked_batch(DIFFUSION, TOKENS, KEY, NelboConfig(weighting="even"))
-    sigma = DIFFUSION.schedule.sigma(t)
-    states = jax.jit(lambda p: layer_by_layer(NETWORK, p, x_t, sigma)[0])(
-        PARAMS | {EXIT_PARAMS: exits}
-    )
-    logits = np.float64(NETWORK.logits(PARAMS, states))[..., :VOCAB]
+
+    @jax.jit
+    def masked_and_states(params):
+        t, _, x_t = masked_batch(DIFFUSION, TOKENS, KEY, NelboConfig(weighting="even"))
+        return x_t, layer_by_layer(NETWORK, params, x_t, DIFFUSION.schedule.sigma(t))[0]
+
+    x_t, states = masked_and_states(PARAMS | {EXIT_PARAMS: exits})
+    logits = np.float64(jax.jit(NETWORK.logits)(PARAMS, states))[..., :VOCAB]
+    states = np.asarray(states)
     logs = special.log_softmax(logits, axis=-1)
     kl, said = [], []
     for layer in range(LAYERS - 1):
@@ -62,7 +65,7 @@ def test_the_loss_is_the_mean_divergence_of_exits_from_the_last_layer():
             logit = states[layer][b, i] @ exits["agreement"][layer] + exits["offset"][layer]
             yes, no = special.log_expit(logit), special.log_expit(-logit)
             said.append(-np.exp(-kl[-1]) * yes - (1 - np.exp(-kl[-1])) * no)
-    (value, loss), gradient = loss_and_gradient(exits, PARAMS)
+    (value, loss), gradient = jax.device_get(loss_and_gradient(exits, PARAMS))
     assert loss.weight == len(kl)
     assert loss.metrics["kl"] == pytest.approx(np.mean(kl), rel=1e-4)
     assert value == pytest.approx(np.mean(kl) + np.mean(said), rel=1e-4)
@@ -75,7 +78,8 @@ def test_the_loss_is_the_mean_divergence_of_exits_from_the_last_layer():
 def test_where_the_layers_add_nothing_there_is_nothing_to_learn():
     """A new network's gates are shut: all layers have the last one's states, so maps get no gradient."""
     params = unbox(jax.jit(NETWORK.init)(jax.random.key(3)))
-    (_, loss), gradient = loss_and_gradient(untrained_exits(NETWORK.config), params)
+    fresh = untrained_exits(NETWORK.config)
+    (_, loss), gradient = jax.device_get(loss_and_gradient(fresh, params))
     assert abs(loss.metrics["kl"]) < 1e-6
     assert all(np.abs(gradient[name]).max() < 1e-6 for name in ("kernel", "bias"))
     assert (gradient["offset"][:-1] < -0.1).all()  # towards saying that they agree
@@ -83,7 +87,7 @@ def test_where_the_layers_add_nothing_there_is_nothing_to_learn():
 
 @pytest.fixture(scope="module")
 def trained():
-    return train_exits(as_model(NETWORK, PARAMS), TOKENS, 0, num_steps=200, batch_size=32)
+    return train_exits(as_model(NETWORK, PARAMS), TOKENS, 0, num_steps=100, batch_size=32)
 
 
 def test_training_brings_the_exits_to_the_last_layer_and_leaves_the_network_alone(trained):
@@ -97,7 +101,7 @@ def test_training_brings_the_exits_to_the_last_layer_and_leaves_the_network_alon
     np.testing.assert_array_equal(tuned.logits(TOKENS[:2]), whole.logits(TOKENS[:2]))
     assert tuned.params_digest == whole.params_digest
     hidden, layers = jax.jit(Exiting(NETWORK, 1.01).leave)(tuned.params, TOKENS)
-    np.testing.assert_allclose(hidden, NETWORK.hidden(PARAMS, TOKENS), atol=1e-5)
+    np.testing.assert_allclose(hidden, jax.jit(NETWORK.hidden)(PARAMS, TOKENS), atol=1e-5)
     assert (layers == LAYERS).all()
 
 

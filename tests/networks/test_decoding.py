@@ -1,7 +1,8 @@
 """Decoding with a cache, by each causal network. Oracle: the network's states for the whole text at once."""
 
+import functools
+
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -19,18 +20,29 @@ NETWORKS = {
 }
 
 
+TOKENS = np.random.default_rng(1).integers(0, 11, (2, 9)).astype(np.int32)
+
+
+@functools.partial(jax.jit, static_argnames="network")
+def _whole(network, params):
+    return network.hidden(params, TOKENS)
+
+
+@functools.partial(jax.jit, static_argnames="network")
+def _decode(network, params, tokens, cache):
+    return network.decode(params, tokens, cache)
+
+
 @pytest.mark.parametrize("parts", [[9], [4, 1, 1, 3], [1] * 7, [3, 4]], ids=str)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_decoding_in_parts_equals_the_full_forward(name, parts):
     network = NETWORKS[name]
     params = noisy_params(network, 0, spread=0.3)
-    tokens = jax.random.randint(jax.random.key(1), (2, sum(parts)), 0, 11)
-    whole = jax.jit(network.hidden)(params, tokens)
+    whole = _whole(network, params)
     cache, start, states = network.init_cache(2, network.config.length), 0, []
-    decode = jax.jit(network.decode)
     for n in parts:
-        hidden, cache = decode(params, tokens[:, start : start + n], cache)
+        hidden, cache = _decode(network, params, TOKENS[:, start : start + n], cache)
         states.append(hidden)
         start += n
     assert int(cache.used) == sum(parts)
-    np.testing.assert_allclose(jnp.concatenate(states, axis=1), whole, atol=1e-5)
+    np.testing.assert_allclose(np.concatenate(states, axis=1), whole[:, :start], atol=1e-5)

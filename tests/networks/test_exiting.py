@@ -51,7 +51,7 @@ def left(params, threshold, least=1):
 
 def test_the_last_layer_is_the_network(inner, params):
     states, _ = inner
-    whole = NETWORK.hidden(PARAMS, TOKENS)
+    whole = jax.jit(NETWORK.hidden)(PARAMS, TOKENS)
     np.testing.assert_allclose(states[-1], whole, atol=1e-5)
     hidden, layers = left(params, 1.01)
     np.testing.assert_allclose(hidden, whole, atol=1e-5)
@@ -86,15 +86,16 @@ def test_trained_exits_say_themselves_how_far_they_have_settled():
 def test_an_exit_is_a_map_of_its_layers_states_before_the_norm():
     """At a layer with states x, the head reads norm(x + x A + b); here A cancels x."""
     exits, layer = untrained_exits(NETWORK.config), 1
-    exits["kernel"] = exits["kernel"].at[layer].set(-jnp.eye(NETWORK.config.embed_dim))
-    exits["bias"] = exits["bias"].at[layer].set(jnp.arange(NETWORK.config.embed_dim))
+    exits = jax.tree.map(np.array, exits)
+    exits["kernel"][layer] = -np.eye(NETWORK.config.embed_dim)
+    exits["bias"][layer] = np.arange(NETWORK.config.embed_dim)
     plain, mapped = (
-        jax.jit(lambda p: layer_by_layer(NETWORK, p, TOKENS)[0])(PARAMS | more)
+        np.asarray(jax.jit(lambda p: layer_by_layer(NETWORK, p, TOKENS)[0])(PARAMS | more))
         for more in ({}, {EXIT_PARAMS: exits})
     )
     for other in {*range(LAYERS)} - {layer}:
         np.testing.assert_array_equal(mapped[other], plain[other])
-    alike = jnp.broadcast_to(mapped[layer][:1, :1], mapped[layer].shape)
+    alike = np.broadcast_to(mapped[layer][:1, :1], mapped[layer].shape)
     np.testing.assert_allclose(mapped[layer], alike, atol=1e-5)
     assert np.abs(mapped[layer]).max() > 0.1
 
@@ -110,4 +111,5 @@ def test_it_takes_the_place_of_the_network_in_the_sampler():
     state, whole = written(Exiting(NETWORK, 1.01)), written(NETWORK)
     np.testing.assert_array_equal(state.x, whole.x)
     assert int(state.nfe) == int(whole.nfe)
-    assert jnp.all(written(dataclasses.replace(Exiting(NETWORK, -1.0), least=1)).x < VOCAB)
+    early = written(dataclasses.replace(Exiting(NETWORK, -1.0), least=1))
+    assert (np.asarray(early.x) < VOCAB).all()

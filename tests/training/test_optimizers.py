@@ -60,13 +60,20 @@ def test_muon_takes_the_matrices_of_the_blocks_and_adam_the_rest(params):
     assert {path for path, rule in numbers.items() if rule == "muon"} == MUON
 
 
-def test_muon_s_updates_are_orthogonal_matrices_of_adam_s_size(params, grads):
+@pytest.fixture(scope="module")
+def muons(params, grads):
+    """Muon's first updates."""
+    config = opt.OptimizerConfig(
+        "muon", learning_rate=1.0, adam_learning_rate=0.25, warmup_steps=0, clip_norm=0.0
+    )
+    optimizer = opt.make_optimizer(config, 10)
+    return jax.jit(lambda p, g: optimizer.update(g, optimizer.init(p), p)[0])(params, grads)
+
+
+def test_muon_s_updates_are_orthogonal_matrices_of_adam_s_size(muons):
     """Oracle: singular values. Newton-Schulz with 5 steps leaves them in about [0.7, 1.2], times
     0.2 sqrt(max(in, out)) for an RMS of 0.2 (arXiv 2502.16982)."""
-    config = opt.OptimizerConfig("muon", learning_rate=1.0, warmup_steps=0, clip_norm=0.0)
-    optimizer = opt.make_optimizer(config, 10)
-    updates, _ = jax.jit(optimizer.update)(grads, jax.jit(optimizer.init)(params), params)
-    blocks = updates["blocks"]
+    blocks = muons["blocks"]
     qkv = np.moveaxis(np.asarray(blocks["attn_qkv"]["kernel"]), 2, 1)
     matrices = {
         "query, key, value": qkv.reshape(2, 3, toy.EMBED, toy.HEADS * toy.KV),
@@ -81,17 +88,12 @@ def test_muon_s_updates_are_orthogonal_matrices_of_adam_s_size(params, grads):
         assert np.median(values) > 0.6, name
 
 
-def test_muon_leaves_the_rest_to_adam_at_its_own_rate(params, grads):
+def test_muon_leaves_the_rest_to_adam_at_its_own_rate(params, grads, muons):
     """Oracle: optax.adamw with Nesterov moments, which is what Muon's Adam part is."""
-    config = opt.OptimizerConfig(
-        "muon", learning_rate=1.0, adam_learning_rate=0.25, warmup_steps=0, clip_norm=0.0
-    )
-    optimizer = opt.make_optimizer(config, 10)
-    updates, _ = jax.jit(optimizer.update)(grads, jax.jit(optimizer.init)(params), params)
     adam = optax.adamw(0.25, nesterov=True, weight_decay=0.0)
-    expected, _ = jax.jit(adam.update)(grads, jax.jit(adam.init)(params), params)
+    expected = jax.jit(lambda p, g: adam.update(g, adam.init(p), p)[0])(params, grads)
     expected = flat_leaves(expected)
-    for path, update in flat_leaves(updates).items():
+    for path, update in flat_leaves(muons).items():
         if path not in MUON:
             np.testing.assert_allclose(update, expected[path], rtol=1e-5, err_msg=path)
 

@@ -33,7 +33,7 @@ def state(spec):
 
 
 def test_a_fresh_state_holds_the_init_s_parameters_and_starts_at_zero(state):
-    expected = unbox(INIT())
+    expected = unbox(jax.jit(INIT)())
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), state.params, expected)
     jax.tree.map(np.testing.assert_array_equal, state.ema_params, state.params)
     assert int(state.step) == int(state.ema_count) == int(state.rejected) == 0
