@@ -73,7 +73,8 @@ def test_no_reading_of_a_causal_model_sees_what_it_predicts():
     rows[:, -1] = np.arange(7)
     # Of a text of 7 tokens, one piece: its first 4.
     texts = np.pad(rows, ((0, 0), (0, 3)))
-    every = [losses(model, row[None], KEY, num_maskings=1) for row in texts]
+    # Six times the same, for the program of the test above.
+    every = [losses(model, np.tile(row, (6, 1)), KEY, num_maskings=1) for row in texts]
     for reading in FOUR:
         assert sum(np.exp(-each[reading]) for each in every) == pytest.approx(1, rel=1e-5)
 
