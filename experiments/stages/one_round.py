@@ -15,7 +15,7 @@ from sdtt_jax.config import to_mapping
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.distillation.idlm import FAKE, STUDENT
 from sdtt_jax.keys import purpose_key
-from sdtt_jax.networks.base import abstract_params
+from sdtt_jax.networks.base import Network, abstract_params
 from sdtt_jax.objectives import (
     alpha_loss,
     arranged,
@@ -37,8 +37,8 @@ class Parts(NamedTuple):
     told: str  # a line of progress that says what the round does
     loss: Callable[[Networks], LossFn]  # the loss of its training step
     network: Callable[[Networks], Any] = lambda run: run.denoiser  # the student's
-    # Makes fresh, boxed parameters of everything that is trained, from a key.
-    init: Callable[[Networks, Key], Params] = lambda run, key: run.denoiser.init(key)
+    # Shapes of everything that is trained, boxed as a network's `init` boxes them.
+    shapes: Callable[[Networks], Tree] = lambda run: abstract_params(run.denoiser)
     # Reads the parameters of another student that this one continues from; None: it starts from the teacher.
     source: Callable[[Run], Params] | None = None
     # Makes the initial parameters of everything that is trained, from the teacher's, the source's, and a key.
@@ -48,18 +48,17 @@ class Parts(NamedTuple):
     keeps_teacher: bool = True  # whether the loss reads the teacher
 
 
-def abstract_state(parts: Parts, run: Networks, spec: StateSpec, key: Key) -> TrainState:
+def abstract_state(parts: Parts, run: Networks, spec: StateSpec) -> TrainState:
     """The shapes and shardings of a distiller's state.
 
     Args:
       parts: the distiller's parts.
       run: the networks of its run.
       spec: makes the states of the training on the mesh.
-      key: PRNG key.
     """
-    shapes = unbox(abstract_params(run.denoiser))
-    init = functools.partial(parts.init, run, key)
-    return spec.abstract(init, {"teacher_params": shapes} if parts.keeps_teacher else {})
+    teacher = unbox(abstract_params(run.denoiser))
+    context = {"teacher_params": teacher} if parts.keeps_teacher else {}
+    return spec.abstract(parts.shapes(run), context)
 
 
 def one_round(name: str) -> Rounds:
@@ -74,15 +73,14 @@ def one_round(name: str) -> Rounds:
         config = stage(run).train
         step_fn = make_train_step(parts.loss(run), config)
         spec, key = StateSpec(config, run.mesh), purpose_key(run.config.seed, f"{name}.init")
-        init = functools.partial(parts.init, run, key)
-        abstract = abstract_state(parts, run, spec, key)
+        abstract = abstract_state(parts, run, spec)
 
         def start() -> TrainState:
             teacher = run.delivered(run.workdir.teacher, run.denoiser, "distill")
             source = parts.source(run) if parts.source else teacher
             begin = jax.jit(
                 lambda teacher, source: parts.begin(run, teacher, source, key),
-                out_shardings=tree_shardings(jax.eval_shape(init), RULES, run.mesh),
+                out_shardings=tree_shardings(parts.shapes(run), RULES, run.mesh),
             )
             context = {"teacher_params": teacher} if parts.keeps_teacher else {}
             return spec.from_params(begin(teacher, source), context)
@@ -147,6 +145,10 @@ def _with_fake(_run: Networks, teacher: Params, source: Params, _key: Key) -> Tr
     return {STUDENT: source, FAKE: teacher}
 
 
+def _with_fake_shapes(run: Networks, student: Network) -> Tree:
+    return {STUDENT: abstract_params(student), FAKE: abstract_params(run.denoiser)}
+
+
 PARTS = {
     "alpha": Parts(
         "blocks of real texts, without a teacher",
@@ -157,7 +159,7 @@ PARTS = {
         "for each text, one of several students learns what the teacher's calls reveal together",
         _mixture_loss,
         network=lambda run: run.mixture,
-        init=lambda run, key: run.mixture.init(key),
+        shapes=lambda run: abstract_params(run.mixture),
         begin=lambda run, _teacher, source, key: run.mixture.init_from(source, key),
     ),
     "mmd": Parts(
@@ -166,7 +168,7 @@ PARTS = {
     "idlm": Parts(
         "a fake teacher learns the student's texts, and the student learns what the teacher says about them",
         _idlm_loss,
-        init=lambda run, key: {STUDENT: run.denoiser.init(key), FAKE: run.denoiser.init(key)},
+        shapes=lambda run: _with_fake_shapes(run, run.denoiser),
         begin=_with_fake,
         student=lambda params: params[STUDENT],
     ),
@@ -175,7 +177,7 @@ PARTS = {
         "says about them",
         _coupled_idlm_loss,
         network=lambda run: run.coupled,
-        init=lambda run, key: {STUDENT: run.coupled.init(key), FAKE: run.denoiser.init(key)},
+        shapes=lambda run: _with_fake_shapes(run, run.coupled),
         source=_coupled_student,
         begin=_with_fake,
         student=lambda params: params[STUDENT],

@@ -118,7 +118,7 @@ def _one_round(kind: str, planned: Planned, mesh: Mesh, batch: int) -> _Step:
     return _Step(
         planned.denoiser,
         parts.loss(planned),
-        one_round.abstract_state(parts, planned, StateSpec(train, mesh), jax.random.key(0)),
+        one_round.abstract_state(parts, planned, StateSpec(train, mesh)),
         _tokens(batch, planned.denoiser.config, mesh),
         step_flops(kind, config, batch),
         loss_share(kind, config),
