@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from experiments.stages import one_round, training
+from experiments.stages import coupled, one_round, training
 from tests.experiments.processes import SmokeRun, smoke_run
 
 
@@ -27,7 +27,7 @@ def compiled_once():
         return steps[name]
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in (training, one_round):
+        for module in (training, coupled, one_round):
             patch.setattr(module, "make_train_step", made_once)
         yield
 

@@ -65,26 +65,29 @@ def test_a_pool_is_the_teachers_trajectories_and_each_round_has_its_own(unbroken
         student = sdtt_jax.MaskedDiffusion(run.coupled, run.diffusion.schedule)
         key = purpose_key(run.config.seed, "coupled.noise", 1)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, np.arange(16))
-        noise = noise_of(student, keys, run.config.data.length)
         params = run.delivered(run.workdir.teacher, run.denoiser, "a test")
-        end = trajectory_end(run.diffusion, params, noise, run.config.coupled.trajectory(1))
-    np.testing.assert_array_equal(first.rows["tokens"], end)
+        noise = jax.jit(noise_of, static_argnums=(0, 2))(student, keys, run.config.data.length)
+        np.testing.assert_array_equal(first.rows["tokens"], written(run, params, noise))
     assert first.facts["teacher"] != second.facts["teacher"]
     assert (first.rows["tokens"] != second.rows["tokens"]).any()
 
 
+def written(run, params, noise):
+    """The texts that the first round's teacher writes from noise."""
+    end = jax.jit(trajectory_end, static_argnums=(0, 3))
+    return end(run.diffusion, params, noise, run.config.coupled.trajectory(1))
+
+
 def test_stopped_in_a_round_it_ends_in_the_same_bits(unbroken, tmp_path, monkeypatch):
-    """A round's teacher, which pool, student and soft targets need, is loaded once, and again on resuming."""
-    config = coupled(tmp_path)
+    """Its teacher, which pool, student and soft targets need, is loaded once, and again on resuming."""
+    config, root = coupled(unbroken), tmp_path / "run"
+    shutil.copytree(unbroken / "run", root)
+    shutil.rmtree(root / "coupled" / "02")
     train, loaded, load = loop.train, [], coupled_stage.teacher_params
 
     def stopped(state, step_fn, batch_at, key, config, **fields):
-        job = batch_at.__self__
-        until = toy.until(config, 3) if (job.stage, job.round) == ("coupled", 2) else config
-        state = train(state, step_fn, batch_at, key, until, **fields)
-        if until is not config:
-            raise loop.Interrupted(3, "a test")
-        return state
+        train(state, step_fn, batch_at, key, toy.until(config, 3), **fields)
+        raise loop.Interrupted(3, "a test")
 
     def loading(run, number):
         loaded.append(number)
@@ -93,43 +96,53 @@ def test_stopped_in_a_round_it_ends_in_the_same_bits(unbroken, tmp_path, monkeyp
     monkeypatch.setattr(coupled_stage, "teacher_params", loading)
     with monkeypatch.context() as patch:
         patch.setattr(training_stages, "train", stopped)
-        with open_run(config, tmp_path / "run") as run, pytest.raises(loop.Interrupted):
+        with open_run(config, root) as run, pytest.raises(loop.Interrupted):
             run_stages(run, STAGES)
-    with open_run(config, tmp_path / "run") as run:
+    assert loaded == [2]
+    with open_run(config, root) as run:
         run_stages(run, STAGES)
-    assert loaded == [1, 2, 2]
-    assert [digest(tmp_path / "run", n) for n in (1, 2)] == [
-        digest(unbroken / "run", n) for n in (1, 2)
-    ]
+    assert loaded == [2, 2]
+    assert digest(root) == digest(unbroken / "run")
 
 
-@pytest.mark.parametrize("num_trajectories", [16, 0])
-def test_in_hindsight_texts_are_real_and_the_teacher_writes_them_from_their_noise(
-    unbroken, tmp_path, capsys, num_trajectories
-):
-    """With a pool that stores the noise, and without, where each step infers it. Oracle: the trajectory."""
-    config = coupled(
-        tmp_path,
-        hindsight=True,
-        num_distill_calls=0,
-        num_rounds=1,
-        soft_weight=0.0,
-        num_trajectories=num_trajectories,
-    )
+def one_round(unbroken, folder, **fields):
+    """One round with the teacher of the unbroken run, by default on real texts, in hindsight."""
+    values = {"hindsight": True, "num_distill_calls": 0, "num_rounds": 1, "soft_weight": 0.0}
+    config = coupled(folder, **values | fields)
     config.teacher.checkpoint = str(unbroken / "run" / "teacher")
+    return config
+
+
+def are_real(run, texts):
+    known = {text.tobytes() for text in run.train_split.batch(0, 0, len(run.train_split))}
+    return all(np.asarray(text).tobytes() in known for text in texts)
+
+
+def test_in_hindsight_a_pool_has_real_texts_which_the_teacher_writes_from_their_noise(
+    unbroken, tmp_path
+):
+    """Oracle: the trajectory from the noise that is stored."""
+    with open_run(one_round(unbroken, tmp_path), tmp_path / "run") as run:
+        run_stages(run, STAGES[:2])
+        params = teacher_params(run, 1)
+        made, read = (open_pool(run, 1, params).batch(1, 0, 8, run.mesh) for _ in range(2))
+        jax.tree.map(np.testing.assert_array_equal, made, read)
+        assert are_real(run, read["tokens"])
+        np.testing.assert_array_equal(written(run, params, read["noise"]), read["tokens"])
+
+
+def test_in_hindsight_without_a_pool_each_step_infers_the_noise_of_real_texts(
+    unbroken, tmp_path, capsys
+):
+    """Oracle: a step taken again; that the teacher writes a text from noise in hindsight is tested above."""
+    config = one_round(unbroken, tmp_path, num_trajectories=0)
     with open_run(config, tmp_path / "run") as run:
         run_stages(run, STAGES)
         replay(run, "coupled/1@3")
         assert "the same bits in all" in capsys.readouterr().out
-        params = teacher_params(run, 1)
-        batch = open_pool(run, 1, params).batch(1, 0, 8, run.mesh)
-        known = {text.tobytes() for text in run.train_split.batch(0, 0, len(run.train_split))}
-        assert all(np.asarray(text).tobytes() in known for text in batch["tokens"])
-        assert ("noise" in batch) == (num_trajectories > 0)
-        if "noise" in batch:
-            sampler = run.config.coupled.trajectory(1)
-            end = trajectory_end(run.diffusion, params, batch["noise"], sampler)
-            np.testing.assert_array_equal(end, batch["tokens"])
+        batch = open_pool(run, 1, teacher_params(run, 1)).batch(1, 0, 8, run.mesh)
+        assert are_real(run, batch["tokens"])
+        assert "noise" not in batch
 
 
 @pytest.mark.parametrize("hindsight", [False, True])
@@ -137,16 +150,9 @@ def test_a_student_with_several_masks_is_trained_stored_and_sampled(
     unbroken, tmp_path, capsys, hindsight
 ):
     """Oracles: a step taken again, the shape of a pool's noise, and texts of equal and other keys."""
-    config = coupled(
-        tmp_path,
-        hindsight=hindsight,
-        independent=hindsight,
-        num_distill_calls=0,
-        num_rounds=1,
-        soft_weight=0.0,
-        noise=NoiseConfig("masks", num_values=3),
-    )
-    config.teacher.checkpoint = str(unbroken / "run" / "teacher")
+    masks = NoiseConfig("masks", num_values=3)
+    fields = {"hindsight": hindsight, "independent": hindsight, "noise": masks}
+    config = one_round(unbroken, tmp_path, **fields)
     with open_run(config, tmp_path / "run") as run:
         run_stages(run, STAGES)
         replay(run, "coupled/1@3")
