@@ -6,7 +6,6 @@ so all that differs from the real thing is who answers.
 
 import gzip
 import json
-import os
 import subprocess
 import sys
 import time
@@ -23,7 +22,7 @@ from sdtt_jax.errors import ConfigError
 from sdtt_jax.training.metrics import MetricsWriter, read_metrics
 from tests.data.conftest import chapters  # noqa: F401 - a fixture
 from tests.experiments.processes import SMOKE
-from tests.forking import ROOT
+from tests.forking import Finished, run_module
 
 pytestmark = [
     # Warnings of gcsfs and its dependencies about each other.
@@ -199,22 +198,21 @@ def stop_at_the_third(run):
 def test_a_whole_run_in_a_bucket(server, bucket, shortest, tmp_path):
     """The smallest run through every stage; a second host finds it finished, a third samples from it."""
 
-    def run(host: str, module: str, *arguments: str) -> subprocess.CompletedProcess:
+    def run(host: str, module: str, *arguments: str) -> Finished:
         cache = {"SDTT_JAX_CACHE": str(tmp_path / host)}
-        done = subprocess.run(
-            [sys.executable, "-m", f"experiments.{module}", *arguments],
-            cwd=ROOT,
-            env=os.environ | server | {"JAX_PLATFORMS": "cpu"} | cache,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
+        done = run_module(f"experiments.{module}", arguments, server | cache)
+        assert done.status == 0, done.stderr
         return done
 
-    # The sizes are those of smoke.py, whose programs other tests have compiled.
+    # The sizes are those of smoke.py, whose programs other tests have compiled. The teacher's third
+    # checkpoint replaces its first.
     corpus = next(option for option in shortest if option.startswith("--config.data.corpus"))
-    arguments = (SMOKE, "--workdir=gs://bucket/run", corpus, "--config.distill.num_rounds=1")
+    arguments = (
+        SMOKE, "--workdir=gs://bucket/run", corpus, "--config.distill.num_rounds=1",
+        "--config.teacher.train.save_every=10", "--config.judge.train.save_every=20",
+        "--config.distill.train.save_every=12", "--config.evaluation.num_texts=32",
+        "--config.evaluation.validation_sequences=32",
+    )  # fmt: skip
     run("first", "run", *arguments)
     root = bucket / "run"
     assert [r["round"] for r in json.loads((root / "results.json").read_text())["rounds"]] == [1]

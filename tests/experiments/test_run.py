@@ -237,10 +237,9 @@ class TestWholeRun:
     def test_stopped_in_a_round_it_ends_in_the_same_bits(self, unbroken, tmp_path):
         """Ctrl-C in round 1, the same command again; oracle: the run that was never stopped."""
         root = tmp_path / "stopped"
-        root.mkdir()
-        for name in ("config.json", "data", "tokenizer", "teacher", "judge"):
-            source, target = unbroken.root / name, root / name
-            shutil.copytree(source, target) if source.is_dir() else shutil.copy2(source, target)
+        for name in ("data", "tokenizer", "teacher", "judge"):
+            shutil.copytree(unbroken.root / name, root / name)
+        shutil.copy2(unbroken.root / "config.json", root)
         command = ("run", SMOKE, f"--workdir={root}", "--stages=distill")
         process = start(*command)
         metrics = root / "metrics.jsonl"
@@ -286,6 +285,13 @@ def test_a_round_that_lost_its_last_checkpoint_takes_its_last_steps_again(unbrok
         assert params_digest(params) == record["params_digest"]
 
 
+def prepared(unbroken, root):
+    """The directory of a run whose data are those of the unbroken run."""
+    for name in ("data", "tokenizer"):
+        shutil.copytree(unbroken.root / name, root / name)
+    return root
+
+
 def test_a_teacher_that_exists_is_taken_as_it_is(unbroken, tmp_path):
     """From another run of the same text: bit for bit, and nothing is trained."""
     config = smoke()
@@ -293,7 +299,7 @@ def test_a_teacher_that_exists_is_taken_as_it_is(unbroken, tmp_path):
         config,
         teacher=dataclasses.replace(config.teacher, checkpoint=str(unbroken.root / "teacher")),
     )
-    with open_run(config_dict(config), tmp_path / "run") as run:
+    with open_run(config_dict(config), prepared(unbroken, tmp_path / "run")) as run:
         run_stages(run, ["data", "teacher"])
         taken, facts = load_params(run.workdir.teacher / "final")
     original, _ = load_params(unbroken.root / "teacher" / "final")
@@ -331,7 +337,7 @@ def test_a_teacher_of_another_size_is_refused_with_the_fields(unbroken, tmp_path
         model=dataclasses.replace(config.model, num_layers=1, remat="full"),
         teacher=dataclasses.replace(config.teacher, checkpoint=str(unbroken.root / "teacher")),
     )
-    with open_run(config_dict(config), tmp_path / "run") as run:
+    with open_run(config_dict(config), prepared(unbroken, tmp_path / "run")) as run:
         with pytest.raises(ConfigError, match="num_layers") as caught:
             run_stages(run, ["data", "teacher"])
         assert "remat" not in str(caught.value)
