@@ -1,7 +1,6 @@
 """How masked positions fall to calls. The law of whole generations is in test_sampler.py."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -9,11 +8,20 @@ from sdtt_jax.diffusion.calls import dealt_calls, even_calls
 from sdtt_jax.errors import ConfigError
 
 
+_even = jax.jit(even_calls, static_argnums=2)
+_dealt = jax.jit(dealt_calls, static_argnums=2)
+
+
+def _falling(length):
+    """Numbers that give the positions to the calls in order."""
+    return (1 - np.arange(length, dtype=np.float32)[None] / length).astype(np.float32)
+
+
 def test_even_calls_are_even_and_know_their_times():
     """n = 20,000, seed 15: the k-th of m uniform numbers from above has mean (m + 1 - k) / (m + 1)."""
     masked = np.tile(np.array([True, False, True, True, True, True]), (20_000, 1))
     uniform = jax.random.uniform(jax.random.key(15), masked.shape)
-    call, first = jax.device_get(jax.jit(even_calls, static_argnums=2)(uniform, masked, 2))
+    call, first = jax.device_get(_even(uniform, masked, 2))
     assert (call[:, 1] == 2).all(), "what is not masked belongs to no call"
     np.testing.assert_array_equal((call == 0).sum(axis=1), 3)
     np.testing.assert_array_equal((call == 1).sum(axis=1), 2)
@@ -26,25 +34,25 @@ def test_even_calls_are_even_and_know_their_times():
 @pytest.mark.parametrize(("length", "calls"), [(4096, 600_000), (46_340, 46_339)])
 def test_calls_of_long_texts_in_many_steps_do_not_overflow(length, calls):
     """Oracle: whole numbers without an end. The product of place and calls has 32 bits at these sizes."""
-    share, masked = 1 - jnp.arange(length)[None] / length, jnp.ones((1, length), bool)
-    call = np.asarray(even_calls(share, masked, calls)[0][0])
+    share, masked = _falling(length), np.ones((1, length), bool)
+    call = np.asarray(_even(share, masked, calls)[0][0])
     np.testing.assert_array_equal(call, np.arange(length, dtype=np.int64) * calls // length)
     half = length // 2
-    dealt = np.asarray(dealt_calls(share, masked, (half, length - half))[0][0])
+    dealt = np.asarray(_dealt(share, masked, (half, length - half))[0][0])
     np.testing.assert_array_equal(dealt, np.arange(length) >= half)
 
 
 @pytest.mark.parametrize(("length", "calls"), [(46_341, 2), (200_000, 10_000)])
 def test_a_longer_text_is_dealt_out_to_few_calls(length, calls):
     """Oracle: whole numbers without an end."""
-    share, masked = 1 - jnp.arange(length)[None] / length, jnp.ones((1, length), bool)
-    call = np.asarray(even_calls(share, masked, calls)[0][0])
+    share, masked = _falling(length), np.ones((1, length), bool)
+    call = np.asarray(_even(share, masked, calls)[0][0])
     np.testing.assert_array_equal(call, np.arange(length, dtype=np.int64) * calls // length)
 
 
 @pytest.mark.parametrize(("length", "calls"), [(46_341, 46_341), (300_000, 10_000)])
 def test_a_text_whose_places_times_calls_leave_int32_is_refused(length, calls):
-    share, masked = jnp.zeros((1, length)), jnp.ones((1, length), bool)
+    share, masked = np.zeros((1, length), np.float32), np.ones((1, length), bool)
     with pytest.raises(ConfigError, match=f"{length} tokens cannot be dealt out to {calls} calls"):
         even_calls(share, masked, calls)
     with pytest.raises(ConfigError, match=f"counts that add up to {length}: .* int32"):

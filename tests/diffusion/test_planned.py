@@ -7,7 +7,7 @@ import pytest
 from sdtt_jax.diffusion import planned
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.planned import common_config, follow, own_temperatures, wide_plan
-from sdtt_jax.diffusion.sampler import SamplerConfig, prior_sample, sample
+from sdtt_jax.diffusion.sampler import SamplerConfig, sample
 from sdtt_jax.diffusion.schedule import make_schedule
 from tests.worlds import LENGTH, MASK, TableDenoiser, random_table
 
@@ -23,16 +23,19 @@ CONFIGS = [
     SamplerConfig(2, mode="first-hitting", temperature=0.8, cooling=0.9, top_k=2),
 ]
 _follow = jax.jit(follow, static_argnames=("diffusion", "config"))
+_sample = jax.jit(sample, static_argnames=("diffusion", "config"))
+_plan = jax.jit(wide_plan, static_argnames=("diffusion", "config"))
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
 def test_it_writes_what_the_sampler_writes(config):
-    x_init, key = prior_sample(64, LENGTH, MASK).at[:, 0].set(1), jax.random.key(3)
-    plan = wide_plan(DIFFUSION, key, x_init, config)
+    x_init, key = np.full((64, LENGTH), MASK, np.int32), jax.random.key(3)
+    x_init[:, 0] = 1
+    plan = _plan(DIFFUSION, key, x_init, config)
     steps = np.int32(config.num_steps)
     temperatures = own_temperatures(config)
     found = _follow(DIFFUSION, PARAMS, plan, x_init, steps, common_config(config), temperatures)
-    wanted, _ = sample(DIFFUSION, PARAMS, key, x_init, config)
+    wanted, _ = _sample(DIFFUSION, PARAMS, key, x_init, config)
     np.testing.assert_array_equal(found.x, wanted.x)
     assert found.nfe == wanted.nfe
 

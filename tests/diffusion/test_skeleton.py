@@ -4,7 +4,6 @@ Its law is tested in tests/laboratory/test_decoder_steps.py, a trained helper in
 """
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from sdtt_jax.diffusion.decoders.base import Helper
@@ -28,17 +27,20 @@ def test_bones_are_the_causal_models_own_and_what_is_given_stays():
     mask = DENOISER.mask_id
     x = np.full((3, LENGTH), mask, np.int32)
     x[1, EVERY], x[1, 2 * EVERY + 1] = 4, 5
-    bones = x[:, ::EVERY].copy()
+    given = x[:, ::EVERY]
+    bones = np.zeros_like(given)
+    logits = jax.jit(lambda params, seen: CAUSAL.logits(params, CAUSAL.hidden(params, seen)))
     for place in range(bones.shape[1]):
-        seen = np.concatenate([np.full((3, 1), BOS), bones[:, :place]], axis=1)
-        hidden = CAUSAL.hidden(HELPER.params, jnp.asarray(seen))[:, -1]
-        best = np.asarray(CAUSAL.logits(HELPER.params, hidden)[:, :VOCAB]).argmax(axis=1)
-        bones[:, place] = np.where(bones[:, place] == mask, best, bones[:, place])
+        # The zeros from this place on are not seen at it.
+        seen = np.concatenate([np.full((3, 1), BOS, np.int32), bones[:, :-1]], axis=1)
+        best = np.asarray(logits(HELPER.params, seen))[:, place, :VOCAB].argmax(axis=1)
+        bones[:, place] = np.where(given[:, place] == mask, best, given[:, place])
     assert len({tuple(row) for row in bones.tolist()}) == 2, "what is given changes what follows"
 
     config = SamplerConfig(3, mode=f"skeleton:every={EVERY}", temperature=0.0)
     model = MaskedDiffusion(DENOISER, make_schedule())
-    state, _ = sample(model, PARAMS, jax.random.key(2), jnp.asarray(x), config, helper=HELPER)
+    sampled = jax.jit(sample, static_argnames=("diffusion", "config"))
+    state, _ = sampled(model, PARAMS, jax.random.key(2), x, config, helper=HELPER)
     np.testing.assert_array_equal(state.x[:, ::EVERY], bones)
     assert state.x[1, 2 * EVERY + 1] == 5
     assert int(state.nfe) == LENGTH // EVERY + 2

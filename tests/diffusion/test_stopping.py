@@ -40,7 +40,7 @@ def eos(states, step):
     ("mode", "stop", "predicates"),
     [
         ("remdm:eta=0.5", "filled", [filled]),
-        ("remdm:eta=0.3", "stable:2", [stable]),
+        ("remdm:eta=0.5", "stable:2", [stable]),
         ("first-hitting", "eos:1", [eos]),
         ("remdm:eta=0.5", "stable:2+eos:1", [stable, eos]),
     ],
