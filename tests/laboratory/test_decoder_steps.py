@@ -106,10 +106,8 @@ def test_without_relaxation_a_draft_changes_nothing_of_the_verifiers_law(causal,
 @pytest.mark.parametrize(
     ("mode", "causal", "steps"),
     [
-        ("speculative:window=2", False, 2),
         ("speculative:window=2", True, 2),
         ("speculative:window=2,relaxation=0.3", False, 2),
-        ("staged", False, 2),
         ("staged:until=0.33/0.67", False, 3),
         ("energy:candidates=2", True, 2),
         ("skeleton:every=2", "skeleton", 2),

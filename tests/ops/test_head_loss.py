@@ -6,8 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from sdtt_jax.diffusion.forward import masked_log_probs
 from sdtt_jax.distillation.divergence import DIVERGENCES
@@ -64,7 +62,7 @@ def lean(name, *arguments):
     return weighted_loss(apply_head, functools.partial(divergence, name), *arguments)
 
 
-@functools.partial(jax.jit, static_argnames=("name", "scale"))
+@functools.partial(jax.jit, static_argnames="name")
 def _both(name, scale, head, hidden, *others):
     def scaled(head, hidden, loss):
         total, losses = loss(name, head, hidden, *others)
@@ -92,20 +90,18 @@ def test_value_and_gradients_of_every_divergence(name, share):
     assert_same(name, problem(0, 3, 13, 11, share), scale=-0.7)
 
 
-@settings(max_examples=8, deadline=None)
-@given(
-    st.integers(0, 2**16),
-    st.integers(1, 3),
-    st.integers(1, 19),
-    st.integers(3, 17),
-    st.floats(0, 1),
+@pytest.mark.parametrize(
+    ("batch", "length", "vocab"),
+    [(1, 1, 3), (1, 19, 17), (3, 5, 4), (2, 16, 9)],
+    ids=["one token, one row", "one text", "few", "many"],
 )
+@pytest.mark.parametrize(("seed", "share"), [(0, 0.0), (1, 0.2), (2, 0.9), (3, 1.0)])
 def test_any_shape(seed, batch, length, vocab, share):
-    """Counts that the chunk does not divide, one row, none, a vocabulary of one token."""
+    """Counts that the chunk does and does not divide, one row, none, a vocabulary of one token."""
     assert_same("kl-bwd", problem(seed, batch, length, vocab, share))
 
 
-@pytest.mark.parametrize("size", [1, 2, 5, 8, 64])
+@pytest.mark.parametrize("size", [1, 5, 64])
 def test_the_size_of_a_chunk_changes_nothing(monkeypatch, size):
     monkeypatch.setattr(rows, "chunk_size", lambda *_: size)
     _both.clear_cache()  # the cache does not know the size
@@ -114,8 +110,7 @@ def test_the_size_of_a_chunk_changes_nothing(monkeypatch, size):
 
 
 def test_one_position():
-    head, hidden, _, targets, shared = problem(2, 2, 5, 6, 0.0)
-    weights = np.zeros((2, 5))
+    head, hidden, weights, targets, shared = problem(2, 3, 13, 11, 0.0)
     weights[1, 3] = 1.0
     assert_same("kl-bwd", (head, hidden, weights, targets, shared))
 
@@ -123,7 +118,7 @@ def test_one_position():
 @pytest.mark.parametrize("name", DIVERGENCES)
 def test_gradients_are_finite_where_tokens_are_impossible(name):
     """A student that excludes a token, a teacher that excludes another: -1e6, not -inf."""
-    arguments = problem(3, 2, 6, 9, 0.8)
+    arguments = problem(3, 3, 13, 11, 0.8)
     head, [teacher_head] = arguments[0], arguments[-1]
     head["bias"][0] = teacher_head["bias"][1] = NEG_INFINITY
     ours, oracle = both(name, arguments)
@@ -160,17 +155,22 @@ def test_a_chunk_is_cut_for_the_widest_array_of_a_row(monkeypatch):
         return 4
 
     monkeypatch.setattr(rows, "chunk_size", chunk_size)
-    head, hidden, weights, targets, _ = jax.tree.map(jnp.asarray, problem(6, 2, 5, vocab, 0.5))
+    head, hidden, weights, targets, _ = problem(6, 2, 5, vocab, 0.5)
 
     def over_values(logits, targets):
         return jax.nn.logsumexp(logits, axis=(1, 2)) + targets.sum(axis=-1)
 
-    def total(head, hidden):
-        return weighted_loss(apply_head, over_values, head, hidden, weights, targets)[0]
+    @jax.jit
+    def both_ways(head, hidden, weights, targets):
+        def total(head, hidden):
+            return weighted_loss(apply_head, over_values, head, hidden, weights, targets)[0]
 
-    wide = jnp.stack([hidden] * values, axis=2)
-    value, _ = jax.value_and_grad(total)(head, wide)
-    losses = selected_losses(apply_head, over_values, head, wide, weights != 0, targets)
+        value, _ = jax.value_and_grad(total)(head, hidden)
+        selected = weights != 0
+        return value, selected_losses(apply_head, over_values, head, hidden, selected, targets)
+
+    wide = np.stack([hidden] * values, axis=2)
+    value, losses = both_ways(head, wide, weights, targets)
     assert asked == [values * vocab] * 2
     np.testing.assert_allclose(value, (weights * losses).sum())
 

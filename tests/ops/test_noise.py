@@ -12,15 +12,15 @@ from sdtt_jax.ops.noise import draw_noise, mask_of, noise_given, noisy_argmax
 from tests.statistics import assert_fits
 
 
-@pytest.mark.parametrize(("vocab", "kind"), [(5, "full"), (300, "two-level")])
+@pytest.mark.parametrize(("vocab", "kind"), [(5, "full"), (200, "two-level")])
 def test_the_noises_argmax_has_the_distribution_of_the_logits(vocab, kind):
-    """n = 50,000, standard error of a frequency at most 2.2e-3, seed 1."""
+    """n = 20,000, standard error of a frequency at most 3.5e-3, seed 1."""
     logits = 1.5 * jax.random.normal(jax.random.key(0), (vocab,))
 
     @jax.jit
     def draws(key, logits):
-        noise = draw_noise(key, (50_000,), vocab, kind)
-        return noisy_argmax(jnp.broadcast_to(logits, (50_000, vocab)), noise)
+        noise = draw_noise(key, (20_000,), vocab, kind)
+        return noisy_argmax(jnp.broadcast_to(logits, (20_000, vocab)), noise)
 
     tokens = draws(jax.random.key(1), logits)
     exact = np.asarray(jax.nn.softmax(logits), np.float64)
@@ -34,15 +34,15 @@ def test_two_levels_need_few_numbers():
     assert draw_noise(jax.random.key(0), (2, 3), 9, "full").entry is None
 
 
-@pytest.mark.parametrize(("vocab", "kind"), [(5, "full"), (300, "two-level")])
+@pytest.mark.parametrize(("vocab", "kind"), [(5, "full"), (200, "two-level")])
 def test_noise_in_hindsight_draws_the_given_tokens_and_has_the_law_of_fresh_noise(vocab, kind):
-    """Oracle: what the same noise draws from other logits. n = 50,000, seeds 1 to 3; ties may differ."""
+    """Oracle: what the same noise draws from other logits. n = 20,000, seeds 1 to 3; ties may differ."""
     logits, other = 1.5 * jax.random.normal(jax.random.key(0), (2, vocab))
 
     @jax.jit
     def draws(key, key_hindsight):
-        fresh, again = (draw_noise(k, (50_000,), vocab, kind) for k in (key, key_hindsight))
-        log_probs = jnp.broadcast_to(jax.nn.log_softmax(logits), (50_000, vocab))
+        fresh, again = (draw_noise(k, (20_000,), vocab, kind) for k in (key, key_hindsight))
+        log_probs = jnp.broadcast_to(jax.nn.log_softmax(logits), (20_000, vocab))
         tokens = noisy_argmax(log_probs, fresh)
         found = noise_given(log_probs, tokens, again)
         others = (noisy_argmax(jnp.broadcast_to(other, log_probs.shape), n) for n in (fresh, found))

@@ -1,11 +1,11 @@
 """Rows in chunks. Oracle: a plain loop over the selected rows in NumPy."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from sdtt_jax.ops.rows import (
     MAX_ENTRIES,
@@ -20,8 +20,9 @@ from sdtt_jax.ops.rows import (
 )
 
 
-def _visited(selected: list[bool], size: int) -> tuple[list[int], int]:
-    """Rows in the order in which they came, and the number of turns."""
+@functools.partial(jax.jit, static_argnames="size")
+def _visits(selected: jax.Array, size: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Rows in the order in which they came, their number, and the number of turns."""
     rows = len(selected)
 
     def body(carry, index):
@@ -30,18 +31,16 @@ def _visited(selected: list[bool], size: int) -> tuple[list[int], int]:
         count += (index < rows).sum()
         return order.at[place].set(index, mode="drop"), count, turns + 1
 
-    order, count, turns = jax.jit(
-        lambda s: fold_selected(s, size, body, (jnp.full(rows, -1, jnp.int32), 0, 0))
-    )(np.array(selected))
-    return np.asarray(order)[: int(count)].tolist(), int(turns)
+    return fold_selected(selected, size, body, (jnp.full(rows, -1, jnp.int32), 0, 0))
 
 
-@settings(max_examples=12, deadline=None)
-@given(st.lists(st.booleans(), min_size=1, max_size=33), st.integers(1, 40))
-def test_every_selected_row_comes_once_and_in_order(selected, size):
-    order, turns = _visited(selected, size)
-    assert order == np.flatnonzero(selected).tolist()
-    assert turns == -(-sum(selected) // size), "no turn is made for nothing"
+@pytest.mark.parametrize(("rows", "size"), [(1, 1), (7, 40), (33, 5), (32, 8)])
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 1.0])
+def test_every_selected_row_comes_once_and_in_order(rows, size, share):
+    selected = np.random.default_rng(rows).random(rows) < share
+    order, count, turns = jax.device_get(_visits(selected, size))
+    assert order[:count].tolist() == np.flatnonzero(selected).tolist()
+    assert turns == -(-selected.sum() // size), "no turn is made for nothing"
 
 
 def test_spare_places_read_as_zero():
@@ -75,29 +74,30 @@ def test_chunk_size(rows, columns, parts, expected):
     assert size in (8, MAX_ROWS, rows // MAX_TURNS) or size * columns <= 1.06 * MAX_ENTRIES
 
 
-@settings(max_examples=12, deadline=None)
-@given(st.integers(1, 3), st.integers(1, 17), st.integers(0, 2**16))
-def test_map_selected_is_a_loop_over_the_selected_positions(batch, length, seed):
+def _scaled(rows, factor):
+    total = (factor * rows).sum()
+    return (rows[:, 0] * factor, (rows[:, 1] > 0).astype(jnp.int32) + 10), {"total": total}
+
+
+@jax.jit
+def _mapped(selected, x, fill):
+    chunks, factor = Chunks("rows", 4), jnp.float32(3)
+    return map_selected(_scaled, selected, x, factor, 128, chunks, fill)
+
+
+@pytest.mark.parametrize(("batch", "length"), [(1, 1), (3, 17), (2, 8)])
+@pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
+def test_map_selected_is_a_loop_over_the_selected_positions(batch, length, share):
     """Values where selected and the fill elsewhere; sums over the selected positions alone."""
-    rng = np.random.default_rng(seed)
-    selected, x = rng.random((batch, length)) < 0.4, rng.standard_normal((batch, length, 2))
+    rng = np.random.default_rng(batch)
+    selected, x = rng.random((batch, length)) < share, rng.standard_normal((batch, length, 2))
     fill = rng.integers(0, 9, (batch, length), dtype=np.int32)
-
-    def function(rows, factor):
-        total = (factor * rows).sum()
-        return (rows[:, 0] * factor, (rows[:, 1] > 0).astype(fill.dtype) + 10), {"total": total}
-
-    @jax.jit
-    def mapped(selected, x, fill):
-        chunks, factor = Chunks("rows", 4), jnp.float32(3)
-        return map_selected(function, selected, x, factor, 128, chunks, fill)
-
     below = np.full((batch, length), -1.0, np.float32)
-    (values, marks), sums = mapped(selected, x, (below, fill))
+    (values, marks), sums = _mapped(selected, x, (below, fill))
     expected = np.where(selected, 3 * x[..., 0], -1)
     np.testing.assert_allclose(values, expected, rtol=1e-6)
     np.testing.assert_array_equal(marks, np.where(selected, (x[..., 1] > 0) + 10, fill))
     np.testing.assert_allclose(sums["total"], 3 * x[selected].sum(), rtol=1e-4, atol=1e-5)
-    (values, marks), _ = jax.device_get(mapped(selected, x, None))
+    (values, marks), _ = jax.device_get(_mapped(selected, x, None))
     np.testing.assert_array_equal(values == 0, ~selected)
     np.testing.assert_array_equal(marks == 0, ~selected)
