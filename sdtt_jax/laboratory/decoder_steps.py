@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -84,17 +85,21 @@ def _verdicts(q: Array, p: Array, relaxation: float) -> tuple[Array, Array]:
         return np.minimum(q, p), np.maximum(p - q, 0.0)
     size = p.shape[-1]
     accepted, refused = np.zeros_like(p), np.zeros_like(p)
-    alike = jnp.ones((*p.shape[:-1], size))
     for token in range(size):
-        drafted = jnp.full(p.shape[:-1], token)
-        lent = relaxed(jnp.log(jnp.maximum(p, 1e-37)), drafted, alike, relaxation)
-        loose = np.exp(np.asarray(lent, np.float64))
+        loose = np.exp(np.asarray(_lent(p, token, relaxation), np.float64))
         accepted[..., token] = np.minimum(q[..., token], loose[..., token])
         left = np.maximum(loose - q, 0.0)
         whole = left.sum(axis=-1, keepdims=True)
         share = np.where(whole > 0, left / np.where(whole > 0, whole, 1.0), p)
         refused += (q[..., token] - accepted[..., token])[..., None] * share
     return accepted, refused
+
+
+@functools.partial(jax.jit, static_argnames="budget")
+def _lent(p: Array, token: int, budget: float) -> jax.Array:
+    """The logs of `relaxed` probabilities after one drafted token, if all tokens are equally near."""
+    drafted = jnp.full(p.shape[:-1], token)
+    return relaxed(jnp.log(jnp.maximum(p, 1e-37)), drafted, jnp.ones(p.shape), budget)
 
 
 def refine_step(options: Refine, table: StepTable, law: Array) -> tuple[Array, float]:

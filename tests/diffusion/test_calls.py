@@ -7,7 +7,6 @@ import pytest
 from sdtt_jax.diffusion.calls import dealt_calls, even_calls
 from sdtt_jax.errors import ConfigError
 
-
 _even = jax.jit(even_calls, static_argnums=2)
 _dealt = jax.jit(dealt_calls, static_argnums=2)
 

@@ -25,7 +25,6 @@ from tests.diffusion.test_sampler import (
 from tests.statistics import assert_fits
 from tests.worlds import LENGTH, MASK, predictions
 
-
 _plan = jax.jit(plan_generation, static_argnames=("diffusion", "config"))
 _step = jax.jit(take_step, static_argnames=("diffusion", "config"))
 

@@ -215,7 +215,9 @@ def test_the_plan_has_the_law_of_the_chain_of_steps(num_steps, grid, kind):
     """
     shares = (np.arange(2**16, dtype=np.float32) + np.float32(0.5)) / np.float32(2**16)
     still, revealed, call = jax.device_get(
-        _plans_law(make_schedule(ScheduleConfig(kind)), SamplerConfig(num_steps, grid), shares[None])
+        _plans_law(
+            make_schedule(ScheduleConfig(kind)), SamplerConfig(num_steps, grid), shares[None]
+        )
     )
     left = np.concatenate([[1.0], np.cumprod(1 - np.float64(revealed))])
     chain = np.append(left[:-1] * revealed, left[-1])

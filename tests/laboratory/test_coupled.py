@@ -9,12 +9,11 @@ from sdtt_jax.laboratory.coupled import (
     CoupledStudentConfig,
 )
 from sdtt_jax.laboratory.distillers import Asked, measure_distillers
-from sdtt_jax.laboratory.record import Truth, closed_form
+from sdtt_jax.laboratory.record import Truth
 from sdtt_jax.laboratory.world import (
     World,
     law_measures,
 )
-from sdtt_jax.networks.config import NoiseConfig
 
 WORLD = World((0.5, 0.5), ((0.9, 0.1), (0.2, 0.8)), 3, (0.1, 0.2), name="weather")
 TRUTH = Truth.of(WORLD)

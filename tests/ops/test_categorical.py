@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from sdtt_jax.errors import ConfigError
-from sdtt_jax.ops.categorical import NEG_INFINITY, Filters, draw, filter_logits
+from sdtt_jax.ops.categorical import BLOCK, NEG_INFINITY, Filters, draw, filter_logits
 from tests.compiling import optimized
 from tests.statistics import assert_fits
 
-LOGITS = 2 * jax.random.normal(jax.random.key(0), (50, 12))
+LOGITS = jnp.asarray(2 * np.random.default_rng(0).standard_normal((50, 12), np.float32))
+_drawn = jax.jit(draw)
 
 
 @functools.partial(optimized, static_argnames="count")
@@ -92,7 +93,7 @@ def test_low_temperatures_are_greedy(temperature, others, shift):
     below the value for the impossible."""
     logits = shift + jnp.array([-2.0, 0.0, -0.01, NEG_INFINITY])
     kept = filter_logits(logits, Filters(temperature=temperature, **others))
-    drawn = draw(jax.random.key(0), jnp.broadcast_to(kept, (1000, 4)))
+    drawn = _drawn(jax.random.key(0), jnp.broadcast_to(kept, (1000, 4)))
     assert np.unique(drawn).tolist() == [1]
 
 
@@ -122,26 +123,18 @@ def test_many_rare_tokens_together():
 
 @pytest.mark.parametrize("vocab", [1025, 1408])
 def test_draws_in_two_levels_have_their_probabilities(vocab):
-    """n = 400,000 over peaked logits, row by row; the merged tail is one outcome; seed 5."""
+    """n = 100,000 over peaked logits, row by row; the merged tail is one outcome; seed 5."""
     logits = 3 * jax.random.normal(jax.random.key(0), (vocab,))
-    keys = jax.random.split(jax.random.key(5), 400_000)
+    keys = jax.random.split(jax.random.key(5), 100_000)
     tokens = np.asarray(_one_by_one(keys, logits, 500))
     probs = np.exp(np.asarray(logits, np.float64))
     assert_fits(np.bincount(tokens, minlength=vocab), probs / probs.sum())
 
 
-def test_rare_tokens_of_a_large_vocabulary():
-    """Blocks of nothing but rare tokens: 4,095 of them share 0.5 %; n = 20,000, 100 expected; seed 6."""
-    logits = np.full(4096, np.log(0.005 / 4095), np.float32)
-    logits[7] = np.log(0.995)
-    tokens = np.asarray(_one_by_one(jax.random.split(jax.random.key(6), 20_000), logits, 500))
-    assert abs((tokens != 7).sum() - 100) < 4 * np.sqrt(100 * 0.995)
-    assert (tokens >= 128).sum() > 0.8 * (tokens != 7).sum(), "most of them lie in other blocks"
-
-
 def test_impossible_blocks_are_never_drawn():
-    logits = jnp.full((2000, 2048), NEG_INFINITY).at[:, 1500].set(0.0)
-    assert bool(jnp.all(draw(jax.random.key(7), logits) == 1500))
+    logits = np.full((200, 2048), NEG_INFINITY, np.float32)
+    logits[:, 1500] = 0.0
+    assert (np.asarray(_drawn(jax.random.key(7), logits)) == 1500).all()
 
 
 def test_draws_use_noise_with_its_whole_tail():
@@ -149,7 +142,10 @@ def test_draws_use_noise_with_its_whole_tail():
     key, logits = jax.random.key(3), jnp.zeros((64, 8))
     high = jax.random.gumbel(key, logits.shape, mode="high")
     np.testing.assert_array_equal(draw(key, logits), jnp.argmax(high, axis=-1))
-    assert bool(jnp.any(draw(key, logits) != jax.random.categorical(key, logits, mode="low")))
+    default = jax.random.categorical(key, logits)
+    assert bool(jnp.any(draw(key, logits) != default))
+    low = jax.random.gumbel(key, logits.shape, mode="low")
+    np.testing.assert_array_equal(default, jnp.argmax(low, axis=-1))
 
 
 def _peaked(tail):
@@ -177,12 +173,13 @@ def low_noise():
     return noise
 
 
-@pytest.mark.parametrize(("tail", "share"), [(0.01, 0.85), (0.002, 0.4)])
+@pytest.mark.parametrize(("tail", "share"), [(0.01, 0.85), (0.0018, 0.25)])
 def test_default_draws_of_a_peaked_vocabulary_flatter_the_perplexity(low_noise, tail, share):
     """Exact cross-entropy of default draws: a sum over the peak's noise, against the tail's largest noise.
 
     No sampling, hence no error: at most `share` of the entropy of the distribution that draws should have.
-    (20,000 draws of the first case, seed 0: 0.125 nats instead of 0.164, standard error 0.011.)
+    (20,000 draws of the first case, seed 0: 0.125 nats instead of 0.164, standard error 0.011.) In the second
+    nine tenths of the rare tokens are lost.
     """
     logits, p = _peaked(tail)
     entropy = -(p * np.log(p)).sum()
@@ -191,23 +188,29 @@ def test_default_draws_of_a_peaked_vocabulary_flatter_the_perplexity(low_noise, 
     peak_wins = ((reached / len(low_noise)) ** (len(p) - 1)).mean()
     drawn = -(peak_wins * np.log(p[0]) + (1 - peak_wins) * np.log(p[1]))
     assert 0 < drawn < share * entropy
+    assert tail > 0.005 or 1 - peak_wins < 0.2 * tail
 
 
 @pytest.mark.parametrize(("tail", "seed"), [(0.01, 9), (0.002, 10)])
 def test_our_draws_of_a_peaked_vocabulary_do_not(tail, seed):
-    """n = 20,000 over 50,257 tokens: within three standard errors, 0.011 and 0.006 nats."""
+    """n = 20,000 over 50,257 tokens: within three standard errors, 0.011 and 0.006 nats.
+
+    All blocks but the first consist of rare tokens; most of the rare ones that are drawn lie there.
+    """
     logits, p = _peaked(tail)
     entropy = -(p * np.log(p)).sum()
     error = np.sqrt(((p * np.log(p) ** 2).sum() - entropy**2) / 20_000)
     keys = jax.random.split(jax.random.key(seed), 20_000)
-    drawn = -np.log(p[np.asarray(_one_by_one(keys, logits, 64))]).mean()
+    tokens = np.asarray(_one_by_one(keys, logits, 64))
+    drawn = -np.log(p[tokens]).mean()
     assert abs(drawn - entropy) < 3 * error
     assert error < 0.08 * entropy + 0.004
+    assert (tokens >= BLOCK).sum() > 0.8 * (tokens != 0).sum() > 0
 
 
 def test_impossible_entries_are_never_drawn():
     logits = jnp.array([NEG_INFINITY, 0.0, NEG_INFINITY])
-    assert bool(jnp.all(draw(jax.random.key(4), jnp.broadcast_to(logits, (10_000, 3))) == 1))
+    assert bool(jnp.all(_drawn(jax.random.key(4), jnp.broadcast_to(logits, (10_000, 3))) == 1))
 
 
 @pytest.mark.parametrize(
