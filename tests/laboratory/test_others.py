@@ -86,10 +86,11 @@ def test_the_start_is_the_true_denoiser(asked, teacher):
 
 
 def test_a_mixtures_law_is_that_of_its_counted_samples():
-    """32,768 samples of a network without training; standard errors below 0.005."""
-    sizes = dataclasses.replace(SIZES, noise=NoiseConfig(LATENT, num_values=3))
+    """65,536 samples of a network without training; standard errors below 0.005."""
+    latent = NoiseConfig(LATENT, num_values=3)
+    sizes = dataclasses.replace(SIZES, noise=latent, num_samples=65_536)
     student = make_coupled_diffusion(WORLD, sizes)
-    params = noisy_params(student.denoiser.network, 2, spread=0.3)
+    params = noisy_params(student.denoiser.network, 2, spread=0.15)
     bench = make_bench(TRUTH, (2,), sizes, CONFIG)
     exact = TRUTH.measures_of(law_of(tables_of(bench, student, params), 2))
     counted = sampled_measures(TRUTH, student, params, [2], sizes.draws, temperature=1.0)["2"]
