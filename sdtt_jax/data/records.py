@@ -37,11 +37,12 @@ class Records:
     """
 
     def __init__(self, directory: Path, shards: Sequence[Shard], length: int, dtype: np.dtype):
-        self._directory, self._shards = directory, shards
+        self._shards = shards
+        self._paths = [directory / shard.path for shard in shards]
         self._length, self._dtype = length, np.dtype(dtype)
         self._ends = list(itertools.accumulate(shard.records for shard in shards))
         self._size, self._record_bytes = self._ends[-1], 0
-        self._readers = [self._open(shard) for shard in shards]
+        self._readers = list(map(self._open, self._paths, shards))
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -69,12 +70,11 @@ class Records:
     def record(self, index: int) -> Any:
         """The raw bytes of a record."""
         number = bisect.bisect_right(self._ends, index)
-        shard = self._shards[number]
-        path = self._directory / shard.path
+        path = self._paths[number]
         try:
             with self._lock:
                 reader = self._readers[number]
-                reader.seek(index - self._ends[number] + shard.records)
+                reader.seek(index - self._ends[number] + self._shards[number].records)
                 record = reader.read()
         except Exception as error:
             raise DataError(f"{path} is damaged ({_reason(error)}); {_PREPARE_AGAIN}.") from None
@@ -84,10 +84,9 @@ class Records:
             raise DataError(f"{path} is damaged (a record of another length); {_PREPARE_AGAIN}.")
         return record
 
-    def _open(self, shard: Shard) -> Any:
+    def _open(self, path: Path, shard: Shard) -> Any:
         from array_record.python.array_record_module import ArrayRecordReader
 
-        path = self._directory / shard.path
         if not path.is_file():
             raise DataError(f"{path} is missing; {_PREPARE_AGAIN}.")
         if path.stat().st_size != shard.bytes:

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from launch.accelerators import CHIPS, chip_of_device
-from tools.accelerator import PARTS, steps
+from tools.accelerator import PARTS, profiling, steps
 from tools.accelerator.__main__ import measure, run_process
 from tools.accelerator.bench import Bench, text
 from tools.accelerator.page import page, table
@@ -29,7 +29,25 @@ def test_every_part_has_a_function_and_the_shares_make_up_the_whole():
     assert sum(part.share for part in PARTS.values()) == pytest.approx(1)
 
 
+@pytest.fixture(scope="module")
+def built_once():
+    """Lets parts that measure the same step share the compiled one; a measurement is of one call."""
+    build, cases = steps.build, {}
+
+    def built(job, log):
+        if repr(job) not in cases:
+            cases[repr(job)] = build(job, log)
+        return cases[repr(job)]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tools.accelerator.bench.MEASUREMENT_S", 0.0)
+        for module in (steps, profiling):
+            patch.setattr(module, "build", built)
+        yield
+
+
 # "medium" is "training" with another size.
+@pytest.mark.usefixtures("built_once")
 @pytest.mark.parametrize("part", [part for part in PARTS if part != "medium"])
 def test_each_part_runs_on_a_cpu(bench, part):
     run(part, bench)

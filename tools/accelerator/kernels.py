@@ -51,19 +51,16 @@ def kernels(bench: Bench) -> None:
     if bench.has(0 if bench.tiny else 25, "whole losses and a generation"):
         for name in ("teacher_loss", "distill_loss"):
             what = {"what": name, "dtype": "float32, highest"}
-            bench.row("head and loss", what, functools.partial(_loss, name))
-        draws({"what": "tokens of a generation"}, _generation)
+            bench.row("head and loss", what, functools.partial(_loss, name, bench.tiny))
+        draws({"what": "tokens of a generation"}, lambda: _generation(bench.tiny))
     _speed(bench)
 
 
 def on_both(function: Callable[..., Any], *arguments: Any) -> tuple[Any, Any]:
     """Results on the first device and on the CPU, as NumPy arrays."""
-    results, jitted = [], jax.jit(function)
-    for device in (jax.devices()[0], jax.devices("cpu")[0]):
-        placed = jax.device_put(arguments, device)
-        with jax.default_device(device):
-            results.append(jax.device_get(jitted(*placed)))
-    return results[0], results[1]
+    jitted, devices = jax.jit(function), (jax.devices()[0], jax.devices("cpu")[0])
+    ours, theirs = (jax.device_get(jitted(*jax.device_put(arguments, to))) for to in devices)
+    return ours, theirs
 
 
 def difference(ours: Tree, theirs: Tree) -> float:
@@ -227,8 +224,9 @@ def _head(dtype: str, tiny: bool) -> BenchRow:
 
 
 @functools.cache
-def _small() -> tuple[MaskedDiffusion, Tree]:
-    config = DenoiserConfig(500, 128, num_layers=2, embed_dim=128, num_heads=2)
+def _small(tiny: bool) -> tuple[MaskedDiffusion, Tree]:
+    sizes = (500, 16, 1, 32) if tiny else (500, 128, 2, 128)
+    config = DenoiserConfig(*sizes, num_heads=2)
     denoiser = Denoiser(config)
     params, rng = unbox(jax.jit(denoiser.init)(jax.random.key(SEED))), np.random.default_rng(SEED)
     # A fresh network's head is zero, and every loss trivial. NumPy's noise needs no compiling.
@@ -239,12 +237,13 @@ def _small() -> tuple[MaskedDiffusion, Tree]:
     return MaskedDiffusion(denoiser, make_schedule()), moved
 
 
-def _loss(name: str) -> BenchRow:
+def _loss(name: str, tiny: bool) -> BenchRow:
     """Compares a whole loss and its gradients; equal keys make equal masks and draws of the teacher."""
-    diffusion, params = _small()
+    diffusion, params = _small(tiny)
     config: Any = {"teacher_loss": NelboConfig, "distill_loss": DistillConfig}[name]()
     loss_fn = getattr(objectives, name)(diffusion, config)
-    tokens = jax.random.randint(jax.random.key(SEED), (4, 128), 0, diffusion.mask_id)
+    shape = (4, diffusion.denoiser.config.length)
+    tokens = jax.random.randint(jax.random.key(SEED), shape, 0, diffusion.mask_id)
 
     def value_and_gradients(params: Tree, tokens: jax.Array) -> Any:
         teacher = jax.tree.map(lambda x: 1.1 * x, params)
@@ -261,12 +260,12 @@ def _loss(name: str) -> BenchRow:
     return verdict(ours, theirs, 2e-3)
 
 
-def _generation() -> BenchRow:
+def _generation(tiny: bool) -> BenchRow:
     """The share of equal tokens; rounding may flip a draw that is nearly a tie, and all that follows."""
-    diffusion, params = _small()
+    diffusion, params = _small(tiny)
 
     def write(params: Tree) -> jax.Array:
-        x_init = prior_sample(8, 128, diffusion.mask_id)
+        x_init = prior_sample(8, diffusion.denoiser.config.length, diffusion.mask_id)
         with _precision("highest"):
             return sample(diffusion, params, jax.random.key(SEED), x_init, SamplerConfig(8))[0].x
 
@@ -288,7 +287,7 @@ def _digests() -> BenchRow:
 
 def _draws(tiny: bool) -> BenchRow:
     """Draws with one key and equal logits, which must be equal but for ties within rounding."""
-    logits = 3 * jax.random.normal(jax.random.key(SEED), (64 if tiny else 1024, 50_257))
+    logits = 3 * jax.random.normal(jax.random.key(SEED), (16 if tiny else 1024, 50_257))
     return _agreement(*on_both(lambda x: draw(jax.random.key(SEED + 1), x), logits))
 
 
