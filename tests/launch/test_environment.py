@@ -11,8 +11,11 @@ import signal
 import subprocess
 import sys
 import time
+from typing import NamedTuple
 
 import pytest
+
+from tests.sharing import once
 
 LAUNCH = pathlib.Path(__file__).resolve().parents[2] / "launch"
 
@@ -48,7 +51,11 @@ def build_editable(wheel_directory, config_settings=None, metadata_directory=Non
 @pytest.fixture
 def checkout(tmp_path: pathlib.Path) -> pathlib.Path:
     """A repository with one empty package, in a folder with a space in its name."""
-    root = tmp_path / "the checkout"
+    return make_checkout(tmp_path)
+
+
+def make_checkout(folder: pathlib.Path) -> pathlib.Path:
+    root = folder / "the checkout"
     (root / "launch").mkdir(parents=True)
     (root / "sdtt_jax").mkdir()
     shutil.copy(LAUNCH / "environment.sh", root / "launch")
@@ -81,6 +88,41 @@ def run(checkout: pathlib.Path, *extra: str, **variables: str) -> subprocess.Com
         stdin=subprocess.DEVNULL,
         timeout=300,
     )
+
+
+class Installed(NamedTuple):
+    """A checkout whose job ran once, what that said, and a copy of its environment."""
+
+    checkout: pathlib.Path
+    status: int
+    said: str
+    venv: pathlib.Path
+
+
+@pytest.fixture
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
+    """Making an environment takes 5 s, so there is one; tests that begin after that copy it."""
+
+    def make(folder: pathlib.Path) -> tuple[int, str]:
+        root = make_checkout(folder)
+        first = run(root, PYTHONDONTWRITEBYTECODE="1")
+        shutil.copytree(root / ".venv", folder / "venv", symlinks=True)
+        return first.returncode, first.stdout + first.stderr
+
+    folder, (status, said) = once(tmp_path_factory, "installed", make)
+    return Installed(folder / "the checkout", status, said, folder / "venv")
+
+
+@pytest.fixture
+def made(checkout: pathlib.Path, installed: Installed) -> pathlib.Path:
+    """A checkout with an environment in which another checkout's package is installed."""
+    venv = checkout / ".venv"
+    shutil.copytree(
+        installed.venv, venv, symlinks=True, ignore=shutil.ignore_patterns("install.log")
+    )
+    stamp = venv / ".python"
+    stamp.write_text(stamp.read_text().replace(str(installed.checkout), str(checkout)))
+    return checkout
 
 
 def fake_python(path: pathlib.Path, body: str) -> str:
@@ -140,11 +182,11 @@ def test_an_installer_that_is_unknown(checkout):
 
 
 @pytest.mark.slow
-def test_installs_once_and_again_when_the_requirements_change(checkout):
-    first = run(checkout, PYTHONDONTWRITEBYTECODE="1")
-    assert first.returncode == 0, first.stderr
-    assert "[job] installing packages" in first.stdout
-    assert f"imported from {checkout}" in first.stdout
+def test_installs_once_and_again_when_the_requirements_change(installed):
+    checkout = installed.checkout
+    assert installed.status == 0, installed.said
+    assert "[job] installing packages" in installed.said
+    assert f"imported from {checkout}" in installed.said
     compiled = list((checkout / "sdtt_jax" / "__pycache__").glob("__init__.*.pyc"))
     assert compiled, "modules stay compiled from one program to the next"
 
@@ -165,17 +207,17 @@ def test_installs_once_and_again_when_the_requirements_change(checkout):
 
 
 @pytest.mark.slow
-def test_where_uv_cannot_be_had_pip_installs(checkout):
-    result = run(checkout, INSTALLER="uv", PIP_NO_INDEX="1", PIP_FIND_LINKS="")
+def test_where_uv_cannot_be_had_pip_installs(made):
+    result = run(made, INSTALLER="uv", PIP_NO_INDEX="1", PIP_FIND_LINKS="")
     assert result.returncode == 0, result.stderr
     assert "uv could not install the packages; trying pip" in result.stdout
-    assert f"imported from {checkout}" in result.stdout
+    assert f"imported from {made}" in result.stdout
 
 
 @pytest.mark.slow
-def test_uv_is_asked_for_what_pip_would_install(checkout):
+def test_uv_is_asked_for_what_pip_would_install(made):
     """A uv that stands in for the real one writes down its arguments, and then cannot install."""
-    pip = checkout / "pip"
+    pip = made / "pip"
     pip.mkdir()
     (pip / "__init__.py").touch()
     (pip / "__main__.py").write_text(
@@ -187,20 +229,20 @@ def test_uv_is_asked_for_what_pip_would_install(checkout):
         '    uv.write_text(\'#!/bin/sh\\nprintf "%s|" "$@" > asked\\nexit 1\\n\')\n'
         "    uv.chmod(0o755)\n"
     )
-    run(checkout, "test", INSTALLER="uv")
-    venv = checkout / ".venv"
-    assert (checkout / "asked").read_text().split("|")[:-1] == [
+    run(made, "test", INSTALLER="uv")
+    venv = made / ".venv"
+    assert (made / "asked").read_text().split("|")[:-1] == [
         "pip", "install", "--python", str(venv / "bin" / "python"), "--no-progress", "--system-certs",
         "--default-index", "https://mirror.example/simple",
-        "--constraint", str(checkout / "constraints.txt"), "--editable", f"{checkout}[test]",
+        "--constraint", str(made / "constraints.txt"), "--editable", f"{made}[test]",
     ]  # fmt: skip
 
 
 @pytest.mark.slow
-def test_an_interrupted_installation_is_made_anew(checkout):
+def test_an_interrupted_installation_is_made_anew(made):
     """Ctrl-C while pip builds; the next call repairs it without being told."""
-    (checkout / "wait").touch()
-    log = checkout / ".venv" / "install.log"
+    (made / "wait").touch()
+    log = made / ".venv" / "install.log"
     # As from a terminal: in the background of a script, SIGINT is ignored, and a shell cannot take back what
     # was ignored when it started.
     with_sigint = (
@@ -208,7 +250,7 @@ def test_an_interrupted_installation_is_made_anew(checkout):
         "os.execvp(sys.argv[1], sys.argv[1:])"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", with_sigint, "bash", str(checkout / "launch" / "job.sh")],
+        [sys.executable, "-c", with_sigint, "bash", str(made / "launch" / "job.sh")],
         env=environment(),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
@@ -223,12 +265,12 @@ def test_an_interrupted_installation_is_made_anew(checkout):
     os.killpg(process.pid, signal.SIGINT)
     assert process.wait(timeout=60) != 0
 
-    (checkout / "wait").unlink()
-    result = run(checkout)
+    (made / "wait").unlink()
+    result = run(made)
     assert result.returncode == 0, result.stderr
     assert "did not finish: making it anew" in result.stdout
-    assert f"imported from {checkout}" in result.stdout
-    assert "is ready" in run(checkout).stdout
+    assert f"imported from {made}" in result.stdout
+    assert "is ready" in run(made).stdout
 
 
 @pytest.mark.parametrize(
