@@ -115,8 +115,7 @@ def test_texts_of_a_network_have_their_exact_probabilities():
 
 def test_paths_have_their_exact_probabilities():
     """Every state on the way, 3 steps; n = 200,000, standard error at most 1.1e-3, seed 12."""
-    config = SamplerConfig(3, "cosine")
-    x_init = prior_sample(200_000, LENGTH, MASK)
+    config, x_init = SamplerConfig(3, "cosine"), prior_sample(200_000, LENGTH, MASK)
     _, states = run(TABLE, TABLE_PARAMS, jax.random.key(12), x_init, config, keep_states=True)
     assert states.shape == (config.num_steps + 2, 200_000, LENGTH)
     exact = exact_paths(predictions(TABLE, TABLE_PARAMS), config)
@@ -133,8 +132,7 @@ def test_paths_have_their_exact_probabilities():
 
 def test_filters_act_on_every_draw():
     """top_k = 1 leaves the most probable token; n = 20,000 in one step, so exact: no other text."""
-    config = SamplerConfig(1, top_k=1)
-    x_init = prior_sample(20_000, LENGTH, MASK)
+    config, x_init = SamplerConfig(1, top_k=1), prior_sample(20_000, LENGTH, MASK)
     state, _ = run(TABLE, TABLE_PARAMS, jax.random.key(0), x_init, config)
     best = predictions(TABLE, TABLE_PARAMS)[-1].argmax(axis=-1)
     assert (np.asarray(state.x) == best).all()
@@ -142,8 +140,7 @@ def test_filters_act_on_every_draw():
 
 def test_high_temperature_flattens():
     """n = 100,000, standard error 1.6e-3, seed 13: at temperature T the table's logits count 1/T."""
-    config = SamplerConfig(2, temperature=2.5)
-    x_init = prior_sample(100_000, LENGTH, MASK)
+    config, x_init = SamplerConfig(2, temperature=2.5), prior_sample(100_000, LENGTH, MASK)
     state, _ = run(TABLE, TABLE_PARAMS, jax.random.key(13), x_init, config)
     cooler = {"table": TABLE_PARAMS["table"] / 2.5}
     assert_fits(text_counts(state.x), exact_texts(predictions(TABLE, cooler), config))
@@ -250,9 +247,8 @@ def python_sample(denoiser, params, key, x, num_steps, grid):
 
 @pytest.mark.parametrize(("num_steps", "grid"), [(1, "uniform"), (7, "cosine")])
 def test_scan_is_bit_equal_to_a_python_loop(num_steps, grid):
-    config = SamplerConfig(num_steps, grid)
+    config, key = SamplerConfig(num_steps, grid), jax.random.key(4)
     x_init = prior_sample(32, LENGTH, MASK)
-    key = jax.random.key(4)
     _, states = run(TABLE, TABLE_PARAMS, key, x_init, config, keep_states=True)
     twin = python_sample(TABLE, TABLE_PARAMS, key, x_init, num_steps, time_grid(config))
     np.testing.assert_array_equal(states, twin)
@@ -361,8 +357,7 @@ def test_a_reverse_step_has_its_exact_probabilities(chance):
 
 def test_the_network_is_told_the_time_of_each_call():
     """Two steps from t = 1: a network that sees sigma draws from sharper predictions early."""
-    told = TableDenoiser(time_scale=0.3)
-    config = SamplerConfig(1)
+    told, config = TableDenoiser(time_scale=0.3), SamplerConfig(1)
     x_init = prior_sample(100_000, LENGTH, MASK)
     state, _ = run(told, TABLE_PARAMS, jax.random.key(14), x_init, config)
     sigma = float(SCHEDULE.sigma(jnp.float32(1.0)))
