@@ -67,7 +67,7 @@ def test_the_loss_is_the_cross_entropy_of_the_joint_law():
     """From all MASK, with the teacher's two calls: n = 40,000 texts, standard error at most 0.006, seed 0."""
     config, count = MixtureConfig(2, 2, full_share=1.0), 40_000
     x0, key = np.zeros((count, LENGTH), np.int32), jax.random.key(0)
-    total, weight = optimized(
+    total, weight = jax.jit(
         lambda x0: mixture_terms(STUDENT, PARAMS, TEACHER, TABLE, x0, key, config)
     )(x0)
     law = exact_texts(predictions(TEACHER.denoiser, TABLE), SamplerConfig(2))
