@@ -213,7 +213,10 @@ def _paired(student: MeasuredModel, teacher: MeasuredModel) -> Json:
         ours, theirs = student.texts[name].scores, teacher.texts[name].scores
         assert ours is not None
         assert theirs is not None
-        ratio = paired_log_ratio(ours.per_token, theirs.per_token, seed=settings.seed)
+        scored = ours.scored, theirs.scored
+        ratio = paired_log_ratio(
+            ours.per_token, theirs.per_token, seed=settings.seed, scored=scored
+        )
         low, high = ratio.ends
         paired[str(num_steps)] = {"log_ratio": ratio.value, "low": low, "high": high}
     return paired

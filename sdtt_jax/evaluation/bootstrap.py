@@ -104,6 +104,23 @@ def mean(values: np.ndarray) -> np.ndarray:
     return np.asarray(values.mean(axis=-1))
 
 
+def shares(count: np.ndarray) -> np.ndarray:
+    """How much each text weighs if all tokens weigh the same, 1 on average: `[texts]`; NaN without tokens.
+
+    The share of texts of equal length is exactly 1, so what is multiplied by it keeps every bit.
+
+    Args:
+      count: `[texts]`, tokens of each text.
+    """
+    with np.errstate(invalid="ignore"):
+        return np.asarray(count / count.mean(axis=-1, keepdims=True))
+
+
+def ratio(weighted: np.ndarray, share: np.ndarray) -> np.ndarray:
+    """Mean over all tokens, from each text's mean times its share, and the share."""
+    return np.asarray(weighted.mean(axis=-1) / share.mean(axis=-1))
+
+
 def exp_mean(values: np.ndarray) -> np.ndarray:
     """Perplexity over the tokens of texts of equal length, from nats per token of each."""
     return np.asarray(np.exp(values.mean(axis=-1)))

@@ -17,6 +17,7 @@ import optax
 from sdtt_jax.causal.nll import next_token_nll
 from sdtt_jax.config import whole
 from sdtt_jax.diffusion.estimators import BoundConfig
+from sdtt_jax.evaluation.bootstrap import shares
 from sdtt_jax.evaluation.likelihood import text_bounds
 from sdtt_jax.evaluation.record import Json
 from sdtt_jax.model.batches import join, map_batches
@@ -108,7 +109,7 @@ def losses(
         bounds = join(
             [batch() for batch in text_bounds(read, tokens, key, config, batch_size=BATCH)]
         )
-        found[reading] = float(bounds.nelbo.mean())
+        found[reading] = float((bounds.nelbo * shares(bounds.counted)[:, None]).mean())
     return found
 
 

@@ -24,6 +24,8 @@ class Bounds(NamedTuple):
     nelbo: Any  # `[texts, maskings]` float64, nats per token
     # `[texts, maskings]` int32, number of masked tokens; if it is 0, so is the estimate.
     masked: Any
+    # `[texts]` int32, number of tokens that count: neither padding nor prompt. A text weighs that much.
+    counted: Any
 
 
 def text_bounds(
@@ -59,7 +61,7 @@ def _estimates(
     diffusion = diffusion.within(arrange(x0, sequences))
     free = diffusion.free
 
-    def one(key: jax.Array) -> Bounds:
+    def one(key: jax.Array) -> tuple[jax.Array, jax.Array]:
         key_u, key_mask = jax.random.split(key)
         u = sample_t(key_u, x0.shape[0], antithetic=estimator.spread, eps=0.0)
         uniform = jax.random.uniform(key_mask, x0.shape, jnp.float32)
@@ -68,7 +70,9 @@ def _estimates(
         nats = masking_bound(diffusion, params, x0, masking)
         masked = (masking.x_t == diffusion.mask_id).sum(axis=-1, dtype=jnp.int32)
         counted = x0.shape[1] if free is None else jnp.maximum(free.sum(axis=-1), 1)
-        return Bounds(nats / counted, masked)
+        return nats / counted, masked
 
     keys = jax.random.split(jax.random.fold_in(key, index), config.num_maskings)
-    return jax.tree.map(jnp.transpose, jax.lax.map(one, keys))
+    nelbo, masked = jax.tree.map(jnp.transpose, jax.lax.map(one, keys))
+    whole = jnp.full(len(x0), x0.shape[1], jnp.int32)
+    return Bounds(nelbo, masked, whole if free is None else free.sum(axis=-1, dtype=jnp.int32))

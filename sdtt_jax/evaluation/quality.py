@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sdtt_jax.config import positive, require, whole
-from sdtt_jax.evaluation.bootstrap import Interval, bootstrap, exp_median, exp_ratio, mean
+from sdtt_jax.evaluation.bootstrap import Interval, bootstrap, exp_median, exp_ratio, mean, shares
 from sdtt_jax.evaluation.judge import Scores
 
 Texts = Sequence[Sequence[int]] | Sequence[Sequence[str]] | np.ndarray
@@ -83,14 +83,32 @@ def unigram_entropy(texts: Iterable[np.ndarray]) -> np.ndarray:
     return np.array(entropies)
 
 
-def paired_log_ratio(nll: np.ndarray, reference: np.ndarray, *, seed: int) -> Interval:
+def paired_log_ratio(
+    nll: np.ndarray,
+    reference: np.ndarray,
+    *,
+    seed: int,
+    scored: tuple[np.ndarray, np.ndarray] | None = None,
+) -> Interval:
     """Log ratio of two models' generative perplexities, with texts paired by their keys.
 
     Args:
       nll, reference: `[texts]`, nats per token, row i of both drawn with the same key.
       seed: of the bootstrap over texts.
+      scored: `[texts]` each, how many tokens were scored in the texts of both; None: equally many in all.
     """
-    return bootstrap(mean, nll - reference, seed=seed)
+    if scored is None:
+        return bootstrap(mean, nll - reference, seed=seed)
+    ours, theirs = map(shares, scored)
+    return bootstrap(_log_ratio, nll * ours, ours, reference * theirs, theirs, seed=seed)
+
+
+def _log_ratio(
+    ours: np.ndarray, share: np.ndarray, theirs: np.ndarray, their_share: np.ndarray
+) -> np.ndarray:
+    """The difference of two `ratio`s, with the bits of a mean of differences where all shares are 1."""
+    per_token = ours / share.mean(axis=-1, keepdims=True)
+    return mean(per_token - theirs / their_share.mean(axis=-1, keepdims=True))
 
 
 class _Grams(NamedTuple):

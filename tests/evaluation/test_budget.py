@@ -5,9 +5,10 @@ import pytest
 
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.evaluation.budget import fewest, fit, prompt_features
+from sdtt_jax.evaluation.judge import Scores
 from sdtt_jax.evaluation.settings import Settings
 from sdtt_jax.evaluation.subject import Subject
-from sdtt_jax.evaluation.suites.budget import halves, suite
+from sdtt_jax.evaluation.suites.budget import halves, of_prompts, suite
 from tests.worlds import MASK, as_model, noisy_params, predictions, tiny_network
 from tests.worlds import all_states as table_states
 
@@ -78,3 +79,12 @@ def test_what_the_suite_lacks_is_named(settings, said):
 def test_fewer_prompts_than_features_are_refused():
     with pytest.raises(ConfigError, match="more prompts than it has features"):
         fit(np.zeros((2, 3)), np.zeros((2, 3)))
+
+
+def test_an_empty_continuation_does_not_count_as_one_without_loss():
+    """Oracle: nats over tokens of each prompt by hand; with equal lengths, the mean over continuations."""
+    scores = Scores(np.array([8.0, 0.0, 3.0, 1.0]), np.array([4, 0, 1, 3]), np.ones(4, int))
+    np.testing.assert_allclose(of_prompts(scores, 2), [2.0, 1.0])
+    nll = np.random.default_rng(0).random(12)
+    even = Scores(nll, np.full(12, 7), np.ones(12, int))
+    np.testing.assert_array_equal(of_prompts(even, 3), even.per_token.reshape(4, 3).mean(axis=1))

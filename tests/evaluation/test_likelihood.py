@@ -1,7 +1,9 @@
 """Bounds of texts. Oracle: the integral itself, over all masks and 20,000 midpoints of log m."""
 
+import dataclasses
 import functools
 import itertools
+import types
 
 import jax
 import numpy as np
@@ -12,8 +14,23 @@ from sdtt_jax.diffusion.forward import SAMPLING_EPS
 from sdtt_jax.diffusion.schedule import ScheduleConfig, make_schedule
 from sdtt_jax.evaluation.bootstrap import bootstrap, mean
 from sdtt_jax.evaluation.likelihood import text_bounds
+from sdtt_jax.evaluation.record import Record
+from sdtt_jax.evaluation.settings import Settings
+from sdtt_jax.evaluation.subject import Subject
+from sdtt_jax.evaluation.suites import likelihood
 from sdtt_jax.model.batches import join
-from tests.worlds import LENGTH, MASK, VOCAB, TableDenoiser, as_model, numbers, random_table
+from sdtt_jax.networks import CausalConfig, CausalNetwork, Denoiser, DenoiserConfig
+from tests.worlds import (
+    LENGTH,
+    MASK,
+    VOCAB,
+    TableDenoiser,
+    as_causal,
+    as_model,
+    noisy_params,
+    numbers,
+    random_table,
+)
 
 TABLE = random_table(3)
 TEXTS = np.array(list(itertools.product(range(VOCAB), repeat=LENGTH)), np.int32)
@@ -120,3 +137,48 @@ def test_bound_lies_above_the_negative_log_likelihood():
     # -log(1/3) at every masked position: n = 20,000, standard error about 0.01, seed 1.
     bound = bounds(uniform, many, jax.random.key(1), config, batch_size=64).nelbo.mean()
     assert bound == pytest.approx(np.log(3), abs=0.05)
+
+
+def test_texts_of_any_lengths_weigh_as_much_as_they_have_tokens(monkeypatch, tmp_path):
+    """A denoiser and a causal model of one law, on padded texts of 1 and of 5 tokens and an EOS.
+
+    Oracle: the law's own nats, summed in NumPy and divided by the number of tokens; a token's law depends on
+    nothing but the head's bias. Each text has one token over and over, so the mean over texts is another.
+    """
+    log_p = np.log([1e-6, 0.2, 0.7, 0.1 - 1e-6])
+    texts = np.ones((24, 6), np.int32)
+    texts[::2, 0], texts[1::2, :5] = 3, 2
+    tokens = np.concatenate([[3, 1] * 12, [*5 * [2], 1] * 12])
+    sizes = {"length": 6, "num_layers": 1, "embed_dim": 8, "num_heads": 2}
+    networks = (
+        Denoiser(DenoiserConfig(4, cond_dim=8, **sizes)),
+        CausalNetwork(CausalConfig(4, **sizes)),
+    )
+
+    def law(network):
+        params = jax.tree.map(jnp.zeros_like, noisy_params(network, 0))
+        bias = params["head"]["linear"]["bias"]
+        params["head"]["linear"]["bias"] = bias.at[:4].set(log_p)
+        return params
+
+    tokenizer = types.SimpleNamespace(bos_id=0, eos_id=1, digest="", normalize="none")
+    made = (as_model, as_causal)
+    model, causal = (
+        dataclasses.replace(
+            found := make(network, law(network)),
+            tokenizer=tokenizer,
+            facts=found.facts | {"sequences": "padded"},
+        )
+        for make, network in zip(made, networks, strict=True)
+    )
+    monkeypatch.setattr(likelihood, "held_out", lambda _: texts)
+    monkeypatch.setattr(likelihood, "held_out_name", lambda _: "")
+    settings = Settings(estimators=("counts",), num_maskings=256, batch_size=24)
+    record = Record(tmp_path / "x.json", model.identity)
+    likelihood.suite(Subject(model, settings, baseline=causal), record)
+    bound, exact = (record.items[f"likelihood/{name}"] for name in ("counts", "autoregressive"))
+    assert exact["nelbo"] == pytest.approx(-log_p[tokens].mean(), rel=1e-5)
+    # The bound of a law without dependence is exact; only the draws of masks scatter it.
+    assert bound["nelbo"] == pytest.approx(exact["nelbo"], abs=4 * bound["masking_error"])
+    assert bound["masking_error"] < 0.02
+    assert bound["nelbo_low"] < exact["nelbo"] < bound["nelbo_high"]

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from sdtt_jax.errors import ConfigError
-from sdtt_jax.evaluation.bootstrap import bootstrap, exp_ratio
+from sdtt_jax.evaluation.bootstrap import bootstrap, exp_ratio, mean
 from sdtt_jax.evaluation.judge import Scores
 from sdtt_jax.evaluation.quality import (
     distinct_n,
     paired_log_ratio,
+    perplexity,
     quality,
     repeated_ngram_rate,
     self_bleu,
@@ -169,3 +170,19 @@ def test_a_prompt_counts_in_no_figure():
     assert result["distinct_1"] == pytest.approx(4 / 6)
     assert (result["scored_tokens"], result["texts_in_several_windows"]) == (6, 1)
     assert "gen_ppl" not in quality(texts, None, seed=0)
+
+
+def test_the_log_ratio_is_that_of_the_perplexities_however_long_the_texts_are():
+    """Oracle: the two perplexities; where lengths are equal, the bits are those of the mean difference."""
+    rng = np.random.default_rng(0)
+    (ours, theirs), counts = rng.random((2, 50)), rng.integers(1, 30, (2, 50))
+    scores = [
+        Scores(nll * n, n, np.ones_like(n)) for nll, n in zip((ours, theirs), counts, strict=True)
+    ]
+    expected = np.log(perplexity(scores[0], seed=0).value / perplexity(scores[1], seed=0).value)
+    found = paired_log_ratio(ours, theirs, seed=0, scored=tuple(counts))
+    assert found.value == pytest.approx(expected)
+    assert found.low < expected < found.high
+    equal = np.full(50, 7)
+    same = paired_log_ratio(ours, theirs, seed=0, scored=(equal, equal))
+    assert same == paired_log_ratio(ours, theirs, seed=0) == bootstrap(mean, ours - theirs, seed=0)

@@ -4,7 +4,9 @@ import numpy as np
 
 from sdtt_jax.config import require
 from sdtt_jax.errors import ConfigError
+from sdtt_jax.evaluation.bootstrap import shares
 from sdtt_jax.evaluation.budget import fewest, fit, prompt_features
+from sdtt_jax.evaluation.judge import Scores
 from sdtt_jax.evaluation.record import Json, Record
 from sdtt_jax.evaluation.subject import Subject
 from sdtt_jax.evaluation.suites import generation
@@ -28,8 +30,8 @@ def suite(subject: Subject, record: Record) -> None:
 
     def compute() -> Json:
         judged = [generation.judged_texts(subject, record, setup, writer) for writer in every]
-        nats = np.stack([texts.scores.per_token for texts in judged if texts.scores], axis=1)
-        nats = nats.reshape(-1, settings.continuations, len(every)).mean(axis=1)
+        scores = [texts.scores for texts in judged if texts.scores]
+        nats = np.stack([of_prompts(s, settings.continuations) for s in scores], axis=1)
         free = ((0, 0), (0, setup.length - setup.given))
         prompts = generation.after_bos(model, setup.prompts[:: settings.continuations])
         x_init = np.pad(prompts, free, constant_values=model.mask_id)
@@ -42,6 +44,13 @@ def suite(subject: Subject, record: Record) -> None:
         f"  {result['steps']:.2f} steps on average lose {result['excess']:.4f} nats per token; the fewest "
         f"with one number for all, {result['fixed_steps']}, lose {result['fixed_excess']:.4f}"
     )
+
+
+def of_prompts(scores: Scores, continuations: int) -> np.ndarray:
+    """Nats per token of the continuations of each prompt together: `[prompts]`; 0 if all are empty."""
+    nats, scored = (x.reshape(-1, continuations) for x in (scores.per_token, scores.scored))
+    share = np.nan_to_num(shares(scored))  # 1 for continuations of equal length
+    return (nats * share).mean(axis=1)
 
 
 def halves(features: np.ndarray, nats: np.ndarray, steps: np.ndarray, delta: float) -> Json:

@@ -6,7 +6,7 @@ import numpy as np
 
 from sdtt_jax.config import require
 from sdtt_jax.diffusion.estimators import BoundConfig
-from sdtt_jax.evaluation.bootstrap import Interval, bootstrap, mean, said
+from sdtt_jax.evaluation.bootstrap import Interval, bootstrap, ratio, said, shares
 from sdtt_jax.evaluation.judge import score_texts
 from sdtt_jax.evaluation.likelihood import Bounds, text_bounds
 from sdtt_jax.evaluation.quality import perplexity
@@ -40,13 +40,15 @@ def _bound(
     config = BoundConfig(estimator, settings.num_maskings)
     inputs = subject.inputs(model, [tokens])
     inputs |= {"estimator": estimator, "num_maskings": settings.num_maskings}
+    if model.sequences is not None:
+        inputs["mean"] = "over tokens"  # earlier versions took the mean over texts
 
     def compute() -> Json:
         key = purpose_key(settings.seed, "evaluate.bound")
         batches = text_bounds(model, tokens, key, config, batch_size=settings.batch_size)
         parts = record.batches(
             name,
-            inputs | {"counts": "masked"},
+            inputs | {"counts": "masked, counted"},
             batches,
             Bounds._asdict,
             tokens=tokens.size * settings.num_maskings // len(batches),
@@ -58,7 +60,7 @@ def _bound(
             f"{name}: none of the {draws} draws masked a token, so they say nothing about the text; take "
             "more --num_maskings or --held_out_texts, or --estimators=low-variance.",
         )
-        return summary(bounds.nelbo, settings.seed) | {
+        return summary(bounds.nelbo, settings.seed, bounds.counted) | {
             "empty_draws": float((bounds.masked == 0).mean()),
             "kind": "diffusion",
             "estimator": estimator,
@@ -99,16 +101,24 @@ def _exact(subject: Subject, model: CausalModel, record: Record, tokens: np.ndar
     )
 
 
-def summary(estimates: np.ndarray, seed: int) -> Json:
-    """The measures of estimates `[texts, maskings]` float64, nats per token.
+def summary(estimates: np.ndarray, seed: int, counted: np.ndarray | None = None) -> Json:
+    """The measures of estimates `[texts, maskings]` float64, nats per token of each text.
+
+    All tokens weigh the same, as in a causal model's perplexity, so a text weighs as much as it has of them:
+    `counted: [texts]`; None: all have the same number.
 
     The interval is over texts, and at least as wide as `masking_error` makes it. That is the estimator's own
-    standard error for these very texts, from the scatter of the mean over texts between maskings. With many
+    standard error for these very texts, from the scatter of the mean over tokens between maskings. With many
     texts, the interval includes it anyway.
     """
     maskings = estimates.shape[1]
-    own = estimates.mean(axis=0).std(ddof=1) / math.sqrt(maskings) if maskings > 1 else None
-    nats = bootstrap(mean, estimates.mean(axis=1), seed=seed)
+    share = shares(np.ones(len(estimates)) if counted is None else counted)
+    means = (estimates * share[:, None]).mean(axis=0)
+    own = means.std(ddof=1) / math.sqrt(maskings) if maskings > 1 else None
+    # A text without such tokens says nothing, and resamples must not consist of nothing.
+    kept = share > 0
+    weighted = estimates.mean(axis=1) * share
+    nats = bootstrap(ratio, weighted[kept], share[kept], seed=seed)
     if own is not None:
         nats = nats.widened(own, maskings)
         nats = nats._replace(low=max(nats.low, 0.0))  # as -log p is not negative
