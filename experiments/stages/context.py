@@ -96,6 +96,14 @@ class Run(Networks):
             return None
         return Sequences(data.sequences, self.info.bos_id, self.info.eos_id, data.wrap)
 
+    @property
+    def packing(self) -> dict[str, Any]:
+        """The facts of a model that say how its sequences were packed."""
+        return {
+            "begins_with_bos": self.config.data.wrap,
+            "sequences": self.config.data.sequences,
+        }
+
     @functools.cached_property
     def train_split(self) -> Split | Mixture:
         return open_mixture(self.workdir.local.data, self.config.data.mixed())
@@ -190,9 +198,7 @@ class Run(Networks):
             "schedule": to_mapping(self.config.schedule),
             "data": self.data_digest,
             "tokenizer": self.tokenizer.digest,
-            "begins_with_bos": self.config.data.wrap,
-            "sequences": self.config.data.sequences,
-        }
+        } | self.packing
         if processes.is_first():
             # The results so far were measured with other parameters.
             self.workdir.results.unlink(missing_ok=True)
@@ -251,13 +257,13 @@ class Run(Networks):
         Args:
           folder: the folder of the stage or round.
           network: the denoiser that was trained, such as `denoiser` or `coupled`.
-          **facts: stage and round, added to the model's path and kind.
+          **facts: stage and round, added to the model's path, kind and packing.
         """
         where = {"path": str(final(folder)), "kind": kind_of(network)}
         return Model(
             params=self.delivered(folder, network, "evaluate"),
             tokenizer=self.tokenizer,
-            facts=where | facts,
+            facts=where | self.packing | facts,
             denoiser=network,
             schedule=self.diffusion.schedule,
         )

@@ -55,6 +55,7 @@ def evaluate(run: Run) -> None:
     rounds = delivered_rounds(run, SDTT)
     params = run.delivered(run.workdir.judge, run.judge, "evaluate")
     facts = {"path": str(final(run.workdir.judge)), "kind": kind_of(run.judge), "stage": "judge"}
+    facts |= run.packing
     judge = CausalModel(params=params, tokenizer=run.tokenizer, facts=facts, network=run.judge)
     teacher = _measure(run, _model(run, 0), judge, baseline=judge)
     students, last = [], None
@@ -253,6 +254,8 @@ def _gain(run: Run, number: int, student: MeasuredModel) -> Json:
         "batch_size": settings.batch_size,
         "seed": run.config.seed,
     }
+    if run.sequences is not None:
+        inputs["sequences"] = run.sequences.kind  # which earlier versions took for packed ones
 
     def compute() -> Json:
         gain = measure_gain(

@@ -56,6 +56,8 @@ def test_prompts_and_padding_are_seen_and_never_masked(base, tmp_path, monkeypat
         run_stages(run, STAGES)
     jax.effects_barrier()
     monkeypatch.undo()
+    measured = run.model(run.workdir.round(2), run.denoiser, stage="distill", round=2)
+    assert measured.sequences == run.sequences  # what a run evaluates is the model that it stored
     student = sdtt_jax.load(tmp_path / "run")
     masked = np.concatenate(seen) == student.mask_id
     # The teacher takes two steps; each round takes two, with two calls of the teacher and one of the student.

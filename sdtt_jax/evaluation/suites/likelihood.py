@@ -94,6 +94,8 @@ def _exact(subject: Subject, model: CausalModel, record: Record, tokens: np.ndar
         return _measures(nats) | facts
 
     inputs = subject.inputs(model, [tokens]) | {"first_token": settings.first_token}
+    if model.sequences is not None:
+        inputs["sequences"] = model.sequences.kind  # which earlier runs took for packed ones
     result = record.item("likelihood/autoregressive", inputs, compute)
     record.log(
         f"  autoregressive: perplexity {said(result, 'perplexity', 3)}, "
