@@ -72,9 +72,11 @@ class RowLayout:
     # the padding. A denoiser sees it as masked text after the EOS, which changes its values a little; with 1
     # every text is scored at its own length, as the reference does.
     multiple: int = 1
+    # Put between prefix and suffix, also after an empty prefix; None for nothing.
+    mark_id: int | None = None
 
     def __post_init__(self) -> None:
-        whole(0, self, *given(self, "bos_id", "eos_id"))
+        whole(0, self, *given(self, "bos_id", "mark_id", "eos_id"))
         whole(1, self, "multiple", *given(self, "max_length"))
 
 
@@ -83,11 +85,16 @@ def layout_of(model: Model | CausalModel) -> RowLayout:
 
     A denoiser's texts stand between BOS and an unmasked EOS, as the reference scores them. A causal network's
     stand after BOS, in rows that are padded so that few lengths are compiled; it does not see the padding.
+    In a model of instructions BOS stands where the prefix ends, and before it only in a causal network.
     """
-    tokenizer = model.text_tokenizer
+    tokenizer, mark = model.text_tokenizer, model.prompt_end
     if isinstance(model, CausalModel):
-        return RowLayout(tokenizer.bos_id, None, model.network.max_length, CAUSAL_MULTIPLE)
-    return RowLayout(tokenizer.bos_id, tokenizer.eos_id, model.config.length)
+        longest = model.network.max_length
+        return RowLayout(
+            tokenizer.bos_id, max_length=longest, multiple=CAUSAL_MULTIPLE, mark_id=mark
+        )
+    bos_id = tokenizer.bos_id if mark is None else model.first_token
+    return RowLayout(bos_id, mark_id=mark, eos_id=tokenizer.eos_id, max_length=model.config.length)
 
 
 def encode(tokenizer: Tokenizer, clozes: Sequence[Cloze]) -> list[Continuation]:
@@ -145,6 +152,7 @@ def lay_out(
     """
     require(len(items) > 0, "no items: there is nothing to score.")
     before = [] if layout.bos_id is None else [layout.bos_id]
+    between = [] if layout.mark_id is None else [layout.mark_id]
     behind = [] if layout.eos_id is None else [layout.eos_id]
     groups: dict[int, list[tuple[np.ndarray, int, int, int]]] = {}
     for index, (prefix, suffix) in enumerate(items):
@@ -153,15 +161,15 @@ def lay_out(
             as_ids(part, fill if num_ids is None else num_ids, f"item {index}")
         room = len(prefix)
         if layout.max_length is not None:
-            room = layout.max_length - len(before) - len(suffix) - len(behind)
+            room = layout.max_length - len(before + between + behind) - len(suffix)
             require(
                 room >= 0,
                 f"the suffix of item {index} has {len(suffix)} tokens, too many for rows of "
                 f"max_length={layout.max_length}.",
             )
         kept = prefix[max(0, len(prefix) - room) :]
-        tokens = np.concatenate([before, kept, suffix, behind]).astype(np.int32)
-        start = len(before) + len(kept)
+        tokens = np.concatenate([before, kept, between, suffix, behind]).astype(np.int32)
+        start = len(before) + len(kept) + len(between)
         length = -(-len(tokens) // layout.multiple) * layout.multiple
         groups.setdefault(length, []).append((tokens, start, start + len(suffix), index))
     found = []

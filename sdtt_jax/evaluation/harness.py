@@ -139,8 +139,10 @@ def generations(
       options: steps and seed, and how many tokens where a request does not say.
     """
     tokenizer = model.text_tokenizer
-    # Tokens after BOS. A causal network does not read the last token, so its row has room for one more.
-    most = _most(model) - isinstance(model, Model)
+    # Tokens besides BOS. A causal network does not read the last token, so its row has room for one more; for
+    # instructions it has BOS both before the context and behind it.
+    mark = model.prompt_end
+    most = _most(model) - (isinstance(model, Model) or mark is not None)
     key = purpose_key(options.seed, "harness.generate")
     pairs = [(tokenizer.encode_part(context), wanted(settings)) for context, settings in requests]
     unused = {name for _, request in pairs for name in request.unused}
@@ -153,7 +155,7 @@ def generations(
         same = (ids.tobytes(), request)
         draw = jax.random.fold_in(jax.random.fold_in(key, zlib.crc32(same[0])), repeats[same])
         repeats[same] += not request.filters.greedy
-        start = np.concatenate([[tokenizer.bos_id], ids[len(ids) - kept :]]).astype(np.int32)
+        start = _start(model, ids[len(ids) - kept :])
         tokens = _continued(model, draw, start, count, request.filters, options.num_steps)
         ends = np.flatnonzero(np.isin(tokens, (tokenizer.bos_id, tokenizer.eos_id)))
         text = tokenizer.decode(tokens[: ends[0] if len(ends) else None])
@@ -165,6 +167,13 @@ def generations(
         told += [f"more tokens wanted than fit: {short} of {len(texts)} requests"] * bool(short)
         warnings.warn(f"Settings of generated text, {'; '.join(told)}.", stacklevel=2)
     return texts
+
+
+def _start(model: Model | CausalModel, ids: np.ndarray) -> np.ndarray:
+    """What stands before the tokens that continue a context, as in training: `[n]` int32."""
+    mark, bos = model.prompt_end, [model.text_tokenizer.bos_id]
+    before = bos if mark is None or isinstance(model, CausalModel) else []
+    return np.concatenate([before, ids, [] if mark is None else [mark]]).astype(np.int32)
 
 
 def _continued(

@@ -59,7 +59,7 @@ def read(
     tokens: Sequence[np.ndarray],
     tokenizer: Tokenizer | None,
     ends: str,
-    given: int = 0,
+    given: int | np.ndarray = 0,
 ) -> ReadTexts:
     """Converts texts to the judge's tokens; `ConfigError` if one of them is not in its vocabulary.
 
@@ -68,34 +68,33 @@ def read(
       tokens: int32 tokens `[n_i]` of each text.
       tokenizer: of these tokens; None if only the tokens are known.
       ends: "keep", or "cut" to end each text at its first EOS.
-      given: tokens at the start of each text that are a prompt.
+      given: tokens at the start of the texts, or of each, that are a prompt.
     """
     texts = [np.asarray(row, np.int32) for row in tokens]
+    prompts = np.broadcast_to(given, len(texts))
     facts: dict[str, Any] = {}
     if tokenizer is not None:
         special = tokenizer.bos_id, tokenizer.eos_id
         lengths = [
-            int(text_lengths(t[None], (np.arange(len(t)) < given)[None], *special)[0])
-            for t in texts
+            int(text_lengths(t[None], (np.arange(len(t)) < n)[None], *special)[0])
+            for t, n in zip(texts, prompts, strict=True)
         ]
         early = sum(n < len(text) for n, text in zip(lengths, texts, strict=True))
         facts |= {"texts_that_end_early": early, "ends": ends}
         if ends == "cut":
             texts = [text[:n] for n, text in zip(lengths, texts, strict=True)]
     if judge is None:
-        return ReadTexts(texts, texts, np.full(len(texts), given), facts)
-    seen, starts = texts, np.full(len(texts), given)
+        return ReadTexts(texts, texts, prompts.copy(), facts)
+    seen, starts = texts, prompts.copy()
     theirs = judge.tokenizer
     facts["retokenised"] = False
     if tokenizer is not None and theirs is not None and not same_tokens(tokenizer, theirs):
         facts["retokenised"] = True
         convert = functools.partial(retokenise, source=tokenizer, target=theirs)
         # Prompt and continuation are converted apart: a token that spans both would be scored as one of them.
-        prompts = [convert(text[:given]) for text in texts]
-        starts = np.array([len(prompt) for prompt in prompts])
-        seen = [
-            np.concatenate([p, convert(t[given:])]) for p, t in zip(prompts, texts, strict=True)
-        ]
+        parts = [(convert(t[:n]), convert(t[n:])) for t, n in zip(texts, prompts, strict=True)]
+        starts = np.array([len(prompt) for prompt, _ in parts])
+        seen = [np.concatenate(both) for both in parts]
     check_vocabulary(judge, seen)
     return ReadTexts(texts, seen, starts, facts)
 

@@ -21,7 +21,7 @@ REPEATED = 4
 
 
 def quality(
-    texts: Sequence[np.ndarray], scores: Scores | None, *, seed: int, given: int = 0
+    texts: Sequence[np.ndarray], scores: Scores | None, *, seed: int, given: int | np.ndarray = 0
 ) -> dict[str, Any]:
     """Perplexity together with entropy, and how much the texts repeat themselves and each other.
 
@@ -32,9 +32,10 @@ def quality(
       texts: int32 tokens `[n_i]`.
       scores: the judge's; None without a judge.
       seed: of the bootstrap.
-      given: tokens of the prompt at the start of each text, which are left out of everything.
+      given: tokens of the prompt at the start of the texts, or of each, which are left out of everything.
     """
-    texts = [text[given:] for text in texts]
+    starts = np.broadcast_to(given, len(texts)).tolist()
+    texts = [text[start:] for text, start in zip(texts, starts, strict=True)]
     ids = [text.tolist() for text in texts]
     result: dict[str, Any] = {"num_texts": len(texts)}
     if scores is not None:

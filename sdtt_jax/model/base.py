@@ -82,6 +82,12 @@ class Loaded(abc.ABC):
         wrap = bool(self.facts.get("begins_with_bos"))
         return Sequences(kind, self.tokenizer.bos_id, self.tokenizer.eos_id, wrap)
 
+    @property
+    def prompt_end(self) -> int | None:
+        """BOS, which stands between prompt and completion, of a model of instructions; None of any other."""
+        found = self.sequences
+        return found.bos_id if found is not None and found.kind == "prompted" else None
+
     @functools.cached_property
     def params_digest(self) -> str:
         """Digest of the checkpoint's parameters, without any that a variant of the model adds."""

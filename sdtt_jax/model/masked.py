@@ -226,14 +226,14 @@ class Model(Loaded):
         """
         whole(1, num_samples=num_samples)
         length, sequences = self.config.length, self.sequences
-        instructed = sequences is not None and sequences.kind == "prompted"
-        if prompt is None and infill is None and num_tokens is None and not instructed:
+        mark = self.prompt_end
+        if prompt is None and infill is None and num_tokens is None and mark is None:
             return prior_sample(num_samples, length, self.mask_id)
-        if instructed and prompt is None and infill is None:
+        if mark is not None and prompt is None and infill is None:
             prompt = ""
         bos = self.first_token
         room = length if bos is None else length - 1
-        mark = self.text_tokenizer.bos_id if instructed and infill is None else None
+        mark = mark if infill is None else None
         tokens, fixed = given_batch(self.text_tokenizer, room, num_samples, prompt, infill, mark)
         if bos is not None:
             tokens, fixed = np.insert(tokens, 0, bos, axis=1), np.insert(fixed, 0, True, axis=1)

@@ -60,6 +60,29 @@ def given_tokens(
     return tokens, fixed
 
 
+def marked(prompts: np.ndarray, mark: int | None) -> np.ndarray:
+    """Prompts of one length with the token that ends them, as in `given_tokens`: `[texts, n]` int32.
+
+    Args:
+      prompts: `[texts, length]` int32. If each of them holds the mark already, they stay as they are.
+      mark: the token that follows them; None for none.
+
+    Raises:
+      ConfigError: some prompts hold the mark, and others do not.
+    """
+    if mark is None:
+        return prompts
+    ended = (prompts == mark).any(axis=1)
+    if len(ended) and ended.all():
+        return prompts
+    require(
+        not ended.any(),
+        f"{ended.sum()} of {len(ended)} prompts hold the token that ends a prompt, {mark}; give it to all of "
+        "them, or to none.",
+    )
+    return np.pad(prompts, ((0, 0), (0, 1)), constant_values=mark)
+
+
 def reading_notes(
     tokenizer: Tokenizer, prompts: Iterable[str], infills: Iterable[str]
 ) -> Iterator[str]:

@@ -85,6 +85,20 @@ def single_texts(
     return texts, np.array(prompts, np.int64)
 
 
+def prompt_lengths(tokens: np.ndarray, sequences: Sequences | None) -> np.ndarray:
+    """The number of tokens of each sequence's prompt, with the BOS that ends it: `[batch]` int64.
+
+    Args:
+      tokens: `[batch, length]` int32, on the host.
+      sequences: how they were packed; None: there are no prompts.
+    """
+    arrangement = arrange(jnp.asarray(tokens), sequences)
+    if arrangement is None:
+        return np.zeros(len(tokens), np.int64)
+    segments, free = map(np.asarray, arrangement)
+    return np.asarray(((segments != PADDING) & ~free).sum(axis=1))
+
+
 def begins(segments: Segments) -> Positions:
     """Where a segment begins: `[batch, length]` bool."""
     first = jnp.ones_like(segments[:, :1], bool)

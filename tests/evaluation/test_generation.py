@@ -6,11 +6,23 @@ import numpy as np
 import pytest
 
 from sdtt_jax.errors import ConfigError
+from sdtt_jax.evaluation import continuations, harness
+from sdtt_jax.evaluation.judge import read
 from sdtt_jax.evaluation.record import Record
 from sdtt_jax.evaluation.settings import Settings
 from sdtt_jax.evaluation.subject import Subject
-from sdtt_jax.evaluation.suites.generation import Setup, judged_texts, setups, writers
-from tests.model.runs import model, run
+from sdtt_jax.evaluation.suites.generation import (
+    Judged,
+    Setup,
+    judged_texts,
+    setups,
+    unprompted,
+    writers,
+)
+from sdtt_jax.model.masked import Model
+from sdtt_jax.networks import CausalConfig, CausalNetwork
+from tests.model.runs import model, random_params, run
+from tests.worlds import as_causal
 
 __all__ = ["model", "run"]
 SETTINGS = Settings(num_steps=(2,), prompt_tokens=3, continuation_tokens=4, num_prompts=1)
@@ -45,3 +57,88 @@ def test_there_is_room_for_bos_or_an_error(model, tmp_path):
     assert len(setups(Subject(model, whole))) == 1
     with pytest.raises(ConfigError, match="the model's texts have 11 tokens; reduce"):
         setups(Subject(wrapped, whole))
+
+
+class BegunError(Exception):
+    """Generation has begun, from the rows that it holds."""
+
+
+def begin(*arguments):
+    raise BegunError(np.asarray(arguments[2]))
+
+
+def begun(write):
+    """The rows from which a function begins to write."""
+    with pytest.raises(BegunError) as error:
+        write()
+    return error.value.args[0]
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [{}, {"begins_with_bos": True}, {"sequences": "padded"}, {"sequences": "prompted"}],
+    ids=["packed", "wrapped", "padded", "instructed"],
+)
+def test_all_suites_begin_where_sampling_begins(model, tmp_path, monkeypatch, facts):
+    """Oracle: `Model.prior` of the same text. Nothing is written: generation stops where it begins."""
+    model = dataclasses.replace(model, facts=model.facts | facts)
+    bare, prompted = np.asarray(model.prior(1)), np.asarray(model.prior(1, "in t"))
+    given = prompted[prompted != model.mask_id]
+    monkeypatch.setattr(Model, "batches", begin)
+    monkeypatch.setattr(Model, "denoise", begin)
+    lines = tmp_path / "prompts.jsonl"
+    lines.write_text('{"text": "in the beginning god"}\n')
+    whole = Settings(num_steps=(2,), num_texts=1)
+    some = dataclasses.replace(
+        whole,
+        prompts=str(lines),
+        prompt_tokens=4,
+        continuation_tokens=prompted.size - given.size,
+        continuations=1,
+    )
+    [without], [behind] = setups(Subject(model, whole)), setups(Subject(model, some))
+    for settings, setup, expected in (
+        (whole, without, bare),
+        (whole, unprompted(Subject(model, whole), "frontier", None), bare),
+        (some, behind, prompted),
+    ):
+        found = begun(lambda: writers(Subject(model, settings), setup))  # noqa: B023 - called here
+        np.testing.assert_array_equal(found, expected)
+    [row] = begun(
+        lambda: harness.generations(model, [("in t", {"max_gen_toks": 3})], harness.Options())
+    )
+    # All others are asked behind BOS, as the reference asks published models.
+    instructed, text = (
+        facts.get("sequences") == "prompted",
+        prompted[0, len(given) - 4 : len(given)],
+    )
+    asked = given if instructed else [model.tokenizer.bos_id, *text]
+    assert row[row != model.mask_id].tolist() == list(asked)
+
+
+def test_a_model_of_instructions_is_asked_for_completions_alone(model):
+    """Oracle: the layout of training, prompt BOS completion EOS; a causal model also has BOS first."""
+    model = dataclasses.replace(model, facts=model.facts | {"sequences": "prompted"})
+    bos, eos = model.tokenizer.bos_id, model.tokenizer.eos_id
+    config = CausalConfig(
+        model.config.vocab_size, length=12, num_layers=1, embed_dim=8, num_heads=2
+    )
+    network = CausalNetwork(config)
+    causal = as_causal(network, random_params(network, 0), model.tokenizer)
+    causal = dataclasses.replace(causal, facts=causal.facts | {"sequences": "prompted"})
+    item = continuations.Continuation(np.array([5, 6]), np.array([7]))
+    for each, row in ((model, [5, 6, bos, 7, eos]), (causal, [bos, 5, 6, bos, 7])):
+        [rows] = continuations.lay_out([item], continuations.layout_of(each), 40)
+        assert rows.tokens[0, : len(row)].tolist() == row
+        assert row[rows.start[0] : rows.stop[0]] == [7]
+    assert harness._start(causal, item.prefix).tolist() == [bos, 5, 6, bos]
+    # Neither a real sequence's prompt nor its BOS counts for entropy and perplexity.
+    real = np.array([[5, 6, 7, bos, 8, 9, eos], [5, bos, 8, 8, 8, 8, eos]], np.int32)
+    setup = Setup("unconditional", np.full((1, 1), bos, np.int32), 7, real)
+    [writer, *_] = writers(Subject(model, dataclasses.replace(SETTINGS, num_texts=1)), setup)
+    reading = read(causal, list(real), model.tokenizer, "cut", writer.given)
+    assert reading.starts.tolist() == [4, 2]
+    written = Judged(real, np.zeros(2), reading, None, writer.given).written
+    assert [text.tolist() for text in written] == [[8, 9, eos], [8, 8, 8, 8, eos]]
+    with pytest.raises(ConfigError, match="give them with --prompts instead of --num_prompts"):
+        setups(Subject(model, SETTINGS))

@@ -47,7 +47,7 @@ CLEAN = {
         MODEL.diffusion, MODEL.params, MODEL.params, x, 0.5, KEY, DistillConfig()
     ),
     "bounds": lambda x: join(
-        [bounds() for bounds in text_bounds(MODEL, x, KEY, ONE, batch_size=2)]
+        [bounds()[:2] for bounds in text_bounds(MODEL, x, KEY, ONE, batch_size=2)]
     ),
     "causal logits": JUDGE.logits,
     "causal log_probs": JUDGE.log_probs,

@@ -84,8 +84,7 @@ def _item(
         )
         for temperature in settings.temperatures
     ]
-    nothing = np.zeros((settings.num_texts, 0), np.int32)
-    setup = generation.Setup("frontier", nothing, subject.length, None)
+    setup = generation.unprompted(subject, "frontier", None)
     writers = [generation.writers(each, setup)[0] for each in subjects]
     inputs = {
         "texts": [writer.inputs for writer in writers],
@@ -145,7 +144,7 @@ def _columns(judged: generation.Judged) -> tuple[np.ndarray, np.ndarray, np.ndar
     """For each text its nats, the number of scored tokens, and its entropy."""
     scores = judged.scores
     assert scores is not None
-    return scores.nll, scores.scored, unigram_entropy(judged.reading.texts)
+    return scores.nll, scores.scored, unigram_entropy(judged.written)
 
 
 def _clean_calls(record: Record, found: dict[tuple[str, int], Json]) -> None:

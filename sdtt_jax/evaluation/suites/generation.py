@@ -19,15 +19,20 @@ from sdtt_jax.model.batches import Written, join
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.learnt import settled
 from sdtt_jax.model.masked import Model
+from sdtt_jax.model.prompts import marked
+from sdtt_jax.ops.sequences import prompt_lengths
 
 EXAMPLES = 3
+PROMPTED = "prompted"
 
 
 class Setup(NamedTuple):
     """What texts are written from."""
 
-    name: str  # "unconditional" or "prompted"
-    prompts: np.ndarray  # `[texts, given]` int32
+    name: str  # such as "unconditional", or `PROMPTED`
+    # `[texts, given]` int32, what each text begins with: for a model of instructions with the BOS behind it,
+    # which also follows an empty prompt.
+    prompts: np.ndarray
     length: int  # tokens of a text, prompt included
     # `[real texts, length]` int32 to compare with; None where there is none.
     real: np.ndarray | None
@@ -46,6 +51,8 @@ class Writer(NamedTuple):
     batches: list[Callable[[], Written]]
     facts: Json  # of the result
     inputs: Json  # everything that determines the texts
+    # Tokens at the start of the texts, or of each, that are a prompt: `[texts]`.
+    given: int | np.ndarray
 
 
 class Judged(NamedTuple):
@@ -55,6 +62,13 @@ class Judged(NamedTuple):
     nfe: np.ndarray  # `[texts]`, network calls; NaN for real texts
     reading: ReadTexts  # the texts as the judge reads them
     scores: Scores | None  # None without a judge
+    given: int | np.ndarray = 0  # as `Writer.given`
+
+    @property
+    def written(self) -> list[np.ndarray]:
+        """The texts without their prompts, cut at their ends if that is asked for."""
+        starts = np.broadcast_to(self.given, len(self.reading.texts))
+        return [text[n:] for text, n in zip(self.reading.texts, starts, strict=True)]
 
 
 def suite(subject: Subject, record: Record) -> None:
@@ -63,7 +77,7 @@ def suite(subject: Subject, record: Record) -> None:
         every = writers(subject, setup)
         real = next((writer for writer in every if writer.facts["kind"] == "real"), None)
         for writer in every:
-            compared = setup.given > 0 and writer is not real
+            compared = setup.name == PROMPTED and writer is not real
             _item(subject, record, setup, writer, real if compared else None)
 
 
@@ -74,23 +88,36 @@ def setups(subject: Subject) -> list[Setup]:
     if not settings.prompts:
         compared = subject.real_text and held_out_name(subject) != ""
         real = held_out(subject, settings.num_texts) if compared else None
-        nothing = np.zeros((settings.num_texts, 0), np.int32)
-        result.append(Setup("unconditional", nothing, subject.length, real))
+        result.append(unprompted(subject, "unconditional", real))
     if settings.prompted:
         whole = settings.prompt_tokens + settings.continuation_tokens
-        model = subject.model
+        model, mark = subject.model, subject.model.prompt_end
+        require(
+            mark is None or bool(settings.prompts),
+            "The prompts of a model of instructions cannot be cut from held-out text, whose prompts have any "
+            "length; give them with --prompts instead of --num_prompts.",
+        )
         behind = isinstance(model, Model) and model.first_token is not None
-        limit = model.config.length - behind
+        limit = model.config.length - behind - (mark is not None)
         require(
             whole <= limit,
             f"prompt_tokens and continuation_tokens add up to {whole}, but the model's texts have {limit} "
             "tokens; reduce them.",
         )
         starts = openings(subject)
-        prompts = np.repeat(starts[:, : settings.prompt_tokens], settings.continuations, axis=0)
-        real = starts if starts.shape[1] == whole else None
-        result.append(Setup("prompted", prompts, whole, real))
+        before, after = np.split(starts, [settings.prompt_tokens], axis=1)
+        before = marked(before, mark)
+        prompts = np.repeat(before, settings.continuations, axis=0)
+        real = np.concatenate([before, after], axis=1) if starts.shape[1] == whole else None
+        whole = before.shape[1] + settings.continuation_tokens
+        result.append(Setup(PROMPTED, prompts, whole, real))
     return result
+
+
+def unprompted(subject: Subject, name: str, real: np.ndarray | None) -> Setup:
+    """A set-up of whole texts; for a model of instructions, of completions of an empty prompt."""
+    nothing = np.zeros((subject.settings.num_texts, 0), np.int32)
+    return Setup(name, marked(nothing, subject.model.prompt_end), subject.length, real)
 
 
 def writers(subject: Subject, setup: Setup) -> list[Writer]:
@@ -114,7 +141,8 @@ def writers(subject: Subject, setup: Setup) -> list[Writer]:
             inputs = drawn(model, x_init) | {"sampler": to_mapping(config)}
             if helper is not None:
                 inputs["helper"] = helper.fingerprint
-            result.append(Writer(f"steps_{num_steps:04d}", model, batches, facts, facts | inputs))
+            item = f"steps_{num_steps:04d}"
+            result.append(Writer(item, model, batches, facts, facts | inputs, setup.given))
     if causal is not None:
         bos_id, prompts = bos_of(causal, settings.first_token), setup.prompts
         if bos_id is not None:
@@ -127,7 +155,8 @@ def writers(subject: Subject, setup: Setup) -> list[Writer]:
         batches = causal.batches(key, prompts, free, settings.batch_size, **settings.filters)
         facts = {"kind": "autoregressive"}
         inputs = drawn(causal, prompts) | {"sampler": settings.filters}
-        result.append(Writer("autoregressive", causal, batches, facts, facts | inputs))
+        item = "autoregressive"
+        result.append(Writer(item, causal, batches, facts, facts | inputs, setup.given))
     return result
 
 
@@ -152,9 +181,9 @@ def judged_texts(subject: Subject, record: Record, setup: Setup, writer: Writer)
     )
     tokens, nfe = join([Written(**part) for part in parts])
     tokens = tokens[:, -setup.length :]
-    reading = read(judge, tokens, writer.model.tokenizer, settings.ends, setup.given)
+    reading = read(judge, tokens, writer.model.tokenizer, settings.ends, writer.given)
     if judge is None:
-        return Judged(tokens, nfe, reading, None)
+        return Judged(tokens, nfe, reading, None, writer.given)
 
     def score() -> dict[str, np.ndarray]:
         return score_texts(
@@ -166,7 +195,7 @@ def judged_texts(subject: Subject, record: Record, setup: Setup, writer: Writer)
         )._asdict()
 
     scores = record.part(name, writer.inputs | judging(subject), "scores", score)
-    return Judged(tokens, nfe, reading, Scores(**scores))
+    return Judged(tokens, nfe, reading, Scores(**scores), writer.given)
 
 
 def _item(
@@ -184,7 +213,7 @@ def _item(
         if judge is not None:
             result["first_token"] = settings.first_token
         texts, scores = judged.reading.texts, judged.scores
-        result |= quality(texts, scores, seed=settings.seed, given=setup.given)
+        result |= quality(texts, scores, seed=settings.seed, given=writer.given)
         if real is not None and judge is not None:
             result |= _mauve(subject, judge, record, setup, judged, real)
         lines = _lines(judged, writer.model)
@@ -231,7 +260,10 @@ def _real(subject: Subject, setup: Setup, real: np.ndarray) -> Writer:
     facts = {"kind": "real", "source": held_out_name(subject)}
     inputs = {"texts": digest_of([real]), "given": setup.given}
     written = Written(real, np.full(len(real), np.nan))  # no calls
-    return Writer("real_text", subject.model, [lambda: written], facts, inputs)
+    prompted, sequences = setup.name == PROMPTED, subject.model.sequences
+    # Whole sequences of instructions begin with prompts of their own, which nobody was to write.
+    given = setup.given if prompted else prompt_lengths(real, sequences)
+    return Writer("real_text", subject.model, [lambda: written], facts, inputs, given)
 
 
 def judging(subject: Subject) -> Json:
