@@ -11,7 +11,7 @@ from sdtt_jax.evaluation.record import Record
 from sdtt_jax.evaluation.settings import Settings
 from sdtt_jax.evaluation.subject import Subject
 from sdtt_jax.evaluation.suites import frontier
-from sdtt_jax.evaluation.suites.frontier import _matched, at_entropy, suite
+from sdtt_jax.evaluation.suites.frontier import _matched, at_entropy, real_entropy, suite
 from sdtt_jax.evaluation.suites.generation import Judged
 from tests.model.runs import model, run
 
@@ -135,3 +135,20 @@ def test_what_it_cannot_do_without_is_named(subject, tmp_path, missing, said):
     record = Record(tmp_path / "frontier.json", subject.model.identity)
     with pytest.raises(ConfigError, match=said):
         suite(dataclasses.replace(subject, **missing), record)
+
+
+def test_real_text_is_cut_as_what_is_compared_with_it(model):
+    """Oracle: entropies by hand; n different tokens have log(n), and EOS is one of them."""
+    bos, eos = model.tokenizer.bos_id, model.tokenizer.eos_id
+    packed = np.array([[5, 6, 7, eos, 8, 9, 10, 11]] * 3, np.int32)
+    prompted = np.array([[8, 9, bos, 5, 6, 7, eos, eos]], np.int32)
+    whole = np.log(5) - 2 / 5 * np.log(2)  # five tokens, EOS being two of them
+    for facts, real, ends, expected in (
+        ({}, packed, "keep", np.log(8)),
+        ({}, packed, "cut", np.log(4)),
+        ({"sequences": "prompted"}, prompted, "keep", whole),
+        ({"sequences": "prompted"}, prompted, "cut", np.log(4)),
+    ):
+        asked = dataclasses.replace(model, facts=model.facts | facts)
+        found = real_entropy(Subject(asked, Settings(ends=ends)), real)
+        assert found == pytest.approx(expected)

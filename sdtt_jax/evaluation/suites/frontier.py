@@ -14,11 +14,13 @@ import numpy as np
 from sdtt_jax.config import require
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.evaluation.bootstrap import bootstrap, exp_ratio, mean, said
+from sdtt_jax.evaluation.judge import read
 from sdtt_jax.evaluation.quality import unigram_entropy
 from sdtt_jax.evaluation.record import Json, Record, digest_of
 from sdtt_jax.evaluation.subject import Subject
 from sdtt_jax.evaluation.suites import generation
 from sdtt_jax.evaluation.texts import held_out, held_out_name
+from sdtt_jax.ops.sequences import prompt_lengths
 
 # A perplexity up to this factor above the checkpoint's best still counts as clean.
 CLEAN = 1.05
@@ -39,7 +41,7 @@ def suite(subject: Subject, record: Record) -> None:
         "--suite=frontier interpolates between --temperatures; give at least two.",
     )
     real = held_out(subject, settings.num_texts)
-    target = float(unigram_entropy(real).mean())
+    target = real_entropy(subject, real)
     record.log(f"  real text has an entropy of {target:.3f}")
     found = {
         (mode, num_steps): _item(subject, record, mode, num_steps, real, target)
@@ -47,6 +49,15 @@ def suite(subject: Subject, record: Record) -> None:
         for num_steps in settings.num_steps
     }
     _clean_calls(record, found)
+
+
+def real_entropy(subject: Subject, real: np.ndarray) -> float:
+    """Mean entropy of real sequences `[texts, length]`, as generated ones: cut, without prompts."""
+    tokenizer, ends = subject.model.tokenizer, subject.settings.ends
+    given = prompt_lengths(real, subject.model.sequences)
+    texts = read(None, list(real), tokenizer, ends, given).texts
+    written = [text[n:] for text, n in zip(texts, given, strict=True)]
+    return float(unigram_entropy(written).mean())
 
 
 def at_entropy(nats: np.ndarray, entropies: np.ndarray, target: float | np.ndarray) -> np.ndarray:
@@ -91,6 +102,8 @@ def _item(
         "judging": generation.judging(subject),
         "real": digest_of([real]),
     }
+    if settings.ends != "keep" or subject.model.prompt_end is not None:
+        inputs["entropy"] = target  # earlier versions took that of whole sequences
 
     def compute() -> Json:
         judged = [
