@@ -19,6 +19,7 @@ from sdtt_jax.model.batches import Written, batched
 from sdtt_jax.networks.causal import CausalNetwork
 from sdtt_jax.networks.config import TransformerConfig
 from sdtt_jax.ops.categorical import Filters
+from sdtt_jax.ops.sequences import Sequences, arrange, mean_counted
 from sdtt_jax.ops.tokens import as_rows
 from sdtt_jax.parallel.processes import to_host
 
@@ -56,7 +57,9 @@ class CausalModel(Loaded):
         return jax.nn.log_softmax(self.logits(tokens))
 
     def score(self, tokens: jax.Array) -> jax.Array:
-        """-log p of each sequence `[B, L]` after BOS: `[B]` float32, nats per token.
+        """-log p of each sequence `[B, L]` after BOS: `[B]` float32, nats per token that counts in training.
+
+        Each text of a sequence begins after BOS and sees no other one; prompts and padding do not count.
 
         Raises:
           CheckpointError: the model has no tokenizer to say what BOS is.
@@ -64,7 +67,7 @@ class CausalModel(Loaded):
         bos_id = self.text_tokenizer.bos_id
         tokens = self.placed(as_rows(tokens, self.config.vocab_size))
         with self.on_mesh():
-            return _score(self.network, self.params, tokens, bos_id)
+            return _score(self.network, self.params, tokens, bos_id, self.sequences)
 
     def sample(
         self,
@@ -134,6 +137,14 @@ def _logits(network: CausalNetwork, params: Any, tokens: jax.Array) -> jax.Array
     return logits[..., : network.config.vocab_size]
 
 
-@functools.partial(jax.jit, static_argnames=("network", "bos_id"))
-def _score(network: CausalNetwork, params: Any, tokens: jax.Array, bos_id: int) -> jax.Array:
-    return causal_nll(network, params, tokens, bos_id).mean(axis=-1)
+@functools.partial(jax.jit, static_argnames=("network", "bos_id", "sequences"))
+def _score(
+    network: CausalNetwork,
+    params: Any,
+    tokens: jax.Array,
+    bos_id: int,
+    sequences: Sequences | None,
+) -> jax.Array:
+    arrangement = arrange(tokens, sequences)
+    nll = causal_nll(network, params, tokens, bos_id, arrangement)
+    return mean_counted(nll, None if arrangement is None else arrangement.free)

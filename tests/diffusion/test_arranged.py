@@ -37,7 +37,7 @@ from sdtt_jax.objectives import (
 )
 from sdtt_jax.ops.noise import draw_noise
 from sdtt_jax.ops.sequences import Sequences, arrange
-from tests.worlds import as_model, noisy_params
+from tests.worlds import as_causal, as_model, noisy_params
 
 BOS, EOS, VOCAB, LENGTH = 1, 2, 12, 16
 SIZES = {"num_layers": 1, "embed_dim": 16, "num_heads": 2}
@@ -362,3 +362,19 @@ def test_networks_that_read_the_whole_sequence_refuse_segments_by_name():
     noise = draw_noise(KEY, tokens.shape, VOCAB, coupled.noise_kind)
     with pytest.raises(ConfigError, match=r"sees noise .* cannot be confined to segments"):
         coupled.hidden({}, tokens, None, noise, segments=segments)
+
+
+@pytest.mark.parametrize("kind", list(BATCHES))
+def test_a_causal_models_score_is_that_of_a_loop_over_texts(kind):
+    """Oracle: `causal_nll` of every text by itself, over its tokens behind the prompt."""
+    network, _ = NETWORKS["causal"]
+    params, tokens = noisy_params(network, 4, spread=0.3), BATCHES[kind]
+    model = as_causal(network, params, _sequences(kind))
+    model = dataclasses.replace(model, facts=model.facts | {"sequences": kind})
+    alone, found = jax.jit(causal_nll, static_argnames="network"), [[] for _ in tokens]
+    for row, place in _slices(kind):
+        text = tokens[row, place]
+        prompt = int(np.argmax(text == BOS)) + 1 if kind == "prompted" else 0
+        found[row] += np.asarray(alone(network, params, text[None], BOS))[0, prompt:].tolist()
+    expected = [np.mean(nats) for nats in found]
+    np.testing.assert_allclose(model.score(tokens), expected, rtol=1e-5)
