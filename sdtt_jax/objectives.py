@@ -164,13 +164,15 @@ def judge_loss(
       network: the causal network to train.
       bos_id: the token before the first one of every text.
       sequences: how the batches were packed; None: each is one text.
-      every: n; only tokens 0, n, 2 n, … of a text are learnt.
+      every: n; only tokens 0, n, 2 n, … of a sequence are learnt, each as what its text or prompt makes it.
     """
 
     def loss(params: Tree, context: Tree, batch: Tokens, key: Key) -> Loss:
         del context, key
-        batch = batch if every == 1 else batch[:, ::every]
+        # Marks of BOS and EOS may be among the tokens that are left out, but say where texts and prompts end.
         arrangement = arrange(batch, sequences)
+        if every > 1:
+            batch, arrangement = jax.tree.map(lambda x: x[:, ::every], (batch, arrangement))
         total = causal_loss(network, params, batch, bos_id, arrangement)
         free = None if arrangement is None else arrangement.free
         return Loss(total, number_counted(batch, free), {})

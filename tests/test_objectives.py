@@ -15,6 +15,7 @@ from sdtt_jax.errors import ConfigError
 from sdtt_jax.networks.causal import CausalNetwork
 from sdtt_jax.networks.config import CausalConfig
 from sdtt_jax.objectives import distill_loss, judge_loss, teacher_loss
+from sdtt_jax.ops.sequences import Sequences
 from tests.worlds import LENGTH, VOCAB, TableDenoiser, noisy_params, random_table
 
 WORLD, TABLE = MaskedDiffusion(TableDenoiser(), make_schedule()), random_table(0)
@@ -64,3 +65,25 @@ def test_a_context_without_a_teacher_is_one_sentence(context, holds):
         ConfigError, match=f"`teacher_params` from the context, which holds {holds}"
     ):
         loss(TABLE, context, X0, KEY)
+
+
+@pytest.mark.parametrize(
+    ("kind", "counted"),
+    [("prompted", [[6, 9], [3, 6]]), ("padded", [[0, 3, 6, 9], [0, 3, 6]]), ("documents", None)],
+)
+def test_every_nth_token_is_learnt_as_what_it_is_in_the_whole_sequence(kind, counted):
+    """Every third token, so that no BOS (3) and no EOS (4) is one of them. In documents each
+    text's first one follows BOS. Oracle: places by hand, and `causal_nll` of the pieces.
+    """
+    rows = [[0, 1, 0, 1, 3, 0, 1, 0, 2, 2, 4], [0, 3, 1, 2, 2, 1, 0, 0, 4, 4, 4]]
+    tokens = jnp.array(rows if kind != "documents" else [[0, 1, 4, 2, 1, 0, 2, 4, 1, 0, 1]])
+    network = CausalNetwork(CausalConfig(5, 11, num_layers=1, embed_dim=8, num_heads=2))
+    params = noisy_params(network, 1)
+    found = judge_loss(network, 3, Sequences(kind, 3, 4), every=3)(params, {}, tokens, KEY)
+    if counted is not None:
+        assert float(found.weight) == sum(map(len, counted))
+        return
+    # Tokens 0, 3, 6 and 9 belong to three texts: 0; 3 and 6; 9.
+    pieces = ([[0]], [[2, 2]], [[0]])
+    expected = sum(float(causal_nll(network, params, jnp.array(p), 3).sum()) for p in pieces)
+    assert float(found.total) == pytest.approx(expected, rel=1e-5)

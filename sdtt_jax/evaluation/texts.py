@@ -16,7 +16,7 @@ from sdtt_jax.errors import ConfigError, DataError
 from sdtt_jax.evaluation.subject import OWN, Subject
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
-from sdtt_jax.ops.sequences import Sequences
+from sdtt_jax.ops.sequences import Sequences, prompt_lengths
 from sdtt_jax.ops.tokens import as_ids
 from sdtt_jax.paths import as_path, parse_json, text_lines
 
@@ -40,6 +40,7 @@ def held_out(subject: Subject, limit: int | None = None) -> np.ndarray:
     """Held-out sequences of the evaluation's length: `[texts, length]` int32.
 
     As many as the settings say, or `limit` if that is less; those of a run's split are spread evenly over it.
+    Where prompts are longer than the length, there are fewer: without its end a prompt would pass for text.
 
     Raises:
       ConfigError: there is no such text, or the model has no tokenizer to read it with.
@@ -60,7 +61,7 @@ def held_out(subject: Subject, limit: int | None = None) -> np.ndarray:
         length <= split.length,
         f"length={length} exceeds the {split.length} tokens of the run's sequences; reduce it.",
     )
-    return _spread(split, limit)[:, :length]
+    return _shortened(_spread(split, limit), length, subject.model.sequences)
 
 
 def training_texts(model: Model, flag: str, name: str, data: Path | None, limit: int) -> np.ndarray:
@@ -190,6 +191,16 @@ def _spread(split: Split, limit: int | None) -> np.ndarray:
     """At most `limit` sequences, spread evenly over a split."""
     count = min(limit or len(split), len(split))
     return split.gather(np.arange(count) * len(split) // count).astype(np.int32)
+
+
+def _shortened(rows: np.ndarray, length: int, sequences: Sequences | None) -> np.ndarray:
+    """The beginnings `[texts, length]` of sequences, without those in which no completion begins."""
+    kept = prompt_lengths(rows, sequences) < length
+    require(
+        bool(kept.any()),
+        f"length={length} is no more than the prompt of any held-out sequence; increase it.",
+    )
+    return rows[kept, :length]
 
 
 def _documents(tokenizer: Tokenizer, source: Source) -> Iterator[str]:

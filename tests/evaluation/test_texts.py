@@ -1,13 +1,17 @@
 """Texts as an evaluation reads them. Oracle: lines written by hand."""
 
+import dataclasses
+import types
+
 import numpy as np
 import pytest
 
 from sdtt_jax.data import TokenizerConfig, train_tokenizer
 from sdtt_jax.errors import ConfigError, DataError
+from sdtt_jax.evaluation import texts as texts_module
 from sdtt_jax.evaluation.settings import Settings
 from sdtt_jax.evaluation.subject import Subject
-from sdtt_jax.evaluation.texts import held_out_name, openings, read_texts
+from sdtt_jax.evaluation.texts import held_out, held_out_name, openings, read_texts
 from tests.worlds import as_model, noisy_params, tiny_network
 
 
@@ -97,3 +101,24 @@ def test_tokens_of_another_kind_are_named_with_their_line(tmp_path, tokens):
     path.write_text(f'{{"tokens": {tokens}}}')
     with pytest.raises(DataError, match=r"line 1 has no field .*whole numbers"):
         next(read_texts(str(path), None, 9))
+
+
+def test_a_prompt_that_a_shorter_length_cuts_off_is_not_read_as_text(monkeypatch):
+    """Oracle: rows written by hand, 8 BOS and 9 EOS; at length 4 the first has no completion any more."""
+    rows = np.array([[1, 2, 3, 1, 2, 8, 5, 9], [1, 8, 5, 6, 7, 9, 9, 9]], np.int32)
+
+    class Split(list):
+        length, gather = 8, staticmethod(lambda places: rows[places])
+
+    monkeypatch.setattr(texts_module, "open_split", lambda *_: Split(rows))
+    model = as_model(tiny_network(), {})
+    model = dataclasses.replace(
+        model,
+        tokenizer=types.SimpleNamespace(bos_id=8, eos_id=9),
+        facts=model.facts | {"sequences": "prompted"},
+    )
+    for length, expected in ((8, rows), (7, rows[:, :7]), (6, rows[1:, :6]), (4, rows[1:, :4])):
+        subject = Subject(model, Settings(length=length), data="run")
+        np.testing.assert_array_equal(held_out(subject), expected)
+    with pytest.raises(ConfigError, match="length=2 is no more than the prompt of any held-out"):
+        held_out(Subject(model, Settings(length=2), data="run"))
