@@ -38,7 +38,7 @@ from sdtt_jax.networks.exiting import EXIT_PARAMS, agreement_logits, layer_by_la
 from sdtt_jax.networks.lora import LoraConfig, with_adapters
 from sdtt_jax.ops.head_loss import weighted_loss
 from sdtt_jax.ops.sequences import Sequences, arrange, number_counted
-from sdtt_jax.training.step import Loss, LossFn
+from sdtt_jax.training.step import Loss, LossFn, Mean
 from sdtt_jax.typing import Key, Logits, Params, Tokens, Tree
 
 
@@ -115,7 +115,8 @@ def teacher_loss(diffusion: MaskedDiffusion, config: NelboConfig) -> LossFn:
         if config.weighting == "nelbo":
             return Loss(terms.total, tokens, {"masked_share": masked / tokens})
         bound = (terms.nll * terms.weight[:, None]).sum()
-        return Loss(terms.total, masked, {"nelbo": bound / tokens})
+        # The loss is a mean over masked tokens, the bound one over all.
+        return Loss(terms.total, masked, {"nelbo": Mean(bound, tokens)})
 
     return loss
 

@@ -16,6 +16,7 @@ from sdtt_jax.networks.causal import CausalNetwork
 from sdtt_jax.networks.config import CausalConfig
 from sdtt_jax.objectives import distill_loss, judge_loss, teacher_loss
 from sdtt_jax.ops.sequences import Sequences
+from sdtt_jax.training.step import _mean_gradient
 from tests.worlds import LENGTH, VOCAB, TableDenoiser, noisy_params, random_table
 
 WORLD, TABLE = MaskedDiffusion(TableDenoiser(), make_schedule()), random_table(0)
@@ -36,7 +37,8 @@ def test_even_weights_count_masked_tokens_alike_and_report_the_bound():
     assert float(found.weight) == int(terms.masked.sum())
     assert float(found.total) == pytest.approx(float(terms.nll.sum()), rel=1e-6)
     expected = nelbo(WORLD, TABLE, X0, KEY).mean()
-    assert float(found.metrics["nelbo"]) == pytest.approx(float(expected), rel=1e-6)
+    bound, tokens = found.metrics["nelbo"]
+    assert float(bound / tokens) == pytest.approx(float(expected), rel=1e-6)
 
 
 def test_the_judges_loss_is_the_cross_entropy_per_token():
@@ -87,3 +89,16 @@ def test_every_nth_token_is_learnt_as_what_it_is_in_the_whole_sequence(kind, cou
     pieces = ([[0]], [[2, 2]], [[0]])
     expected = sum(float(causal_nll(network, params, jnp.array(p), 3).sum()) for p in pieces)
     assert float(found.total) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_bound_is_a_mean_over_tokens_however_the_batch_is_divided():
+    """Oracle: the bounds of the pieces, of one text each, summed and divided by the number of all tokens."""
+    config = NelboConfig("even", antithetic=False)
+    loss = teacher_loss(WORLD, config)
+    found = _mean_gradient(loss, TABLE, {}, X0, KEY, microbatches=len(X0))[2]["nelbo"]
+    total = 0.0
+    for index in range(len(X0)):
+        key = jax.random.fold_in(KEY, index)
+        terms = denoising_terms(WORLD, TABLE, X0[index][None], key, config)
+        total += float((terms.nll * terms.weight[:, None]).sum())
+    assert float(found) == pytest.approx(total / X0.size, rel=1e-5)

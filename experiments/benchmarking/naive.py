@@ -22,7 +22,7 @@ from sdtt_jax.distillation.divergence import DIVERGENCES
 from sdtt_jax.distillation.rounds import DistillConfig
 from sdtt_jax.networks import Denoiser, DenoiserConfig
 from sdtt_jax.networks.causal import CausalNetwork
-from sdtt_jax.training.step import Loss, LossFn
+from sdtt_jax.training.step import Loss, LossFn, Mean
 from sdtt_jax.typing import Params
 
 # Finite, like the reference's, so that 0 * log 0 is 0 in values and in gradients.
@@ -171,7 +171,7 @@ def teacher_loss(diffusion: MaskedDiffusion, config: NelboConfig) -> LossFn:
         masked = (x_t == diffusion.mask_id).sum().astype(jnp.float32)
         if config.weighting == "nelbo":
             return Loss(bound, tokens, {"masked_share": masked / tokens})
-        return Loss(nll.sum(), masked, {"nelbo": bound / tokens})
+        return Loss(nll.sum(), masked, {"nelbo": Mean(bound, tokens)})
 
     return loss
 

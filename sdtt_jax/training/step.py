@@ -21,12 +21,20 @@ from sdtt_jax.typing import Tree
 Metrics = dict[str, jax.Array]
 
 
+class Mean(NamedTuple):
+    """A metric that is a mean over something else than what the loss is a mean over."""
+
+    total: jax.Array  # `[] float32`, sum over what counts for the metric
+    weight: jax.Array  # `[] float32`, how much counts
+
+
 class Loss(NamedTuple):
     """What a loss function returns; the step minimises sum(total) / sum(weight) over the batch."""
 
     total: jax.Array  # `[] float32`, sum of the loss over what counts (tokens, masked positions)
     weight: jax.Array  # `[] float32`, how much counts; no gradient flows through it
-    metrics: Metrics  # name to `[] float32`, each a mean over that weight
+    # Name to `[] float32`, a mean over that weight, or to a `Mean` over a weight of its own.
+    metrics: dict[str, Any]
 
 
 class Gradient(NamedTuple):
@@ -207,10 +215,13 @@ def _mean_gradient(
 
     def objective(
         p: Tree, piece: Tree, index: jax.Array
-    ) -> tuple[jax.Array, tuple[jax.Array, Metrics]]:
+    ) -> tuple[jax.Array, tuple[jax.Array, dict[str, Any]]]:
         total, weight, metrics = loss_fn(p, context, piece, jax.random.fold_in(key, index))
         weight = jax.lax.stop_gradient(jnp.asarray(weight, jnp.float32))
-        weighted = {name: value * weight for name, value in metrics.items()}
+        weighted = {
+            name: value if isinstance(value, Mean) else value * weight
+            for name, value in metrics.items()
+        }
         return jnp.asarray(total, jnp.float32), (weight, weighted)
 
     gradient = jax.value_and_grad(objective, has_aux=True)
@@ -233,8 +244,14 @@ def _mean_gradient(
     return (
         Gradient(grads, scale, optax.tree.norm(_scaled(grads, scale))),
         total * scale,
-        {name: value * scale for name, value in weighted.items()},
+        {name: _mean(value, scale) for name, value in weighted.items()},
     )
+
+
+def _mean(value: jax.Array | Mean, scale: jax.Array) -> jax.Array:
+    if isinstance(value, Mean):
+        return value.total / jnp.where(value.weight > 0, value.weight, 1.0)
+    return value * scale
 
 
 def _scaled(grads: Tree, scale: jax.Array) -> Tree:

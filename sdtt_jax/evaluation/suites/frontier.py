@@ -97,7 +97,7 @@ def _item(
     ]
     setup = generation.unprompted(subject, "frontier", None)
     writers = [generation.writers(each, setup)[0] for each in subjects]
-    inputs = {
+    inputs: Json = {
         "texts": [writer.inputs for writer in writers],
         "judging": generation.judging(subject),
         "real": digest_of([real]),
