@@ -25,25 +25,10 @@ from sdtt_jax.networks import CausalConfig, CausalNetwork
 from sdtt_jax.networks.exiting import Exiting, untrained_exits
 from tests.worlds import as_causal, noisy_params
 
-CONFIGS = [
-    SamplerConfig(num_steps=4),
-    SamplerConfig(num_steps=3, mode="first-hitting", temperature=0.8, top_k=5, top_p=0.9),
-]
-
-
-@pytest.mark.parametrize("config", CONFIGS, ids=["grid", "first-hitting, filtered"])
-def test_it_writes_the_same_tokens_as_the_live_sampler(model, config):
-    exported = export.deserialize(bytearray(exported_sampler(model, config, 2).serialize()))
-    assert exported.platforms == PLATFORMS
-    for seed, x_init in enumerate([model.prior(2), model.prior(2, ["in the", ""])]):
-        key = jax.random.key(seed)
-        tokens = exported.call(all_params(model), jax.random.key_data(key), x_init)
-        np.testing.assert_array_equal(tokens, model.denoise(key, x_init, config).x)
-
 
 def test_it_runs_without_this_library(model, tmp_path):
     """In a process that cannot import sdtt_jax, the runner writes the same as the live sampler."""
-    export_stablehlo(model, tmp_path, CONFIGS[0], 3)
+    export_stablehlo(model, tmp_path, SamplerConfig(4), 3)
     code = (
         "import sys, runpy; sys.modules['sdtt_jax'] = None; "
         f"sys.argv = ['run.py', '7']; runpy.run_path({str(tmp_path / 'run.py')!r})\n"
@@ -61,7 +46,7 @@ def test_it_runs_without_this_library(model, tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    live = model.denoise(jax.random.key(7), model.prior(3), CONFIGS[0]).x
+    live = model.denoise(jax.random.key(7), model.prior(3), SamplerConfig(4)).x
     expected = ["".join(model.tokenizer.pieces(row)) for row in np.asarray(live)]
     texts, refused = done.stdout.splitlines()[:3], done.stdout.splitlines()[3:]
     assert texts == expected
@@ -69,6 +54,8 @@ def test_it_runs_without_this_library(model, tmp_path):
     assert all("must be a whole number from 0 to 4294967295." in line for line in refused)
 
 
+# Settings beside the decoder's own.
+FILTERS = {"first-hitting": {"temperature": 0.8, "top_k": 5, "top_p": 0.9}}
 # Options with which each decoder does something on texts of 12 tokens in 4 calls.
 OPTIONS = {
     "entropy-bounded": ":bound=8,order_temperature=1",
@@ -96,11 +83,14 @@ def prepared(model, folder, **facts):
     return dataclasses.replace(model, params=noisy_params(model.denoiser, 1), facts=facts)
 
 
-def assert_exported(model, mode, helper, x_init):
-    """The exported sampler and the live one write the same texts, with two keys."""
-    config = SamplerConfig(4, mode=mode)
-    exported = exported_sampler(model, config, len(x_init), helper=helper)
-    for key in (jax.random.key(1), jax.random.key(2)):
+def assert_exported(model, mode, helper, *starts, **filters):
+    """The sampler, exported, stored and read again, writes what the live one writes; a key for each start."""
+    config = SamplerConfig(4, mode=mode, **filters)
+    stored = exported_sampler(model, config, len(starts[0]), helper=helper).serialize()
+    exported = export.deserialize(bytearray(stored))
+    assert exported.platforms == PLATFORMS
+    for seed, x_init in enumerate(starts, 1):
+        key = jax.random.key(seed)
         tokens = exported.call(all_params(model, helper), jax.random.key_data(key), x_init)
         np.testing.assert_array_equal(tokens, model.denoise(key, x_init, config, helper).x)
 
@@ -111,24 +101,25 @@ def test_every_decoder_goes_out_with_its_helper(model, name, tmp_path):
     model, kinds = prepared(model, tmp_path), DECODERS[name].helper
     helpers = {"causal": judging, "denoiser": lambda model: model}
     helper = helpers[kinds[0]](model) if kinds else None
-    assert_exported(model, name + OPTIONS.get(name, ""), helper, model.prior(2, ["in the", ""]))
+    starts = model.prior(2, ["in the", ""]), model.prior(2)
+    assert_exported(model, name + OPTIONS.get(name, ""), helper, *starts, **FILTERS.get(name, {}))
 
 
 def test_texts_of_one_sequence_are_told_apart_in_the_program_too(model, tmp_path):
     model = prepared(model, tmp_path, sequences="documents")
     x_init = model.prior(2).at[:, model.config.length // 2].set(model.tokenizer.eos_id)
-    assert_exported(model, "grid", None, x_init)
+    assert_exported(model, "grid", None, x_init, x_init)
 
 
 def test_early_exits_go_out_with_the_program(model, tmp_path):
     """Trained ones too; the threshold is one at which some texts leave and others do not."""
     model, rng = prepared(model, tmp_path), np.random.default_rng(0)
     leaving = dataclasses.replace(model, denoiser=Exiting(model.denoiser, 0.5, least=1))
-    assert_exported(leaving, "first-hitting", None, leaving.prior(2))
+    assert_exported(leaving, "first-hitting", None, *[leaving.prior(2)] * 2)
     exits = jax.tree.map(
         lambda x: rng.normal(0, 0.3, x.shape).astype(np.float32), untrained_exits(model.config)
     )
-    assert_exported(with_exits(leaving, exits), "first-hitting", None, leaving.prior(2))
+    assert_exported(with_exits(leaving, exits), "first-hitting", None, *[leaving.prior(2)] * 2)
 
 
 def test_a_helper_that_is_missing_is_asked_for(model):
@@ -138,4 +129,4 @@ def test_a_helper_that_is_missing_is_asked_for(model):
 
 def test_no_texts_are_refused(model):
     with pytest.raises(ConfigError, match="batch_size must be positive"):
-        exported_sampler(model, CONFIGS[0], 0)
+        exported_sampler(model, SamplerConfig(4), 0)
