@@ -10,6 +10,7 @@ import json
 import os
 import secrets
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -104,7 +105,7 @@ def written_whole(path: PathLike) -> Iterator[Path]:
     """A local file to write, which is put in its place when the block ends, and never if the block fails.
 
     For a disk it is written beside its place and then moved; for a bucket, among the temporary files and then
-    uploaded.
+    uploaded. Who may read it follows from the umask, whatever the writer of the block sets.
     """
     path = as_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -117,6 +118,10 @@ def written_whole(path: PathLike) -> Iterator[Path]:
             partial = path.with_name(name)
         try:
             with naming(path):
+                # An empty file gets the mode of the umask and the folder; a process cannot read its umask
+                # without changing it for its other threads.
+                partial.touch()
+                mode = stat.S_IMODE(partial.stat().st_mode)
                 yield partial
                 if is_remote(path):
                     with partial.open("rb") as source, path.open("wb") as target:
@@ -125,6 +130,9 @@ def written_whole(path: PathLike) -> Iterator[Path]:
                     # Otherwise a power cut soon afterwards may leave an empty file under the new name.
                     with partial.open("rb") as written:
                         os.fsync(written.fileno())
+                    # The library of safetensors writes files that their owner alone can read.
+                    if stat.S_IMODE(partial.stat().st_mode) != mode:
+                        partial.chmod(mode)
                     os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)

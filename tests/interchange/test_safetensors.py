@@ -1,5 +1,8 @@
 """Safetensors files in and out."""
 
+import os
+import stat
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -46,3 +49,17 @@ def test_a_file_of_another_length_says_both(tmp_path, change):
     said = f"has {len(content) + change} bytes, but its header counts {len(content)};"
     with pytest.raises(CheckpointError, match=said):
         Tensors(path)
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
+def test_the_umask_says_who_may_read_a_file(tmp_path, umask):
+    """Oracle: a file that Python opens under the same umask; the library's own can be read by their owner alone."""
+    before = os.umask(umask)
+    try:
+        (tmp_path / "plain").write_bytes(b"")
+        for _ in range(2):
+            write_tensors(tmp_path / "model.safetensors", {"a": np.ones(2, np.float32)})
+    finally:
+        os.umask(before)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
+    assert modes == dict.fromkeys(("plain", "model.safetensors"), 0o666 & ~umask)
