@@ -6,7 +6,7 @@
 
 For a network of the Llama family or a GPT-2, it prints the loss with and without shift, and with
 bidirectional and with causal attention. If the recognised reading does not have by far the lowest loss, the
-checkpoint is not what it was recognised as.
+checkpoint is not what it was recognised as. A coupled student is a function of its noise, and has no loss.
 """
 
 from collections.abc import Sequence
@@ -22,6 +22,7 @@ from sdtt_jax.evaluation.subject import Subject
 from sdtt_jax.evaluation.texts import held_out, held_out_name
 from sdtt_jax.interchange.load import load
 from sdtt_jax.keys import purpose_key
+from sdtt_jax.model.masked import Model
 from sdtt_jax.paths import write_json
 
 _CHECKPOINT = define_checkpoint()
@@ -50,6 +51,8 @@ def main(argv: Sequence[str]) -> None:
             print(f"{name:<12}{field:<18}{one}")
     if model.tokenizer is None:
         print("There is no tokenizer, so no text can be read.")
+    elif isinstance(model, Model) and model.diffusion.noise_kind is not None:
+        print("There is no loss: the model is a function of its noise and has no likelihood.")
     else:
         length = min(_TOKENS.value, model.config.length)
         settings = Settings(held_out=_HELD_OUT.value, length=length, held_out_texts=_TEXTS.value)

@@ -27,8 +27,10 @@ from sdtt_jax.interchange.export import export_orbax, export_reference
 from sdtt_jax.keys import purpose_key
 from sdtt_jax.networks.config import NoiseConfig
 from sdtt_jax.parallel.mesh import MeshConfig, make_mesh
+from sdtt_jax.paths import read_json
 from sdtt_jax.training import loop
 from tests.experiments.small import small
+from tests.forking import run_module
 from tests.training import toy
 
 STAGES = ("data", "teacher", "distill")
@@ -338,6 +340,15 @@ def test_a_likelihood_is_refused(unbroken):
     model = sdtt_jax.load(unbroken / "run" / "coupled" / "01")
     with pytest.raises(ConfigError, match="a function of its noise and has no likelihood"):
         model.score(np.zeros((2, 16), np.int32), jax.random.key(0))
+
+
+def test_a_student_without_likelihood_is_inspected_all_the_same(unbroken, tmp_path):
+    """Oracle: the sizes that the round delivered."""
+    found, checkpoint = tmp_path / "found.json", unbroken / "run" / "coupled" / "01"
+    flags = [f"--checkpoint={checkpoint}", f"--output={found}"]
+    done = run_module("experiments.inspect", flags)
+    assert (done.status, "function of its noise" in done.stdout) == (0, True), done.stderr
+    assert read_json(found)["config"] == load_params(checkpoint / "final")[1]["model"]
 
 
 @pytest.mark.parametrize(

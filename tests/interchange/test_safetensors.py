@@ -53,7 +53,7 @@ def test_a_file_of_another_length_says_both(tmp_path, change):
 
 @pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
 def test_the_umask_says_who_may_read_a_file(tmp_path, umask):
-    """Oracle: a file that Python opens under the same umask; the library's own can be read by their owner alone."""
+    """Oracle: a file that Python opens; files of the safetensors library are their owner's alone."""
     before = os.umask(umask)
     try:
         (tmp_path / "plain").write_bytes(b"")
