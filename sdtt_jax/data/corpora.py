@@ -227,12 +227,13 @@ CORPORA: dict[str, Corpus] = {
 }
 
 
-def find_corpus(name: str) -> Corpus:
+def find_corpus(name: str, field: str = "data.corpus") -> Corpus:
     """The corpus of that name, or the user's own at that path.
 
     Args:
       name: a name in `CORPORA`, or the path of a .txt, .jsonl or .parquet file or of a folder of them. For a
         folder with the name of a corpus, give a path with a slash: `./openwebtext`.
+      field: the field or flag that names it, for errors.
     """
     if name in CORPORA:
         return CORPORA[name]
@@ -240,10 +241,10 @@ def find_corpus(name: str) -> Corpus:
     if not path.exists():
         hint = nearest(name, CORPORA) or f"{', '.join(CORPORA)}."
         raise ConfigError(
-            f"data.corpus: {name} does not exist; give the path of a {', '.join(SUFFIXES)} file or of a "
+            f"{field}: {name} does not exist; give the path of a {', '.join(SUFFIXES)} file or of a "
             f"folder of them, or one of the known corpora: {hint}"
         )
-    return Corpus(name, find_files(path))
+    return Corpus(name, find_files(path, field))
 
 
 class Recipe(NamedTuple):
@@ -314,7 +315,10 @@ def refuse_bad(bad: reading.BadInputError, count: int, allowed: int) -> None:
 
 
 def documents(
-    config: DataConfig, split: str = TRAIN, folder: str | Path | None = None
+    config: DataConfig,
+    split: str = TRAIN,
+    folder: str | Path | None = None,
+    field: str = "data.corpus",
 ) -> Iterator[str]:
     """The documents of a split, detokenised and normalised, in order, empty ones left out.
 
@@ -322,26 +326,26 @@ def documents(
       config: the corpus, its normalisation, and how many bad rows are skipped.
       split: one of the corpus's splits.
       folder: holds the files of a published corpus, `SPLIT.parquet` or the like.
+      field: the field or flag that names the corpus, for errors.
 
     Raises:
       ConfigError: no such corpus or split, or no such file in `folder`.
       DataError: the text is nowhere, or a file is empty, damaged, not UTF-8, or lacks the text field.
     """
-    parts = find_corpus(config.corpus).parts(split, None if folder is None else as_path(folder))
+    corpus = find_corpus(config.corpus, field)
+    parts = corpus.parts(split, None if folder is None else as_path(folder))
     empty = True
     for text in recipe(config).texts(parts):
         empty = False
         yield text
     if empty:
-        raise no_text(config)
+        raise no_text(config, field)
 
 
-def no_text(config: DataConfig) -> DataError:
+def no_text(config: DataConfig, field: str = "data.corpus") -> DataError:
     """The error for a corpus without any text."""
     after = f" after normalize={config.normalize!r}" if config.normalize != "none" else ""
-    return DataError(
-        f"data.corpus: {config.corpus} holds no text{after}; give another file or folder."
-    )
+    return DataError(f"{field}: {config.corpus} holds no text{after}; give another file or folder.")
 
 
 def files_read(config: DataConfig) -> str:

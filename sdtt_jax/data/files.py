@@ -28,11 +28,15 @@ class Found(NamedTuple):
         return f"{len(self.files)} of {total} files{left_out}"
 
 
-def find_files(path: Path) -> Found:
+def find_files(path: Path, field: str = "data.corpus") -> Found:
     """The files at an existing path: the file itself, or all files below a folder.
 
     Links are followed, and each folder and file is visited once. Hidden files and folders are left out: they
     belong to file managers and editors.
+
+    Args:
+      path: the file or folder.
+      field: the field or flag that names it, for errors.
 
     Raises:
       ConfigError: the path is neither a file of a known kind nor a folder that holds one.
@@ -43,7 +47,7 @@ def find_files(path: Path) -> Found:
     if not path.is_dir():
         if kind_of_file(path) is None:
             raise ConfigError(
-                f"data.corpus: {path} is not a {kinds} file; convert it, or give another."
+                f"{field}: {path} is not a {kinds} file; convert it, or give another."
             )
         return Found([path], [], is_folder=False)
     seen: dict[str, Path] = {}
@@ -53,7 +57,7 @@ def find_files(path: Path) -> Found:
         (found.files if _is_read(file) else found.others).append(file)
     if not found.files:
         raise ConfigError(
-            f"data.corpus: the folder {path} holds no {kinds} file; give a folder that does."
+            f"{field}: the folder {path} holds no {kinds} file; give a folder that does."
         )
     return found
 

@@ -80,7 +80,10 @@ def training_texts(model: Model, flag: str, name: str, data: Path | None, limit:
     """
     if name != OWN:
         _check_corpus(flag, name)
-        source, wrap = (find_corpus(name), TRAIN, None), bool(model.facts.get("begins_with_bos"))
+        source, wrap = (
+            (find_corpus(name, f"--{flag}"), TRAIN, None),
+            bool(model.facts.get("begins_with_bos")),
+        )
         return _sequences(model, source, f"--{flag}={name}", model.config.length, limit, wrap=wrap)
     if data is None:
         raise ConfigError(
@@ -105,7 +108,8 @@ def openings(subject: Subject) -> np.ndarray:
         sources = read_texts(settings.prompts, model.tokenizer, model.config.vocab_size)
     elif settings.held_out:
         tokenizer = subject.model.text_tokenizer
-        sources = encode_documents(tokenizer, _documents(tokenizer, _held_out_corpus(subject)))
+        texts = _documents(tokenizer, _held_out_corpus(subject), "--held_out")
+        sources = encode_documents(tokenizer, texts)
     else:
         sources = iter(held_out(subject))
     # With a whole continuation each if enough texts have one, because MAUVE compares with it.
@@ -177,7 +181,7 @@ def _sequences(
     """The first sequences of a corpus, read as the model reads text: `[texts, length]` int32."""
     tokenizer, kind = model.text_tokenizer, model.facts.get("sequences", "packed")
     sequences = Sequences(kind, tokenizer.bos_id, tokenizer.eos_id, wrap)
-    ids = encode_documents(tokenizer, _documents(tokenizer, source))
+    ids = encode_documents(tokenizer, _documents(tokenizer, source, flag.partition("=")[0]))
     packed = pack(fitted(ids, length, sequences), length, sequences)
     rows = list(itertools.islice(packed, limit))
     if not rows:
@@ -203,9 +207,9 @@ def _shortened(rows: np.ndarray, length: int, sequences: Sequences | None) -> np
     return rows[kept, :length]
 
 
-def _documents(tokenizer: Tokenizer, source: Source) -> Iterator[str]:
+def _documents(tokenizer: Tokenizer, source: Source, flag: str) -> Iterator[str]:
     corpus, split, folder = source
-    return documents(DataConfig(corpus.name, normalize=tokenizer.normalize), split, folder)
+    return documents(DataConfig(corpus.name, normalize=tokenizer.normalize), split, folder, flag)
 
 
 def _held_out_corpus(subject: Subject) -> Source:
@@ -216,7 +220,7 @@ def _held_out_corpus(subject: Subject) -> Source:
         f"--held_out_folder is for named corpora, and {name} is not one; leave the folder out.",
     )
     _check_corpus("held_out", name)
-    corpus = find_corpus(name)
+    corpus = find_corpus(name, "--held_out")
     return corpus, corpus.held_out or TRAIN, as_path(folder) if folder else None
 
 

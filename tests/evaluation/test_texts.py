@@ -11,7 +11,13 @@ from sdtt_jax.errors import ConfigError, DataError
 from sdtt_jax.evaluation import texts as texts_module
 from sdtt_jax.evaluation.settings import Settings
 from sdtt_jax.evaluation.subject import Subject
-from sdtt_jax.evaluation.texts import held_out, held_out_name, openings, read_texts
+from sdtt_jax.evaluation.texts import (
+    held_out,
+    held_out_name,
+    openings,
+    read_texts,
+    training_texts,
+)
 from tests.worlds import as_model, noisy_params, tiny_network
 
 
@@ -122,3 +128,19 @@ def test_a_prompt_that_a_shorter_length_cuts_off_is_not_read_as_text(monkeypatch
         np.testing.assert_array_equal(held_out(subject), expected)
     with pytest.raises(ConfigError, match="length=2 is no more than the prompt of any held-out"):
         held_out(Subject(model, Settings(length=2), data="run"))
+
+
+@pytest.mark.parametrize("kind", ["script", "folder", "empty"])
+def test_text_that_cannot_be_read_is_said_of_the_flag_that_was_given(tmp_path, kind):
+    """Oracle: the flag's name; the corpus of a run, which reads files the same way, has another."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "script.sh").write_text("true")
+    (tmp_path / "empty.txt").write_text("  ")
+    path = {"script": "script.sh", "folder": "folder", "empty": "empty.txt"}[kind]
+    network, tokenizer = tiny_network(), train_tokenizer(TokenizerConfig(kind="gpt2"), [])
+    model = dataclasses.replace(as_model(network, {}), tokenizer=tokenizer)
+    settings = Settings(held_out=str(tmp_path / path), prompt_tokens=2)
+    with pytest.raises((ConfigError, DataError), match=r"^--held_out: .*" + path):
+        openings(Subject(model, settings))
+    with pytest.raises((ConfigError, DataError), match=r"^--train_on: .*" + path):
+        training_texts(model, "train_on", str(tmp_path / path), None, 1)
