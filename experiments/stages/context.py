@@ -220,9 +220,7 @@ class Run(Networks):
           CheckpointError: the folder holds another model, another stage's, or one trained on other data.
         """
         if not is_delivered(folder):
-            raise UserError(
-                f"Stage {needed_by} needs {final(folder)}, which does not exist; run the stages before it."
-            )
+            raise missing(folder, needed_by)
         if not lora.rank:
             params, meta = read_delivered(final(folder), lambda _facts: network, self.mesh)
         else:
@@ -267,3 +265,10 @@ class Run(Networks):
             denoiser=network,
             schedule=self.diffusion.schedule,
         )
+
+
+def missing(folder: Path, needed_by: str) -> UserError:
+    """The error of a stage that needs what another, in `folder`, has not delivered."""
+    return UserError(
+        f"Stage {needed_by} needs {final(folder)}, which does not exist; run the stages before it."
+    )

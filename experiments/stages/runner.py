@@ -11,7 +11,7 @@ import jax
 from experiments.distillers import COUPLED
 from experiments.settings import run_config
 from experiments.stages import evaluation, training
-from experiments.stages.context import Run
+from experiments.stages.context import Run, missing
 from experiments.stages.workdir import Workdir, claimed, is_delivered, lock, timed
 from sdtt_jax.errors import UserError
 from sdtt_jax.parallel import processes
@@ -89,6 +89,7 @@ STAGE_NAMES = tuple(stage.name for stage in STAGES)
 def run_stages(run: Run, names: Sequence[str] = STAGE_NAMES) -> None:
     """Runs the named stages that are not finished yet, in the order of `STAGES`."""
     training.check_found_elsewhere(run, names)
+    _check_delivered_before(run, names)
     for stage in STAGES:
         if stage.name not in names:
             continue
@@ -99,6 +100,31 @@ def run_stages(run: Run, names: Sequence[str] = STAGE_NAMES) -> None:
         run.log(f"{stage.name}: {stage.title}")
         with timed(run.workdir, stage.name):
             stage.run(run)
+
+
+def _check_delivered_before(run: Run, names: Sequence[str]) -> None:
+    """Checks that the named stages find what stages that are not named deliver, before any of them works.
+
+    Raises:
+      UserError: a stage needs one that has not finished.
+    """
+    config, where = run.config, run.workdir
+    needs = {"evaluate": {"judge": where.judge, "teacher": where.teacher}}
+    rounds = [where.round(1, name) for name in config.distillers]
+    # Rounds that have begun go on from their own checkpoints; adapters may start from the base alone.
+    begun = processes.agree(any(folder.exists() for folder in rounds))
+    if not (begun or config.distill.lora.rank):
+        needs["distill"] = {"teacher": where.teacher}
+    for stage in STAGES:
+        if stage.name not in names or stage.name not in needs:
+            continue
+        lacking = [
+            folder
+            for name, folder in needs[stage.name].items()
+            if name not in names and not is_delivered(folder)
+        ]
+        if lacking and not stage.is_finished(run):
+            raise missing(lacking[0], stage.name)
 
 
 @contextlib.contextmanager

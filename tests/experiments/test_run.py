@@ -85,6 +85,23 @@ def test_a_stage_names_the_one_that_it_needs(tmp_path, corpus):
         run_stages(run, ["data", "evaluate"])
 
 
+@pytest.mark.parametrize(
+    ("stages", "needed"),
+    [
+        (["data", "distill"], "distill needs .*teacher"),
+        (["data", "evaluate"], "evaluate needs .*judge"),
+    ],
+)
+def test_a_stage_that_cannot_start_is_refused_before_the_others_work(
+    tmp_path, corpus, stages, needed
+):
+    """Oracle: the directory, in which the stage before it has prepared nothing."""
+    with open_run(_config(corpus), tmp_path / "run") as run:
+        with pytest.raises(UserError, match=needed + "/final"):
+            run_stages(run, stages)
+        assert not run.workdir.data.exists()
+
+
 def test_a_directory_is_locked_while_it_is_open(tmp_path, corpus):
     with open_run(_config(corpus), tmp_path / "run"), pytest.raises(UserError, match="in use"):
         open_run(_config(corpus), tmp_path / "run").__enter__()
