@@ -86,7 +86,7 @@ def marked(prompts: np.ndarray, mark: int | None) -> np.ndarray:
 def reading_notes(
     tokenizer: Tokenizer, prompts: Iterable[str], infills: Iterable[str]
 ) -> Iterator[str]:
-    """A sentence for each text that the tokenizer reads differently, and for each infill without a gap."""
+    """A sentence for each text that is read differently, infill without gap, or prompt with one."""
     for name, texts in (("prompt", prompts), ("infill", infills)):
         for text in dict.fromkeys(texts):
             parts = GAP.split(text) if name == "infill" else [text]
@@ -96,6 +96,8 @@ def reading_notes(
             parts[1::2] = [f"[{part}]" for part in parts[1::2]]
             if (read := "".join(parts)) != text:
                 yield f"The {name} {text!r} is read as {read!r}."
+            if name == "prompt" and GAP.search(text):
+                yield f"The prompt {text!r} has no gaps: [12] leaves tokens to the model in --infill alone."
 
 
 def given_batch(

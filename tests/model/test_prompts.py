@@ -89,6 +89,10 @@ def test_a_text_is_shown_as_it_is_read():
         "The infill 'in [ 3 ] the' has no gap; [12] leaves 12 tokens to the model.",
         "The infill 'in [ 3 ] the' is read as 'in the'.",
     ]
+    *_, note = reading_notes(tokenizer, ["in [5] the"], [])
+    assert note.startswith(
+        "The prompt 'in [5] the' has no gaps: [12] leaves tokens to the model in --infill"
+    )
     with pytest.raises(ConfigError, match="' 77 ' holds nothing"):
         given_tokens(tokenizer, 16, infill="in [2] 77 [2] the")
 
