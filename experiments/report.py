@@ -63,7 +63,10 @@ def report(
     require((workdir is None) != (exact is None), "Give either --workdir or --exact; see --help.")
     for name, path in {"picture": picture, "race": race}.items():
         right = path is None or as_path(path).suffix in SUFFIXES
-        require(right, f"--{name}={path} must end in {' or '.join(SUFFIXES)}.")
+        require(
+            right,
+            f"--{name}={path} must end in {' or '.join(SUFFIXES)}: it is the picture to write.",
+        )
     if exact is not None:
         require(picture is not None, "--exact needs --picture, the file to draw.")
         return [write_exact_from(exact, as_path(str(picture)))]
@@ -88,7 +91,11 @@ def define_flags() -> None:
     flags.DEFINE_string("workdir", None, "The run to report on; its report.html is written.")
     flags.DEFINE_string("exact", None, "A results.json of experiments.exact; instead of --workdir.")
     flags.DEFINE_string("picture", None, "Draw the main figure to this file, .png or .svg.")
-    flags.DEFINE_string("race", None, "Draw quality against latency to this file, .png or .svg.")
+    flags.DEFINE_string(
+        "race",
+        None,
+        "Draw quality against latency, as measured for the run, to this picture, .png or .svg.",
+    )
     flags.DEFINE_integer("batch", 1, "The batch size that --race shows.", lower_bound=1)
 
 

@@ -28,6 +28,10 @@ def test_the_page_and_the_picture_are_written_and_named(make_workdir, tmp_path):
     ("flags", "message"),
     [
         ({}, "Give either --workdir or --exact"),
+        (
+            {"workdir": "absent", "race": "a.json"},
+            "--race=a.json must end .*: it is the picture to write",
+        ),
         ({"workdir": "absent", "picture": "a.jpg"}, "--picture=a.jpg must end in .png or .svg"),
         ({"exact": "absent"}, "--exact needs --picture"),
     ],
