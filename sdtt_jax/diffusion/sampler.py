@@ -300,11 +300,15 @@ def take_step(
     if stop is None or watch is None:
         return step(state)
     free, last = plan.call <= config.num_steps, index == config.num_steps
-    ended = stopping.ended(stop, diffusion.mask_id, state.x, free)
-    state = dataclasses.replace(state, x=jnp.where(last, ended, state.x))
+
+    def cut(x: Tokens) -> Tokens:
+        return jnp.where(last, stopping.ended(stop, diffusion.mask_id, x, free), x)
+
+    # Behind EOS there is then nothing left to fill; and the EOS that the last step writes ends a text too.
+    state = dataclasses.replace(state, x=cut(state.x))
     after = jax.lax.cond(watch.stopped.all() & ~last, lambda state: state, step, state)
     after = dataclasses.replace(
-        after, x=jnp.where((watch.stopped & ~last)[:, None], state.x, after.x)
+        after, x=cut(jnp.where((watch.stopped & ~last)[:, None], state.x, after.x))
     )
     return dataclasses.replace(
         after, watch=stopping.watched(stop, diffusion.mask_id, watch, state.x, after.x, free)

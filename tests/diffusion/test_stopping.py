@@ -7,6 +7,7 @@ import pytest
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.sampler import SamplerConfig, prior_sample, sample
 from sdtt_jax.diffusion.schedule import make_schedule
+from sdtt_jax.model.prompts import ended
 from tests.worlds import LENGTH, MASK, TableDenoiser, all_states, predictions, random_table
 
 NETWORK, PARAMS, KEY, BATCH = TableDenoiser(), random_table(2), jax.random.key(0), 64
@@ -30,10 +31,16 @@ def stable(states, step):
     return step >= 2 and filled(states, step) and (states[step - 2 : step] == states[step]).all()
 
 
+def end(text):
+    """The place of the first token 1 after another token; the length if there is none."""
+    places = (n for n, token in enumerate(text) if token == 1 and {*text[:n]} - {1})
+    return next(places, len(text))
+
+
 def eos(states, step):
-    """The text has token 1, and nothing before it is masked."""
+    """The text has an end, and nothing before it is masked."""
     text = states[step].tolist()
-    return 1 in text and MASK not in text[: text.index(1)]
+    return end(text) < LENGTH and MASK not in text[: end(text)]
 
 
 @pytest.mark.parametrize(
@@ -56,7 +63,7 @@ def test_each_text_stops_where_a_loop_in_python_does(mode, stop, predicates):
         lengths.append(next(steps, 9))
         expected = text[lengths[-1]].copy()
         if lengths[-1] < 9 and eos in predicates and eos(text, lengths[-1]):
-            expected[expected.tolist().index(1) :] = 1
+            expected[end(expected.tolist()) :] = 1
         np.testing.assert_array_equal(state.x[row], expected)
     assert len(set(lengths)) > 2
     looped, none = written(mode)
@@ -86,3 +93,36 @@ def test_what_is_left_is_revealed_at_once_where_it_has_little_entropy():
         counts.append(calls)
     assert set(counts) == {2, 3}
     assert int(state.nfe) == 3
+
+
+class Long(TableDenoiser):
+    """A denoiser of longer texts, whose predictions are a table by position and the sum of the tokens."""
+
+    def hidden(self, params, tokens, sigma=None):
+        del sigma
+        return params[tokens.sum(axis=-1) % len(params)]
+
+
+@pytest.mark.parametrize(
+    ("mode", "num_steps"), [("grid", 4), ("confidence:threshold=1", 2), ("remdm:eta=0", 4)]
+)
+@pytest.mark.parametrize("bos", [1, 0], ids=["BOS is EOS", "BOS is another token"])
+def test_a_text_ends_at_the_eos_at_which_the_samples_of_a_model_end(mode, num_steps, bos):
+    """Oracle: `model.prompts.ended`, by NumPy, of what is written without `stop`.
+
+    Texts of nothing given, with BOS in front, with a given token amid gaps, with their end given, and with
+    a given EOS amid gaps. With few steps, the step that fills the rest writes EOS too.
+    """
+    table = jax.random.normal(jax.random.key(3), (5, 8, MASK))
+    given = np.full((5, 8), MASK, np.int32)
+    given[1, 0], given[2, 2:4], given[3, 5:], given[4, 3] = bos, 2, 1, 1
+    x_init = given.repeat(24, axis=0)
+    diffusion = MaskedDiffusion(Long(), make_schedule())
+    plain, stopped = (
+        np.asarray(_sample(diffusion, table, KEY, x_init, SamplerConfig(num_steps, mode=name))[0].x)
+        for name in (mode, f"{mode}{',' if ':' in mode else ':'}stop=eos:1{'/0' * (bos == 0)}")
+    )
+    expected = ended(plain, x_init != MASK, bos, 1)
+    np.testing.assert_array_equal(stopped, expected)
+    for rows in np.split(expected != plain, 5)[:3]:
+        assert rows.any()

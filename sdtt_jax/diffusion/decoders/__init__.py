@@ -100,7 +100,7 @@ def stop_of(text: str) -> Stop | None:
 
     Examples:
       >>> stop_of("remdm:eta=0.1,stop=stable:2+eos:1")
-      Stop(filled=False, stable=2, entropy=0.0, eos=1)
+      Stop(filled=False, stable=2, entropy=0.0, eos=1, bos=-1)
     """
     name, _, stop = _parsed(text)
     return None if stop is None else parse_stop(stop, picks=DECODERS[name].pick is not None)

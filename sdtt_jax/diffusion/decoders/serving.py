@@ -62,8 +62,9 @@ def check_served(mode: str, network: Any, num_steps: int, length: int) -> None:
     decoder, options = parse_mode(mode)
     stop = stop_of(mode)
     require(
-        stop is None or stop.eos < network.mask_id,
-        f"mode={mode}: the tokens of this model are 0 to {network.mask_id - 1}; EOS must be one of them.",
+        stop is None or max(stop.eos, stop.bos) < network.mask_id,
+        f"mode={mode}: the tokens of this model are 0 to {network.mask_id - 1}; EOS must be one of them, and "
+        "so must BOS.",
     )
     if decoder.check is not None:
         decoder.check(options, network, num_steps, length)

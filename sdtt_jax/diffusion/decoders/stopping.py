@@ -14,6 +14,8 @@ from sdtt_jax.typing import PerToken, Positions, Tokens
 
 # Predicates by name, and the type of the number after the colon; None where there is no number.
 PREDICATES = {"filled": None, "stable": int, "entropy": float, "eos": int}
+# The field of the number that may follow the first one and a slash.
+SECOND = {"eos": "bos"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,13 +30,15 @@ class Stop:
     # call then reveals all of them. 0 is off.
     entropy: float = 0.0
     # "eos:1": this token was written and nothing before it is masked; what follows becomes EOS too. -1 is
-    # off.
+    # off. Which EOS end a text is what `model.prompts.text_lengths` says.
     eos: int = -1
+    # "eos:1/0": BOS, where that is another token than EOS; a text may begin with both. -1: it is EOS.
+    bos: int = -1
 
     def __post_init__(self) -> None:
         whole(0, self, "stable")
         within("[0, inf)", self, "entropy")
-        whole(-1, self, "eos")
+        whole(-1, self, "eos", "bos")
 
 
 @flax.struct.dataclass
@@ -59,13 +63,16 @@ def parse_stop(text: str, *, picks: bool) -> Stop:
     for part in text.split("+"):
         name, _, value = part.strip().partition(":")
         choose("stop", name, PREDICATES)
-        number = PREDICATES[name]
+        number, second = PREDICATES[name], SECOND.get(name)
+        given = value.split("/", 1) if second else [value]
+        found: list[bool | int | float]
         try:
-            fields[name] = True if number is None else number(value)
+            found = [True] if number is None else [number(each) for each in given]
         except ValueError:
-            fields[name] = -2
+            found = [-2]
+        fields |= zip((name, second or ""), found, strict=False)
         require(
-            fields[name] >= 0 and (number is None) == (not value),
+            min(found) >= 0 and (number is None) == (not value),
             f"stop={text}: {part!r} must be {name!r}"
             + (" alone." if number is None else " with a number, as in 'stable:2'."),
         )
@@ -132,7 +139,17 @@ def ended(stop: Stop, mask_id: int, x: Tokens, free: Positions) -> Tokens:
 
 
 def _end(stop: Stop, mask_id: int, x: Tokens, free: Positions) -> Positions:
-    return free & (x == stop.eos) & (jnp.cumsum(x == mask_id, axis=-1) == 0)
+    """Written EOS that end a text as far as it is known: `model.prompts.text_lengths`, where nothing is MASK.
+
+    Something other than BOS and EOS comes before it, and after it nothing was given but the EOS and padding
+    with which the end of a text is settled.
+    """
+    is_eos = x == stop.eos
+    known = jnp.cumsum(x == mask_id, axis=-1) == 0
+    begun = jnp.cumsum(~is_eos & (x != stop.bos), axis=-1) > 0
+    settled = jax.lax.cumsum((free | ~is_eos).astype(jnp.int32), axis=1, reverse=True) == 0
+    given_after = jax.lax.cumsum((~(free | settled)).astype(jnp.int32), axis=1, reverse=True) > 0
+    return free & is_eos & known & begun & ~given_after
 
 
 def finishing(pick: Pick, bound: float) -> Pick:
