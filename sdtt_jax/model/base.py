@@ -180,10 +180,19 @@ def helping(model: Loaded | Helper | None) -> Helper | None:
     """Turns a loaded model into a decoder's second model; a `Helper` or None is returned as it is.
 
     Raises:
-      ConfigError: `model` is anything else, such as a path.
+      ConfigError: `model` is anything else, such as a path, or knows other texts than decoders ask it about.
     """
     require(
         model is None or isinstance(model, Loaded | Helper),
         f"helper must be a model, as sdtt_jax.load returns it, not {model!r:.80}.",
     )
-    return model.as_helper if isinstance(model, Loaded) else model
+    if not isinstance(model, Loaded):
+        return model
+    sequences = model.sequences
+    # For the decoder's own model, `serving.begin` says so.
+    require(
+        sequences is None,
+        f"{model.facts['path']} was trained with sequences={sequences and sequences.kind!r}, but decoders "
+        "that ask a helper are for packed sequences; give a helper that was trained on those.",
+    )
+    return model.as_helper

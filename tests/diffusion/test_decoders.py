@@ -40,6 +40,12 @@ class Larger(TableDenoiser):
     mask_id = MASK + 1
 
 
+class Coupled(TableDenoiser):
+    """A denoiser that sees noise."""
+
+    noise_kind = "full"
+
+
 class Causal:
     """The part of a causal network that is looked at before anything is computed."""
 
@@ -220,6 +226,8 @@ def test_a_word_that_looks_like_a_number_is_one_only_where_the_option_is(mode, c
             Helper({}, Larger()),
             "The helper has a vocabulary of 4 tokens, the model of 3",
         ),
+        ("staged", Helper({}, Coupled()), "calls its helper without noise, but the helper was"),
+        ("speculative", Helper({}, Coupled()), "calls its helper without noise, but the helper"),
     ],
 )
 def test_what_a_decoder_cannot_be_served_with_is_said_before_anything_is_compiled(

@@ -157,6 +157,9 @@ def test_a_loaded_model_helps_another_one_s_decoder(run, model):
     for mode in ("grid", "first-hitting", "confidence"):  # with a shared program and with their own
         with pytest.raises(ConfigError, match=f"mode={mode} uses no other model; leave the helper"):
             model.sample(jax.random.key(0), 2, 4, mode=mode, helper=teacher)
+    single = dataclasses.replace(teacher, facts=teacher.facts | {"sequences": "padded"})
+    with pytest.raises(ConfigError, match="trained with sequences='padded', but decoders that ask"):
+        model.sample(jax.random.key(0), 2, 4, mode="staged", helper=single)
 
 
 def test_texts_that_are_longer_than_the_model_s_are_refused(model):

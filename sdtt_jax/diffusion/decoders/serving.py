@@ -110,6 +110,10 @@ def _check_helper(mode: str, kinds: tuple[str, ...], scene: Scene) -> None:
         kind in kinds,
         f"mode={name} needs a {wanted}, but the helper is a {HELPERS[kind]}; give another.",
     )
+    require(
+        getattr(helper.network, "noise_kind", None) is None,
+        f"mode={name} calls its helper without noise, but the helper was trained to see noise; give another.",
+    )
     size = helper.network.mask_id if helper.bos_id is None else helper.network.config.vocab_size
     require(
         size == scene.diffusion.mask_id,
