@@ -140,7 +140,8 @@ def sample(
       key: PRNG key.
       x_init: `[batch, length]` int32 from `prior_sample`; what is not MASK stays as it is.
       config: steps, grid and filters; static under `jit`.
-      noise: the noise that the generation is a function of; None draws it from `key`.
+      noise: what the generation is a function of, for "grid", "first-hitting" and "learnt" (and temperature 0
+        if the network sees it); None draws it from `key`.
       keep_states: also return every state.
       helper: the second model of a decoder that needs one.
 
@@ -252,7 +253,12 @@ def plan_generation(
       x_init: `[batch, length]` int32.
       config: sampler.
       noise: its `order` holds the uniform numbers; None draws noise if the network sees any.
+
+    Raises:
+      ConfigError: noise is given to a decoder that draws more than it settles.
     """
+    if noise is not None:
+        serving.check_decided(config.mode)
     masked, key_plan = x_init == diffusion.mask_id, jax.random.fold_in(key, config.num_steps)
     if noise is None and diffusion.noise_kind is not None:
         noise = draw_noise(key_plan, x_init.shape, diffusion.mask_id, diffusion.noise_kind)

@@ -17,9 +17,15 @@ from sdtt_jax.diffusion.decoders.base import Helper
 from sdtt_jax.diffusion.decoders.confident import Confidence
 from sdtt_jax.diffusion.decoders.remasking import Remdm, remask_chances
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
-from sdtt_jax.diffusion.sampler import SamplerConfig, prior_sample, sample
+from sdtt_jax.diffusion.sampler import (
+    SamplerConfig,
+    plan_generation,
+    prior_sample,
+    sample,
+)
 from sdtt_jax.diffusion.schedule import ScheduleConfig, make_schedule
 from sdtt_jax.errors import ConfigError
+from sdtt_jax.ops.noise import draw_noise
 from tests.worlds import LENGTH, MASK, TableDenoiser, random_table
 
 KEY = jax.random.key(0)
@@ -239,6 +245,23 @@ def test_what_a_decoder_cannot_be_served_with_is_said_before_anything_is_compile
     )
     with pytest.raises(ConfigError, match=said):
         sample(diffusion, {}, KEY, prior_sample(1, LENGTH, MASK), config, helper=helper)
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_given_noise_decides_the_text_or_is_refused(name):
+    """Oracle: the same noise with another key."""
+    diffusion, x_init = MaskedDiffusion(TableDenoiser(), make_schedule()), prior_sample(64, 3, MASK)
+    noise = draw_noise(KEY, (64, 3), MASK, "full")
+    config = SamplerConfig(6, mode=name + OPTIONS.get(name, ""))
+    if name in ("grid", "first-hitting", "learnt"):
+        texts = [
+            _sample(diffusion, random_table(2), key, x_init, config, noise=noise)[0].x
+            for key in jax.random.split(KEY)
+        ]
+        np.testing.assert_array_equal(*texts)
+    else:
+        with pytest.raises(ConfigError, match=f"mode={name}.* draws more than the noise settles"):
+            plan_generation(diffusion, KEY, x_init, config, noise)
 
 
 @pytest.mark.parametrize("mode", ["remdm", "remdm-confidence"])

@@ -92,6 +92,20 @@ def own_step(mode: str, scene: Scene, key: Key, now: Now) -> tuple[Tokens, jax.A
     return x, calls, memory
 
 
+def check_decided(mode: str) -> None:
+    """Raises `ConfigError` unless given noise settles what a decoder writes.
+
+    Other decoders draw with the key what noise does not hold: tokens of their own calls, what is masked
+    again, or the order of positions that the network is equally sure of, as of all where everything is MASK.
+    """
+    decoder, _ = parse_mode(mode)
+    require(
+        decoder.pick is None and decoder.redo is None and decoder.step is None,
+        f"mode={mode} draws more than the noise settles; leave the noise out, or take grid, first-hitting "
+        "or learnt.",
+    )
+
+
 def check_unasked(mode: str, helper: Helper | None) -> None:
     """Raises `ConfigError` if a decoder that asks no other model is given one."""
     require(helper is None, f"mode={mode} uses no other model; leave the helper out.")
