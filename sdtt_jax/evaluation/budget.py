@@ -13,11 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdtt_jax.config import require
-from sdtt_jax.diffusion.decoders.base import entropy, sigma_of_share
+from sdtt_jax.diffusion.decoders.base import entropy, sigma_of_state
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.model.batches import map_batches
 from sdtt_jax.model.masked import Model
 from sdtt_jax.ops.head_loss import selected_losses
+from sdtt_jax.ops.sequences import Sequences, arrange
 
 
 class Budget(NamedTuple):
@@ -65,15 +66,22 @@ def prompt_features(model: Model, x_init: np.ndarray, batch_size: int) -> np.nda
       x_init: `[prompts, length]` int32, MASK where text is to be written.
       batch_size: prompts at once.
     """
-    function = functools.partial(_features, model.diffusion)
+    function = functools.partial(_features, model.diffusion, model.sequences)
     return np.asarray(map_batches(function, model.params, x_init, batch_size))
 
 
-@functools.partial(jax.jit, static_argnames="diffusion")
-def _features(diffusion: MaskedDiffusion, params: Any, index: jax.Array, x: jax.Array) -> jax.Array:
+@functools.partial(jax.jit, static_argnames=("diffusion", "sequences"))
+def _features(
+    diffusion: MaskedDiffusion,
+    sequences: Sequences | None,
+    params: Any,
+    index: jax.Array,
+    x: jax.Array,
+) -> jax.Array:
     del index
+    diffusion = diffusion.within(arrange(x, sequences))
     network, masked = diffusion.denoiser, x == diffusion.mask_id
-    sigma = sigma_of_share(diffusion.schedule, masked.mean(axis=-1, dtype=jnp.float32))
+    sigma = sigma_of_state(diffusion, x)
 
     def uncertainty(logits: jax.Array, _: jax.Array) -> jax.Array:
         return entropy(jax.nn.log_softmax(logits[:, : network.mask_id]))

@@ -351,6 +351,30 @@ def test_a_model_leaves_prompt_and_padding_as_they_are():
     np.testing.assert_array_equal(found[:, :8], others[:, :8])
 
 
+@pytest.mark.parametrize("mode", ["confidence", "entropy-bounded:bound=0"])
+@pytest.mark.parametrize(
+    ("kind", "begin", "counted"), [("padded", [5, 6, 7], 7), ("prompted", [5, 6, BOS], 4)]
+)
+def test_a_network_is_told_how_much_is_masked_of_what_training_masks(mode, kind, begin, counted):
+    """Oracle: the count by hand; three masked tokens and an EOS count, a prompt and padding do not."""
+    heard = []
+
+    class Listening(sdtt_jax.Denoiser):
+        def hidden(self, params, tokens, sigma=None, *, segments=None):
+            jax.debug.callback(lambda sigma: heard.append(float(sigma[0])), sigma, ordered=True)
+            return super().hidden(params, tokens, segments=segments)
+
+    model = sdtt_jax.MaskedDiffusion(Listening(DENOISER.config), DIFFUSION.schedule)
+    x = np.array([_padded([*begin, *3 * [VOCAB], EOS], LENGTH)], np.int32)
+    config, sequences = SamplerConfig(3, mode=mode), _sequences(kind)
+    flat = jax.tree.map(jnp.zeros_like, PARAMS)  # equally unsure of all tokens: one a call
+    jax.jit(lambda x: sample(model.within(arrange(x, sequences)), flat, KEY, x, config)[0].x)(x)
+    jax.effects_barrier()
+    largest = float(DIFFUSION.schedule.move_chance(np.float32(1.0)))
+    expected = largest * np.array([3, 2, 1]) / counted
+    np.testing.assert_allclose(1 - np.exp(-np.array(heard)), expected, rtol=1e-4)
+
+
 def test_networks_that_read_the_whole_sequence_refuse_segments_by_name():
     gpt2 = GPT2Network(GPT2Config(VOCAB, length=LENGTH, **SIZES))
     tokens = BATCHES["documents"]

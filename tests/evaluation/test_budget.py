@@ -1,5 +1,7 @@
 """How many calls a prompt needs. Oracles: a world in which the loss is known, and plain sums."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -9,6 +11,7 @@ from sdtt_jax.evaluation.judge import Scores
 from sdtt_jax.evaluation.settings import Settings
 from sdtt_jax.evaluation.subject import Subject
 from sdtt_jax.evaluation.suites.budget import halves, of_prompts, suite
+from sdtt_jax.ops.sequences import Sequences
 from tests.worlds import MASK, as_model, noisy_params, predictions, tiny_network
 from tests.worlds import all_states as table_states
 
@@ -57,6 +60,20 @@ def test_the_features_are_entropies_of_what_is_masked():
         probs = table[number[tuple(state.tolist())]][state == MASK]
         nats = -(probs * np.log(probs)).sum(axis=-1)
         np.testing.assert_allclose(row, [nats.mean(), nats.std(), nats.max()], atol=1e-4)
+
+
+def test_padding_changes_no_feature():
+    """Oracle: the text by itself, as long as its sequence; the network is told how much is masked."""
+    network = tiny_network(time_conditioned=True)
+    model = as_model(network, noisy_params(network, 0))
+    sequences = Sequences("padded", bos_id=0, eos_id=2)
+    padded = dataclasses.replace(
+        model, facts=model.facts | {"sequences": "padded"}, tokenizer=sequences
+    )
+    alone = prompt_features(model, np.array([[MASK, 2]], np.int32), 1)
+    np.testing.assert_allclose(
+        prompt_features(padded, np.array([[MASK, 2, 2]], np.int32), 1), alone, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize(

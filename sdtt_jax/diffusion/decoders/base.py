@@ -11,7 +11,8 @@ from sdtt_jax.diffusion.calls import even_calls
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.schedule import Schedule
 from sdtt_jax.ops.categorical import Filters
-from sdtt_jax.typing import Params, PerToken, Positions, Tokens
+from sdtt_jax.ops.sequences import mean_counted
+from sdtt_jax.typing import Params, PerSequence, PerToken, Positions, Tokens
 
 # What a decoder remembers from step to step: a tree of arrays, or None.
 Memory = Any
@@ -68,8 +69,7 @@ class Now(NamedTuple):
 
     def sigma(self, scene: Scene) -> jax.Array:
         """Total noise at the time when as much is masked as in `x`: `[batch]` float32."""
-        masked = self.x == scene.diffusion.mask_id
-        return sigma_of_share(scene.diffusion.schedule, masked.mean(axis=-1, dtype=jnp.float32))
+        return sigma_of_state(scene.diffusion, self.x)
 
 
 class Decoder(NamedTuple):
@@ -98,6 +98,21 @@ class Decoder(NamedTuple):
     # `(options, call [] int32) -> [] float32`, divides the logits of a call in addition to the sampler's own
     # temperature; or None.
     temperature: Callable[..., jax.Array | None] | None = None
+
+
+def sigma_of_state(diffusion: MaskedDiffusion, x: Tokens) -> PerSequence:
+    """Total noise at the time when as much is masked as in `x`, of what may be masked: `[batch]` float32.
+
+    Padding and the prompts of a model that was trained on prompts are never masked in training, and do not
+    count.
+
+    Args:
+      diffusion: the model, with the batch's arrangement.
+      x: `[batch, length]` int32.
+    """
+    masked, free = x == diffusion.mask_id, diffusion.free
+    counted = (masked if free is None else masked & free).astype(jnp.float32)
+    return sigma_of_share(diffusion.schedule, mean_counted(counted, free))
 
 
 def sigma_of_share(schedule: Schedule, share: jax.Array) -> jax.Array:
