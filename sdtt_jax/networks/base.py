@@ -200,3 +200,11 @@ def variables(params: Params) -> dict[str, Params]:
     """Parameters as Linen takes them, with adapters as a collection of their own."""
     own = {name: part for name, part in params.items() if name != ADAPTERS}
     return {"params": own} | ({ADAPTERS: params[ADAPTERS]} if ADAPTERS in params else {})
+
+
+def of_blocks(params: Params, index: Any) -> Params:
+    """`params` with only some blocks and their adapters; `index` applies to the axis of the blocks."""
+    own = {"blocks": jax.tree.map(lambda leaf: leaf[index], params["blocks"])}
+    if ADAPTERS in params:
+        own |= {ADAPTERS: jax.tree.map(lambda leaf: leaf[index], params[ADAPTERS])}
+    return params | own

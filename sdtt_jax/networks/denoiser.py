@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from sdtt_jax.networks import layers
 from sdtt_jax.networks.attention import attend_rotated, rotary_tables, rotate
-from sdtt_jax.networks.base import Network, variables
+from sdtt_jax.networks.base import Network, of_blocks, variables
 from sdtt_jax.networks.cache import LayerPast, attend_visible, cache_for
 from sdtt_jax.networks.config import DenoiserConfig, Numerics
 from sdtt_jax.typing import Hidden, Params, PerSequence, Segments, Tokens
@@ -107,11 +107,10 @@ class Denoiser(Network):
         Returns:
           `[batch, length, embed]`, the compute dtype.
         """
-        blocks = jax.tree.map(lambda x: x[:layer], params["blocks"])
         module = DiT(dataclasses.replace(self.config, num_layers=layer, unroll=1))
-        variables = {"params": {**params, "blocks": blocks}}
+        first = variables(of_blocks(params, slice(layer)))
         sigma = self._sigma_seen(None)
-        states: Any = module.apply(variables, tokens, sigma, segments, method="states")
+        states: Any = module.apply(first, tokens, sigma, segments, method="states")
         return states
 
     def _sigma_seen(self, sigma: PerSequence | None) -> PerSequence:

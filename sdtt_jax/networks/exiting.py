@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from sdtt_jax.config import whole, within
 from sdtt_jax.networks.attention import rotary_tables
-from sdtt_jax.networks.base import Wrapped, variables
+from sdtt_jax.networks.base import Wrapped, of_blocks, variables
 from sdtt_jax.networks.config import TransformerConfig
 from sdtt_jax.networks.denoiser import Denoiser, DenoiserBlock
 from sdtt_jax.typing import Hidden, Params, PerSequence, Segments, Tokens
@@ -34,7 +34,7 @@ class Exiting(Wrapped):
     much as several layers.
     """
 
-    network: Denoiser  # the denoiser, without adapters
+    network: Denoiser  # the denoiser; its parameters may include adapters
     # Above 1 no sequence leaves early. `evaluation.exits.calibrate` finds a threshold that keeps a promise.
     threshold: float
     least: int = 2  # layers that every sequence goes through
@@ -172,8 +172,8 @@ def _parts(
     shared = (*rotary_tables(jnp.arange(tokens.shape[1]), config.head_dim), segments)
 
     def layer(index: jax.Array, x: jax.Array) -> jax.Array:
-        own = jax.tree.map(lambda leaf: leaf[index], params["blocks"])
-        after: jax.Array = DenoiserBlock(config).apply({"params": own}, x, condition, shared)[0]
+        own = {name: part["blocks"] for name, part in variables(of_blocks(params, index)).items()}
+        after: jax.Array = DenoiserBlock(config).apply(own, x, condition, shared)[0]
         return after
 
     def read(index: jax.Array | None, x: jax.Array) -> Any:

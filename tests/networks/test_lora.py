@@ -10,6 +10,7 @@ import pytest
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.networks import CausalConfig, CausalNetwork, Denoiser, DenoiserConfig
 from sdtt_jax.networks.config import LlamaDenoiserConfig
+from sdtt_jax.networks.exiting import layer_by_layer
 from sdtt_jax.networks.gpt2 import GPT2Config, GPT2Network
 from sdtt_jax.networks.llama import LlamaDenoiser
 from sdtt_jax.networks.lora import LoraConfig, frozen, init_adapters, merged, with_adapters
@@ -66,6 +67,19 @@ def test_merged_adapters_compute_what_adapters_beside_the_base_do(kind):
         np.testing.assert_allclose(leaf, leaves[path], rtol=1e-5, atol=1e-6, err_msg=path)
     np.testing.assert_allclose(beside, hidden(together, TOKENS), atol=1e-5)
     assert np.abs(beside - np.asarray(hidden(base, TOKENS))).max() > 0.1
+
+
+def test_states_between_the_blocks_have_the_adapters_of_those_blocks():
+    """Oracle: `merged`, which is compared with NumPy above; a block beyond the first has its own adapter."""
+    network = NETWORKS["denoiser"]
+    base, adapters = jax.device_get(noisy_params(network, 0)), trained_adapters(network)
+    beside = with_adapters(base, adapters, LORA)
+    together = jax.jit(merged, static_argnames="config")(base, adapters, config=LORA)
+    first = jax.jit(lambda params: network.layer_states(params, TOKENS, 1))
+    every = jax.jit(lambda params: layer_by_layer(network, params, TOKENS)[0])
+    for states in (first, every):
+        np.testing.assert_allclose(states(beside), states(together), rtol=1e-4, atol=1e-4)
+        assert np.abs(np.asarray(states(beside)) - states(base)).max() > 0.1
 
 
 def test_fresh_adapters_change_nothing_and_only_targets_have_them():
