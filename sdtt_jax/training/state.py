@@ -196,5 +196,7 @@ def _as_arrays(tree: Tree) -> Tree:
 
 
 def _copy(tree: Tree, shardings: Tree) -> Tree:
+    if not jax.tree.leaves(tree):
+        return tree  # Nothing to compile.
     moved = jax.device_put(tree, shardings)
     return jax.jit(lambda t: jax.tree.map(jnp.copy, t), out_shardings=shardings)(moved)
