@@ -5,10 +5,12 @@ library. The server that forks has computed nothing, so there are no threads tha
 """
 
 import atexit
+import contextlib
 import functools
 import multiprocessing
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import tempfile
@@ -21,6 +23,11 @@ ROOT = Path(__file__).parent.parent
 CPU = {"JAX_PLATFORMS": "cpu"}
 # Prefixes of the variables that Python or the imported modules read only once.
 READ_ONCE = ("JAX_", "PYTHON", "TF_", "XLA_")
+# Those among them that JAX reads when it joins a job or first needs a device; and one that is a setting of
+# JAX, which the forked process changes.
+COLLECTIVES = "JAX_CPU_COLLECTIVES_IMPLEMENTATION"
+JOINING = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+READ_LATE = (*JOINING, "XLA_FLAGS", COLLECTIVES)
 
 
 class Finished(NamedTuple):
@@ -45,40 +52,68 @@ def run_module(
       environment: variables added to this process's.
       timeout: seconds after which the command is killed and an error raised.
     """
-    wanted = os.environ | CPU | (environment or {})
-    context, known = _server()
-    if _read_once(wanted) != known:
-        return _alone(module, arguments, wanted, timeout)
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder) / name for name in ("stdout", "stderr")]
-        process = context.Process(target=_become, args=(module, arguments, dict(wanted), files))
-        process.start()
+        process = start_module(module, arguments, files, os.environ | (environment or {}))
         try:
-            process.join(timeout)
-            if process.exitcode is None:
-                raise TimeoutError(f"{module} took more than {timeout} s")
+            status = process.wait(timeout)
         finally:
             process.kill()
-        return Finished(process.exitcode, *(file.read_text("utf-8") for file in files))
+        return Finished(status, *(file.read_text("utf-8") for file in files))
 
 
-def _alone(
-    module: str, arguments: Sequence[str], environment: Mapping[str, str], timeout: float
-) -> Finished:
-    done = subprocess.run(
-        [sys.executable, "-m", module, *arguments],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
-    return Finished(done.returncode, done.stdout, done.stderr)
+def start_module(
+    module: str, arguments: Sequence[str], files: Sequence[Path], environment: Mapping[str, str]
+) -> "Running | subprocess.Popen[bytes]":
+    """Starts `python -m MODULE ARGUMENTS…` on a CPU; stdout and stderr are appended to two files, or to one.
+
+    Args:
+      environment: all of its variables, but for those that choose the CPU.
+    """
+    wanted = dict(environment) | CPU
+    context, known = _server()
+    if _read_once(wanted) == known:
+        process = context.Process(
+            target=_become, name=module, args=(module, arguments, wanted, files)
+        )
+        process.start()
+        return Running(process)
+    with contextlib.ExitStack() as stack:
+        stdout, stderr = (stack.enter_context(file.open("ab")) for file in files)
+        command = [sys.executable, "-m", module, *arguments]
+        return subprocess.Popen(command, cwd=ROOT, env=wanted, stdout=stdout, stderr=stderr)
+
+
+class Running:
+    """A forked process, with the methods of `subprocess.Popen`."""
+
+    def __init__(self, process: multiprocessing.context.ForkServerProcess):
+        self._process = process
+        self.pid = process.pid
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int:
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            raise subprocess.TimeoutExpired(str(self._process), timeout)
+        return self._process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
 
 
 def _read_once(environment: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in environment.items() if name.startswith(READ_ONCE)}
+    return {
+        name: value
+        for name, value in environment.items()
+        if name.startswith(READ_ONCE) and name not in READ_LATE
+    }
 
 
 @functools.cache
@@ -98,7 +133,11 @@ def _become(
     os.environ.update(environment)
     os.chdir(ROOT)
     for descriptor, file in enumerate(files, 1):
-        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), descriptor)
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
+    if COLLECTIVES in environment:
+        import jax
+
+        jax.config.update(COLLECTIVES.lower(), environment[COLLECTIVES])
     sys.argv = [module, *arguments]
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)

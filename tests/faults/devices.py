@@ -27,36 +27,44 @@ from tests.training import tiny, toy
 MESHES = ((4, 2, 1), (2, 1, 4), (1, 4, 1), (2, 1, 1), (1, 1, 1))
 
 
-def start(sizes: tuple[int, int, int]):
-    """The toy's state and step on a mesh over as many devices as the mesh needs."""
-    config = toy.configured()
+INIT = functools.partial(toy.init, jax.random.key(0))
+
+
+@functools.cache
+def step_fn():
+    """The toy's step on every mesh: compiled once on each."""
+    return make_train_step(toy.loss_fn, toy.configured())
+
+
+def spec(sizes: tuple[int, int, int]) -> StateSpec:
+    """The toy's state on a mesh over as many devices as the mesh needs."""
     mesh = make_mesh(MeshConfig(*sizes), jax.devices()[: int(np.prod(sizes))])
-    state = StateSpec(config, mesh).init(functools.partial(toy.init, jax.random.key(0)))
-    return state, make_train_step(toy.loss_fn, config)
+    return StateSpec(toy.configured(), mesh)
 
 
-def train(state, step, until, checkpoints=None, **fields):
+def train(state, until, checkpoints=None, **fields):
     config = toy.until(toy.configured(), until, **fields)
     key = jax.random.key(3)
-    return loop.train(state, step, toy.batch_at, key, config, checkpoints=checkpoints)
+    return loop.train(state, step_fn(), toy.batch_at, key, config, checkpoints=checkpoints)
 
 
 def other_meshes(directory: Path) -> list[dict]:
     """Two steps on each mesh, from what the mesh before it saved, compared with training on one device."""
     found = []
-    alone, step = start((1, 1, 1))
+    alone = spec((1, 1, 1)).init(INIT)
     expected = {}
     for sizes in MESHES:
-        state, own_step = start(sizes)
         saved = None
         if found:
             with Checkpoints(directory) as checkpoints:
-                state, _ = checkpoints.restore(toy.abstract_like(state))
+                state, _ = checkpoints.restore(spec(sizes).abstract(INIT))
             saved = params_digest(state.params)
+        else:
+            state = spec(sizes).init(INIT)
         until = 2 * len(found) + 2
         with Checkpoints(directory) as checkpoints:
-            state = train(state, own_step, until, checkpoints=checkpoints)
-        alone = train(alone, step, until)
+            state = train(state, until, checkpoints=checkpoints)
+        alone = train(alone, until)
         expected = flat_leaves(alone.params)
         errors = [
             float(np.abs(np.asarray(leaf) - np.asarray(expected[path])).max())
@@ -101,7 +109,7 @@ def nan_on_one_device() -> dict:
 
 def corrupted_copy() -> dict:
     """Flips a bit of one device's copy of a parameter, and of another parameter that is also split."""
-    state, step = start((4, 2, 1))
+    state = spec((4, 2, 1)).init(INIT)
     found = {"sound": differing(state)}
     for path in ("blocks/norm1/scale", "head/linear/kernel"):
         names = path.split("/")
@@ -109,7 +117,7 @@ def corrupted_copy() -> dict:
         damaged = state.replace(params=_replaced(state.params, names, _flipped(leaf, 3)))
         found[path] = differing(damaged)
     try:
-        train(damaged, step, 1, check_replicas_every=1)
+        train(damaged, 1, check_replicas_every=1)
     except ReplicaError as error:
         found["error"] = str(error)
     return found

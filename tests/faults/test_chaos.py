@@ -8,8 +8,7 @@ import sys
 import pytest
 
 from tests.experiments.processes import smoke_run
-from tests.faults.launching import ROOT
-from tests.forking import run_module
+from tests.forking import ROOT, run_module
 
 
 @pytest.mark.slow

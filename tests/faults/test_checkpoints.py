@@ -21,9 +21,15 @@ pytestmark = [
 ]
 
 
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    return save_three(tmp_path_factory.mktemp("three"))
+
+
 @pytest.fixture
-def three(tmp_path):
-    return save_three(tmp_path)
+def three(saved, tmp_path):
+    """Checkpoints at steps 1, 2, 3, to be damaged."""
+    return shutil.copytree(saved, tmp_path / "three")
 
 
 @pytest.mark.fault(

@@ -1,15 +1,11 @@
 """Faults of single devices and changes of the mesh. Oracles: one device, and the arrays before the fault."""
 
 import itertools
-import json
-import os
-import subprocess
-import sys
 
 import pytest
 
-from sdtt_jax.parallel.environment import virtual_devices
 from tests.faults.devices import MESHES
+from tests.multidevice.launching import printed_by
 from tests.sharing import once
 
 pytestmark = [pytest.mark.slow, pytest.mark.multidevice]
@@ -20,11 +16,7 @@ def results(tmp_path_factory):
     """The output of the program that runs all of these faults on eight virtual devices."""
 
     def run(folder):
-        environment = os.environ | virtual_devices(8)
-        command = [sys.executable, "-m", "tests.faults.devices", folder / "steps"]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout.splitlines()[-1])
+        return printed_by("tests.faults.devices", str(folder / "steps"))
 
     return once(tmp_path_factory, "faults_of_devices", run)[1]
 

