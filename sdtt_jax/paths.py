@@ -14,7 +14,7 @@ import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 
 from etils import epath
 
@@ -146,6 +146,42 @@ def naming(path: PathLike) -> Iterator[None]:
     except OSError as error:
         error.filename = error.filename or os.fspath(path)
         raise
+
+
+@contextlib.contextmanager
+def alone(path: PathLike) -> Iterator[None]:
+    """For reading a file and writing it again: no two processes are between the two at once; others wait.
+
+    The system releases the lock however a process ends. Buckets, and disks that know no locks, have none;
+    there nobody waits.
+    """
+    path = as_path(path)
+    if is_remote(path):
+        yield
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = path.with_name(f".{path.name}.lock")
+    with _locked(lock):
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+def _locked(path: Path) -> BinaryIO:
+    while True:
+        handle = path.open("ab")
+        try:
+            import fcntl  # not on Windows
+
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except (ImportError, OSError):
+            return handle
+        # Whoever had it before removed the file at the end; then others lock a new one of the same name.
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(handle.fileno()), path.stat()):
+                return handle
+        handle.close()
 
 
 def write_text(path: PathLike, content: str) -> None:

@@ -19,6 +19,7 @@ from sdtt_jax.evaluation.tasks import read_task
 from sdtt_jax.evaluation.texts import read_texts
 from sdtt_jax.paths import (
     absolute,
+    alone,
     as_path,
     parse_json,
     read_json,
@@ -174,6 +175,22 @@ def test_two_that_write_one_file_leave_one_of_theirs(tmp_path):
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         list(pool.map(write, (1, 2)))
     assert all(found in ({1}, {2}) for found in seen)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_of_those_that_read_a_file_and_write_it_again_none_is_forgotten(tmp_path):
+    """Oracle: a count. Without `alone`, two read the same number, and one addition is lost."""
+    path = tmp_path / "x.json"
+    write_json(path, 0)
+
+    def add(_):
+        for _ in range(25):
+            with alone(path):
+                write_json(path, read_json(path) + 1)
+
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        list(pool.map(add, range(4)))
+    assert read_json(path) == 100
     assert [entry.name for entry in tmp_path.iterdir()] == ["x.json"]
 
 

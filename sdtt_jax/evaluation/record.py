@@ -21,7 +21,7 @@ from sdtt_jax.errors import ConfigError, UserError
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
 from sdtt_jax.parallel import processes
-from sdtt_jax.paths import as_path, read_json, write_bytes, write_json, write_text
+from sdtt_jax.paths import alone, as_path, read_json, write_bytes, write_json, write_text
 from sdtt_jax.progress import tracked
 
 FORMAT = "sdtt_jax evaluation 1"
@@ -49,7 +49,8 @@ class Record:
 
     An item that is in the file with the same inputs is not computed again, and an interrupted one continues
     after its last finished batch. All processes call the same methods in the same order; the first one
-    writes.
+    writes. Several evaluations of one model may fill one file at once: each adds its items to those that it
+    finds (in a bucket, which has no locks, two that end in the same second may still lose one).
 
     Args:
       path: the JSON file.
@@ -69,16 +70,15 @@ class Record:
         *,
         replace: bool = False,
     ):
-        self.path, self.log = as_path(path), log
+        self.path, self.log, self._replace = as_path(path), log, replace
         self._parts = self.path.with_name(self.path.stem + ".parts")
         self._content: Json = {"format": FORMAT, "model": model, "items": {}}
+        self._own: Json = {}  # the items of this call
         if self.path.is_dir():
             raise ConfigError(f"--output={self.path} is a folder; name a file.")
-        if self.path.exists():
-            self._content["items"] = self._earlier(model, replace)
+        self._content["items"] = self._earlier()
         self._content["environment"] = environment()
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             self._write()
         except OSError as error:
             raise UserError(
@@ -106,7 +106,7 @@ class Record:
             )
         began = time.monotonic()
         result = _plain(compute())
-        self._content["items"][name] = {
+        self._content["items"][name] = self._own[name] = {
             "inputs": _plain(inputs),
             "result": result,
             "seconds": round(time.monotonic() - began, 2),
@@ -163,7 +163,11 @@ class Record:
         digest = canonical_sha256(_plain(inputs))[:12]
         return self._parts / f"{_file_name(name)}-{digest}" / f"{part}.npz"
 
-    def _earlier(self, model: Json, replace: bool) -> Json:
+    def _earlier(self) -> Json:
+        """The items in the file."""
+        model = self._content["model"]
+        if not self.path.exists():
+            return {}
         content = read_json(self.path, ConfigError, "remove it or give another file")
         if not isinstance(content, Mapping) or content.get("format") != FORMAT:
             raise ConfigError(
@@ -172,7 +176,7 @@ class Record:
         if fault := damage(content):
             raise ConfigError(f"{self.path} is damaged ({fault}); remove it or give another file.")
         if content["items"] and content["model"]["digest"] != model["digest"]:
-            if replace:
+            if self._replace:
                 return {}
             raise ConfigError(
                 f"{self.path} holds the evaluation of {content['model']['path']} "
@@ -183,7 +187,10 @@ class Record:
 
     def _write(self) -> None:
         if processes.is_first():
-            write_json(self.path, self._content, allow_nan=False)
+            with alone(self.path):
+                # Another evaluation may have added items since, or replaced some that this one found.
+                items = self._content["items"] | self._earlier() | self._own
+                write_json(self.path, self._content | {"items": items}, allow_nan=False)
 
 
 def damage(content: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ from sdtt_jax.diffusion.decoders import parse_mode
 from sdtt_jax.diffusion.decoders.learnt import SCHEDULES, Learnt
 from sdtt_jax.diffusion.sampler import SamplerConfig, check_config
 from sdtt_jax.model.base import Loaded
-from sdtt_jax.paths import read_json, write_json
+from sdtt_jax.paths import alone, read_json, write_json
 
 DIGEST = "params_digest"
 
@@ -22,9 +22,10 @@ def store_fitted(model: Loaded, file: str, entries: Mapping[str, Mapping[str, An
     """Adds JSON-ready entries to a file beside the checkpoint that they were fitted to; returns its path."""
     assert model.folder is not None
     path = model.folder / file
-    stored = read_json(path) if path.is_file() else {}
     digest = {DIGEST: model.params_digest}
-    write_json(path, stored | {name: {**entry, **digest} for name, entry in entries.items()})
+    ours = {name: {**entry, **digest} for name, entry in entries.items()}
+    with alone(path):
+        write_json(path, (read_json(path) if path.is_file() else {}) | ours)
     return str(path)
 
 

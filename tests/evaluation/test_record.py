@@ -110,6 +110,27 @@ def test_results_of_one_model_are_not_mixed_with_those_of_another(tmp_path):
     assert Record(path, OTHER).items == {}
 
 
+def test_two_evaluations_of_a_model_fill_one_file(tmp_path):
+    """They overlap, each with an item that the other has not. Oracle: one after the other."""
+    together, path = tmp_path / "together.json", tmp_path / "x.json"
+    Record(path, MODEL).item("suite/c", {"steps": 1}, lambda: {"of": "earlier"})
+    first, second = Record(path, MODEL), Record(path, MODEL)
+    first.item("suite/a", {}, lambda: {"of": "first"})
+    second.item("suite/b", {}, lambda: {"of": "second"})
+    second.item("suite/c", {"steps": 2}, lambda: {"of": "second"})
+    first.item("suite/d", {}, lambda: {"of": "first"})
+    whole = {"a": "first", "b": "second", "c": "second", "d": "first"}
+    found = Record(path, MODEL).items
+    assert found == {f"suite/{name}": {"of": of} for name, of in whole.items()}
+    assert [entry.name for entry in tmp_path.iterdir()] == ["x.json"], "the lock is gone"
+    # Two models that began with an empty file: whoever ends last is told, and destroys nothing.
+    first, other = Record(together, MODEL), Record(together, OTHER)
+    first.item("suite/a", {}, dict)
+    with pytest.raises(ConfigError, match=r"holds the evaluation of a model .* give another file"):
+        other.item("suite/a", {}, dict)
+    assert list(Record(together, MODEL).items) == ["suite/a"]
+
+
 @pytest.mark.parametrize(
     ("content", "named"), [("{}", "not a file of results"), ("nonsense", "not JSON")]
 )
