@@ -288,7 +288,7 @@ def table_of(title: str, caption: str | None, *columns: str) -> Table:
     table = Table(title=title, caption=caption)
     table.add_column("", no_wrap=True)
     for column in columns:
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", overflow="fold")
     return table
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.cli.app import wide_console
-from experiments.cli.tables import rich_table
+from experiments.cli.tables import narrow_tables
 from sdtt_jax import markdown
 from sdtt_jax.config import require
 from sdtt_jax.errors import DataError
@@ -34,7 +34,9 @@ def compare(paths: Sequence[str], folder: str | None) -> None:
         ]
     console = wide_console(150)
     for table in tables(evaluations):
-        console.print(rich_table(table.columns, table.rows, title=table.title))
+        console.print(f"\n{table.title}", style="italic")
+        for part in narrow_tables(table.columns, table.rows, console.width):
+            console.print(part)
     if folder is not None:
         target = as_path(folder)
         require(not target.is_file(), f"--output={folder} is a file; --compare needs a folder.")
