@@ -224,9 +224,10 @@ def _head(dtype: str, tiny: bool) -> BenchRow:
 
 
 @functools.cache
-def _small(tiny: bool) -> tuple[MaskedDiffusion, Tree]:
-    sizes = (500, 16, 1, 32) if tiny else (500, 128, 2, 128)
-    config = DenoiserConfig(*sizes, num_heads=2)
+def _small(tiny: bool) -> tuple[MaskedDiffusion, int, Tree]:
+    """A network, its number of positions, and parameters."""
+    length, num_layers, embed_dim = (16, 1, 32) if tiny else (128, 2, 128)
+    config = DenoiserConfig(500, length, num_layers, embed_dim, num_heads=2)
     denoiser = Denoiser(config)
     params, rng = unbox(jax.jit(denoiser.init)(jax.random.key(SEED))), np.random.default_rng(SEED)
     # A fresh network's head is zero, and every loss trivial. NumPy's noise needs no compiling.
@@ -234,16 +235,15 @@ def _small(tiny: bool) -> tuple[MaskedDiffusion, Tree]:
         lambda x: jnp.asarray(np.asarray(x) + 0.02 * rng.standard_normal(x.shape, np.float32)),
         params,
     )
-    return MaskedDiffusion(denoiser, make_schedule()), moved
+    return MaskedDiffusion(denoiser, make_schedule()), length, moved
 
 
 def _loss(name: str, tiny: bool) -> BenchRow:
     """Compares a whole loss and its gradients; equal keys make equal masks and draws of the teacher."""
-    diffusion, params = _small(tiny)
+    diffusion, length, params = _small(tiny)
     config: Any = {"teacher_loss": NelboConfig, "distill_loss": DistillConfig}[name]()
     loss_fn = getattr(objectives, name)(diffusion, config)
-    shape = (4, diffusion.denoiser.config.length)
-    tokens = jax.random.randint(jax.random.key(SEED), shape, 0, diffusion.mask_id)
+    tokens = jax.random.randint(jax.random.key(SEED), (4, length), 0, diffusion.mask_id)
 
     def value_and_gradients(params: Tree, tokens: jax.Array) -> Any:
         teacher = jax.tree.map(lambda x: 1.1 * x, params)
@@ -262,10 +262,10 @@ def _loss(name: str, tiny: bool) -> BenchRow:
 
 def _generation(tiny: bool) -> BenchRow:
     """The share of equal tokens; rounding may flip a draw that is nearly a tie, and all that follows."""
-    diffusion, params = _small(tiny)
+    diffusion, length, params = _small(tiny)
 
     def write(params: Tree) -> jax.Array:
-        x_init = prior_sample(8, diffusion.denoiser.config.length, diffusion.mask_id)
+        x_init = prior_sample(8, length, diffusion.mask_id)
         with _precision("highest"):
             return sample(diffusion, params, jax.random.key(SEED), x_init, SamplerConfig(8))[0].x
 
