@@ -37,6 +37,8 @@ def compare(paths: Sequence[str], folder: str | None) -> None:
         console.print(f"\n{table.title}", style="italic")
         for part in narrow_tables(table.columns, table.rows, console.width):
             console.print(part)
+        if table.note:
+            console.print(table.note)
     if folder is not None:
         target = as_path(folder)
         require(not target.is_file(), f"--output={folder} is a file; --compare needs a folder.")
@@ -58,7 +60,10 @@ def write_comparison(evaluations: Sequence[Evaluation], folder: Path) -> list[Pa
             pictures.append(write_race(points, batch, folder / f"race_batch_{batch:03d}.png"))
     frontier = write_frontier(evaluations, folder / "frontier.png")
     page = folder / "comparison.md"
-    parts = [f"## {t.title}\n\n{markdown.table(t.columns, t.rows)}" for t in tables(evaluations)]
+    parts = []
+    for table in tables(evaluations):
+        parts += [f"## {table.title}", markdown.table(table.columns, table.rows).rstrip("\n")]
+        parts += [table.note] * bool(table.note)
     parts += [f"![Quality against latency]({picture.name})" for picture in pictures]
     if frontier is not None:
         parts.append(f"![Perplexity against entropy]({frontier.name})")

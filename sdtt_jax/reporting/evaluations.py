@@ -17,11 +17,28 @@ Item = Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
+class Judging:
+    """Who scored an item's texts, and how: perplexities can be compared only where these are equal."""
+
+    path: str = dataclasses.field(
+        compare=False
+    )  # of the judge, which may have been moved or copied
+    digest: str
+    settings: tuple[str, ...]  # compute dtype, first token, ends
+
+    def __str__(self) -> str:
+        return f"{self.path} ({', '.join((self.digest[:8], *self.settings))})"
+
+
+@dataclasses.dataclass(frozen=True)
 class Evaluation:
     """One file of results."""
 
     name: str  # of the file
     items: Mapping[str, Item]  # results by name
+    judgings: Mapping[str, Judging] = dataclasses.field(
+        default_factory=dict
+    )  # of items that have one
 
     def under(self, prefix: str) -> dict[str, Item]:
         """Items whose names begin with `prefix/`, by the rest of their names, in order."""
@@ -37,6 +54,7 @@ class TextTable:
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    note: str = ""  # below it: the judge, or the judges
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +85,9 @@ def read_evaluation(path: Path | str) -> Evaluation:
     if fault := damage(content):
         raise DataError(f"{path} is damaged ({fault}); remove it and evaluate the model again.")
     items = {name: item["result"] for name, item in content["items"].items()}
-    return Evaluation(as_path(path).stem, items)
+    found = {name: _judging(name, content["items"]) for name in items}
+    judgings = {name: judging for name, judging in found.items() if judging is not None}
+    return Evaluation(as_path(path).stem, items, judgings)
 
 
 def read_evaluations(workdir: Path | str) -> list[Evaluation]:
@@ -81,19 +101,40 @@ def read_evaluations(workdir: Path | str) -> list[Evaluation]:
 
 
 def tables(evaluations: Sequence[Evaluation]) -> list[TextTable]:
-    """Every table of every suite that has a row."""
+    """Every table of every suite that has a row; where judges differ, a column says whose a perplexity is."""
+    letters = judge_letters(evaluations)
     every = [
-        _table(table, evaluations) for suite in suites.SUITES.values() for table in suite.tables
+        _table(table, evaluations, letters)
+        for suite in suites.SUITES.values()
+        for table in suite.tables
     ]
     return [table for table in every if table.rows]
+
+
+def judge_letters(evaluations: Iterable[Evaluation]) -> dict[Judging, str]:
+    """A letter, "a" first, for each way in which texts were judged; "" if there is only one."""
+    ways = dict.fromkeys(way for each in evaluations for way in each.judgings.values())
+    if len(ways) < 2:
+        return dict.fromkeys(ways, "")
+    return {way: chr(ord("a") + i) if i < 26 else str(i + 1) for i, way in enumerate(ways)}
+
+
+def judged_by(evaluation: Evaluation, item: str, letters: Mapping[Judging, str]) -> str:
+    """ ", judge b" for the label of an item in a figure; empty where all items have one judge."""
+    judging = evaluation.judgings.get(item)
+    letter = letters[judging] if judging is not None else ""
+    return f", judge {letter}" if letter else ""
 
 
 def race(evaluations: Iterable[Evaluation], batch: int) -> list[Point]:
     """All models whose texts were judged and whose speed was measured at a batch size.
 
     The causal baseline has a timing of its own only if its size differs from the denoiser's. It appears in
-    the results of every round of its run, and is taken once.
+    the results of every round of its run, and is taken once. Where judges differ, the names of the models say
+    by whom their texts were judged.
     """
+    evaluations = list(evaluations)
+    letters = judge_letters(evaluations)
     points: dict[tuple[object, ...], Point] = {}
     for evaluation in evaluations:
         quality = evaluation.under("generation/unconditional")
@@ -105,8 +146,9 @@ def race(evaluations: Iterable[Evaluation], batch: int) -> list[Point]:
                 timed = speed.get(f"baseline_batch_{batch:03d}", timed)
             if timed is None or item.get("gen_ppl") is None:
                 continue
+            by = judged_by(evaluation, f"generation/unconditional/{name}", letters)
             point = Point(
-                model="causal" if causal else evaluation.name,
+                model=("causal" if causal else evaluation.name) + by,
                 num_steps=0 if causal else item["num_steps"],
                 causal=causal,
                 seconds=timed["seconds"],
@@ -125,29 +167,63 @@ def race_batches(evaluations: Iterable[Evaluation]) -> list[int]:
     return sorted({item["batch"] for e in evaluations for item in e.under("latency").values()})
 
 
-def _table(table: suites.ReportTable, evaluations: Sequence[Evaluation]) -> TextTable:
+def _judging(name: str, items: Mapping[str, Any]) -> Judging | None:
+    """How an item of a file's items was judged; None if it was not."""
+    if name.startswith("frontier/clean/"):  # it sums up others
+        others = name.replace("clean", "matched", 1) + "/"
+        name = next((other for other in items if other.startswith(others)), name)
+    inputs = items[name]["inputs"]
+    inputs = inputs.get("judging", inputs)
+    judge = inputs.get("judge") if isinstance(inputs, Mapping) else None
+    if not isinstance(judge, Mapping) or "digest" not in judge:
+        return None
+    settings = [str(judge[f]) for f in ("compute_dtype",) if f in judge]
+    settings += [f"{f}={inputs[f]}" for f in ("first_token", "ends") if f in inputs]
+    return Judging(str(judge.get("path", "")), str(judge["digest"]), tuple(settings))
+
+
+def _table(
+    table: suites.ReportTable,
+    evaluations: Sequence[Evaluation],
+    letters: Mapping[Judging, str],
+) -> TextTable:
     """One table of a suite, without columns that have no value.
 
     Denoisers come first, in the order of their evaluations, then causal models, then real text. Rows that are
     the same in several evaluations (a run's causal model, real text) appear once.
     """
     items = [
-        (_order(item, place), evaluation.name, item)
+        (
+            _order(item, place),
+            evaluation.name,
+            item,
+            evaluation.judgings.get(f"{table.items}/{name}"),
+        )
         for place, evaluation in enumerate(evaluations)
-        for item in evaluation.under(table.items).values()
+        for name, item in evaluation.under(table.items).items()
     ]
     found: dict[tuple[str, ...], tuple[str, ...]] = {}
-    for _, name, item in sorted(items, key=lambda row: row[0]):
-        cells = tuple(_cell(cell, item) for _, cell in table.columns)
+    for _, name, item, judging in sorted(items, key=lambda row: row[0]):
+        who, *figures = (_cell(cell, item) for _, cell in table.columns)
+        judge = letters[judging] if judging is not None else ""
+        cells = (who, judge or NOTHING, *figures)
         found.setdefault(cells if _rank(item) else (name, *cells), (name, *cells))
     rows = list(found.values())
-    heads = ("model", *(head for head, _ in table.columns))
+    first, *others = (head for head, _ in table.columns)
+    heads = ("model", first, "judge", *others)
     kept = [i for i in range(len(heads)) if any(row[i] != NOTHING for row in rows)]
     return TextTable(
         table.title,
         tuple(heads[i] for i in kept),
         tuple(tuple(row[i] for i in kept) for row in rows),
+        _note([judging for *_, judging in items if judging is not None], letters),
     )
+
+
+def _note(judgings: Iterable[Judging], letters: Mapping[Judging, str]) -> str:
+    found = sorted(f"judge {letters[each]}".strip() + f": {each}" for each in set(judgings))
+    warning = "Perplexities of different judges cannot be compared. " if len(found) > 1 else ""
+    return warning + "; ".join(found)
 
 
 def _cell(template: str, item: Item) -> str:

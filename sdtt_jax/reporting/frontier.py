@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from sdtt_jax.reporting.evaluations import Evaluation, Item
+from sdtt_jax.reporting.evaluations import Evaluation, Item, judge_letters, judged_by
 from sdtt_jax.reporting.figures import Axis, Panel, Series, Tip
 from sdtt_jax.reporting.palette import number, steps_text
 
@@ -13,28 +13,31 @@ def frontier_panels(
     """A line for each model and decoder through its temperatures; real text's entropy is an upright line.
 
     Args:
-      evaluations: those with items of the suite "frontier" are drawn.
+      evaluations: those with items of the suite "frontier" are drawn. Where judges differ, labels name them.
       colours: by model, "accent" for one that has none; default: one of the rounds' colours for each.
     """
+    letters, head = judge_letters(evaluations), "frontier/matched"
     found = [
-        (evaluation.name, item)
+        (evaluation.name, judged_by(evaluation, f"{head}/{name}", letters), item)
         for evaluation in evaluations
-        for item in evaluation.under("frontier/matched").values()
+        for name, item in evaluation.under(head).items()
     ]
     if colours is None:
-        colours = {name: f"r{i}" for i, name in enumerate(dict.fromkeys(n for n, _ in found), 1)}
-    modes = list(dict.fromkeys(item["mode"] for _, item in found))
-    points = [point for _, item in found for point in item["points"]]
+        colours = {name: f"r{i}" for i, name in enumerate(dict.fromkeys(n for n, *_ in found), 1)}
+    modes = list(dict.fromkeys(item["mode"] for *_, item in found))
+    points = [point for *_, item in found for point in item["points"]]
     spans = {
         name: tuple(limit(point[name] for point in points) for limit in (min, max))
         for name in ("gen_ppl", "entropy")
         if points
     }
     panels = []
-    for steps in sorted({item["num_steps"] for _, item in found}):
-        shown = [(name, item) for name, item in found if item["num_steps"] == steps]
-        target = shown[0][1]["entropy"]
-        series = [_series(name, item, modes, colours.get(name, "accent")) for name, item in shown]
+    for steps in sorted({item["num_steps"] for *_, item in found}):
+        shown = [each for each in found if each[-1]["num_steps"] == steps]
+        target = shown[0][-1]["entropy"]
+        series = [
+            _series(name + by, item, modes, colours.get(name, "accent")) for name, by, item in shown
+        ]
         # Its label stands at its upper end.
         ends = (target, target), spans["gen_ppl"]
         upright = Series("real text", "data", *ends, line="reference", marker="")
@@ -48,7 +51,7 @@ def frontier_panels(
                 series=(*series, upright),
                 tips=tuple(
                     _tip(s, point)
-                    for s, (_, item) in zip(series, shown, strict=True)
+                    for s, (*_, item) in zip(series, shown, strict=True)
                     for point in _points(item)
                 ),
             )

@@ -9,22 +9,24 @@ from experiments.cli import compare as module
 from experiments.cli.compare import compare
 from experiments.cli.tables import narrow_tables
 from sdtt_jax.evaluation.record import FORMAT
-from sdtt_jax.reporting.evaluations import read_evaluation, tables
+from sdtt_jax.reporting.evaluations import race, read_evaluation, tables
 
 TEXTS = {"kind": "diffusion", "entropy": 2.5432, "entropy_low": 2.5311, "entropy_high": 2.5611}
 TIMED = {"kind": "diffusion", "num_steps": 4, "seconds": 0.0213, "tokens_per_second": 12345.6}
 
 
-def results(path, gen_ppl, judge="runs/demo/judge/final", **judging):
+def results(path, gen_ppl, judge="runs/demo/judge/final", digest="06e99ef3e07c", **judging):
     """A file of results: texts at two numbers of steps, and a timing at two batch sizes."""
     texts = TEXTS | {f"gen_ppl{end}": gen_ppl * by for end, by in ENDS.items()}
     texts |= {"distinct_2": 0.0184123, "self_bleu": 0.87654, "repeated_4gram_rate": 0.00656123}
-    inputs = {"judge": judge and {"path": judge, "digest": 8 * judge[:8]}, **judging}
+    inputs = {"judge": judge and {"path": judge, "digest": digest}, **judging}
     items = {
         f"generation/unconditional/steps_{steps:04d}": (texts | {"num_steps": steps}, inputs)
         for steps in (4, 8)
     }
-    items |= {f"latency/batch_{n}": (TIMED | {"batch": n, "nfe": 4}, {}) for n in (1, 8)}
+    items |= {
+        f"latency/steps_0004_batch_{n:03d}": (TIMED | {"batch": n, "nfe": 4}, {}) for n in (1, 8)
+    }
     content = {
         "format": FORMAT,
         "model": {"path": "runs/demo", "digest": "0" * 64},
@@ -64,3 +66,36 @@ def test_every_part_of_a_table_says_what_its_rows_are(capsys):
     assert [column.header for part in parts for column in part.columns[3:]] == list(columns[3:])
     assert max(map(len, capsys.readouterr().out.splitlines())) <= 60
     assert len(narrow_tables(columns, rows, 1000)) == 1
+
+
+def test_perplexities_of_different_judges_are_not_set_side_by_side_unmarked(tmp_path, capsys):
+    """Oracle: the judges in the files. One judge is named below the table; two have a column as well."""
+    one, other, cut = (tmp_path / f"{name}.json" for name in ("one", "other", "cut"))
+    same = [results(one, 19.3), results(other, 20.1, "moved/judge/final")]
+    [texts, _] = tables([read_evaluation(path) for path in same])
+    assert "judge" not in texts.columns
+    assert texts.note == "judge: runs/demo/judge/final (06e99ef3)"
+    compare(same, None)
+    assert "judge: runs/demo/judge/final" in capsys.readouterr().out
+
+    results(other, 95.7, "smollm2", digest="5f2a11bb0c9d")
+    results(cut, 18.1, ends="cut", first_token="scored")
+    found = [read_evaluation(path) for path in (one, other, cut)]
+    texts, latency = tables(found)
+    assert texts.columns[:3] == ("model", "texts", "judge")
+    assert [row[:3] for row in texts.rows[::2]] == [
+        ("one", "4 steps", "a"),
+        ("other", "4 steps", "b"),
+        ("cut", "4 steps", "c"),
+    ]
+    assert texts.note == (
+        "Perplexities of different judges cannot be compared. judge a: runs/demo/judge/final (06e99ef3); "
+        "judge b: smollm2 (5f2a11bb); judge c: runs/demo/judge/final (06e99ef3, first_token=scored, ends=cut)"
+    )
+    assert "judge" not in latency.columns
+    assert latency.note == ""
+    points = race(found, 1)
+    assert [p.model for p in points] == ["one, judge a", "other, judge b", "cut, judge c"]
+    compare([str(one), str(other)], str(tmp_path / "side"))
+    assert "judge b: smollm2" in (tmp_path / "side" / "comparison.md").read_text()
+    assert "cannot be compared" in capsys.readouterr().out

@@ -1,6 +1,8 @@
 """The frontier as figures. Oracle: the points they are made of."""
 
-from sdtt_jax.reporting.evaluations import Evaluation, tables
+import dataclasses
+
+from sdtt_jax.reporting.evaluations import Evaluation, Judging, tables
 from sdtt_jax.reporting.frontier import frontier_panels
 from sdtt_jax.reporting.layout import draw_panel
 from sdtt_jax.reporting.picture import write_frontier
@@ -49,6 +51,17 @@ def test_tables_have_a_row_for_each_setting_and_each_checkpoint():
     assert matched.columns == ("model", "decoder", "steps", "calls", "perplexity", "temperature")
     assert len(matched.rows) == 8
     assert clean.rows[0] == ("teacher", "grid", "8.00", "7.20", "7.00")
+
+
+def test_lines_of_different_judges_say_so():
+    judged = [
+        dataclasses.replace(each, judgings=dict.fromkeys(each.items, Judging("x", digest, ())))
+        for each, digest in zip(EVALUATIONS, ("one", "two"), strict=True)
+    ]
+    labels = {series.label for panel in frontier_panels(judged) for series in panel.series[:-1]}
+    of = {"teacher, judge a", "round_01, judge b"}
+    assert labels == {f"{name}, {mode}" for name in of for mode in ("grid", "confidence")}
+    assert [row[2] for row in tables(judged)[1].rows] == ["a", "b"]
 
 
 def test_an_odd_number_of_panels_leaves_a_place_free(tmp_path):
