@@ -1,6 +1,7 @@
 """Reads the results of `experiments.evaluate`, for tables and for quality against latency."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -232,7 +233,7 @@ def _cell(template: str, item: Item) -> str:
         value = _who(item) if name == "who" else item.get(name)
         if not isinstance(value, float):
             return NOTHING if value is None else str(value)
-        scale = 1000 if form == "ms" else 1
+        scale = {"ms": 1000, "bits": 1 / math.log(2)}.get(form or "", 1)
         if form is not None and form.isdecimal():
             return number(value, int(form))
         text = number(scale * value)

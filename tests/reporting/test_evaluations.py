@@ -99,7 +99,11 @@ def test_tables_hold_every_result_and_no_empty_column(folder):
         ("teacher", "16 steps", "8"),
         ("teacher", "causal: as large", "8"),
     ]
-    assert found["Likelihood of held-out text"].rows[0][3] == "≤ 5.50 (5.00–6.00)"
+    likelihood = found["Likelihood of held-out text"]
+    assert likelihood.rows[0][3] == "≤ 5.50 (5.00–6.00)"
+    # 0.01 nats, as they are in the file, beside a column of bits.
+    assert likelihood.columns[4:] == ("bits per token", "masking error")
+    assert likelihood.rows[0][4:] == ("2.460", "0.0144")
     assert all(len(row) == len(t.columns) for t in found.values() for row in t.rows)
 
 

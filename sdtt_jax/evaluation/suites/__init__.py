@@ -29,8 +29,8 @@ class ReportTable(NamedTuple):
     items: str  # the rows are the items whose names begin with this and a slash
     # Head and cell of each column, as in "texts {num_texts} | nats {nelbo:4}". Braces name a field of an
     # item: "{who}" is the model or setting, and a number is shown with its interval if it has one. ":4" asks
-    # for four digits and no interval, ":ms" for milliseconds, ":bound" for "≤" in front of bounds. Columns
-    # without any value are left out.
+    # for four digits and no interval, ":ms" for milliseconds, ":bits" for bits where the field has nats,
+    # ":bound" for "≤" in front of bounds. Columns without any value are left out.
     row: str
 
     @property
@@ -77,7 +77,7 @@ SUITES: dict[str, Suite] = {
                 "Likelihood of held-out text",
                 "likelihood",
                 "estimator {who} | text {num_texts} × {length}, {source} | perplexity {perplexity:bound} | "
-                "bits per token {bits_per_token:4} | masking error {masking_error}",
+                "bits per token {bits_per_token:4} | masking error {masking_error:bits}",
             ),
         ),
     ),
