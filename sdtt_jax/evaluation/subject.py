@@ -37,6 +37,8 @@ class Subject:
     # judges it with the first teacher alone.
     real_text: bool = True
     helper: Model | CausalModel | None = None  # the second model of a decoder that needs one
+    # What was asked for, is not there, and why, in one line; empty if nothing is missing.
+    missing: str = ""
 
     @property
     def length(self) -> int:
@@ -119,4 +121,11 @@ def load_subject(
         f"length={settings.length} exceeds the model's {limit} tokens; reduce it.",
     )
     beside = causal(baseline, "baseline", compute_dtype) if isinstance(model, Model) else None
-    return Subject(model, settings, scorer, beside)
+    asked = {"judge": judge} | ({"baseline": baseline} if isinstance(model, Model) else {})
+    lacks = [flag for flag, name in asked.items() if (name, own) == (OWN, NONE)]
+    missing = ""
+    if lacks:
+        why = f"{model.facts['path']} belongs to no run" if run is None else f"{run} has no judge"
+        flags = " and ".join(f"--{flag}" for flag in lacks)
+        missing = f"no {' and no '.join(lacks)}: {why}; name what you want with {flags}"
+    return Subject(model, settings, scorer, beside, missing=missing)

@@ -1,11 +1,18 @@
 """The evaluation command as a person calls it. Oracle: golden values of GPT-2 from the hub's own library."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 
+from experiments.evaluate import evaluate
+from sdtt_jax.evaluation.settings import Settings
+from sdtt_jax.evaluation.subject import load_subject
+from sdtt_jax.networks import CausalConfig, CausalNetwork, DenoiserConfig
+from sdtt_jax.networks.denoiser import Denoiser
 from tests.experiments.processes import call
+from tests.worlds import as_causal, as_model, noisy_params
 
 
 @pytest.fixture(scope="module")
@@ -68,3 +75,39 @@ def test_wrong_flags_are_one_line(tmp_path):
     finished = call("evaluate", "--suite=speed", f"--checkpoint={tmp_path}")
     assert finished.status == 2
     assert finished.stderr.splitlines()[-1].startswith("Error: --suite='speed' is unknown")
+
+
+@pytest.mark.parametrize(
+    ("judge", "baseline", "lacking"),
+    [
+        ("own", "own", ("judge", "baseline")),
+        ("none", "own", ("baseline",)),
+        ("own", "none", ("judge",)),
+        ("none", "none", ()),
+        ("causal", "causal", ()),
+    ],
+)
+def test_a_judge_that_was_asked_for_and_is_not_there_is_missed_aloud(
+    monkeypatch, tmp_path, capsys, judge, baseline, lacking
+):
+    """A model that belongs to no run: its texts have no perplexity. Oracle: what is asked for and missing."""
+    sizes = {"length": 12, "num_layers": 1, "embed_dim": 8, "num_heads": 2}
+    denoiser = Denoiser(DenoiserConfig(9, cond_dim=8, **sizes))
+    network = CausalNetwork(CausalConfig(9, **sizes))
+    model = as_model(denoiser, noisy_params(denoiser, 0))
+    loaded = {
+        "an/export": dataclasses.replace(model, facts=model.facts | {"path": "an/export"}),
+        "causal": as_causal(network, noisy_params(network, 0)),
+    }
+    monkeypatch.setattr("sdtt_jax.evaluation.subject.load", lambda name, **_: loaded[name])
+    subject = load_subject(Settings(), "an/export", judge, baseline, None)
+    line = (
+        "no " + " and no ".join(lacking) + ": an/export belongs to no run; name what you want with "
+    )
+    line += " and ".join(f"--{what}" for what in lacking)
+    monkeypatch.setattr("experiments.evaluate.SUITES", {})
+    for suite, said in (("generation", bool(lacking)), ("exits", False)):
+        evaluate(subject, [suite], tmp_path / "x.json")
+        printed = capsys.readouterr()
+        assert (line in printed.out + printed.err) is said
+        assert ("belongs to no run" in printed.out + printed.err) is said
