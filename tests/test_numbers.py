@@ -58,7 +58,7 @@ ZERO = {
     "TransformerConfig.vocab_size",
 }  # fmt: skip
 # Numbers that name something; the first is 0.
-NAMES = ("answer", "bos", "bos_id", "eos", "eos_id", "seed")
+NAMES = ("answer", "bos", "bos_id", "eos", "eos_id", "mark_id", "seed")
 
 
 def modules() -> Iterator[types.ModuleType]:

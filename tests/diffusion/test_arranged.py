@@ -333,8 +333,7 @@ def test_the_sampler_fills_a_given_layout_text_by_text():
     by_itself = jax.jit(lambda x: sample(DIFFUSION, UNSURE, KEY, x, config)[0].x)
     together = np.asarray(in_rows(x_init))
     for row, place in _slices("documents"):
-        alone = by_itself(x_init[row, place][None])
-        np.testing.assert_array_equal(together[row, place], alone[0])
+        np.testing.assert_array_equal(together[row, place], by_itself(x_init[row, place][None])[0])
 
 
 def test_a_model_leaves_prompt_and_padding_as_they_are():
@@ -370,8 +369,7 @@ def test_a_network_is_told_how_much_is_masked_of_what_training_masks(mode, kind,
     flat = jax.tree.map(jnp.zeros_like, PARAMS)  # equally unsure of all tokens: one a call
     jax.jit(lambda x: sample(model.within(arrange(x, sequences)), flat, KEY, x, config)[0].x)(x)
     jax.effects_barrier()
-    largest = float(DIFFUSION.schedule.move_chance(np.float32(1.0)))
-    expected = largest * np.array([3, 2, 1]) / counted
+    expected = np.array([3, 2, 1]) / counted * DIFFUSION.schedule.move_chance(np.float32(1.0))
     np.testing.assert_allclose(1 - np.exp(-np.array(heard)), expected, rtol=1e-4)
 
 
@@ -381,8 +379,7 @@ def test_networks_that_read_the_whole_sequence_refuse_segments_by_name():
     segments = _segments(tokens)
     with pytest.raises(ConfigError, match=r"GPT-2 .* cannot be confined to segments"):
         jax.eval_shape(lambda: gpt2.hidden(noisy_params(gpt2, 0), tokens, segments))
-    sizes = sdtt_jax.DenoiserConfig(VOCAB, length=LENGTH, **SIZES)
-    coupled = CoupledDenoiser(CoupledConfig.of(sizes, NoiseConfig()))
+    coupled = CoupledDenoiser(CoupledConfig.of(DENOISER.config, NoiseConfig()))
     noise = draw_noise(KEY, tokens.shape, VOCAB, coupled.noise_kind)
     with pytest.raises(ConfigError, match=r"sees noise .* cannot be confined to segments"):
         coupled.hidden({}, tokens, None, noise, segments=segments)
@@ -400,5 +397,4 @@ def test_a_causal_models_score_is_that_of_a_loop_over_texts(kind):
         text = tokens[row, place]
         prompt = int(np.argmax(text == BOS)) + 1 if kind == "prompted" else 0
         found[row] += np.asarray(alone(network, params, text[None], BOS))[0, prompt:].tolist()
-    expected = [np.mean(nats) for nats in found]
-    np.testing.assert_allclose(model.score(tokens), expected, rtol=1e-5)
+    np.testing.assert_allclose(model.score(tokens), [np.mean(nats) for nats in found], rtol=1e-5)
