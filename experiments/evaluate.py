@@ -71,17 +71,13 @@ fields.define_flags(Settings)
 fields.show_in_help("mesh", "distributed", "compilation_cache")
 
 
-ALONE = {"schedule", "exits"}
-"""Suites that use neither a judge nor a baseline."""
-
-
 def evaluate(subject: Subject, suites: Sequence[str], path: Path) -> None:
     """Runs suites in the order of `SUITES`, and writes their results to a file."""
     log = stopwatch() if processes.is_first() else (lambda _: None)
     record = Record(path, subject.model.identity, log)
     if subject.settings.held_out:
         log(f"held-out text: {held_out_name(subject)}")
-    if subject.missing and not set(suites) <= ALONE:
+    if subject.missing and any(SUITES[name].compares for name in suites):
         log(subject.missing)
     for name, suite in SUITES.items():
         if name in suites:

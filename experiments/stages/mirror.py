@@ -4,8 +4,6 @@ Process 0 prepares them on its disk and uploads them; every other host downloads
 as complete when the file that is copied last is there.
 """
 
-import contextlib
-import fcntl
 import hashlib
 import os
 import shutil
@@ -15,7 +13,7 @@ from pathlib import Path
 from sdtt_jax.data.records import INFO_FILE
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.model.base import Loaded
-from sdtt_jax.paths import as_path, home, is_remote
+from sdtt_jax.paths import alone, as_path, home, is_remote
 
 CACHE = "SDTT_JAX_CACHE"
 
@@ -58,7 +56,7 @@ def download(remote: Path, local: Path, last: str) -> None:
 
     It was copied if the file `last`, which is written after all others, is the same in both places.
     """
-    with _held(local):
+    with alone(local):
         if (local / last).exists() and (local / last).read_bytes() == (remote / last).read_bytes():
             return
         partial = local.with_name(f".{local.name}.download")
@@ -77,11 +75,3 @@ def _files(folder: Path) -> Iterator[Path]:
             yield from _files(path)
         else:
             yield path
-
-
-@contextlib.contextmanager
-def _held(folder: Path) -> Iterator[None]:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with (folder.parent / f".{folder.name}.lock").open("a") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield

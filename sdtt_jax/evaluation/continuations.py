@@ -79,6 +79,12 @@ class RowLayout:
         whole(0, self, *given(self, "bos_id", "mark_id", "eos_id"))
         whole(1, self, "multiple", *given(self, "max_length"))
 
+    def opening(self, prefix: np.ndarray) -> np.ndarray:
+        """A row up to its suffix, from the ids of the prefix: `[n]` int32."""
+        before = [] if self.bos_id is None else [self.bos_id]
+        behind = [] if self.mark_id is None else [self.mark_id]
+        return np.concatenate([before, prefix, behind]).astype(np.int32)
+
 
 def layout_of(model: Model | CausalModel) -> RowLayout:
     """What stands around the texts of a model.
@@ -151,9 +157,8 @@ def lay_out(
         `layout.max_length`.
     """
     require(len(items) > 0, "no items: there is nothing to score.")
-    before = [] if layout.bos_id is None else [layout.bos_id]
-    between = [] if layout.mark_id is None else [layout.mark_id]
     behind = [] if layout.eos_id is None else [layout.eos_id]
+    around = len(layout.opening(np.empty(0))) + len(behind)
     groups: dict[int, list[tuple[np.ndarray, int, int, int]]] = {}
     for index, (prefix, suffix) in enumerate(items):
         require(len(suffix) > 0, f"item {index} has no suffix; there is nothing to score.")
@@ -161,15 +166,15 @@ def lay_out(
             as_ids(part, fill if num_ids is None else num_ids, f"item {index}")
         room = len(prefix)
         if layout.max_length is not None:
-            room = layout.max_length - len(before + between + behind) - len(suffix)
+            room = layout.max_length - around - len(suffix)
             require(
                 room >= 0,
                 f"the suffix of item {index} has {len(suffix)} tokens, too many for rows of "
                 f"max_length={layout.max_length}.",
             )
-        kept = prefix[max(0, len(prefix) - room) :]
-        tokens = np.concatenate([before, kept, between, suffix, behind]).astype(np.int32)
-        start = len(before) + len(kept) + len(between)
+        opening = layout.opening(prefix[max(0, len(prefix) - room) :])
+        tokens = np.concatenate([opening, suffix, behind]).astype(np.int32)
+        start = len(opening)
         length = -(-len(tokens) // layout.multiple) * layout.multiple
         groups.setdefault(length, []).append((tokens, start, start + len(suffix), index))
     found = []

@@ -17,7 +17,7 @@ from sdtt_jax.config import require, whole
 from sdtt_jax.diffusion.estimators import BoundConfig
 from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.evaluation.cloze import ItemScores, scores
-from sdtt_jax.evaluation.continuations import Cloze, Continuation, encode
+from sdtt_jax.evaluation.continuations import Cloze, Continuation, encode, layout_of
 from sdtt_jax.evaluation.settings import Variation, setting
 from sdtt_jax.keys import purpose_key
 from sdtt_jax.model.causal import CausalModel
@@ -139,10 +139,9 @@ def generations(
       options: steps and seed, and how many tokens where a request does not say.
     """
     tokenizer = model.text_tokenizer
-    # Tokens besides BOS. A causal network does not read the last token, so its row has room for one more; for
-    # instructions it has BOS both before the context and behind it.
-    mark = model.prompt_end
-    most = _most(model) - (isinstance(model, Model) or mark is not None)
+    # Tokens besides BOS. A causal network does not read the last token, so its row has room for one more.
+    layout = layout_of(model)
+    most = _most(model) - len(layout.opening(np.empty(0))) + isinstance(model, CausalModel)
     key = purpose_key(options.seed, "harness.generate")
     pairs = [(tokenizer.encode_part(context), wanted(settings)) for context, settings in requests]
     unused = {name for _, request in pairs for name in request.unused}
@@ -155,7 +154,7 @@ def generations(
         same = (ids.tobytes(), request)
         draw = jax.random.fold_in(jax.random.fold_in(key, zlib.crc32(same[0])), repeats[same])
         repeats[same] += not request.filters.greedy
-        start = _start(model, ids[len(ids) - kept :])
+        start = layout.opening(ids[len(ids) - kept :])
         tokens = _continued(model, draw, start, count, request.filters, options.num_steps)
         ends = np.flatnonzero(np.isin(tokens, (tokenizer.bos_id, tokenizer.eos_id)))
         text = tokenizer.decode(tokens[: ends[0] if len(ends) else None])
@@ -167,13 +166,6 @@ def generations(
         told += [f"more tokens wanted than fit: {short} of {len(texts)} requests"] * bool(short)
         warnings.warn(f"Settings of generated text, {'; '.join(told)}.", stacklevel=2)
     return texts
-
-
-def _start(model: Model | CausalModel, ids: np.ndarray) -> np.ndarray:
-    """What stands before the tokens that continue a context, as in training: `[n]` int32."""
-    mark, bos = model.prompt_end, [model.text_tokenizer.bos_id]
-    before = bos if mark is None or isinstance(model, CausalModel) else []
-    return np.concatenate([before, ids, [] if mark is None else [mark]]).astype(np.int32)
 
 
 def _continued(

@@ -45,6 +45,12 @@ class ReadTexts(NamedTuple):
     facts: dict[str, Any]  # how the texts were converted, JSON-ready
 
 
+def behind(texts: Sequence[np.ndarray], given: int | np.ndarray) -> list[np.ndarray]:
+    """Texts without their first `given` tokens, or `given[i]` of text i: their prompts."""
+    starts = np.broadcast_to(given, len(texts))
+    return [text[start:] for text, start in zip(texts, starts, strict=True)]
+
+
 class TextWindows(NamedTuple):
     """Windows of texts as the network reads them."""
 

@@ -21,9 +21,8 @@ Item = Mapping[str, Any]
 class Judging:
     """Who scored an item's texts, and how: perplexities can be compared only where these are equal."""
 
-    path: str = dataclasses.field(
-        compare=False
-    )  # of the judge, which may have been moved or copied
+    # Of the judge, which may have been moved or copied.
+    path: str = dataclasses.field(compare=False)
     digest: str
     settings: tuple[str, ...]  # compute dtype, first token, ends
 
@@ -37,9 +36,8 @@ class Evaluation:
 
     name: str  # of the file
     items: Mapping[str, Item]  # results by name
-    judgings: Mapping[str, Judging] = dataclasses.field(
-        default_factory=dict
-    )  # of items that have one
+    # Of the items that were judged, by name.
+    judgings: Mapping[str, Judging] = dataclasses.field(default_factory=dict)
 
     def under(self, prefix: str) -> dict[str, Item]:
         """Items whose names begin with `prefix/`, by the rest of their names, in order."""

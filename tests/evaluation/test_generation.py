@@ -108,10 +108,8 @@ def test_all_suites_begin_where_sampling_begins(model, tmp_path, monkeypatch, fa
         lambda: harness.generations(model, [("in t", {"max_gen_toks": 3})], harness.Options())
     )
     # All others are asked behind BOS, as the reference asks published models.
-    instructed, text = (
-        facts.get("sequences") == "prompted",
-        prompted[0, len(given) - 4 : len(given)],
-    )
+    instructed = facts.get("sequences") == "prompted"
+    text = prompted[0, len(given) - 4 : len(given)]
     asked = given if instructed else [model.tokenizer.bos_id, *text]
     assert row[row != model.mask_id].tolist() == list(asked)
 
@@ -131,7 +129,7 @@ def test_a_model_of_instructions_is_asked_for_completions_alone(model):
         [rows] = continuations.lay_out([item], continuations.layout_of(each), 40)
         assert rows.tokens[0, : len(row)].tolist() == row
         assert row[rows.start[0] : rows.stop[0]] == [7]
-    assert harness._start(causal, item.prefix).tolist() == [bos, 5, 6, bos]
+    assert continuations.layout_of(causal).opening(item.prefix).tolist() == [bos, 5, 6, bos]
     # Neither a real sequence's prompt nor its BOS counts for entropy and perplexity.
     real = np.array([[5, 6, 7, bos, 8, 9, eos], [5, bos, 8, 8, 8, 8, eos]], np.int32)
     setup = Setup("unconditional", np.full((1, 1), bos, np.int32), 7, real)

@@ -47,6 +47,7 @@ class Suite(NamedTuple):
     run: Callable[[Subject, Record], None]
     help: str  # what it measures, for a command's help
     tables: tuple[ReportTable, ...]  # of the report
+    compares: bool = True  # whether it may use the judge or the baseline
 
 
 TEXTS = (
@@ -108,6 +109,7 @@ SUITES: dict[str, Suite] = {
                 "calls {num_steps} | learnt {gap:4} | even counts {even_gap:4}",
             ),
         ),
+        compares=False,
     ),
     "exits": Suite(
         exits.suite,
@@ -120,6 +122,7 @@ SUITES: dict[str, Suite] = {
                 "layers {layers:3} | of {num_layers} | texts {num_texts}",
             ),
         ),
+        compares=False,
     ),
     "budget": Suite(
         budget.suite,

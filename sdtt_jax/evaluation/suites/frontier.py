@@ -14,7 +14,7 @@ import numpy as np
 from sdtt_jax.config import require
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.evaluation.bootstrap import bootstrap, exp_ratio, mean, said
-from sdtt_jax.evaluation.judge import read
+from sdtt_jax.evaluation.judge import behind, read
 from sdtt_jax.evaluation.quality import unigram_entropy
 from sdtt_jax.evaluation.record import Json, Record, digest_of
 from sdtt_jax.evaluation.subject import Subject
@@ -56,8 +56,7 @@ def real_entropy(subject: Subject, real: np.ndarray) -> float:
     tokenizer, ends = subject.model.tokenizer, subject.settings.ends
     given = prompt_lengths(real, subject.model.sequences)
     texts = read(None, list(real), tokenizer, ends, given).texts
-    written = [text[n:] for text, n in zip(texts, given, strict=True)]
-    return float(unigram_entropy(written).mean())
+    return float(unigram_entropy(behind(texts, given)).mean())
 
 
 def at_entropy(nats: np.ndarray, entropies: np.ndarray, target: float | np.ndarray) -> np.ndarray:

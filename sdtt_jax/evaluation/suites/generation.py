@@ -8,7 +8,7 @@ import numpy as np
 from sdtt_jax.config import require, to_mapping
 from sdtt_jax.diffusion.decoders import parse_mode
 from sdtt_jax.evaluation.bootstrap import said
-from sdtt_jax.evaluation.judge import ReadTexts, Scores, bos_of, read, score_texts
+from sdtt_jax.evaluation.judge import ReadTexts, Scores, behind, bos_of, read, score_texts
 from sdtt_jax.evaluation.mauve import MauveConfig, mauve_score, text_features
 from sdtt_jax.evaluation.quality import quality
 from sdtt_jax.evaluation.record import Json, Record, digest_of
@@ -67,8 +67,7 @@ class Judged(NamedTuple):
     @property
     def written(self) -> list[np.ndarray]:
         """The texts without their prompts, cut at their ends if that is asked for."""
-        starts = np.broadcast_to(self.given, len(self.reading.texts))
-        return [text[n:] for text, n in zip(self.reading.texts, starts, strict=True)]
+        return behind(self.reading.texts, self.given)
 
 
 def suite(subject: Subject, record: Record) -> None:
