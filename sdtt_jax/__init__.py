@@ -54,6 +54,8 @@ with epy.lazy_api_imports(globals()):
     from sdtt_jax.objectives import distill_loss as distill_loss
     from sdtt_jax.objectives import judge_loss as judge_loss
     from sdtt_jax.objectives import teacher_loss as teacher_loss
+    from sdtt_jax.parallel.mesh import MeshConfig as MeshConfig
+    from sdtt_jax.parallel.mesh import make_mesh as make_mesh
     from sdtt_jax.parallel.placement import unbox as unbox
     from sdtt_jax.training.config import TrainConfig as TrainConfig
     from sdtt_jax.training.loop import train as train

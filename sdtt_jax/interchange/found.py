@@ -68,7 +68,8 @@ def describe(names: Collection[str], models: Sequence[Path] = ()) -> str:
         )
     if {"_METADATA", "_CHECKPOINT_METADATA", "manifest.ocdbt"} & set(names):
         return "It holds an Orbax checkpoint of another program, or a part of one."
-    if {"teacher", "rounds", "metrics.jsonl"} & set(names):
+    # The last two, while it prepares its data.
+    if {"teacher", "rounds", "metrics.jsonl"} & set(names) or {"config.json", "data"} <= set(names):
         return "It holds a run none of whose stages has finished: finish it with experiments.run."
     shown = ", ".join(names[:8]) + (" …" if len(names) > 8 else "")
     meant = f"; did you mean {' or '.join(map(str, models[:3]))}?" if models else "."

@@ -85,6 +85,10 @@ def load(
       >>> model.tokenizer.decode(model.tokenizer.encode_part("and he said"))
       'and he said'
     """
+    right = mesh is None or isinstance(mesh, Mesh)
+    require(
+        right, f"mesh must be a jax.sharding.Mesh, not {mesh!r}; make_mesh(MeshConfig()) makes one."
+    )
     published = _find_published(path, revision, given)
     if published is None:
         return _own(as_path(path), mesh, compute_dtype)
@@ -146,6 +150,8 @@ def _find_published(
 
 def _place(path: str | os.PathLike[str], revision: str | None) -> tuple[str, re.Match[str] | None]:
     """A path as text ("smollm2" becomes its file), and its parts if it is the name of a repository."""
+    right = isinstance(path, os.PathLike) or (isinstance(path, str) and path != "")
+    require(right, f"path must be the path or the name of a model, not {path!r}.")
     text = os.fspath(path)
     if text == SMOLLM2 and not as_path(text).exists():
         text = str(smollm2_file())

@@ -31,7 +31,12 @@ SAMPLER_FILE, PARAMS_FILE, DESCRIPTION_FILE, RUNNER_FILE = (
 )
 HELPER = "helper"  # where its parameters are among the model's
 RUNNER = '''\
-"""Writes texts with the exported sampler: python run.py [SEED]. Needs jax and safetensors alone."""
+"""Writes one batch of texts with the exported sampler. Needs jax and safetensors alone.
+
+    python run.py [SEED]
+
+The texts are those of the first batch of `python -m experiments.sample --seed=SEED`, at an equal batch size.
+"""
 import json, pathlib, signal, sys
 import jax, jax.export, numpy as np
 from safetensors.numpy import load_file
@@ -42,11 +47,15 @@ folder = pathlib.Path(__file__).parent
 info = json.loads((folder / "sampler.json").read_text("utf-8"))
 sampler = jax.export.deserialize(bytearray((folder / "sampler.stablehlo").read_bytes()))
 seed = (sys.argv[1:] or ["0"])[0]
+if seed in ("-h", "--help"):
+    sys.exit(print(__doc__.strip()))
 if not (seed.isascii() and seed.isdecimal() and len(seed) <= 10 and int(seed) <= MAX_SEED):
     sys.exit(f"Error: SEED={seed} must be a whole number from 0 to MAX_SEED.")
-key = jax.random.key_data(jax.random.key(int(seed), impl="threefry2x32"))
+key = jax.random.key(int(seed), impl="threefry2x32")
+first = jax.random.key_data(jax.random.fold_in(key, 0))  # for another batch, fold in its number
+params = load_file(folder / "params.safetensors")
 masked = np.full((info["batch_size"], info["length"]), info["mask_id"], np.int32)  # or with a prompt
-for row in np.asarray(sampler.call(load_file(folder / "params.safetensors"), key, masked)):
+for row in np.asarray(sampler.call(params, first, masked)):
     print("".join(info["pieces"][i] for i in row) if info["pieces"] else row.tolist(), flush=True)
 '''.replace("MAX_SEED", str(MAX_SEED))
 

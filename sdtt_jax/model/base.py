@@ -29,7 +29,7 @@ from sdtt_jax.typing import Params
 KNOWN = ("stage", "round", "dt", "source", "variant")
 
 
-@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Loaded(abc.ABC):
     """A network's parameters, with their tokenizer and metadata.
 
@@ -40,9 +40,19 @@ class Loaded(abc.ABC):
         what distinguishes it (`evaluation.variants`).
     """
 
-    params: Params = dataclasses.field(repr=False)
-    tokenizer: Tokenizer | None = dataclasses.field(repr=False)
+    params: Params
+    tokenizer: Tokenizer | None
     facts: dict[str, Any]
+
+    def __repr__(self) -> str:
+        """One line: what it is, where it is from, and how large it is."""
+        config, count = self.config, sum(leaf.size for leaf in jax.tree.leaves(self.params))
+        where = "" if self.mesh is None else f", on {self.mesh.size} devices"
+        return (
+            f"<{type(self).__name__} {self.facts.get('path', 'in memory')}: {config.num_layers} × "
+            f"{config.embed_dim}, {count:,} parameters, vocabulary of {config.vocab_size:,}, "
+            f"length {config.length}{where}>"
+        )
 
     @property
     def mesh(self) -> Mesh | None:

@@ -24,7 +24,7 @@ from sdtt_jax.ops.tokens import as_rows
 from sdtt_jax.parallel.processes import to_host
 
 
-@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class CausalModel(Loaded):
     """A causal network with its parameters.
 

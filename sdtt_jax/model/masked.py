@@ -40,7 +40,7 @@ from sdtt_jax.parallel.processes import to_host
 from sdtt_jax.typing import Key, Logits, LogProbs, Params, PerSequence, Tokens
 
 
-@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Model(Loaded):
     """A denoiser with its parameters.
 
@@ -52,7 +52,7 @@ class Model(Loaded):
     """
 
     denoiser: Denoiser
-    schedule: Schedule = dataclasses.field(repr=False)
+    schedule: Schedule
 
     @property
     def diffusion(self) -> MaskedDiffusion:

@@ -123,6 +123,7 @@ class TestFolders:
                 r"checkpoints \(steps 20, 100\) of a training run that has not finished",
             ),
             (["config.json", "data", "metrics.jsonl"], "a run none of whose stages has finished"),
+            (["config.json", "data"], "a run none of whose stages has finished"),
             (["notes.txt"], "It holds notes.txt."),
             ([], "It is an empty folder"),
         ],
@@ -136,6 +137,12 @@ class TestFolders:
                 (tmp_path / name).mkdir()
         with pytest.raises(CheckpointError, match=f"{tmp_path} holds no finished model.*{said}"):
             sdtt_jax.load(tmp_path)
+
+    @pytest.mark.parametrize("path", ["", None, 3, b"runs/demo"])
+    def test_a_path_that_is_none_is_refused(self, path):
+        """An empty one, such as that of an unset variable, would otherwise be the current folder."""
+        with pytest.raises(ConfigError, match=f"path must be the path or the name .*{path!r}"):
+            sdtt_jax.load(path)
 
     @pytest.mark.parametrize("part", ["", "state", "meta"])
     def test_a_step_of_a_training_names_its_stage(self, tmp_path, part):

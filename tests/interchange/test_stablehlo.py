@@ -27,12 +27,12 @@ from tests.worlds import as_causal, noisy_params
 
 
 def test_it_runs_without_this_library(model, tmp_path):
-    """In a process that cannot import sdtt_jax, the runner writes the same as the live sampler."""
+    """In a process that cannot import sdtt_jax, the runner writes what `Model.sample` writes."""
     export_stablehlo(model, tmp_path, SamplerConfig(4), 3)
     code = (
         "import sys, runpy; sys.modules['sdtt_jax'] = None; "
         f"sys.argv = ['run.py', '7']; runpy.run_path({str(tmp_path / 'run.py')!r})\n"
-        "for seed in ('-1', str(2**32), str(2**63), '1.5', 'x', '٣'):\n"
+        "for seed in ('--help', '-1', str(2**32), str(2**63), '1.5', 'x', '٣'):\n"
         "    sys.argv[1:] = [seed]\n"
         f"    try: runpy.run_path({str(tmp_path / 'run.py')!r})\n"
         "    except SystemExit as stop: print(ascii(stop.code))"
@@ -46,11 +46,12 @@ def test_it_runs_without_this_library(model, tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    live = model.denoise(jax.random.key(7), model.prior(3), SamplerConfig(4)).x
+    live = model.sample(jax.random.key(7), 3, 4, batch_size=3)
     expected = ["".join(model.tokenizer.pieces(row)) for row in np.asarray(live)]
-    texts, refused = done.stdout.splitlines()[:3], done.stdout.splitlines()[3:]
+    lines = done.stdout.splitlines()
+    texts, told, refused = lines[:3], lines[3:-6], lines[-6:]
     assert texts == expected
-    assert len(refused) == 6
+    assert "python run.py [SEED]" in "\n".join(told)
     assert all("must be a whole number from 0 to 4294967295." in line for line in refused)
 
 

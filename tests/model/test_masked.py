@@ -20,6 +20,19 @@ def test_a_run_means_its_last_round_and_any_part_can_be_named(run, model):
     assert sdtt_jax.load(run / "rounds" / "01" / "final").facts["stage"] == "rounds/01"
 
 
+def test_a_model_is_shown_in_one_line(run, model):
+    count = sum(np.size(leaf) for leaf in jax.tree.leaves(model.params))
+    shown = repr(model)
+    assert shown.startswith(f"<Model {run}/rounds/01/final: ")
+    assert "\n" not in shown
+    assert f" {count:,} parameters, vocabulary of {model.config.vocab_size}, length 12>" in shown
+
+
+def test_a_mesh_that_is_none_is_refused(run):
+    with pytest.raises(ConfigError, match=r"mesh must be a jax\.sharding\.Mesh, not 4"):
+        sdtt_jax.load(run, mesh=4)
+
+
 def test_a_dtype_may_be_given_by_its_name_or_itself(run):
     for dtype in ("bfloat16", jnp.bfloat16, jnp.dtype("bfloat16")):
         assert sdtt_jax.load(run, compute_dtype=dtype).config.compute_dtype == "bfloat16"
