@@ -94,10 +94,12 @@ class Record:
         """The result of an item; computed unless the file holds it for the same inputs.
 
         The inputs are everything that determines it; they and the result are JSON-ready. A result for other
-        inputs is replaced, and the log says what they were.
+        inputs is replaced, and the log says what they were. Where a model among them lies does not count: a
+        run may be moved.
         """
         stored = self._content["items"].get(name)
-        if processes.agree(stored is not None and stored["inputs"] == _plain(inputs)):
+        same = stored is not None and _placeless(stored["inputs"]) == _placeless(_plain(inputs))
+        if processes.agree(same):
             return dict(_seen(stored, self.path)["result"])
         if stored is not None:
             lines = "; ".join(differences(stored["inputs"], _plain(inputs)))
@@ -271,6 +273,16 @@ def _plain(content: Any) -> Any:
     if isinstance(content, float) and not np.isfinite(content):
         return None
     return content
+
+
+def _placeless(inputs: Mapping[str, Any]) -> Json:
+    """The inputs without the paths of models, which their digests identify."""
+    return {
+        name: {part: of for part, of in value.items() if part != "path"}
+        if isinstance(value, Mapping) and "digest" in value
+        else value
+        for name, value in inputs.items()
+    }
 
 
 def _file_name(item: str) -> str:

@@ -41,6 +41,16 @@ def test_an_item_is_computed_once_for_its_inputs(tmp_path):
     assert content["items"]["suite/a"]["inputs"] == {"steps": [4]}
 
 
+def test_a_run_that_was_moved_keeps_its_results(tmp_path):
+    """The judge of a run lies in it, so its path changes; another judge has another digest."""
+    compute = Counted({"perplexity": 2.0})
+    for judge, times in ((MODEL, 1), (MODEL | {"path": "moved"}, 1), (OTHER, 2)):
+        Record(tmp_path / "x.json", MODEL).item("suite/a", {"judge": judge}, compute)
+        assert compute.times == times
+    Record(tmp_path / "x.json", MODEL).item("suite/a", {"judge": OTHER, "path": "b"}, compute)
+    assert compute.times == 3
+
+
 def test_parts_outlive_an_item_that_was_cut_off(tmp_path):
     compute = Counted({"tokens": np.arange(6).reshape(2, 3)})
     for _ in range(2):
