@@ -6,6 +6,8 @@ from sdtt_jax.markdown import table
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
 from sdtt_jax.networks import kinds
+from sdtt_jax.networks.config import CoupledConfig
+from sdtt_jax.ops.noise import num_values
 from sdtt_jax.paths import read_json
 from sdtt_jax.version import __version__
 
@@ -16,6 +18,10 @@ USE = {
     "stablehlo": "python run.py [SEED]   # needs only jax and safetensors",
 }
 
+DRAWN_FROM_NOISE = (
+    'It sees the noise that draws its tokens: sample it with `mode="first-hitting"`, as it was trained, and '
+    "`temperature=0` or a low one."
+)
 
 # What the card calls the kinds of network.
 NETWORKS = {
@@ -58,6 +64,8 @@ def model_card(model: Model | CausalModel, format_name: str, results: dict[str, 
     told = ("stage", "round", "dt", "divergence", "num_distill_steps")
     rows += [(name.replace("_", " "), facts[name]) for name in told if name in facts]
     lines.append(table(["", ""], rows))
+    if isinstance(c, CoupledConfig) and not num_values(c.noise.drawn):
+        lines += ["", DRAWN_FROM_NOISE]
     steps = _measured(model, results)
     if steps:
         measured = ((n, f"{s['gen_ppl']:.2f}", f"{s['entropy']:.3f}") for n, s in steps.items())

@@ -16,7 +16,9 @@ from sdtt_jax.interchange.card import NETWORKS, model_card
 from sdtt_jax.interchange.export import export_orbax, export_reference
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.networks import CausalConfig, CausalNetwork
-from sdtt_jax.networks.kinds import KINDS, kind_of
+from sdtt_jax.networks.config import CoupledConfig, NoiseConfig
+from sdtt_jax.networks.coupled import CoupledDenoiser
+from sdtt_jax.networks.kinds import COUPLED, KINDS, kind_of
 from tests.experiments.processes import call
 
 CONFIG = {
@@ -103,6 +105,17 @@ def test_the_card_says_what_was_measured(model):
     assert "| 8 | 14.25 | 2.500 |" in card
     assert "16.6" not in card
     assert "| round | 1 |" in card
+
+
+@pytest.mark.parametrize(("kind", "said"), [("full", True), ("masks", False)])
+def test_the_card_of_a_noise_coupled_student_says_how_to_sample_it(model, kind, said):
+    """Not where the noise draws only masks: tokens are then drawn as of any denoiser."""
+    config = CoupledConfig.of(model.config, NoiseConfig(kind))
+    coupled = dataclasses.replace(
+        model, denoiser=CoupledDenoiser(config), facts=model.facts | {"kind": COUPLED}
+    )
+    card = model_card(coupled, "orbax", None)
+    assert ('`mode="first-hitting"`' in card) is said
 
 
 def test_the_card_says_which_network_it_is(model):
