@@ -18,6 +18,8 @@ from sdtt_jax.parallel import processes
 from sdtt_jax.parallel.mesh import make_mesh
 from sdtt_jax.paths import modified
 from sdtt_jax.reporting import write_report
+from sdtt_jax.reporting.findings import find
+from sdtt_jax.reporting.record import read_run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +49,10 @@ def _data(run: Run) -> None:
 
 def _report(run: Run) -> None:
     evaluation.add_timing(run)
-    page = processes.on_first("Writing the report", lambda: write_report(run.workdir.root))
+    root = run.workdir.root
+    page = processes.on_first("Writing the report", lambda: write_report(root))
+    if processes.is_first():
+        run.log(f"  {find(read_run(root)).headline}")
     run.log(f"  {page}")
 
 

@@ -156,6 +156,9 @@ class TestWholeRun:
         said = [line for line in unbroken.finished.stdout.splitlines() if not line.startswith(" ")]
         assert [line.split(":")[0] for line in said] == list(STAGE_NAMES)
         assert "Traceback" not in unbroken.finished.stderr
+        *_, headline, page = unbroken.finished.stdout.splitlines()
+        assert page.strip() == str(root / "report.html")
+        assert f"<h1>{headline.strip()}</h1>" in (root / "report.html").read_text("utf-8")
 
     def test_results(self, unbroken):
         results = json.loads((unbroken.root / "results.json").read_text())
