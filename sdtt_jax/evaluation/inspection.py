@@ -43,17 +43,14 @@ class Reading(NamedTuple):
 
 
 def recognised(model: Model | CausalModel) -> Json:
-    """How a model was recognised, JSON-ready; parameters are counted without the vocabulary's padding."""
+    """How a model was recognised, JSON-ready."""
     tokenizer, facts = model.tokenizer, model.facts
-    leaves = jax.tree_util.tree_leaves_with_path(model.params)
-    padding = model.config.padded_vocab - (model.config.vocab_size + isinstance(model, Model))
-    tables = sum(model.config.padded_vocab in x.shape for _, x in leaves)
     return {
         "path": facts["path"],
         "layout": facts.get("layout", "sdtt_jax"),
         "kind": facts["kind"],
         "config": dataclasses.asdict(model.config),
-        "parameters": sum(x.size for _, x in leaves) - padding * tables * model.config.embed_dim,
+        "parameters": model.num_parameters,
         "stored_as": facts.get("dtype", "F32"),
         "mask_row": facts.get("mask_row"),
         # Share of the training noise that was random tokens instead of MASK; no such token is drawn here.

@@ -23,6 +23,7 @@ from sdtt_jax.ops.sequences import Sequences
 from sdtt_jax.parallel.mesh import batch_pieces, mesh_if_any, use_mesh
 from sdtt_jax.parallel.placement import place_batch, place_whole
 from sdtt_jax.paths import as_path, read_json, with_target
+from sdtt_jax.trees import flat_leaves
 from sdtt_jax.typing import Params
 
 # Facts of a checkpoint that are repeated in the results of its model.
@@ -46,13 +47,23 @@ class Loaded(abc.ABC):
 
     def __repr__(self) -> str:
         """One line: what it is, where it is from, and how large it is."""
-        config, count = self.config, sum(leaf.size for leaf in jax.tree.leaves(self.params))
+        config = self.config
         where = "" if self.mesh is None else f", on {self.mesh.size} devices"
         return (
             f"<{type(self).__name__} {self.facts.get('path', 'in memory')}: {config.num_layers} × "
-            f"{config.embed_dim}, {count:,} parameters, vocabulary of {config.vocab_size:,}, "
+            f"{config.embed_dim}, {self.num_parameters:,} parameters, vocabulary of {config.vocab_size:,}, "
             f"length {config.length}{where}>"
         )
+
+    @property
+    def num_parameters(self) -> int:
+        """How many numbers the parameters are, without the rows and columns that pad the vocabulary."""
+        columns = self.config.padded_vocab
+        padding = columns - self.config.vocab_size - hasattr(self, "mask_id")
+        leaves = flat_leaves(self.params)
+        tables = (leaf for path, leaf in leaves.items() if path.split("/")[0] in ("embed", "head"))
+        padded = sum(leaf.size // columns for leaf in tables if columns in leaf.shape)
+        return sum(leaf.size for leaf in leaves.values()) - padding * padded
 
     @property
     def mesh(self) -> Mesh | None:

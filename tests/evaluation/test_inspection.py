@@ -8,7 +8,7 @@ from sdtt_jax.diffusion.estimators import BoundConfig
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.evaluation.inspection import Reading, losses, own_reading, recognised
 from sdtt_jax.evaluation.likelihood import text_bounds
-from sdtt_jax.networks import CausalConfig, CausalNetwork
+from sdtt_jax.networks import CausalConfig, CausalNetwork, Denoiser, DenoiserConfig
 from sdtt_jax.networks.config import (
     GPT2Config,
     GPT2DenoiserConfig,
@@ -18,6 +18,7 @@ from sdtt_jax.networks.config import (
 from sdtt_jax.networks.gpt2 import GPT2Network
 from sdtt_jax.networks.kinds import network_of
 from sdtt_jax.networks.llama import LlamaDenoiser, LlamaNetwork
+from sdtt_jax.parallel.placement import unbox
 from tests.worlds import as_causal, as_model, noisy_params
 
 SIZES = {"vocab_size": 7, "length": 8, "num_layers": 1, "embed_dim": 8, "num_heads": 2}
@@ -84,6 +85,15 @@ def test_pieces_are_counted(number):
     model = as_causal(NETWORKS["llama"], noisy_params(NETWORKS["llama"], 1))
     with pytest.raises(ConfigError, match=f"num_maskings must be .*, not {number}"):
         losses(model, TEXTS, KEY, num_maskings=number)
+
+
+def test_a_width_like_that_of_the_padded_vocabulary_is_counted():
+    """Of 128 rows and columns, 8 are tokens and MASK; the blocks' 128 features are no padding."""
+    network = Denoiser(DenoiserConfig(7, 8, num_layers=1, embed_dim=128, num_heads=2))
+    model = as_model(network, jax.eval_shape(lambda: unbox(network.init(jax.random.key(0)))))
+    numbers = sum(leaf.size for leaf in jax.tree.leaves(model.params))
+    embedding, kernel, bias = 120 * 128, 128 * 120, 120
+    assert recognised(model)["parameters"] == numbers - embedding - kernel - bias
 
 
 def test_what_was_recognised_is_said():

@@ -21,11 +21,13 @@ def test_a_run_means_its_last_round_and_any_part_can_be_named(run, model):
 
 
 def test_a_model_is_shown_in_one_line(run, model):
-    count = sum(np.size(leaf) for leaf in jax.tree.leaves(model.params))
     shown = repr(model)
     assert shown.startswith(f"<Model {run}/rounds/01/final: ")
     assert "\n" not in shown
-    assert f" {count:,} parameters, vocabulary of {model.config.vocab_size}, length 12>" in shown
+    assert (
+        f" {model.num_parameters:,} parameters, vocabulary of {model.config.vocab_size}, length 12>"
+        in shown
+    )
 
 
 def test_a_mesh_that_is_none_is_refused(run):
