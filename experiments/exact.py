@@ -198,7 +198,8 @@ def write(record: Record, folder: Path) -> list[Path]:
     """Writes results.json and the figure into --output; returns their paths."""
     try:
         write_json(folder / "results.json", record, indent=1)
-        pictures = [write_exact(record, folder / f"exact.{kind}") for kind in ("svg", "png")]
+        drawn = (write_exact(record, folder / f"exact.{kind}") for kind in ("svg", "png"))
+        pictures = [path for path in drawn if path is not None]
     except OSError as error:
         raise DataError(f"--output={folder} cannot be written to: {error.strerror}.") from error
     return [folder / "results.json", *pictures]

@@ -34,11 +34,14 @@ def write_exact_from(results: str, picture: Path) -> Path:
     """Draws a record of `experiments.exact`."""
     record = read_json(results)
     try:
-        return write_exact(record, picture)
+        drawn = write_exact(record, picture)
     except (ValueError, LookupError, TypeError, AttributeError):
         raise DataError(
             f"--exact={results} is not a result of experiments.exact; give the results.json that it wrote."
         ) from None
+    if drawn is None:
+        raise DataError(f"--exact={results}: all samples are exact, so there is nothing to draw.")
+    return drawn
 
 
 def write_race_of(workdir: str, batch: int, picture: Path) -> Path:

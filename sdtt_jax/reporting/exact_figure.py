@@ -32,7 +32,7 @@ Record = Mapping[str, Any]
 
 
 def exact_panels(record: Record, measure: str = "kl") -> list[Panel]:
-    """One panel for each divergence in `record["rounds"]`, on common axes.
+    """One panel for each divergence in `record["rounds"]`, on common axes; none if all samples are exact.
 
     Args:
       record: what `sdtt_jax.laboratory.record` makes.
@@ -40,6 +40,8 @@ def exact_panels(record: Record, measure: str = "kl") -> list[Panel]:
     """
     panels = [_series(record, divergence, measure) for divergence in record["rounds"]]
     values = tuple(v for series in panels for s in series for v in s.y)
+    if not values:
+        return []
     steps = [int(n) for n in record["teacher"]["steps"]]
     return [
         Panel(
@@ -108,8 +110,9 @@ def _key(record: Record, series: tuple[Series, ...], measure: str) -> tuple[Seri
 
 def _alike(record: Record, divergence: str, measure: str) -> bool:
     teacher = record["teacher"]["steps"]
+    # By products, since a teacher's samples may be exact.
     return all(
-        1 / _ALIKE < entry["steps"][n][measure] / teacher[n][measure] < _ALIKE
+        teacher[n][measure] / _ALIKE <= entry["steps"][n][measure] <= teacher[n][measure] * _ALIKE
         for entry in record["rounds"][divergence]
         for n in teacher
     )

@@ -166,6 +166,12 @@ def _without_student(run: RecordedRun) -> Findings:
     if any(student.steps for student in run.students):
         headline = "Teacher and student were not measured at the same numbers of steps"
         sentence = "Their curves are shown below, but there is no pair to compare."
+    elif run.few_calls:
+        few = _fewest_gained(run)
+        headline = "No gain of the noise-coupled student is certain"
+        if few:
+            headline = f"At {_calls(few.calls)} a noise-coupled student {_gained(run, few)}"
+        sentence = "Teacher and student are compared at the entropy of real text."
     elif run.teacher:
         headline = "A teacher, and no student yet"
         sentence = "The teacher has been measured; no round of distillation has been evaluated."

@@ -21,15 +21,17 @@ def frontier_panels(
         (evaluation.name, judged_by(evaluation, f"{head}/{name}", letters), item)
         for evaluation in evaluations
         for name, item in evaluation.under(head).items()
+        if _points(item)
     ]
+    if not found:
+        return []
     if colours is None:
         colours = {name: f"r{i}" for i, name in enumerate(dict.fromkeys(n for n, *_ in found), 1)}
     modes = list(dict.fromkeys(item["mode"] for *_, item in found))
-    points = [point for *_, item in found for point in item["points"]]
+    points = [point for *_, item in found for point in _points(item)]
     spans = {
         name: tuple(limit(point[name] for point in points) for limit in (min, max))
         for name in ("gen_ppl", "entropy")
-        if points
     }
     panels = []
     for steps in sorted({item["num_steps"] for *_, item in found}):
@@ -60,9 +62,12 @@ def frontier_panels(
 
 
 def _series(name: str, item: Item, modes: Sequence[str], colour: str) -> Series:
-    x, y, low, high = (
-        tuple(point[field] for point in _points(item))
-        for field in ("entropy", "gen_ppl", "gen_ppl_low", "gen_ppl_high")
+    points = _points(item)
+    x, y = (tuple(point[field] for point in points) for field in ("entropy", "gen_ppl"))
+    # One text has no interval.
+    low, high = (
+        tuple(point[f"gen_ppl_{end}"] or point["gen_ppl"] for point in points)
+        for end in ("low", "high")
     )
     place = modes.index(item["mode"])
     label = f"{name}, {item['mode']}" if len(modes) > 1 else name
@@ -75,7 +80,9 @@ MARKERS = ("dot", "ring", "square", "open")
 
 
 def _points(item: Item) -> list[Item]:
-    return sorted(item["points"], key=lambda point: point["entropy"])
+    """The points that have a perplexity, by entropy."""
+    known = (point for point in item["points"] if point["gen_ppl"] is not None)
+    return sorted(known, key=lambda point: point["entropy"])
 
 
 def _tip(series: Series, point: Item) -> Tip:

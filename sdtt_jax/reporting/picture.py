@@ -77,12 +77,16 @@ def write_frontier(evaluations: Sequence[Evaluation], path: Path | str) -> Path 
     return _write(rows, (560, 560), 400, path, len(evaluations))
 
 
-def write_exact(record: Mapping[str, Any], path: Path | str) -> Path:
+def write_exact(record: Mapping[str, Any], path: Path | str) -> Path | None:
     """Draws what `experiments.exact` writes to results.json: one row per measure, one panel per divergence.
 
-    With one divergence the measures stand side by side. Returns the path, a .png or .svg.
+    With one divergence the measures stand side by side. Returns the path, a .png or .svg; None if all samples
+    are exact, as of independent tokens: a logarithmic axis has no zero.
     """
-    rows = [exact_panels(record, measure) for measure in measured(record)]
+    drawn = (exact_panels(record, measure) for measure in measured(record))
+    rows = [panels for panels in drawn if panels]
+    if not rows:
+        return None
     rounds = max(len(entries) for entries in record["rounds"].values())
     if len(record["rounds"]) == 1:
         rows = [[panel for row in rows for panel in row]]

@@ -1,6 +1,7 @@
 """The laboratory's figure. Oracle: records made by hand."""
 
 from sdtt_jax.reporting.exact_figure import exact_panels, measured
+from sdtt_jax.reporting.picture import write_exact
 
 
 def steps(scale: float) -> dict:
@@ -39,6 +40,13 @@ def test_samples_that_are_exact_have_no_place_on_a_log_axis():
     made = record(steps(0.5))
     made["teacher"]["steps"]["4"]["kl"] = 0.0
     assert exact_panels(made)[0].series[0].x == (1, 2, 3)
+
+
+def test_a_world_without_dependence_is_exact_everywhere_and_has_no_figure(tmp_path):
+    """The teacher of independent tokens samples them exactly, and no round changes that."""
+    made = record(steps(0.0)) | {"teacher": steps(0.0)}
+    assert exact_panels(made) == []
+    assert write_exact(made, tmp_path / "exact.png") is None
 
 
 def test_the_floor_and_other_distillers_are_drawn_at_their_calls():

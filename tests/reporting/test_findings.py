@@ -151,6 +151,26 @@ def test_a_run_without_a_measured_student_claims_nothing(make_workdir, evaluated
     assert findings.highlights == ()
 
 
+@pytest.mark.parametrize(
+    ("log_ratio", "said"),
+    [
+        (-0.7, "At 2 calls a noise-coupled student gains 50\u202f%"),
+        (-0.02, "No gain of the noise-coupled student is certain"),
+    ],
+)
+def test_without_rounds_the_headline_is_about_the_noise_coupled_student(
+    make_workdir, log_ratio, said
+):
+    """As of a run whose only distiller is `coupled`."""
+
+    def no_rounds(results):
+        results["rounds"] = []
+
+    run = read_run(make_workdir(coupled_log_ratios={2: log_ratio}, change_results=no_rounds))
+    assert find(run).headline == said
+    assert "There is no student yet" not in render(run)
+
+
 def test_without_rounds_the_page_speaks_of_the_other_distillers_student(make_workdir):
     def only_idlm(results):
         [last] = results["rounds"][-1:]

@@ -64,6 +64,20 @@ def test_lines_of_different_judges_say_so():
     assert [row[2] for row in tables(judged)[1].rows] == ["a", "b"]
 
 
+def test_one_text_has_no_interval_and_a_judge_may_give_none_any_perplexity():
+    lone = item("grid", 4, 16.0)
+    for point in lone["points"]:
+        point |= {"gen_ppl_low": None, "gen_ppl_high": None}
+    without = item("grid", 8, 16.0)
+    without["points"] = [{**point, "gen_ppl": None} for point in without["points"]]
+    name = "frontier/matched/grid/steps_{:04d}"
+    drawn = {name.format(4): lone, name.format(8): without}
+    [four] = frontier_panels([Evaluation("teacher", drawn)])
+    assert four.series[0].low == four.series[0].y == four.series[0].high
+    assert draw_panel(four, 610, 440)
+    assert not frontier_panels([Evaluation("teacher", {name.format(8): without})])
+
+
 def test_an_odd_number_of_panels_leaves_a_place_free(tmp_path):
     path = write_frontier([evaluation("teacher", 1.0, (4, 8, 16))], tmp_path / "frontier.svg")
     assert path.read_text().count("Perplexity against entropy") == 3
