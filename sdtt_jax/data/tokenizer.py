@@ -322,8 +322,19 @@ class HubTokenizer(Tokenizer):
     def _decode_run(self, ids: list[int]) -> str:
         return self._tokenizer.decode(self._theirs(ids), skip_special_tokens=False)
 
+    def pieces(self, ids: Iterable[int]) -> list[str]:
+        tokens = _one_text(ids)
+        found = super().pieces(tokens)
+        kinds = ["", *(self._kind(token) for token in tokens)]
+        for place, (before, kind) in enumerate(itertools.pairwise(kinds)):
+            if kind == "text" != before:  # where a text begins, decoders strip its space
+                found[place] = self._decode_run([tokens[place]])
+        return found
+
     def _piece(self, token: int) -> str:
-        return self._decode_run([token])
+        """What the token adds behind another one, which is itself here."""
+        alone, twice = self._decode_run([token]), self._decode_run([token, token])
+        return twice[len(alone) :] if twice.startswith(alone) else alone
 
 
 def _unk_row(tokenizer: tokenizers.Tokenizer, content: bytes) -> int | None:

@@ -100,6 +100,12 @@ def test_llama_2s_text_is_read_as_sentencepiece_reads_it(tmp_path):
     for words in ("the tin", "so  then,\nthings é 語!", " a", "things in things", "7772"):
         assert tokenizer.encode(words).tolist() == theirs.encode(words), words
         assert tokenizer.decode(tokenizer.encode(words)) == words
+    for words in ("the tin", "so  then,\nthings!", "things in things"):
+        ids = tokenizer.encode(words)
+        assert "".join(tokenizer.pieces(ids)) == words
+        # Behind MASK a text begins anew, as `decode` reads it.
+        with_mask = [*ids, tokenizer.mask_id, *ids]
+        assert "".join(tokenizer.pieces(with_mask)) == tokenizer.decode(with_mask)
     fields["scores"] = fields["scores"][:-1]
     with pytest.raises(CheckpointError, match="its tokenizer cannot be read"):
         sdtt_jax.load(write(tmp_path / "short.gguf", numbers, change=llama_2))
