@@ -14,7 +14,7 @@ from experiments.distillers import COUPLED
 from experiments.settings import RunConfig
 from experiments.stages.context import Run
 from experiments.stages.job import Rounds, TrainingJob, averaged
-from sdtt_jax.checkpoints.digests import params_digest
+from sdtt_jax.checkpoints.digests import canonical_sha256, params_digest
 from sdtt_jax.checkpoints.store import load_params, save_params
 from sdtt_jax.config import differences, require, to_mapping
 from sdtt_jax.data.loader import shuffled
@@ -22,21 +22,25 @@ from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.distillation.trajectories import Teacher, make_trajectories
 from sdtt_jax.errors import MismatchError
+from sdtt_jax.evaluation.record import kept_batches
 from sdtt_jax.keys import purpose_key, purpose_seed
-from sdtt_jax.model.batches import map_batches
+from sdtt_jax.model.batches import batched, join
 from sdtt_jax.networks.base import Network, abstract_params
 from sdtt_jax.objectives import coupled_loss
 from sdtt_jax.ops.noise import Noise
 from sdtt_jax.parallel import processes
 from sdtt_jax.parallel.mesh import RULES
 from sdtt_jax.parallel.placement import place_rows, place_whole, replicated, tree_shardings, unbox
-from sdtt_jax.paths import as_path
+from sdtt_jax.paths import as_path, remove_tree
 from sdtt_jax.training.state import StateSpec, TrainState
 from sdtt_jax.training.step import LossFn, make_train_step
+from sdtt_jax.trees import flat_leaves, nested
 from sdtt_jax.typing import Key, Params, Tree
 
 # Trajectories that the teacher makes at once.
 POOL_BATCH = 64
+# Folder, beside a pool that is not whole yet, with a file for each batch.
+PARTS = "pool.parts"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,8 +221,10 @@ def open_pool(run: Run, number: int, teacher: Params) -> Pool | Fresh:
         texts = run.train_split.batch if config.hindsight else None
         return Fresh(texts, run.config.data.length, facts)
     if not given and not processes.agree(folder.exists()):
-        rows = _make(run, number, teacher)
+        parts = folder.with_name(PARTS)
+        rows = _make(run, number, teacher, parts / canonical_sha256(facts)[:12])
         save_params(folder, place_whole(rows, run.mesh), facts)
+        processes.on_first("Removing the parts of the pool", lambda: remove_tree(parts))
         return Pool(_noise_in(rows), facts)
     stored, found = load_params(folder, replicated(run.mesh))
     if found != facts:
@@ -234,8 +240,8 @@ def _noise_in(rows: dict[str, Any]) -> dict[str, Any]:
     return rows | {"noise": Noise(**rows["noise"])} if "noise" in rows else rows
 
 
-def _make(run: Run, number: int, params: Params) -> dict[str, Any]:
-    """A pool's arrays in the form in which they are stored."""
+def _make(run: Run, number: int, params: Params, parts: Path) -> dict[str, Any]:
+    """A pool's arrays in the form in which they are stored; what is in `parts` is not made again."""
     config = run.config.coupled
     count, length = config.num_trajectories, run.config.data.length
     what = "texts in hindsight of" if config.hindsight else "trajectories of"
@@ -249,10 +255,21 @@ def _make(run: Run, number: int, params: Params) -> dict[str, Any]:
             purpose_seed(run.config.seed, "coupled.texts"), 0, count
         )
     function = functools.partial(_made, student, teacher, sampler, length, config.independent, key)
-    made: dict[str, Any] = map_batches(function, params, rows, POOL_BATCH)
-    if config.hindsight:
-        made["noise"] = jax.tree.map(np.float32, made["noise"])
-    return made
+    batches = batched(function, params, rows, POOL_BATCH)
+
+    def arrays(batch: Callable[[], Any]) -> dict[str, np.ndarray]:
+        made = batch()
+        if config.hindsight:
+            made["noise"] = jax.tree.map(np.float32, made["noise"])
+        return flat_leaves(made)
+
+    made = kept_batches(
+        f"coupled, round {number}, pool",
+        [parts / f"{index:06d}.npz" for index in range(len(batches))],
+        [functools.partial(arrays, batch) for batch in batches],
+        tokens=min(POOL_BATCH, count) * length,
+    )
+    return nested(join(made))
 
 
 @functools.partial(

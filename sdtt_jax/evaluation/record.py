@@ -147,12 +147,8 @@ class Record:
           shown: False for work that needs no progress bar.
         """
         paths = [self._part(name, inputs, number) for number in range(len(batches))]
-        found = [_agreed(path) for path in paths]
-        missing = [number for number, arrays in enumerate(found) if arrays is None]
-        finished, shown = len(found) - len(missing), shown and processes.is_first()
-        for number in tracked(name, missing, tokens=tokens, finished=finished, shown=shown):
-            found[number] = _kept(paths[number], arrays_of(batches[number]()))
-        return [arrays for arrays in found if arrays is not None]
+        named = [lambda batch=batch: arrays_of(batch()) for batch in batches]  # type: ignore[misc]
+        return kept_batches(name, paths, named, tokens=tokens, shown=shown)
 
     def write_texts(self, name: str, texts: list[Json]) -> None:
         """An item's texts as JSON lines, in the folder beside the file."""
@@ -273,6 +269,31 @@ def _plain(content: Any) -> Any:
     if isinstance(content, float) and not np.isfinite(content):
         return None
     return content
+
+
+def kept_batches(
+    title: str,
+    paths: Sequence[Path],
+    batches: Sequence[Callable[[], Arrays]],
+    *,
+    tokens: int,
+    shown: bool = True,
+) -> list[Arrays]:
+    """All batches as arrays: read from their files, or computed under a progress bar and kept there.
+
+    Args:
+      title: what is worked on.
+      paths: the file of each batch, `.npz`.
+      batches: each computes one batch, in all processes.
+      tokens: of one batch, for the progress.
+      shown: False for work that needs no progress bar.
+    """
+    found = [_agreed(path) for path in paths]
+    missing = [number for number, arrays in enumerate(found) if arrays is None]
+    finished, shown = len(found) - len(missing), shown and processes.is_first()
+    for number in tracked(title, missing, tokens=tokens, finished=finished, shown=shown):
+        found[number] = _kept(paths[number], batches[number]())
+    return [arrays for arrays in found if arrays is not None]
 
 
 def _placeless(inputs: Mapping[str, Any]) -> Json:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+from unittest import mock
 
 import jax
 import numpy as np
@@ -120,13 +121,16 @@ def are_real(run, texts):
     return all(np.asarray(text).tobytes() in known for text in texts)
 
 
-def test_in_hindsight_a_pool_has_real_texts_which_the_teacher_writes_from_their_noise(
-    unbroken, tmp_path
-):
-    """Oracle: the trajectory from the noise that is stored."""
+def test_a_pool_in_hindsight_has_real_texts_from_their_noise(unbroken, tmp_path, monkeypatch):
+    """Oracle: the trajectory from the noise that is stored. Stopped when all is made, none is made again."""
+    stop = mock.Mock(side_effect=KeyboardInterrupt)
     with open_run(one_round(unbroken, tmp_path), tmp_path / "run") as run:
         run_stages(run, STAGES[:2])
         params = teacher_params(run, 1)
+        saving = mock.patch.object(coupled_stage, "save_params", stop)
+        with saving, pytest.raises(KeyboardInterrupt):
+            open_pool(run, 1, params)
+        monkeypatch.setattr(coupled_stage, "_made", stop)
         made, read = (open_pool(run, 1, params).batch(1, 0, 8, run.mesh) for _ in range(2))
         jax.tree.map(np.testing.assert_array_equal, made, read)
         assert are_real(run, read["tokens"])
