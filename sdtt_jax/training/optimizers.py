@@ -175,6 +175,7 @@ def muon_dimension_numbers(params: Params) -> Params:
 
       [layers, in, out]: one matrix per layer;
       [layers, heads, kv, embed] (attention's output): heads and kv together are the input;
+      [layers, embed, heads, kv] (query, key or value by itself): they are the output;
       [layers, embed, 3, heads, kv] (query, key, value): three matrices per layer, since the three
         live on different scales and orthogonalising them jointly would tie them.
 
@@ -189,8 +190,10 @@ def _muon_axes(names: tuple[str, ...], leaf: jax.Array) -> MuonDimensionNumbers 
     match jnp.ndim(leaf):
         case 3:
             return MuonDimensionNumbers((1,), (2,))
-        case 4:
+        case 4 if "attn_out" in names:
             return MuonDimensionNumbers((1, 2), (3,))
+        case 4:
+            return MuonDimensionNumbers((1,), (2, 3))
         case 5:
             return MuonDimensionNumbers((1,), (3, 4))
     return None
