@@ -1,11 +1,12 @@
 """From documents to sequences of equal length."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
 from sdtt_jax.data.normalize import NORMALIZERS, PROMPT_END
+from sdtt_jax.data.reading import BadInputError
 from sdtt_jax.data.tokenizer import Tokenizer
 from sdtt_jax.errors import DataError
 from sdtt_jax.ops.sequence_kinds import Sequences
@@ -17,8 +18,15 @@ _CHARACTERS_AT_ONCE = 2**20
 _BETWEEN_WORDS = re.compile(r"(?<=[A-Za-z])(?= [A-Za-z])")
 
 
+def _raise(error: BadInputError) -> None:
+    raise error
+
+
 def encode_documents(
-    tokenizer: Tokenizer, texts: Iterable[str], kind: str = "packed"
+    tokenizer: Tokenizer,
+    texts: Iterable[str],
+    kind: str = "packed",
+    refuse: Callable[[BadInputError], None] = _raise,
 ) -> Iterator[np.ndarray]:
     """Encodes documents: int32 ids `[n]` of each, in order; BOS separates a prompt from its completion.
 
@@ -30,12 +38,15 @@ def encode_documents(
       texts: the documents. For the kind "prompted" each is a pair, with one `PROMPT_END` in it; for other
         kinds that is a character like any other.
       kind: the kind of the sequences that they are for, one of `sequence_kinds.KINDS`.
+      refuse: called with the fault of a pair whose own BOS or EOS would move the end of its prompt or of its
+        completion, before another text is taken from `texts`. Such a pair is left out if it returns.
     """
     waiting: list[str] = []
     size = 0
     for text in texts:
-        # A text that is not a pair is encoded as it is, and `fitted` refuses it.
-        pair = kind == "prompted" and text.count(PROMPT_END) == 1
+        pair = kind == "prompted"
+        if pair and text.count(PROMPT_END) != 1:
+            raise _no_prompt()
         alone = pair or len(text) > 2 * _CHARACTERS_AT_ONCE
         if not alone:
             waiting.append(text)
@@ -44,7 +55,11 @@ def encode_documents(
             yield from tokenizer.encode_batch(waiting)
             waiting, size = [], 0
         if pair:
-            yield _encode_pair(tokenizer, *text.split(PROMPT_END))
+            ids = _encode_pair(tokenizer, *text.split(PROMPT_END))
+            if isinstance(ids, BadInputError):
+                refuse(ids)
+            else:
+                yield ids
         elif alone:
             # Normalised as a whole: on its own a stretch would lose the space at its beginning.
             whole = NORMALIZERS[tokenizer.normalize](text)
@@ -54,9 +69,27 @@ def encode_documents(
     yield from tokenizer.encode_batch(waiting)
 
 
-def _encode_pair(tokenizer: Tokenizer, prompt: str, completion: str) -> np.ndarray:
-    """Encodes prompt and completion as `model.prompts` does, so that sampling sees the ids of training."""
+def _encode_pair(tokenizer: Tokenizer, prompt: str, completion: str) -> np.ndarray | BadInputError:
+    """Encodes prompt and completion as `model.prompts` does, so that sampling sees the ids of training.
+
+    Published vocabularies spell special tokens. Of those, an EOS in the prompt, or at the very end of the
+    completion, changes nothing (see `ops.sequences.arrange`); others are returned as a fault.
+    """
     before, behind = (tokenizer.encode_part(part) for part in (prompt, completion))
+    remedy = "; take it out, leave the pair out of the file, or let data.skip_bad skip it."
+    fault = ""
+    if tokenizer.bos_id in before:
+        fault = (
+            f"The prompt {prompt!r:.60} spells BOS, token {tokenizer.bos_id}, which ends a prompt here: the "
+            "rest of the prompt would be taken for the completion"
+        )
+    elif tokenizer.eos_id in behind[:-1]:
+        fault = (
+            f"The completion {completion!r:.60} spells EOS, token {tokenizer.eos_id}, which ends a text "
+            "here: what follows it would never be learnt"
+        )
+    if fault:
+        return BadInputError("BOS or EOS in a pair", fault + remedy)
     return np.concatenate([before, np.array([tokenizer.bos_id], np.int32), behind])
 
 
@@ -90,15 +123,19 @@ def fitted(
 
 def _check_pair(tokens: np.ndarray, length: int, bos_id: int) -> None:
     if bos_id not in tokens:
-        raise DataError(
-            "A document has no prompt; data.sequences='prompted' needs 20 or more lines of JSON, with "
-            "the two fields that data.text_field names."
-        )
+        raise _no_prompt()
     if len(tokens) >= length:
         raise DataError(
             f"A prompt and its completion have {len(tokens) + 1} tokens with BOS and EOS, more than "
             f"data.length={length}; take a larger length, or leave the pair out of the file."
         )
+
+
+def _no_prompt() -> DataError:
+    return DataError(
+        "A document has no prompt; data.sequences='prompted' needs 20 or more lines of JSON, with "
+        "the two fields that data.text_field names."
+    )
 
 
 def _stretches(tokenizer: Tokenizer, text: str) -> Iterator[str]:

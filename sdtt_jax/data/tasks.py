@@ -101,6 +101,11 @@ class ReadPart(NamedTuple):
         texts = self._texts(counts, bad, found)
         index: list[tuple[int, ...]] = []
         unknown = 0
+
+        def refuse(error: BadInputError) -> None:
+            found.pop()  # a pair is encoded before another text is read
+            self._count_bad(error, counts, bad)
+
         if not self.tokenizer:
             index += [_entry(found.popleft(), 0) for _ in texts]
         else:
@@ -108,7 +113,7 @@ class ReadPart(NamedTuple):
             eos = np.array([tokenizer.eos_id], self.store.dtype).tobytes()
             with written(self.store.path(self.number, ".tokens")) as file:
                 kind = Sequences(self.how.sequences, tokenizer.bos_id, tokenizer.eos_id)
-                documents = encode_documents(tokenizer, texts, kind.kind)
+                documents = encode_documents(tokenizer, texts, kind.kind, refuse)
                 for ids in fitted(documents, self.how.length, kind):
                     file.write(ids.astype(self.store.dtype).tobytes() + eos)
                     index.append(_entry(found.popleft(), len(ids)))
@@ -130,17 +135,22 @@ class ReadPart(NamedTuple):
         for row, text in enumerate(self.how.rows(self.part)):
             counts["rows"] += 1
             if isinstance(text, BadInputError):
-                counts["bad"] += 1
-                counts[f"bad: {text.kind}"] += 1
-                refuse_bad(text, counts["bad"], self.how.skip_bad)
-                named = bad.setdefault(text.kind, [])
-                named += [str(text)] * (len(named) < NAMED_OF_A_KIND)
+                self._count_bad(text, counts, bad)
             elif not text:
                 counts["of another subset" if text is None else "empty"] += 1
             else:
                 for split, piece in self.rule.cut(text, SPLITS[side]):
                     found.append((digest(piece), row, len(piece), SPLITS.index(split)))
                     yield piece
+
+    def _count_bad(
+        self, error: BadInputError, counts: "collections.Counter[str]", bad: dict[str, list[str]]
+    ) -> None:
+        counts["bad"] += 1
+        counts[f"bad: {error.kind}"] += 1
+        refuse_bad(error, counts["bad"], self.how.skip_bad)
+        named = bad.setdefault(error.kind, [])
+        named += [str(error)] * (len(named) < NAMED_OF_A_KIND)
 
 
 def _entry(facts: tuple[int, int, int, int], tokens: int) -> tuple[int, ...]:

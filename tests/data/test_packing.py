@@ -17,6 +17,7 @@ from sdtt_jax.data.packing import encode_documents, fitted, pack
 from sdtt_jax.data.tokenizer import HubTokenizer, Special, Tokenizer
 from sdtt_jax.errors import DataError
 from sdtt_jax.ops.sequence_kinds import KINDS, Sequences
+from sdtt_jax.ops.sequences import arrange
 
 BOS, EOS = 1, 2
 VOCABULARIES = ("gpt2", "unigram", "bpe", "char", "hub")
@@ -124,3 +125,49 @@ def test_a_text_that_is_no_pair_is_refused_by_name(text):
     sequences = Sequences("prompted", tokenizer.bos_id, tokenizer.eos_id)
     with pytest.raises(DataError, match=r"has no prompt; data\.sequences='prompted' needs"):
         list(fitted(encode_documents(tokenizer, [text], "prompted"), 16, sequences))
+
+
+def _spelling(bos, eos):
+    """A vocabulary of which texts can spell the special tokens, as those of published models."""
+    words = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({"[UNK]": 0, "a": 1, "b": 2}, unk_token="[UNK]")
+    )
+    words.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    words.add_special_tokens(["<s>", "</s>"])
+    special = Special(5, words.token_to_id(bos), words.token_to_id(eos))
+    return HubTokenizer(TokenizerConfig(kind="hub"), "none", words.to_str().encode(), special)
+
+
+@pytest.mark.parametrize("bos", ["<s>", "</s>"])
+@pytest.mark.parametrize("prompt", ["", "a", "<s> a", "a </s> b", "a <s>"])
+@pytest.mark.parametrize("completion", ["b a", "</s>", "b </s>", "b </s> a", "<s> b"])
+def test_a_pair_is_learnt_as_it_is_or_refused(bos, prompt, completion):
+    """Oracle: `arrange`, by which the model learns. The whole completion used to be padding where a prompt
+    spelled a token that is both BOS and EOS."""
+    tokenizer = _spelling(bos, "</s>")
+    sequences = Sequences("prompted", tokenizer.bos_id, tokenizer.eos_id)
+    faults = []
+    documents = encode_documents(
+        tokenizer, [f"{prompt}{PROMPT_END}{completion}"], "prompted", faults.append
+    )
+    found = list(fitted(documents, 12, sequences))
+    before, behind = tokenizer.encode(prompt), tokenizer.encode(completion)
+    if bos in prompt:
+        assert "spells BOS" in str(faults[0])
+    elif completion == "b </s> a":
+        assert "spells EOS" in str(faults[0])
+    else:
+        [row] = pack(found, 12, sequences)
+        arranged = arrange(row[None], sequences)
+        learnt = row[np.asarray(arranged.free[0])]
+        expected = [*behind, *[tokenizer.eos_id] * (not completion.endswith("</s>"))]
+        np.testing.assert_array_equal(learnt, expected)
+        seen = np.asarray(arranged.segments[0]) == 0
+        assert np.count_nonzero(seen) == len(before) + 1 + len(learnt)
+    assert len(faults) + len(found) == 1
+
+
+def test_part_of_a_document_that_spells_bos_is_no_pair():
+    tokenizer = _spelling("</s>", "</s>")
+    with pytest.raises(DataError, match=r"has no prompt; data\.sequences='prompted' needs"):
+        list(encode_documents(tokenizer, ["a </s> b"], "prompted"))

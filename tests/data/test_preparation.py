@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+import tokenizers
 
 from experiments.configs.owt_small import owt
 from sdtt_jax.data import DataConfig, TokenizerConfig, ingest, load_tokenizer, open_split, prepare
@@ -266,6 +267,41 @@ def test_prompts_and_completions_fill_sequences_of_their_own(pairs, tmp_path):
     short = dataclasses.replace(config, length=25)
     with pytest.raises(DataError, match=r"have 26 tokens .* more than data\.length=25"):
         prepare(short, chars, tmp_path / "short", tmp_path / "short_tokenizer")
+
+
+def test_pairs_that_spell_special_tokens_are_refused_or_skipped(tmp_path):
+    """A chat template ends its turns with the token that is both BOS and EOS. Oracle: the other pairs."""
+    names = ["[UNK]", "ask", "answer", *(f"n{number}" for number in range(30))]
+    words = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({name: id for id, name in enumerate(names)}, unk_token="[UNK]")
+    )
+    words.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    words.add_special_tokens(["<|im_end|>"])
+    words.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|im_end|>"}))
+    prompts = [f"ask {name}" + " <|im_end|>" * (i in (7, 21)) for i, name in enumerate(names[3:])]
+    rows = [
+        {"prompt": prompt, "completion": f"answer {name}"}
+        for prompt, name in zip(prompts, names[3:], strict=True)
+    ]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    fields = {"text_field": "prompt>completion", "sequences": "prompted", "length": 8}
+    config = DataConfig(str(path), **fields, skip_bad=1)
+    vocabulary = TokenizerConfig(kind="file", file=str(tmp_path / "tokenizer.json"))
+    where = tmp_path / "data", tmp_path / "tokenizer"
+    with pytest.raises(DataError, match=r"spells BOS.* number 2, but data\.skip_bad allows only 1"):
+        prepare(config, vocabulary, *where)
+    info = prepare(dataclasses.replace(config, skip_bad=2), vocabulary, *where)
+    assert info.num_train + info.num_validation == info.num_documents == 28
+    manifest = json.loads((where[0] / "manifest.json").read_text())
+    assert manifest["taken_away"]["bad: BOS or EOS in a pair"] == 2
+    assert "'ask n7 <|im_end|>'" in manifest["bad_input"]["BOS or EOS in a pair"][0]
+    found = [row for split in ("train", "validation") for row in _sequences(where[0], split)]
+    end = len(names)
+    kept = [i for i in range(30) if i not in (7, 21)]
+    expected = [[1, 3 + i, end, 2, 3 + i, end, end, end] for i in kept]
+    assert sorted(map(list, found)) == expected
 
 
 def test_padded_documents_fill_sequences_of_their_own(prepared, tmp_path):
