@@ -72,10 +72,11 @@ def encode_documents(
 def _encode_pair(tokenizer: Tokenizer, prompt: str, completion: str) -> np.ndarray | BadInputError:
     """Encodes prompt and completion as `model.prompts` does, so that sampling sees the ids of training.
 
+    Unknown characters are unk, as in other documents, even where nothing else is left of a part.
     Published vocabularies spell special tokens. Of those, an EOS in the prompt, or at the very end of the
     completion, changes nothing (see `ops.sequences.arrange`); others are returned as a fault.
     """
-    before, behind = (tokenizer.encode_part(part) for part in (prompt, completion))
+    before, behind = (tokenizer.encode_piece(part) for part in (prompt, completion))
     remedy = "; take it out, leave the pair out of the file, or let data.skip_bad skip it."
     fault = ""
     if tokenizer.bos_id in before:

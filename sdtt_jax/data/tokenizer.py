@@ -22,7 +22,7 @@ from sdtt_jax.config import from_mapping, require, to_mapping
 from sdtt_jax.data.config import TokenizerConfig
 from sdtt_jax.data.normalize import NORMALIZERS, require_characters
 from sdtt_jax.data.vocabulary import SPACE_SYMBOL
-from sdtt_jax.errors import ConfigError, DataError
+from sdtt_jax.errors import ConfigError, DataError, UserError
 from sdtt_jax.paths import as_path, read_json, write_json
 
 MASK_PIECE = "▒"
@@ -77,16 +77,23 @@ class Tokenizer(abc.ABC):
             require_characters(text)
         return [np.asarray(row, np.int32) for row in self._encode_batch(texts)]
 
-    def encode_part(self, text: str) -> np.ndarray:
+    def encode_piece(self, text: str, error: type[UserError] = DataError) -> np.ndarray:
         """Part of a longer text to int32 ids `[n]`, keeping spaces at its beginning and end.
 
-        Normalisation strips whole documents, and a prompt or the text between two gaps is not one. If nothing
-        of the text is left (see `reads`), a `ConfigError` is raised.
+        Normalisation strips whole documents, and a prompt or the text between two gaps is not one. `error` is
+        raised if the text holds what is no character.
         """
         # Between two letters, which every normalisation leaves alone.
         normalized = NORMALIZERS[self.normalize](f"a{text}a")[1:-1]
-        require_characters(normalized, ConfigError)
-        ids = np.asarray(self._encode_batch([normalized])[0], np.int32)
+        require_characters(normalized, error)
+        return np.asarray(self._encode_batch([normalized])[0], np.int32)
+
+    def encode_part(self, text: str) -> np.ndarray:
+        """As `encode_piece`, for what a user gives a model to read.
+
+        If nothing of the text is left (see `reads`), a `ConfigError` is raised.
+        """
+        ids = self.encode_piece(text, ConfigError)
         require(self.reads(text, ids), f"{text!r} {self.reads_nothing}.")
         return ids
 

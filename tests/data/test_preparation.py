@@ -11,6 +11,7 @@ import tokenizers
 
 from experiments.configs.owt_small import owt
 from sdtt_jax.data import DataConfig, TokenizerConfig, ingest, load_tokenizer, open_split, prepare
+from sdtt_jax.data.division import digest
 from sdtt_jax.errors import ConfigError, DataError
 from tests.data.conftest import divide
 
@@ -267,6 +268,25 @@ def test_prompts_and_completions_fill_sequences_of_their_own(pairs, tmp_path):
     short = dataclasses.replace(config, length=25)
     with pytest.raises(DataError, match=r"have 26 tokens .* more than data\.length=25"):
         prepare(short, chars, tmp_path / "short", tmp_path / "short_tokenizer")
+
+
+def test_a_completion_outside_the_vocabulary_is_unknown_tokens(tmp_path):
+    """It used to stop the preparation, with no place named. Oracle: the ids of the one pair."""
+    rows = [{"prompt": f"how are you {i}", "completion": f"fine {i}"} for i in range(60)]
+    # Held out, since it has the smallest digest, and so not among what the vocabulary is learned from.
+    smallest = min(digest(f"{row['prompt']}\x1e{row['completion']}") for row in rows)
+    odd = next(n for n in range(10**6) if digest(f"how are {n}\x1e\U0001f600") < smallest)
+    rows.append({"prompt": f"how are {odd}", "completion": "\U0001f600"})
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    config = DataConfig(str(path), text_field="prompt>completion", sequences="prompted", length=32)
+    chars = TokenizerConfig(model_type="char", vocab_size=100)
+    info = prepare(config, chars, tmp_path / "data", tmp_path / "tokenizer")
+    tokenizer = load_tokenizer(tmp_path / "tokenizer")
+    assert info.num_unknown == 1
+    ids = [*tokenizer.encode(f"how are {odd}"), tokenizer.bos_id, tokenizer.unk_id]
+    expected = [*ids, *32 * [tokenizer.eos_id]][:32]
+    assert expected in _sequences(tmp_path / "data", "validation").tolist()
 
 
 def test_pairs_that_spell_special_tokens_are_refused_or_skipped(tmp_path):
