@@ -175,6 +175,20 @@ def _begin(run: Run, number: int, teacher: Params) -> Params:
     return started
 
 
+def check_pool(config: RunConfig) -> None:
+    """Checks that the pool that the config names, if it names one, is a folder.
+
+    Raises:
+      ConfigError: it is not.
+    """
+    pool = config.coupled.pool
+    require(
+        not pool or as_path(pool).is_dir(),
+        f"config.coupled.pool={pool} is not a stored pool; give DIR/coupled/01/pool of a run, or leave it "
+        "empty to have one made.",
+    )
+
+
 def open_pool(run: Run, number: int, teacher: Params) -> Pool | Fresh:
     """Reads the trajectories of a round, or makes and stores them.
 
@@ -195,11 +209,7 @@ def open_pool(run: Run, number: int, teacher: Params) -> Pool | Fresh:
     given = number == 1 and config.pool != ""
     if given:
         folder = as_path(config.pool)
-        require(
-            folder.is_dir(),
-            f"config.coupled.pool={config.pool} is not a stored pool; give DIR/coupled/01/pool of a run, or "
-            "leave it empty to have one made.",
-        )
+        check_pool(run.config)
     # Trajectories are never cooled, and the pools of earlier versions do not have this field.
     sampler = to_mapping(config.trajectory(number))
     del sampler["cooling"]

@@ -68,10 +68,12 @@ def training_job(run: Run, stage: str, number: int = 0) -> TrainingJob:
 
 
 def check_found_elsewhere(run: Run, names: Sequence[str]) -> None:
-    """Checks that the models and data that the config names exist, before any stage works for hours.
+    """Checks what the stages ahead take from elsewhere, before any of them works for hours.
+
+    That is the models, data and pools that the config names, and the devices, which must divide every batch.
 
     Raises:
-      ConfigError: a field names something that does not exist.
+      ConfigError: a field names something that does not exist, or a batch size does not fit the devices.
     """
     for mixed in run.config.data.mixed():
         try:
@@ -85,6 +87,25 @@ def check_found_elsewhere(run: Run, names: Sequence[str]) -> None:
                 check_found(checkpoint)
             except CheckpointError as error:
                 raise ConfigError(f"config.{stage}.checkpoint={checkpoint}: {error}") from None
+    for section in _sections_ahead(run, names):
+        train_config = getattr(run.config, section).train
+        field = f"{section}.train.batch_size"
+        check_batch_size(train_config.batch_size, run.mesh, train_config.microbatches, field)
+    asked = "distill" in names and COUPLED in run.config.distillers
+    if asked and not is_delivered(run.workdir.round(1, COUPLED)):
+        coupled.check_pool(run.config)
+
+
+def _sections_ahead(run: Run, names: Sequence[str]) -> list[str]:
+    """The sections of the config whose trainings the named stages have still to finish."""
+    config, ahead = run.config, []
+    if "teacher" in names and not config.teacher.checkpoint:
+        ahead += [] if is_delivered(run.workdir.teacher) else ["teacher"]
+    if "judge" in names and (config.judge.skeleton or not config.judge.checkpoint):
+        ahead += [] if is_judged(run) else ["judge"]
+    if "distill" in names:
+        ahead += [stage_of(name) for name in config.distillers if not _is_done(run, name)]
+    return ahead
 
 
 def train_teacher(run: Run) -> None:
@@ -137,10 +158,11 @@ def distill(run: Run) -> None:
 
 def is_distilled(run: Run) -> bool:
     """Whether every round of every distiller has delivered."""
-    return all(
-        delivered_rounds(run, name) == [*range(1, ROUNDS[name].count(run.config) + 1)]
-        for name in run.config.distillers
-    )
+    return all(_is_done(run, name) for name in run.config.distillers)
+
+
+def _is_done(run: Run, name: str) -> bool:
+    return delivered_rounds(run, name) == [*range(1, ROUNDS[name].count(run.config) + 1)]
 
 
 def delivered_rounds(run: Run, name: str) -> list[int]:

@@ -22,7 +22,8 @@ from sdtt_jax.parallel import processes
 from sdtt_jax.paths import is_remote
 
 LOCK = ".lock"
-# Fields that may change when a run is resumed: they decide when and where things are computed, not what.
+# Fields that may change when a run is resumed: they decide when and where things are computed, not what, or
+# how much bad input is too much.
 FREE_FIELDS = (
     "log_every",
     "save_every",
@@ -31,6 +32,7 @@ FREE_FIELDS = (
     "check_replicas_every",
     "watchdog_seconds",
     "mesh",
+    "skip_bad",
 )
 
 
@@ -115,13 +117,8 @@ def claim(root: Path, config: RunConfig, config_file: str = "") -> Workdir:
     workdir = Workdir(root)
     mapping = to_mapping(config)
     if workdir.config.exists():
-        # Distillers may be added after those that the run was begun with. The settings of a distiller that it
-        # did not have so far may differ, since nothing came of them.
         stored = _stored_config(workdir)
-        had = stored.get("distillers", [])
-        idle = {stage_of(name) for name in DISTILLERS if name not in had}
-        if list(config.distillers[: len(had)]) == list(had):
-            idle.add("distillers")
+        idle = _idle(workdir, stored, config)
         changed = []
         for line in differences(stored, mapping):
             fields = line.split(":")[0].split(".")
@@ -139,6 +136,22 @@ def claim(root: Path, config: RunConfig, config_file: str = "") -> Workdir:
         )
     write_json(workdir.config, {"config": mapping, "config_file": config_file})
     return workdir
+
+
+def _idle(workdir: Workdir, stored: dict[str, Any], config: RunConfig) -> set[str]:
+    """The sections of the config that may differ from what is stored, because nothing has come of them yet.
+
+    A wrong field of a late stage can show when earlier ones have trained; then it must be possible to correct
+    it. Distillers may be added and, if they have not begun, be taken away again.
+    """
+    had = [name for name in stored.get("distillers", []) if name in DISTILLERS]
+    begun = [name for name in had if workdir.round(1, name).exists()]
+    idle = {stage_of(name) for name in DISTILLERS if name not in begun}
+    if [name for name in config.distillers if name in begun] == begun:
+        idle.add("distillers")
+    if not workdir.judge.exists():
+        idle.add("judge")
+    return idle
 
 
 @contextlib.contextmanager

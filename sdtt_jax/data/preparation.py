@@ -106,10 +106,15 @@ def prepare(
 
 
 def _plan(asked: dict[str, Any], **facts: Any) -> dict[str, Any]:
-    """What determines the tokens of every part: everything but how many bad rows are skipped."""
-    data = {name: value for name, value in asked["data"].items() if name != "skip_bad"}
-    plan = asked | {"data": data, "version": __version__} | facts
+    """What determines the tokens of every part."""
+    plan = _without_limit(asked) | {"version": __version__} | facts
     return json.loads(json.dumps(plan))  # type: ignore[no-any-return]
+
+
+def _without_limit(asked: dict[str, Any]) -> dict[str, Any]:
+    """The configs without the number of bad rows that may be skipped, on which no token depends."""
+    data = {name: value for name, value in asked["data"].items() if name != "skip_bad"}
+    return asked | {"data": data}
 
 
 def _continue(work: Path, partial: Path, plan: dict[str, Any]) -> None:
@@ -153,7 +158,7 @@ def _finished(asked: dict[str, Any], data_dir: Path, tokenizer_dir: Path) -> Dat
     # Fields that are newer than the data have their defaults.
     newer = {"data": to_mapping(DataConfig()), "tokenizer": to_mapping(TokenizerConfig())}
     found = {name: newer[name] | content.get(name, {}) for name in asked}
-    _refuse_differences(found, asked, data_dir)
+    _refuse_differences(_without_limit(found), _without_limit(asked), data_dir)
     if load_tokenizer(tokenizer_dir).digest != content.get("tokenizer_digest"):
         raise DataError(f"{tokenizer_dir} is not the tokenizer of {data_dir}; {PREPARE_AGAIN}.")
     return _info_from(content, data_dir)

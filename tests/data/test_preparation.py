@@ -116,6 +116,14 @@ def test_another_config_is_refused_with_the_fields(prepared):
     assert _tree(prepared.data.parent) == before
 
 
+def test_finished_data_serve_any_limit_of_bad_input(prepared):
+    """Oracle: the data with the first limit. No token depends on it."""
+    before = _tree(prepared.data.parent)
+    info = _prepare(prepared, prepared.data.parent, skip_bad=5)
+    assert info == prepared.info
+    assert _tree(prepared.data.parent) == before
+
+
 def test_wrapped_sequences_begin_with_bos_and_end_with_eos(prepared, tmp_path):
     info = _prepare(prepared, tmp_path, wrap=True)
     rows = _sequences(tmp_path / "data", "train")

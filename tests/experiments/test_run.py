@@ -11,14 +11,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractMesh
 
 from experiments.configs.smoke import smoke
 from experiments.settings import config_dict
 from experiments.stages.runner import STAGE_NAMES, open_run, run_stages
+from experiments.stages.training import check_found_elsewhere
+from experiments.stages.workdir import final
 from sdtt_jax.checkpoints.digests import params_digest
 from sdtt_jax.checkpoints.store import load_params
 from sdtt_jax.distillation.rounds import round_dt
 from sdtt_jax.errors import CheckpointError, ConfigError, DataError, UserError
+from sdtt_jax.parallel.mesh import AXES
 from sdtt_jax.parallel.placement import unbox
 from tests.experiments.processes import SMOKE, call, start
 
@@ -336,6 +340,34 @@ def test_a_model_that_is_not_there_is_named_before_any_stage_begins(tmp_path, st
         with pytest.raises(ConfigError, match=rf"config\.{stage}\.checkpoint=.*no checkpoint at"):
             run_stages(run)
         assert not run.workdir.local.data.exists()
+
+
+SPLIT = r"\.train\.batch_size=31 cannot be split over .*nearest that can is 32"
+
+
+@pytest.mark.parametrize(
+    ("stage", "field", "value", "error"),
+    [
+        ("teacher", "train.batch_size", 31, SPLIT),
+        ("judge", "train.batch_size", 31, SPLIT),
+        ("distill", "train.batch_size", 31, SPLIT),
+        ("coupled", "train.batch_size", 31, SPLIT),
+        ("coupled", "pool", "nowhere", r"\.pool=nowhere is not a stored pool"),
+    ],
+)
+def test_what_a_late_stage_would_refuse_is_refused_first(tmp_path, stage, field, value, error):
+    """Oracle: the directory, where nothing is prepared. Stages that have delivered are not checked."""
+    config = config_dict(smoke())
+    config.distillers = ("sdtt", "coupled")
+    config.update_from_flattened_dict({f"{stage}.{field}": value})
+    with open_run(config, tmp_path / "run") as run:
+        run = dataclasses.replace(run, mesh=AbstractMesh((2, 1, 1), AXES))
+        with pytest.raises(ConfigError, match=stage + error):
+            run_stages(run)
+        assert not run.workdir.local.data.exists()
+        for number in (1, 2) if stage in ("distill", "coupled") else (0,):
+            final(run.workdir.stage(stage, number)).mkdir(parents=True)
+        check_found_elsewhere(run, STAGE_NAMES)
 
 
 def test_a_mixture_that_is_not_there_is_named_before_any_stage_begins(tmp_path):

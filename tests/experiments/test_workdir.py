@@ -6,6 +6,7 @@ import json
 import pytest
 
 from experiments.configs.smoke import smoke
+from experiments.settings import RunConfig
 from experiments.stages.workdir import (
     Workdir,
     claim,
@@ -15,7 +16,7 @@ from experiments.stages.workdir import (
     timed,
     write_json,
 )
-from sdtt_jax.config import changed
+from sdtt_jax.config import changed, from_mapping, to_mapping
 from sdtt_jax.errors import CheckpointError, ConfigError, DataError, UserError
 
 CONFIG = smoke()
@@ -34,16 +35,73 @@ def test_a_directory_of_something_else_is_refused(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_a_distiller_may_be_added_with_its_settings_and_none_be_taken_away(tmp_path):
-    claim(tmp_path / "run", CONFIG)
+def test_a_distiller_may_be_added_with_its_settings_and_none_that_has_begun_be_taken_away(tmp_path):
+    workdir = claim(tmp_path / "run", CONFIG)
+    workdir.round(1).mkdir(parents=True)
     idlm = {"num_calls": CONFIG.idlm.num_calls + 1}
     claim(tmp_path / "run", changed(CONFIG, idlm=idlm))
     more = changed(CONFIG, idlm=idlm, distillers=(*CONFIG.distillers, "idlm"))
     claim(tmp_path / "run", more)
+    workdir.round(1, "idlm").mkdir(parents=True)
     with pytest.raises(ConfigError, match="idlm"):
         claim(tmp_path / "run", changed(more, idlm=dataclasses.asdict(CONFIG.idlm)))
     with pytest.raises(ConfigError, match="distillers"):
         claim(tmp_path / "run", changed(more, distillers=CONFIG.distillers))
+    with pytest.raises(ConfigError, match="distillers"):
+        claim(tmp_path / "run", changed(more, distillers=("idlm", *CONFIG.distillers)))
+
+
+def test_a_finished_run_to_which_a_distiller_was_added_in_vain_takes_its_first_command(tmp_path):
+    """The distiller's settings were wrong, so nothing came of it: both its settings and it may go."""
+    workdir = claim(tmp_path, CONFIG)
+    workdir.round(1).mkdir(parents=True)
+    wrong = changed(CONFIG, distillers=(*CONFIG.distillers, "alpha"), alpha={"num_calls": 7})
+    claim(tmp_path, wrong)
+    claim(tmp_path, changed(wrong, alpha={"num_calls": 8}))
+    claim(tmp_path, CONFIG)
+    assert stored(workdir) == to_mapping(CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("distillers", "fields", "begun", "line"),
+    [
+        (("sdtt",), {"distill": {"num_rounds": 1}}, "rounds/01", "distill.num_rounds: 2 -> 1"),
+        (("coupled",), {"coupled": {"pool": "x"}}, "coupled/01", "coupled.pool: '' -> 'x'"),
+        (("sdtt",), {"judge": {"checkpoint": "x"}}, "judge", "judge.checkpoint: '' -> 'x'"),
+    ],
+)
+def test_settings_may_change_until_something_has_come_of_them(
+    tmp_path, distillers, fields, begun, line
+):
+    """A wrong one may show when earlier stages have trained; the run used to refuse the correction as well.
+
+    Oracle: the directories, made by hand, and the config that is stored.
+    """
+    first = changed(CONFIG, distillers=distillers)
+    second = changed(first, **fields)
+    workdir = claim(tmp_path, first)
+    final(workdir.teacher).mkdir(parents=True)
+    claim(tmp_path, second)
+    assert stored(workdir) == to_mapping(second)
+    claim(tmp_path, first)
+    (tmp_path / begun).mkdir(parents=True)
+    with pytest.raises(ConfigError, match="holds a run of another config") as refused:
+        claim(tmp_path, second)
+    assert str(refused.value).endswith(f":\n  {line}")
+    assert stored(workdir) == to_mapping(first)
+
+
+def test_another_limit_of_bad_input_goes_on(tmp_path):
+    """Oracle: docs/guides/data.md, which says so."""
+    workdir = claim(tmp_path, CONFIG)
+    workdir.data.mkdir()
+    more = changed(CONFIG, data={"skip_bad": 5})
+    claim(tmp_path, more)
+    assert stored(workdir) == to_mapping(more)
+
+
+def stored(workdir):
+    return to_mapping(from_mapping(RunConfig, read_json(workdir.config)["config"]))
 
 
 @pytest.mark.parametrize("made", [False, True])
