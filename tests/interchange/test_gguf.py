@@ -1,5 +1,6 @@
 """GGUF files, written with gguf's own writer. Oracle: tests/plain_llama.py on weights dequantised here."""
 
+import dataclasses
 import json
 import sys
 
@@ -125,6 +126,16 @@ def test_logits_are_those_of_the_plain_twin(tmp_path, kind):
         layer |= {name: dequantised(layer[name], kind) for name in QUANTISED}
     for row, ids in zip(model.logits(IDS), IDS, strict=True):
         np.testing.assert_allclose(row, plain_llama.logits(plain, PLAIN, ids), atol=1e-4)
+
+
+def test_a_denoisers_logits_are_those_of_the_plain_twin_without_the_causal_mask(tmp_path):
+    """Its features used to be rotated in other pairs."""
+    plain, mask = weights(), len(TOKENS) - 1
+    path = write(tmp_path / "model.gguf", plain)
+    model = sdtt_jax.load(path, causal=False, mask_id=mask, shift=False)
+    twin = dataclasses.replace(PLAIN, causal=False)
+    for row, ids in zip(model.logits(IDS), IDS, strict=True):
+        np.testing.assert_allclose(row, plain_llama.logits(plain, twin, ids), atol=1e-4)
 
 
 def super_block(raw, kind):

@@ -244,6 +244,8 @@ def _of_kind(names: Names, sizes: dict[str, Any], stored: Stored) -> LlamaConfig
     given, family = stored.given, _family(names, stored)
     if given.length is not None:
         sizes["length"] = given.length
+    # llama.cpp's converters reorder the features of queries and keys, whatever the network is read as.
+    sizes["rotary_pairs"] = "neighbours" if names is GGUF else "halves"
     causal = given.causal
     if causal is None:
         causal = given.mask_id is None if family is None else family.causal
@@ -254,7 +256,7 @@ def _of_kind(names: Names, sizes: dict[str, Any], stored: Stored) -> LlamaConfig
                 f"{stored.where}: only a denoiser has {' and '.join(denoisers)}, but this is read as a "
                 f"causal model; pass causal=False too, or leave out {' and '.join(denoisers)}."
             )
-        return LlamaConfig(**sizes, rotary_pairs="neighbours" if names is GGUF else "halves")
+        return LlamaConfig(**sizes)
     if given.length is None:
         sizes["length"] = min(sizes["length"], LONGEST_DENOISED)
     said = claimed(stored, ("shift",), FLAG, None)
