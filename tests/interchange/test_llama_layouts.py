@@ -202,12 +202,49 @@ def test_what_is_said_of_another_network_is_refused(golden):
         ({"num_hidden_layers": 10**20}, "holds 24 tensors, too few for the 1000000"),
         ({"head_dim": 10**20}, r"q_proj\.weight has shape \[24, 16\], but this model needs"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
+        ({"embedding_multiplier": 12.0}, r"embedding_multiplier=12\.0"),
+        ({"residual_multiplier": 0.22}, r"residual_multiplier=0\.22"),
+        ({"logits_scaling": 8.0}, r"logits_scaling=8\.0"),
+        ({"attention_multiplier": 0.0156}, r"attention_multiplier=0\.0156, .* need 0\.408"),
+        ({"scale_emb": 12}, "scale_emb=12"),
+        ({"scale_depth": 1.4}, r"scale_depth=1\.4"),
+        ({"dim_model_base": 256}, "dim_model_base=256"),
+        ({"no_rope_layers": [1, 0]}, r"no_rope_layers=\[1, 0\]"),
+        ({"attn_logit_softcapping": 50.0}, r"attn_logit_softcapping=50\.0"),
+        ({"final_logit_softcapping": 30.0}, r"final_logit_softcapping=30\.0"),
+        ({"query_pre_attn_scalar": 256}, "query_pre_attn_scalar=256"),
+        (
+            {"model_type": "mistral", "use_sliding_window": None, "sliding_window": 4095},
+            "sliding_window=4095, which is shorter than its texts of 4096 tokens",
+        ),
     ],
     ids=str,
 )
 def test_configs_of_other_networks_are_refused_by_field(tmp_path, change, said):
+    """Also where the user says what kind an unknown network is: that says nothing of such fields."""
+    given = {"causal": True} if "model_type" in change else {}
     with pytest.raises(CheckpointError, match=said):
-        sdtt_jax.load(repository(tmp_path / "m", "qwen3", **change))
+        sdtt_jax.load(repository(tmp_path / "m", "qwen3", **change), **given)
+
+
+@pytest.mark.parametrize(
+    ("change", "given"),
+    [
+        ({"embedding_multiplier": 1.0, "residual_multiplier": 1, "logits_scaling": 1.0}, {}),
+        ({"scale_emb": 1, "attention_multiplier": 6**-0.5, "no_rope_layers": [1, 1]}, {}),
+        (dict.fromkeys(("scale_depth", "dim_model_base", "final_logit_softcapping")), {}),
+        ({"model_type": "mistral", "sliding_window": None}, {}),
+        ({"model_type": "mistral", "sliding_window": 4096}, {}),
+        ({"model_type": "mistral", "sliding_window": 8}, {"length": 8}),
+        ({"model_type": "qwen9", "sliding_window": 8, "use_sliding_window": False}, {}),
+        ({"model_type": "qwen2", "sliding_window": 8}, {}),
+    ],
+    ids=str,
+)
+def test_such_fields_may_say_that_nothing_changes(tmp_path, change, given):
+    """Oracle: the plain twin, which knows none of them."""
+    model = sdtt_jax.load(repository(tmp_path / "m", "llama", **change), causal=True, **given)
+    np.testing.assert_allclose(model.logits(IDS)[0], expected("llama", IDS[0]), atol=1e-4)
 
 
 @pytest.mark.parametrize(

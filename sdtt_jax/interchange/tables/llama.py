@@ -120,6 +120,11 @@ CLAIMS: Allowed = {
     **dict.fromkeys(("mlp_bias", "include_bias", "use_sliding_window"), (False,)),
     **dict.fromkeys(("scale_logits", "input_emb_norm"), (False,)),
     "clip_qkv": (),
+    # Factors of Granite, MiniCPM and Gemma; in SmolLM3 and Llama 4, the layers that rotate.
+    **dict.fromkeys(("embedding_multiplier", "residual_multiplier", "logits_scaling"), (1,)),
+    **dict.fromkeys(("scale_emb", "no_rope_layers"), (1,)),
+    **dict.fromkeys(("scale_depth", "dim_model_base", "query_pre_attn_scalar"), ()),
+    **dict.fromkeys(("attn_logit_softcapping", "final_logit_softcapping"), ()),
     **dict.fromkeys(("alibi", "attention_layer_norm", "multi_query_attention"), (False,)),
     "layer_norm_type": ("rms",),
     "block_type": ("llama",),
@@ -224,7 +229,9 @@ def _config(
     except ConfigError as error:
         raise CheckpointError(f"{stored.where}: {error}") from None
     allowed["dimension_count"] = (config.head_dim,)
+    allowed["attention_multiplier"] = (config.head_dim**-0.5,)
     check_claims(stored, WHAT, file, allowed)
+    _require_no_window(names, config, stored)
     return config
 
 
@@ -236,6 +243,23 @@ def _require_known(names: Names, stored: Stored) -> None:
             f"{stored.where} says model_type={stored.content.get('model_type')!r}, which is not known (known "
             f"are {', '.join(FAMILIES)}): pass causal=True for a causal model, or causal=False with mask_id "
             "and shift for a denoiser."
+        )
+
+
+def _require_no_window(names: Names, config: LlamaConfig, stored: Stored) -> None:
+    """Raises `CheckpointError` where a token would not see all others, as in Mistral's long texts.
+
+    What known families say of a window counts for nothing, nor what comes with use_sliding_window=False.
+    """
+    unused = stored.content.get("use_sliding_window") is False
+    if unused or _family(names, stored) is not None:
+        return
+    window = claimed(stored, ("sliding_window",), NUMBER, None)
+    if window is not None and window < config.length:
+        raise CheckpointError(
+            f"{stored.where} says sliding_window={window!r}, which is shorter than its texts of "
+            f"{config.length} tokens, and this library's networks have no window: pass a length that fits "
+            "into it."
         )
 
 
