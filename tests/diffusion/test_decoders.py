@@ -285,6 +285,27 @@ def test_in_a_loop_the_network_is_told_the_noise_of_what_is_masked(mode):
     assert len(masked) >= 6
 
 
+def test_second_thoughts_are_told_the_noise_of_one_masked_token():
+    """Oracle: a third of what is masked at time 1, by hand; in a cosine schedule that is not time 1 / 3."""
+    heard = []
+
+    class Listening(TableDenoiser):
+        def hidden(self, params, tokens, sigma=None):
+            jax.debug.callback(lambda sigma: heard.append(np.asarray(sigma)), sigma, ordered=True)
+            return super().hidden(params, tokens, sigma)
+
+    diffusion = MaskedDiffusion(Listening(), make_schedule(ScheduleConfig("cosine", eps=1e-3)))
+    config = SamplerConfig(3, mode="refine:rounds=1,window=2,threshold=1")
+    jax.block_until_ready(
+        sample(diffusion, random_table(2), KEY, prior_sample(8, LENGTH, MASK), config)
+    )
+    jax.effects_barrier()
+    looked, drawn = heard[-2:]
+    assert (looked.shape, drawn.shape) == ((8 * 2,), (8,))
+    masked = 1 - np.exp(-np.concatenate([looked, drawn]))
+    np.testing.assert_allclose(masked, (1 - 1e-3) / LENGTH, rtol=1e-4)
+
+
 @pytest.mark.parametrize("mode", ["first-hitting", "confidence", "entropy-bounded"])
 def test_a_network_is_told_a_finite_noise_where_all_is_masked_in_float32(mode):
     """SEDD's schedule: alpha(1) is exp(-20), and 1 - alpha(1) is 1 in float32."""

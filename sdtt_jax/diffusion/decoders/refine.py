@@ -8,7 +8,13 @@ import jax
 import jax.numpy as jnp
 
 from sdtt_jax.config import require, whole, within
-from sdtt_jax.diffusion.decoders.base import Memory, Now, Scene, first_hitting_plan
+from sdtt_jax.diffusion.decoders.base import (
+    Memory,
+    Now,
+    Scene,
+    first_hitting_plan,
+    sigma_of_share,
+)
 from sdtt_jax.diffusion.decoders.filling import choice, reveal, reveal_due
 from sdtt_jax.diffusion.schedule import Schedule
 from sdtt_jax.typing import Key, PerToken, Positions, Tokens
@@ -68,7 +74,7 @@ def refine_step(
         left_out = jnp.where(
             jnp.arange(x.shape[1]) == places[:, None], diffusion.mask_id, x[:, None]
         )
-        single = diffusion.schedule.sigma(jnp.float32(1 / x.shape[1]))
+        single = sigma_of_share(diffusion.schedule, jnp.float32(1 / x.shape[1]))
         rows = left_out.reshape(-1, x.shape[1])
         hidden = diffusion.hidden(scene.params, rows, jnp.broadcast_to(single, len(rows)))
         hidden = hidden.reshape(*left_out.shape, -1)[:, jnp.arange(len(places)), places]
