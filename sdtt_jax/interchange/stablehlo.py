@@ -54,8 +54,8 @@ if not (seed.isascii() and seed.isdecimal() and len(seed) <= 10 and int(seed) <=
 key = jax.random.key(int(seed), impl="threefry2x32")
 first = jax.random.key_data(jax.random.fold_in(key, 0))  # for another batch, fold in its number
 params = load_file(folder / "params.safetensors")
-masked = np.full((info["batch_size"], info["length"]), info["mask_id"], np.int32)  # or with a prompt
-for row in np.asarray(sampler.call(params, first, masked)):
+start = np.tile(np.array(info["start"], np.int32), (info["batch_size"], 1))  # or with a prompt
+for row in np.asarray(sampler.call(params, first, start)):
     print("".join(info["pieces"][i] for i in row) if info["pieces"] else row.tolist(), flush=True)
 '''.replace("MAX_SEED", str(MAX_SEED))
 
@@ -115,6 +115,8 @@ def export_stablehlo(
         "batch_size": batch_size,
         "length": model.config.length,
         "mask_id": model.mask_id,
+        # Not MASK alone for a model of instructions: BOS follows even an empty prompt.
+        "start": np.asarray(model.prior(1))[0].tolist(),
         "platforms": list(exported.platforms),
         "sampler": to_mapping(settled(config, model)),
         "pieces": model.tokenizer.pieces(vocabulary) if model.tokenizer is not None else None,

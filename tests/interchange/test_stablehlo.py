@@ -27,14 +27,22 @@ from tests.worlds import as_causal, noisy_params
 
 
 def test_it_runs_without_this_library(model, tmp_path):
-    """In a process that cannot import sdtt_jax, the runner writes what `Model.sample` writes."""
-    export_stablehlo(model, tmp_path, SamplerConfig(4), 3)
+    """In a process that cannot import sdtt_jax, the runner writes what `Model.sample` writes.
+
+    Of a model of instructions too, which begins after BOS.
+    """
+    prompted = dataclasses.replace(model, facts=model.facts | {"sequences": "prompted"})
+    assert (np.asarray(prompted.prior(1)) != prompted.mask_id).any()
+    models, runners = {"packed": model, "prompted": prompted}, {}
+    for name, each in models.items():
+        export_stablehlo(each, tmp_path / name, SamplerConfig(4), 3)
+        runners[name] = str(tmp_path / name / "run.py")
     code = (
-        "import sys, runpy; sys.modules['sdtt_jax'] = None; "
-        f"sys.argv = ['run.py', '7']; runpy.run_path({str(tmp_path / 'run.py')!r})\n"
+        "import sys, runpy; sys.modules['sdtt_jax'] = None; sys.argv = ['run.py', '7']\n"
+        f"for path in {[*runners.values()]!r}: runpy.run_path(path)\n"
         "for seed in ('--help', '-1', str(2**32), str(2**63), '1.5', 'x', '٣'):\n"
         "    sys.argv[1:] = [seed]\n"
-        f"    try: runpy.run_path({str(tmp_path / 'run.py')!r})\n"
+        f"    try: runpy.run_path({runners['packed']!r})\n"
         "    except SystemExit as stop: print(ascii(stop.code))"
     )
     done = subprocess.run(
@@ -46,10 +54,10 @@ def test_it_runs_without_this_library(model, tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    live = model.sample(jax.random.key(7), 3, 4, batch_size=3)
-    expected = ["".join(model.tokenizer.pieces(row)) for row in np.asarray(live)]
+    live = [each.sample(jax.random.key(7), 3, 4, batch_size=3) for each in models.values()]
+    expected = ["".join(model.tokenizer.pieces(row)) for row in np.concatenate(live)]
     lines = done.stdout.splitlines()
-    texts, told, refused = lines[:3], lines[3:-6], lines[-6:]
+    texts, told, refused = lines[:6], lines[6:-6], lines[-6:]
     assert texts == expected
     assert "python run.py [SEED]" in "\n".join(told)
     assert all("must be a whole number from 0 to 4294967295." in line for line in refused)
