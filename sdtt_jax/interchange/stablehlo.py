@@ -110,7 +110,8 @@ def export_stablehlo(
     exported = exported_sampler(model, config, batch_size, helper=helper)
     directory = as_path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    vocabulary = range(model.config.vocab_size)
+    # Each id behind itself: as it reads within a text, where decoders keep the space before a word.
+    twice = np.repeat(np.arange(model.config.vocab_size), 2)
     description = {
         "batch_size": batch_size,
         "length": model.config.length,
@@ -119,7 +120,7 @@ def export_stablehlo(
         "start": np.asarray(model.prior(1))[0].tolist(),
         "platforms": list(exported.platforms),
         "sampler": to_mapping(settled(config, model)),
-        "pieces": model.tokenizer.pieces(vocabulary) if model.tokenizer is not None else None,
+        "pieces": model.tokenizer.pieces(twice)[1::2] if model.tokenizer is not None else None,
     }
     (directory / SAMPLER_FILE).write_bytes(exported.serialize())
     params = {name: np.asarray(leaf) for name, leaf in all_params(model, helper).items()}
