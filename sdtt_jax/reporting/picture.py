@@ -83,11 +83,11 @@ def write_exact(record: Mapping[str, Any], path: Path | str) -> Path | None:
     With one divergence the measures stand side by side. Returns the path, a .png or .svg; None if all samples
     are exact, as of independent tokens: a logarithmic axis has no zero.
     """
+    rounds = max(len(entries) for entries in record["rounds"].values())
     drawn = (exact_panels(record, measure) for measure in measured(record))
     rows = [panels for panels in drawn if panels]
     if not rows:
         return None
-    rounds = max(len(entries) for entries in record["rounds"].values())
     if len(record["rounds"]) == 1:
         rows = [[panel for row in rows for panel in row]]
     return _write(rows, [480] * len(rows[0]), 420, path, rounds)
