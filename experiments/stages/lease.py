@@ -55,8 +55,13 @@ def lease(root: Path, owner: str, renew: float = RENEW) -> Iterator[None]:
         with beside("lease", over, lambda: _renew(path, token, owner, renew, over)):
             yield
     finally:
-        if _read(path).get("token") == token:
-            path.unlink()
+        try:
+            if _read(path).get("token") == token:
+                path.unlink()
+        except Exception as error:  # It hides no error of the run, and expires by itself.
+            LOG.warning(
+                "Cannot remove %s (%s); the next run waits until it has expired.", path, error
+            )
 
 
 def _renew(path: Path, token: str, owner: str, renew: float, over: threading.Event) -> None:
@@ -70,7 +75,9 @@ def _renew(path: Path, token: str, owner: str, renew: float, over: threading.Eve
                 os.kill(os.getpid(), signal.SIGTERM)
                 return
             _write(path, token, owner, count)
-        except OSError as error:
+        # The errors of a bucket's library need not be an OSError (`gcsfs.retry.HttpError`), and without this
+        # thread another run could take the directory.
+        except Exception as error:
             LOG.warning("Cannot renew %s (%s); trying again.", path, error)
 
 

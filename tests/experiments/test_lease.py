@@ -5,6 +5,7 @@ import threading
 
 import pytest
 
+from experiments.stages import lease as module
 from experiments.stages.lease import lease
 from sdtt_jax.errors import UserError
 
@@ -33,3 +34,44 @@ def test_an_owner_that_slept_too_long_is_stopped(tmp_path, monkeypatch):
         (tmp_path / ".lease.json").write_text('{"token": "y", "owner": "process 2"}')
         assert asked.wait(10)
     assert "process 2" in (tmp_path / ".lease.json").read_text()
+
+
+class HttpError(Exception):
+    """No OSError, as `gcsfs.retry.HttpError` is none."""
+
+
+def test_an_owner_goes_on_renewing_after_an_error_of_the_bucket(tmp_path, monkeypatch, caplog):
+    """Oracle: the numbers of the renewals, and a second owner, who is refused."""
+    write, tried, later = module._write, [], threading.Event()
+
+    def failing(path, token, owner, count):
+        tried.append(count)
+        if count == 2:
+            raise HttpError("503 backend error")
+        write(path, token, owner, count)
+        if count == 4:
+            later.set()
+
+    monkeypatch.setattr(module, "_write", failing)
+    with lease(tmp_path, "process 1", renew=0.2):
+        assert later.wait(10)
+        with pytest.raises(UserError, match=r"in use by another run \(process 1\)"):
+            lease(tmp_path, "process 2", renew=0.2).__enter__()
+    assert tried[:5] == [0, 1, 2, 3, 4]
+    assert "503 backend error" in caplog.text
+
+
+def test_a_bucket_that_fails_at_the_end_does_not_hide_how_the_run_ended(
+    tmp_path, monkeypatch, caplog
+):
+    def failing(_path):
+        raise HttpError("503 backend error")
+
+    def run():
+        with lease(tmp_path, "process 1", renew=10):
+            monkeypatch.setattr(module, "_read", failing)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    assert "the next run waits until it has expired" in caplog.text
