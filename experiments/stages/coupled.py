@@ -15,6 +15,7 @@ from experiments.settings import RunConfig
 from experiments.stages.context import Run
 from experiments.stages.job import Rounds, TrainingJob, averaged
 from sdtt_jax.checkpoints.digests import canonical_sha256, params_digest
+from sdtt_jax.checkpoints.orbax import is_committed
 from sdtt_jax.checkpoints.store import load_params, save_params
 from sdtt_jax.config import differences, require, to_mapping
 from sdtt_jax.data.loader import shuffled
@@ -230,7 +231,7 @@ def open_pool(run: Run, number: int, teacher: Params) -> Pool | Fresh:
     if not config.num_trajectories:
         texts = run.train_split.batch if config.hindsight else None
         return Fresh(texts, run.config.data.length, facts)
-    if not given and not processes.agree(folder.exists()):
+    if not given and not processes.agree(is_committed(folder)):
         parts = folder.with_name(PARTS)
         rows = _make(run, number, teacher, parts / canonical_sha256(facts)[:12])
         save_params(folder, place_whole(rows, run.mesh), facts)

@@ -15,6 +15,7 @@ from experiments.stages.lease import FILE as LEASE
 from experiments.stages.lease import lease
 from experiments.stages.mirror import local_root
 from sdtt_jax import paths
+from sdtt_jax.checkpoints.orbax import is_committed
 from sdtt_jax.config import differences, from_mapping, to_mapping
 from sdtt_jax.errors import ConfigError, UserError
 from sdtt_jax.interchange.load import FINAL
@@ -79,13 +80,13 @@ class Workdir:
 
 
 def final(stage: Path) -> Path:
-    """The folder of the parameters that a stage or round delivers; it exists once they are delivered."""
+    """The folder of the parameters that a stage or round delivers; it is whole once they are delivered."""
     return stage / FINAL
 
 
 def is_delivered(stage: Path) -> bool:
     """Whether a stage or round has delivered; all processes get the same answer."""
-    return processes.agree(final(stage).exists())
+    return processes.agree(is_committed(final(stage)))
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -1,9 +1,14 @@
-"""How Orbax is set up: what it keeps, how it writes and reads, and what it leaves to us."""
+"""How Orbax is set up: what it keeps, how it writes and reads, what it leaves to us, and when it is done."""
 
+import os
+from pathlib import Path
 from typing import Any
 
 import jax
 from orbax.checkpoint import v1 as ocp
+
+# Orbax's name for the file that it writes last into a folder in a bucket.
+COMMITTED = "commit_success.txt"
 
 
 def kept(keep: int | None, keep_every: int) -> Any:
@@ -49,3 +54,13 @@ def leave_preemption_to_us(checkpointer: ocp.training.Checkpointer) -> None:
     manager = getattr(checkpointer, "_manager", None)
     if manager is not None:
         manager.reached_preemption = lambda _step: False
+
+
+def is_committed(folder: Path) -> bool:
+    """Whether a folder that Orbax writes is there and whole, even if a process was killed while writing it.
+
+    On a disk Orbax renames a folder when it is whole. In Google's buckets, where nothing can be renamed, it
+    writes in place, and a file says at the end that the rest is there; without it Orbax reads nothing.
+    """
+    in_place = os.fspath(folder).startswith("gs://")
+    return (folder / COMMITTED if in_place else folder).exists()

@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
+from sdtt_jax.checkpoints.orbax import is_committed
 from sdtt_jax.checkpoints.store import PARTS
 from sdtt_jax.config import from_mapping, nearest, require, to_mapping, whole
 from sdtt_jax.data import Tokenizer, load_tokenizer
@@ -347,7 +348,7 @@ def _finished(path: Path) -> Path | None:
     rounds = sorted((path / "rounds").glob(f"*/{FINAL}"), reverse=True)
     numbered = sorted(path.glob(f"[0-9][0-9]/{FINAL}"), reverse=True)
     for candidate in (path, *rounds, path / "teacher" / FINAL, path / FINAL, *numbered):
-        if all((candidate / part).is_dir() for part in PARTS):
+        if is_committed(candidate) and all((candidate / part).is_dir() for part in PARTS):
             return candidate
     return None
 

@@ -12,16 +12,26 @@ import time
 import urllib.error
 import urllib.request
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from experiments.stages import mirror
+from experiments.stages.coupled import open_pool
+from experiments.stages.runner import open_run
+from experiments.stages.workdir import final, is_delivered
 from launch.local import free_port
 from sdtt_jax import paths
+from sdtt_jax.checkpoints.store import load_params, save_params
 from sdtt_jax.data import DataConfig, TokenizerConfig, ingest, open_split, prepare
-from sdtt_jax.errors import ConfigError
+from sdtt_jax.errors import CheckpointError, ConfigError
+from sdtt_jax.interchange.load import _finished
+from sdtt_jax.parallel.placement import unbox
 from sdtt_jax.training.metrics import MetricsWriter, read_metrics
 from tests.data.conftest import chapters  # noqa: F401 - a fixture
 from tests.experiments.processes import SMOKE
+from tests.experiments.small import small
 from tests.forking import Finished, run_module
 
 pytestmark = [
@@ -138,6 +148,42 @@ def test_data_that_were_prepared_again_are_copied_again(bucket, tmp_path):
             (bucket / "again" / name).write_bytes(content)
         mirror.download(bucket / "again", tmp_path / "there", "info.json")
         assert (tmp_path / "there" / "data.bin").read_bytes() == content
+
+
+def test_what_a_killed_run_left_half_written_is_not_delivered(bucket):
+    """Orbax writes in place there, and commits with a file; it reads nothing without it.
+
+    Oracle: Orbax, which writes the folder, refuses it as a kill just before the commit leaves it, and writes
+    and reads it anew.
+    """
+    stage, params = bucket / "killed" / "teacher", {"w": jnp.arange(6.0)}
+    assert not is_delivered(stage)
+    save_params(final(stage), params, {"stage": "teacher"})
+    assert is_delivered(stage)
+    assert _finished(stage) == final(stage)
+    (final(stage) / "commit_success.txt").unlink()
+    with pytest.raises(CheckpointError, match="are damaged"):
+        load_params(final(stage))
+    assert not is_delivered(stage)
+    assert _finished(stage) is None
+    save_params(final(stage), params, {"stage": "teacher"})
+    assert is_delivered(stage)
+    assert load_params(final(stage))[1] == {"stage": "teacher"}
+
+
+def test_trajectories_that_a_killed_run_left_half_written_are_made_again(
+    bucket, tmp_path, monkeypatch
+):
+    """Oracle: the trajectories that were made first, from the same teacher and seed."""
+    monkeypatch.setenv("SDTT_JAX_CACHE", str(tmp_path / "cache"))
+    config = small(tmp_path)
+    config.distillers, config.coupled.num_trajectories = ("coupled",), 8
+    with open_run(config, bucket / "pooled") as run:
+        teacher = unbox(run.denoiser.init(jax.random.key(0)))
+        first = open_pool(run, 1, teacher)
+        (run.workdir.round(1, "coupled") / "pool" / "commit_success.txt").unlink()
+        again = open_pool(run, 1, teacher)
+    np.testing.assert_array_equal(first.rows["tokens"], again.rows["tokens"])
 
 
 def test_an_unknown_kind_of_path_is_an_error_that_names_those_there_are():
