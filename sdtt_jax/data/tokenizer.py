@@ -226,6 +226,13 @@ class Gpt2Tokenizer(Tokenizer):
         """The same tokenizer with another normalisation, in a config of kind "gpt2"."""
         return Gpt2Tokenizer(dataclasses.replace(config, kind="gpt2"), normalize)
 
+    def is_vocabulary_of(self, other: tokenizers.Tokenizer) -> bool:
+        """Whether another has these tokens under these ids; it may have more after them, as MASK."""
+        known = other.get_vocab().items()
+        return {
+            token: i for token, i in known if i < self.vocab_size
+        } == self._tokenizer.get_vocab()
+
     def _encode_batch(self, texts: list[str]) -> list[list[int]]:
         return [row.ids for row in self._tokenizer.encode_batch_fast(texts)]
 

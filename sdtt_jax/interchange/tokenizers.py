@@ -5,7 +5,7 @@ from pathlib import Path
 
 import tokenizers
 
-from sdtt_jax.data import Tokenizer, TokenizerConfig, train_tokenizer
+from sdtt_jax.data import Gpt2Tokenizer, Tokenizer, TokenizerConfig
 from sdtt_jax.data.making import named_id, special_names
 from sdtt_jax.data.tokenizer import HubTokenizer, Special, ends
 from sdtt_jax.errors import CheckpointError, DataError
@@ -25,7 +25,8 @@ LEAST_SHARE = 7 / 8
 def published_tokenizer(model: Published, folder: Path) -> Tokenizer | None:
     """The tokenizer of a published model; None where there is none that can be read.
 
-    A GGUF file's own is taken if its kind is known, else the tokenizer.json in the folder.
+    A GGUF file's own is taken if its kind is known, else the tokenizer.json in the folder. A model
+    of GPT-2's size has GPT-2's tokenizer if there is no such file, or if it holds GPT-2's vocabulary.
 
     Raises:
       CheckpointError: it is damaged, has more tokens than the model's embedding has rows, or does not say
@@ -35,15 +36,16 @@ def published_tokenizer(model: Published, folder: Path) -> Tokenizer | None:
         found = gguf_tokenizer(model.tensors, model.config.columns, model.mask_row)
         if found is not None:
             return found
-    if not has_its_own(model):
-        gpt2 = _gpt2()
-        return gpt2 if gpt2.vocab_size == model.config.vocab_size else None
+    gpt2 = None if model.layout in HUB_TOKENIZERS else _gpt2(model.config.vocab_size)
     file, beside = (folder / name for name in TOKENIZER_FILES)
-    if not file.is_file():
-        return None
+    if not (has_its_own(model) and file.is_file()):
+        return gpt2
     try:
         content = file.read_bytes()
-        special = _special(model, tokenizers.Tokenizer.from_buffer(content), beside)
+        theirs = tokenizers.Tokenizer.from_buffer(content)
+        if gpt2 is not None and gpt2.is_vocabulary_of(theirs):
+            return gpt2
+        special = _special(model, theirs, beside)
         return HubTokenizer(TokenizerConfig(kind="hub"), "none", content, special)
     except (DataError, json.JSONDecodeError) as error:
         raise CheckpointError(f"{file}: {error}") from None
@@ -56,15 +58,17 @@ def published_tokenizer(model: Published, folder: Path) -> Tokenizer | None:
 
 
 def has_its_own(model: Published) -> bool:
-    """Whether a model needs its own tokenizer.json; otherwise it has GPT-2's tokenizer or none."""
-    of_gpt2 = isinstance(model.config, GPT2Config)
-    return model.layout in HUB_TOKENIZERS or (
-        of_gpt2 and model.config.vocab_size != _gpt2().vocab_size
-    )
+    """Whether a model's own tokenizer.json counts; without one it has GPT-2's tokenizer or none.
+
+    Networks of GPT-2's kind for other languages often have as many tokens as GPT-2, and others.
+    """
+    return model.layout in HUB_TOKENIZERS or isinstance(model.config, GPT2Config)
 
 
-def _gpt2() -> Tokenizer:
-    return train_tokenizer(TokenizerConfig(kind="gpt2"), [])
+def _gpt2(vocab_size: int) -> Gpt2Tokenizer | None:
+    """GPT-2's tokenizer if it has this size."""
+    gpt2 = Gpt2Tokenizer(TokenizerConfig(kind="gpt2"), "none")
+    return gpt2 if gpt2.vocab_size == vocab_size else None
 
 
 def _special(model: Published, tokenizer: tokenizers.Tokenizer, beside: Path) -> Special:

@@ -4,12 +4,16 @@ Oracle: numbers by hand. Token i is the i-th letter, but for BOS, EOS and MASK.
 """
 
 import dataclasses
+import importlib.resources
 import json
 
 import numpy as np
 import pytest
+import tokenizers
+from safetensors.numpy import save_file
 
 import sdtt_jax
+from sdtt_jax.data import Gpt2Tokenizer
 from sdtt_jax.errors import CheckpointError, DataError
 from sdtt_jax.interchange.export import export_reference
 from tests.interchange.llama_models import IDS, MASK, ROWS, repository, vocabulary
@@ -135,3 +139,83 @@ class TestTokenizers:
         (folder / "tokenizer.json").write_text('{"model": ')
         with pytest.raises(CheckpointError, match=r"tokenizer\.json cannot be read"):
             sdtt_jax.load(folder)
+
+
+class TestGpt2sSize:
+    """Networks of GPT-2's kind with as many tokens as GPT-2: their own file says which they are."""
+
+    ROWS = 50_257
+
+    @pytest.fixture
+    def folder(self, tmp_path):
+        """One layer of eight features; oracle of its tokens: the number in each word."""
+        shapes = {"attn.c_attn": (8, 24), "attn.c_proj": (8, 8), "mlp.c_fc": (8, 32)}
+        shapes |= {"mlp.c_proj": (32, 8)}
+        named = {"wte.weight": np.zeros((self.ROWS, 8)), "wpe.weight": np.zeros((16, 8))}
+        for name, shape in shapes.items():
+            named |= {f"h.0.{name}.weight": np.zeros(shape), f"h.0.{name}.bias": np.zeros(shape[1])}
+        for name in ("h.0.ln_1", "h.0.ln_2", "ln_f"):
+            named |= {f"{name}.weight": np.ones(8), f"{name}.bias": np.zeros(8)}
+        sizes = {"vocab_size": self.ROWS, "n_positions": 16, "n_layer": 1, "n_embd": 8, "n_head": 2}
+        config = {"model_type": "gpt2", **sizes, "bos_token_id": 0, "eos_token_id": 0}
+        save_file(
+            {n: x.astype(np.float32) for n, x in named.items()}, tmp_path / "model.safetensors"
+        )
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        return tmp_path
+
+    def put_words(self, folder):
+        words = {"<s>": 0} | {f"w{i}": i for i in range(1, self.ROWS)}
+        made = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="<s>"))
+        made.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+        made.save(str(folder / "tokenizer.json"))
+
+    def put_gpt2s(self, folder, *more):
+        """The hub's, from the vocabulary and merges that OpenAI published."""
+        files = importlib.resources.files("sdtt_jax.data") / "gpt2_bpe"
+        merges = (files / "vocab.bpe").read_text("utf-8").split("\n")[1:-1]
+        model = tokenizers.models.BPE(
+            vocab=json.loads((files / "encoder.json").read_text("utf-8")),
+            merges=[tuple(line.split(" ")) for line in merges],
+        )
+        made = tokenizers.Tokenizer(model)
+        made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+        made.add_special_tokens(["<|endoftext|>", *more])
+        made.save(str(folder / "tokenizer.json"))
+
+    def test_its_own_words_are_not_read_as_gpt2s(self, folder):
+        self.put_words(folder)
+        tokenizer = sdtt_jax.load(folder).tokenizer
+        assert tokenizer.encode("w5 w7").tolist() == [5, 7]
+        assert (tokenizer.bos_id, tokenizer.eos_id) == (0, 0)
+
+    @pytest.mark.parametrize("more", [None, [], ["<|mask|>"]], ids=str)
+    def test_gpt2s_own_file_or_none_is_gpt2s_tokenizer(self, folder, more):
+        """Also with MASK after the vocabulary, as denoisers made of GPT-2 have it."""
+        if more is not None:
+            self.put_gpt2s(folder, *more)
+        tokenizer = sdtt_jax.load(folder).tokenizer
+        assert isinstance(tokenizer, Gpt2Tokenizer)
+        assert tokenizer.encode("Hello world").tolist() == [15496, 995]  # as published
+
+    @pytest.mark.parametrize("own", [True, False])
+    def test_of_the_hub_its_file_is_asked_for_and_need_not_exist(self, folder, own, monkeypatch):
+        if own:
+            self.put_words(folder)
+
+        def download(_repo, file, **_):
+            asked.append(file)
+            if not (folder / file).is_file():
+                raise OSError(file)
+            return str(folder / file)
+
+        asked = []
+        monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+        tokenizer = sdtt_jax.load("some/repo").tokenizer
+        assert isinstance(tokenizer, Gpt2Tokenizer) is not own
+        assert asked == [
+            "model.safetensors",
+            "config.json",
+            "tokenizer.json",
+            "tokenizer_config.json",
+        ]
