@@ -11,6 +11,7 @@ from sdtt_jax.config import from_mapping
 from sdtt_jax.diffusion.schedule import SCHEDULES, ScheduleConfig, make_schedule
 from sdtt_jax.errors import CheckpointError, ConfigError
 from sdtt_jax.interchange.renaming import Stored
+from sdtt_jax.ops.sequence_kinds import KINDS
 
 # Sections that say how a network was trained, and not what it is.
 ASIDE = (
@@ -49,6 +50,7 @@ FLAG = ValueKind(lambda value: isinstance(value, bool), "true or false")
 COUNT = ValueKind(lambda value: type(value) is int and value > 0, "a positive whole number")
 TOKEN = ValueKind(lambda value: value is None or type(value) is int, "the number of a token")
 NUMBER = ValueKind(lambda value: value is None or _is_number(value), "a number")
+SEQUENCES = ValueKind(lambda value: value in KINDS, f"one of {', '.join(KINDS)}")
 TANH_GELU = ("gelu_new", "gelu_pytorch_tanh", "gelu_tanh")
 
 

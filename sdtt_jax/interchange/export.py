@@ -39,7 +39,8 @@ def export_reference(model: Model | CausalModel, directory: PathLike) -> list[Pa
     layout = facts.get("layout", facts["kind"])
     layout = DIFFUGPT.name if layout == GPT2_DENOISER else layout
     if isinstance(model.config, LlamaConfig) and facts.get("layout") in (None, LLAMA_GGUF.name):
-        return export_llama(model, directory)
+        # A GGUF file's model was trained as `load` takes every published one to be.
+        return export_llama(model, directory, {} if "layout" in facts else training(model))
     if layout not in LAYOUTS:
         raise CheckpointError(
             f"{facts['path']} holds a {facts['kind']!r} network, which sees noise; the reference's format "
@@ -52,7 +53,8 @@ def export_reference(model: Model | CausalModel, directory: PathLike) -> list[Pa
     prefix, config = HUB_PREFIX, facts.get("published_config")
     if isinstance(sizes, GPT2Config):
         prefix = ""
-        config = config or hub_config(sizes, None if tokenizer is None else tokenizer.bos_id)
+        bos_id = None if tokenizer is None else tokenizer.bos_id
+        config = config or hub_config(sizes, bos_id) | training(model)
     tensors = write_params(table, params, facts.get("prefix", prefix))
     dtype = FLOATS[facts.get("dtype", "F32")]
     tensors = {name: x.astype(dtype, copy=False) for name, x in tensors.items()}
@@ -70,6 +72,20 @@ def export_orbax(model: Model | CausalModel, directory: PathLike) -> list[Path]:
     return [directory / FINAL, directory / "tokenizer"]
 
 
+def training(model: Model | CausalModel) -> dict[str, Any]:
+    """How a model of ours was trained, in fields that `sdtt_jax.load` reads: its texts, its noise."""
+    said: dict[str, Any] = {
+        "begins_with_bos": bool(model.facts.get("begins_with_bos")),
+        "sequences": model.facts.get("sequences", "packed"),
+    }
+    if isinstance(model, Model):
+        schedule = dict(model.facts["schedule"])
+        said["noise"] = {"type": schedule.pop("kind").replace("-", "")} | {
+            name: value for name, value in schedule.items() if value is not None
+        }
+    return said
+
+
 def reference_config(model: Model | CausalModel) -> dict[str, Any]:
     """The part of the reference's nested config that describes a network."""
     c = model.config
@@ -82,17 +98,17 @@ def reference_config(model: Model | CausalModel) -> dict[str, Any]:
         "dropout": 0.0,
     }
     kind: dict[str, Any] = {"parameterization": "ar"}
+    beside = training(model)
     if isinstance(model, Model):
-        sizes["cond_dim"], schedule = model.config.cond_dim, dict(model.facts["schedule"])
+        sizes["cond_dim"] = model.config.cond_dim
         kind = {
             "parameterization": "subs",
             "time_conditioning": model.config.time_conditioned,
-            "noise": {"type": schedule.pop("kind").replace("-", "")}
-            | {name: value for name, value in schedule.items() if value is not None},
+            "noise": beside.pop("noise"),
         }
     return {
         "config": {"model": sizes, **kind},
-        "begins_with_bos": bool(model.facts.get("begins_with_bos")),
+        **beside,
         "vocab_size": c.vocab_size + 1,
         "mask_index": c.mask_id,
     }

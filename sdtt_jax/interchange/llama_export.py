@@ -21,11 +21,13 @@ from sdtt_jax.paths import write_json
 from sdtt_jax.trees import flat_leaves, nested
 
 
-def export_llama(model: Model | CausalModel, directory: Path) -> list[Path]:
+def export_llama(
+    model: Model | CausalModel, directory: Path, beside: Mapping[str, Any]
+) -> list[Path]:
     """Writes `model.safetensors`, `config.json` and, for a published model, its `tokenizer.json`.
 
     Tokens get their published numbers back. A network whose rotary embedding rotates neighbouring features is
-    written as one that rotates halves, with its rows permuted.
+    written as one that rotates halves, with its rows permuted. The config says `beside` besides the network.
     """
     config: Any = model.config
     params: Any = jax.tree.map(np.asarray, model.params)
@@ -36,7 +38,7 @@ def export_llama(model: Model | CausalModel, directory: Path) -> list[Path]:
     mask_row = None if special is None else special.mask_row
     table = dataclasses.replace(LLAMA.table(config), mask_row=mask_row)
     tensors, content = write_params(table, params, ""), hub_config(config, special)
-    return write_repository(directory, tensors, content, tokenizer)
+    return write_repository(directory, tensors, content | dict(beside), tokenizer)
 
 
 def write_repository(

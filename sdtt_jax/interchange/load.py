@@ -19,7 +19,7 @@ from sdtt_jax.diffusion.schedule import ScheduleConfig, make_schedule
 from sdtt_jax.errors import CheckpointError
 from sdtt_jax.interchange import hub
 from sdtt_jax.interchange.adapters import network_shardings, read_delivered
-from sdtt_jax.interchange.claims import FLAG, claimed, published_schedule
+from sdtt_jax.interchange.claims import FLAG, SEQUENCES, claimed, published_schedule
 from sdtt_jax.interchange.found import describe_folder
 from sdtt_jax.interchange.gguf import SMOLLM2, smollm2_file
 from sdtt_jax.interchange.hub import TOKENIZER_FILES
@@ -288,6 +288,7 @@ def _published(
         "schedule": to_mapping(published_schedule(stored)),
         # The reference's models were all trained so; ours say it when exported in that layout.
         "begins_with_bos": claimed(stored, ("begins_with_bos",), FLAG, not llama),
+        "sequences": claimed(stored, ("sequences",), SEQUENCES, "packed"),
         "layout": published.layout.name,
         "mask_row": published.mask_row,
         "published_config": dict(published.stored),

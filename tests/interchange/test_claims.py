@@ -182,3 +182,12 @@ def test_the_schedule_is_the_configs():
     for noise in ({"type": "polynomial"}, "sine", linear | {"sigma_max": "much"}):
         with pytest.raises(CheckpointError, match=r"config.json.*noise"):
             published_schedule(Stored({"noise": noise}))
+
+
+@pytest.mark.parametrize("kind", ["rows", True, ["packed"], None])
+def test_an_unknown_kind_of_sequences_is_refused(golden, tmp_path, kind):
+    """Oracle: the kinds that runs have."""
+    shutil.copy(golden / "reference_tiny/teacher_hub.safetensors", tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(HUB | {"sequences": kind}))
+    with pytest.raises(CheckpointError, match=r"sequences=.* must be one of packed, documents"):
+        sdtt_jax.load(tmp_path)

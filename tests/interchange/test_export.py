@@ -11,15 +11,29 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import sdtt_jax
+from sdtt_jax.config import from_mapping, to_mapping
+from sdtt_jax.data import TokenizerConfig, train_tokenizer
+from sdtt_jax.data.tokenizer import HubTokenizer, Special
+from sdtt_jax.diffusion.schedule import ScheduleConfig, make_schedule
 from sdtt_jax.errors import CheckpointError
 from sdtt_jax.interchange.card import NETWORKS, model_card
 from sdtt_jax.interchange.export import export_orbax, export_reference
 from sdtt_jax.model.causal import CausalModel
-from sdtt_jax.networks import CausalConfig, CausalNetwork
-from sdtt_jax.networks.config import CoupledConfig, NoiseConfig
+from sdtt_jax.model.masked import Model
+from sdtt_jax.networks import CausalConfig, CausalNetwork, Denoiser, DenoiserConfig
+from sdtt_jax.networks.config import (
+    CoupledConfig,
+    GPT2DenoiserConfig,
+    LlamaDenoiserConfig,
+    NoiseConfig,
+)
 from sdtt_jax.networks.coupled import CoupledDenoiser
+from sdtt_jax.networks.gpt2 import GPT2Denoiser
 from sdtt_jax.networks.kinds import COUPLED, KINDS, kind_of
+from sdtt_jax.networks.llama import LlamaDenoiser
 from tests.experiments.processes import call
+from tests.interchange.llama_models import vocabulary
+from tests.model.runs import random_params
 
 CONFIG = {
     "config": {"model": {"length": 32, "n_heads": 4}, "time_conditioning": False},
@@ -93,6 +107,60 @@ def test_a_model_of_ours_goes_out_in_both_forms_and_comes_back(run, model, tmp_p
     tokens = np.arange(2 * model.config.length).reshape(2, -1) % model.config.vocab_size
     np.testing.assert_array_equal(theirs.logits(tokens), model.logits(tokens))
     assert run.exists()
+
+
+SIZES = {"length": 12, "num_layers": 1, "embed_dim": 8, "num_heads": 2}
+# Of each layout: the denoiser of a config, and the fields of the config besides the sizes.
+DENOISERS = {
+    "DiT": (Denoiser, DenoiserConfig, {"cond_dim": 4}),
+    "GPT-2": (GPT2Denoiser, GPT2DenoiserConfig, {}),
+    "Llama": (LlamaDenoiser, LlamaDenoiserConfig, {}),
+}
+TRAININGS = {
+    "packed": (False, ScheduleConfig("cosine", eps=0.01)),
+    "packed, wrapped": (True, ScheduleConfig("geometric", sigma_min=0.01, sigma_max=5.0)),
+    "documents": (False, ScheduleConfig("linear", sigma_max=7.0)),
+    "documents, wrapped": (True, ScheduleConfig()),
+    "padded": (False, ScheduleConfig(eps=0.02)),
+    "prompted": (False, ScheduleConfig("cosine-squared")),
+}
+
+
+def of_ours(layout, **facts):
+    """A denoiser as `load` gives one that was trained here, with a tokenizer that its layout can hold."""
+    kind, config, more = DENOISERS[layout]
+    if layout == "Llama":
+        words = {word: i for i, word in enumerate([*"abcdefgh", "<s>", "</s>"])}
+        special = Special(len(words) + 1, words["<s>"], words["</s>"], len(words))
+        content = vocabulary(words).to_str().encode()
+        tokenizer = HubTokenizer(TokenizerConfig(kind="hub"), "none", content, special)
+    else:
+        tokenizer = train_tokenizer(TokenizerConfig(kind="gpt2"), [])
+    denoiser = kind(config(vocab_size=tokenizer.vocab_size, **SIZES, **more))
+    return Model(
+        params=random_params(denoiser, 0),
+        tokenizer=tokenizer,
+        facts={"path": "ours", "kind": kind_of(denoiser), "stage": "teacher"} | facts,
+        denoiser=denoiser,
+        schedule=make_schedule(from_mapping(ScheduleConfig, facts["schedule"])),
+    )
+
+
+@pytest.mark.parametrize("training", TRAININGS)
+@pytest.mark.parametrize("layout", DENOISERS)
+def test_how_it_was_trained_goes_out_and_comes_back(layout, training, tmp_path):
+    """Oracle: the denoiser that goes out, which begins its texts and takes noise and sequences as trained."""
+    wrap, schedule = TRAININGS[training]
+    said = {"begins_with_bos": wrap, "sequences": training.partition(",")[0]}
+    ours = of_ours(layout, **said, schedule=to_mapping(schedule))
+    export_reference(ours, tmp_path)
+    back = sdtt_jax.load(tmp_path)
+    assert back.text_tokenizer.vocab_size == ours.text_tokenizer.vocab_size
+    assert back.sequences == ours.sequences
+    assert (back.prompt_end, back.first_token) == (ours.prompt_end, ours.first_token)
+    assert back.schedule.config == schedule
+    for prompt in (None, "b"):
+        np.testing.assert_array_equal(back.prior(2, prompt), ours.prior(2, prompt))
 
 
 def test_the_card_says_what_was_measured(model):
