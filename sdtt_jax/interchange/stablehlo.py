@@ -78,7 +78,7 @@ def exported_sampler(
       ConfigError: the model, or its helper, cannot do what the decoder asks of it.
     """
     positive(batch_size=batch_size)
-    other = helping(helper)
+    other = helping(helper, model)
     static = None if other is None else dataclasses.replace(other, params=None)
     setting = model.diffusion, settled(config, model), model.sequences, static
     sampler = functools.partial(_sample, *setting)
@@ -90,7 +90,7 @@ def exported_sampler(
 
 def all_params(model: Model, helper: Loaded | Helper | None = None) -> dict[str, jax.Array]:
     """Parameters by path, `{"blocks/mlp/up/kernel": …}`; a helper's are below `helper/`."""
-    other = helping(helper)
+    other = helping(helper, model)
     beside = {} if other is None else {HELPER: other.params}
     return flat_leaves(model.params | beside)
 

@@ -197,23 +197,43 @@ class Loaded(abc.ABC):
         return self.tokenizer
 
 
-def helping(model: Loaded | Helper | None) -> Helper | None:
-    """Turns a loaded model into a decoder's second model; a `Helper` or None is returned as it is.
+def helping(helper: Loaded | Helper | None, model: Loaded) -> Helper | None:
+    """Turns a loaded helper of `model` into a decoder's second model; a `Helper` or None stays as it is.
 
     Raises:
-      ConfigError: `model` is anything else, such as a path, or knows other texts than decoders ask it about.
+      ConfigError: `helper` is anything else, such as a path, has other texts for the same tokens, or knows
+        other texts than decoders ask it about.
     """
     require(
-        model is None or isinstance(model, Loaded | Helper),
-        f"helper must be a model, as sdtt_jax.load returns it, not {model!r:.80}.",
+        helper is None or isinstance(helper, Loaded | Helper),
+        f"helper must be a model, as sdtt_jax.load returns it, not {helper!r:.80}.",
     )
-    if not isinstance(model, Loaded):
-        return model
-    sequences = model.sequences
+    if not isinstance(helper, Loaded):
+        return helper
+    sequences = helper.sequences
     # For the decoder's own model, `serving.begin` says so.
     require(
         sequences is None,
-        f"{model.facts['path']} was trained with sequences={sequences and sequences.kind!r}, but decoders "
+        f"{helper.facts['path']} was trained with sequences={sequences and sequences.kind!r}, but decoders "
         "that ask a helper are for packed sequences; give a helper that was trained on those.",
     )
-    return model.as_helper
+    theirs, ours = helper.tokenizer, model.tokenizer
+    require(
+        theirs is None or ours is None or not _contradict(theirs, ours),
+        f"The helper {helper.facts['path']} has another tokenizer (digest {theirs and theirs.digest[:12]}) "
+        f"than {model.facts['path']} ({ours and ours.digest[:12]}), so that the same tokens are other texts; "
+        "give a helper that was trained with the model's tokenizer.",
+    )
+    return helper.as_helper
+
+
+@functools.lru_cache(maxsize=8)  # a decoder may be called for each batch
+def _contradict(one: Tokenizer, other: Tokenizer) -> bool:
+    """Whether two vocabularies of one size give a token different texts; `serving.begin` compares sizes.
+
+    Digests may differ where the tokens agree: that of a published denoiser also depends on where it has MASK.
+    """
+    if one.digest == other.digest or one.vocab_size != other.vocab_size:
+        return False
+    ends, tokens = ((each.bos_id, each.eos_id) for each in (one, other)), range(one.vocab_size)
+    return len(set(ends)) > 1 or one.pieces(tokens) != other.pieces(tokens)

@@ -177,7 +177,7 @@ class Model(Loaded):
           helper: the second model of a decoder that needs one.
         """
         check_key(key)
-        config, other = settled(config, self), helping(helper)
+        config, other = settled(config, self), helping(helper, self)
 
         def write(params: Params, index: jax.Array, rows: jax.Array) -> Written:
             state = generate(
@@ -264,7 +264,7 @@ class Model(Loaded):
           helper: the second model of a decoder that needs one.
         """
         check_key(key)
-        x_init, config, other = self.noisy(x_init), settled(config, self), helping(helper)
+        x_init, config, other = self.noisy(x_init), settled(config, self), helping(helper, self)
         with self.on_mesh():
             return generate(self.diffusion, self.params, key, x_init, config, self.sequences, other)
 
@@ -280,7 +280,7 @@ class Model(Loaded):
         The last of the `num_steps + 2` states is what `denoise` returns for the same key.
         """
         check_key(key)
-        x_init, config, other = self.noisy(x_init), settled(config, self), helping(helper)
+        x_init, config, other = self.noisy(x_init), settled(config, self), helping(helper, self)
         model = self.diffusion.within(arrange(x_init, self.sequences))
         begin = first_state(model, self.params, x_init, config, other)
         return self._states(key, begin, config, other)

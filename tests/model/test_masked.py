@@ -1,7 +1,9 @@
 """`sdtt_jax.load`: what a run delivered comes back as something to sample from and to score with."""
 
+import copy
 import dataclasses
 import itertools
+import string
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +11,12 @@ import numpy as np
 import pytest
 
 import sdtt_jax
+from sdtt_jax.data import train_tokenizer
 from sdtt_jax.diffusion.nelbo import nelbo
 from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.errors import CheckpointError, ConfigError
+from sdtt_jax.interchange.stablehlo import exported_sampler
+from tests.model.runs import TEXTS
 
 
 def test_a_run_means_its_last_round_and_any_part_can_be_named(run, model):
@@ -175,6 +180,36 @@ def test_a_loaded_model_helps_another_one_s_decoder(run, model):
     single = dataclasses.replace(teacher, facts=teacher.facts | {"sequences": "padded"})
     with pytest.raises(ConfigError, match="trained with sequences='padded', but decoders that ask"):
         model.sample(jax.random.key(0), 2, 4, mode="staged", helper=single)
+
+
+def test_a_helper_with_other_texts_for_the_same_tokens_is_refused(run, model):
+    """Oracle: two vocabularies of one size by construction, whose letters are shifted by one."""
+    config, teacher = SamplerConfig(4, mode="staged"), sdtt_jax.load(run / "teacher")
+    letters = string.ascii_lowercase
+    shifted = str.maketrans(letters, letters[1:] + letters[:1])
+    texts = [text.translate(shifted) for text in TEXTS]
+    other = train_tokenizer(model.tokenizer.config, texts, "text8")
+    assert other.vocab_size == model.tokenizer.vocab_size
+    stranger = dataclasses.replace(teacher, tokenizer=other)
+    said = (
+        f"The helper {teacher.facts['path']} has another tokenizer .*give a helper that was trained"
+    )
+    for write in (
+        lambda: model.sample(jax.random.key(0), 2, 4, mode="staged", helper=stranger),
+        lambda: model.denoise(jax.random.key(0), model.prior(2), config, stranger),
+        lambda: model.states(jax.random.key(0), model.prior(2), config, stranger),
+        lambda: exported_sampler(model, config, 2, stranger),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            write()
+    # Equal tokens, though another file says them, and a helper that knows only tokens.
+    renamed = copy.copy(model.tokenizer)
+    renamed.digest = other.digest
+    right = model.denoise(jax.random.key(0), model.prior(2), config, teacher).x
+    for tokenizer in (renamed, None):
+        helper = dataclasses.replace(teacher, tokenizer=tokenizer)
+        same = model.denoise(jax.random.key(0), model.prior(2), config, helper).x
+        np.testing.assert_array_equal(same, right)
 
 
 def test_texts_that_are_longer_than_the_model_s_are_refused(model):
