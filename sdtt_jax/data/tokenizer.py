@@ -65,9 +65,8 @@ class Tokenizer(abc.ABC):
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Texts to a list of int32 ids `[n_i]`, without BOS and EOS."""
-        require(
-            not isinstance(texts, str), f"encode_batch takes a list of texts, not {texts!r:.60}."
-        )
+        right = not isinstance(texts, str)
+        require(right, f"encode_batch takes a list of texts, not {texts!r:.60}.")
         normalize = NORMALIZERS[self.normalize]
         return self.encode_normalized([normalize(text) for text in texts])
 
@@ -89,10 +88,7 @@ class Tokenizer(abc.ABC):
         return np.asarray(self._encode_batch([normalized])[0], np.int32)
 
     def encode_part(self, text: str) -> np.ndarray:
-        """As `encode_piece`, for what a user gives a model to read.
-
-        If nothing of the text is left (see `reads`), a `ConfigError` is raised.
-        """
+        """As `encode_piece`, for what a user gives; a `ConfigError` if nothing of it is left (see `reads`)."""
         ids = self.encode_piece(text, ConfigError)
         require(self.reads(text, ids), f"{text!r} {self.reads_nothing}.")
         return ids
@@ -106,9 +102,8 @@ class Tokenizer(abc.ABC):
     def reads_nothing(self) -> str:
         """The end of an error message about a text of which `reads` is False."""
         dropped = f" after normalize={self.normalize!r}" * (self.normalize != "none")
-        return (
-            f"holds nothing that the vocabulary knows{dropped}; give text like that of the corpus"
-        )
+        nothing = f"holds nothing that the vocabulary knows{dropped}"
+        return f"{nothing}; give text like that of the corpus"
 
     def decode(self, ids: Iterable[int], *, mask: str = MASK_PIECE, separator: str = "\n") -> str:
         """Ids to text.
