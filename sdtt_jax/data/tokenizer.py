@@ -23,6 +23,7 @@ from sdtt_jax.data.config import TokenizerConfig
 from sdtt_jax.data.normalize import NORMALIZERS, require_characters
 from sdtt_jax.data.vocabulary import SPACE_SYMBOL
 from sdtt_jax.errors import ConfigError, DataError, UserError
+from sdtt_jax.ops.tokens import one_text
 from sdtt_jax.paths import as_path, read_json, write_json
 
 MASK_PIECE = "▒"
@@ -88,7 +89,7 @@ class Tokenizer(abc.ABC):
         return np.asarray(self._encode_batch([normalized])[0], np.int32)
 
     def encode_part(self, text: str) -> np.ndarray:
-        """As `encode_piece`, for what a user gives; a `ConfigError` if nothing of it is left (see `reads`)."""
+        """As `encode_piece`, for what a user gives; `ConfigError` if nothing of it is left (see `reads`)."""
         ids = self.encode_piece(text, ConfigError)
         require(self.reads(text, ids), f"{text!r} {self.reads_nothing}.")
         return ids
@@ -115,7 +116,7 @@ class Tokenizer(abc.ABC):
             beginning and end they vanish.
         """
         texts = [""]
-        for kind, run in itertools.groupby(_one_text(ids), self._kind):
+        for kind, run in itertools.groupby(one_text(ids), self._kind):
             if kind == "end":
                 texts += [""] if texts[-1] else []
             elif kind == "text":
@@ -131,7 +132,7 @@ class Tokenizer(abc.ABC):
         `decode`, except that a character spelled by several byte tokens shows as U+FFFD.
         """
         read = {"end": lambda _: "", "text": self._piece, "mask": lambda _: MASK_PIECE}
-        return [read[self._kind(token)](token) for token in _one_text(ids)]
+        return [read[self._kind(token)](token) for token in one_text(ids)]
 
     def _kind(self, token: int) -> str:
         if token in (self.bos_id, self.eos_id):
@@ -147,18 +148,6 @@ class Tokenizer(abc.ABC):
 
     @abc.abstractmethod
     def _piece(self, token: int) -> str: ...
-
-
-def _one_text(ids: Iterable[int]) -> list[int]:
-    """The ids of one text as a list; an array, of NumPy or JAX, is fetched all at once."""
-    array: Any = np.asarray(ids if hasattr(ids, "shape") else list(ids))
-    require(
-        array.ndim == 1 and (array.size == 0 or np.issubdtype(array.dtype, np.integer)),
-        f"ids must be whole numbers [length], not {array.dtype}{list(array.shape)}; decode one text at a "
-        "time.",
-    )
-    found: list[int] = array.tolist()
-    return found
 
 
 def ends(bos: int | None, eos: int | None) -> tuple[int, int] | None:
@@ -332,7 +321,7 @@ class HubTokenizer(Tokenizer):
         return self._tokenizer.decode(self._theirs(ids), skip_special_tokens=False)
 
     def pieces(self, ids: Iterable[int]) -> list[str]:
-        tokens = _one_text(ids)
+        tokens = one_text(ids)
         found = super().pieces(tokens)
         kinds = ["", *(self._kind(token) for token in tokens)]
         for place, (before, kind) in enumerate(itertools.pairwise(kinds)):
