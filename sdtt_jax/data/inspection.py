@@ -10,11 +10,13 @@ import numpy as np
 from sdtt_jax.config import whole
 from sdtt_jax.data.corpora import SPLITS, TRAIN
 from sdtt_jax.data.loader import Split, open_split
+from sdtt_jax.data.packing import text_ends
 from sdtt_jax.data.records import read_info
 from sdtt_jax.data.shards import MANIFEST_FILE
 from sdtt_jax.data.tasks import check_sha256
 from sdtt_jax.data.tokenizer import Tokenizer, load_tokenizer
 from sdtt_jax.errors import DataError
+from sdtt_jax.ops.sequence_kinds import Sequences
 from sdtt_jax.paths import as_path, read_json
 
 # How many tokens of a split are looked at, and in how many evenly spaced stretches.
@@ -28,7 +30,7 @@ def inspect_data(
     """Inspects a prepared corpus.
 
     Counts cover everything. Lengths, tokens and compression are measured on at most four million tokens of
-    each split; `looked_at` is their number.
+    each split; `looked_at` is their number, without padding.
 
     Args:
       data_dir, tokenizer_dir: what `prepare` wrote.
@@ -50,13 +52,15 @@ def inspect_data(
         )
     path = data_dir / MANIFEST_FILE
     manifest = read_json(path) if path.exists() else {}
-    wrapped = bool(content.get("data", {}).get("wrap"))
+    data = content.get("data", {})
+    kind, wrapped = data.get("sequences", "packed"), bool(data.get("wrap"))
+    sequences = Sequences(kind, tokenizer.bos_id, tokenizer.eos_id, wrapped)
     return {
         "info": content["info"],
         "manifest": manifest,
         "digests": _digests(data_dir, manifest.get("shards", {})),
         "splits": {
-            name: _split(open_split(data_dir, name, 0), tokenizer, wrapped, records, seed)
+            name: _split(open_split(data_dir, name, 0), tokenizer, sequences, records, seed)
             for name in SPLITS
         },
     }
@@ -74,17 +78,19 @@ def _digests(data_dir: Path, shards: dict[str, str]) -> str:
 
 
 def _split(
-    split: Split, tokenizer: Tokenizer, wrapped: bool, records: int, seed: int
+    split: Split, tokenizer: Tokenizer, sequences: Sequences, records: int, seed: int
 ) -> dict[str, Any]:
     lengths = collections.Counter[int]()
     counts = np.zeros(tokenizer.vocab_size, np.int64)
     looked_at = size = decoded = 0
     for rows in _stretches(split):
-        stream = (rows[:, 1:-1] if wrapped else rows).ravel()
+        rows = rows[:, 1:-1] if sequences.wrap else rows
+        ended, padding = text_ends(rows, sequences)
+        stream = rows[~padding]
         counts += np.bincount(stream, minlength=tokenizer.vocab_size)
         looked_at += len(stream)
         # Only documents that lie entirely within the stretch.
-        ends = np.flatnonzero(stream == tokenizer.eos_id)
+        ends = np.flatnonzero(ended[~padding])
         bins = np.ceil(np.log2(np.maximum(np.diff(ends) - 1, 1))).astype(int)
         lengths.update(2 ** int(b) for b in bins)
         some = stream[: 32 * split.length]

@@ -122,6 +122,27 @@ def fitted(
         yield np.pad(tokens, (0, padding), constant_values=sequences.eos_id)
 
 
+def text_ends(rows: np.ndarray, sequences: Sequences) -> tuple[np.ndarray, np.ndarray]:
+    """Which tokens are the EOS of a document, and which are padding: bool, the shape of `rows`.
+
+    Args:
+      rows: `[n, length]` sequences without the BOS and EOS around wrapped ones.
+      sequences: their kind, and the ids of BOS and EOS.
+    """
+    ends = rows == sequences.eos_id
+    if sequences.kind in ("packed", "documents"):
+        return ends, np.zeros_like(ends)
+    if sequences.kind == "prompted":
+        ends &= _before(rows == sequences.bos_id) > 0
+    padding = _before(ends) > 0
+    return ends & ~padding, padding
+
+
+def _before(where: np.ndarray) -> np.ndarray:
+    """The number of True entries before each position of a row."""
+    return np.cumsum(where, axis=1) - where
+
+
 def _check_pair(tokens: np.ndarray, length: int, bos_id: int) -> None:
     if bos_id not in tokens:
         raise _no_prompt()

@@ -13,7 +13,7 @@ import numpy as np
 from sdtt_jax.data.config import DataConfig
 from sdtt_jax.data.corpora import SPLITS, TRAIN, VALIDATION, files_read, find_corpus, recipe
 from sdtt_jax.data.ingest import CorpusReading, Ingested, ingest
-from sdtt_jax.data.packing import chunk_length
+from sdtt_jax.data.packing import chunk_length, text_ends
 from sdtt_jax.data.records import Shard
 from sdtt_jax.data.tasks import NAMED_OF_A_KIND, WriteShard
 from sdtt_jax.data.tokenizer import Tokenizer
@@ -24,6 +24,7 @@ from sdtt_jax.paths import as_path, read_json, write_json
 MANIFEST_FILE = "manifest.json"
 # Folders of a preparation that is under way.
 SHARDS, TOKENIZER = "shards", "tokenizer"
+_ROWS_AT_ONCE = 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +41,7 @@ class DataInfo:
     num_validation: int
     num_documents: int  # documents of both splits; one whose tail is held out counts in both
     num_characters: int  # characters of both splits, after normalisation
-    characters_per_token: float  # in the train split, EOS included
+    characters_per_token: float  # in the train split, EOS included, padding not
     fingerprint: str  # SHA-256 over all sequences, in order; equal fingerprints, equal batches
     # "3 of 5 files", with what was not read, if the text is a folder of the user's; else "".
     files: str = ""
@@ -134,11 +135,23 @@ def _info(
         num_validation=num_validation,
         num_documents=train["documents"] + validation["documents"],
         num_characters=train["characters"] + validation["characters"],
-        characters_per_token=train["characters"] / train["tokens"],
+        characters_per_token=train["characters"] / (train["tokens"] - _num_padding(tasks)),
         fingerprint=_fingerprint(tasks),
         files=files_read(read.config),
         num_unknown=sum(division.store.record(i).get("unknown", 0) for i in range(len(read.parts))),
     )
+
+
+def _num_padding(tasks: Sequence[WriteShard]) -> int:
+    """The number of tokens in the train split's sequences that are padding."""
+    if all(task.sequences.kind in ("packed", "documents") for task in tasks):
+        return 0
+    mine = (task for task in tasks if task.split == SPLITS.index(TRAIN))
+    rows = itertools.chain.from_iterable(task.rows() for task in mine)
+    count = 0
+    while some := list(itertools.islice(rows, _ROWS_AT_ONCE)):
+        count += int(text_ends(np.stack(some), tasks[0].sequences)[1].sum())
+    return count
 
 
 def _fingerprint(tasks: Sequence[WriteShard]) -> str:

@@ -1,6 +1,7 @@
 """The report on prepared data. Oracle: the sequences, counted in plain Python."""
 
 import collections
+import dataclasses
 import itertools
 import json
 import shutil
@@ -8,7 +9,7 @@ import shutil
 import numpy as np
 import pytest
 
-from sdtt_jax.data import load_tokenizer, open_split
+from sdtt_jax.data import DataConfig, TokenizerConfig, load_tokenizer, open_split, prepare
 from sdtt_jax.data.inspection import inspect_data, summary
 from sdtt_jax.errors import ConfigError, DataError
 from sdtt_jax.reporting.data_page import render_data
@@ -41,6 +42,44 @@ def test_counts_lengths_and_tokens_are_those_of_the_sequences(prepared, found):
     documents = found["manifest"]["splits"]
     assert sum(documents[name]["documents"] for name in documents) == 40
     assert rows["sequences"][0] == f"{prepared.info.num_train:,}"
+
+
+@pytest.mark.parametrize("kind", ["padded", "prompted"])
+def test_padding_is_neither_a_document_nor_a_token(kind, write_jsonl, tmp_path):
+    """Oracles: the same texts packed, of which only the stream's edges are lost; each pair by hand. Padding
+    used to count as documents of one token."""
+    texts = [f"text number {i} " + "abc " * (i % 9) for i in range(60)]
+    config = DataConfig(str(write_jsonl(texts)), length=16)
+    chars = TokenizerConfig(model_type="char", vocab_size=64)
+
+    def said(config, name):
+        where = tmp_path / name, tmp_path / f"{name}_tokenizer"
+        info = prepare(config, chars, *where)
+        return info, inspect_data(*where)["splits"]["train"]
+
+    if kind == "padded":
+        packed, expected = said(config, "packed")
+        info, found = said(dataclasses.replace(config, sequences=kind), kind)
+        assert info.characters_per_token == packed.characters_per_token
+        missing = collections.Counter(found["lengths"])
+        missing.subtract(expected["lengths"])
+        assert set(missing.values()) <= {0, 1}
+        assert sum(missing.values()) <= 2
+        assert found["bytes_per_token"] == pytest.approx(expected["bytes_per_token"], rel=0.01)
+        assert 0 <= found["looked_at"] - expected["looked_at"] < 16
+        assert found["tokens"] > found["looked_at"]
+    else:
+        path = tmp_path / "pairs.jsonl"
+        rows = [{"a": text[:5], "b": text[5:]} for text in texts]
+        path.write_text("\n".join(map(json.dumps, rows)), "utf-8")
+        fields = {"corpus": str(path), "text_field": "a>b", "sequences": kind, "length": 64}
+        info, found = said(dataclasses.replace(config, **fields), kind)
+        # All but the first document, of which a stretch need not hold the beginning.
+        assert sum(found["lengths"].values()) == info.num_train - 1
+        assert set(found["lengths"]) <= {"16", "32", "64"}
+        # Each pair has BOS and EOS besides its characters, and `PROMPT_END`, which counts as one.
+        characters = round(info.characters_per_token * found["looked_at"])
+        assert found["looked_at"] == characters + info.num_train
 
 
 def test_a_file_that_was_changed_is_named(prepared, found, tmp_path):
