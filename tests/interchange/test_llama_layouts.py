@@ -75,6 +75,14 @@ def test_a_config_that_was_edited_makes_another_model(tmp_path):
     assert (after["digest"], after != before) == (before["digest"], True)
 
 
+def test_a_config_without_epsilon_means_the_hubs(tmp_path):
+    folder = repository(tmp_path, "llama")
+    config = json.loads((folder / "config.json").read_text())
+    del config["rms_norm_eps"]
+    (folder / "config.json").write_text(json.dumps(config))
+    assert sdtt_jax.load(folder).config.norm_epsilon == 1e-6
+
+
 def test_several_files_with_an_index_are_one_model(tmp_path):
     one = sdtt_jax.load(repository(tmp_path / "one", "qwen3"))
     several = repository(tmp_path / "several", "qwen3", shards=3)

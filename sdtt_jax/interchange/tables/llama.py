@@ -198,6 +198,8 @@ def _config(
     gate = f"{prefix}{names.gate}.weight".replace(LAYER, "0")
     sizes: dict[str, Any] = {"vocab_size": rows, "embed_dim": embed}
     sizes["mlp_dim"], _ = shape_of(tensors, gate, file, dims=2)
+    if names is HUB:
+        sizes["norm_epsilon"] = 1e-6  # what its libraries take where the config does not say it
     for field, theirs in names.fields.items():
         value = claimed(stored, (theirs,), NUMBER, None)
         if value is not None:
