@@ -20,10 +20,10 @@ import tokenizers
 
 from sdtt_jax.config import from_mapping, require, to_mapping
 from sdtt_jax.data.config import TokenizerConfig
+from sdtt_jax.data.ids import one_text
 from sdtt_jax.data.normalize import NORMALIZERS, require_characters
 from sdtt_jax.data.vocabulary import SPACE_SYMBOL
 from sdtt_jax.errors import ConfigError, DataError, UserError
-from sdtt_jax.ops.tokens import one_text
 from sdtt_jax.paths import as_path, read_json, write_json
 
 MASK_PIECE = "▒"

@@ -4,7 +4,6 @@ A network looks up whatever it is given: an id that does not exist is read as an
 text is a token that no model predicts. Neither mistake shows in the result.
 """
 
-from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -66,19 +65,3 @@ def as_rows(tokens: ArrayLike, num_ids: int, name: str = "tokens") -> Any:
         f"{name} must be [batch, length] with at least one text of one token, not {list(ids.shape)}{one}.",
     )
     return ids
-
-
-def one_text(ids: Iterable[int]) -> list[int]:
-    """The ids of one text, in any range, as a list; an array, of NumPy or JAX, is fetched all at once.
-
-    Raises:
-      ConfigError: they are not whole numbers `[length]`.
-    """
-    array: Any = np.asarray(ids if hasattr(ids, "shape") else list(ids))
-    require(
-        array.ndim == 1 and (array.size == 0 or np.issubdtype(array.dtype, np.integer)),
-        f"ids must be whole numbers [length], not {array.dtype}{list(array.shape)}; decode one text at a "
-        "time.",
-    )
-    found: list[int] = array.tolist()
-    return found
