@@ -268,8 +268,7 @@ def _make(run: Run, number: int, params: Params, parts: Path) -> dict[str, Any]:
     function = functools.partial(_made, student, teacher, sampler, length, config.independent, key)
     batches = batched(function, params, rows, POOL_BATCH)
 
-    def arrays(batch: Callable[[], Any]) -> dict[str, np.ndarray]:
-        made = batch()
+    def arrays_of(made: dict[str, Any]) -> dict[str, np.ndarray]:
         if config.hindsight:
             made["noise"] = jax.tree.map(np.float32, made["noise"])
         return flat_leaves(made)
@@ -277,7 +276,8 @@ def _make(run: Run, number: int, params: Params, parts: Path) -> dict[str, Any]:
     made = kept_batches(
         f"coupled, round {number}, pool",
         [parts / f"{index:06d}.npz" for index in range(len(batches))],
-        [functools.partial(arrays, batch) for batch in batches],
+        batches,
+        arrays_of,
         tokens=min(POOL_BATCH, count) * length,
     )
     return nested(join(made))

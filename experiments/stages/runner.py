@@ -50,10 +50,13 @@ def _data(run: Run) -> None:
 def _report(run: Run) -> None:
     evaluation.add_timing(run)
     root = run.workdir.root
-    page = processes.on_first("Writing the report", lambda: write_report(root))
-    if processes.is_first():
-        run.log(f"  {find(read_run(root)).headline}")
-    run.log(f"  {page}")
+
+    def write() -> tuple[str, Path]:
+        page = write_report(root)
+        return find(read_run(root)).headline, page
+
+    for line in processes.on_first("Writing the report", write) or ():
+        run.log(f"  {line}")
 
 
 def _is_reported(run: Run) -> bool:

@@ -112,7 +112,7 @@ def fitted(
       length: tokens in a sequence.
       sequences: their kind, and the ids of BOS and EOS.
     """
-    if sequences.kind in ("packed", "documents"):
+    if not sequences.has_padding:
         yield from documents
         return
     for tokens in documents:
@@ -130,7 +130,7 @@ def text_ends(rows: np.ndarray, sequences: Sequences) -> tuple[np.ndarray, np.nd
       sequences: their kind, and the ids of BOS and EOS.
     """
     ends = rows == sequences.eos_id
-    if sequences.kind in ("packed", "documents"):
+    if not sequences.has_padding:
         return ends, np.zeros_like(ends)
     if sequences.kind == "prompted":
         ends &= _before(rows == sequences.bos_id) > 0

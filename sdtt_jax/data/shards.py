@@ -144,7 +144,7 @@ def _info(
 
 def _num_padding(tasks: Sequence[WriteShard]) -> int:
     """The number of tokens in the train split's sequences that are padding."""
-    if all(task.sequences.kind in ("packed", "documents") for task in tasks):
+    if not any(task.sequences.has_padding for task in tasks):
         return 0
     mine = (task for task in tasks if task.split == SPLITS.index(TRAIN))
     rows = itertools.chain.from_iterable(task.rows() for task in mine)

@@ -147,8 +147,7 @@ class Record:
           shown: False for work that needs no progress bar.
         """
         paths = [self._part(name, inputs, number) for number in range(len(batches))]
-        named = [lambda batch=batch: arrays_of(batch()) for batch in batches]  # type: ignore[misc]
-        return kept_batches(name, paths, named, tokens=tokens, shown=shown)
+        return kept_batches(name, paths, batches, arrays_of, tokens=tokens, shown=shown)
 
     def write_texts(self, name: str, texts: list[Json]) -> None:
         """An item's texts as JSON lines, in the folder beside the file."""
@@ -274,7 +273,8 @@ def _plain(content: Any) -> Any:
 def kept_batches(
     title: str,
     paths: Sequence[Path],
-    batches: Sequence[Callable[[], Arrays]],
+    batches: Sequence[Callable[[], Any]],
+    arrays_of: Callable[[Any], Arrays],
     *,
     tokens: int,
     shown: bool = True,
@@ -285,6 +285,7 @@ def kept_batches(
       title: what is worked on.
       paths: the file of each batch, `.npz`.
       batches: each computes one batch, in all processes.
+      arrays_of: names the arrays of what a batch has computed.
       tokens: of one batch, for the progress.
       shown: False for work that needs no progress bar.
     """
@@ -292,7 +293,7 @@ def kept_batches(
     missing = [number for number, arrays in enumerate(found) if arrays is None]
     finished, shown = len(found) - len(missing), shown and processes.is_first()
     for number in tracked(title, missing, tokens=tokens, finished=finished, shown=shown):
-        found[number] = _kept(paths[number], batches[number]())
+        found[number] = _kept(paths[number], arrays_of(batches[number]()))
     return [arrays for arrays in found if arrays is not None]
 
 

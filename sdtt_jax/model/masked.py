@@ -240,7 +240,7 @@ class Model(Loaded):
         if num_tokens is not None:
             whole(1, num_tokens=num_tokens)
             require(
-                sequences is not None and sequences.kind in ("padded", "prompted"),
+                sequences is not None and sequences.has_padding,
                 "num_tokens is for a model that was trained on sequences of one text each.",
             )
             tokens, fixed = closed(tokens, fixed, num_tokens, self.text_tokenizer.eos_id)

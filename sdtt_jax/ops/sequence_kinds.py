@@ -23,7 +23,12 @@ class Sequences:
         one_of(self, kind=KINDS)
         whole(0, self, "bos_id", "eos_id")
         require(
-            not self.wrap or self.kind in ("packed", "documents"),
+            not (self.wrap and self.has_padding),
             f"wrap=True puts BOS and EOS around chunks of many texts; kind={self.kind!r} has one text per "
             "sequence.",
         )
+
+    @property
+    def has_padding(self) -> bool:
+        """Whether a sequence holds one text and padding, not a piece of the stream of all texts."""
+        return self.kind in ("padded", "prompted")
