@@ -26,6 +26,7 @@ def encode_documents(
     tokenizer: Tokenizer,
     texts: Iterable[str],
     kind: str = "packed",
+    length: int | None = None,
     refuse: Callable[[BadInputError], None] = _raise,
 ) -> Iterator[np.ndarray]:
     """Encodes documents: int32 ids `[n]` of each, in order; BOS separates a prompt from its completion.
@@ -38,8 +39,10 @@ def encode_documents(
       texts: the documents. For the kind "prompted" each is a pair, with one `PROMPT_END` in it; for other
         kinds that is a character like any other.
       kind: the kind of the sequences that they are for, one of `sequence_kinds.KINDS`.
-      refuse: called with the fault of a pair whose own BOS or EOS would move the end of its prompt or of its
-        completion, before another text is taken from `texts`. Such a pair is left out if it returns.
+      length: the most tokens that a pair may have, its BOS and EOS included; None for any number.
+      refuse: called with the fault of a pair that is longer, or whose own BOS or EOS would move the end of its
+        prompt or of its completion, before another text is taken from `texts`. Such a pair is left out if it
+        returns.
     """
     waiting: list[str] = []
     size = 0
@@ -55,7 +58,7 @@ def encode_documents(
             yield from tokenizer.encode_batch(waiting)
             waiting, size = [], 0
         if pair:
-            ids = _encode_pair(tokenizer, *text.split(PROMPT_END))
+            ids = _encode_pair(tokenizer, *text.split(PROMPT_END), length)
             if isinstance(ids, BadInputError):
                 refuse(ids)
             else:
@@ -69,7 +72,9 @@ def encode_documents(
     yield from tokenizer.encode_batch(waiting)
 
 
-def _encode_pair(tokenizer: Tokenizer, prompt: str, completion: str) -> np.ndarray | BadInputError:
+def _encode_pair(
+    tokenizer: Tokenizer, prompt: str, completion: str, length: int | None
+) -> np.ndarray | BadInputError:
     """Encodes prompt and completion as `model.prompts` does, so that sampling sees the ids of training.
 
     Unknown characters are unk, as in other documents, even where nothing else is left of a part.
@@ -77,8 +82,8 @@ def _encode_pair(tokenizer: Tokenizer, prompt: str, completion: str) -> np.ndarr
     completion, changes nothing (see `ops.sequences.arrange`); others are returned as a fault.
     """
     before, behind = (tokenizer.encode_piece(part) for part in (prompt, completion))
-    remedy = "; take it out, leave the pair out of the file, or let data.skip_bad skip it."
-    fault = ""
+    kind, remedy = "BOS or EOS in a pair", "take it out, leave the pair out of the file"
+    fault, size = "", len(before) + len(behind) + 2
     if tokenizer.bos_id in before:
         fault = (
             f"The prompt {prompt!r:.60} spells BOS, token {tokenizer.bos_id}, which ends a prompt here: the "
@@ -89,8 +94,14 @@ def _encode_pair(tokenizer: Tokenizer, prompt: str, completion: str) -> np.ndarr
             f"The completion {completion!r:.60} spells EOS, token {tokenizer.eos_id}, which ends a text "
             "here: what follows it would never be learnt"
         )
+    elif length is not None and size > length:
+        kind, remedy = "pair too long", "take a larger length, leave the pair out of the file"
+        fault = (
+            f"The prompt {prompt!r:.60} and its completion have {size} tokens with BOS and EOS, more than "
+            f"data.length={length}"
+        )
     if fault:
-        return BadInputError("BOS or EOS in a pair", fault + remedy)
+        return BadInputError(kind, f"{fault}; {remedy}, or let data.skip_bad skip it.")
     return np.concatenate([before, np.array([tokenizer.bos_id], np.int32), behind])
 
 
@@ -105,7 +116,7 @@ def fitted(
     """Pads documents so that `pack` gives each its own sequences, for the kinds of sequences that need it.
 
     Each is padded with EOS to one or several whole sequences, less the last EOS, which `pack` adds. One of
-    the kind "prompted" must have a prompt, and fit into one sequence.
+    the kind "prompted" must have a prompt; `encode_documents` has seen that it fits into one sequence.
 
     Args:
       documents: ids of each document, `[n]`.
@@ -116,8 +127,8 @@ def fitted(
         yield from documents
         return
     for tokens in documents:
-        if sequences.kind == "prompted":
-            _check_pair(tokens, length, sequences.bos_id)
+        if sequences.kind == "prompted" and sequences.bos_id not in tokens:
+            raise _no_prompt()
         padding = -(len(tokens) + 1) % length
         yield np.pad(tokens, (0, padding), constant_values=sequences.eos_id)
 
@@ -141,16 +152,6 @@ def text_ends(rows: np.ndarray, sequences: Sequences) -> tuple[np.ndarray, np.nd
 def _before(where: np.ndarray) -> np.ndarray:
     """The number of True entries before each position of a row."""
     return np.cumsum(where, axis=1) - where
-
-
-def _check_pair(tokens: np.ndarray, length: int, bos_id: int) -> None:
-    if bos_id not in tokens:
-        raise _no_prompt()
-    if len(tokens) >= length:
-        raise DataError(
-            f"A prompt and its completion have {len(tokens) + 1} tokens with BOS and EOS, more than "
-            f"data.length={length}; take a larger length, or leave the pair out of the file."
-        )
 
 
 def _no_prompt() -> DataError:

@@ -126,6 +126,7 @@ def _info(
         sum(task.last - task.first for task in tasks if task.split == side)
         for side in map(SPLITS.index, (TRAIN, VALIDATION))
     )
+    fingerprint, padding = _fingerprint(tasks)
     return DataInfo(
         vocab_size=tokenizer.vocab_size,
         length=read.config.length,
@@ -135,33 +136,25 @@ def _info(
         num_validation=num_validation,
         num_documents=train["documents"] + validation["documents"],
         num_characters=train["characters"] + validation["characters"],
-        characters_per_token=train["characters"] / (train["tokens"] - _num_padding(tasks)),
-        fingerprint=_fingerprint(tasks),
+        characters_per_token=train["characters"] / (train["tokens"] - padding),
+        fingerprint=fingerprint,
         files=files_read(read.config),
         num_unknown=sum(division.store.record(i).get("unknown", 0) for i in range(len(read.parts))),
     )
 
 
-def _num_padding(tasks: Sequence[WriteShard]) -> int:
-    """The number of tokens in the train split's sequences that are padding."""
-    if not any(task.sequences.has_padding for task in tasks):
-        return 0
-    mine = (task for task in tasks if task.split == SPLITS.index(TRAIN))
-    rows = itertools.chain.from_iterable(task.rows() for task in mine)
-    count = 0
-    while some := list(itertools.islice(rows, _ROWS_AT_ONCE)):
-        count += int(text_ends(np.stack(some), tasks[0].sequences)[1].sum())
-    return count
-
-
-def _fingerprint(tasks: Sequence[WriteShard]) -> str:
-    digest = hashlib.sha256()
+def _fingerprint(tasks: Sequence[WriteShard]) -> tuple[str, int]:
+    """SHA-256 over all sequences, in order, and how many tokens of the train split's are padding."""
+    digest, padding = hashlib.sha256(), 0
     for side, mine in itertools.groupby(tasks, lambda task: task.split):
         digest.update(SPLITS[side].encode())
-        for task in mine:
-            for row in task.rows():
-                digest.update(row.astype("<i4").tobytes())
-    return digest.hexdigest()
+        rows = itertools.chain.from_iterable(task.rows() for task in mine)
+        while some := list(itertools.islice(rows, _ROWS_AT_ONCE)):
+            block = np.stack(some)
+            digest.update(block.astype("<i4").tobytes())
+            if SPLITS[side] == TRAIN:
+                padding += int(text_ends(block, tasks[0].sequences)[1].sum())
+    return digest.hexdigest(), padding
 
 
 def _manifest(

@@ -104,7 +104,9 @@ class ReadPart(NamedTuple):
 
         def refuse(error: BadInputError) -> None:
             found.pop()  # a pair is encoded before another text is read
-            self._count_bad(error, counts, bad)
+            files = ", ".join(dict.fromkeys(piece.path for piece in self.part.pieces[:2]))
+            files += ", …" * (len(self.part.pieces) > 2)
+            self._count_bad(BadInputError(error.kind, f"{files}: {error}"), counts, bad)
 
         if not self.tokenizer:
             index += [_entry(found.popleft(), 0) for _ in texts]
@@ -113,8 +115,9 @@ class ReadPart(NamedTuple):
             eos = np.array([tokenizer.eos_id], self.store.dtype).tobytes()
             with written(self.store.path(self.number, ".tokens")) as file:
                 kind = Sequences(self.how.sequences, tokenizer.bos_id, tokenizer.eos_id)
-                documents = encode_documents(tokenizer, texts, kind.kind, refuse)
-                for ids in fitted(documents, self.how.length, kind):
+                length = self.how.length
+                documents = encode_documents(tokenizer, texts, kind.kind, length, refuse)
+                for ids in fitted(documents, length, kind):
                     file.write(ids.astype(self.store.dtype).tobytes() + eos)
                     index.append(_entry(found.popleft(), len(ids)))
                     if tokenizer.unk_id is not None:

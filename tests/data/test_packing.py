@@ -148,7 +148,7 @@ def test_a_pair_is_learnt_as_it_is_or_refused(bos, prompt, completion):
     sequences = Sequences("prompted", tokenizer.bos_id, tokenizer.eos_id)
     faults = []
     documents = encode_documents(
-        tokenizer, [f"{prompt}{PROMPT_END}{completion}"], "prompted", faults.append
+        tokenizer, [f"{prompt}{PROMPT_END}{completion}"], "prompted", 12, faults.append
     )
     found = list(fitted(documents, 12, sequences))
     before, behind = tokenizer.encode(prompt), tokenizer.encode(completion)

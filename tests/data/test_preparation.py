@@ -273,9 +273,14 @@ def test_prompts_and_completions_fill_sequences_of_their_own(pairs, tmp_path):
     ]
     assert sorted(map(list, found)) == sorted(expected)
     assert info.num_train + info.num_validation == 30
-    short = dataclasses.replace(config, length=25)
-    with pytest.raises(DataError, match=r"have 26 tokens .* more than data\.length=25"):
-        prepare(short, chars, tmp_path / "short", tmp_path / "short_tokenizer")
+    short = dataclasses.replace(config, length=25, skip_bad=6)
+    where = tmp_path / "short", tmp_path / "short_tokenizer"
+    message = r"pairs\.jsonl: The prompt 'ask ask ' .* have 26 tokens .* more than data\.length=25.*only 6"
+    with pytest.raises(DataError, match=message):
+        prepare(short, chars, *where)
+    info = prepare(dataclasses.replace(short, skip_bad=7), chars, *where)
+    assert info.num_train + info.num_validation == info.num_documents == 30 - 7
+    assert json.loads((where[0] / "manifest.json").read_text())["taken_away"]["bad: pair too long"] == 7
 
 
 def test_a_completion_outside_the_vocabulary_is_unknown_tokens(tmp_path):
