@@ -41,7 +41,7 @@ def encode_documents(
       kind: the kind of the sequences that they are for, one of `sequence_kinds.KINDS`.
       length: the most tokens that a pair may have, its BOS and EOS included; None for any number.
       refuse: called with the fault of a pair that is longer, or whose own BOS or EOS would move the end of
-        its prompt or of its completion, before another text is taken from `texts`. Such a pair is left out if it
+        its prompt or completion, before another text is taken from `texts`. Such a pair is left out if it
         returns.
     """
     waiting: list[str] = []
