@@ -280,7 +280,10 @@ def test_prompts_and_completions_fill_sequences_of_their_own(pairs, tmp_path):
         prepare(short, chars, *where)
     info = prepare(dataclasses.replace(short, skip_bad=7), chars, *where)
     assert info.num_train + info.num_validation == info.num_documents == 30 - 7
-    assert json.loads((where[0] / "manifest.json").read_text())["taken_away"]["bad: pair too long"] == 7
+    assert (
+        json.loads((where[0] / "manifest.json").read_text())["taken_away"]["bad: pair too long"]
+        == 7
+    )
 
 
 def test_a_completion_outside_the_vocabulary_is_unknown_tokens(tmp_path):
