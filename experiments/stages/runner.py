@@ -42,8 +42,9 @@ def _data(run: Run) -> None:
     )
     if info.num_unknown:
         run.log(f"  {info.num_unknown:,} tokens of the text are unknown to the vocabulary")
+    # Checked before a teacher is trained, which would be left in the directory of an impossible config.
+    training.check_judge(run)
     if COUPLED in run.config.distillers:
-        # Checked before a teacher is trained, which would be left in the directory of an impossible config.
         run.config.coupled.check_vocabulary(info.vocab_size)
 
 

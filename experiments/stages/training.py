@@ -365,13 +365,22 @@ def _adopt_teacher(run: Run, checkpoint: str) -> None:
     run.deliver(run.workdir.teacher, run.denoiser, params, stage="teacher", source=checkpoint)
 
 
-def _adopt_judge(run: Run, checkpoint: str) -> None:
-    """Delivers an existing judge, after checking that it has the run's vocabulary."""
+def check_judge(run: Run) -> None:
+    """Checks that the judge that `judge.checkpoint` names is causal and has the run's vocabulary."""
+    checkpoint = run.config.judge.checkpoint
+    if not checkpoint or is_delivered(run.workdir.judge):
+        return
+    _ = run.judge  # refuses a denoiser
     if load_network(checkpoint).text_tokenizer.digest != run.tokenizer.digest:
         raise ConfigError(
             f"config.judge.checkpoint={checkpoint} has another vocabulary than the run; take a causal model "
             "with its tokenizer, or leave it out to have one trained."
         )
+
+
+def _adopt_judge(run: Run, checkpoint: str) -> None:
+    """Delivers an existing judge."""
+    check_judge(run)
     run.log(f"  taken from {checkpoint}")
     params = load(checkpoint, mesh=run.mesh).params
     run.deliver(run.workdir.judge, run.judge, params, stage="judge", source=checkpoint)

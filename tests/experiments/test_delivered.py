@@ -8,16 +8,16 @@ import jax.numpy as jnp
 import pytest
 
 from experiments.stages.evaluation import is_evaluated
-from experiments.stages.runner import open_run
+from experiments.stages.runner import open_run, run_stages
 from experiments.stages.workdir import final
 from sdtt_jax.checkpoints.store import stored_digest
-from sdtt_jax.errors import CheckpointError, UserError
+from sdtt_jax.errors import CheckpointError, ConfigError, UserError
 from sdtt_jax.parallel.placement import unbox
 from tests.experiments.small import small
 
 
-def filled(run, value):
-    shapes = unbox(jax.eval_shape(run.denoiser.init, jax.random.key(0)))
+def filled(network, value):
+    shapes = unbox(jax.eval_shape(network.init, jax.random.key(0)))
     return jax.tree.map(lambda leaf: jnp.full(leaf.shape, value, leaf.dtype), shapes)
 
 
@@ -27,10 +27,10 @@ def delivered(tmp_path_factory):
     folder = tmp_path_factory.mktemp("delivered")
     with open_run(small(folder), folder / "run") as run:
         root, workdir = run.workdir.root, run.workdir
-        run.deliver(workdir.teacher, run.denoiser, filled(run, 0), stage="teacher")
+        run.deliver(workdir.teacher, run.denoiser, filled(run.denoiser, 0), stage="teacher")
         for number in (1, 2):
             facts = {"stage": "distill", "round": number}
-            run.deliver(workdir.round(number), run.denoiser, filled(run, number), **facts)
+            run.deliver(workdir.round(number), run.denoiser, filled(run.denoiser, number), **facts)
     folders = ("teacher", "rounds/01", "rounds/02")
     digests = {name: stored_digest(root / name / "final") for name in folders}
     results = {"rounds": [{"round": 1}, {"round": 2}], "delivered": digests}
@@ -98,3 +98,26 @@ def test_what_another_stage_delivered_is_refused(run):
         match=r"teacher/final was delivered by distill, round 1, not by its own stage",
     ):
         run.delivered(run.workdir.teacher, run.denoiser, "distill")
+
+
+def test_a_model_that_cannot_judge_is_refused_before_a_teacher_is_trained(delivered, tmp_path):
+    """Another vocabulary used to show only when the teacher was finished."""
+    with open_run(small(tmp_path), tmp_path / "judged") as other:
+        other.deliver(other.workdir.judge, other.judge, filled(other.judge, 0), stage="judge")
+    cases = [
+        (other.workdir.judge, "another vocabulary"),
+        (delivered.workdir.teacher, "is a denoiser"),
+        (other.workdir.judge, None),
+    ]
+    for number, (checkpoint, message) in enumerate(cases):
+        config = small(tmp_path)
+        config.judge.checkpoint = str(checkpoint)
+        if message == "another vocabulary":
+            (tmp_path / "corpus.txt").write_text("0123456789 abcdefghij\n" * 400)
+        with open_run(config, tmp_path / str(number)) as run:
+            if message is None:
+                run_stages(run, ("data",))
+                continue
+            with pytest.raises(ConfigError, match=message):
+                run_stages(run, ("data", "teacher"))
+        assert not run.workdir.teacher.exists()
