@@ -58,7 +58,8 @@ def encode_documents(
             yield from tokenizer.encode_batch(waiting)
             waiting, size = [], 0
         if pair:
-            ids = _encode_pair(tokenizer, *text.split(PROMPT_END), length)
+            prompt, completion = text.split(PROMPT_END)
+            ids = _encode_pair(tokenizer, prompt, completion, length)
             if isinstance(ids, BadInputError):
                 refuse(ids)
             else:
