@@ -8,16 +8,18 @@ call, so that a decoder may look at what the network says, or mask tokens again.
 import functools
 import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from sdtt_jax.config import require
 from sdtt_jax.diffusion.decoders import parse_mode, stop_of
-from sdtt_jax.diffusion.decoders.base import Decoder, Pick
-from sdtt_jax.diffusion.decoders.blocks import Blocks
+from sdtt_jax.diffusion.decoders.base import Decoder
+from sdtt_jax.diffusion.decoders.blocks import RANDOM, Blocks
+from sdtt_jax.diffusion.decoders.confident import confidence
 from sdtt_jax.diffusion.decoders.doubting import DoubtingRemdm
 from sdtt_jax.diffusion.decoders.learnt import Learnt
 from sdtt_jax.diffusion.decoders.planned import Grid
@@ -73,14 +75,22 @@ def decoder_law(
     if decoder.check is not None:
         decoder.check(options, None, num_steps, length)
     table = StepTable(probabilities, probabilities if helper is None else helper, causal, num_steps)
-    score = None if decoder.pick is None else _scores(decoder.pick, options, probabilities)
+    score: Array | None
+    if isinstance(options, Blocks) and options.score != RANDOM:
+        score = _scores(confidence, options.confidence(), probabilities)
+    else:
+        score = (
+            None if decoder.pick is None else _scores(decoder.pick.score, options, probabilities)
+        )
     for index in range(num_steps):
         drafts = num_steps - options.rounds if isinstance(options, Refine) else 0
         if type(options) in STEPS and index >= drafts:
             law, made = STEPS[type(options)](options, table._replace(call=index), law)
             calls += made
             continue
-        if score is not None:
+        if score is not None and isinstance(options, Blocks):
+            moves = functools.partial(_surest_of_block, options, score, index, num_steps)
+        elif score is not None:
             moves = functools.partial(ordered_picks, options, score, num_steps - index)
         else:
             moves = functools.partial(
@@ -154,11 +164,11 @@ def _measures(
     return counted[str(num_steps)], calls
 
 
-def _scores(pick: Pick, options: Any, probabilities: Array) -> Array:
-    """The decoder's own score of each position in each state: `[states, L]` float32."""
+def _scores(score: Callable[..., jax.Array], options: Any, probabilities: Array) -> Array:
+    """A decoder's `Pick.score` of each position in each state: `[states, L]` float32."""
     _, _, size = probabilities.shape
     log_probs = jnp.log(jnp.maximum(probabilities.reshape(-1, size), 1e-30))
-    return np.asarray(pick.score(options, log_probs)).reshape(probabilities.shape[:2])
+    return np.asarray(score(options, log_probs)).reshape(probabilities.shape[:2])
 
 
 def _by_chance(
@@ -193,6 +203,24 @@ def _by_chance(
         yield from alike(options.tokens[index], pattern, source)
     else:
         yield from alike(even_count(length, num_steps, index), pattern, source)
+
+
+def _surest_of_block(
+    options: Blocks,
+    score: Array,
+    index: int,
+    num_steps: int,
+    pattern: tuple[int, ...],
+    source: Array,
+) -> Iterator[Move]:
+    """`ordered_picks` in the block that call `index` writes; a block's last call reveals what is left."""
+    each = num_steps // (score.shape[1] // options.length)
+    block = tuple(p for p in pattern if p // options.length == index // each)
+    calls_left = each - index % each
+    if calls_left == 1:
+        yield block, (), 1.0
+        return
+    yield from ordered_picks(options.confidence(), score, calls_left, block, source)
 
 
 def _subsets(positions: tuple[int, ...]) -> Iterator[tuple[int, ...]]:

@@ -1,4 +1,4 @@
-"""Texts in blocks. Oracle: the same calls without a cache."""
+"""Texts in blocks. Oracles: the same calls without a cache; a plain loop over a text's blocks and calls."""
 
 import dataclasses
 
@@ -43,10 +43,10 @@ X_INIT = prior_sample(
 _sample = jax.jit(sample, static_argnames=("diffusion", "config", "keep_states"))
 
 
-def written(network, cache, num_steps=6, params=PARAMS):
-    config = SamplerConfig(num_steps, mode=f"blocks:length={BLOCK},cache={cache}")
+def written(network, options, num_steps=6, params=PARAMS, x_init=X_INIT, **fields):
+    config = SamplerConfig(num_steps, mode=f"blocks:length={BLOCK},cache={options}", **fields)
     diffusion = MaskedDiffusion(network, make_schedule())
-    return _sample(diffusion, params, KEY, X_INIT, config, keep_states=True)
+    return _sample(diffusion, params, KEY, x_init, config, keep_states=True)
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +78,59 @@ def test_the_prefix_cache_is_exact_for_block_causal_attention(plain):
     state, states = written(BlockCausal(NETWORK, BLOCK), "prefix")
     np.testing.assert_array_equal(states, plain[1])
     assert int(state.nfe) == 8
+
+
+@pytest.mark.parametrize("score", ["probability", "margin,threshold=0.3"])
+def test_it_is_exact_where_the_surest_come_first(score):
+    network = BlockCausal(NETWORK, BLOCK)
+    cached, whole = (
+        written(network, f"{cache},score={score}", 9)[1] for cache in ("prefix", "none")
+    )
+    np.testing.assert_array_equal(cached, whole)
+
+
+@pytest.mark.parametrize("cache", ["prefix", "dual", "none"])
+@pytest.mark.parametrize("score", ["random", "probability"])
+def test_blocks_that_are_given_take_no_call(cache, score):
+    """A prompt of a block and a half: two blocks are left to write, and one is read into the prefix cache."""
+    given = jnp.broadcast_to(jnp.arange(LENGTH) < 6, (16, LENGTH))
+    x_init = prior_sample(16, LENGTH, VOCAB, jnp.full((16, LENGTH), 3), given)
+    state, states = written(NETWORK, f"{cache},score={score}", x_init=x_init)
+    assert (states[:3, :, 6:] == VOCAB).all()
+    assert (state.x < VOCAB).all()
+    assert int(state.nfe) == 4 + 2 * (cache == "prefix")
+
+
+def surest_first(x, calls, threshold):
+    """One text, `calls` for each block, as arXiv 2502.09992 and 2505.22618 describe it, and the calls."""
+    logits = jax.jit(
+        lambda x: NETWORK.logits(NETWORK.head_params(PARAMS), NETWORK.hidden(PARAMS, x))
+    )
+    x, made = x.copy(), 0
+    for start in range(0, LENGTH, BLOCK):
+        for left in range(calls, 0, -1):
+            masked = [i for i in range(start, start + BLOCK) if x[i] == VOCAB]
+            if not masked:
+                break
+            made += 1
+            chances = np.asarray(jax.nn.softmax(logits(x[None])[0, :, :VOCAB]), np.float64)
+            sure = sorted(masked, key=lambda i: -chances[i].max())
+            count = -(-len(masked) // left)
+            if threshold:
+                count = max(1, sum(chances[i].max() >= threshold for i in masked))
+            for i in sure if left == 1 else sure[:count]:
+                x[i] = chances[i].argmax()
+    return x, made
+
+
+@pytest.mark.parametrize("threshold", [0, 0.12])
+def test_the_surest_of_a_block_come_first(threshold):
+    expected, made = surest_first(np.asarray(X_INIT[0]), 3, threshold)
+    options = "none,score=probability" + f",threshold={threshold}" * (threshold > 0)
+    state, _ = written(NETWORK, options, 9, temperature=0)
+    np.testing.assert_array_equal(state.x, np.broadcast_to(expected, (16, LENGTH)))
+    assert int(state.nfe) == made
+    assert made < 9 or not threshold, "several are sure enough"
 
 
 def test_a_llama_denoiser_has_that_cache_too():
@@ -119,6 +172,9 @@ def test_a_block_does_not_see_what_follows_it():
         ("blocks:length=4", 1, {}, "num_steps=1 must be a multiple of the 3 blocks; try 3"),
         ("blocks:length=4", 6, {"time_conditioned": True}, "sees neither time nor noise"),
         ("blocks:length=4", 6, {"shift": True}, "does not predict the next token"),
+        ("blocks:length=4,threshold=0.9", 6, {}, "need a score, such as score=probability"),
+        ("blocks:length=4,score=surest", 6, {}, "score"),
+        ("blocks:length=4,score=margin,threshold=2", 6, {}, "threshold"),
     ],
 )
 def test_what_cannot_be_written_in_blocks_is_named(mode, steps, fields, said):

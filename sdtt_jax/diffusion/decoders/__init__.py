@@ -25,7 +25,7 @@ from sdtt_jax.diffusion.decoders.blocks import (
     Blocks,
     block_plan,
     check_blocks,
-    empty_memory,
+    no_blocks_yet,
     write_block,
 )
 from sdtt_jax.diffusion.decoders.confident import (
@@ -149,7 +149,7 @@ DECODERS: dict[str, Decoder] = {
     ),
     "speculative": Decoder(Speculative, no_plan, step=speculate, helper=("causal", "denoiser")),
     "blocks": Decoder(
-        Blocks, block_plan, step=write_block, begin=empty_memory, check=check_blocks, finishes=False
+        Blocks, block_plan, step=write_block, begin=no_blocks_yet, check=check_blocks
     ),
     "refine": Decoder(Refine, draft_plan, step=refine_step, check=check_rounds, finishes=False),
     "staged": Decoder(Staged, first_hitting_plan, step=staged_step, helper=("denoiser",)),

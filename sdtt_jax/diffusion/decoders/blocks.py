@@ -1,16 +1,14 @@
 """Blocks from left to right, each written in a few calls, with a cache of keys and values for the rest.
 
-A call computes only the positions of one block. It sees remembered keys and values of the others:
+Within a block the positions come in a random order, or what the network is surest of comes first (LLaDA,
+arXiv 2502.09992, section 2.4), with a threshold as many at once as it is sure enough of (Fast-dLLM, arXiv
+2505.22618, section 3.3).
 
-* "prefix": of finished blocks, computed when only the blocks before them were visible; what follows is not
-  seen. It is exact for block-causal attention (`networks.blocks.BlockCausal`, arXiv 2503.09573) and an
-  approximation for a network that sees everything.
-* "dual": of all positions, from the block's first call, which computes all of them (Fast-dLLM,
-  arXiv 2505.22618, section 3.2). It is an approximation except in the first call of each block.
-* "none": nothing is remembered; each call computes all positions. It is the baseline for the others.
+A call computes only the positions of one block; `block_cache` says what it sees of the others.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -18,31 +16,58 @@ import jax.numpy as jnp
 
 from sdtt_jax.config import one_of, require, whole
 from sdtt_jax.diffusion.calls import even_calls
-from sdtt_jax.diffusion.decoders.base import Memory, Now, Scene, grid_sigmas
+from sdtt_jax.diffusion.decoders.base import Memory, Now, Pick, Scene, grid_sigmas, no_plan
+from sdtt_jax.diffusion.decoders.block_cache import CACHES, empty_memory, read, remember
+from sdtt_jax.diffusion.decoders.confident import (
+    SCORES,
+    Confidence,
+    accept_confident,
+    confidence,
+)
 from sdtt_jax.diffusion.decoders.filling import choice, fill
 from sdtt_jax.diffusion.schedule import Schedule
-from sdtt_jax.typing import Hidden, Key, PerToken, Positions, Tokens
+from sdtt_jax.typing import Key, PerToken, Positions, Tokens
 
-CACHES = ("prefix", "dual", "none")
+RANDOM = "random"
 
 
 @dataclasses.dataclass(frozen=True)
 class Blocks:
-    """How a text is cut into blocks, and what is remembered of the blocks that are not being written."""
+    """How a text is cut into blocks, their order within, and what is remembered of the other blocks."""
 
     length: int = 32  # positions of a block
     cache: str = "prefix"  # one of `CACHES`
+    # Which positions of a block come first: "random", or those with the highest score, as in `Confidence`.
+    score: str = RANDOM
+    # threshold, order_temperature: as in `Confidence`; the last call of a block reveals all that is left.
+    threshold: float = 0.0
+    order_temperature: float = 0.0
 
     def __post_init__(self) -> None:
         whole(1, self, "length")
-        one_of(self, cache=CACHES)
+        one_of(self, cache=CACHES, score=(RANDOM, *SCORES))
+        require(
+            self.score != RANDOM or self.threshold == self.order_temperature == 0,
+            "mode=blocks: threshold and order_temperature need a score, such as score=probability.",
+        )
+        if self.score != RANDOM:
+            self.confidence()
+
+    def confidence(self) -> Confidence:
+        """The options of the decoder that picks within a block, if there is a score."""
+        return Confidence(self.score, self.threshold, self.order_temperature)
 
 
 def block_plan(
     options: Blocks, share: PerToken, masked: Positions, schedule: Schedule, times: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """`Decoder.plan`: a random order within each block, spread evenly over that block's calls."""
+    """`Decoder.plan`: a random order within each block, spread evenly over that block's calls.
+
+    With a score nothing is settled in advance.
+    """
     (batch, length), num_steps = masked.shape, len(times) - 1
+    if options.score != RANDOM:
+        return no_plan(options, share, masked, schedule, times)
     count = length // options.length
     rows = (batch * count, options.length)
     call, _ = even_calls(share.reshape(rows), masked.reshape(rows), num_steps // count)
@@ -74,19 +99,15 @@ def check_blocks(options: Blocks, network: Any, num_steps: int, length: int) -> 
     )
 
 
-def empty_memory(options: Blocks, scene: Scene, x: Tokens) -> Memory:
-    """`Decoder.begin`: keys and values for all positions, `[layers, batch, heads, length, kv]` of zeros."""
-    if options.cache == "none":
-        return None
-    network: Any = scene.diffusion.denoiser
-    _, shapes = jax.eval_shape(network.decode, scene.params, x)
-    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+def no_blocks_yet(options: Blocks, scene: Scene, x: Tokens) -> Memory:
+    """`Decoder.begin`: an empty cache."""
+    return empty_memory(options.cache, scene, x)
 
 
 def write_block(
     options: Blocks, scene: Scene, key: Key, now: Now
 ) -> tuple[Tokens, jax.Array, Memory]:
-    """`Decoder.step`: one call for one block."""
+    """`Decoder.step`: one call for one block, unless it has nothing to reveal there."""
     size, length = options.length, now.x.shape[1]
     each = scene.num_steps // (length // size)
     start, first = now.call // each * size, now.call % each == 0
@@ -94,54 +115,36 @@ def write_block(
     def part(x: jax.Array) -> jax.Array:
         return jax.lax.dynamic_slice_in_dim(x, start, size, axis=1)
 
-    hidden, calls, memory = _read(options, scene, now, start, first)
-    choose = choice(scene.filters, None, sees_noise=False)
-    block = fill(scene.diffusion, scene.params, part(now.x), hidden, part(now.due), choose, key)
-    return jax.lax.dynamic_update_slice_in_dim(now.x, block, start, axis=1), calls, memory
-
-
-def _read(
-    options: Blocks, scene: Scene, now: Now, start: jax.Array, first: jax.Array
-) -> tuple[Hidden, jax.Array, Memory]:
-    """Hidden states of the block, the number of calls that they took, and what is remembered afterwards."""
-    network: Any = scene.diffusion.denoiser
-    size, places, once = options.length, jnp.arange(now.x.shape[1]), jnp.int32(1)
-
-    def cut(x: jax.Array, at: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_slice_in_dim(x, at, size, axis=1)
-
-    def decode(at: jax.Array, memory: Memory, seen: jax.Array) -> tuple[Hidden, Memory]:
-        visible = jnp.pad(seen, (0, size), constant_values=True)
-        visible = jnp.broadcast_to(visible, (size, len(visible)))
-        decoded: tuple[Hidden, Memory] = network.decode(
-            scene.params, cut(now.x, at), memory, at, visible
+    due, pick = part(now.due), None
+    if options.score != RANDOM:
+        key, key_order = jax.random.split(key)
+        due = part(now.free & (now.x == scene.diffusion.mask_id))
+        pick = block_pick(options.confidence(), key_order, each - now.call % each)
+    kept = first & (start > 0) & (options.cache == "prefix")
+    if options.cache == "prefix":
+        memory = jax.lax.cond(
+            kept, lambda now: remember(scene, now, start - size, size), lambda now: now.memory, now
         )
-        return decoded
+        now = now._replace(memory=memory)
+    choose = choice(scene.filters, None, sees_noise=False)
 
-    if options.cache == "none":
-        return cut(scene.diffusion.hidden(scene.params, now.x, now.sigma(scene)), start), once, None
-    if options.cache == "dual":
+    def call(now: Now) -> tuple[Tokens, Memory]:
+        hidden, memory = read(options.cache, scene, now, start, size, first)
+        block = fill(
+            scene.diffusion, scene.params, part(now.x), hidden, due, choose, key, pick=pick
+        )
+        return jax.lax.dynamic_update_slice_in_dim(now.x, block, start, axis=1), memory
 
-        def whole_text(_: Memory) -> tuple[Hidden, Memory]:
-            hidden, memory = network.decode(scene.params, now.x)
-            return cut(hidden, start), memory
+    needed = due.any()
+    x, memory = jax.lax.cond(needed, call, lambda now: (now.x, now.memory), now)
+    return x, kept.astype(jnp.int32) + needed, memory
 
-        def block_alone(memory: Memory) -> tuple[Hidden, Memory]:
-            outside = (places < start) | (places >= start + size)
-            return decode(start, memory, outside)[0], memory
 
-        hidden, memory = jax.lax.cond(first, whole_text, block_alone, now.memory)
-        return hidden, once, memory
+def block_pick(options: Confidence, key: Key, calls_left: jax.Array) -> Pick:
+    """What a call takes of a block for which `calls_left` calls are left, this one included."""
 
-    def remember(memory: Memory) -> Memory:
-        at = start - size
-        _, new = decode(at, memory, places < at)
+    def accept(score: PerToken, due: Positions) -> Positions:
+        taken = accept_confident(options, key, score, due, calls_left)
+        return jnp.where(calls_left > 1, taken, due)
 
-        def write(old: jax.Array, fresh: jax.Array) -> jax.Array:
-            return jax.lax.dynamic_update_slice_in_dim(old, fresh.astype(old.dtype), at, axis=3)
-
-        return jax.tree.map(write, memory, new)
-
-    finished = first & (start > 0)
-    memory = jax.lax.cond(finished, remember, lambda memory: memory, now.memory)
-    return decode(start, memory, places < start)[0], once + finished, memory
+    return Pick(functools.partial(confidence, options), accept)
