@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from sdtt_jax.networks.config import TransformerConfig
-from sdtt_jax.ops.sequences import begins
+from sdtt_jax.ops.sequences import predicted_before
 from sdtt_jax.trees import leaf_name
 from sdtt_jax.typing import Hidden, Key, Logits, Params, PerSequence, Segments, Tokens
 
@@ -155,22 +155,6 @@ class Wrapped:
     def logits(self, params: Params, hidden: jax.Array) -> Logits:
         """The network's logits."""
         return self.network.logits(params, hidden)
-
-
-def predicted_before(hidden: Hidden, segments: Segments | None) -> Hidden:
-    """States of a network that predicts the next token, each moved to the token that it predicts.
-
-    The first token of a segment has no predecessor: as in Dream (arXiv 2508.15487), it is predicted at its
-    own position, which sees it as MASK.
-
-    Args:
-      hidden: `[batch, length, embed]`; the state at position i predicts token i + 1.
-      segments: the segments of each sequence; None: it is one segment.
-    """
-    shifted: Hidden = jnp.concatenate([hidden[:, :1], hidden[:, :-1]], axis=1)
-    if segments is None:
-        return shifted
-    return jnp.where(begins(segments)[..., None], hidden, shifted)
 
 
 def rounded_once(config: TransformerConfig, params: Params) -> Params:

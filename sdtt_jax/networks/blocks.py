@@ -10,6 +10,7 @@ from sdtt_jax.networks.base import Wrapped
 from sdtt_jax.networks.cache import LayerPast
 from sdtt_jax.networks.denoiser import Denoiser
 from sdtt_jax.networks.llama import LlamaDenoiser
+from sdtt_jax.ops.sequences import predicted_before
 from sdtt_jax.typing import Hidden, Params, PerSequence, Tokens
 
 
@@ -33,7 +34,8 @@ class BlockCausal(Wrapped):
         """Hidden states of whole sequences, `[batch, length, embed]`."""
         del sigma
         visible = block_mask(tokens.shape[1], self.block)
-        return self.network.decode(params, tokens, visible=visible)[0]
+        hidden, _ = self.network.decode(params, tokens, visible=visible)
+        return predicted_before(hidden, None) if getattr(self.config, "shift", False) else hidden
 
     def decode(self, params: Params, tokens: Tokens, *cache: Any) -> tuple[Hidden, LayerPast]:
         """The network's `decode`."""

@@ -60,7 +60,7 @@ class LlamaDenoiser(AdaptedDenoiser):
         """Hidden states of `n` consecutive positions, and their keys and values for a cache.
 
         Args:
-          params: unboxed parameters of a network that sees both ways and has no `shift`.
+          params: unboxed parameters of a network that sees both ways.
           tokens: `[batch, n]` int32, MASK included.
           past: keys and values of other positions, `[layers, batch, kv_heads, capacity, kv]`; None for none.
           start: `[]` int32, the position of the first token.
@@ -68,7 +68,8 @@ class LlamaDenoiser(AdaptedDenoiser):
             None: all of the latter and nothing of the cache.
 
         Returns:
-          `[batch, n, embed]`, and new keys and values `[layers, batch, kv_heads, n, kv]`.
+          `[batch, n, embed]`, also with `shift` each at the position that computes it; and new keys and
+          values `[layers, batch, kv_heads, n, kv]`.
         """
         if past is None:
             past = cache_for(self.config, len(tokens), 0).past

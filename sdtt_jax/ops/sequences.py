@@ -12,7 +12,7 @@ import numpy as np
 
 from sdtt_jax.ops.sequence_kinds import KINDS as KINDS
 from sdtt_jax.ops.sequence_kinds import Sequences as Sequences
-from sdtt_jax.typing import PerSequence, PerToken, Positions, Scalar, Segments, Tokens
+from sdtt_jax.typing import Hidden, PerSequence, PerToken, Positions, Scalar, Segments, Tokens
 
 # The segment of padding: no text has it.
 PADDING = -1
@@ -103,6 +103,22 @@ def begins(segments: Segments) -> Positions:
     """Where a segment begins: `[batch, length]` bool."""
     first = jnp.ones_like(segments[:, :1], bool)
     return jnp.concatenate([first, segments[:, 1:] != segments[:, :-1]], axis=1)
+
+
+def predicted_before(hidden: Hidden, segments: Segments | None) -> Hidden:
+    """States of a network that predicts the next token, each moved to the token that it predicts.
+
+    The first token of a segment has no predecessor: as in Dream (arXiv 2508.15487), it is predicted at its
+    own position, which sees it as MASK.
+
+    Args:
+      hidden: `[batch, length, embed]`; the state at position i predicts token i + 1.
+      segments: the segments of each sequence; None: it is one segment.
+    """
+    shifted: Hidden = jnp.concatenate([hidden[:, :1], hidden[:, :-1]], axis=1)
+    if segments is None:
+        return shifted
+    return jnp.where(begins(segments)[..., None], hidden, shifted)
 
 
 def preceded(tokens: Tokens, bos_id: int) -> Tokens:

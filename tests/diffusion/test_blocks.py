@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sdtt_jax.diffusion.decoders.base import Now, Scene
+from sdtt_jax.diffusion.decoders.block_cache import read
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.sampler import SamplerConfig, prior_sample, sample
 from sdtt_jax.diffusion.schedule import make_schedule
@@ -31,6 +33,7 @@ LLAMA = LlamaDenoiser(
         rotary_share=0.5,
     )
 )
+SHIFTED = LlamaDenoiser(dataclasses.replace(LLAMA.config, shift=True))
 PARAMS, KEY = noisy_params(NETWORK, 0), jax.random.key(1)
 TOKENS = np.random.default_rng(0).integers(0, VOCAB, (2, LENGTH), np.int32)
 X_INIT = prior_sample(
@@ -133,8 +136,10 @@ def test_the_surest_of_a_block_come_first(threshold):
     assert made < 9 or not threshold, "several are sure enough"
 
 
-def test_a_llama_denoiser_has_that_cache_too():
-    network, params = BlockCausal(LLAMA, BLOCK), noisy_params(LLAMA, 0)
+@pytest.mark.parametrize("llama", [LLAMA, SHIFTED], ids=["own", "next"])
+def test_a_llama_denoiser_has_that_cache_too(llama):
+    """Also one that predicts the next token: the first of a block at the position before it."""
+    network, params = BlockCausal(llama, BLOCK), noisy_params(llama, 0)
     cached, whole = (written(network, cache, params=params)[1] for cache in ("prefix", "none"))
     np.testing.assert_array_equal(cached, whole)
 
@@ -156,6 +161,26 @@ def test_decoding_with_a_cache_is_the_whole_network(network):
     np.testing.assert_allclose(block, whole[:, 4:8], atol=1e-5)
 
 
+@pytest.mark.parametrize("network", [NETWORK, LLAMA, SHIFTED], ids=["ours", "llama", "shifted"])
+@pytest.mark.parametrize("start", [0, 4, 8])
+def test_a_block_is_read_from_the_dual_cache_as_in_the_whole_text(network, start):
+    """As long as no token has changed since the cache was filled."""
+    params, diffusion = noisy_params(network, 0), MaskedDiffusion(network, make_schedule())
+    scene = Scene(diffusion, params, None, SamplerConfig(1), jnp.array([1.0, 0.0]))
+    now = Now(TOKENS, TOKENS < 0, TOKENS < 0, jnp.int32(1), network.decode(params, TOKENS)[1])
+    for first in (True, False):
+        hidden, _ = read("dual", scene, now, jnp.int32(start), BLOCK, jnp.array(first))
+        whole = network.hidden(params, TOKENS)[:, start : start + BLOCK]
+        np.testing.assert_allclose(hidden, whole, atol=1e-5)
+
+
+def test_a_block_causal_network_may_predict_the_next_token():
+    """Its state at i is the one computed at i - 1, which used to be left where it was."""
+    params = noisy_params(SHIFTED, 0)
+    moved, kept = (BlockCausal(n, BLOCK).hidden(params, TOKENS) for n in (SHIFTED, LLAMA))
+    np.testing.assert_allclose(moved[:, 1:], kept[:, :-1], atol=1e-6)
+
+
 def test_a_block_does_not_see_what_follows_it():
     hidden, changed = jax.jit(BlockCausal(NETWORK, BLOCK).hidden), TOKENS.copy()
     changed[:, 8:] = 0
@@ -171,14 +196,14 @@ def test_a_block_does_not_see_what_follows_it():
         ("blocks:length=4", 7, {}, "num_steps=7 must be a multiple of the 3 blocks; try 6"),
         ("blocks:length=4", 1, {}, "num_steps=1 must be a multiple of the 3 blocks; try 3"),
         ("blocks:length=4", 6, {"time_conditioned": True}, "sees neither time nor noise"),
-        ("blocks:length=4", 6, {"shift": True}, "does not predict the next token"),
+        ("blocks:length=4", 6, {"causal": True}, "attends in both directions"),
         ("blocks:length=4,threshold=0.9", 6, {}, "need a score, such as score=probability"),
         ("blocks:length=4,score=surest", 6, {}, "score"),
         ("blocks:length=4,score=margin,threshold=2", 6, {}, "threshold"),
     ],
 )
 def test_what_cannot_be_written_in_blocks_is_named(mode, steps, fields, said):
-    network = LLAMA if "shift" in fields else NETWORK
+    network = LLAMA if "causal" in fields else NETWORK
     network = dataclasses.replace(network, config=dataclasses.replace(network.config, **fields))
     diffusion = MaskedDiffusion(network, make_schedule())
     with pytest.raises(ConfigError, match=said):

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from sdtt_jax.diffusion.decoders.base import Memory, Now, Scene
+from sdtt_jax.ops.sequences import predicted_before
 from sdtt_jax.typing import Hidden, Tokens
 
 CACHES = ("prefix", "dual", "none")
@@ -36,7 +37,9 @@ def remember(scene: Scene, now: Now, start: jax.Array, size: int) -> Memory:
       start: `[]` int32, the block's first position.
       size: positions of a block.
     """
-    _, new = _decode(scene, now, start, size, now.memory, jnp.arange(now.x.shape[1]) < start)
+    block = jax.lax.dynamic_slice_in_dim(now.x, start, size, axis=1)
+    before = jnp.arange(now.x.shape[1]) < start
+    _, new = _decode(scene, block, now.memory, start, before, jnp.ones((size, size), bool))
 
     def write(old: jax.Array, fresh: jax.Array) -> jax.Array:
         return jax.lax.dynamic_update_slice_in_dim(old, fresh.astype(old.dtype), start, axis=3)
@@ -49,41 +52,62 @@ def read(
 ) -> tuple[Hidden, Memory]:
     """Hidden states of a block, `[batch, size, d]`, from one network call, and what is remembered afterwards.
 
+    A network that predicts the next token predicts the block's first at the position before the block, which
+    is then computed too. With the prefix cache that position does not see the block, as when its own block
+    was written.
+
     Args:
       cache: one of `CACHES`.
       scene, now, start, size: as for `remember`.
       first: `[]` bool, whether this is the block's first call.
     """
     network: Any = scene.diffusion.denoiser
-    places = jnp.arange(now.x.shape[1])
+    length, shift = now.x.shape[1], getattr(network.config, "shift", False)
+    # The positions that are computed: the block, and the one before it if there is one and it is needed.
+    begin = jnp.maximum(start - 1, 0) if shift else start
+    width = min(size + 1, length) if shift else size
+    places = jnp.arange(length)
 
-    def cut(hidden: Hidden) -> Hidden:
-        return jax.lax.dynamic_slice_in_dim(hidden, start, size, axis=1)
+    def cut(x: jax.Array, at: jax.Array, count: int) -> jax.Array:
+        return jax.lax.dynamic_slice_in_dim(x, at, count, axis=1)
+
+    def block(memory: Memory, seen: jax.Array, own: jax.Array) -> Hidden:
+        hidden, _ = _decode(scene, cut(now.x, begin, width), memory, begin, seen, own)
+        if not shift:
+            return hidden
+        return jnp.where(start > 0, hidden[:, :size], predicted_before(hidden, None)[:, :size])
 
     if cache == "none":
-        return cut(scene.diffusion.hidden(scene.params, now.x, now.sigma(scene))), None
+        hidden = scene.diffusion.hidden(scene.params, now.x, now.sigma(scene))
+        return cut(hidden, start, size), None
+    everything = jnp.ones((width, width), bool)
     if cache == "prefix":
-        return _decode(scene, now, start, size, now.memory, places < start)[0], now.memory
+        row, column = jnp.indices((width, width))
+        # Of the first block, the window holds the position behind it.
+        apart = jnp.where(start > 0, (row > 0) | (column == 0), (column < size) | (row == column))
+        return block(now.memory, places < begin, apart if shift else everything), now.memory
 
     def whole_text(_: Memory) -> tuple[Hidden, Memory]:
         hidden, memory = network.decode(scene.params, now.x)
-        return cut(hidden), memory
+        hidden = predicted_before(hidden, None) if shift else hidden
+        return cut(hidden, start, size), memory
 
     def block_alone(memory: Memory) -> tuple[Hidden, Memory]:
-        outside = (places < start) | (places >= start + size)
-        return _decode(scene, now, start, size, memory, outside)[0], memory
+        return block(memory, (places < begin) | (places >= begin + width), everything), memory
 
     found: tuple[Hidden, Memory] = jax.lax.cond(first, whole_text, block_alone, now.memory)
     return found
 
 
 def _decode(
-    scene: Scene, now: Now, start: jax.Array, size: int, memory: Memory, seen: jax.Array
+    scene: Scene, x: Tokens, memory: Memory, start: jax.Array, seen: jax.Array, own: jax.Array
 ) -> tuple[Hidden, Memory]:
-    """Hidden states of a block, and its keys and values; of the memory it sees what is `seen`."""
+    """Hidden states, and keys and values, of the consecutive tokens `x: [batch, n]`.
+
+    Each sees what is `seen: [length]` of the memory, and of the others what is `own: [n, n]`.
+    """
     network: Any = scene.diffusion.denoiser
-    block = jax.lax.dynamic_slice_in_dim(now.x, start, size, axis=1)
-    visible = jnp.pad(seen, (0, size), constant_values=True)
-    visible = jnp.broadcast_to(visible, (size, len(visible)))
-    decoded: tuple[Hidden, Memory] = network.decode(scene.params, block, memory, start, visible)
+    before = jnp.broadcast_to(seen, (len(own), len(seen)))
+    visible = jnp.concatenate([before, own], axis=1)
+    decoded: tuple[Hidden, Memory] = network.decode(scene.params, x, memory, start, visible)
     return decoded

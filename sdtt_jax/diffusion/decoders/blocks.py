@@ -90,12 +90,12 @@ def check_blocks(options: Blocks, network: Any, num_steps: int, length: int) -> 
     )
     if options.cache == "none":
         return
-    unfit = ("time_conditioned", "shift", "causal")
+    unfit = ("time_conditioned", "causal")
     fit = hasattr(network, "decode") and not any(getattr(network.config, f, False) for f in unfit)
     require(
         fit and getattr(network, "noise_kind", None) is None,
-        f"mode=blocks:cache={options.cache} needs a network with a cache that attends in both directions, "
-        "does not predict the next token, and sees neither time nor noise; take cache=none.",
+        f"mode=blocks:cache={options.cache} needs a network with a cache that attends in both directions "
+        "and sees neither time nor noise; take cache=none.",
     )
 
 
