@@ -48,7 +48,8 @@ class Decoding:
         "--suite=schedule found for each call. confidence, entropy-bounded: the surest tokens first. remdm, "
         "remdm-confidence: some tokens are masked again. blocks: from left to right, with a cache, the "
         "surest of a block first if it has a score. refine: tokens are revised afterwards. speculative, "
-        "staged, energy, skeleton: with a --helper. Options follow a colon, as in confidence:score=margin,threshold=0.9.",
+        "staged, energy, skeleton: with a --helper. Options follow a colon, as in "
+        "confidence:score=margin,threshold=0.9.",
     )
     time_grid: str = setting(SamplerConfig.time_grid, "Times of the sampler: uniform or cosine.")
     temperature: float = setting(SamplerConfig.temperature, "Divides the logits; 0 is greedy.")
