@@ -1,12 +1,13 @@
-"""Compares this library's code (lean) with plain code for the same job (naive): time, memory, and the share
-of the machine's matmul rate that is reached.
+"""Compares this library's code (lean) with plain code for the same job (naive).
+
+It measures time, memory, and the share of the machine's matmul rate that is reached.
 
   python -m experiments.benchmark --suite=train,sample --output=benchmark.json
 
-The default is the paper's small model (12 layers × 768, 50,258 tokens of vocabulary, length 1024, float32)
-at batch 1, which on two CPU cores needs some 16 GB and most of an hour. For less, add
---config.model.num_layers=2 --config.data.length=128 --num_steps=8 --repeats=3, or take any config of
-experiments.run.
+The default is the paper's small model (12 layers × 768, 50,258 tokens of vocabulary, length 1024,
+float32) at batch 1, which on two CPU cores needs some 16 GB and most of an hour. For less, add
+--config.model.num_layers=2 --config.data.length=128 --num_steps=8 --repeats=3, or take any config
+of experiments.run.
 
   train    a step of distillation: loss, gradients, optimizer, moving average
   teacher  a step of the teacher's training
@@ -14,21 +15,21 @@ experiments.run.
            checkpoint, also with --early_exit or --neighbours)
   judge    -log p of every token of generated text under a GPT-2 of these sizes
   data     tokenising, packing and loading the config's corpus
-  demo     the steps of launch/demo.sh at its batch sizes: two minutes. It is measured alone, by default with
-           the demo's config. The cost per network call of a student that sees noise is shown beside SDTT's
-           step and generation
-  race     writing a text: the student in each of --num_steps calls with each decoder of --modes (whose helper
-           is the student itself or a causal model) against a causal model of the same size with its key-value
-           cache; a table for each of --race_dtypes and --race_batches. With float32, one text and --repeats=1
-           it takes four to five minutes on two cores. Results are saved to --output as they come;
-           --nowarm_up leaves out the untimed first run, --limit_s ends a repetition that takes longer, and a
-           program that does not fit in memory is not run
+  demo     the steps of launch/demo.sh at its batch sizes: two minutes. It is measured alone, by
+           default with the demo's config. The cost per network call of a student that sees noise is
+           shown beside SDTT's step and generation
+  race     writing a text: the student in each of --num_steps calls with each decoder of --modes
+           (whose helper is the student itself or a causal model) against a causal model of the same
+           size with its key-value cache; a table for each of --race_dtypes and --race_batches. With
+           float32, one text and --repeats=1 it takes four to five minutes on two cores. Results are
+           saved to --output as they come; --nowarm_up leaves out the untimed first run, --limit_s
+           ends a repetition that takes longer, and a program that does not fit in memory is skipped
 
-Lean and naive code take turns, each in a process of its own; a bare matmul of the MLP's shapes is measured
-with them as the yardstick. --coupled adds to train and sample the time per network call of a student that
-sees noise, as --config describes it (experiments/configs/owt_coupled.py). If two models do not fit in memory,
---nointerleave runs one after the other. Where only one process may hold the accelerator, --in_process runs
-all in this one.
+Lean and naive code take turns, each in its own process; with them a bare matmul of the MLP's shapes
+is measured, as the yardstick. For train and sample, --coupled also measures the time per network
+call of a student that sees noise, as --config describes it (experiments/configs/owt_coupled.py). If
+two models do not fit in memory, --nointerleave runs one after the other. Where only one process may
+use the accelerator, --in_process runs everything in this one.
 """
 
 import itertools
@@ -65,7 +66,8 @@ define_flags(BenchmarkPlan)
 
 
 def with_default_config(argv: Sequence[str]) -> list[str]:
-    """`argv` with a default `--config=` if it has none: the demo's config for `--suite=demo` alone.
+    """`argv` with a default `--config=` added if it has none: the demo's config for `--suite=demo`
+    alone.
 
     A file as the flag's own default would be read when this module is imported, and a wrong
     `--config.field` would end in a traceback.

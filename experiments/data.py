@@ -1,14 +1,16 @@
 """Prepares the data of a run with many workers, and looks at prepared data.
 
-  python -m experiments.data prepare --config=experiments/configs/owt_small.py --workdir=runs/owt --workers=16
+  python -m experiments.data prepare --config=experiments/configs/owt_small.py \\
+    --workdir=runs/owt --workers=16
   python -m experiments.data prepare --config=experiments/configs/owt_small.py --workdir=runs/owt \\
     --engine=beam --beam=--runner=DirectRunner --beam=--direct_num_workers=4
   python -m experiments.data inspect --workdir=runs/owt --output=data.html
 
-`prepare` does the data stage of experiments.run, which then finds it done; the bytes are the same for any
-number and kind of workers. If it is stopped or killed, the same command goes on where it was. `inspect`
-prints counts, what each filter took away, compression, frequent tokens and random records, and compares the
-digests of the files; with --output it also writes a page (.html) or everything that it found (.json).
+`prepare` runs the data stage of experiments.run, which then finds it finished; the bytes are the
+same for any number and kind of workers. If it is stopped or killed, the same command continues
+where it stopped. `inspect` prints counts, what each filter removed, compression, frequent tokens
+and random records, and compares the digests of the files; with --output it also writes a page
+(.html) or everything that it found (.json).
 """
 
 import dataclasses
@@ -38,7 +40,7 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, "The config file.", lo
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Directory of the run, which holds data/ and tokenizer/."
 )
-_CORPUS = flags.DEFINE_string("corpus", None, "Short for --config.data.corpus: a name, or a path.")
+_CORPUS = flags.DEFINE_string("corpus", None, "Short for --config.data.corpus: a name or a path.")
 _ENGINE = flags.DEFINE_enum(
     "engine", "local", ENGINES, "What prepares the data: processes of this machine, or Apache Beam."
 )
@@ -49,14 +51,14 @@ _BEAM = flags.DEFINE_multi_string("beam", [], "An option for Beam, such as --run
 _RECORDS = flags.DEFINE_integer(
     "records", 3, "Number of records of each split to show.", lower_bound=0
 )
-_SEED = flags.DEFINE_integer("seed", 0, "Seed of the choice of records.", lower_bound=0)
+_SEED = flags.DEFINE_integer("seed", 0, "Seed for choosing the records.", lower_bound=0)
 _OUTPUT = flags.DEFINE_string(
     "output", None, "Also write what was found to this file, as a page (.html) or as JSON (.json)."
 )
 
 
 def main(argv: Sequence[str]) -> None:
-    """Does what the command says."""
+    """Prepares or inspects data, as the command says."""
     require(len(argv) > 1, f"Say what to do: {' or '.join(COMMANDS)}; see --help.")
     choose("The command", argv[1], COMMANDS)
     if argv[1] == "prepare":

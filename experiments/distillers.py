@@ -69,9 +69,9 @@ class CoupledStage(CoupledDistillConfig):
 
     Attributes:
       noise: what the student sees of the noise.
-      num_trajectories: teacher trajectories that are stored for each round; each serves many states. In
-        hindsight, as many texts are stored, with their noise at 4 bytes a number. 0 stores none; each
-        training step then makes its own, which takes the teacher's `num_calls` calls.
+      num_trajectories: teacher trajectories that are stored for each round; each gives many training
+      states. In hindsight, as many texts are stored, with their noise at 4 bytes a number. 0 stores
+      none; each training step then makes its own, which takes the teacher's `num_calls` calls.
       pool: trajectories of the first round that another run stored with the same settings,
         `DIR/coupled/01/pool`; made if empty.
       calls: numbers of network calls at which teacher and student are measured.
@@ -112,7 +112,7 @@ class CoupledStage(CoupledDistillConfig):
         )
 
     def check_vocabulary(self, size: int) -> None:
-        """Checks the masks, which share out the vocabulary's tokens, against its size, MASK not counted.
+        """Checks that the vocabulary, without MASK, has at least one token for each kind of mask.
 
         Raises:
           ConfigError: there are more masks than tokens.
@@ -139,7 +139,9 @@ _ONE_ROUND = TrainConfig(
 
 @dataclasses.dataclass(frozen=True)
 class AlphaStage(AlphaConfig):
-    """Teacher-free few-call training from the teacher on, with the fields of `AlphaConfig`."""
+    """Training for few calls without a teacher's targets, starting from the teacher; fields of
+    `AlphaConfig`.
+    """
 
     train: TrainConfig = _ONE_ROUND
 

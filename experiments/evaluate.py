@@ -1,18 +1,20 @@
 """Measures a model: how good its texts are, how well it predicts real text, and how fast it is.
 
   python -m experiments.evaluate --checkpoint=runs/demo --suite=generation,likelihood,latency
-  python -m experiments.evaluate --checkpoint=OWNER/NAME@REVISION --judge=gpt2-large/ --held_out=text.jsonl \\
-      --suite=generation,likelihood --num_prompts=1000 --output=student.json
-  python -m experiments.evaluate --suite=judge --judge=gpt2/ --texts=texts.jsonl --output=judged.json
+  python -m experiments.evaluate --checkpoint=OWNER/NAME@REVISION --judge=gpt2-large/ \\
+      --held_out=text.jsonl --suite=generation,likelihood --num_prompts=1000 --output=student.json
+  python -m experiments.evaluate --suite=judge --judge=gpt2/ --texts=texts.jsonl --output=out.json
   python -m experiments.evaluate --compare student.json teacher.json --output=figures/
 
-Stop it at any moment and repeat the command: finished items are not computed again, and an item in progress
-goes on after its last batch. docs/guides/evaluate.md says what each figure is. The suites:
+Stop it at any moment and repeat the command: finished items are not computed again, and an item in
+progress continues after its last finished batch. docs/guides/evaluate.md says what each figure is.
+The suites:
 
 SUITES
 """
 
 import dataclasses
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -37,7 +39,11 @@ from sdtt_jax.paths import as_path
 from sdtt_jax.reporting import write_report
 
 __doc__ = (__doc__ or "").replace(
-    "SUITES\n", "".join(f"  {name:<12} {suite.help}\n" for name, suite in SUITES.items())
+    "SUITES",
+    "\n".join(
+        textwrap.fill(f"  {name:<12} {suite.help}", 100, subsequent_indent=" " * 15)
+        for name, suite in SUITES.items()
+    ),
 )
 
 _CHECKPOINT = fields.define_checkpoint()

@@ -15,22 +15,24 @@ text, and mixtures of them, at each of --calls (a few minutes on 2 cores):
 
   python -m experiments.exact --floor --calls=1,2,4 --output=runs/exact
 
-With --distillers, results.json also has the named distillers, measured by both KLs, total variation and
-entropy at each of --calls; all but SDTT's optimum are trained:
+With --distillers, results.json also has the named distillers, measured by both KLs, total variation
+and entropy at each of --calls; all but SDTT's optimum are trained:
 
   python -m experiments.exact --distillers=sdtt,coupled --train --calls=1,2,4 --output=runs/exact
 
-With --matched, teacher, rounds and students are also measured at the temperature at which their samples
-have the chain's entropy:
+With --matched, teacher, rounds and students are also measured at the temperature at which their
+samples have the chain's entropy:
 
   python -m experiments.exact --matched=joint --calls=2,4,8,16 --output=runs/exact
 
-With --decoders, the exact law of every named decoder (separated by spaces) with the true denoiser:
+With --decoders, also the exact distribution of the texts that every named decoder (separated by
+spaces) writes with the true denoiser:
 
-  python -m experiments.exact --decoders="confidence remdm:eta=0.1" --calls=2,4,8 --output=runs/exact
+  python -m experiments.exact --decoders="confidence remdm:eta=0.1" --calls=2,4,8 \\
+      --output=runs/exact
 
-and with --decoders_of=teacher,optimum,trained also with the last round's optimum and trained student (which
-needs --train). The second model of a decoder that has one is always the true denoiser.
+and with --decoders_of=teacher,optimum,trained also with the last round's optimum and trained
+student (which needs --train). If a decoder has a second model, that is always the true denoiser.
 
 Writes results.json (all numbers), exact.svg and exact.png to --output. Another language is a JSON
 file, --world=FILE, with "initial" [V], "transition" [V][V], "length", and optionally "dts", the
@@ -88,27 +90,30 @@ class ExactPlan:
     )
     rounds: int | None = setting(None, "Number of rounds; default: one for each dt of the world.")
     train: bool = setting(False, "Also train students and compare them.")
-    copy_steps: int = setting(StudentConfig.copy_steps, "Steps that copy the first teacher.")
+    copy_steps: int = setting(
+        StudentConfig.copy_steps, "Training steps in which a network first copies the teacher."
+    )
     steps_per_round: int = setting(StudentConfig.steps_per_round, "Training steps of a round.")
     distillers: tuple[str, ...] = setting(
         (),
         f"Distillers to measure beside the optima, separated by commas: {', '.join(DISTILLERS)}.",
     )
     calls: tuple[int, ...] = setting(
-        (1, 2, 4, 8), "Numbers of network calls of floors, distillers and the table."
+        (1, 2, 4, 8), "Numbers of network calls for --floor, --distillers and the table."
     )
     floor: bool = setting(False, "Also search for the best possible factorised students.")
     matched: str = setting(
-        "", f"Also measure at the chain's entropy of this kind: {', '.join(ENTROPIES)}."
+        "", f"Also measure at the chain's entropy, of this kind: {', '.join(ENTROPIES)}."
     )
     decoders: str = setting(
         "",
-        "Modes of the sampler whose laws are computed, given as for experiments.sample, separated by blanks.",
+        "Decoders whose exact distributions are computed, as for experiments.sample --mode, separated "
+        "by spaces.",
     )
     decoders_of: tuple[str, ...] = setting(
         ("teacher",),
-        "Models whose laws --decoders computes, separated by commas: teacher, optimum and trained, of the "
-        "last round.",
+        "Models that --decoders uses, separated by commas: teacher, optimum and trained (the last two "
+        "of the last round).",
     )
     mixtures: tuple[int, ...] = setting(
         (4,),
@@ -127,7 +132,8 @@ class ExactPlan:
     )
     teacher_temperature: float = setting(
         OthersConfig.teacher_temperature,
-        "Temperature of the law of whole texts that idlm and coupled-idlm aim at; 1 is the chain's.",
+        "Temperature of the distribution of whole texts that idlm and coupled-idlm aim at; 1 is the "
+        "chain's.",
     )
     seed: int = setting(StudentConfig.seed, "Seed of parameters, batches and draws.")
 
@@ -353,7 +359,7 @@ def distilled(plan: ExactPlan, truth: Truth, optima: Sequence[Array]) -> Record:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Computes, trains if asked to, and writes."""
+    """Computes the exact results, trains students if asked to, and writes everything."""
     check_flags(argv)
     plan = from_flags(ExactPlan)
     folder = as_path(str(plan.output))

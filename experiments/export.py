@@ -4,15 +4,21 @@
   python -m experiments.export --checkpoint=runs/demo --format=stablehlo --num_steps=8 --output=DIR
   python -m experiments.export --checkpoint=runs/demo --format=stablehlo --mode=speculative \\
       --helper=runs/demo/teacher --output=DIR
-  python -m experiments.export --checkpoint=runs/demo --format=reference --output=DIR --push=OWNER/NAME
+  python -m experiments.export --checkpoint=runs/demo --format=reference --output=DIR \\
+      --push=OWNER/NAME
 
-Formats: `reference`, model.safetensors and config.json as the reference implementation's loader reads them (a
-model that came in a published layout is written back bit for bit); `orbax`, the parameters alone with the
-tokenizer, for sdtt_jax.load; `stablehlo`, the sampler for a number of steps and texts as one artifact for
-CPU, CUDA and TPU (any --mode, with the parameters of its --helper beside the model's, and with the early
-exits that --early_exit names), with a runner that needs no sdtt_jax. A model card, README.md, is added, with
-what was measured if the model is from one of our runs. --push uploads the folder to the model hub, into a
-private repository unless --public says otherwise; the token is taken from $HF_TOKEN.
+Formats:
+
+  reference  model.safetensors and config.json as the reference implementation's loader reads them;
+             a model that came in a published layout is written back bit for bit
+  orbax      the parameters alone with the tokenizer, for sdtt_jax.load
+  stablehlo  the sampler for a number of steps and texts as one artifact for CPU, CUDA and TPU, with
+             a runner that needs no sdtt_jax; any --mode, with the parameters of its --helper beside
+             the model's, and with the early exits that --early_exit names
+
+A model card, README.md, is added, with the measurements if the model is from a run of this library.
+--push uploads the folder to the model hub, into a private repository unless --public is given; the
+token is taken from $HF_TOKEN.
 """
 
 import sys

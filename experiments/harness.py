@@ -1,12 +1,14 @@
 """Runs lm-evaluation-harness on a model: pip install -e '.[eval]' first.
 
-  python -m experiments.harness --checkpoint=runs/demo --tasks=lambada_openai,arc_easy,piqa --output=x.json
-  python -m experiments.harness --checkpoint=OWNER/NAME --tasks=my_task --include=folder/ --limit=100
+  python -m experiments.harness --checkpoint=runs/demo --tasks=lambada_openai,arc_easy,piqa \\
+      --output=x.json
+  python -m experiments.harness --checkpoint=OWNER/NAME --tasks=my_task --include=folder/ \\
+      --limit=100
 
-Likelihoods of a denoiser are lower bounds (--num_maskings each, exact for a single token); those of a causal
-model (GPT-2, a run's judge) are exact. --early_exit and --neighbours are as for experiments.sample.
-The harness fetches its data sets from the hub; --include names a folder with task files of your own, which
-may read local files.
+Likelihoods of a denoiser are lower bounds (--num_maskings each, exact for a single token); those of
+a causal model (GPT-2, a run's judge) are exact. --early_exit and --neighbours are as for
+experiments.sample. The harness fetches its data sets from the hub; --include names a folder with
+task files of your own, which may read local files.
 """
 
 from collections.abc import Sequence
@@ -29,13 +31,13 @@ from sdtt_jax.paths import as_path, write_json
 
 _CHECKPOINT = fields.define_checkpoint()
 _TASKS = flags.DEFINE_list("tasks", [], "Tasks of the harness, separated by commas.")
-_INCLUDE = flags.DEFINE_string("include", None, "A folder with more task files.")
-_LIMIT = flags.DEFINE_integer("limit", None, "Take only this many items of each task.")
-_NUM_FEWSHOT = flags.DEFINE_integer("num_fewshot", None, "Examples before each item.")
+_INCLUDE = flags.DEFINE_string("include", None, "A folder with further task files.")
+_LIMIT = flags.DEFINE_integer("limit", None, "Evaluate only this many items of each task.")
+_NUM_FEWSHOT = flags.DEFINE_integer("num_fewshot", None, "Solved examples before each item.")
 _DTYPE = flags.DEFINE_string(
     "compute_dtype",
     None,
-    f"{', '.join(COMPUTE_DTYPES)}; by default that of training.",
+    f"Dtype to compute in: {', '.join(COMPUTE_DTYPES)}; by default that of training.",
 )
 _OUTPUT = flags.DEFINE_string("output", None, "Also write the results to this JSON file.")
 fields.define_flags(Options)

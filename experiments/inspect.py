@@ -5,8 +5,9 @@
   python -m experiments.inspect --checkpoint=folder/ --mask_id=151666 --shift=true
 
 For a network of the Llama family or a GPT-2, it prints the loss with and without shift, and with
-bidirectional and with causal attention. If the recognised reading does not have by far the lowest loss, the
-checkpoint is not what it was recognised as. A coupled student is a function of its noise, and has no loss.
+bidirectional and with causal attention. If the recognised reading does not have by far the lowest
+loss, the checkpoint was recognised wrongly. A noise-coupled student is a function of its noise, and
+has no loss.
 """
 
 from collections.abc import Sequence

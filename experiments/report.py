@@ -4,7 +4,8 @@ Perplexity and entropy against the number of steps:
 
   python -m experiments.report --workdir=runs/evening --picture=evening.png
 
-Perplexity and entropy against latency, as experiments.evaluate measured them (--suite=generation,latency):
+Perplexity and entropy against latency, as experiments.evaluate --suite=generation,latency measured
+them:
 
   python -m experiments.report --workdir=runs/demo --race=race.png --batch=8
 

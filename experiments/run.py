@@ -1,11 +1,12 @@
-"""Runs an experiment from raw text to a report, stage by stage, skipping those that are finished.
+"""Runs an experiment from raw text to a report, stage by stage, skipping finished stages.
 
   python -m experiments.run --config=experiments/configs/demo.py --workdir=runs/demo
 
-Stages: data, teacher, judge, distill, evaluate, report. Stop it at any moment (Ctrl-C) and repeat the
-command: it goes on where it was. Any field of the config can be given on the command line, for example
---config.distill.train.num_steps=100; `--stages=distill,evaluate` runs some stages only. `--replay=teacher`
-(or judge, distill/2, or distill/2@57 for a step) takes a training step twice instead, and compares the bits.
+Stages: data, teacher, judge, distill, evaluate, report; `--stages=distill,evaluate` runs only some
+of them. Stop it at any moment (Ctrl-C) and repeat the command: it continues where it stopped. Any
+field of the config can be given on the command line, for example
+--config.distill.train.num_steps=100. With `--replay=teacher` (or judge, distill/2, or distill/2@57
+for a step) no stage runs: one training step is taken twice, and the bits are compared.
 """
 
 from collections.abc import Sequence

@@ -1,15 +1,16 @@
 """Writes text with a distilled model.
 
   python -m experiments.sample --checkpoint=runs/demo --num_steps=8 --num_samples=4
-  python -m experiments.sample --checkpoint=runs/demo/rounds/02 --prompt="in the beginning" --num_steps=8
+  python -m experiments.sample --checkpoint=runs/demo/rounds/02 --prompt="in the" --num_steps=8
   python -m experiments.sample --checkpoint=runs/demo --infill="and god said [8] and there was [5]"
-  python -m experiments.sample --checkpoint=runs/demo --prompt="in the" --prompt="let him" --num_samples=2
+  python -m experiments.sample --checkpoint=runs/demo --prompt="in the" --prompt="let him" \\
+      --num_samples=2
   python -m experiments.sample --checkpoint=runs/demo --num_steps=16 --num_samples=1 --watch
 
---prompt and --infill apply to all texts if given once; otherwise give one for each text. --watch shows the
-texts appear as they are denoised, one after the other. `model.sample(jax.random.key(SEED), …)` of the library
-gives the same texts. All devices share each batch. Give the same command to each of several processes; the
-first one writes the texts.
+--prompt and --infill apply to all texts if given once; otherwise give one for each text. --watch
+shows the texts appear as they are denoised, one after the other. In Python,
+`model.sample(jax.random.key(SEED), …)` gives the same texts. All devices share each batch. Give the
+same command to each of several processes; the first one writes the texts.
 """
 
 import itertools
@@ -50,9 +51,11 @@ _LENGTH = flags.DEFINE_integer(
 )
 _NUM_STEPS = flags.DEFINE_integer("num_steps", 16, "Number of reverse steps, or of network calls.")
 _NUM_SAMPLES = flags.DEFINE_integer("num_samples", 4, "Number of texts.")
-_PROMPT = flags.DEFINE_multi_string("prompt", None, "Text to continue; once, or once for each text")
+_PROMPT = flags.DEFINE_multi_string(
+    "prompt", None, "Text to continue: one for all texts, or one for each"
+)
 _INFILL = flags.DEFINE_multi_string(
-    "infill", None, "Text with gaps, [12] for 12 tokens; once, or once for each text"
+    "infill", None, "Text with gaps, [12] for 12 tokens: one for all texts, or one for each"
 )
 _NUM_TOKENS = flags.DEFINE_integer(
     "num_tokens", None, "Tokens to write after the prompt, for a model of single texts."
@@ -61,11 +64,11 @@ _STOP_AT_EOS = flags.DEFINE_bool("stop_at_eos", False, "Leave out what follows t
 _DTYPE = flags.DEFINE_string(
     "compute_dtype",
     None,
-    f"{', '.join(COMPUTE_DTYPES)}; by default that of training.",
+    f"Dtype to compute in: {', '.join(COMPUTE_DTYPES)}; by default that of training.",
 )
-_WATCH = flags.DEFINE_bool("watch", False, "Show each text appear, one after the other.")
+_WATCH = flags.DEFINE_bool("watch", False, "Show the texts as they appear, one after the other.")
 _PAUSE = flags.DEFINE_float(
-    "pause", 0.15, "With --watch: the least number of seconds to show a step for."
+    "pause", 0.15, "With --watch: show each step for at least this many seconds."
 )
 _OUTPUT = flags.DEFINE_string("output", None, "Also write the texts to this file, as JSON lines.")
 fields.define_flags(Sampling)

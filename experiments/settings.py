@@ -55,9 +55,9 @@ class TeacherConfig(NelboConfig):
       weighting, antithetic, importance: fields of the loss; see `NelboConfig`.
       checkpoint: an existing teacher (a run's directory, a path, or a repository of the model hub); nothing
         is trained then.
-      init_from: a model of the Llama family or a GPT-2, causal or a denoiser, that training starts from. The
-        run takes its network and its tokenizer too (`tokenizer.kind` is then "hub"); of `config.model` only
-        `compute_dtype`, `remat` and `unroll` count.
+      init_from: a model of the Llama family or a GPT-2, causal or a denoiser, from which training starts.
+        The run takes its network and its tokenizer too (`tokenizer.kind` is then "hub"); of `config.model`
+        only `compute_dtype`, `remat` and `unroll` count.
       init_layers: how many of that model's first blocks are taken; 0: all.
       attention_annealing: steps over which a causal model's attention to later positions is opened.
       lora: adapters of a teacher that starts from a model, trained instead of its parameters.
@@ -97,8 +97,8 @@ class JudgeConfig:
     checkpoint: str = ""
     model: CausalConfig = CausalConfig()  # sizes of a judge that is trained
     train: TrainConfig = TrainConfig(num_steps=1_000_000, batch_size=512)  # steps, batch, optimizer
-    # n: also train a model of the same size on every n-th token, DIR/skeleton, the helper of mode=skeleton;
-    # 0: none.
+    # n: also train a model of the same size on every n-th token, in DIR/skeleton, the helper of
+    # mode=skeleton; 0: none.
     skeleton: int = 0
 
     def __post_init__(self) -> None:
@@ -233,7 +233,7 @@ class RunConfig:
 
     @property
     def published(self) -> str:
-        """The model, of the Llama family or a GPT-2, whose network and tokenizer the run has; empty: none."""
+        """The published model (Llama or GPT-2) whose network and tokenizer the run takes; empty: none."""
         if self.tokenizer.kind != "hub":
             return ""
         return self.teacher.init_from or self.teacher.checkpoint
@@ -242,7 +242,8 @@ class RunConfig:
     def vocab_size(self) -> int:
         """Size of the vocabulary, MASK not counted, before the data are prepared.
 
-        It is known for GPT-2's and a file's; a SentencePiece model may turn out smaller than asked for.
+        Exact for GPT-2's vocabulary and a file's; a SentencePiece model may turn out smaller than asked
+        for.
         """
         require(
             self.tokenizer.kind != "hub",

@@ -56,7 +56,7 @@ Log = Callable[[str], None]
 SUITES = ("train", "teacher", "sample", "judge", "data", "demo", "race")
 VARIANTS = ("lean", "naive")
 MATMUL, COUPLED = "matmul", "coupled"
-# Who takes part in the race: the student at several numbers of calls, and the causal model.
+# The entrants of the race: the student at several numbers of calls, and the causal model.
 STUDENT, CAUSAL = "student", "causal"
 NOISE_SEEDS = 64
 MATMUL_PAIRS = 8

@@ -1,8 +1,8 @@
 """The naive twin: the reference's algorithm written plainly in JAX, on the same parameters.
 
 It stores `[batch, length, vocab]` log-probabilities and targets, applies the head at every position, calls
-the network at every step, and draws a token at every position from the whole vocabulary. Nobody should run
-it: it is what the lean path is measured against (`experiments.benchmark`), and an oracle for its tests.
+the network at every step, and draws a token at every position from the whole vocabulary. It is not for
+use: the lean path is measured against it (`experiments.benchmark`), and tests take it as their oracle.
 
 Parameters are those of `Denoiser.init`, unboxed. `vocab` is the vocabulary with MASK, without padding.
 """

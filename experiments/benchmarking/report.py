@@ -31,12 +31,14 @@ class Measured:
     error: str | None = None  # why its process ended early, or None
 
     def median(self, name: str = "seconds") -> float | None:
-        """Median over repetitions; None if the variant died or does not count this."""
+        """Median over repetitions; None if the variant died or does not measure this."""
         values = [run[name] for run in self.runs if run.get(name) is not None]
         return statistics.median(values) if values and self.error is None else None
 
     def largest(self, name: str) -> float | None:
-        """Largest over repetitions, also of a variant that died; None if it does not count this."""
+        """Largest over repetitions, also of a variant that died; None if it does not measure
+        this.
+        """
         return max((run[name] for run in self.runs if run.get(name) is not None), default=None)
 
     @property

@@ -32,7 +32,7 @@ from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.evaluation.settings import setting
 from sdtt_jax.networks.config import COMPUTE_DTYPES
 
-# Suites in which a student that sees noise can be measured beside an ordinary one.
+# Suites in which a student that sees noise can be measured beside one that does not.
 HAS_COUPLED = ("train", "sample")
 
 
@@ -123,11 +123,13 @@ class BenchmarkPlan:
     repeats: int = setting(5, "Timed repetitions.")
     warm_up: bool = setting(
         True,
-        "Run each variant once, untimed, before the repetitions; all is compiled beforehand either way.",
+        "Run each variant once, untimed, before the repetitions; programs are compiled beforehand in "
+        "any case.",
     )
     limit_s: float = setting(
         0.0,
-        "Kill a variant whose repetition takes more seconds than this; the others go on; 0: no limit.",
+        "Kill a variant whose repetition takes more seconds than this; the others continue; 0: no "
+        "limit.",
     )
     interleave: bool = setting(True, "Let lean and naive code take turns.")
     # Peak memory is then the compiler's account of each program.
@@ -301,7 +303,7 @@ def computing_rows(record: Entry) -> dict[str, Entry]:
 
 
 def deaths(record: Entry) -> dict[str, str]:
-    """The cause of each variant's death, by row and variant."""
+    """Why each variant died, by row and variant."""
     shown = computing_rows(record) | ({"data": record["data"]} if "data" in record else {})
     shown |= {title: row["entrants"] for title, row in record.get("race", {}).items()}
     return {

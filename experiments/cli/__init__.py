@@ -1,4 +1,4 @@
 """What all commands share: starting up, joining processes, meshes from flags, watching text appear.
 
-It may use the library, and knows nothing of stages.
+It may use the library, but not `experiments.stages`.
 """

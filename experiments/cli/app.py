@@ -55,7 +55,7 @@ _CACHE = flags.DEFINE_string(
     "Folder for compiled programs, so that the next start compiles nothing; empty for none. By default "
     "$JAX_COMPILATION_CACHE_DIR, or else ~/.cache/sdtt_jax/compiled.",
 )
-# Programs that compile faster are not worth a file.
+# Seconds; programs that compile faster are not stored.
 CACHED_SECONDS = 0.1
 
 
@@ -144,7 +144,9 @@ def _stop_all(number: int, _frame: FrameType | None) -> None:
 
 
 def _stop(number: int, _frame: FrameType | None) -> None:
-    """Handles SIGTERM until JAX's handler replaces this one in a job of several processes; a second kills."""
+    """Handles SIGTERM until JAX's handler replaces it in a job of several processes; a second signal
+    kills.
+    """
     signal.signal(number, signal.SIG_DFL)
     raise KeyboardInterrupt
 
@@ -305,7 +307,7 @@ def parse_flags(argv: list[str], check: Callable[[Sequence[str]], None] | None) 
         if check is not None:
             check(argv)
         return list(flags.FLAGS(argv))
-    except SystemExit:  # of --help, which absl takes for a failure
+    except SystemExit:  # raised for --help, which absl treats as a failure
         sys.exit(0)
     except IN_FLAGS as error:
         gone = str(getattr(error, "flagname", ""))
@@ -360,7 +362,7 @@ def run_app(
     """
 
     def quiet(argv: Sequence[str]) -> int:
-        gc.freeze()  # what is imported by now stays: the collector need not search it again
+        gc.freeze()  # what is imported by now stays: the garbage collector need not look at it again
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)
             logging.get_absl_logger().addFilter(shorten)

@@ -1,4 +1,4 @@
-"""What the C library does with memory that a program frees."""
+"""Settings of glibc for the memory that a program frees."""
 
 import contextlib
 import ctypes
@@ -23,8 +23,8 @@ def keep_freed_memory(model: TransformerConfig) -> None:
     which maps and zeroes them anew: 38,000 page faults in a training step of the demo. CPU seconds of that
     step on two busy virtual cores: 0.72; with memory kept 0.67; in huge pages 0.49 (distillation: 1.61, 1.31
     and 1.01).
-    Large models do without: two layers of the paper's small size gain 8 %, but holes between their arrays
-    took the peak from 3.4 to 4.8 GB.
+    Large models are left alone: two layers of the paper's small size gain 8 %, but fragmentation raised
+    the peak from 3.4 to 4.8 GB.
 
     Call it before JAX has threads of its own.
     """

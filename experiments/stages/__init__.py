@@ -1,5 +1,5 @@
 """The stages of a run, and the directory that they fill.
 
-They may use the library and `experiments.settings`; the commands use them, `launch.ahead`,
-which compiles what they would, and `tools`.
+They may use the library and `experiments.settings`. They are used by the commands, by
+`launch.ahead`, which compiles the same programs, and by `tools`.
 """

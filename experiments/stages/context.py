@@ -46,7 +46,7 @@ class Run(Networks):
     engine: Engine[Any] = in_process
     """The engine that prepares the data."""
     in_bucket: bool = False
-    """Whether the engine's workers see a workdir's bucket, but not this machine's disk."""
+    """Whether the engine's workers can reach a workdir in a bucket, but not this machine's disk."""
 
     def log(self, message: str) -> None:
         """Prints a line, on process 0 only."""
@@ -268,7 +268,7 @@ class Run(Networks):
 
 
 def missing(folder: Path, needed_by: str) -> UserError:
-    """The error of a stage that needs what another, in `folder`, has not delivered."""
+    """The error of a stage that needs the model in `folder`, which another stage has yet to deliver."""
     return UserError(
         f"Stage {needed_by} needs {final(folder)}, which does not exist; run the stages before it."
     )

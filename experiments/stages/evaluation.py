@@ -105,7 +105,7 @@ def is_evaluated(run: Run) -> bool:
     Raises:
       UserError: results.json or samples.json is damaged.
     """
-    # All go by what process 0 sees, since they must not differ in which of the questions below they ask.
+    # All processes go by what process 0 sees, since they must all run the same checks below.
     if not processes.agree(run.workdir.results.exists() and run.workdir.samples.exists()):
         return False
     rounds, few, others = delivered_rounds(run, SDTT), _few_calls(run), _others(run)

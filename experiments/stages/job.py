@@ -182,7 +182,7 @@ class Rounds(NamedTuple):
     # Returns the function from a round's number to its training; SDTT compiles one step for all rounds.
     jobs: Callable[[Run], Callable[[int], TrainingJob]]
     deliver: Callable[[Run, int, TrainState], None]  # writes what a trained round delivers
-    told: Callable[[RunConfig, int], str]  # a line about a round, for people who watch the log
+    told: Callable[[RunConfig, int], str]  # a line about a round, for the log
 
 
 def averaged(state: TrainState) -> Any:

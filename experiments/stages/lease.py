@@ -1,4 +1,4 @@
-"""One run at a time in a bucket, where a lock would outlive its owner: the run renews an object instead."""
+"""One run at a time in a bucket: a lock would outlive its owner, so the run renews an object instead."""
 
 import contextlib
 import logging
@@ -31,8 +31,8 @@ def lease(root: Path, owner: str, renew: float = RENEW) -> Iterator[None]:
     was killed can go on after `MISSED` renewals (a minute), and one whose owner ended can at once.
 
     Args:
-      root: the directory; all that it must support is files that are written whole.
-      owner: who this is, for the message to another process.
+      root: the directory; it only needs to support writing whole files.
+      owner: description of this process, for the message that another one gets.
       renew: seconds between renewals.
 
     Raises:
@@ -58,7 +58,7 @@ def lease(root: Path, owner: str, renew: float = RENEW) -> Iterator[None]:
         try:
             if _read(path).get("token") == token:
                 path.unlink()
-        except Exception as error:  # It hides no error of the run, and expires by itself.
+        except Exception as error:  # must not hide an error of the run; the lease expires by itself
             LOG.warning(
                 "Cannot remove %s (%s); the next run waits until it has expired.", path, error
             )

@@ -1,7 +1,7 @@
 """A local copy of what cannot be read from a bucket: ArrayRecord shards and the tokenizer.
 
-Process 0 prepares them on its disk and uploads them; every other host downloads them once. A folder counts
-as complete when the file that is copied last is there.
+Process 0 prepares them on its disk and uploads them; every other host downloads them once. A folder is
+complete once the file that is copied last is there.
 """
 
 import hashlib

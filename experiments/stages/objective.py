@@ -1,6 +1,6 @@
 """The loss and the state of the teacher and of SDTT's rounds, made from the networks of a run alone.
 
-Runs train with them. `launch.ahead` compiles the same for runs whose data and parameters do not exist yet.
+Runs train with these. `launch.ahead` compiles them for runs whose data and parameters do not exist yet.
 """
 
 import abc
@@ -74,7 +74,7 @@ def fresh(run: Networks, lora: LoraConfig) -> Params:
 
 
 def teacher_objective(run: Networks) -> LossFn:
-    """The loss of the teacher. If its network was causal, batches say how far its attention is opened."""
+    """The loss of the teacher. If its network was causal, batches also say how far attention is opened."""
     loss = adaptation_loss if run.was_causal else teacher_loss
     return _objective(
         run, functools.partial(loss, config=run.config.teacher), run.config.teacher.lora

@@ -1,4 +1,4 @@
-"""The distillers of one round: each has the first teacher, a loss, and what that needs beside the student."""
+"""The distillers of one round: each has the first teacher, a loss, and whatever that loss needs."""
 
 import functools
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Takes one training step twice from the same state: to compare the bits, or to look at a batch again."""
+"""Takes one training step twice from the same state, to compare the bits or to examine a batch."""
 
 import re
 

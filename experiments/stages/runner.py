@@ -42,7 +42,7 @@ def _data(run: Run) -> None:
     )
     if info.num_unknown:
         run.log(f"  {info.num_unknown:,} tokens of the text are unknown to the vocabulary")
-    # Checked before a teacher is trained, which would be left in the directory of an impossible config.
+    # Checked before a teacher is trained and left in the directory of an impossible config.
     training.check_judge(run)
     if COUPLED in run.config.distillers:
         run.config.coupled.check_vocabulary(info.vocab_size)
@@ -112,7 +112,7 @@ def run_stages(run: Run, names: Sequence[str] = STAGE_NAMES) -> None:
 
 
 def _check_delivered_before(run: Run, names: Sequence[str]) -> None:
-    """Checks that the named stages find what stages that are not named deliver, before any of them works.
+    """Checks, before any work begins, that stages which are not named have delivered what others need.
 
     Raises:
       UserError: a stage needs one that has not finished.

@@ -68,7 +68,7 @@ def training_job(run: Run, stage: str, number: int = 0) -> TrainingJob:
 
 
 def check_found_elsewhere(run: Run, names: Sequence[str]) -> None:
-    """Checks what the stages ahead take from elsewhere, before any of them works for hours.
+    """Checks what the remaining stages take from elsewhere, before any of them runs for hours.
 
     That is the models, data and pools that the config names, and the devices, which must divide every batch.
 
@@ -122,7 +122,7 @@ def train_teacher(run: Run) -> None:
 
 
 def train_judge(run: Run) -> None:
-    """Trains the causal model that is baseline and judge, and the one that plans every n-th token."""
+    """Trains the causal model that is baseline and judge, and the one that writes every n-th token."""
     if is_delivered(run.workdir.judge):
         run.log("  judge: finished before")
     elif run.config.judge.checkpoint:
@@ -344,7 +344,7 @@ def _adopt_teacher(run: Run, checkpoint: str) -> None:
         raise ConfigError(
             f"config.teacher.checkpoint={checkpoint} is a {kind} model; the first teacher must be a {wanted}."
         )
-    # How the network is computed may differ; the network itself may not.
+    # Numerics such as the compute dtype may differ; the network itself may not.
     free: dict[str, Any] = {"compute_dtype": "", "remat": "", "unroll": 0}
     if run.base is not None:
         free["length"] = 0  # It has no position embeddings, or enough of them.

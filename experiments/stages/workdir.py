@@ -140,10 +140,10 @@ def claim(root: Path, config: RunConfig, config_file: str = "") -> Workdir:
 
 
 def _idle(workdir: Workdir, stored: dict[str, Any], config: RunConfig) -> set[str]:
-    """The sections of the config that may differ from what is stored, because nothing has come of them yet.
+    """The sections of the config that may still change, because nothing has been made from them yet.
 
-    A wrong field of a late stage can show when earlier ones have trained; then it must be possible to correct
-    it. Distillers may be added and, if they have not begun, be taken away again.
+    An error in the settings of a late stage may show only after earlier stages have trained, and it must
+    still be possible to correct it. Distillers may be added and, if they have not begun, removed again.
     """
     had = [name for name in stored.get("distillers", []) if name in DISTILLERS]
     begun = [name for name in had if workdir.round(1, name).exists()]
@@ -247,7 +247,7 @@ def timed(workdir: Workdir, stage: str) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        # On a full disk the stage's own error says more than that this file cannot be written either.
+        # On a full disk the stage's own error says more than an error about this file would.
         with contextlib.suppress(OSError, UserError):
             add()
         raise

@@ -43,12 +43,13 @@ class Decoding:
 
     mode: str = setting(
         SamplerConfig.mode,
-        f"Decoder: {', '.join(DECODERS)}. grid: steps on a grid of times. first-hitting: tokens in a random "
-        "order, evenly over the network calls. learnt: with the numbers and temperatures that "
-        "--suite=schedule found for each call. confidence, entropy-bounded: the surest tokens first. remdm, "
-        "remdm-confidence: some tokens are masked again. blocks: from left to right, with a cache, the "
-        "surest of a block first if it has a score. refine: tokens are revised afterwards. speculative, "
-        "staged, energy, skeleton: with a --helper. Options follow a colon, as in "
+        f"Decoder: {', '.join(DECODERS)}. grid: steps on a grid of times. first-hitting: tokens in a "
+        "random order, evenly over the network calls. learnt: with the number of tokens and the "
+        "temperature that --suite=schedule found for each call. confidence, entropy-bounded: the "
+        "surest tokens first. remdm, remdm-confidence: some tokens are masked again. blocks: from left "
+        "to right, with a cache, and with a score the surest of a block first. refine: tokens are "
+        "revised afterwards. speculative, staged, energy, skeleton: with a --helper. Options follow a "
+        "colon, as in "
         "confidence:score=margin,threshold=0.9.",
     )
     time_grid: str = setting(SamplerConfig.time_grid, "Times of the sampler: uniform or cosine.")
@@ -87,12 +88,13 @@ class Variation:
     seed: int = setting(0, "Equal seeds give equal texts.")
     batch_size: int = setting(
         32,
-        "Texts at once, rounded up to a multiple of the devices; another size gives other draws.",
+        "Texts at once, rounded up to a multiple of the number of devices; another size draws other "
+        "texts.",
     )
     early_exit: float = setting(
         0.0,
-        "Share of likeliest tokens that may change when texts leave the network early; --suite=exits must "
-        "have stored its threshold beside the checkpoint; 0 is off.",
+        "Largest share of likeliest tokens that may change when texts leave the network early; 0 is "
+        "off. --suite=exits must have stored a threshold for this share beside the checkpoint.",
     )
     neighbours: str = setting(
         "",
@@ -142,12 +144,12 @@ class Settings(Sampling):
 
     compute_dtype: str = setting(
         "",
-        f"How the checkpoint and its baseline compute: {', '.join(COMPUTE_DTYPES)} (the last in bfloat16 for "
-        "products only); by default as they were trained.",
+        f"Dtype in which the checkpoint and its baseline compute: {', '.join(COMPUTE_DTYPES)} (the "
+        "last: bfloat16 in products only); by default that of their training.",
     )
     judge_compute_dtype: str = setting(
         "",
-        "How the judge computes; by default as it was trained.",
+        "Dtype in which the judge computes, as for --compute_dtype; by default that of its training.",
     )
     num_steps: tuple[int, ...] = setting((4, 8, 16, 32, 64), "Sampling steps, separated by commas.")
     temperatures: tuple[float, ...] = setting(
@@ -178,7 +180,7 @@ class Settings(Sampling):
         "or a named set.",
     )
     budget_delta: float = setting(
-        0.02, "Nats per token that --suite=budget may lose against the most steps."
+        0.02, "Nats per token that --suite=budget may lose against the largest --num_steps."
     )
     num_texts: int = setting(1024, "Texts for each number of steps.")
     length: int = setting(0, "Tokens of a text; 0 is the model's own length.")
@@ -211,7 +213,7 @@ class Settings(Sampling):
     num_maskings: int = setting(8, "Maskings of each text for each estimator of the bound.")
     first_token: str = setting(
         "scored",
-        "scored: the first token is scored after BOS. given: it is not, and BOS is left out.",
+        "scored: the first token is scored after BOS. given: it is not scored, and BOS is left out.",
     )
     ends: str = setting(
         "keep",

@@ -67,7 +67,7 @@ SUITES: dict[str, Suite] = {
     ),
     "judge": Suite(
         given.suite,
-        "any texts under the judge (--texts)",
+        "scores any texts under the judge (--texts)",
         (ReportTable("Given texts", "judge", TEXTS),),
     ),
     "likelihood": Suite(
@@ -101,7 +101,8 @@ SUITES: dict[str, Suite] = {
     ),
     "schedule": Suite(
         schedule.suite,
-        "how many tokens each of --num_steps calls should reveal, and how sharply, for --mode=learnt; stored",
+        "how many tokens each of --num_steps calls should reveal, and at which temperature; stored for "
+        "--mode=learnt",
         (
             ReportTable(
                 "Learnt schedules: nats of a text above one token per call",
@@ -113,7 +114,7 @@ SUITES: dict[str, Suite] = {
     ),
     "exits": Suite(
         exits.suite,
-        "the threshold of early exits that keeps to --exit_bound, for --early_exit; stored",
+        "the threshold of early exits that keeps to --exit_bound; stored for --early_exit",
         (
             ReportTable(
                 "Early exits, on the calibration texts",
