@@ -1,15 +1,16 @@
 """Compiles a run's programs for a slice that need not exist: memory, speed, and what limits it.
 
-  python -m launch.compile --config=experiments/configs/owt_small.py --topology=v5e:16x16 --batch_per_chip=32
+  python -m launch.compile --config=experiments/configs/owt_small.py --topology=v5e:16x16 \\
+      --batch_per_chip=32
 
-compiles the real distillation step, teacher step (if one is trained) and sampler with the TPU compiler, which
-needs no TPU (pip install -e '.[tpu]'). `--programs=distill` compiles that one alone; `coupled`, `mixture`,
-`mmd`, `idlm`, `coupled_idlm` and `alpha` are the steps of the other distillers. It prints for each chip:
-memory by part, FLOPs, traffic (`--by_operation`: which source operations move it), collectives by kind and
-mesh axis, and the time that a roofline of the chip's published peak numbers predicts. The mesh is
-config.mesh; --config.mesh.fsdp=16 and the like change it. `--search` finds the best mesh and the largest
-batch per chip instead. XLA's CPU compiler compiles h100:8 for eight virtual devices, so its memory figures
-are only indications.
+compiles the real distillation step, teacher step (if a teacher is trained) and sampler with the TPU
+compiler, which needs no TPU (pip install -e '.[tpu]'). `--programs=distill` compiles only that one;
+`coupled`, `mixture`, `mmd`, `idlm`, `coupled_idlm` and `alpha` are the steps of the other
+distillers. It prints for each chip: memory by part, FLOPs, traffic (with `--by_operation`, which
+source operations cause it), collectives by kind and mesh axis, and the time that a roofline of the
+chip's published peak numbers predicts. The mesh is config.mesh; --config.mesh.fsdp=16 and the like
+change it. `--search` finds the best mesh and the largest batch per chip instead. For h100:8, XLA's
+CPU compiler compiles for eight virtual devices, so the memory figures are only indications.
 """
 
 from collections.abc import Sequence
@@ -41,8 +42,8 @@ _BATCH = flags.DEFINE_integer("batch_per_chip", 32, "Sequences per chip.", lower
 _PROGRAMS = flags.DEFINE_list(
     "programs",
     None,
-    f"Programs to compile, separated by commas: {', '.join(ALL)}; by default the first three, without the "
-    "teacher if it is loaded.",
+    f"Programs to compile, separated by commas: {', '.join(ALL)}; by default the first three, without "
+    "the teacher's step if the teacher is loaded.",
 )
 _NUM_STEPS = flags.DEFINE_integer("num_steps", 16, "Sampling steps.", lower_bound=1)
 _BY_OPERATION = flags.DEFINE_bool(

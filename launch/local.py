@@ -1,11 +1,13 @@
 """Runs an entry point in several JAX processes on this machine, as a pod runs it on many.
 
-  python -m launch.local --processes=2 --devices_per_process=4 -- experiments.run --config=… --workdir=…
+  python -m launch.local --processes=2 --devices_per_process=4 \\
+      -- experiments.run --config=… --workdir=…
 
-What follows `--` is a module of this checkout and its arguments, or any command. The processes find each
-other through JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, and compute on virtual CPU
-devices with gloo collectives. Each line of output begins with the number of its process. When one process
-fails, the others are stopped. Ctrl-C or SIGTERM asks all of them to save and stop; a second one kills them.
+What follows `--` is a module of this checkout and its arguments, or any command. The processes find
+each other through JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, and compute on
+virtual CPU devices with gloo collectives. Each line of output begins with the number of its
+process. When one process fails, the others are stopped. Ctrl-C or SIGTERM asks all of them to save
+and stop; a second one kills them.
 """
 
 import contextlib

@@ -1,12 +1,12 @@
-"""Writes the files that start a run on a pod, and prints the commands that follow.
+"""Writes the files that start a run on a pod, and prints the commands to run next.
 
   python -m launch.pod --launcher=gke --spec=launch/specs/v5e_256.py --spec.workdir=gs://BUCKET/PATH
 
-Launchers: tpu_vm (gcloud, queued resources), gke (JobSet), xpk, skypilot, slurm. Any field of the spec can be
-given on the command line, for example --spec.slices=4 or --spec.gke.queue=QUEUE; what follows `--` is added
-to the options of experiments.run, for example -- --config.seed=1 --stages=distill,evaluate. Nothing is
-started: the files are written to --output, or with --dry_run only printed. There is a page for each launcher
-in docs/guides/pods.
+Launchers: tpu_vm (gcloud, queued resources), gke (JobSet), xpk, skypilot, slurm. Any field of the
+spec can be given on the command line, for example --spec.slices=4 or --spec.gke.queue=QUEUE; what
+follows `--` is added to the options of experiments.run, for example
+-- --config.seed=1 --stages=distill,evaluate. Nothing is started: the files are written to --output,
+or with --dry_run only printed. There is a page for each launcher in docs/guides/pods.
 """
 
 import functools
@@ -38,7 +38,7 @@ _LAUNCHER = flags.DEFINE_enum("launcher", None, list(LAUNCHERS), "The tool that 
 _SPEC = config_flags.DEFINE_config_file("spec", None, "The spec file.", lock_config=True)
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the files instead of writing them.")
 _OUTPUT = flags.DEFINE_string(
-    "output", None, "Directory of the files; runs/pods/NAME/LAUNCHER by default."
+    "output", None, "Directory to write the files to; runs/pods/NAME/LAUNCHER by default."
 )
 
 

@@ -2,9 +2,9 @@
 
     python -m tools.adaptation --workdir=runs/adaptation
 
-A small causal network of the Llama family is trained on the demo's text. A denoiser of the same sizes then
-starts from it, or from fresh parameters; texts, keys, optimizer and steps are the same. To start from a
-published model, or from its first blocks, use
+A small causal network of the Llama family is trained on the demo's text. A denoiser of the same
+sizes then starts from it, or from fresh parameters; texts, keys, optimizer and steps are the same.
+To start from a published model, or from its first blocks, use
 
     python -m tools.adaptation --workdir=runs/blocks --init_from=smollm2 --init_layers=2 --length=16
         --batch=8 --learning_rate=5e-4 --held_out=64 --steps 0 10 20 40 80

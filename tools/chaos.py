@@ -2,10 +2,11 @@
 
   python -m tools.chaos --directory=runs/chaos --kills=25 --seed=0
 
-The run is made once undisturbed, unless --unbroken names one. Then it is made again, killed with SIGKILL at
-random moments and restarted with the same command; if it reaches its end before all kills are spent,
-another run is begun. Every run's parameters (teacher, judge, rounds), metrics, texts and results must be
-those of the first, bit for bit, times excepted. Options after `--` go to `experiments.run`.
+The run is first made once undisturbed, unless --unbroken names such a run. Then it is made again,
+killed with SIGKILL at random moments and restarted with the same command; if it reaches its end
+before all kills are used up, another run is begun. Every run's parameters (teacher, judge, rounds),
+metrics, texts and results must equal those of the undisturbed run, bit for bit, except for times.
+Options after `--` go to `experiments.run`.
 """
 
 import os

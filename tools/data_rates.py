@@ -1,12 +1,13 @@
-"""Measures the preparation of data: its rate beside the bare tokenizer's, its memory, and random access.
+"""Measures the preparation of data: its rate against the bare tokenizer's, memory, random access.
 
     python -m tools.data_rates rate --megabytes=8 --repeats=5
     python -m tools.data_rates memory --megabytes 20 100 500 --words
     python -m tools.data_rates index --records=100000000
 
-The text is sentences of the World English Bible in random order, as JSON lines. Rates are per CPU second, so
-that other programs on the machine count little. How fast batches come during training is measured by
-`python -m experiments.benchmark --suite=train,data --config=experiments/configs/demo.py --batch_size=64`.
+The text is sentences of the World English Bible in random order, as JSON lines. Rates are per CPU
+second, so that other programs on the machine matter little. How fast batches come during training
+is measured by `python -m experiments.benchmark --suite=train,data
+--config=experiments/configs/demo.py --batch_size=64`.
 """
 
 import argparse

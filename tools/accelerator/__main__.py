@@ -4,8 +4,9 @@
 
 Parts, the most useful first:
 
-  machine   its kind and versions; what a bare matmul and a bare copy reach
-  kernels   attention, fused head, losses, digests, draws: equal to those on the CPU; attention's speed
+  machine   its kind and versions; the rates that a bare matmul and a bare copy reach
+  kernels   attention, fused head, losses, digests, draws: equal to those on the CPU; the speed of
+            attention
   training  steps of teacher and distillation, small size, at the batches that fit: tokens/s and MFU
   race      the student at 8, 16 and 32 calls against the causal model with its cache
   sampling  tokens/s and latency of the small size, from one text at once to many
@@ -14,9 +15,10 @@ Parts, the most useful first:
   medium    as training, medium size
   tuning    the small size's step again under other settings
 
-Each part has its share of the time; the later parts share what one leaves. A part that fails is recorded with
-its error, one for which no time is left with a sentence, and the others go on. One chip is measured, however
-many there are. Everything also runs on a CPU, slowly; with the sizes of --tiny it takes two minutes.
+Each part has its share of the time; time that a part does not use is shared by the later ones. A
+part that fails is recorded with its error, and one for which no time is left with a sentence that
+says so; the others go on. One chip is measured, however many there are. Everything also runs on a
+CPU, slowly; with the sizes of --tiny it takes two minutes.
 """
 
 import argparse
