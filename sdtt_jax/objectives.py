@@ -47,7 +47,7 @@ def arranged(
     diffusion: MaskedDiffusion,
     sequences: Sequences | None,
 ) -> LossFn:
-    """A loss that reads off each batch's tokens where its texts, prompts and padding are.
+    """A loss that finds in each batch's tokens where its texts, prompts and padding are.
 
     Args:
       loss_of: makes a model's loss, for example `functools.partial(teacher_loss, config=config)`.
@@ -165,12 +165,12 @@ def judge_loss(
       network: the causal network to train.
       bos_id: the token before the first one of every text.
       sequences: how the batches were packed; None: each is one text.
-      every: n; only tokens 0, n, 2 n, … of a sequence are learnt, each as what its text or prompt makes it.
+      every: n; only tokens 0, n, 2 n, … of a sequence are learnt, each in its role in the whole sequence.
     """
 
     def loss(params: Tree, context: Tree, batch: Tokens, key: Key) -> Loss:
         del context, key
-        # Marks of BOS and EOS may be among the tokens that are left out, but say where texts and prompts end.
+        # BOS and EOS say where texts and prompts end, so they are read before tokens are left out.
         arrangement = arrange(batch, sequences)
         if every > 1:
             batch, arrangement = jax.tree.map(lambda x: x[:, ::every], (batch, arrangement))
@@ -201,11 +201,11 @@ def distill_loss(diffusion: MaskedDiffusion, config: DistillConfig) -> LossFn:
 
 
 def alpha_loss(diffusion: MaskedDiffusion, config: AlphaConfig) -> LossFn:
-    """The Tsallis loss of blocks, teacher-free; at alpha = 0 in nats per token.
+    """The Tsallis loss of the tokens that a call reveals, without a teacher; at alpha = 0 in nats per token.
 
     Args:
       diffusion: the student.
-      config: alpha, and the sampler that the student is for.
+      config: alpha, and the sampler that the student is trained for.
     """
 
     def loss(params: Tree, context: Tree, batch: Tokens, key: Key) -> Loss:
@@ -261,7 +261,7 @@ def idlm_loss(diffusion: MaskedDiffusion, config: IdlmConfig) -> LossFn:
 
     Args:
       diffusion: the network and schedule that teacher, student and fake share.
-      config: the sampler that the student is for.
+      config: the sampler that the student is trained for.
     """
 
     def loss(params: Tree, context: Tree, batch: Tokens, key: Key) -> Loss:
@@ -321,8 +321,8 @@ def coupled_loss(
       length: tokens in a sequence.
     """
 
-    # The key's words stay on the host and are wrapped again while tracing: a device array, as a constant of
-    # the step, would be fetched when the step is compiled, which the training loop forbids.
+    # The key is kept as NumPy words and wrapped again while tracing: a device array would become a constant
+    # of the step, which compiling fetches to the host, and the training loop forbids that.
     words, impl = jax.device_get(jax.random.key_data(noise_key)), jax.random.key_impl(noise_key)
 
     def trajectories_of(context: Tree, batch: Tree) -> Trajectories:
@@ -350,8 +350,8 @@ def exits_loss(diffusion: MaskedDiffusion) -> LossFn:
     """KL(last layer ‖ exit) of a frozen network's exits, in nats per masked token and exit.
 
     The cross-entropy between exp(-KL) and each exit's prediction of it is added. The parameters are those of
-    the exits; the context holds the network's, as `base`. Nothing trains the last layer's exit, so the whole
-    network stays as it is.
+    the exits; the context holds the network's, as `base`. The last layer's exit is not trained, so the
+    output of the whole network does not change.
 
     Args:
       diffusion: the model, whose network is a `Denoiser`.

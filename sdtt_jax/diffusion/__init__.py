@@ -1,4 +1,5 @@
 """Masked diffusion as pure functions: noise schedules, the forward process, the NELBO and the sampler.
 
-It may use `ops`, `parallel` and the modules at the top of the package; it knows networks only by their seam.
+It may use `ops`, `parallel` and the modules at the top of the package; it sees networks only as
+`DenoiserLike`.
 """

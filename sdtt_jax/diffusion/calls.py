@@ -13,7 +13,7 @@ from sdtt_jax.typing import PerToken, Positions
 
 
 def still_masked(schedule: Schedule, times: jax.Array) -> jax.Array:
-    """Chance that what is masked at `times[0]` still is at each of `times: [n + 1]`: 1, then falling."""
+    """Chance that a position masked at `times[0]` still is at each of `times: [n + 1]`: 1, then falling."""
     chance = schedule.move_chance(times)
     return chance / chance[0]
 

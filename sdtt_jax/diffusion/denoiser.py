@@ -1,4 +1,4 @@
-"""The seam between networks and mathematics: a denoiser, and a denoiser with its noise schedule.
+"""The interface between networks and algorithms: a denoiser, and a denoiser with its noise schedule.
 
 Samplers, losses, targets and measures are functions of a `MaskedDiffusion` and of parameters. All they know
 of a network is the five names of `DenoiserLike`.
@@ -87,7 +87,8 @@ class WithInputs:
         return states
 
     def __getattr__(self, name: str) -> Any:
-        # Nothing else that computes from tokens is passed on, such as a cache: it would not see the inputs.
+        # Other methods that compute from tokens, such as a cache's, are not passed on: they would not see
+        # the inputs.
         if name in ("mask_id", "padded_vocab", "head_params", "logits", "noise_kind", "config"):
             return getattr(self.denoiser, name)
         inputs = " and ".join(self.inputs)

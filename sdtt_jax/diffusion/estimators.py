@@ -1,4 +1,4 @@
-"""Estimators of the NELBO for evaluation, of whole texts or of the tokens that follow a beginning.
+"""Estimators of the NELBO for evaluation, of whole texts or of the tokens after a given beginning.
 
 They give values without gradients, and all begin at the same smallest time, so they estimate the same bound.
 A training loss draws its times elsewhere, in `sdtt_jax.diffusion.nelbo.masked_batch`.
@@ -14,8 +14,8 @@ importance    log m uniform and spread evenly: the weight is flat, but most mask
 low-variance  the number of masked tokens uniform in 1 … L and spread evenly, then a set of that size
               (arXiv 2502.09992, equation 14): no variance from how many tokens a mask happens to have. The
               weights are those of the schedule, so that the integral is the same.
-counts        the same for all move chances from 0 to 1, a range that the schedule's eps cuts short: the
-              weight is L / n, so that for a single token one masking is exact.
+counts        as low-variance, but for all move chances from 0 to 1, a range that the schedule's eps cuts
+              short: the weight is L / n, so that for a single token one masking is exact.
 """
 
 import dataclasses

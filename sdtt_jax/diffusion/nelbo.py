@@ -65,7 +65,7 @@ class NelboConfig:
 
 
 class DenoisingTerms(NamedTuple):
-    """What every denoising objective is made of."""
+    """The terms of a batch from which every denoising objective is computed."""
 
     # `[]` float32, the weighted sum of `nll`. The differentiable one: no gradient flows through the others.
     total: Scalar

@@ -1,9 +1,9 @@
 """Generations whose decoder only follows its plan: one compiled program for any number of steps.
 
 `sampler.sample` is compiled again for every number of steps, every way to spread positions over them, and
-every temperature. Where there is only a plan, none of these changes what a step computes. So the plan is made
-by a separate program, which compiles in a tenth of the time, and is padded to `CAPACITY` steps; the
-temperatures are an argument.
+every temperature. Where the decoder only follows a plan, none of these changes what a step computes. So the
+plan is made by a separate program, which compiles in a tenth of the time, and is padded to `CAPACITY` steps;
+the temperatures are an argument.
 """
 
 import dataclasses

@@ -33,7 +33,7 @@ from sdtt_jax.ops.tokens import as_rows
 from sdtt_jax.typing import Key, Params, PerSequence, Positions, Tokens, Tree
 
 TIME_GRIDS = ("uniform", "cosine")
-# A plan takes 4 bytes per text and step; whoever asks for more steps than this means something else.
+# A plan takes 4 bytes per text and step; a request for more steps than this is surely a mistake.
 MAX_STEPS = 10**6
 
 
@@ -107,7 +107,7 @@ class SamplerState:
 
 @flax.struct.dataclass
 class Plan:
-    """What a generation has settled before its first network call."""
+    """What is fixed before the first network call of a generation."""
 
     key: Key  # PRNG key; step i draws its tokens with `fold_in(key, i)`
     # `[batch, length]` int32, the step that reveals each position: `num_steps` for positions without a step,
@@ -244,8 +244,8 @@ def plan_generation(
     """Draws which step reveals which position.
 
     A position that is masked at time 1 is still masked at time t with probability
-    `move_chance(t) / move_chance(1)`. So a uniform number for each position, the share of `move_chance(1)` at
-    which it is revealed, has the law of all steps together.
+    `move_chance(t) / move_chance(1)`. So one uniform number for each position, the share of `move_chance(1)`
+    at which it is revealed, reproduces the distribution of all steps together.
 
     Args:
       diffusion: the model.
@@ -255,7 +255,7 @@ def plan_generation(
       noise: its `order` holds the uniform numbers; None draws noise if the network sees any.
 
     Raises:
-      ConfigError: noise is given to a decoder that draws more than it settles.
+      ConfigError: noise is given to a decoder that draws more than the noise determines.
     """
     if noise is not None:
         serving.check_decided(config.mode)
@@ -310,7 +310,7 @@ def take_step(
     def cut(x: Tokens) -> Tokens:
         return jnp.where(last, stopping.ended(stop, diffusion.mask_id, x, free), x)
 
-    # Behind EOS there is then nothing left to fill; and the EOS that the last step writes ends a text too.
+    # After EOS there is then nothing left to fill; and an EOS that the last step writes also ends a text.
     state = dataclasses.replace(state, x=cut(state.x))
     after = jax.lax.cond(watch.stopped.all() & ~last, lambda state: state, step, state)
     after = dataclasses.replace(
@@ -322,7 +322,7 @@ def take_step(
 
 
 class _Due(NamedTuple):
-    """What a step does besides a decoder's own calls."""
+    """What a step does itself, apart from the calls that a decoder makes."""
 
     selected: Positions  # positions whose tokens are drawn, in one network call
     sigma: PerSequence  # the total noise that the network is told

@@ -3,7 +3,7 @@
 The loss of a block S is `(1 - P^alpha) / alpha` with `P = prod_{i in S} p_i(x0_i | x_t)`, the Tsallis form of
 `-log P`, its limit at alpha = 0. In that limit every prediction learns its marginal, as under the NELBO. At
 alpha > 0 a block's gradient is weighted by `P^alpha`, so the student gives up blocks that it cannot get right
-as a whole in favour of those that it can. It seeks modes, at the cost of variety.
+as a whole in favour of those that it can. The loss is mode-seeking, at the cost of variety.
 """
 
 import dataclasses
@@ -58,6 +58,6 @@ def alpha_terms(
         x0,
     )
     joint = text_sums(log_probs, diffusion.arrangement)
-    # expm1, because 1 - P^alpha is nothing but rounding error when alpha is small.
+    # expm1, because 1 - P^alpha would be only rounding error when alpha is small.
     losses = -jnp.expm1(config.alpha * joint) / config.alpha if config.alpha else -joint
     return losses.sum(), block.revealed.sum().astype(jnp.float32)

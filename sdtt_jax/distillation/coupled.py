@@ -5,7 +5,8 @@ than the best product of marginals. Here every position gets its noise in advanc
 token and a uniform number for its place in the order. The teacher's whole trajectory is then a deterministic
 function of (x_t, noise): the positions that are due at a call take `argmax(logits + g)`. A student that is
 shown the noise learns a function instead of a distribution: the tokens at which the trajectory ends, however
-many are revealed at once. Over random noise its texts have the law of the teacher's many steps.
+many are revealed at once. Over random noise its texts are distributed like those of the teacher's
+many steps.
 
 In *hindsight* the student learns the same function from real texts: for each text we draw noise with which
 the teacher would have written it. The student then sees only noise that the teacher turns into real text.
@@ -44,7 +45,7 @@ class CoupledDistillConfig:
       hindsight: learn real texts, with the noise from which the teacher would have made them, instead of the
         teacher's own texts; one-shot only.
       independent: show the student noise that the tokens do not depend on, as multi-mask and infinite-mask
-        diffusion do; one-shot only. Such noise says nothing about the tokens: only for comparison.
+        diffusion do; one-shot only. Such noise tells nothing about the tokens; it is for comparison.
       soft_weight: in rounds, weight of the positions that the k calls do not reach; there the student learns
         the teacher's distribution after these calls. 0 leaves them out.
     """
@@ -192,7 +193,7 @@ def coupled_terms(
       key: PRNG key of the states.
       config: one-shot or in rounds.
       round: counted from 1.
-      teacher: needed for `config.soft_weight` alone.
+      teacher: needed only if `config.soft_weight` is above 0.
 
     Returns:
       `(total, count)`: `[]` float32 each; `total / max(count, 1)` is the loss in nats per reached token. A

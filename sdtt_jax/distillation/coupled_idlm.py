@@ -1,4 +1,4 @@
-"""Inverse distillation of a noise-coupled student: bound neither by real texts nor by a product of marginals.
+"""Inverse distillation of a noise-coupled student, which needs no real texts.
 
 A student trained in hindsight (`coupled`) can only average over what its noise does not tell about a text, so
 its few calls stay worse than its teacher's many. Inverse distillation (`idlm`) asks for no particular text,

@@ -2,7 +2,7 @@
 
 Everything is computed from log-probabilities in float32 (or the dtype given, if wider). SUBS keeps impossible
 entries at a finite -1e6, so that 0 * log 0 is 0 here in values and in gradients. Padding has no probability,
-so only `mse` and `log-l1`, which look at log-probabilities themselves, need to know about it.
+so only `mse` and `log-l1`, which compare the log-probabilities themselves, need to know about it.
 """
 
 from collections.abc import Callable

@@ -7,9 +7,9 @@ learns from the student's texts and the student from `<p, log f - log f*>`, each
 The student's gradient flows only through its distributions p, not through the tokens that the two networks
 see, which are drawn from `alpha p + (1 - alpha) MASK`.
 
-The optimum is the teacher's law, but on the way the student seeks modes and loses variety. With a
-`teacher_temperature` T it learns from `<p, log f - log f* / T>`, whose optimum is the teacher's law of whole
-texts to the power of 1 / T, normalised.
+The optimum is the teacher's distribution, but on the way the student seeks modes and loses variety. With a
+`teacher_temperature` T it learns from `<p, log f - log f* / T>`, whose optimum is the teacher's distribution
+of whole texts to the power of 1 / T, normalised.
 """
 
 import dataclasses
@@ -33,10 +33,10 @@ STUDENT, FAKE = "student", "fake"
 
 @dataclasses.dataclass(frozen=True)
 class InverseConfig:
-    """The law of texts that inverse distillation aims at."""
+    """The distribution of texts that inverse distillation aims at."""
 
-    # Temperature of the law of whole texts that the student is to learn. At one it is the teacher's law, but
-    # the loss seeks modes; above one the student keeps more variety.
+    # Temperature of the distribution of whole texts that the student is to learn. At one it is the teacher's
+    # distribution, but the loss is mode-seeking; above one the student keeps more variety.
     teacher_temperature: float = dataclasses.field(default=1.0, kw_only=True)
 
     def __post_init__(self) -> None:
@@ -70,7 +70,7 @@ def idlm_terms(
       params: `{"student": …, "fake": …}`. The student's loss has no gradient for the fake, nor the fake's for
         the student, so that their sum trains both.
       teacher_params: no gradient flows into them.
-      x0: `[batch, length]` int32, clean tokens, of which the student sees a part.
+      x0: `[batch, length]` int32, clean tokens; the student sees a part of them.
       key: PRNG key.
       config: the sampler that the student is trained for.
 
@@ -104,7 +104,7 @@ def inverse_terms(
       x_t: `[batch, length]` int32, what the student saw.
       hidden: `[batch, length, embed]`, its hidden states at `x_t`; the gradient flows through them.
       keys: PRNG keys for the tokens that the student draws, for the times, and for the second masking.
-      config: the law of texts that the loss aims at.
+      config: the distribution of texts that the loss aims at.
 
     Returns:
       `(student, fake)`: `[]` float32 each, sums over the batch.

@@ -1,8 +1,9 @@
 """A student with a latent value for each text: a mixture of factorised students (Di4C, arXiv 2410.08709).
 
 Given the value z, the student's tokens are independent, but under `sum_z r_z prod_i p_i(x_i | x_t, z)` they
-are not. The student learns the joint law of the tokens that the teacher's k calls reveal. The loss is the
-joint cross-entropy, split as in section 4 of the paper into a term for correlations, on the teacher's draws,
+are not. The student learns the joint distribution of the tokens that the teacher's k calls reveal. The
+loss is the joint cross-entropy, split as in section 4 of the paper into a term for correlations, on the
+teacher's draws,
 
     -log sum_z r_z prod_i p_i(x_i | x_t, z) + sum_i log sum_z r_z p_i(x_i | x_t, z),
 
@@ -12,7 +13,7 @@ and a term for the mixture's marginals, which uses the teacher's distributions q
 
 Here a sampler draws the value once for a text and keeps it, so x_t carries information about it. The weights
 r_z are the value's posterior if a single call wrote what x_t shows, `r_z ~ prod_i p_i(x_i | MASK, z)`: exact
-for a sampler of two calls. Even weights would keep every value's share, whichever value wrote x_t.
+for a sampler of two calls. Even weights would ignore which values probably wrote x_t.
 """
 
 import dataclasses
@@ -40,7 +41,8 @@ class MixtureConfig:
     """The teacher's calls that the mixture learns."""
 
     num_calls: int = 8  # the teacher's calls on its grid of times, `1 / num_calls` each
-    # k, the number of them that the student learns to take at once; with all, it writes a text in one call.
+    # k, the number of them that the student learns to take at once; if k is all of them, it writes a text
+    # in one call.
     num_distill_calls: int = 8
     full_share: float = 0.4  # share of the states that are fully masked
 

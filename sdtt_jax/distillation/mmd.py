@@ -68,8 +68,8 @@ def mmd_terms(
       config: completions and kernel.
 
     Returns:
-      `(total, reward)`: `[]` float32 each. Of `total`, a sum over texts, only the gradient has a meaning;
-      `reward` is the mean over texts and groups.
+      `(total, reward)`: `[]` float32 each. `total` is a sum over texts, of which only the gradient has a
+      meaning; `reward` is the mean over texts and groups.
     """
     denoiser, count = diffusion.denoiser, config.num_groups * config.group_size
     key_block, key_draw = jax.random.split(key)

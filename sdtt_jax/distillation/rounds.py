@@ -124,8 +124,8 @@ def next_round(
 ) -> Student:
     """Starts a round: the student becomes the teacher, with a longer step, and continues to learn.
 
-    It goes on from its own parameters, not from their average. The average goes on too; the optimizer
-    starts afresh if `reset_optimizer_on_growth` is set.
+    It continues from its own parameters, not from their average. The average continues too; the
+    optimizer is reset if `reset_optimizer_on_growth` is set.
 
     Args:
       config: the settings of the distillation.

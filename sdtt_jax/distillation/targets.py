@@ -76,7 +76,7 @@ def teacher_targets(
     Returns:
       `[num_trajectories, batch, length, embed]` hidden states; `denoiser.logits(params, …)`
       turns them into the targets' logits. Positions that are not masked in `x_t` hold the first call's
-      state and are not to be used.
+      state and must not be used.
 
     Raises:
       ConfigError: `keys` is a single key.

@@ -75,8 +75,9 @@ def trajectory_end(
 ) -> Tokens:
     """The texts at which the teacher's trajectories end, starting from all MASK: `[batch, length]` int32.
 
-    They are a function of the noise. Over random noise they have exactly the law of `sampler.sample`. A
-    position keeps its token, so the state before call c is the end with MASK at positions of call c or later.
+    They are a function of the noise. Over random noise they are distributed exactly as those of
+    `sampler.sample`. A position keeps its token, so the state before call c is the end with MASK at positions
+    of call c or later.
 
     Args:
       teacher, params: the model. A model that sees no noise draws its tokens with the noise; a model that
@@ -88,7 +89,7 @@ def trajectory_end(
     x_init = prior_sample(batch, length, teacher.mask_id)
     if teacher.noise_kind is not None:
         config = dataclasses.replace(config, temperature=0.0)
-    # Nothing is drawn with this key: the noise settles both order and tokens.
+    # Nothing is drawn with this key: the noise determines both order and tokens.
     state, _ = sample(teacher, params, jax.random.key(0), x_init, config, noise=noise)
     return jax.lax.stop_gradient(state.x)
 
@@ -99,8 +100,8 @@ def hindsight_noise(
     """Noise with which the teacher would have written given texts: a draw from the noise's posterior.
 
     `trajectory_end` of the result is `tokens`, up to ties in float32. Over texts that the teacher makes in
-    this order, the result has the law of fresh noise. Over real texts, its KL divergence from that law is the
-    KL divergence of the real texts from the teacher's.
+    this order, the result is distributed like fresh noise. Over real texts, its KL divergence from that
+    distribution is the KL divergence of the real texts from the teacher's.
 
     Args:
       teacher, params: the model; one that sees no noise.

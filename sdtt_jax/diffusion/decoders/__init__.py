@@ -2,7 +2,7 @@
 
 A decoder is a set of options and some pure functions, one row of `DECODERS`:
 
-* `plan` settles which call reveals which position before the network has said anything. At each call the head
+* `plan` decides which call reveals which position before the first network call. At each call the head
   then runs only at that call's positions.
 * `pick` chooses among the masked positions by what the network predicts there. No more calls are made once
   nothing is masked, so a generation may take fewer than it is allowed.
@@ -12,7 +12,7 @@ A decoder is a set of options and some pure functions, one row of `DECODERS`:
 `SamplerConfig.mode` names a decoder and its options: "confidence", or
 "confidence:score=margin,threshold=0.9".
 
-It may use what diffusion may use, except the sampler.
+It may use what `diffusion` may use, but not the sampler.
 """
 
 import ast

@@ -42,7 +42,7 @@ class Helper:
 
 
 class Scene(NamedTuple):
-    """The models, and how tokens are drawn: what a decoder makes its own calls with."""
+    """What a decoder makes its own calls with: the models, and how tokens are drawn."""
 
     # diffusion, params: the model.
     diffusion: MaskedDiffusion
@@ -80,7 +80,7 @@ class Decoder(NamedTuple):
     # reveals a position, `num_steps` if none does; `[num_steps + 1, batch]` float32, the total noise that the
     # network is told at each call, and after the last.
     plan: Callable[..., tuple[jax.Array, jax.Array]]
-    pick: Pick | None = None  # takes some of all that is masked, in place of the plan
+    pick: Pick | None = None  # chooses among all masked positions, in place of the plan
     # `(options, masked_t, masked_s) -> (reveal, remask)`, `[]` float32: the chance that a masked position is
     # revealed from t to s < t, and that a revealed one is masked again; in place of the plan.
     redo: Callable[..., tuple[jax.Array, jax.Array]] | None = None
@@ -143,7 +143,7 @@ def first_hitting_plan(
 def no_plan(
     options: Any, share: PerToken, masked: Positions, schedule: Schedule, times: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """`Decoder.plan`: nothing is settled in advance."""
+    """`Decoder.plan`: no position is assigned to a call in advance."""
     del options, share
     return jnp.full(masked.shape, len(times) - 1), grid_sigmas(schedule, times, masked)
 

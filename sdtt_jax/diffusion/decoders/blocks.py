@@ -77,7 +77,7 @@ def block_plan(
 
 
 def check_blocks(options: Blocks, network: Any, num_steps: int, length: int) -> None:
-    """`Decoder.check`: blocks that fill a text, calls for all of them, and a network with a cache."""
+    """`Decoder.check`: the blocks fill a text, each gets a call, and the network has a cache."""
     size = options.length
     require(
         length % size == 0, f"blocks of {size} do not divide {length} tokens; choose a divisor."

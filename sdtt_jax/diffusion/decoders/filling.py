@@ -120,7 +120,7 @@ def tempered(choose: Choice, temperature: jax.Array) -> Choice:
 def drawn(filters: Filters) -> Choice:
     """Draws from the filtered distribution, each position with the key of its place in the batch.
 
-    So neither the size of the chunks nor the number of devices changes what is drawn.
+    Therefore neither the size of the chunks nor the number of devices changes what is drawn.
     """
 
     def choose(key: Key, logits: Logits, places: jax.Array, noise: Any) -> jax.Array:

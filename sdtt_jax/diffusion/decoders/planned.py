@@ -1,4 +1,4 @@
-"""Decoders that settle which call reveals which position before the network has said anything."""
+"""Decoders that decide which call reveals which position before the first network call."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""A draft, and then second thoughts: tokens that the rest of the text makes improbable are drawn again."""
+"""A draft and its revision: tokens that the rest of the text makes improbable are drawn again."""
 
 import dataclasses
 import functools
@@ -24,7 +24,7 @@ from sdtt_jax.typing import Key, PerToken, Positions, Tokens
 class Refine:
     """How the last steps go over what the others have drafted (after COrAL, arXiv 2410.09675)."""
 
-    # Refinement steps, each one window further on; the steps before them draft as "first-hitting" does.
+    # Refinement steps, each for the next window; the steps before them draft as "first-hitting" does.
     rounds: int = 2
     window: int = 8  # neighbouring positions that a step looks at
     # A token is drawn again if its probability given all others is below this.

@@ -69,7 +69,7 @@ def remask_chances(
 def remdm_plan(
     options: Remdm, share: PerToken, masked: Positions, schedule: Schedule, times: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """`Decoder.plan`: nothing is settled but the noise that the network is told at each call."""
+    """`Decoder.plan`: fixes only the total noise that the network is told at each call."""
     call, sigmas = no_plan(options, share, masked, schedule, times)
     return call, jnp.broadcast_to(told(options, schedule, times)[:, None], sigmas.shape)
 

@@ -93,10 +93,10 @@ def own_step(mode: str, scene: Scene, key: Key, now: Now) -> tuple[Tokens, jax.A
 
 
 def check_decided(mode: str) -> None:
-    """Raises `ConfigError` unless given noise settles what a decoder writes.
+    """Raises `ConfigError` unless given noise determines what a decoder writes.
 
-    Other decoders draw with the key what noise does not hold: tokens of their own calls, what is masked
-    again, or the order of positions that the network is equally sure of, as of all where everything is MASK.
+    Other decoders also draw with the key: tokens of their own calls, what is masked again, or the order of
+    positions that the network is equally sure of (all of them, where everything is MASK).
     """
     decoder, _ = parse_mode(mode)
     require(
@@ -107,7 +107,7 @@ def check_decided(mode: str) -> None:
 
 
 def check_unasked(mode: str, helper: Helper | None) -> None:
-    """Raises `ConfigError` if a decoder that asks no other model is given one."""
+    """Raises `ConfigError` if a helper is given to a decoder that uses none."""
     require(helper is None, f"mode={mode} uses no other model; leave the helper out.")
 
 

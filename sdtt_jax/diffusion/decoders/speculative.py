@@ -3,7 +3,8 @@
 The draft is drawn token by token from the model's own distributions q. One call of the helper gives p, its
 distribution at each position after the draft's tokens before it. A token y is kept with probability
 `min(1, p(y) / q(y))`. The first that is refused is drawn again from `max(p - q, 0)`, and the rest is masked
-again (arXiv 2211.17192). So the text has the law of the helper writing token by token, whatever the draft.
+again (arXiv 2211.17192). So the text is distributed as if the helper wrote it token by token, whatever the
+draft.
 
 A causal helper sees all the draft's prefixes at once and writes from left to right (arXiv 2408.05636). A
 denoiser is shown the prefixes as a batch, each with the rest masked, in a random order.
@@ -29,7 +30,7 @@ class Speculative:
 
     window: int = 4  # tokens of a draft
     # How much probability, in total variation, a drafted token may borrow from its nearest neighbours
-    # (LANTERN, arXiv 2410.03355, its delta); 0 is exactly the helper's law.
+    # (LANTERN, arXiv 2410.03355, its delta); 0 samples the helper's distribution exactly.
     relaxation: float = 0.0
 
     def __post_init__(self) -> None:
@@ -76,7 +77,7 @@ def speculate(
 
 
 def residual(p: LogProbs, q: LogProbs) -> LogProbs:
-    """The law of a refused token's replacement: `max(p - q, 0)`, as unnormalised logs; p if they agree."""
+    """Logs of a refused token's replacement probabilities, unnormalised: `max(p - q, 0)`, or p if p = q."""
     left = jnp.maximum(jnp.exp(p) - jnp.exp(q), 0.0)
     return jnp.where(left.sum(axis=-1, keepdims=True) > 0, jnp.log(jnp.maximum(left, 1e-37)), p)
 

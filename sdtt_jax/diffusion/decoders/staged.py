@@ -47,7 +47,7 @@ class Staged:
 def staged_step(
     options: Staged, scene: Scene, key: Key, now: Now
 ) -> tuple[Tokens, jax.Array, Memory]:
-    """`Decoder.step`: a reverse step of whoever's turn it is; no call where nothing is due."""
+    """`Decoder.step`: a reverse step of the model whose turn it is; no call where nothing is due."""
     helper = scene.helper
     assert helper is not None  # checked by `serving.begin`
     theirs = dataclasses.replace(scene.diffusion, denoiser=helper.network)

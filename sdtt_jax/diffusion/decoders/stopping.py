@@ -30,7 +30,7 @@ class Stop:
     # call then reveals all of them. 0 is off.
     entropy: float = 0.0
     # "eos:1": this token was written and nothing before it is masked; what follows becomes EOS too. -1 is
-    # off. Which EOS end a text is what `model.prompts.text_lengths` says.
+    # off. `model.prompts.text_lengths` defines which EOS end a text.
     eos: int = -1
     # "eos:1/0": BOS, where that is another token than EOS; a text may begin with both. -1: it is EOS.
     bos: int = -1
