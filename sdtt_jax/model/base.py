@@ -1,4 +1,4 @@
-"""What every loaded model has: parameters, perhaps a tokenizer, and facts."""
+"""What every loaded model has: parameters, perhaps a tokenizer, and metadata."""
 
 import abc
 import contextlib
@@ -57,7 +57,7 @@ class Loaded(abc.ABC):
 
     @property
     def num_parameters(self) -> int:
-        """How many numbers the parameters are, without the rows and columns that pad the vocabulary."""
+        """The number of parameters, without the rows and columns that pad the vocabulary."""
         columns = self.config.padded_vocab
         padding = columns - self.config.vocab_size - hasattr(self, "mask_id")
         leaves = flat_leaves(self.params)
@@ -105,7 +105,7 @@ class Loaded(abc.ABC):
 
     @property
     def prompt_end(self) -> int | None:
-        """BOS, which stands between prompt and completion, of a model of instructions; None of any other."""
+        """BOS, the token between prompt and completion, for a model of instructions; None for any other."""
         found = self.sequences
         return found.bos_id if found is not None and found.kind == "prompted" else None
 
@@ -133,7 +133,7 @@ class Loaded(abc.ABC):
     def fingerprint(self) -> dict[str, Any]:
         """What determines the model's outputs: the parameters' digest and the activations' dtype.
 
-        For GPT-2 and Llama networks, also their config, which lies in a file that the user may edit.
+        For GPT-2 and Llama networks, also their config, as it is in a file that users may edit.
         """
         found = {name: self.identity[name] for name in ("digest", "compute_dtype")}
         if isinstance(self.config, GPT2Config | LlamaConfig):
@@ -152,10 +152,10 @@ class Loaded(abc.ABC):
     def run_folder(self) -> Path | None:
         """The directory of the run that the model was trained in; None for models from elsewhere.
 
-        A model belongs to a run only if it lies where its stage delivers it, not elsewhere in the run.
+        A model belongs to a run only if it is where its stage writes it, not elsewhere in the run.
 
         Raises:
-          CheckpointError: the model lies in such a place, but was trained on other data than that run's.
+          CheckpointError: the model is in such a place, but was trained on other data than that run's.
         """
         if self.facts.get("stage") is None:
             return None
@@ -201,8 +201,8 @@ def helping(helper: Loaded | Helper | None, model: Loaded) -> Helper | None:
     """Turns a loaded helper of `model` into a decoder's second model; a `Helper` or None stays as it is.
 
     Raises:
-      ConfigError: `helper` is anything else, such as a path, has other texts for the same tokens, or knows
-        other texts than decoders ask it about.
+      ConfigError: `helper` is anything else, such as a path; its tokens stand for other texts than the
+        model's; or it was trained on other kinds of sequences than decoders show it.
     """
     require(
         helper is None or isinstance(helper, Loaded | Helper),
@@ -211,7 +211,7 @@ def helping(helper: Loaded | Helper | None, model: Loaded) -> Helper | None:
     if not isinstance(helper, Loaded):
         return helper
     sequences = helper.sequences
-    # For the decoder's own model, `serving.begin` says so.
+    # For the decoder's own model, `serving.begin` raises this error.
     require(
         sequences is None,
         f"{helper.facts['path']} was trained with sequences={sequences and sequences.kind!r}, but decoders "
@@ -231,7 +231,7 @@ def helping(helper: Loaded | Helper | None, model: Loaded) -> Helper | None:
 def _contradict(one: Tokenizer, other: Tokenizer) -> bool:
     """Whether two vocabularies of one size give a token different texts; `serving.begin` compares sizes.
 
-    Digests may differ where the tokens agree: that of a published denoiser also depends on where it has MASK.
+    Digests may differ although the tokens agree: a published denoiser's also depends on its id of MASK.
     """
     if one.digest == other.digest or one.vocab_size != other.vocab_size:
         return False

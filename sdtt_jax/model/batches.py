@@ -1,4 +1,4 @@
-"""Works through many rows in batches of one compiled size, on whatever mesh the parameters live on.
+"""Processes many rows in batches of one compiled size, on the mesh of the parameters if there is one.
 
 Everything that samples or scores many texts goes through `batched`, so that a key gives the same texts to
 every caller: batch i is drawn with `fold_in(key, i)`.
@@ -30,7 +30,7 @@ class Written(NamedTuple):
 
 
 def batched(function: BatchFunction, params: Any, rows: Any, batch_size: int) -> list[Batch]:
-    """Splits work into batches, each of which is computed when it is called.
+    """Splits work into batches: one function for each, which computes the batch when it is called.
 
     Args:
       function: a compiled function or a wrapper of one; `function(params, index, batch)` gives a tree of

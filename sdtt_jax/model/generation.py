@@ -1,4 +1,4 @@
-"""Whole generations, compiled; all that only follow a plan share one program (`diffusion.planned`)."""
+"""Compiled generations; all decoders that only follow a plan share one program (`diffusion.planned`)."""
 
 import functools
 from typing import Any

@@ -86,7 +86,7 @@ def marked(prompts: np.ndarray, mark: int | None) -> np.ndarray:
 def reading_notes(
     tokenizer: Tokenizer, prompts: Iterable[str], infills: Iterable[str]
 ) -> Iterator[str]:
-    """A sentence for each text that is read differently, infill without gap, or prompt with one."""
+    """A sentence for each text that is not read as typed, infill without a gap, or prompt with a gap."""
     for name, texts in (("prompt", prompts), ("infill", infills)):
         for text in dict.fromkeys(texts):
             parts = GAP.split(text) if name == "infill" else [text]

@@ -77,7 +77,7 @@ def abstract_params(network: Network) -> Params:
 
 @dataclasses.dataclass(frozen=True)
 class AdaptedDenoiser(Network):
-    """A denoiser with a causal network's parameters; with `shift` it too predicts the next token.
+    """A denoiser with a causal network's parameters; with `shift` it also predicts the next token.
 
     Its logits have a column for MASK too, which means nothing: losses and samplers leave it out (SUBS).
     """
@@ -105,7 +105,8 @@ class AdaptedDenoiser(Network):
         """Final hidden states; the logits of the state at position i predict token i.
 
         If the network predicts the next token (`shift`), state i is the one that it computes at position
-        i - 1 (`predicted_before`). So losses, targets, samplers and bounds need not know of the shift.
+        i - 1 (`predicted_before`), so that losses, targets, samplers and bounds need not know of the
+        shift.
 
         Args:
           params: parameters, unboxed.
@@ -158,7 +159,7 @@ class Wrapped:
 
 
 def rounded_once(config: TransformerConfig, params: Params) -> Params:
-    """`params` for many calls without a gradient: the kernels that each call would round, rounded now.
+    """`params` for many calls without a gradient: kernels that each call would round are rounded once.
 
     Values stay the same. On a CPU the rounding is an eighth of a generation at 12 x 768 with narrow products,
     and the copy takes half as much memory as the kernels. Only a network whose activations are wider than its

@@ -1,4 +1,4 @@
-"""A denoiser that sees the noise of its masked positions: what noise-coupled distillation trains.
+"""A denoiser that sees the noise of its masked positions: the student of noise-coupled distillation.
 
 The noise's features pass through a small network, whose last layer starts at zero, and are added to MASK's
 embedding. So at first it predicts the same as the denoiser that it was made from, whatever the noise is. Only
@@ -33,7 +33,7 @@ OWN = np.tile(np.repeat([1.0, 0.0], OCTAVES), 2).astype(np.float32)
 
 @flax.struct.dataclass
 class ShownNoise:
-    """Noise as far as a network reads it before the first call: the part that is the same at all calls."""
+    """What a network computes from noise once, before the first call, because it is the same at all calls."""
 
     order: jax.Array  # `[batch, length]` float32, as in `Noise`
     # `[batch, length, hidden_dim]`, the hidden layer before its activation, without what the rank adds.

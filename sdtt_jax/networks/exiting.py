@@ -2,7 +2,7 @@
 
 The one head reads every layer's states through the final norm. Each layer's trained exit has two linear maps:
 one before that norm, which takes the states to where the last layer's are (the tuned lens, arXiv 2303.08112),
-and one after it, which says how near they have come.
+and one after it, which predicts how well they agree with the last layer's.
 """
 
 import dataclasses
@@ -30,12 +30,12 @@ class Exiting(Wrapped):
     Every layer's states go through the norm before the head, so the same head reads them. They have settled
     if their cosine with the states of the layer before, averaged over the masked positions, is at least
     `threshold`; with trained exits, if the agreement with the last layer's states that they predict is. The
-    test costs a norm, and a trained map a twelfth of a layer's FLOPs; to ask the head itself would cost as
-    much as several layers.
+    test costs a norm, and a trained map a twelfth of a layer's FLOPs; applying the head itself would cost
+    as much as several layers.
     """
 
     network: Denoiser  # the denoiser; its parameters may include adapters
-    # Above 1 no sequence leaves early. `evaluation.exits.calibrate` finds a threshold that keeps a promise.
+    # Above 1 no sequence leaves early. `evaluation.exits.calibrate` finds a threshold with a guarantee.
     threshold: float
     least: int = 2  # layers that every sequence goes through
 
@@ -82,7 +82,7 @@ class Exiting(Wrapped):
 
 
 def untrained_exits(config: TransformerConfig) -> Params:
-    """Exits that add nothing to the states and know nothing of them, one for each layer.
+    """Exits before training, one for each layer: they change no states and predict a constant agreement.
 
     `kernel` `[layers, embed, embed]` and `bias` `[layers, embed]` are the maps, `agreement` `[layers, embed]`
     and `offset` `[layers]` are what `agreement_logits` reads.
@@ -132,7 +132,7 @@ def _mean_over(masked: jax.Array, values: jax.Array) -> PerSequence:
 def layer_by_layer(
     network: Denoiser, params: Params, tokens: Tokens, sigma: PerSequence | None = None
 ) -> tuple[Hidden, jax.Array]:
-    """What the head would read at every layer, and how far it has settled there.
+    """What the head would read at every layer, and how far this has settled there.
 
     Args:
       network, params: the denoiser; with trained exits, differentiable with respect to them.

@@ -1,4 +1,4 @@
-"""FLOPs that cannot be avoided, from the sizes alone: the benchmark's roofline.
+"""The FLOPs that a computation needs at least, from its sizes: the benchmark's roofline.
 
 Matrix products are counted, 2 FLOPs for a multiplication with its addition: the blocks on every token, the
 head only where its output is needed. A backward pass costs twice its forward pass. Small terms are left out:
@@ -28,7 +28,7 @@ def attention_flops(config: TransformerConfig, batch: int) -> int:
 
 
 def recomputed_flops(config: TransformerConfig, batch: int) -> float:
-    """What the backward pass of all blocks computes again: scores, and what `remat` does not keep."""
+    """What the backward pass of all blocks recomputes: scores, and what `remat` does not save."""
     attention = attention_flops(config, batch)
     again = matrix_flops(config, batch) if config.remat in ("attention", "full") else 0
     # A backward pass of attention has five products of [length, length] for the forward's two.

@@ -1,4 +1,4 @@
-"""GPT-2 as its published weights need it: the judge of generative perplexity, and DiffuGPT.
+"""GPT-2 in the form of its published weights, as the judge of generative perplexity, and DiffuGPT.
 
 Learned positions, norms and projections with bias, tanh-GELU, and a head tied to the token
 embedding (Radford et al. 2019). Interface and cache are those of `CausalNetwork`.

@@ -179,7 +179,7 @@ def rematerialised(block: type[nn.Module], policy: str) -> type[nn.Module]:
     if policy == "none":
         return block
     saved = jax.checkpoint_policies.save_only_these_names(*SAVED[policy])
-    # Within a scan nothing is merged across the boundary anyway, so merging need not be prevented.
+    # Within a scan XLA merges nothing across the boundary anyway, so `prevent_cse` is not needed.
     return nn.remat(block, prevent_cse=False, policy=saved)
 
 

@@ -1,4 +1,4 @@
-"""What linear layers and embeddings compute, with gradients of their own: narrower, or faster than JAX's."""
+"""The operations of linear layers and embeddings, with custom gradients: narrower, or faster than JAX's."""
 
 import functools
 import math

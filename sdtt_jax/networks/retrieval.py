@@ -1,6 +1,6 @@
 """Nearest neighbours beside a denoiser: the tokens at similar hidden states (kNN-LM, arXiv 1911.00172).
 
-A `Datastore` holds the hidden states of masked positions of real text, and the tokens that stood there. A
+A `Datastore` holds the hidden states of masked positions of real text, and the true tokens there. A
 `Retrieving` denoiser mixes the network's prediction with the tokens of the nearest states. For samplers and
 bounds it is a denoiser like any other, whose parameters are the network's and the datastore.
 """
@@ -19,7 +19,7 @@ from sdtt_jax.typing import Hidden, Logits, Params, PerSequence, Tokens
 
 @flax.struct.dataclass
 class Datastore:
-    """States and the tokens that stood there; a mesh may split them along the first axis."""
+    """States of masked positions and the true tokens there; a mesh may split them along the first axis."""
 
     keys: jax.Array  # `[entries, embed]`
     tokens: jax.Array  # `[entries]` int32
@@ -30,7 +30,7 @@ class Datastore:
 class Retrieving(Wrapped):
     """`network` with a datastore of its states; parameters: `{"network": …, "store": Datastore}`."""
 
-    neighbours: int = 16  # entries that are asked; all if there are fewer
+    neighbours: int = 16  # number of nearest entries that are mixed in; all if there are fewer
     share: float = 0.1  # their share in the mixture; 0 is the network alone
     # Their weights are proportional to exp(-squared distance / temperature).
     temperature: float = 1.0

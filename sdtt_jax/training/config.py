@@ -15,7 +15,7 @@ class TrainConfig:
       num_steps: steps of the stage, or of each round.
       batch_size: sequences per step, over all devices.
       microbatches: pieces into which a batch is split to save memory; the mean over the batch is the same.
-      optimizer: how parameters move.
+      optimizer: how parameters are updated.
       ema_decay: decay of the parameters' moving average, ramped up by `ema_decay_at`; 0 keeps none.
       max_rejected: consecutive steps with a non-finite loss or gradient (or a spike) after which
         training stops.

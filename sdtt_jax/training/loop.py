@@ -26,7 +26,7 @@ StepFn = Callable[[TrainState, Tree, jax.Array], tuple[TrainState, dict[str, jax
 # that a signal is obeyed soon and that batches do not pile up.
 STEPS_IN_FLIGHT = 2
 BATCHES_AHEAD = 2
-# The metrics that are kept of every step until the next log point, to report rejected updates.
+# The metrics that are kept for every step until the next log point, to report rejected updates.
 REJECTION_METRICS = ("rejected", "rejected_in_a_row", "loss", "grad_norm")
 
 
@@ -86,8 +86,8 @@ def train(
     """Trains from `state.step` to `config.num_steps`.
 
     The loop waits for the devices only at log points and to bound the steps in flight; a thread makes
-    the next batches meanwhile. Since batch and keys depend on the step alone, stopping and going on from a
-    checkpoint gives the same bits as not stopping.
+    the next batches meanwhile. Since batch and keys depend on the step alone, stopping and continuing from
+    a checkpoint gives the same bits as not stopping.
 
     Args:
       state: placed on a mesh; donated, do not use it afterwards.
@@ -103,7 +103,7 @@ def train(
       The state after `num_steps`.
 
     Raises:
-      Interrupted: after SIGINT or SIGTERM, when the step under way is done and saved. A second
+      Interrupted: after SIGINT or SIGTERM, once the current step is done and saved. A second
         signal ends the process at once.
       NonFiniteError: `max_rejected` updates in a row were rejected; nothing is saved after the last
         checkpoint.
@@ -135,7 +135,8 @@ def train(
             values = None
             if last or logged:
                 values = meter.read(step, metrics, batches.waited)
-                # Not if only a signal ends it here: an uninterrupted training has no line at this step.
+                # No line if only a signal ends training here: an uninterrupted training has none at
+                # this step.
                 if logged:
                     log.write(step, values)
             log.progress(step, values)
@@ -159,7 +160,7 @@ def train(
 
 
 class _Meter:
-    """What is measured from one log point to the next."""
+    """Collects what is measured from one log point to the next."""
 
     def __init__(self, start: int, max_rejected: int, log: TrainLog):
         self._max_rejected, self._log = max_rejected, log

@@ -17,10 +17,10 @@ SCHEDULES = ("constant", "linear", "cosine")
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """How parameters move. The defaults are the SDTT paper's recipe (arXiv 2410.21035, appendix).
+    """How parameters are updated. The defaults are the SDTT paper's recipe (arXiv 2410.21035, appendix).
 
     Attributes:
-      name: "adamw" | "adam" | "muon". Muon (Jordan, 2024) moves the matrices inside the blocks,
+      name: "adamw" | "adam" | "muon". Muon (Jordan, 2024) updates the matrices inside the blocks,
         Adam everything else.
       learning_rate: peak rate, reached after `warmup_steps`.
       schedule: what follows the warm-up: "constant", or "linear" / "cosine" decay to zero at
@@ -29,7 +29,7 @@ class OptimizerConfig:
         `learning_rate * n / warmup_steps`.
       b1, b2, eps: Adam's moments and epsilon (also those of Muon's Adam part).
       weight_decay: decoupled, scaled by the learning rate, on matrices only; "adam" allows none.
-      clip_norm: bound on the global norm of the gradient; 0 leaves it alone.
+      clip_norm: bound on the global norm of the gradient; 0 for no clipping.
       adam_learning_rate: with "muon", the peak rate of Adam's part, on the same schedule; 0 means
         `learning_rate`.
       momentum: with "muon", the decay of its momentum.

@@ -22,7 +22,7 @@ from sdtt_jax.typing import Tree
 def in_32_bits() -> Iterator[None]:
     """Computes as if `jax_enable_x64` were off; if on, optax takes rates and bias corrections in float64.
 
-    So a run goes on with the same bits whether it is resumed with that flag or without it.
+    So a run continues with the same bits whether it is resumed with that flag or without it.
     """
     with jax.enable_x64(False):
         yield
@@ -32,8 +32,8 @@ class TrainState(flax.struct.PyTreeNode):
     """State of one stage or round of training.
 
     Attributes:
-      step: `[] int32`, steps taken in this stage or round, rejected ones included; names the batch
-        and keys.
+      step: `[] int32`, steps taken in this stage or round, rejected ones included; determines the
+        batch and keys.
       params: parameters, a nested dict.
       opt_state: the optimizer's state.
       ema_params: exponential moving average of `params`, or None.
@@ -59,7 +59,7 @@ class TrainState(flax.struct.PyTreeNode):
 
 @dataclasses.dataclass(frozen=True)
 class StateSpec:
-    """Makes and describes the states of a training: what they hold, and where it lies.
+    """Makes and describes the states of a training: what they hold, and on which devices.
 
     Attributes:
       config: the config of the training. A state holds that of its optimizer, an average of the parameters
@@ -129,9 +129,9 @@ class StateSpec:
         Args:
           params: nested dict of placed arrays.
           context: untrained arrays.
-          ema_params, ema_count: an average to go on with, if the config keeps one; it starts at
+          ema_params, ema_count: an average to continue, if the config keeps one; it starts at
             `params` if None.
-          opt_state: an optimizer state to go on with; fresh if None.
+          opt_state: an optimizer state to continue with; fresh if None.
         """
         context = _as_arrays(context)
         placement = jax.tree.map(lambda x: x.sharding, params)

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 
 from sdtt_jax.threads import beside
 
-# The status of any failure that a retry may mend: the same command goes on from the last checkpoint.
+# The status of any failure that a retry may fix: the same command continues from the last
+# checkpoint.
 EXIT_HUNG = 1
 STDERR = 2
 
@@ -45,7 +46,7 @@ def watchdog(seconds: float, what: str) -> Iterator[Callable[[], None]]:
     def watch() -> None:
         nonlocal last, looked
         while not over.wait(seconds / 8):
-            # The whole process stood still (Ctrl-Z, a suspended machine): nothing hung meanwhile.
+            # The whole process was suspended (Ctrl-Z, a sleeping machine), which is not a hang.
             now = time.monotonic()
             if now - looked > seconds / 4:
                 last = now

@@ -1,7 +1,7 @@
 """Attention and rotary position embeddings as pure functions, one form of attention for each platform.
 
-It may use what networks may use. Beside networks, only modules that name its forms or its layout use it:
-`interchange.tables`, `launch.ahead` and `tools.accelerator`.
+It may use what networks may use. Apart from networks, only modules that name its forms or its layout use
+it: `interchange.tables`, `launch.ahead` and `tools.accelerator`.
 """
 
 import functools

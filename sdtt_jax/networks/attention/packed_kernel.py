@@ -3,8 +3,8 @@
 A kernel that wants `[heads, length, head_dim]` needs splits, rotations and transposes after the projection.
 Each of these reads and writes whole arrays, and heads of 64 features fill only half of each tile of 128. Here
 one program takes a strip of `lcm(head_dim, 128)` features (one or several heads) of query, key and value,
-rotates it, and computes the scores of its heads in fast memory. All keys are there at once, so the softmax is
-a plain one.
+rotates it, and computes the scores of its heads in fast memory. All keys are in fast memory at once, so the
+softmax needs no running maximum.
 
 Scores lie as `[keys, queries]`: sums over keys then add whole registers, and the statistics of the queries
 are rows.
