@@ -36,7 +36,7 @@ class Interval(NamedTuple):
           error: standard error of `value` from the estimator's noise alone.
           samples: the number of independent values behind it, at least 2; Student's t has one degree less.
         """
-        # At the top, this would cost every program that measures 0.4 s.
+        # Imported here: at the top, it would cost every program that measures 0.4 s.
         from scipy.special import stdtrit
 
         reach = float(stdtrit(samples - 1, 0.975)) * error
@@ -46,7 +46,7 @@ class Interval(NamedTuple):
 
 
 def said(result: Mapping[str, Any], name: str, digits: int) -> str:
-    """A figure of a record with its interval, as text.
+    """A value of a record with its interval, as text.
 
     Args:
       result: holds `name`, `name_low` and `name_high`. Both ends are None if there is no interval; a single

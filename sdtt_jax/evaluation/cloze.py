@@ -35,14 +35,14 @@ from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
 from sdtt_jax.networks.causal import CausalNetwork
 
-# Called with the rows done and the rows in all.
+# Called with the number of rows done and the total number of rows.
 Progress = Callable[[int, int], None]
 # Rows are made for this many batches at a time, so that the maskings of a large set fit in memory.
 BATCHES_AT_ONCE = 32
 
 
 class ItemScores(NamedTuple):
-    """What a model says of each item."""
+    """A model's scores of the items."""
 
     # `[items]` float64, -log p(suffix | prefix) in nats: exact for a causal model, a bound from above for a
     # denoiser.
@@ -69,7 +69,7 @@ def scores(
       key: PRNG key of a denoiser's maskings.
       config: how a denoiser's bound is estimated.
       batch_size: rows at once.
-      progress: called with the rows done and the rows in all.
+      progress: called with the number of rows done and the total number of rows.
     """
     how: Any = {"batch_size": batch_size, "progress": progress}
     if isinstance(model, CausalModel):

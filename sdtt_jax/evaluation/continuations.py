@@ -87,7 +87,7 @@ class RowLayout:
 
 
 def layout_of(model: Model | CausalModel) -> RowLayout:
-    """What stands around the texts of a model.
+    """The layout that a model's rows have: the special tokens around its texts.
 
     A denoiser's texts stand between BOS and an unmasked EOS, as the reference scores them. A causal network's
     stand after BOS, in rows that are padded so that few lengths are compiled; it does not see the padding.

@@ -1,7 +1,7 @@
 """Trains exits: a linear map of each layer's states, learnt on the frozen network in minutes.
 
-Without trained exits, the head reads states that no loss has ever prepared for it. A trained exit predicts
-what the last layer says (the tuned lens, arXiv 2303.08112) and how close it comes to that; the network does
+Without trained exits, the head reads states that were never trained for it. A trained exit predicts the
+last layer's prediction (the tuned lens, arXiv 2303.08112) and how close it comes to that; the network does
 not change. Exits are stored beside its checkpoint as `exits.npz`; a threshold that was calibrated with them
 names their digest.
 """

@@ -1,10 +1,10 @@
-"""Early exits that keep a promise: a threshold calibrated on held-out text by Learn then Test.
+"""Early exits with a guarantee: a threshold calibrated on held-out text by Learn then Test.
 
-The promise: with probability `1 - failure` over the calibration texts, the mean share of masked positions
-whose likeliest token changes when texts leave early is at most `bound`. Thresholds are tested one after the
-other, downwards from one at which no text leaves early, each by the p-value of "its share is above the
-bound". The last threshold before the first that is not rejected is taken (arXiv 2110.01052, fixed-sequence
-testing with the Hoeffding-Bentkus inequality, proposition 5).
+The guarantee: with probability `1 - failure` over the calibration texts, the mean share of masked
+positions whose likeliest token changes when texts leave early is at most `bound`. Thresholds are tested
+one after the other, downwards from one at which no text leaves early, each by the p-value of "its share
+is above the bound". The last threshold before the first that is not rejected is taken (arXiv 2110.01052,
+fixed-sequence testing with the Hoeffding-Bentkus inequality, proposition 5).
 """
 
 import functools
@@ -52,7 +52,7 @@ def hoeffding_bentkus(mean: float, count: int, bound: float) -> float:
 
     `mean` is that of `count` independent losses in [0, 1].
     """
-    # At the top, this would cost every program that samples or measures half a second.
+    # Imported here: at the top, it would cost every program that samples or measures half a second.
     from scipy import stats
 
     low = min(mean, bound)
@@ -91,13 +91,13 @@ def calibrate(
     least: int = 2,
     batch_size: int = 32,
 ) -> Calibrated:
-    """The lowest threshold that keeps the promise, on texts each masked at a random time.
+    """The lowest threshold with the guarantee, on texts each masked at a random time.
 
     Args:
       model: with a `Denoiser`.
       tokens: `[texts, length]` int32, held-out and independent.
       key: PRNG key.
-      bound, failure: the promise.
+      bound, failure: of the guarantee.
       least: layers that every text goes through.
       batch_size: texts at once.
     """

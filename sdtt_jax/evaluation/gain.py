@@ -6,7 +6,7 @@ targets' mean, and the floor is their mean divergence from it. The share is
 
     (teacher's divergence - student's) / (teacher's divergence - floor)
 
-on held-out text: 0 for a student that still is its teacher, 1 for one that reached the optimum.
+on held-out text: 0 for a student that equals its teacher, 1 for one that has reached the optimum.
 """
 
 import dataclasses
@@ -49,8 +49,8 @@ class GainConfig:
     distill: DistillConfig  # k, the divergence (one of `FLOORED`), and which times the teacher sees
     # M, even. The estimate of the floor from M trajectories has a bias of order 1/M, which `2 floor(M) -
     # floor(M / 2)` removes. `floor(M / 2)` is the mean over both halves: the noise of a single half would not
-    # follow that of the student's divergence, and the share of a perfect student would scatter several times
-    # as much.
+    # be correlated with that of the student's divergence, and the share of a perfect student would scatter
+    # several times as much.
     num_trajectories: int
 
     def __post_init__(self) -> None:

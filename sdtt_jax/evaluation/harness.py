@@ -24,7 +24,7 @@ from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
 from sdtt_jax.ops.categorical import Filters
 
-# What the harness and its other models call the number of tokens to write.
+# Names that the harness and its other models give the number of tokens to write.
 COUNTS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 FILTERS = tuple(field.name for field in dataclasses.fields(Filters))
 

@@ -53,7 +53,8 @@ def recognised(model: Model | CausalModel) -> Json:
         "parameters": model.num_parameters,
         "stored_as": facts.get("dtype", "F32"),
         "mask_row": facts.get("mask_row"),
-        # Share of the training noise that was random tokens instead of MASK; no such token is drawn here.
+        # Share of the training noise that was random tokens instead of MASK; this library draws no such
+        # tokens.
         "uniform_share": facts.get("uniform_share", 0.0),
         "tokenizer": tokenizer
         and {

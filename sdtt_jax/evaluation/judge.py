@@ -22,11 +22,11 @@ WIDTH = 32
 
 
 class Scores(NamedTuple):
-    """The judge's verdict on each text."""
+    """The judge's score of each text."""
 
     nll: np.ndarray  # `[texts]` float64, nats of all scored tokens
     scored: np.ndarray  # `[texts]` int64, how many tokens were scored
-    # `[texts]` int64, pieces that the text was cut into because the judge sees no further.
+    # `[texts]` int64, pieces that the text was cut into because it exceeds the judge's context.
     windows: np.ndarray
 
     @property
@@ -97,7 +97,8 @@ def read(
     if tokenizer is not None and theirs is not None and not same_tokens(tokenizer, theirs):
         facts["retokenised"] = True
         convert = functools.partial(retokenise, source=tokenizer, target=theirs)
-        # Prompt and continuation are converted apart: a token that spans both would be scored as one of them.
+        # Prompt and continuation are converted separately: a token that spans both would count as one of
+        # them.
         parts = [(convert(t[:n]), convert(t[n:])) for t, n in zip(texts, prompts, strict=True)]
         starts = np.array([len(prompt) for prompt, _ in parts])
         seen = [np.concatenate(both) for both in parts]

@@ -69,7 +69,7 @@ def perplexity(scores: Scores, *, seed: int) -> Interval:
 def unigram_entropy(texts: Iterable[np.ndarray]) -> np.ndarray:
     """Entropy of the tokens within each text: `[texts]` float64, nats.
 
-    The usual guard against repetition: a text of one repeated token has 0, as has an empty one.
+    Usually reported to detect repetition: a text of one repeated token has 0, as has an empty one.
 
     Args:
       texts: `[texts, length]`, or arrays of different lengths.
@@ -154,8 +154,8 @@ def self_bleu(texts: Texts, max_n: int = 4, *, epsilon: float = 0.1) -> np.ndarr
     parts, each n-gram counted at most as often as in the reference that has it most often, with a brevity
     penalty by the reference of the closest length (the shorter of two). The numbers are those of NLTK's
     `sentence_bleu` with `SmoothingFunction(epsilon).method1`, as the field computes it. Here one table of all
-    texts says which reference has an n-gram most often, instead of counting anew for every text, so the time
-    is linear in the amount of text (but for sorting).
+    texts says which reference has an n-gram most often, instead of counting again for every text, so that the
+    time is linear in the amount of text (except for sorting).
 
     Args:
       texts: at least two.

@@ -94,8 +94,8 @@ class Record:
         """The result of an item; computed unless the file holds it for the same inputs.
 
         The inputs are everything that determines it; they and the result are JSON-ready. A result for other
-        inputs is replaced, and the log says what they were. Where a model among them lies does not count: a
-        run may be moved.
+        inputs is replaced, and the log says what they were. Paths of models among them are not compared,
+        because a run may be moved.
         """
         stored = self._content["items"].get(name)
         same = stored is not None and _placeless(stored["inputs"]) == _placeless(_plain(inputs))
@@ -191,7 +191,7 @@ class Record:
 
 
 def damage(content: Mapping[str, Any]) -> str:
-    """What a file lacks that every file of results from `Record` has; empty if nothing."""
+    """What is missing in a file that every file of results from `Record` has; empty if nothing is."""
     model, items = content.get("model"), content.get("items")
     if not isinstance(model, Mapping) or not {"path", "digest"} <= set(model):
         return "it does not name its model"
@@ -233,7 +233,7 @@ def digest_of(arrays: Iterable[np.ndarray]) -> str:
 
 
 def environment() -> Json:
-    """Versions and devices, so that a figure can be traced to what made it."""
+    """Versions and devices, so that a result can be traced to what produced it."""
     return {
         "python": platform.python_version(),
         "packages": versions(PACKAGES),
@@ -331,7 +331,7 @@ def _part_name(path: Path) -> str:
 
 
 def _seen(found: Any, path: Path) -> Any:
-    """What process 0 has found; an error if this process has not found it."""
+    """What process 0 has found; raises an error if this process has not found it."""
     if found is None:
         raise UserError(f"Process {jax.process_index()} does not see {path}, but process 0 does.")
     return found

@@ -7,9 +7,9 @@ tokens independently at h(a) each; one at a time, they would cost h(a), …, h(b
     sum over calls of (b - a) h(a) - (h(a) + … + h(b - 1))
 
 nats more than single tokens. For the true denoiser, this is the divergence between the true and the sampled
-law of a text together with its order (arXiv 2511.04647, 2510.25544), so that it bounds KL(data || samples).
-It is a sum over calls that depends on the counts alone, so dynamic programming finds its minimum over all
-counts (as arXiv 2106.03802 finds times for a bound).
+distribution of a text together with its order (arXiv 2511.04647, 2510.25544), so that it bounds KL(data ||
+samples). It is a sum over calls that depends on the counts alone, so dynamic programming finds its minimum
+over all counts (as arXiv 2106.03802 finds times for a bound).
 """
 
 import functools
@@ -40,7 +40,7 @@ def information_curve(
     """h(0), …, h(L - 1), estimated on texts: `[length]` float64, nats, falling.
 
     Each masking shows a number of tokens, spread evenly over 0 … L - 1, at random places. More context never
-    hurts on average, so a falling curve is fitted to the masked tokens' costs, weighted by their number.
+    hurts on average, so a falling curve is fitted to the costs of masked tokens, weighted by their number.
 
     Args:
       model: the denoiser, whose positions all see each other.
@@ -76,8 +76,8 @@ def falling(counts: np.ndarray, means: np.ndarray, weights: np.ndarray, length: 
     """A falling curve through noisy values: `[length]`.
 
     The best falling fit (isotonic regression) is flat wherever the noisy values rise, as if several tokens at
-    once cost nothing there. So the curve goes straight from the middle of each flat piece to the middle of
-    the next, and straight on at both ends.
+    once cost nothing there. So the curve is linear from the middle of each flat piece to the middle of the
+    next, and extrapolated linearly at both ends.
 
     Args:
       counts: `[n]` float64, rising, where values are known.

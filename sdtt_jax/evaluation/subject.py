@@ -22,11 +22,11 @@ NONE = "none"
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """What a suite measures, and with whose help."""
+    """What a suite measures: the models, the settings and the data."""
 
-    model: Model | CausalModel  # what is evaluated
+    model: Model | CausalModel  # the model that is evaluated
     settings: Settings  # what is asked for
-    # Scores generated text; None if nobody does.
+    # The model that scores generated text; None for none.
     judge: CausalModel | None = None
     # A causal model that writes text beside a denoiser; None for none.
     baseline: CausalModel | None = None
@@ -37,7 +37,7 @@ class Subject:
     # judges it with the first teacher alone.
     real_text: bool = True
     helper: Model | CausalModel | None = None  # the second model of a decoder that needs one
-    # What was asked for, is not there, and why, in one line; empty if nothing is missing.
+    # In one line, which of the models asked for are missing, and why; empty if none are.
     missing: str = ""
 
     @property
@@ -81,7 +81,7 @@ def load_subject(
       baseline: a path or repository; "own" is the judge of the checkpoint's run, a causal model of the same
         text; "none".
       mesh: where the parameters live; None is the first device.
-      given: what the user says of the checkpoint's network, as `load` takes it.
+      given: what the user specifies about the checkpoint's network, as `load` takes it.
 
     Raises:
       ConfigError: there is neither a checkpoint nor a judge, or the length exceeds the model's.

@@ -1,6 +1,6 @@
 """LAMBADA and multiple-choice sets from local JSONL files with the field names of the hub's data sets.
 
-Questions and endings are put into words as lm-evaluation-harness (0.4) does, so that figures compare.
+Questions and endings are formatted as in lm-evaluation-harness (0.4), so that figures are comparable.
 """
 
 import re

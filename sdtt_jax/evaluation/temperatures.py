@@ -1,9 +1,9 @@
-"""A temperature for each call of a schedule, learnt against the model's own law of single tokens.
+"""A temperature for each call of a schedule, learnt by comparison with drawing one token at a time.
 
 A call draws its tokens y independently, from q_T at the temperature T. One at a time, they would have the
-model's own joint law p, whose marginals are q_1. The more peaked q_T is, the more probable is what it writes,
-and the more of p it leaves out. The tokens that the call finds shown are taken from real text, and both
-divergences weigh alike; up to a constant, together they are
+model's own joint distribution p, whose marginals are q_1. The more peaked q_T is, the more probable is what
+it writes, and the more of p it leaves out. The tokens that the call finds shown are taken from real text, and
+both divergences weigh alike; up to a constant, together they are
 
     KL(p || q_T) + KL(q_T || p) = sum over tokens of KL(q_1 || q_T) + KL(q_T || q_1)
                                   + the mean over y ~ q_T of log q_1(y) - log p(y).

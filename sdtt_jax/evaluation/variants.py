@@ -34,7 +34,7 @@ AnyModel = TypeVar("AnyModel", bound=Model | CausalModel)
 def variant(model: AnyModel, wanted: Variation, data: Path | None) -> AnyModel:
     """The wanted variant of `model`; `model` itself if none is wanted.
 
-    Results of a variant are filed under an identity of its own.
+    A variant has its own identity in results.
 
     Args:
       model: as it was loaded.

@@ -3,8 +3,8 @@
 Whatever loss trained it, a student whose tokens are independent given a partly masked text is a
 table of predictions. Here the table itself is optimised, so that the exact law of its samples at
 n calls is as near to the language as a table can bring it: the floor under SDTT and under every
-other distiller of such students. A mixture of K tables, one of which is drawn for each text, is
-less bounded; its floor is given beside it.
+other distiller of such students. A mixture of K tables, one of which is drawn for each text, can
+come nearer; its floor is computed too.
 
 The problem is not convex. At one call the symmetric table is a saddle of KL(samples || chain), and
 the best table at two calls leans towards one of many sequences that are equally likely. So the

@@ -154,7 +154,7 @@ def fit(
 
     Args:
       bench: world, batch, steps and seed.
-      title: names the training for the person who watches, and seeds its random numbers.
+      title: names the training in the progress shown, and seeds its random numbers.
       loss: the loss on a batch of the chain's sequences.
       params, context: what training begins with; the loss reads the context, which is not trained.
       rate: Adam's peak rate, decayed to zero along a cosine.

@@ -32,10 +32,10 @@ def train_in_turns(
 ) -> TrainState:
     """Trains for `settings.num_steps` steps with the usual training loop, several steps at a time.
 
-    (Seven arguments: what is trained and how, and what a person who watches is told.)
+    (Seven arguments: what is trained and how, and the title of the progress shown.)
 
     Args:
-      title: names the training for the person who watches.
+      title: names the training in the progress shown.
       state: the state to begin with; donated.
       step: one training step.
       batches: makes the batches of all steps of a turn, on the device.

@@ -1,4 +1,4 @@
-"""The suite "exits": the threshold of early exits that keeps a promise, calibrated on held-out text.
+"""The suite "exits": a threshold of early exits with a guarantee, calibrated on held-out text.
 
 The threshold is stored beside the checkpoint, where `early_exit` finds it by its bound, and so are the exits
 if they are trained first.

@@ -56,7 +56,7 @@ class Writer(NamedTuple):
 
 
 class Judged(NamedTuple):
-    """Texts, and what the judge says of them."""
+    """Texts, and the judge's scores of them."""
 
     tokens: np.ndarray  # `[texts, length]` int32
     nfe: np.ndarray  # `[texts]`, network calls; NaN for real texts
@@ -260,7 +260,7 @@ def _real(subject: Subject, setup: Setup, real: np.ndarray) -> Writer:
     inputs = {"texts": digest_of([real]), "given": setup.given}
     written = Written(real, np.full(len(real), np.nan))  # no calls
     prompted, sequences = setup.name == PROMPTED, subject.model.sequences
-    # Whole sequences of instructions begin with prompts of their own, which nobody was to write.
+    # Whole sequences of instructions begin with their own prompts, which no model had to write.
     given = setup.given if prompted else prompt_lengths(real, sequences)
     return Writer("real_text", subject.model, [lambda: written], facts, inputs, given)
 

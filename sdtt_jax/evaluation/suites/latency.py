@@ -32,7 +32,7 @@ class Timing:
     batch: int  # texts
     length: int  # tokens of a text
     repeats: int = 5  # repetitions after one to warm up
-    # After the first, no repetition begins once all together have taken this long.
+    # After the first, no repetition begins once all of them together have taken this many seconds.
     budget_s: float = 60.0
 
 
@@ -163,7 +163,7 @@ def _item(record: Record, racer: Racer, key: jax.Array, batch: int, timing: Timi
 
 
 def _machine() -> Json:
-    """What a time depends on; on another machine it is measured again."""
+    """What a timing depends on; on another machine it is measured again."""
     now = environment()
     return {name: now[name] for name in ("device", "platform", "num_devices")} | {
         "jax": now["packages"]["jax"]

@@ -106,8 +106,8 @@ def _exact(subject: Subject, model: CausalModel, record: Record, tokens: np.ndar
 def summary(estimates: np.ndarray, seed: int, counted: np.ndarray | None = None) -> Json:
     """The measures of estimates `[texts, maskings]` float64, nats per token of each text.
 
-    All tokens weigh the same, as in a causal model's perplexity, so a text weighs as much as it has of them:
-    `counted: [texts]`; None: all have the same number.
+    All tokens have the same weight, as in a causal model's perplexity, so that of a text is its number of
+    tokens, `counted: [texts]`; None: all texts have the same number.
 
     The interval is over texts, and at least as wide as `masking_error` makes it. That is the estimator's own
     standard error for these very texts, from the scatter of the mean over tokens between maskings. With many
@@ -117,7 +117,7 @@ def summary(estimates: np.ndarray, seed: int, counted: np.ndarray | None = None)
     share = shares(np.ones(len(estimates)) if counted is None else counted)
     means = (estimates * share[:, None]).mean(axis=0)
     own = means.std(ddof=1) / math.sqrt(maskings) if maskings > 1 else None
-    # A text without such tokens says nothing, and resamples must not consist of nothing.
+    # Texts without such tokens are left out, so that no resample consists of them alone.
     kept = share > 0
     weighted = estimates.mean(axis=1) * share
     nats = bootstrap(ratio, weighted[kept], share[kept], seed=seed)
