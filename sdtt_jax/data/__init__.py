@@ -1,6 +1,6 @@
 """From raw text to batches of tokens: corpora, tokenizers, packing, shards, and batches by seed and step.
 
-A text goes through the modules in this order; `preparation` is the whole way up to the shards:
+A text goes through the modules in this order; `preparation` runs all of them up to the shards:
 
 * `corpora` names it: `files` at a path, `published` data sets, `embedded` texts; `opening` opens the files.
 * `reading` turns files into rows, and `detokenize` and `normalize` turn a row into a document.

@@ -1,4 +1,4 @@
-"""What determines the data of a run: which text, how it is cut, which vocabulary."""
+"""The config of a run's data: which text, how it is cut, which vocabulary."""
 
 import contextlib
 import dataclasses

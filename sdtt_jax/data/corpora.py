@@ -27,15 +27,16 @@ class Corpus:
 
     name: str  # what `data.corpus` and `--held_out` call it
     # Where its texts are: a function that starts a pass over them, a published data set, or the user's files.
-    # A text is one row of the files: a sentence of PTB, a line of WikiText, an article elsewhere.
+    # A text is one row of the files: a sentence in PTB, a line in WikiText, an article in the
+    # others.
     source: Callable[[], Iterator[str]] | PublishedCorpus | Found
-    # Names of its splits; only "train" where nobody has divided it.
+    # Names of its splits; only "train" if its publisher has not divided it.
     splits: tuple[str, ...] = (TRAIN,)
     detokenize: str = "none"  # name of its detokenizer in `DETOKENIZERS`
     licence: str = "not stated"  # as its publisher states it
-    # How many of its last rows others evaluate on. If fewer than ten times as many rows are present (a few
-    # files of the corpus, say), `data.validation_fraction` of the last rows is held out instead. 0: the
-    # corpus has a split for evaluation, or there is no convention.
+    # How many of its last rows are held out by convention. If fewer than ten times as many rows are
+    # present (a few files of the corpus, say), `data.validation_fraction` of the last rows is held out
+    # instead. 0: the corpus has a split for evaluation, or there is no convention.
     held_out_rows: int = 0
 
     @property
@@ -46,7 +47,7 @@ class Corpus:
     def parts(
         self, split: str, folder: Path | None = None, part_bytes: int = reading.PART_BYTES
     ) -> list[reading.Part]:
-        """A split, from `folder` or wherever it is found, cut into parts; `DataError` if it is nowhere."""
+        """A split, from `folder` or wherever it is found, cut into parts; `DataError` if it is not found."""
         choose(f"split of {self.name}", split, self.splits)
         if isinstance(self.source, PublishedCorpus):
             return self.source.parts(self.name, split, folder, part_bytes)
@@ -330,7 +331,8 @@ def documents(
 
     Raises:
       ConfigError: no such corpus or split, or no such file in `folder`.
-      DataError: the text is nowhere, or a file is empty, damaged, not UTF-8, or lacks the text field.
+      DataError: the text cannot be found, or a file is empty, damaged, not UTF-8, or lacks the text
+          field.
     """
     corpus = find_corpus(config.corpus, field)
     parts = corpus.parts(split, None if folder is None else as_path(folder))

@@ -19,7 +19,8 @@ from sdtt_jax.config import require
 from sdtt_jax.errors import DataError
 
 LOG = logging.getLogger(__name__)
-# After this many losses in a row without a finished task, the task itself is taken to kill its workers.
+# After this many losses in a row without a finished task, the task itself is assumed to kill its
+# workers.
 LOSSES = 3
 
 

@@ -1,4 +1,4 @@
-"""The check of the ids that a tokenizer is given; without JAX, which workers that read data do not load."""
+"""The check of ids that a tokenizer is given. Imports no JAX, which workers that read data do not need."""
 
 from collections.abc import Iterable
 from typing import Any

@@ -3,7 +3,8 @@
 The corpus is read in parts (`reading`), by any number of workers (`engines`). Each part's tokens go into a
 store on disk (`tasks`); the split of each document is decided from an index of all documents (`division`);
 then each shard is written from the store. Every step depends on the corpus and the config alone, so the
-shards are the same bytes for any number and kind of workers, and a killed preparation goes on where it was.
+shards are the same bytes for any number and kind of workers, and a killed preparation continues where it
+stopped.
 """
 
 import contextlib
@@ -97,7 +98,7 @@ def prepare(
             partial.rename(data_dir)
         remove_tree(work)
     except BaseException as error:
-        # Nothing is worth keeping: no part was finished, or the config will have to be another.
+        # Nothing is worth keeping: no part was finished, or the config must be changed.
         if isinstance(error, ConfigError) or not any(work.glob("*/*.json")):
             remove_tree(work)
             remove_tree(partial)

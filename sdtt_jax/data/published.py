@@ -58,7 +58,7 @@ class PublishedCorpus:
 
         Raises:
           ConfigError: `folder` lacks the split; the message says which file to put there.
-          DataError: the text is nowhere.
+          DataError: the text is in none of these places.
         """
         place = self._place(name, folder)
         if place is None:

@@ -81,7 +81,7 @@ class Tokenizer(abc.ABC):
         """Part of a longer text to int32 ids `[n]`, keeping spaces at its beginning and end.
 
         Normalisation strips whole documents, and a prompt or the text between two gaps is not one. `error` is
-        raised if the text holds what is no character.
+        raised if the text holds half of a surrogate pair.
         """
         # Between two letters, which every normalisation leaves alone.
         normalized = NORMALIZERS[self.normalize](f"a{text}a")[1:-1]
@@ -151,7 +151,7 @@ class Tokenizer(abc.ABC):
 
 
 def ends(bos: int | None, eos: int | None) -> tuple[int, int] | None:
-    """BOS and EOS of a vocabulary, where one may take the other's place; None if it has neither.
+    """BOS and EOS of a vocabulary; if it has only one of them, that serves as both; None if it has neither.
 
     Models that have no BOS were trained on texts each of which follows the end of another.
 

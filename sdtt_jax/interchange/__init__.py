@@ -1,4 +1,4 @@
-"""Published checkpoints in, checkpoints out: `load`, the hub, tables of layouts, export.
+"""Loading and exporting checkpoints: `load`, the hub, tables of layouts, export.
 
 It may use models and everything below them.
 """

@@ -13,7 +13,7 @@ from sdtt_jax.errors import CheckpointError, ConfigError
 from sdtt_jax.interchange.renaming import Stored
 from sdtt_jax.ops.sequence_kinds import KINDS
 
-# Sections that say how a network was trained, and not what it is.
+# Sections that describe how a network was trained, not the network itself.
 ASIDE = (
     "callbacks",
     "checkpointing",

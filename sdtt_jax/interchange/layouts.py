@@ -44,7 +44,7 @@ class Published(NamedTuple):
     dtype: str = "F32"  # of the tensors, by safetensors' name
     # MASK in the published numbering of tokens, where it is not the last.
     mask_row: int | None = None
-    given: Given = NOTHING_GIVEN  # what the user says about it
+    given: Given = NOTHING_GIVEN  # what the user specifies about it
 
 
 def is_published(path: Path) -> bool:
@@ -61,7 +61,7 @@ def open_published(
       path: a safetensors or GGUF file, the index of several files, or a folder with `model.safetensors` or
         an index.
       config: the model's config; the one beside the tensors if None.
-      given: what the user says about the model.
+      given: what the user specifies about the model.
 
     Raises:
       CheckpointError: naming the file and the tensor or field.

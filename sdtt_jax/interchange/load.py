@@ -59,9 +59,9 @@ def load(
     """Loads a model: one of ours, or one in a published layout, from a path or from the model hub.
 
     Args:
-      path: one of ours is the directory of a run (its last finished round, or else its teacher), a round, the
-        teacher or the judge, or a `final` folder, local or gs://…; the tokenizer is in a folder above.
-        A published one is a `.safetensors` or `.gguf` file, a folder with `model.safetensors` or the index of
+      path: one of ours is the directory of a run (for its last finished round, or else its teacher), a round,
+        the teacher or the judge, or a `final` folder, local or gs://…; the tokenizer is in a folder above. A
+        published one is a `.safetensors` or `.gguf` file, a folder with `model.safetensors` or the index of
         several (and perhaps `config.json`, `tokenizer.json`), or a repository of the hub, "owner/name" or
         "owner/name@revision": a denoiser or causal baseline of the reference, or a GPT-2, whose tokenizer is
         GPT-2's; a causal model or denoiser of the Llama family. "smollm2" is SmolLM2-135M-Instruct from the
@@ -105,7 +105,7 @@ def load_network(path: str | os.PathLike[str]) -> Model | CausalModel:
 
 
 def check_found(path: str | os.PathLike[str]) -> None:
-    """Raises `CheckpointError` where `load` would find no model. It reads none, and asks no hub."""
+    """Raises `CheckpointError` where `load` would find no model; reads no parameters and asks no hub."""
     text, named = _place(path, None)
     if named is None and (is_remote(text) or not is_published(as_path(text))):
         _delivered(as_path(text))

@@ -1,4 +1,4 @@
-"""Safetensors files: tensors read one at a time, files written whole or not at all."""
+"""Safetensors files: tensors are read one at a time, files are written whole or not at all."""
 
 import abc
 import collections

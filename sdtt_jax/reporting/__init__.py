@@ -1,6 +1,6 @@
 """Shows the results of a run: one self-contained HTML page and its figures.
 
-It may use everything else in the package; only entry points use it. Of its modules only `picture`
+It may use everything else in the package; only entry points use it. Only its module `picture`
 imports Matplotlib, which takes a second.
 """
 

@@ -19,7 +19,9 @@ Item = Mapping[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Judging:
-    """Who scored an item's texts, and how: perplexities can be compared only where these are equal."""
+    """Which model scored an item's texts, and how: perplexities can be compared only where these are
+    equal.
+    """
 
     # Of the judge, which may have been moved or copied.
     path: str = dataclasses.field(compare=False)
@@ -100,7 +102,9 @@ def read_evaluations(workdir: Path | str) -> list[Evaluation]:
 
 
 def tables(evaluations: Sequence[Evaluation]) -> list[TextTable]:
-    """Every table of every suite that has a row; where judges differ, a column says whose a perplexity is."""
+    """Every table of every suite that has a row; where judges differ, a column names each perplexity's
+    judge.
+    """
     letters = judge_letters(evaluations)
     every = [
         _table(table, evaluations, letters)

@@ -1,4 +1,4 @@
-"""What a run found, in plain words computed from its numbers.
+"""The findings of a run, in sentences computed from its numbers.
 
 The headline compares the last student with the first teacher at few steps. It claims no more
 than the paired interval allows, and says so where entropy shows that variety was lost.

@@ -1,9 +1,9 @@
 """Figures as files: the drawings of the report page, painted by Matplotlib as PNG or SVG.
 
 Matplotlib only puts marks at pixels: frame, ticks and labels are placed by `layout`, as on the
-page. Its own axes would be a second layout. Its SVG would not do for the page: the main figure takes
-61 KB instead of 15, with colours that no style sheet can change. To turn the page's SVG into PNG
-would take one more dependency, and one that knows CSS variables.
+page. Its own axes would be a second layout. Its SVG would not suit the page: the main figure takes
+61 KB instead of 15, with colours that no style sheet can change. Turning the page's SVG into PNG
+would need another dependency, one that supports CSS variables.
 """
 
 from collections.abc import Mapping, Sequence

@@ -257,7 +257,7 @@ def read_curves(path: Path) -> tuple[LossCurve, ...]:
 def read_animation(entry: Mapping[str, Any] | None, where: Path) -> Animation | None:
     """Turns frames (lists of pieces, None where masked) into final pieces and reveal steps.
 
-    Masked diffusion never takes a token back, so one reveal step per position says it all.
+    Masked diffusion never takes a token back, so one reveal step per position is enough.
     A position still masked in the last frame has reveal step `num_steps + 1`.
     """
     frames = entry.get("frames") if entry else None

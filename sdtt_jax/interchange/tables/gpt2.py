@@ -28,7 +28,7 @@ FIELDS = {
     "embed_dim": "n_embd",
     "num_heads": "n_head",
 }
-# What a config may say besides the sizes (null says nothing); see `check_claims`.
+# Values that fields besides the sizes may have (null counts as absent); see `check_claims`.
 CLAIMS: Allowed = {
     "model_type": ("gpt2",),
     "architectures": ("gpt2lmheadmodel", "gpt2model", "gpt2doubleheadsmodel"),

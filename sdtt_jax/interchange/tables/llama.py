@@ -3,7 +3,7 @@
 A checkpoint's name decides nothing. The network has biases and norms of queries and keys if their tensors are
 there, and an untied head likewise unless its config says otherwise. Whether it is a denoiser, which token is
 MASK, and whether it predicts the next token come from the user, else from its config, else from the family
-that the config names; where none of them says, an error asks the user.
+that the config names; if none of them does, an error asks the user.
 """
 
 import dataclasses
@@ -114,7 +114,7 @@ FAMILIES = {
     "a2d-qwen3": Family(causal=False, mask_id=151_669),
 }
 WHAT = "a network of the Llama family"
-# What else a config may say of it (null says nothing); see `check_claims`.
+# Values that other fields of its config may have (null counts as absent); see `check_claims`.
 CLAIMS: Allowed = {
     **dict.fromkeys(("hidden_act", "activation_type"), ("silu",)),
     **dict.fromkeys(("mlp_bias", "include_bias", "use_sliding_window"), (False,)),

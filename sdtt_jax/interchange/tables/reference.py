@@ -45,7 +45,7 @@ NAMES = {
     "length": ("length", "model_length"),
     "time_conditioned": ("time_conditioning",),
 }
-# What else a config may say of these networks (null says nothing); see `check_claims`.
+# Values that other fields of these configs may have (null counts as absent); see `check_claims`.
 CLAIMS: Allowed = {
     "graph": (),  # SEDD's
     "quantization_config": (),
