@@ -205,7 +205,7 @@ def _check(
         hint = ""
         try:
             hash(value)  # fails for an array, as would hashing the config
-            held = not isinstance(value, bool) and holds(value)  # True is not taken for 1
+            held = not isinstance(value, bool) and holds(value)  # True does not count as 1
         except TypeError:  # a string, say
             held = False
             if hasattr(value, "dtype"):

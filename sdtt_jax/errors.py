@@ -1,4 +1,4 @@
-"""Errors that speak to the user: one complete sentence each, with the field, file or leaf at fault.
+"""Errors for users: one complete sentence each, which names the field, file or leaf at fault.
 
 Entry points turn a `UserError` into one line on stderr and a non-zero exit status, without a traceback.
 """

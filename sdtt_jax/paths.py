@@ -1,4 +1,4 @@
-"""Paths that users give, and the reading of text and JSON: the same code for a laptop's disk and `gs://`.
+"""Paths that users give, and reading text and JSON: the same code for a local disk and for `gs://`.
 
 A remote path is an `epath.Path`, which has pathlib's methods; this module hides where the two differ.
 """
@@ -105,7 +105,7 @@ def written_whole(path: PathLike) -> Iterator[Path]:
     """A local file to write, which is put in its place when the block ends, and never if the block fails.
 
     For a disk it is written beside its place and then moved; for a bucket, among the temporary files and then
-    uploaded. Who may read it follows from the umask, whatever the writer of the block sets.
+    uploaded. Its permissions follow from the umask, whatever the block sets.
     """
     path = as_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -150,7 +150,7 @@ def naming(path: PathLike) -> Iterator[None]:
 
 @contextlib.contextmanager
 def alone(path: PathLike) -> Iterator[None]:
-    """For reading a file and writing it again: no two processes are between the two at once; others wait.
+    """A lock for reading a file and writing it again: only one process at a time is between the two.
 
     The system releases the lock however a process ends. Buckets, and disks that know no locks, have none;
     there nobody waits.

@@ -94,7 +94,7 @@ def missing_name(module: str, name: str) -> Exception:
 
 
 class _MovedModules(importlib.abc.MetaPathFinder):
-    """The last finder, asked when no other finds a module: it finds none either, but says where some went."""
+    """The last finder, asked when no other finds a module: it raises an error for modules that have moved."""
 
     def find_spec(self, name: str, _path: Sequence[str] | None, _target: object = None) -> None:
         if name not in MODULES:

@@ -1,6 +1,6 @@
 """Names for arrays and trees in signatures: what an argument is, and its shape.
 
-They document, and nothing checks them when the code runs: an array of another shape passes until it meets an
+They are documentation and are not checked at run time: an array of another shape passes until it meets an
 operation that cannot take it. Type checkers see `jax.Array`, and `Any` for trees.
 """
 

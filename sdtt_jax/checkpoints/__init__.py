@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or refused: the Orbax store, a digest of every leaf, and metadata.
+"""Verified checkpoints: the Orbax store, a digest of every leaf, and metadata.
 
-It may use `parallel`, `ops` and the modules at the top of the package, and knows nothing of training.
+It may use `parallel`, `ops` and the modules at the top of the package, but not `training`.
 """

@@ -1,4 +1,4 @@
-"""Digests of arrays, against which checkpoints are checked; Orbax itself checks nothing of the kind."""
+"""Digests of arrays, against which checkpoints are checked, because Orbax has no such check."""
 
 import hashlib
 import json

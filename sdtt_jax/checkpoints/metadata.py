@@ -47,7 +47,7 @@ def verified(content: Any, path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             f"Checkpoint {path} has format {version}; this version reads format {FORMAT_VERSION}; use "
             "the version that wrote it."
         )
-    # The hash reveals accidents; metadata that somebody wrote on purpose have a valid hash.
+    # The hash detects accidents; metadata that somebody forged have a valid hash.
     for name, entry in leaves.items():
         if not _describes_an_array(entry):
             raise DamagedError(f"its metadata describe no array in {name}")

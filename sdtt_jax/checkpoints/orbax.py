@@ -1,4 +1,4 @@
-"""How Orbax is set up: what it keeps, how it writes and reads, what it leaves to us, and when it is done."""
+"""The set-up of Orbax: what it keeps, how it writes and reads, and when a checkpoint is complete."""
 
 import os
 from pathlib import Path

@@ -1,8 +1,8 @@
 """Checkpoints by step, verified when they are read, and the final parameters of a stage.
 
-Orbax stores them. This module adds a digest of every leaf, since Orbax restores flipped bits without a word.
-It tells a damaged checkpoint, for which it takes the one before, from a checkpoint of another model, which is
-an error. And a step that cannot be read never blocks later saves.
+Orbax stores them. This module adds a digest of every leaf, since Orbax restores flipped bits without an
+error. It distinguishes a damaged checkpoint, in whose place it takes the one before, from a checkpoint of
+another model, which is an error. A step that cannot be read never blocks later saves.
 """
 
 import contextlib
@@ -130,7 +130,7 @@ class Checkpoints:
             return response is not None
 
     def wait(self) -> None:
-        """Waits for the save under way.
+        """Waits for the save in progress.
 
         Raises:
           CheckpointError: it failed, and so did those before it; a single failure is logged.
@@ -139,7 +139,7 @@ class Checkpoints:
             self._finish()
 
     def finish(self, state: Tree) -> None:
-        """Waits until `state`, a training's last, is on disk, because whatever follows goes on from it.
+        """Waits until `state`, a training's last, is on disk, because whatever follows continues from it.
 
         Raises:
           CheckpointError: the state could not be saved, although that was tried twice.
@@ -175,7 +175,7 @@ class Checkpoints:
             self.seconds += time.monotonic() - began
 
     def _refuse_if_removed(self) -> None:
-        # Orbax would make the directory again, and the run would go on writing into what somebody removed.
+        # Orbax would make the directory again, and the run would keep writing where somebody removed it.
         # A removed directory has no links, but whoever has it open can still ask for its status.
         if self._handle is not None and os.fstat(self._handle).st_nlink == 0:
             raise CheckpointError(
@@ -296,7 +296,7 @@ def load_params(
       `(params, metadata)`: a nested dict of arrays, and what was stored beside them.
 
     Raises:
-      CheckpointError: nothing there, or it is damaged.
+      CheckpointError: there is nothing, or it is damaged.
     """
     path = absolute(directory)
     if not path.is_dir():
@@ -325,7 +325,7 @@ def stored_digest(directory: str | os.PathLike[str]) -> str:
     """SHA-256 (hex) of what `save_params` wrote there: dtype, shape and digest of every leaf, as stored.
 
     Raises:
-      CheckpointError: nothing there, or its metadata are damaged.
+      CheckpointError: there is nothing, or its metadata are damaged.
     """
     try:
         return canonical_sha256(_stored_metadata(absolute(directory))[1])

@@ -17,7 +17,7 @@ from sdtt_jax.ops.categorical import BLOCK, in_blocks
 from sdtt_jax.typing import Key, Logits, LogProbs
 
 FULL, TWO_LEVEL = "full", "two-level"
-# Not numbers to draw tokens with, but one of several values: one for a whole text, or one for each position.
+# Kinds that are one of several values, for a whole text or for each position; no tokens are drawn with them.
 LATENT, MASKS = "latent", "masks"
 
 
@@ -124,8 +124,9 @@ def noise_given(log_probs: LogProbs, tokens: jax.Array, noise: Noise) -> Noise:
     """A draw from the noise's posterior, given the tokens that it draws from these distributions.
 
     `noisy_argmax(log_probs, result)` is `tokens`. For tokens that are themselves drawn from `log_probs` the
-    result has the law of fresh noise: the largest of the sums `log_probs + g` is a Gumbel number whichever
-    entry has it, and the others are Gumbel numbers truncated at it (Maddison et al., arXiv 1411.0030).
+    result is distributed like fresh noise: the largest of the sums `log_probs + g` is a Gumbel number
+    whichever entry has it, and the others are Gumbel numbers truncated at it (Maddison et al., arXiv
+    1411.0030).
 
     Args:
       log_probs: `[n, vocab]` float32, normalised.

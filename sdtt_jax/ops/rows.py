@@ -1,9 +1,9 @@
 """Work on the selected rows of a batch only, in chunks of one static shape.
 
 A row is one position of one sequence. The rows that count (masked, or revealed by a step) are a part of the
-batch whose size only the data tell, and what is computed for a row may be `[vocab]` wide. So they are
-gathered and processed `size` at a time, in a loop of as many iterations as needed: exact for every count, and
-no array is `[batch * length, vocab]`.
+batch whose size depends on the data, and what is computed for a row may be `[vocab]` wide. So they are
+gathered and processed `size` at a time, in a loop of as many iterations as needed: exact for every count,
+and no array is `[batch * length, vocab]`.
 """
 
 import math
@@ -26,7 +26,8 @@ MAX_ENTRIES = 2**24
 # its gradient. A distillation step at 12 x 768 and 32 x 1024 tokens, compiled for a TPU v5e, moves 221 GB
 # with 168 rows at a time and 192 GB with 512, within the same memory. A teacher's step of that size takes an
 # H200 87.7 ms with 512 rows at a time, 84.4 with 1024, as here, 83.6 with 1365, and 85.7 with 4096, whose
-# last turn is nearly empty. Beyond `MAX_ROWS` nothing more is gained, and such an array is 0.8 GB.
+# last turn is nearly empty. Beyond `MAX_ROWS` there is no further gain, and an array of that many
+# rows is 0.8 GB.
 MAX_TURNS = 32
 MAX_ROWS = 4096
 LANE = 8

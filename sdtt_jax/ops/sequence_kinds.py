@@ -1,4 +1,4 @@
-"""How sequences are packed. Imports no JAX: every process that prepares data would have to wait for it."""
+"""How sequences are packed. Imports no JAX, for which every process that prepares data would have to wait."""
 
 import dataclasses
 

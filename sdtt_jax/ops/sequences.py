@@ -1,4 +1,4 @@
-"""What a sequence is made of, read off its tokens: texts side by side, prompts, padding.
+"""The parts of a sequence, determined from its tokens: texts side by side, prompts, padding.
 
 A record holds nothing but tokens. EOS says where a text ends in it, and BOS where a prompt ends, so the
 arrangement is a pure function of the tokens and of how they were packed.

@@ -1,4 +1,4 @@
-"""The one check of tokens, for everything that a user gives to a model or that a suite finds in a file.
+"""The check of all tokens that a user gives to a model or that a suite reads from a file.
 
 A network looks up whatever it is given: an id that does not exist is read as another token, and MASK in a
 text is a token that no model predicts. Neither mistake shows in the result.

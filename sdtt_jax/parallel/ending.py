@@ -1,4 +1,4 @@
-"""Ending together: a process learns that another has failed, and process 0, working alone, that it must stop.
+"""Ending together: processes learn that one has failed; process 0, working alone, that it must stop.
 
 When a process is gone, JAX ends the others once its heartbeat has been silent for some time. A process that
 fails is not gone: it waits five minutes for the others in JAX's shutdown, and they wait for it in a
@@ -69,8 +69,8 @@ def fail(status: int) -> None:
 def leave(status: int) -> None:
     """Ends this process now, after flushing its output.
 
-    On a regular exit JAX would wait for the other processes, which wait for this one. It would also take away
-    what computations under way need, which ends in a segmentation fault.
+    On a regular exit JAX would wait for the other processes, which wait for this one. It would also free what
+    running computations need, which ends in a segmentation fault.
     """
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):

@@ -9,8 +9,8 @@ ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PRO
 DEVICE_COUNT = "--xla_force_host_platform_device_count"
 # By default XLA has one thread for each virtual device, but a device waits in several collectives at once
 # where two loops are independent of each other. When all threads wait, the work that they wait for never
-# starts, and after a minute XLA ends the process. Training a coupled round on eight devices ended so within
-# 1,000 steps in three runs of three, and with eight threads for each device in none of three.
+# starts, and after a minute XLA ends the process. Training a coupled round on eight devices ended like this
+# within 1,000 steps in three of three runs, and with eight threads for each device in none of three.
 THREADS = "PJRT_NPROC"
 THREADS_PER_DEVICE = 8
 

@@ -82,8 +82,8 @@ def tree_shardings(boxed_abstract: Tree, rules: Rules, mesh: Mesh) -> Tree:
 def spread_shardings(abstract: Tree, mesh: Mesh) -> Tree:
     """Shardings that split each array over all devices along one of its axes; whole if they divide none.
 
-    They are for arrays that are only read, cast or joined: no device has to hold whole what the rules of
-    training would put there whole.
+    They are for arrays that are only read, cast or joined: no device has to hold a whole array that the
+    rules of training would replicate.
 
     Args:
       abstract: tree whose leaves have a `shape`.

@@ -25,7 +25,7 @@ from sdtt_jax.parallel.environment import ADDRESS, COUNT, INDEX
 MODES = ("auto", "on", "off")
 
 T = TypeVar("T")
-# Seconds that JAX waits for the others beyond our own timeout, so that it is ours that reports the error.
+# Seconds by which JAX's timeout exceeds ours, so that ours reports the error.
 JAX_TIMEOUT_MARGIN = 30
 # Numbers the calls of `preempted`.
 _CALLS = itertools.count(1)
@@ -40,7 +40,7 @@ def initialize(mode: str = "auto", timeout: int = 300, heartbeat: int = 100) -> 
     `JAX_COORDINATOR_ADDRESS` (host:port of process 0), `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`.
 
     Args:
-      mode: "auto" joins where there is something to join, "on" insists, "off" is one process.
+      mode: "auto" joins if there is something to join, "on" always, "off" never.
       timeout: seconds to wait for the others.
       heartbeat: seconds of silence after which a process counts as lost; JAX then ends all the others.
 
