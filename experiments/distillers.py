@@ -139,9 +139,7 @@ _ONE_ROUND = TrainConfig(
 
 @dataclasses.dataclass(frozen=True)
 class AlphaStage(AlphaConfig):
-    """Training for few calls without a teacher's targets, starting from the teacher; fields of
-    `AlphaConfig`.
-    """
+    """Training for few calls that starts from the teacher, but uses no targets: `AlphaConfig`."""
 
     train: TrainConfig = _ONE_ROUND
 

@@ -36,7 +36,7 @@ _GRACE = flags.DEFINE_integer(
     "grace_seconds", 60, "Seconds that processes have to save and stop before they are killed."
 )
 
-# Seconds that the others get when one has failed: they wait for it, and it will not come back.
+# Seconds after which the others are stopped when one has failed: they would wait for it for ever.
 FAILURE_GRACE = 10
 PR_SET_PDEATHSIG = 1
 # What gloo logs about every pair of devices whenever a computation is compiled; its threads write in

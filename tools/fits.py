@@ -1,4 +1,4 @@
-"""Writes the table of what fits where: the paper's sizes on common slices, from `launch.compile`'s search.
+"""Writes the table of which model sizes fit on which slices, from `launch.compile`'s search.
 
   python -m tools.fits --output=table.md
 

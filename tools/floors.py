@@ -1,6 +1,6 @@
 """Prints the oldest version of every requirement that setup.cfg allows, as exact pins.
 
-A floor that nobody has installed is a guess, so they are installed together and tested:
+A minimum version that nobody has installed is a guess, so these are installed together and tested:
 
     python -m tools.floors > floors.txt
     CONSTRAINTS=floors.txt VENV=.venv-floors bash launch/test.sh

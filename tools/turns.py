@@ -1,11 +1,12 @@
-"""Have the samplers become slower? Two checkouts write texts in turns, and are compared.
+"""Compares the speed of the samplers in two checkouts, which write texts in turns.
 
   git worktree add --detach ../before REVISION
   python tools/turns.py --before=../before --turns=21
 
 Each checkout runs in a process of its own. A turn writes a batch of texts of the demo's size from random
-parameters, timed in CPU seconds, so that other programs disturb little, and both alike. The ratio is the old
-median over the new one: above 1 where the new one is faster. Only what every version has is called.
+parameters, timed in CPU seconds, so that other programs disturb it little, and both checkouts alike. The
+ratio is the old median over the new one: above 1 where the new one is faster. Only functions that every
+version has are called.
 """
 
 import argparse

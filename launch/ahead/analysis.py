@@ -86,7 +86,7 @@ def analyse(program: Program, topology: Topology, mesh: Mesh) -> Analysis:
             "recomputed": program.recomputed,
             "counted_over_expected": cost.flops / expected,
         },
-        # Memory traffic depends on fusions, so that of another compiler's program tells nothing.
+        # Memory traffic depends on fusions, so a program of another compiler says nothing about it.
         "memory_traffic_bytes": None if topology.stand_in else cost.bytes,
         "memory_traffic_by_operation": None if topology.stand_in else cost.traffic,
         "collectives": _collectives(cost, topology),

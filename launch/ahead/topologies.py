@@ -80,7 +80,7 @@ def parse_topology(name: str, slices: int = 1) -> Topology:
         "several slices with --slices.",
     )
     # A host has two by two chips, unless the slice is a single chip. For slices that do not exist the
-    # compiler ends the process, or gives an error of no use.
+    # compiler ends the process, or gives an unhelpful error.
     even = "x".join(str(side + side % 2 if place < 2 else side) for place, side in enumerate(sides))
     require(
         chip.kind == "gpu" or count == 1 or f"{chip.name}:{even}" == name,

@@ -106,7 +106,8 @@ class PodSpec:
     spot: bool = False  # use capacity that can be taken away at any time
     reservation: str = ""  # name of a reservation
     service_account: str = ""  # that of the TPU VMs (e-mail address), or of Kubernetes (name)
-    # How many failures are answered with another attempt; status 75 is none (but xpk counts it).
+    # After how many failures there is another attempt; status 75 is not a failure (but xpk counts
+    # it).
     max_restarts: int = 3
     grace_seconds: int = 120  # time to save between SIGTERM and SIGKILL
     gke: GkeConfig = GkeConfig()  # for GKE and xpk

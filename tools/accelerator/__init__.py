@@ -1,4 +1,4 @@
-"""Everything worth knowing about one GPU or TPU VM: `python -m tools.accelerator --output=DIR`.
+"""Measures one GPU or TPU VM: `python -m tools.accelerator --output=DIR`.
 
 Each part of the measurements is a process of its own with its share of the time (`__main__`, `worker`), and
 fills tables of figures (`bench`), from which the page is written (`page`). This package may use all of the
@@ -11,7 +11,7 @@ from typing import NamedTuple
 class BenchPart(NamedTuple):
     """A part of the measurements: a function of the part's name, called with a `Bench`."""
 
-    module: str  # has the function; imported when the part runs, so that no part hinders another
+    module: str  # has the function; imported when the part runs, so a failure stops only it
     share: float  # of the time
     title: str  # on the page
 

@@ -1,4 +1,4 @@
-"""What the machine is, and what a bare matmul and a bare copy reach on it."""
+"""The machine's description, and the rates that a bare matmul and a bare copy reach on it."""
 
 import functools
 import os
