@@ -55,7 +55,7 @@ def measure(
 
     With `interleave`, all processes are kept and run in turn; each round reverses the order. Returns the
     measurements by the jobs' names. If a job dies or takes longer than `limit_s`, its `error` says so, and
-    the others go on. `keep` is called with the measurements so far after every round.
+    the others continue. `keep` is called with the measurements so far after every round.
     """
     measured = {job.name: Measured() for job in jobs}
     for group in [list(jobs)] if interleave else [[job] for job in jobs]:

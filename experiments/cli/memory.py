@@ -20,11 +20,10 @@ def keep_freed_memory(model: TransformerConfig) -> None:
     """Lets glibc keep what a small model's step frees for the next one, in huge pages, on Linux.
 
     XLA's CPU client frees its temporary arrays after every step, and glibc gives them back to the system,
-    which maps and zeroes them anew: 38,000 page faults in a training step of the demo. CPU seconds of that
-    step on two busy virtual cores: 0.72; with memory kept 0.67; in huge pages 0.49 (distillation: 1.61, 1.31
-    and 1.01).
-    Large models are left alone: two layers of the paper's small size gain 8 %, but fragmentation raised
-    the peak from 3.4 to 4.8 GB.
+    which maps and zeroes them again: 38,000 page faults in a training step of the demo. CPU seconds of
+    that step on two busy virtual cores: 0.72; with memory kept 0.67; in huge pages 0.49 (distillation:
+    1.61, 1.31 and 1.01). Large models are left alone: two layers of the paper's small size gain 8 %, but
+    fragmentation raised the peak from 3.4 to 4.8 GB.
 
     Call it before JAX has threads of its own.
     """

@@ -38,8 +38,8 @@ def rich_table(
 def narrow_tables(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[Table]:
     """A table in parts that are no wider than a terminal: each has all rows, and some of the columns.
 
-    The first columns, two or more, that tell the rows apart stand in every part. They get half of the width
-    at most, and are folded where that is too little.
+    The first columns (two or more) that tell the rows apart are repeated in every part. They get half of
+    the width at most, and are folded where that is too little.
 
     Args:
       columns, rows: as for `rich_table`.

@@ -159,7 +159,7 @@ class TrainingJob:
 
     def batch_number(self, step: int) -> int:
         """The number, in the stage's stream of batches, of the batch that step `step` (from 0) takes."""
-        # A round goes on in the data where the round before it ended.
+        # A round continues in the data where the previous round ended.
         return max(self.round - 1, 0) * self.config.num_steps + step
 
     def batch_at(self, step: int) -> Any:

@@ -28,7 +28,7 @@ def lease(root: Path, owner: str, renew: float = RENEW) -> Iterator[None]:
     """Holds a directory for as long as this process renews an object in it.
 
     Clocks are not compared: a process that finds the object watches whether it changes. So a run whose owner
-    was killed can go on after `MISSED` renewals (a minute), and one whose owner ended can at once.
+    was killed can continue after `MISSED` renewals (a minute), and one whose owner ended can at once.
 
     Args:
       root: the directory; it only needs to support writing whole files.
@@ -70,7 +70,7 @@ def _renew(path: Path, token: str, owner: str, renew: float, over: threading.Eve
         count += 1
         try:
             if _read(path).get("token", token) != token:
-                # This process slept too long, and another took over: the two must not go on together.
+                # This process slept too long, and another took over: they must not both continue.
                 LOG.error("%s was taken over by another run; stopping this one.", path.parent)
                 os.kill(os.getpid(), signal.SIGTERM)
                 return

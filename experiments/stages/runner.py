@@ -120,7 +120,8 @@ def _check_delivered_before(run: Run, names: Sequence[str]) -> None:
     config, where = run.config, run.workdir
     needs = {"evaluate": {"judge": where.judge, "teacher": where.teacher}}
     rounds = [where.round(1, name) for name in config.distillers]
-    # Rounds that have begun go on from their own checkpoints; adapters may start from the base alone.
+    # Rounds that have begun continue from their own checkpoints; adapters may start from the base
+    # alone.
     begun = processes.agree(any(folder.exists() for folder in rounds))
     if not (begun or config.distill.lora.rank):
         needs["distill"] = {"teacher": where.teacher}

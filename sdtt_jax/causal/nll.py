@@ -61,7 +61,7 @@ def next_token_nll(
     scored: Positions,
     segments: Segments | None = None,
 ) -> PerToken:
-    """`next_token_scores(…).nll` alone: `[batch, length]` float32, nats; attention keeps to `segments`.
+    """Only `next_token_scores(…).nll`: `[batch, length]` float32, nats; attention keeps to `segments`.
 
     Finding the most probable token takes two fifths more time (two layers of 256 and a vocabulary of 50,257
     on a CPU: 0.68 s instead of 0.48 for 1,024 tokens), so callers that do not need it call this function.

@@ -53,7 +53,7 @@ def describe(leaves: Mapping[str, jax.Array]) -> dict[str, Any]:
 
 
 def leaf_digests(leaves: Mapping[str, jax.Array]) -> dict[str, str]:
-    """The digests of `describe` alone; the leaves need not be finite."""
+    """Only the digests of `describe`; the leaves need not be finite."""
     return {path: _hex(digest) for path, digest in _digests(leaves).items()}
 
 

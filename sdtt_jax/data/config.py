@@ -43,7 +43,7 @@ class DataConfig:
         with a prompt at its beginning, which is seen, but neither masked nor counted; `text_field` then names
         two fields of JSON lines, `prompt>completion`.
       mixture: further prepared data folders to train on, each with its weight, `FOLDER=0.5`; `corpus` has
-        weight 1. All have the same vocabulary and length; the held-out text comes from `corpus` alone.
+        weight 1. All have the same vocabulary and length; the held-out text comes only from `corpus`.
     """
 
     corpus: str = "world_english_bible"
@@ -102,7 +102,7 @@ class TokenizerConfig:
 
     Attributes:
       kind: `sentencepiece` (trained on the train split), `gpt2` (GPT-2's byte-level BPE), `file` (read from
-        `file`) or `hub` (a published model's own); the fields below `file` are for `sentencepiece` alone.
+        `file`) or `hub` (a published model's own); the fields below `file` are only for `sentencepiece`.
       file: path of an existing vocabulary, a SentencePiece `.model` or a `tokenizer.json`; that file, or a
         tokenizer_config.json beside it, says which token ends a text.
       model_type: SentencePiece model: `unigram`, `bpe` or `char`.

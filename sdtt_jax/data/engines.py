@@ -98,7 +98,7 @@ def _start_worker() -> None:
 def _leave_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
-        parent.join()  # returns when the parent has died, even if it was killed and told nobody
+        parent.join()  # returns when the parent has died, even if it was killed
         os._exit(1)
 
 

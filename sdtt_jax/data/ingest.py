@@ -32,7 +32,7 @@ from sdtt_jax.data.tasks import ReadPart, Store, written
 # Wraps the items of a pass to report its progress. Arguments: items, purpose, the bytes or characters of all
 # items (0 if unknown), and a function that returns those of one item.
 Track = Callable[[Iterable[Any], str, int, Callable[[Any], int]], Iterable[Any]]
-# Folders of a preparation that is under way.
+# Folders of an unfinished preparation.
 INDEX, TOKENS = "index", "tokens"
 
 

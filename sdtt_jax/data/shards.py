@@ -22,7 +22,7 @@ from sdtt_jax.ops.sequence_kinds import Sequences
 from sdtt_jax.paths import as_path, read_json, write_json
 
 MANIFEST_FILE = "manifest.json"
-# Folders of a preparation that is under way.
+# Folders of an unfinished preparation.
 SHARDS, TOKENIZER = "shards", "tokenizer"
 _ROWS_AT_ONCE = 1024
 

@@ -84,7 +84,7 @@ class ReadPart(NamedTuple):
     how: Recipe  # how it is read and cleaned
     rule: Rule  # how documents are cut
     store: Store  # where the tokens and the index go
-    tokenizer: str  # the folder of the vocabulary; "" to make the index alone
+    tokenizer: str  # the folder of the vocabulary; "" to make only the index
 
     @property
     def bytes(self) -> int:

@@ -132,8 +132,8 @@ def sample(
 ) -> tuple[SamplerState, jax.Array | None]:
     """A whole generation in one `lax.scan`, or `lax.while_loop` where the mode has `stop=`.
 
-    Call it under `jax.jit`, with `diffusion` and `config` static: outside of it, JAX compiles the loop anew
-    at every call. (`Model.sample` and `Model.denoise` are compiled.)
+    Call it under `jax.jit`, with `diffusion` and `config` static: outside of it, JAX compiles the loop
+    again at every call. (`Model.sample` and `Model.denoise` are compiled.)
 
     Args:
       diffusion, params: the model.

@@ -91,7 +91,8 @@ def layout_of(model: Model | CausalModel) -> RowLayout:
 
     A denoiser's texts stand between BOS and an unmasked EOS, as the reference scores them. A causal network's
     stand after BOS, in rows that are padded so that few lengths are compiled; it does not see the padding.
-    In a model of instructions BOS stands where the prefix ends, and before it only in a causal network.
+    For a model of instructions BOS follows the prefix; only a causal network also has it before the
+    prefix.
     """
     tokenizer, mark = model.text_tokenizer, model.prompt_end
     if isinstance(model, CausalModel):

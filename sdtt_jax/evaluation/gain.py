@@ -81,7 +81,7 @@ def measure_gain(
     """Measures a round on held-out text.
 
     Args:
-      student, teacher: the round's; they differ in their parameters alone.
+      student, teacher: the round's; they differ only in their parameters.
       x0: `[texts, length]` int32, held out.
       dt: the round's step.
       key: PRNG key; batch i uses `fold_in(key, i)`.

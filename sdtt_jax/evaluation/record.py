@@ -56,7 +56,7 @@ class Record:
       path: the JSON file.
       model: `identity` of the model that is evaluated; a file of another model is refused.
       log: called with one line for each result.
-      replace: start afresh instead of refusing a file of another model.
+      replace: start a new file instead of refusing one of another model.
 
     Raises:
       ConfigError: the file is not a sound file of results, or is another model's.

@@ -34,7 +34,7 @@ class Subject:
     # another; None for none.
     data: Path | None = None
     # Whether held-out text is judged beside what the model writes. All models of a run share it, so the run
-    # judges it with the first teacher alone.
+    # judges it only with the first teacher.
     real_text: bool = True
     helper: Model | CausalModel | None = None  # the second model of a decoder that needs one
     # In one line, which of the models asked for are missing, and why; empty if none are.
@@ -46,7 +46,7 @@ class Subject:
         return self.settings.length or int(self.model.config.length)
 
     def denoiser(self, suite: str) -> Model:
-        """The model, for a suite that measures denoisers alone; `ConfigError` if it is causal."""
+        """The model, for a suite that measures only denoisers; `ConfigError` if it is causal."""
         if not isinstance(self.model, Model):
             raise ConfigError(f"--suite={suite} is for denoisers; leave it out for a causal model.")
         return self.model

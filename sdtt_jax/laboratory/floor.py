@@ -51,7 +51,7 @@ SETTLED = 1e-3  # how far apart the best values of the two optimizers may be
 MAX_PAIRS = 10_000_000
 _MOST_WORKERS = 8  # each search holds tens of MiB
 _ADAM_LEAVES_OUT = ("perturbed", "random")  # at several calls: worse starts that take as long
-_AGAIN = 6  # how often, at most, both optimizers go on from the best table of all
+_AGAIN = 6  # how often, at most, both optimizers continue from the best table of all
 _LONGER = 4  # times as many steps at one call, where they cost nothing
 
 
@@ -184,8 +184,9 @@ def _best_tables(
     starts = _starts(truth, layout, n, tables, searches.config)
     problem = searches.problem(n, starts)
     ends = searches.run(problem, n, starts, jobs)
-    # Both optimizers go on from the best table that any search has found for an objective, until they agree.
-    # A search returns no worse table than its start, so they differ only by what one of them still gained.
+    # Both optimizers continue from the best table that any search has found for an objective, until they
+    # agree. A search returns no worse table than its start, so they differ only by what one of them still
+    # gained.
     sought = tuple(OBJECTIVES)
     for number in range(_AGAIN):
         first = {o: _best(ends, o) for o in OBJECTIVES}

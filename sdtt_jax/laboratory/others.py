@@ -255,7 +255,7 @@ def coupled_idlm_params(bench: StudentBench, student: MaskedDiffusion, params: P
     Args:
       bench: world, steps and rate; its network is the fake.
       student: the student, without its parameters.
-      params: the parameters that it goes on from.
+      params: the parameters that it continues from.
     """
     temperature = bench.config.teacher_temperature
     settings = CoupledIdlmConfig(bench.sizes.full_share, teacher_temperature=temperature)

@@ -324,7 +324,7 @@ def as_denoiser(
 
     Args:
       config: config of the network; that of a denoiser keeps its kind and `shift`.
-      shift: whether the denoiser goes on predicting the next token.
+      shift: whether the denoiser keeps predicting the next token.
       **changes: fields that get other values.
 
     Raises:

@@ -262,8 +262,8 @@ def _stop_signals() -> Iterator[_Stop]:
     several = jax.process_count() > 1
     # With several processes JAX's notifier handles SIGTERM, and makes all of them agree on a step.
     handled = [signal.SIGINT] if several else [signal.SIGINT, signal.SIGTERM]
-    # Python lets only the main thread set handlers; a loop in another thread is stopped by whoever
-    # started it.
+    # Python lets only the main thread set handlers; a loop in another thread must be stopped by its
+    # starter.
     if threading.current_thread() is not threading.main_thread():
         handled = []
 

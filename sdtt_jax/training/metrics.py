@@ -28,8 +28,9 @@ class MetricsWriter:
     Args:
       directory: the run's directory.
       tags: the fields that every line begins with, `{"stage": "distill", "round": 1}`.
-      start_step: the step at which the training starts or goes on. Later lines with the same tags are
-        dropped: a run that died after its last checkpoint wrote them, and they will be written again.
+      start_step: the step at which the training starts or continues. Later lines with the same tags
+        are dropped: a run that died after its last checkpoint wrote them, and they will be written
+        again.
     """
 
     def __init__(

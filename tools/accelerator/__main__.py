@@ -17,8 +17,8 @@ Parts, the most useful first:
 
 Each part has its share of the time; time that a part does not use is shared by the later ones. A
 part that fails is recorded with its error, and one for which no time is left with a sentence that
-says so; the others go on. One chip is measured, however many there are. Everything also runs on a
-CPU, slowly; with the sizes of --tiny it takes two minutes.
+says so; the others continue. One chip is measured, however many there are. Everything also runs on
+a CPU, slowly; with the sizes of --tiny it takes two minutes.
 """
 
 import argparse
