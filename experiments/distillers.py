@@ -70,8 +70,8 @@ class CoupledStage(CoupledDistillConfig):
     Attributes:
       noise: what the student sees of the noise.
       num_trajectories: teacher trajectories that are stored for each round; each gives many training
-      states. In hindsight, as many texts are stored, with their noise at 4 bytes a number. 0 stores
-      none; each training step then makes its own, which takes the teacher's `num_calls` calls.
+        states. In hindsight, as many texts are stored, with their noise at 4 bytes a number. 0 stores
+        none; each training step then makes its own, which takes the teacher's `num_calls` calls.
       pool: trajectories of the first round that another run stored with the same settings,
         `DIR/coupled/01/pool`; made if empty.
       calls: numbers of network calls at which teacher and student are measured.

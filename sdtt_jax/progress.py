@@ -41,8 +41,9 @@ def make_progress(
     Args:
       title: e.g. "distill, round 2".
       num_steps: steps in all.
-      shown: False for processes that print nothing. stream: stderr if None. interval: seconds
-      between plain lines.
+      shown: False for processes that print nothing.
+      stream: stderr if None.
+      interval: seconds between plain lines.
     """
     stream = sys.stderr if stream is None else stream
     if not shown:
@@ -78,8 +79,9 @@ def tracked(
       title: what is worked on.
       items: passed on one after the other; if there are none, nothing is shown.
       tokens: the number of tokens in one item, for the rate.
-      finished: the number of items done before; they count as done, but not in the rate. shown:
-      False for processes that print nothing. stream: stderr if None.
+      finished: the number of items done before; they count as done, but not in the rate.
+      shown: False for processes that print nothing.
+      stream: stderr if None.
     """
     began = time.monotonic()
     total, shown = finished + len(items), shown and len(items) > 0
