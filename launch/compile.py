@@ -77,13 +77,13 @@ def main(argv: Sequence[str]) -> None:
         if _SEARCH.value:
             target = Target(kind, config, topology, devices, _NUM_STEPS.value)
             analyses = search(target, _SEARCH_SECONDS.value, log)
-            records += [analysis.record for analysis in analyses]
-            report.show(analyses[0].record, console)
+            records += analyses
+            report.show(analyses[0], console)
         else:
             mesh = make_mesh(config.mesh, devices)
             program = build(kind, config, mesh, _BATCH.value * topology.chips, _NUM_STEPS.value)
             log(f"{kind}: compiling")
-            records.append(analyse(program, topology, mesh).record)
+            records.append(analyse(program, topology, mesh))
             report.show(records[-1], console)
             if _BY_OPERATION.value and records[-1].get("memory_traffic_by_operation"):
                 console.print(report.operations(records[-1]))

@@ -75,7 +75,7 @@ def row(target: Target, size: str, seconds: float, log: Any) -> list[str]:
     """The cells of the best distillation step of a size on a slice."""
     name = SLICES.get(str(target.topology), str(target.topology))
     try:
-        record = search(target, seconds, log)[0].record
+        record = search(target, seconds, log)[0]
     except ConfigError:
         return [size, name, "does not fit", *[""] * 5]
     predicted = record["predicted"]

@@ -1,6 +1,5 @@
 """What a compiled program costs: whether it fits, how fast it can be, and what limits it."""
 
-import dataclasses
 import math
 import re
 import time
@@ -21,16 +20,11 @@ _NEEDED = (
 _UNIT = {"M": 2**20, "G": 2**30}
 
 
-@dataclasses.dataclass(frozen=True)
-class Analysis:
-    """One program on one mesh. Bytes, FLOPs and seconds are of one chip and one run."""
-
-    record: Record  # every figure that is printed and written, JSON-ready
-    fits: bool  # whether the compiler placed it in the chip's memory
-
-
-def analyse(program: Program, topology: Topology, mesh: Mesh) -> Analysis:
+def analyse(program: Program, topology: Topology, mesh: Mesh) -> Record:
     """Compiles a program, counts what it does and predicts its time.
+
+    Returns every figure that is printed and written, JSON-ready: bytes, FLOPs and seconds of one chip and one
+    run, and `fits`, whether the program fits in the chip's memory.
 
     Args:
       program: the program to compile.
@@ -56,7 +50,7 @@ def analyse(program: Program, topology: Topology, mesh: Mesh) -> Analysis:
         seconds = time.perf_counter() - began
         needed = float(size[1]) * _UNIT[size[2]]
         record |= {"fits": False, "peak_bytes": needed, "compile_seconds": seconds}
-        return Analysis(record, False)
+        return record
     seconds = time.perf_counter() - began
     memory = compiled.memory_analysis()
     peak = (
@@ -73,9 +67,8 @@ def analyse(program: Program, topology: Topology, mesh: Mesh) -> Analysis:
         topology.slices,
     ).cost()
     expected = program.flops + program.recomputed
-    fits = peak <= topology.chip.usable
     record |= {
-        "fits": fits,
+        "fits": peak <= topology.chip.usable,
         "compile_seconds": seconds,
         "peak_bytes": peak,
         "arguments_bytes": memory.argument_size_in_bytes,
@@ -92,7 +85,7 @@ def analyse(program: Program, topology: Topology, mesh: Mesh) -> Analysis:
         "collectives": _collectives(cost, topology),
     }
     record["predicted"] = predict(record, program, topology)
-    return Analysis(record, fits)
+    return record
 
 
 def predict(record: Record, program: Program, topology: Topology) -> Record:

@@ -9,7 +9,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from experiments.settings import RunConfig
-from launch.ahead.analysis import Analysis, analyse
+from launch.ahead.analysis import Record, analyse
 from launch.ahead.programs import build, state_of
 from launch.ahead.topologies import Topology
 from sdtt_jax.errors import ConfigError
@@ -74,7 +74,7 @@ def least_split(
     return None
 
 
-def search(target: Target, seconds: float, log: Log) -> list[Analysis]:
+def search(target: Target, seconds: float, log: Log) -> list[Record]:
     """Analyses of the largest batch on each mesh that was tried, the best first.
 
     The best takes the least time per token if nothing overlaps: with perfect overlap most meshes would be
@@ -89,7 +89,7 @@ def search(target: Target, seconds: float, log: Log) -> list[Analysis]:
       ConfigError: the state fits on no mesh.
     """
     began = time.monotonic()
-    analyses: list[Analysis] = []
+    analyses: list[Record] = []
 
     def in_time() -> bool:
         return not analyses or time.monotonic() - began < seconds
@@ -111,7 +111,7 @@ def search(target: Target, seconds: float, log: Log) -> list[Analysis]:
 
 def largest_batch(
     target: Target, mesh: Mesh, log: Log, in_time: Callable[[], bool]
-) -> Analysis | None:
+) -> Record | None:
     """The analysis at the largest batch per chip of `LADDER` that fits; None if none does.
 
     Args:
@@ -120,7 +120,7 @@ def largest_batch(
       log: called with a line when a compilation begins.
       in_time: whether a further compilation may begin.
     """
-    tried: dict[int, Analysis] = {}
+    tried: dict[int, Record] = {}
     topology = target.topology
     guess: int | None = FIRST
     while guess is not None and len(tried) < COMPILATIONS and (in_time() or not _fitting(tried)):
@@ -130,8 +130,8 @@ def largest_batch(
         program = build(target.kind, target.config, mesh, batch, target.num_steps)
         tried[guess] = analyse(program, topology, mesh)
         guess = next_guess(
-            {batch: a.record["peak_bytes"] for batch, a in tried.items()},
-            sum(next(iter(tried.values())).record["state_bytes"].values()),
+            {batch: a["peak_bytes"] for batch, a in tried.items()},
+            sum(next(iter(tried.values()))["state_bytes"].values()),
             topology.chip.usable,
         )
     fitting = _fitting(tried)
@@ -160,11 +160,11 @@ def next_guess(peaks: dict[int, float], state: float, usable: float) -> int | No
     return below[-1] if below else between[0]
 
 
-def _seconds_per_token(analysis: Analysis) -> float:
-    predicted = analysis.record["predicted"]
+def _seconds_per_token(analysis: Record) -> float:
+    predicted = analysis["predicted"]
     tokens: float = predicted["tokens_per_second"] * predicted["seconds"]
     return float(predicted["seconds_without_overlap"]) / tokens
 
 
-def _fitting(tried: dict[int, Analysis]) -> list[int]:
-    return [batch for batch, analysis in tried.items() if analysis.fits]
+def _fitting(tried: dict[int, Record]) -> list[int]:
+    return [batch for batch, analysis in tried.items() if analysis["fits"]]
