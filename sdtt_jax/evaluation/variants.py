@@ -83,7 +83,7 @@ def _retrieving(model: Model, wanted: Variation, data: Path | None) -> Model:
     tokens = training_texts(model, "neighbours", wanted.neighbours, data, wanted.neighbour_texts)
     key = purpose_key(wanted.seed, "neighbours")
     keys, valid = map_batches(
-        functools.partial(_states, model.diffusion, key), model.params, tokens, wanted.batch_size
+        functools.partial(remember, model.diffusion, key), model.params, tokens, wanted.batch_size
     )
     store: Any = Datastore(keys[valid].astype(np.float32), tokens[valid], valid[valid])
     if model.mesh is not None:
@@ -102,24 +102,18 @@ def _retrieving(model: Model, wanted: Variation, data: Path | None) -> Model:
 
 
 @functools.partial(jax.jit, static_argnames="diffusion")
-def _states(
+def remember(
     diffusion: MaskedDiffusion, key: Key, params: Params, index: jax.Array, x0: Tokens
 ) -> tuple[jax.Array, jax.Array]:
-    """What `remember` keeps of a batch, by text and position."""
-    store = remember(diffusion, params, jax.random.fold_in(key, index), x0)
-    return store.keys.reshape(*x0.shape, -1), store.valid.reshape(x0.shape)
-
-
-def remember(diffusion: MaskedDiffusion, params: Params, key: Key, x0: Tokens) -> Datastore:
-    """An entry for each position of texts, each masked at a random time; valid where it was masked.
+    """Hidden states of texts each masked at a random time, and where they are masked.
 
     Args:
       diffusion, params: the model.
-      key: PRNG key.
+      key: PRNG key of all batches.
+      index: the batch's number.
       x0: `[batch, length]` int32, no MASK.
     """
-    key_t, key_mask = jax.random.split(key)
+    key_t, key_mask = jax.random.split(jax.random.fold_in(key, index))
     t = jax.random.uniform(key_t, x0.shape[:1], jnp.float32)
     x_t = q_xt(key_mask, x0, diffusion.schedule.move_chance(t), diffusion.mask_id)
-    hidden = diffusion.hidden(params, x_t, diffusion.schedule.sigma(t))
-    return Datastore(hidden.reshape(x0.size, -1), x0.ravel(), (x_t == diffusion.mask_id).ravel())
+    return diffusion.hidden(params, x_t, diffusion.schedule.sigma(t)), x_t == diffusion.mask_id

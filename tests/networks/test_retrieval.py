@@ -27,7 +27,9 @@ TEXTS = ((RNG.integers(0, VOCAB, (512, 1)) + np.arange(LENGTH)) % VOCAB).astype(
 @pytest.fixture(scope="module")
 def params():
     diffusion = MaskedDiffusion(NETWORK, make_schedule())
-    store = jax.jit(lambda x: remember(diffusion, PARAMS, jax.random.key(0), x))(TEXTS[:256])
+    texts = TEXTS[:256]
+    keys, valid = remember(diffusion, jax.random.key(0), PARAMS, 0, texts)
+    store = Datastore(keys.reshape(texts.size, -1), texts.ravel(), valid.ravel())
     return {"network": PARAMS, "store": store}
 
 
