@@ -36,18 +36,12 @@ class Split:
             return self.cached[indices].astype(np.int32)
         return self._records.read(indices).astype(np.int32)
 
-    def indices(
-        self, seed: int, step: int, batch_size: int, rows: slice | None = None
-    ) -> np.ndarray:
-        """Which sequences batch `step` holds, as `shuffled`: int64 `[batch_size]`, or its `rows`."""
-        return shuffled(len(self), seed, step, batch_size, rows)
-
     def batch(self, seed: int, step: int, batch_size: int, rows: slice | None = None) -> np.ndarray:
         """The sequences of batch `step`: int32 `[batch_size, length]`, or its `rows`, a host's slice.
 
         Arguments and order are those of `shuffled`.
         """
-        return self.gather(self.indices(seed, step, batch_size, rows))
+        return self.gather(shuffled(len(self), seed, step, batch_size, rows))
 
 
 def shuffled(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sdtt_jax.data import DataConfig, Split, builders, load_tokenizer, open_split, prepare
-from sdtt_jax.data.loader import Mixture, open_mixture
+from sdtt_jax.data.loader import Mixture, open_mixture, shuffled
 from sdtt_jax.errors import ConfigError, DataError
 from tests.data.conftest import divide
 
@@ -66,7 +66,7 @@ def test_an_epoch_holds_every_sequence_once_and_each_is_another_order(train):
     size = len(train)
     batch_size = 7  # Does not divide the epoch, so that an end falls within a batch.
     steps = -(-2 * size // batch_size)
-    drawn = np.concatenate([train.indices(0, step, batch_size) for step in range(steps)])
+    drawn = np.concatenate([shuffled(size, 0, step, batch_size) for step in range(steps)])
     first, second = drawn[:size], drawn[size : 2 * size]
     np.testing.assert_array_equal(np.sort(first), np.arange(size))
     np.testing.assert_array_equal(np.sort(second), np.arange(size))
@@ -76,7 +76,7 @@ def test_an_epoch_holds_every_sequence_once_and_each_is_another_order(train):
 def test_the_order_has_no_trend(train):
     # Correlation of position and index under a random permutation of n has standard error
     # 1/sqrt(n-1) = 0.011 at n = 8223; four of them. Seed 0.
-    order = train.indices(0, 0, len(train))
+    order = shuffled(len(train), 0, 0, len(train))
     limit = 4 / np.sqrt(len(train) - 1)
     assert abs(np.corrcoef(order, np.arange(len(train)))[0, 1]) < limit
     assert abs(np.corrcoef(order[1:], order[:-1])[0, 1]) < limit
