@@ -26,7 +26,6 @@ from sdtt_jax.laboratory.student import (
 from sdtt_jax.laboratory.world import (
     Array,
     World,
-    data_entropy,
     finished_states,
     law_measures,
     sampler_measures,
@@ -100,7 +99,7 @@ def closed_form(
     world = truth.world
     record: Record = {
         "world": {**dataclasses.asdict(world), "num_states": world.num_states},
-        "data_entropy": data_entropy(world, truth.evidence),
+        "data_entropy": truth.measures_of(truth.chain)["entropy"],
         "teacher": {"steps": truth.measures(truth.teacher)},
         "rounds": {},
     }

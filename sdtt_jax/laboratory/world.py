@@ -295,12 +295,6 @@ def law_measures(law: Array, chain: Array, length: int) -> dict[str, float]:
     }
 
 
-def data_entropy(world: World, evidence: Array) -> float:
-    """Entropy of the chain's sequences, nats per token."""
-    chain = evidence[finished_states(world)]
-    return -float(special.xlogy(chain, chain).sum()) / world.length
-
-
 def _check_distribution(values: tuple[float, ...], name: str) -> None:
     positive = all(math.isfinite(value) and value > 0 for value in values)
     require(positive, f"{name} has entries that are not positive: {list(values)}.")

@@ -11,8 +11,8 @@ from sdtt_jax.errors import ConfigError, DataError
 from sdtt_jax.laboratory.world import (
     World,
     all_states,
-    data_entropy,
     finished_states,
+    law_measures,
     load_world,
     reveal_sums,
     sample_distribution,
@@ -117,7 +117,8 @@ def test_many_steps_sample_the_chain_itself() -> None:
     measures = sampler_measures(world, teacher, evidence, [1, 1_000, 100_000])
     assert measures[1].kl > 0.1
     assert measures[100_000].kl < measures[1_000].kl < 1e-3
-    entropy = data_entropy(world, evidence)
+    chain = evidence[finished_states(world)]
+    entropy = law_measures(chain, chain, world.length)["entropy"]
     assert measures[100_000].entropy == pytest.approx(entropy, abs=1e-4)
     assert math.log(measures[100_000].perplexity) == pytest.approx(entropy, abs=1e-4)
 
