@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+from flax import traverse_util
 
 from sdtt_jax.typing import Tree
 
@@ -21,11 +22,5 @@ def flat_leaves(tree: Tree) -> dict[str, Any]:
 
 def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
     """The inverse of `flat_leaves`: nested dicts, the form in which trees of any kind are stored."""
-    out: dict[str, Any] = {}
-    for path, leaf in leaves.items():
-        *parents, name = path.split("/")
-        place = out
-        for parent in parents:
-            place = place.setdefault(parent, {})
-        place[name] = leaf
-    return out
+    tree: dict[str, Any] = traverse_util.unflatten_dict(leaves, sep="/")
+    return tree
