@@ -12,7 +12,6 @@ import statistics
 import time
 from typing import Any
 
-import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,7 +20,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from launch.ahead.topologies import compile_only, describe_devices, parse_topology
 from sdtt_jax.markdown import table
 from sdtt_jax.networks import Denoiser, DenoiserConfig
+from sdtt_jax.networks.base import abstract_params
 from sdtt_jax.networks.config import REMAT_POLICIES
+from sdtt_jax.parallel.placement import unbox
 
 DEMO = DenoiserConfig(2000, 64, num_layers=4, embed_dim=128, num_heads=4)
 SMALL = DenoiserConfig(50_257, 1024)
@@ -42,8 +43,7 @@ def gradient(
     def place(x: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
-    boxed = jax.eval_shape(model.init, jax.random.key(0))
-    params = jax.tree.map(place, flax.core.meta.unbox(boxed))
+    params = jax.tree.map(place, unbox(abstract_params(model)))
     tokens = place(jax.ShapeDtypeStruct((batch, config.length), jnp.int32))
     return jax.jit(jax.grad(loss)).lower(params, tokens).compile(), params
 

@@ -27,6 +27,7 @@ from sdtt_jax.interchange.tables.llama import FAMILIES, LLADA, LLAMA, LLAMA_GGUF
 from sdtt_jax.interchange.tables.reference import CAUSAL, DENOISER
 from sdtt_jax.paths import read_json
 
+# Each of their models has a tokenizer of its own.
 LLAMA_LAYOUTS = (LLAMA, LLADA, LLAMA_GGUF)
 # In the order in which they are tried: a denoiser has the causal baseline's tensors too.
 LAYOUTS = {layout.name: layout for layout in (DENOISER, CAUSAL, GPT2, DIFFUGPT, *LLAMA_LAYOUTS)}

@@ -12,12 +12,9 @@ from sdtt_jax.errors import CheckpointError, DataError
 from sdtt_jax.interchange.gguf import GgufTensors
 from sdtt_jax.interchange.gguf_tokenizers import gguf_tokenizer
 from sdtt_jax.interchange.hub import TOKENIZER_FILES
-from sdtt_jax.interchange.layouts import Published
-from sdtt_jax.interchange.tables.llama import LLADA, LLAMA, LLAMA_GGUF
+from sdtt_jax.interchange.layouts import LLAMA_LAYOUTS, Published
 from sdtt_jax.networks.config import GPT2Config
 
-# Layouts whose models each have a tokenizer of their own.
-HUB_TOKENIZERS = (LLAMA, LLADA, LLAMA_GGUF)
 # The least share of an embedding's rows that are tokens; a published model's last rows may be padding.
 LEAST_SHARE = 7 / 8
 
@@ -36,7 +33,7 @@ def published_tokenizer(model: Published, folder: Path) -> Tokenizer | None:
         found = gguf_tokenizer(model.tensors, model.config.columns, model.mask_row)
         if found is not None:
             return found
-    gpt2 = None if model.layout in HUB_TOKENIZERS else _gpt2(model.config.vocab_size)
+    gpt2 = None if model.layout in LLAMA_LAYOUTS else _gpt2(model.config.vocab_size)
     file, beside = (folder / name for name in TOKENIZER_FILES)
     if not (has_its_own(model) and file.is_file()):
         return gpt2
@@ -62,7 +59,7 @@ def has_its_own(model: Published) -> bool:
 
     Networks of GPT-2's kind for other languages often have as many tokens as GPT-2, and others.
     """
-    return model.layout in HUB_TOKENIZERS or isinstance(model.config, GPT2Config)
+    return model.layout in LLAMA_LAYOUTS or isinstance(model.config, GPT2Config)
 
 
 def _gpt2(vocab_size: int) -> Gpt2Tokenizer | None:
