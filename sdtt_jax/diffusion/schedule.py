@@ -199,19 +199,8 @@ def _geometric(config: ScheduleConfig) -> Schedule:
 
 
 def _flat_sigma(u: jax.Array, sigma_0: float | jax.Array, sigma_1: float | jax.Array) -> jax.Array:
-    log_masked = u * _log1m_exp(-sigma_1) + (1 - u) * _log1m_exp(-sigma_0)
-    return -_log1m_exp(log_masked)
-
-
-def _log1m_exp(x: float | jax.Array) -> jax.Array:
-    """`log(1 - exp(x))` for x < 0, accurate at both ends (near 0, exp(x) rounds to 1)."""
-    x = jnp.asarray(x, jnp.float32)
-    near_zero = x > -0.69
-    return jnp.where(
-        near_zero,
-        jnp.log(-jnp.expm1(jnp.where(near_zero, x, -1.0))),
-        jnp.log1p(-jnp.exp(jnp.where(near_zero, -1.0, x))),
-    )
+    log_masked = u * jax.nn.log1mexp(sigma_1) + (1 - u) * jax.nn.log1mexp(sigma_0)
+    return -jax.nn.log1mexp(-log_masked)
 
 
 SCHEDULES: dict[str, Callable[[ScheduleConfig], Schedule]] = {

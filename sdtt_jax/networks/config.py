@@ -174,8 +174,7 @@ class CoupledConfig(DenoiserConfig):
     @classmethod
     def of(cls, config: DenoiserConfig, noise: NoiseConfig) -> "CoupledConfig":
         """A denoiser's config, with noise."""
-        fields = (field.name for field in dataclasses.fields(DenoiserConfig))
-        return cls(**{name: getattr(config, name) for name in fields}, noise=noise)
+        return dataclasses.replace(of_same_size(cls, config), noise=noise)
 
 
 @dataclasses.dataclass(frozen=True)
