@@ -309,6 +309,8 @@ def parse_flags(argv: list[str], check: Callable[[Sequence[str]], None] | None) 
         return list(flags.FLAGS(argv))
     except SystemExit:  # raised for --help, which absl treats as a failure
         sys.exit(0)
+    except BrokenPipeError:  # of --help, for `run_app`
+        raise
     except IN_FLAGS as error:
         gone = str(getattr(error, "flagname", ""))
         now = FLAGS.get(gone, "")
@@ -383,7 +385,7 @@ def run_app(
     except KeyboardInterrupt:  # before `main`
         _say_stopped(goes_on)
         sys.exit(EXIT_INTERRUPTED)
-    except BrokenPipeError:  # of --help
+    except BrokenPipeError:
         discard_output()
         sys.exit(EXIT_PIPE)
 

@@ -96,6 +96,18 @@ def test_the_new_name_is_only_given_where_it_is_a_flag(monkeypatch, capsys):
     assert "Unknown command line flag 'old_flag'" in capsys.readouterr().err
 
 
+def test_help_may_be_cut_off_by_a_pipe(monkeypatch, capsys):
+    """As by `--help | head`; it used to end with "Error: [Errno 32] Broken pipe (see --help)"."""
+
+    def cut_off(_):
+        raise BrokenPipeError
+
+    monkeypatch.setattr("experiments.cli.app.flags.FLAGS", cut_off)
+    with pytest.raises(BrokenPipeError):
+        parse_flags(["sample", "--help"], None)
+    assert capsys.readouterr().err == ""
+
+
 # Run by a numeric user without a home, in a terminal that cannot show a dash, and piped into `head`.
 NARROW = """
 import os, pwd
