@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.sharing import once  # imports no JAX
+# These import no JAX.
+from tests.buckets import bucket, server  # noqa: F401 - fixtures
+from tests.sharing import once
 
 # The processes of a test run, and the programs that they start, compile the same things over and over, so
 # they share a cache. It is set before anything imports JAX.

@@ -19,6 +19,7 @@ from orbax.checkpoint import v1 as ocp
 
 from sdtt_jax.checkpoints import metadata as stored
 from sdtt_jax.checkpoints import orbax
+from sdtt_jax.checkpoints.aside import CORRUPT, any_aside, move_aside
 from sdtt_jax.checkpoints.digests import canonical_sha256, describe
 from sdtt_jax.checkpoints.metadata import DamagedError, brief, require_same_leaves
 from sdtt_jax.errors import CheckpointError, MismatchError
@@ -27,7 +28,6 @@ from sdtt_jax.paths import absolute, is_remote, naming
 from sdtt_jax.trees import flat_leaves, leaf_name, nested
 from sdtt_jax.typing import Tree
 
-CORRUPT = "corrupt"
 # What a folder of delivered parameters consists of.
 PARTS = ("params", "meta")
 LOG = logging.getLogger(__name__)
@@ -223,7 +223,7 @@ class Checkpoints:
                 f"Every checkpoint in {self.directory} is damaged ({reasons}); "
                 "restore them from a copy, or remove the directory to start again."
             )
-        if any((self.directory / CORRUPT).glob("*")):
+        if any_aside(self.directory):
             raise CheckpointError(
                 f"{self.directory} holds only damaged checkpoints, in {CORRUPT}/; "
                 "restore one from a copy, or remove the directory to start again."
@@ -236,10 +236,7 @@ class Checkpoints:
         if not damaged:
             return
         if processes.is_first():
-            (self.directory / CORRUPT).mkdir(exist_ok=True)
-            for step in damaged:
-                target = self.directory / CORRUPT / f"{step}-{time.strftime('%Y%m%dT%H%M%S')}"
-                (self.directory / str(step)).rename(target)
+            move_aside(self.directory, damaged)
         processes.barrier("moved damaged checkpoints aside")
         self._orbax.reload()
 

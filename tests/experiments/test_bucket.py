@@ -1,16 +1,7 @@
-"""A run whose directory is in a bucket. Oracle: a server of Google's storage protocol on this machine.
-
-gcsfs and TensorStore (which writes the arrays for Orbax) both take the server's address from the environment,
-so all that differs from the real thing is who answers.
-"""
+"""A run whose directory is in a bucket, which is that of tests/buckets.py."""
 
 import gzip
 import json
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +12,6 @@ from experiments.stages import mirror
 from experiments.stages.coupled import open_pool
 from experiments.stages.runner import open_run
 from experiments.stages.workdir import final, is_delivered
-from launch.local import free_port
 from sdtt_jax import paths
 from sdtt_jax.checkpoints.store import load_params, save_params
 from sdtt_jax.data import DataConfig, TokenizerConfig, ingest, open_split, prepare
@@ -39,60 +29,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:::google"),
     pytest.mark.filterwarnings("ignore:::gcsfs"),
 ]
-
-
-@pytest.fixture(scope="module")
-def server():
-    """The environment in which programs find the bucket `gs://bucket`."""
-    port = free_port()
-    address = f"http://127.0.0.1:{port}"
-    script = "import sys; from gcp_storage_emulator.__main__ import main; sys.exit(main())"
-    process = subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            script,
-            "start",
-            f"--port={port}",
-            "--host=127.0.0.1",
-            "--in-memory",
-        ],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        _make_bucket(address)
-        yield {
-            "STORAGE_EMULATOR_HOST": address,
-            "TENSORSTORE_GCS_HTTP_URL": address,
-            "GOOGLE_CLOUD_PROJECT": "project",
-        }
-    finally:
-        process.kill()
-        process.wait()
-
-
-def _make_bucket(address: str) -> None:
-    request = urllib.request.Request(
-        f"{address}/storage/v1/b?project=project",
-        data=json.dumps({"name": "bucket"}).encode(),
-        headers={"Content-Type": "application/json"},
-    )
-    deadline = time.monotonic() + 30
-    while True:
-        try:
-            urllib.request.urlopen(request).close()
-            return
-        except (urllib.error.URLError, ConnectionError):
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-
-
-@pytest.fixture
-def bucket(server, monkeypatch):
-    for name, value in server.items():
-        monkeypatch.setenv(name, value)
-    return paths.as_path("gs://bucket")
 
 
 def test_files_are_written_whole_and_read_back(bucket):
