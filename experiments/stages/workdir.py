@@ -166,6 +166,9 @@ def claimed(root: Path, config: RunConfig, config_file: str = "") -> Iterator[No
     """
     begins = not Workdir(root).config.exists()
     workdir = claim(root, config, config_file)
+    if begins and is_remote(root):
+        # This host may have the data of an earlier run of the same name, which was removed from the bucket.
+        paths.remove_tree(local_root(root))
     try:
         yield
     except BaseException:

@@ -21,7 +21,7 @@ from sdtt_jax.parallel.placement import unbox
 from sdtt_jax.training.metrics import MetricsWriter, read_metrics
 from tests.data.conftest import chapters  # noqa: F401 - a fixture
 from tests.experiments.processes import SMOKE
-from tests.experiments.small import small
+from tests.experiments.small import TEXT, small
 from tests.forking import Finished, run_module
 
 pytestmark = [
@@ -84,6 +84,20 @@ def test_data_that_were_prepared_again_are_copied_again(bucket, tmp_path):
             (bucket / "again" / name).write_bytes(content)
         mirror.download(bucket / "again", tmp_path / "there", "info.json")
         assert (tmp_path / "there" / "data.bin").read_bytes() == content
+
+
+def test_a_new_run_in_the_place_of_one_that_was_removed_prepares_its_own_data(
+    bucket, tmp_path, monkeypatch
+):
+    """This host still has the other's data. Oracle: the second text has more characters."""
+    monkeypatch.setenv("SDTT_JAX_CACHE", str(tmp_path / "cache"))
+    config, lengths = small(tmp_path), []
+    for text in (TEXT, TEXT.replace("fox", "elephant")):
+        (tmp_path / "corpus.txt").write_text(text * 200)
+        with open_run(config, bucket / "removed") as run:
+            lengths.append(run.info.num_characters)
+        paths.remove_tree(bucket / "removed")
+    assert lengths[1] - lengths[0] == 200 * (len("elephant") - len("fox"))
 
 
 def test_what_a_killed_run_left_half_written_is_not_delivered(bucket):
