@@ -29,7 +29,7 @@ from sdtt_jax.config import choose, require
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.evaluation.record import FOLDER, Record, own_path
 from sdtt_jax.evaluation.settings import Settings
-from sdtt_jax.evaluation.subject import Subject, load_subject
+from sdtt_jax.evaluation.subject import OWN, Subject, load_subject
 from sdtt_jax.evaluation.suites import SUITES
 from sdtt_jax.evaluation.texts import held_out_name
 from sdtt_jax.evaluation.variants import variant
@@ -127,7 +127,9 @@ def main(argv: Sequence[str]) -> None:
         chosen_mesh(),
         fields.given_flags(),
     )
-    data = own_data(subject.model)
+    learnt_from = settings.neighbours, settings.exit_training_text if "exits" in suites else ""
+    # Data in a bucket are copied, which may take long.
+    data = own_data(subject.model) if OWN in learnt_from or not settings.held_out else None
     model = variant(subject.model, settings, data)
     subject = dataclasses.replace(subject, model=model, data=data)
     if _HELPER.value:

@@ -24,6 +24,7 @@ from experiments.stages.mirror import own_data
 from sdtt_jax.config import require, whole
 from sdtt_jax.errors import UserError
 from sdtt_jax.evaluation.harness import Options, adapter
+from sdtt_jax.evaluation.subject import OWN
 from sdtt_jax.evaluation.variants import variant
 from sdtt_jax.interchange.load import load
 from sdtt_jax.networks.config import COMPUTE_DTYPES
@@ -77,7 +78,8 @@ def main(argv: Sequence[str]) -> None:
             "lm-evaluation-harness is not installed; pip install -e '.[eval]'."
         ) from None
     model = load(str(_CHECKPOINT.value), compute_dtype=_DTYPE.value, **fields.given_flags())
-    model = variant(model, options, own_data(model))
+    data = own_data(model) if options.neighbours == OWN else None
+    model = variant(model, options, data)
     results: Any = lm_eval.simple_evaluate(
         model=adapter(LM)(model, options),
         tasks=_TASKS.value,

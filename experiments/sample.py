@@ -32,6 +32,7 @@ from experiments.stages.mirror import own_data
 from sdtt_jax.config import at_least, positive, require
 from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.evaluation.settings import Sampling
+from sdtt_jax.evaluation.subject import OWN
 from sdtt_jax.evaluation.variants import variant
 from sdtt_jax.interchange.load import load, load_denoiser
 from sdtt_jax.keys import seed_key
@@ -97,7 +98,8 @@ def main(argv: Sequence[str]) -> None:
         mesh=chosen_mesh(),
         **fields.given_flags(length=_LENGTH.value),
     )
-    model = variant(model, sampling, own_data(model))
+    data = own_data(model) if sampling.neighbours == OWN else None
+    model = variant(model, sampling, data)
     x_init = processes.to_host(
         model.prior(
             _NUM_SAMPLES.value, _texts(_PROMPT.value), _texts(_INFILL.value), _NUM_TOKENS.value

@@ -36,10 +36,14 @@ def local_root(root: Path) -> Path:
 
 
 def own_data(model: Loaded) -> Path | None:
-    """The prepared data of the model's run, or its local copy if the run is in a bucket, if any."""
+    """The prepared data of the model's run, if any; of a run in a bucket a local copy, made if need be."""
     root = model.run_folder
-    data = None if root is None else local_root(root) / "data"
-    return data if data is not None and (data / INFO_FILE).is_file() else None
+    if root is None or not (root / "data" / INFO_FILE).exists():
+        return None
+    data = local_root(root) / "data"
+    if is_remote(root):
+        download(root / "data", data, INFO_FILE)
+    return data
 
 
 def upload(local: Path, remote: Path, last: str) -> None:

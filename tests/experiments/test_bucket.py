@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import types
 
 import jax
 import jax.numpy as jnp
@@ -98,6 +99,19 @@ def test_a_new_run_in_the_place_of_one_that_was_removed_prepares_its_own_data(
             lengths.append(run.info.num_characters)
         paths.remove_tree(bucket / "removed")
     assert lengths[1] - lengths[0] == 200 * (len("elephant") - len("fox"))
+
+
+def test_a_model_is_measured_on_the_data_of_its_run_on_any_host(bucket, tmp_path, monkeypatch):
+    """One host has none of them, the other those of an earlier run of the same name."""
+    model = types.SimpleNamespace(run_folder=bucket / "own")
+    assert mirror.own_data(model) is None
+    (bucket / "own" / "data").mkdir(parents=True, exist_ok=True)
+    for content, hosts in ((b"old", "a"), (b"new", "ab")):
+        for name in ("shard.bin", "info.json"):
+            (bucket / "own" / "data" / name).write_bytes(content)
+        for host in hosts:
+            monkeypatch.setenv("SDTT_JAX_CACHE", str(tmp_path / host))
+            assert (mirror.own_data(model) / "shard.bin").read_bytes() == content
 
 
 def test_what_a_killed_run_left_half_written_is_not_delivered(bucket):
