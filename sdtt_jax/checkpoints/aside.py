@@ -4,7 +4,8 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from sdtt_jax.checkpoints.orbax import COMMITTED
+from sdtt_jax.checkpoints.orbax import COMMITTED, is_committed
+from sdtt_jax.errors import CheckpointError
 from sdtt_jax.paths import is_remote
 
 CORRUPT = "corrupt"
@@ -27,3 +28,21 @@ def any_aside(directory: Path) -> bool:
     """Whether `directory/corrupt` holds a checkpoint."""
     corrupt = directory / CORRUPT
     return corrupt.is_dir() and any(path.is_dir() for path in corrupt.iterdir())
+
+
+def refuse_uncommitted(directory: Path) -> None:
+    """Refuses a folder in a bucket with several checkpoints none of which is whole; Orbax would remove them.
+
+    A killed save leaves one that is not; a copy that left out a file of each leaves all of them so.
+
+    Raises:
+      CheckpointError: it is such a folder.
+    """
+    if not is_remote(directory) or not directory.is_dir():
+        return
+    steps = [path for path in directory.iterdir() if path.name.isdigit()]
+    if len(steps) > 1 and not any(map(is_committed, steps)):
+        raise CheckpointError(
+            f"{directory} holds {len(steps)} checkpoints that were copied incompletely (none has its "
+            f"{COMMITTED}); copy them again, with all files, or remove the directory to start again."
+        )

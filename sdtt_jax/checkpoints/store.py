@@ -19,7 +19,7 @@ from orbax.checkpoint import v1 as ocp
 
 from sdtt_jax.checkpoints import metadata as stored
 from sdtt_jax.checkpoints import orbax
-from sdtt_jax.checkpoints.aside import CORRUPT, any_aside, move_aside
+from sdtt_jax.checkpoints.aside import CORRUPT, any_aside, move_aside, refuse_uncommitted
 from sdtt_jax.checkpoints.digests import canonical_sha256, describe
 from sdtt_jax.checkpoints.metadata import DamagedError, brief, require_same_leaves
 from sdtt_jax.errors import CheckpointError, MismatchError
@@ -67,6 +67,7 @@ class Checkpoints:
         self._pending: tuple[int, Any] | None = None
         self._handle: int | None = None
         try:
+            refuse_uncommitted(self.directory)
             self.directory.mkdir(parents=True, exist_ok=True)
             if not is_remote(self.directory):
                 self._handle = os.open(self.directory, os.O_RDONLY)

@@ -2,6 +2,7 @@
 
 import pytest
 
+from sdtt_jax.checkpoints.aside import refuse_uncommitted
 from sdtt_jax.checkpoints.store import Checkpoints
 from sdtt_jax.errors import CheckpointError
 from sdtt_jax.paths import remove_tree
@@ -19,14 +20,9 @@ pytestmark = [
 ]
 
 
-@pytest.fixture
-def three(bucket, request):
-    """Checkpoints at steps 1, 2, 3 in a folder of the bucket, to be damaged."""
-    return save_three(bucket / request.node.name)
-
-
-def test_a_damaged_one_is_moved_aside_and_never_forgotten(three):
+def test_a_damaged_one_is_moved_aside_and_never_forgotten(bucket):
     """As on a disk. Oracle: the states that were saved, and what was damaged."""
+    three = save_three(bucket / "damaged")
     metadata = metadata_file(three / "3")
     metadata.write_text("{")
     with Checkpoints(three, keep=3) as checkpoints:
@@ -42,3 +38,18 @@ def test_a_damaged_one_is_moved_aside_and_never_forgotten(three):
         remove_tree(three / str(step))
     with pytest.raises(CheckpointError, match="only damaged checkpoints"):
         restore(three)
+
+
+def test_those_that_were_copied_without_one_of_their_files_are_refused_and_stay(bucket):
+    """Orbax would take each for the rest of a killed save, remove it, and the run would begin anew."""
+    folder = bucket / "copied"
+    for step in (1, 2):
+        (folder / str(step)).mkdir(parents=True, exist_ok=True)
+        (folder / str(step) / "array").write_text("half")
+        if step == 1:
+            refuse_uncommitted(folder)  # A killed first save is no such case.
+    with pytest.raises(CheckpointError, match=r"holds 2 checkpoints .*incompletely.*copy them"):
+        restore(folder)
+    assert [file.name for file in files(folder)] == ["array", "array"]
+    (folder / "1" / "commit_success.txt").write_text("")
+    refuse_uncommitted(folder)
