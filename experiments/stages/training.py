@@ -305,6 +305,7 @@ def _fit(job: TrainingJob) -> TrainState:
                     write=writer.write,
                     progress=progress.update,
                     on_rejected=functools.partial(_report_rejected, job),
+                    saving=writer.keep,
                     alive=alive,
                     tokens_per_batch=job.tokens_per_batch,
                 ),

@@ -65,6 +65,8 @@ class TrainLog:
     progress: Callable[[int, Mapping[str, float] | None], None] = _ignore
     # `(step, metrics)` of every rejected update, at the next log point.
     on_rejected: Callable[[int, Mapping[str, float]], None] = _ignore
+    # Called before every save: what was written until then must outlive a kill, as the state does.
+    saving: Callable[[], None] = _ignore
     # Called after every step and every save, e.g. the function that `watchdog` yields.
     alive: Callable[[], None] = _ignore
     tokens_per_batch: int = 0  # makes `tokens_per_second` one of the metrics; 0 leaves it out
@@ -145,6 +147,7 @@ def train(
             if every and (saving or step % every == 0):
                 check_replicas(state, step)
             if checkpoints is not None and saving:
+                log.saving()
                 checkpoints.save(state)
                 log.alive()
             if stopping:

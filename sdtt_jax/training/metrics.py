@@ -15,7 +15,7 @@ from sdtt_jax.paths import as_path, is_remote, naming, parse_json, write_text
 
 LOG = logging.getLogger(__name__)
 FILE = "metrics.jsonl"
-# Time between two writes of the file in a bucket; a kill loses the lines since the last.
+# Time between two writes of the file in a bucket; a kill loses the lines since the last, or since `keep`.
 REMOTE_SECONDS = 30.0
 
 
@@ -23,7 +23,8 @@ class MetricsWriter:
     """Appends the metrics of one stage and round to `DIR/metrics.jsonl` and to `DIR/tensorboard/STAGE_ROUND`.
 
     Only process 0 writes. Nothing can be appended to an object in a bucket: there the file is written
-    whole, at most every `REMOTE_SECONDS`, and there is no TensorBoard. Use as a context manager.
+    whole, every `REMOTE_SECONDS` and when `keep` is called, and there is no TensorBoard. Use as a context
+    manager.
 
     Args:
       directory: the run's directory.
@@ -71,6 +72,12 @@ class MetricsWriter:
             self._file.flush()
             if self._board is not None:
                 self._board.write(step, values)
+
+    def keep(self) -> None:
+        """Puts the lines so far where a kill does not lose them; call it before the state is saved."""
+        if isinstance(self._file, _Lines):
+            with naming(self.path):
+                self._file.close()
 
     def _drop_after(self, start_step: int) -> None:
         if not self.path.exists():

@@ -51,6 +51,20 @@ def test_metrics_go_on_where_they_were(bucket):
     assert [(m["step"], m["loss"]) for m in found] == [(1, 1.0), (2, 2.0), (3, 23.0), (4, 24.0)]
 
 
+def test_metrics_that_were_kept_before_a_save_survive_a_kill(bucket):
+    """A killed process closes nothing; the next goes on after the save of step 2."""
+    tags = {"stage": "teacher", "round": 0}
+    killed = MetricsWriter(bucket / "kept", tags)
+    for step in (1, 2, 3):
+        killed.write(step, {"loss": float(step)})
+        if step == 2:
+            killed.keep()
+    with MetricsWriter(bucket / "kept", tags, 2) as writer:
+        writer.write(3, {"loss": 3.0})
+    found = read_metrics(bucket / "kept" / "metrics.jsonl")
+    assert [m["step"] for m in found] == [1, 2, 3]
+
+
 def test_folders_are_copied_there_and_back(bucket, tmp_path):
     files = {"info.json": b"{}", "a/b.bin": bytes(range(256)), "c.txt": b""}
     for name, content in files.items():

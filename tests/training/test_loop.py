@@ -40,19 +40,28 @@ def test_metrics_after_a_resume_are_those_of_the_unbroken_run(unbroken, tmp_path
 
 
 def test_saves_happen_every_few_steps_and_at_the_end():
-    saved = []
+    """Before each, the metrics until then are kept."""
+    saved, written, kept = [], [], []
 
     class Recorder:
         def save(self, state):
             saved.append(int(state.step))
+            assert kept[-1] == written[-1] == saved[-1]
             return True
 
         def finish(self, state):
             assert int(state.step) == 10
 
-    config = toy.until(tiny.config(), 10, save_every=4)
+    config = toy.until(tiny.config(), 10, save_every=4, log_every=1)
     key = jax.random.key(tiny.KEY)
-    loop.train(tiny.fresh(), tiny.step_fn(), tiny.batch_at, key, config, checkpoints=Recorder())
+    log = loop.TrainLog(
+        write=lambda step, _values: written.append(step),
+        saving=lambda: kept.append(written[-1]),
+    )
+    recorder = Recorder()
+    loop.train(
+        tiny.fresh(), tiny.step_fn(), tiny.batch_at, key, config, checkpoints=recorder, log=log
+    )
     assert saved == [4, 8, 10]
 
 
