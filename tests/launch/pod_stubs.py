@@ -19,8 +19,19 @@ exit "${code:-99}"
     # A queue with one resource, whose one host is this machine.
     "gcloud": """
 echo "$*" | head -n1 >>"$STUB/gcloud"
+if [ -s "$STUB/offline" ]; then # a line for each call that fails
+  sed -i 1d "$STUB/offline"
+  echo "ERROR: gcloud crashed (ConnectionError): Failed to establish a new connection" >&2
+  exit 1
+fi
 case $4 in
-  describe) cat "$STUB/state" ;;
+  describe)
+    if [ ! -e "$STUB/state" ]; then
+      echo "ERROR: (gcloud.compute.tpus.queued-resources.describe) NOT_FOUND: Resource was not found" >&2
+      exit 1
+    fi
+    cat "$STUB/state"
+    ;;
   create) echo "${CREATED:-ACTIVE}" >"$STUB/state" ;;
   delete) rm "$STUB/state" ;;
   ssh)
@@ -35,6 +46,7 @@ case $4 in
           fi
           if [ -e "$STUB/cut" ]; then
             mv "$STUB/cut" "$STUB/was-cut"
+            cp "$STUB/was-cut" "$STUB/offline"
             exit 255
           fi
           bash -c "${argument#--command=}"

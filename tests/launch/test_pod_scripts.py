@@ -77,6 +77,31 @@ def test_tpu_vm_attaches_again_when_the_connection_was_cut(stubs, tmp_path):
     assert (tmp_path / "was-cut").exists()
 
 
+@pytest.mark.parametrize("calls", [1, 2, 9])
+def test_tpu_vm_waits_while_this_machine_is_offline_and_attaches_again(stubs, tmp_path, calls):
+    """So many calls of gcloud fail after the connection was cut; none counts, and the slice is kept."""
+    pod = write(tpu_vm.render(dataclasses.replace(TPU, max_restarts=0)), tmp_path / "pod")
+    (tmp_path / "state").write_text("ACTIVE\n")
+    (tmp_path / "cut").write_text("offline\n" * calls)
+    (tmp_path / "running").touch()
+    (tmp_path / "exit").write_text("0\n")
+    result = stubs.run(pod / "pod.sh", "run", codes=[])
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert stubs.runs == 0
+    verbs = {call.split()[3] for call in stubs.lines("gcloud")}
+    assert verbs == {"describe", "ssh"}
+
+
+def test_tpu_vm_asks_for_nothing_while_it_cannot_see_what_is_there(stubs, tmp_path):
+    pod = write(tpu_vm.render(TPU), tmp_path / "pod")
+    (tmp_path / "offline").write_text("offline\n")
+    result = stubs.run(pod / "pod.sh", "run", codes=[])
+    assert result.returncode == 1
+    assert "Failed to establish a new connection" in result.stderr
+    assert "cannot be asked for" in result.stdout
+    assert [call.split()[3] for call in stubs.lines("gcloud")] == ["describe"]
+
+
 def test_tpu_vm_takes_a_host_that_is_silent_for_a_failure(stubs, tmp_path):
     """Two hosts are expected, and the stub answers for one."""
     pod = write(tpu_vm.render(dataclasses.replace(TPU, slices=2, max_restarts=0)), tmp_path / "pod")
