@@ -135,6 +135,19 @@ def test_slurm_requeues_what_can_be_repeated(stubs, tmp_path, codes, runs, outco
     assert stubs.lines("scontrol") == ["requeue 7"] * (runs - 1)
 
 
+@pytest.mark.parametrize("code", [75, 134])
+def test_slurm_that_does_not_requeue_ends_with_the_status_of_the_tasks(stubs, tmp_path, code):
+    spec = dataclasses.replace(
+        GPU, image="", slurm=SlurmConfig(checkout=str(tmp_path), python=stubs.python)
+    )
+    job = write(slurm.render(spec), tmp_path / "pod") / "job.sbatch"
+    (tmp_path / "bin" / "scontrol").write_text("#!/bin/sh\nexit 1\n")
+    environment = {"SLURM_JOB_ID": "7", "SLURM_SUBMIT_DIR": str(tmp_path / "cwd")}
+    result = stubs.run(job, codes=[code], **environment)
+    assert result.returncode == code
+    assert "submit the same file" in result.stdout
+
+
 @pytest.mark.parametrize(
     ("codes", "runs", "outcome"),
     [([0], 1, 0), ([75], 1, 75), ([2], 1, 2), ([1, 2], 2, 2), ([1, 134, 1], 3, 1), ([1, 0], 2, 0)],
