@@ -12,13 +12,12 @@ To start from a published model, or from its first blocks, use
 
 import argparse
 import functools
-import sys
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from experiments.cli.app import exit_status
+from experiments.cli.app import run_script
 from experiments.configs.demo import adam, demo
 from experiments.configs.english import english
 from experiments.settings import RunConfig, config_dict
@@ -139,4 +138,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_status(lambda _: main(), sys.argv))
+    run_script(lambda _: main())

@@ -17,7 +17,6 @@ import itertools
 import json
 import os
 import re
-import sys
 import tempfile
 import threading
 import time
@@ -29,7 +28,7 @@ import numpy as np
 import tokenizers
 from tokenizers import models, pre_tokenizers
 
-from experiments.cli.app import exit_status
+from experiments.cli.app import run_script
 from sdtt_jax.config import positive
 from sdtt_jax.data import DataConfig, TokenizerConfig, builders, engines, prepare, train_tokenizer
 from sdtt_jax.data.corpora import documents
@@ -214,4 +213,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_status(lambda _: main(), sys.argv))
+    run_script(lambda _: main())

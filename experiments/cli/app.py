@@ -390,6 +390,12 @@ def run_app(
         sys.exit(EXIT_PIPE)
 
 
+def run_script(main: Callable[[Sequence[str]], None]) -> None:
+    """`run_app` for a program that reads its command line itself; SIGTERM, too, lets it end its processes."""
+    signal.signal(signal.SIGTERM, _stop)
+    sys.exit(exit_status(main, sys.argv))
+
+
 def _say_stopped(goes_on: bool) -> None:
     """Prints what to do after Ctrl-C or SIGTERM."""
     print(

@@ -4,12 +4,15 @@ Oracles: what a record promises (rows, equal to the CPU's, without errors), and 
 """
 
 import importlib
+import signal
+import subprocess
 import sys
 import time
 
 import pytest
 
 from launch.accelerators import CHIPS, chip_of_device
+from tests.forking import ROOT
 from tools.accelerator import PARTS, profiling, steps
 from tools.accelerator.__main__ import measure, run_process
 from tools.accelerator.bench import Bench, text
@@ -82,6 +85,24 @@ def test_a_process_that_dies_or_hangs_says_how(capfd):
         [sys.executable, "-c", "while 1: pass"], 0.2, {}
     )
     assert "bad kernel" in capfd.readouterr().err
+
+
+def test_a_signal_ends_the_process_of_the_part_too(tmp_path):
+    """The part inherits the output, whose end therefore comes only when both are gone."""
+    options = ["--tiny", "--minutes=2", "--parts=kernels", f"--output={tmp_path}"]
+    tool = subprocess.Popen(
+        [sys.executable, "-m", "tools.accelerator", *options],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert "part 1 of 1" in tool.stderr.readline()
+    time.sleep(0.2)  # the process starts now
+    tool.send_signal(signal.SIGTERM)
+    _, said = tool.communicate(timeout=20)
+    assert tool.returncode == 75, said
+    assert "Stopped" in said
 
 
 def test_parts_without_time_are_skipped_and_the_page_says_so(tmp_path):

@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.benchmarking.worker import child_environment
-from experiments.cli.app import exit_status, output_file, stopwatch
+from experiments.cli.app import output_file, run_script, stopwatch
 from sdtt_jax.config import choose, positive, require
 from sdtt_jax.paths import as_path, read_json, write_json, write_text
 from tools.accelerator import PARTS
@@ -170,4 +170,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_status(main, sys.argv))
+    run_script(main)
