@@ -9,13 +9,14 @@ metrics, texts and results must equal those of the undisturbed run, bit for bit,
 Options after `--` go to `experiments.run`.
 """
 
+import contextlib
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,16 +78,25 @@ class RestartedRun:
         flags = f"--config={config}", f"--workdir={directory}"
         self._command = [sys.executable, "-m", "experiments.run", *flags, *options]
 
-    def start(self) -> "subprocess.Popen[str]":
-        """Starts the same command again; its output is appended to a file beside the directory."""
+    @contextlib.contextmanager
+    def started(self) -> Iterator["subprocess.Popen[str]"]:
+        """The same command, started again; if it has not ended with the block, it is killed.
+
+        Its output is appended to a file beside the directory. It has a session of its own, so a Ctrl-C in the
+        terminal does not reach it.
+        """
         with self.log_file.open("a", encoding="utf-8") as log:
-            return subprocess.Popen(
+            process = subprocess.Popen(
                 self._command, stdout=log, stderr=log, text=True, start_new_session=True
             )
+        try:
+            yield process
+        finally:
+            kill(process)
 
     @property
     def log_file(self) -> Path:
-        return self.directory.with_suffix(".log")
+        return self.directory.with_name(f"{self.directory.name}.log")
 
     def lines(self) -> int:
         """Its progress: the number of lines of output, over all starts, and of metrics."""
@@ -104,6 +114,13 @@ class RestartedRun:
         if not self.log_file.exists():
             return []
         return self.log_file.read_text(encoding="utf-8", errors="replace").splitlines()
+
+
+def kill(process: "subprocess.Popen[str]") -> None:
+    """Kills a process and those that it started, unless it has ended."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def finish(run: RestartedRun, process: "subprocess.Popen[str]") -> None:
@@ -133,20 +150,21 @@ def disturb(
       log: called with a line per kill.
     """
     for number in range(kills):
-        start, process = run.lines(), run.start()
-        wanted, delay = start + moments.randrange(lines), moments.uniform(0, JITTER)
-        while process.poll() is None and run.lines() < wanted:
-            time.sleep(LOOK)
-        try:
-            process.wait(delay)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            log(f"  killed {delay:.1f} s after: {run.where()}")
-        else:
-            finish(run, process)
-            return number
-    finish(run, run.start())
+        start = run.lines()
+        with run.started() as process:
+            wanted, delay = start + moments.randrange(lines), moments.uniform(0, JITTER)
+            while process.poll() is None and run.lines() < wanted:
+                time.sleep(LOOK)
+            try:
+                process.wait(delay)
+            except subprocess.TimeoutExpired:
+                kill(process)
+                log(f"  killed {delay:.1f} s after: {run.where()}")
+            else:
+                finish(run, process)
+                return number
+    with run.started() as process:
+        finish(run, process)
     return kills
 
 
@@ -166,7 +184,8 @@ def main(argv: Sequence[str]) -> None:
     if _UNBROKEN.value is None:
         unbroken = make("unbroken")
         log("the undisturbed run")
-        finish(unbroken, unbroken.start())
+        with unbroken.started() as process:
+            finish(unbroken, process)
     else:
         unbroken = RestartedRun(as_path(_UNBROKEN.value), _CONFIG.value, argv[1:])
     lines, expected = unbroken.lines(), outcome(unbroken.directory)

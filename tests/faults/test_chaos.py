@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ import pytest
 
 from tests.experiments.processes import smoke_run
 from tests.forking import ROOT, run_module
+from tools import chaos
 
 
 @pytest.mark.slow
@@ -32,6 +34,23 @@ def test_row_01_kills_at_random_moments(tmp_path_factory, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert re.search(r"2 kills in \d runs: everything is the same, bit for bit", done.stderr)
+
+
+def test_a_run_that_is_left_is_killed(tmp_path):
+    """As after Ctrl-C, which does not reach the run; its output goes beside its directory."""
+    run = chaos.RestartedRun(tmp_path / "v1.0", "none.py", ())
+    begun = []
+
+    def interrupted():
+        with run.started() as process:
+            begun.append(process)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert begun[0].returncode == -signal.SIGKILL
+    assert run.log_file == tmp_path / "v1.0.log"
+    assert run.log_file.exists()
 
 
 def test_a_directory_with_something_in_it_is_left_alone(tmp_path):
