@@ -28,8 +28,9 @@ from experiments.stages.workdir import Workdir
 from sdtt_jax.config import choose, require, whole
 from sdtt_jax.data import engines
 from sdtt_jax.data.inspection import inspect_data, most_frequent, summary, taken_away
+from sdtt_jax.data.records import read_info
 from sdtt_jax.errors import DataError
-from sdtt_jax.paths import as_path, write_json, write_text
+from sdtt_jax.paths import as_path, is_remote, write_json, write_text
 
 COMMANDS = ("prepare", "inspect")
 ENGINES = ("local", "beam")
@@ -86,7 +87,9 @@ def _inspect() -> None:
     output = output_file(_OUTPUT.value)
     right = output is None or output.suffix in (".html", ".json")
     require(right, f"--output={output} must end in .html or .json.")
-    workdir = Workdir(as_path(str(_WORKDIR.value)))
+    asked = Workdir(as_path(str(_WORKDIR.value)))
+    read_info(asked.data)  # Where there are none, the error names the place that was asked for.
+    workdir = asked.downloaded()
     found = inspect_data(workdir.data, workdir.tokenizer, _RECORDS.value, _SEED.value)
     console = wide_console()
     for title, head, rows in (
@@ -110,7 +113,10 @@ def _inspect() -> None:
 
         write_text(output, render_data(found, str(_WORKDIR.value)))
     if found["digests"].startswith(str(workdir.data)):
-        raise DataError(f"{found['digests']} Restore the file, or prepare the data again.")
+        remedy = "Restore the file, or prepare the data again."
+        if is_remote(asked.root):
+            remedy = f"If {asked.data} is whole, remove the copy {workdir.data}; it is made again."
+        raise DataError(f"{found['digests']} {remedy}")
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from sdtt_jax.networks.kinds import kind_of, network_of, stored_kind
 from sdtt_jax.networks.lora import LoraConfig
 from sdtt_jax.ops.sequences import Sequences
 from sdtt_jax.parallel import processes
-from sdtt_jax.paths import is_remote
+from sdtt_jax.paths import as_path, is_remote
 from sdtt_jax.progress import track_text
 from sdtt_jax.typing import Params
 
@@ -77,8 +77,7 @@ class Run(Networks):
                 mirror.upload(local.data, self.workdir.data, INFO_FILE)
 
         processes.on_first("Preparing the data", publish)
-        mirror.download(self.workdir.tokenizer, local.tokenizer, TOKENIZER_FILE)
-        mirror.download(self.workdir.data, local.data, INFO_FILE)
+        self.workdir.downloaded()
         return prepared()
 
     @property
@@ -106,7 +105,9 @@ class Run(Networks):
 
     @functools.cached_property
     def train_split(self) -> Split | Mixture:
-        return open_mixture(self.workdir.local.data, self.config.data.mixed())
+        others = self.config.data.mixed()
+        here = {str(mirror.readable(as_path(folder))): weight for folder, weight in others.items()}
+        return open_mixture(self.workdir.local.data, here)
 
     @functools.cached_property
     def data_digest(self) -> str:

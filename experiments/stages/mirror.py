@@ -46,6 +46,15 @@ def own_data(model: Loaded) -> Path | None:
     return data
 
 
+def readable(data: Path) -> Path:
+    """A folder of finished data, or its local copy, made if need be, if it is in a bucket."""
+    if not is_remote(data):
+        return data
+    local = local_root(data)
+    download(data, local, INFO_FILE)
+    return local
+
+
 def upload(local: Path, remote: Path, last: str) -> None:
     """Copies a folder into a bucket, the file `last` after all others."""
     files = sorted(p for p in local.rglob("*") if p.is_file())

@@ -11,12 +11,14 @@ from typing import Any
 
 from experiments.distillers import DISTILLERS, SDTT, stage_of
 from experiments.settings import RunConfig
+from experiments.stages import mirror
 from experiments.stages.lease import FILE as LEASE
 from experiments.stages.lease import lease
-from experiments.stages.mirror import local_root
 from sdtt_jax import paths
 from sdtt_jax.checkpoints.orbax import is_committed
 from sdtt_jax.config import differences, from_mapping, to_mapping
+from sdtt_jax.data.records import INFO_FILE
+from sdtt_jax.data.tokenizer import CONFIG_FILE as TOKENIZER_FILE
 from sdtt_jax.errors import ConfigError, UserError
 from sdtt_jax.interchange.load import FINAL
 from sdtt_jax.parallel import processes
@@ -76,7 +78,15 @@ class Workdir:
     @property
     def local(self) -> "Workdir":
         """The directory from which data and tokenizer are read: this one, or the local copy of a bucket."""
-        return Workdir(local_root(self.root))
+        return Workdir(mirror.local_root(self.root))
+
+    def downloaded(self) -> "Workdir":
+        """`local`, with the finished data and tokenizer of this directory, copied if need be."""
+        local = self.local
+        if is_remote(self.root):
+            mirror.download(self.tokenizer, local.tokenizer, TOKENIZER_FILE)
+            mirror.download(self.data, local.data, INFO_FILE)
+        return local
 
 
 def final(stage: Path) -> Path:
@@ -168,7 +178,7 @@ def claimed(root: Path, config: RunConfig, config_file: str = "") -> Iterator[No
     workdir = claim(root, config, config_file)
     if begins and is_remote(root):
         # This host may have the data of an earlier run of the same name, which was removed from the bucket.
-        paths.remove_tree(local_root(root))
+        paths.remove_tree(mirror.local_root(root))
     try:
         yield
     except BaseException:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from sdtt_jax.errors import DataError
-from sdtt_jax.paths import as_path, read_json
+from sdtt_jax.paths import as_path, is_remote, read_json
 
 INFO_FILE = "info.json"
 # Dtypes that ids may be stored in.
@@ -87,6 +87,8 @@ class Records:
     def _open(self, path: Path, shard: Shard) -> Any:
         from array_record.python.array_record_module import ArrayRecordReader
 
+        if is_remote(path):
+            raise DataError(f"{path} cannot be read in its bucket; copy the data folder to a disk.")
         if not path.is_file():
             raise DataError(f"{path} is missing; {_PREPARE_AGAIN}.")
         if path.stat().st_size != shard.bytes:

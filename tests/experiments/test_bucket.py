@@ -16,7 +16,7 @@ from experiments.stages.workdir import final, is_delivered
 from sdtt_jax import paths
 from sdtt_jax.checkpoints.store import load_params, save_params
 from sdtt_jax.data import DataConfig, TokenizerConfig, ingest, open_split, prepare
-from sdtt_jax.errors import CheckpointError, ConfigError
+from sdtt_jax.errors import CheckpointError, ConfigError, DataError
 from sdtt_jax.interchange.load import _finished
 from sdtt_jax.parallel.placement import unbox
 from sdtt_jax.training.metrics import MetricsWriter, read_metrics
@@ -113,6 +113,30 @@ def test_a_new_run_in_the_place_of_one_that_was_removed_prepares_its_own_data(
             lengths.append(run.info.num_characters)
         paths.remove_tree(bucket / "removed")
     assert lengths[1] - lengths[0] == 200 * (len("elephant") - len("fox"))
+
+
+def test_prepared_data_in_a_bucket_are_inspected_and_mixed_in_from_there(
+    server, bucket, tmp_path, monkeypatch
+):
+    """By hosts that did not prepare them. Oracle: the data that were prepared."""
+    monkeypatch.setenv("SDTT_JAX_CACHE", str(tmp_path / "first"))
+    config = small(tmp_path)
+    with open_run(config, bucket / "prepared") as run:
+        found = run.info
+    cache = {"SDTT_JAX_CACHE": str(tmp_path / "second")}
+    options = ("inspect", "--workdir=gs://bucket/prepared", f"--output={tmp_path / 'found.json'}")
+    done = run_module("experiments.data", options, server | cache)
+    assert done.status == 0, done.stderr
+    inspected = json.loads((tmp_path / "found.json").read_text())
+    assert inspected["info"]["fingerprint"] == found.fingerprint
+    assert inspected["digests"] == "equal"
+
+    config.data.mixture = ("gs://bucket/prepared/data=1.0",)
+    with open_run(config, tmp_path / "mixed") as run:
+        assert run.info.fingerprint == found.fingerprint
+        assert [len(split) for split in run.train_split.splits] == [found.num_train] * 2
+    with pytest.raises(DataError, match=r"cannot be read in its bucket; copy"):
+        open_split(bucket / "prepared" / "data", "train")
 
 
 def test_a_model_is_measured_on_the_data_of_its_run_on_any_host(bucket, tmp_path, monkeypatch):
