@@ -60,6 +60,19 @@ def _settings() -> dict[str, object]:
     return values | {name: x for name, x in os.environ.items() if name.startswith(("JAX_", "XLA_"))}
 
 
+# Linux gives a process 65,530 memory maps (vm.max_map_count), and each compiled program takes several. With
+# JAX 0.12 a process reached that number in the middle of the suite, and XLA ended it by a segmentation fault.
+MAPS = Path("/proc/self/maps")
+MOST_MAPS = 25_000
+
+
+def _forget_programs() -> None:
+    """Lets go of all compiled programs if they have taken many memory maps."""
+    if MAPS.exists() and MAPS.read_bytes().count(b"\n") > MOST_MAPS:
+        sys.modules["jax"].clear_caches()
+        gc.collect()
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown(
     item: pytest.Item, nextitem: pytest.Item | None
@@ -67,6 +80,7 @@ def pytest_runtest_teardown(
     """Fails the last test of a file that leaves a setting changed; the tests after it would inherit it."""
     yield
     if nextitem is None or nextitem.path != item.path:
+        _forget_programs()
         before, after = item.session.stash[SETTINGS], _settings()
         item.session.stash[SETTINGS] = after
         names = sorted(before.keys() | after.keys())
