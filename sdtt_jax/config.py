@@ -209,7 +209,7 @@ def _check(
         except TypeError:  # a string, say
             held = False
             if hasattr(value, "dtype"):
-                hint = "; a config is a constant to jit, and holds numbers but no arrays"
+                hint = "; give a number, not an array"
         require(held, f"{name} must {what}, not {value!r}{hint}.")
 
 
