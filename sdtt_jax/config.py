@@ -209,7 +209,7 @@ def _check(
         except TypeError:  # a string, say
             held = False
             if hasattr(value, "dtype"):
-                hint = "; give a number, not an array"
+                hint = "; a config is a constant to jit, and holds numbers but no arrays"
         require(held, f"{name} must {what}, not {value!r}{hint}.")
 
 

@@ -99,10 +99,9 @@ def first_rule(config: DataConfig, parts: Iterable[Part]) -> Rule:
         raise no_text(config)
     for split in SPLITS:
         if split not in splits:
-            texts = f"{len(seen)} different text{'s' * (len(seen) != 1)}"
             raise DataError(
-                f"data.corpus is too small to be divided: no text is left for the {split} split of {texts}; "
-                f"give {FEWEST_DOCUMENTS} or more, longer ones, or another data.validation_fraction."
+                f"data.corpus is too small to be divided: no text is left for the {split} split; give "
+                "more text."
             )
     return rule
 

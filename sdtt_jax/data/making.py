@@ -144,12 +144,7 @@ def named_token(named: Mapping[str, Any], which: str) -> str | None:
 def _special_id(
     tokenizer: tokenizers.Tokenizer, named: Mapping[str, Any], which: str
 ) -> int | None:
-    found, name = named_id(tokenizer, named, which), named.get(f"{which}_token")
-    if name is not None and found is None:
-        raise DataError(
-            f"tokenizer.file: {NAMES_FILE} beside it names {name!r} as {which}_token, which is no token of "
-            "the file; correct the name, or take it out."
-        )
+    found = named_id(tokenizer, named, which)
     added = tokenizer.get_added_tokens_decoder()
     special = {token.content: number for number, token in added.items() if token.special}
     usual = (special[name] for name in _USUAL[which] if name in special)

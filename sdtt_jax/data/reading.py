@@ -234,9 +234,9 @@ def _json_field(value: dict[str, Any], name: str, where: str) -> Any:
         )
     text = value[name]
     if not isinstance(text, str):
-        chat = "; of a chat, write a line for each turn with two texts, prompt>completion"
-        held = f"{where} field {name!r} holds {type(text).__name__}, not text"
-        return BadInputError("not text", held + chat * isinstance(text, list) + ".")
+        return BadInputError(
+            "not text", f"{where} field {name!r} holds {type(text).__name__}, not text."
+        )
     return text
 
 

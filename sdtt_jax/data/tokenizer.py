@@ -83,7 +83,6 @@ class Tokenizer(abc.ABC):
         Normalisation strips whole documents, and a prompt or the text between two gaps is not one. `error` is
         raised if the text holds half of a surrogate pair.
         """
-        require(isinstance(text, str), f"A text must be a string, not {text!r:.60}.")
         # Between two letters, which every normalisation leaves alone.
         normalized = NORMALIZERS[self.normalize](f"a{text}a")[1:-1]
         require_characters(normalized, error)

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sdtt_jax.config import require
 from sdtt_jax.ops.categorical import NEG_INFINITY
 from sdtt_jax.ops.tokens import as_ids
 from sdtt_jax.typing import Key, Logits, LogProbs, PerSequence, PerToken, Positions, Tokens
@@ -78,8 +77,7 @@ def q_xt(
       `x_t: [batch, length]` int32.
 
     Raises:
-      ConfigError: `x0` does not hold ids (but floats, for example), or holds ids that do not exist; or there
-        is not one move chance for each sequence.
+      ConfigError: `x0` does not hold ids (but floats, for example), or holds ids that do not exist.
 
     Examples:
       >>> q_xt(jax.random.key(0), jnp.array([[1, 2], [3, 4]]), jnp.array([0.0, 1.0]), mask_id=9)
@@ -87,11 +85,6 @@ def q_xt(
              [9, 9]], dtype=int32)
     """
     x0 = jnp.asarray(as_ids(x0, mask_id + 1, "x0"))
-    shape = jnp.shape(move_chance)
-    require(
-        shape == x0.shape[:1],
-        f"move_chance has the shape {shape}; give one for each sequence, {x0.shape[:1]}.",
-    )
     uniform = jax.random.uniform(key, x0.shape, jnp.float32)
     return mask_tokens(x0, uniform, move_chance, mask_id, free)
 

@@ -153,10 +153,6 @@ class Model(Loaded):
         x_init = self.prior(num_samples, prompt, infill, num_tokens)
         batches = self.batches(key, x_init, config, batch_size, helper)
         tokens = np.concatenate([write().tokens for write in batches])
-        require(
-            isinstance(stop_at_eos, bool),
-            f"stop_at_eos must be True or False, not {stop_at_eos!r}.",
-        )
         if stop_at_eos:
             special = self.text_tokenizer.bos_id, self.text_tokenizer.eos_id
             tokens = ended(tokens, to_host(x_init) != self.mask_id, *special)

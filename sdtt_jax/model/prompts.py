@@ -11,8 +11,6 @@ from sdtt_jax.data import Tokenizer
 from sdtt_jax.errors import ConfigError
 
 GAP = re.compile(r"\[(\d+)\]")
-# What was meant as a gap, perhaps.
-NEARLY_GAP = re.compile(r"\[\s*[-+]?\d[\d\s.,]*\]")
 Texts = str | Sequence[str] | None
 
 
@@ -38,10 +36,6 @@ def given_tokens(
     require(prompt is None or infill is None, "Give a prompt or an infill, not both.")
     tokens, fixed = np.zeros(length, np.int32), np.zeros(length, bool)
     parts = GAP.split(infill) if infill is not None else [prompt or ""]
-    for near in NEARLY_GAP.findall("\n".join(parts[::2])) if infill is not None else ():
-        # Most small vocabularies know no brackets, so that the gap would vanish without a word.
-        known = "[" in tokenizer.decode(tokenizer.encode_piece(near))
-        require(known, f"{near!r} in the infill is no gap; write a whole number alone, as in [7].")
     texts = [tokenizer.encode_part(part) for part in parts[::2]]
     if mark is not None:
         texts[-1] = np.append(texts[-1], np.int32(mark))

@@ -61,15 +61,6 @@ def test_what_is_no_token_is_not_masked(x0):
         q_xt(jax.random.key(0), np.array(x0), np.array([0.5], np.float32), MASK_ID)
 
 
-@pytest.mark.parametrize("shape", [(), (1,), (2, 1), (3,)])
-def test_each_sequence_has_its_own_move_chance(shape):
-    """`[2, 1]` used to give x_t the shape [2, 2, length]."""
-    with pytest.raises(
-        ConfigError, match=r"move_chance has the shape .* for each sequence, \(2,\)"
-    ):
-        q_xt(jax.random.key(0), np.zeros((2, 4), np.int32), np.full(shape, 0.5), MASK_ID)
-
-
 def test_share_of_masked_tokens_is_the_move_chance():
     """n = 100,000 per row, standard error at most 1.6e-3; bound 4.5 of it; seed 2."""
     chance = np.array([0.02, 0.5, 0.9], np.float32)

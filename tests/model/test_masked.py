@@ -255,7 +255,6 @@ def test_what_is_not_there_is_named(run, tmp_path):
         ({"num_steps": jnp.int32(4)}, "num_steps must be a whole number, not Array"),
         ({"num_steps": 10**30}, r"num_steps must lie in \[1, 1000000\]"),
         ({"key": 0}, "key must be one jax.random.key"),
-        ({"stop_at_eos": "no"}, "stop_at_eos must be True or False, not 'no'"),
         ({"prompt": 5}, "prompt must be a text or a list of texts, not 5"),
         ({"prompt": [1, 2]}, "prompt must be a text or a list of texts, not 1"),
         ({"prompt": b"in"}, "prompt must be a text or a list of texts, not b'in'"),

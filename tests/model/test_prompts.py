@@ -158,16 +158,3 @@ def test_a_text_is_as_long_as_up_to_its_end():
     ):
         tokens = np.array([text], np.int32)
         assert text_lengths(tokens, np.zeros(tokens.shape, bool), 9, 9).tolist() == [expected]
-
-
-@pytest.mark.parametrize("near", ["[7 ]", "[-1]", "[1.5]", "[7, 8]"])
-def test_what_is_nearly_a_gap_is_not_dropped_without_a_word(near):
-    """A vocabulary that knows no brackets used to read none of it."""
-    letters = train_tokenizer(
-        TokenizerConfig(model_type="char", vocab_size=40), ["abc the fox"] * 9
-    )
-    with pytest.raises(ConfigError, match="in the infill is no gap; write a whole number alone"):
-        given_tokens(letters, 8, infill=f"a{near}b")
-    brackets = train_tokenizer(TokenizerConfig(model_type="char", vocab_size=40), [f"a{near}b"] * 9)
-    tokens, fixed = given_tokens(brackets, 12, infill=f"a{near}b")
-    assert brackets.decode(tokens[fixed]) == f"a{near}b"

@@ -83,8 +83,6 @@ def parse_mode(text: str) -> tuple[Decoder, Any]:
 
 def _literal(word: str) -> Any:
     """The number or truth value that a word stands for; else the word."""
-    if word.lower() in ("nan", "inf", "-inf"):
-        return float(word)
     try:
         return ast.literal_eval(word)
     except (ValueError, SyntaxError):
