@@ -227,6 +227,13 @@ def helping(helper: Loaded | Helper | None, model: Loaded) -> Helper | None:
     return helper.as_helper
 
 
+def same_ids(one: Tokenizer | None, other: Tokenizer | None) -> bool:
+    """Whether the ids of two vocabularies stand for the same texts; True if one of them is not known."""
+    if one is None or other is None or one.digest == other.digest:
+        return True
+    return one.vocab_size == other.vocab_size and not _contradict(one, other)
+
+
 @functools.lru_cache(maxsize=8)  # a decoder may be called for each batch
 def _contradict(one: Tokenizer, other: Tokenizer) -> bool:
     """Whether two vocabularies of one size give a token different texts; `serving.begin` compares sizes.

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from sdtt_jax.data import TokenizerConfig, train_tokenizer
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.evaluation import continuations, harness
 from sdtt_jax.evaluation.judge import read
@@ -140,3 +141,21 @@ def test_a_model_of_instructions_is_asked_for_completions_alone(model):
     assert [text.tolist() for text in written] == [[8, 9, eos], [8, 8, 8, 8, eos]]
     with pytest.raises(ConfigError, match="give them with --prompts instead of --num_prompts"):
         setups(Subject(model, SETTINGS))
+
+
+def causal_beside(model, tokenizer):
+    """A causal model with random parameters and a tokenizer."""
+    sizes = {"length": model.config.length, "num_layers": 1, "embed_dim": 8, "num_heads": 2}
+    network = CausalNetwork(CausalConfig(tokenizer.vocab_size, **sizes))
+    return as_causal(network, random_params(network, 0), tokenizer)
+
+
+def test_a_baseline_with_other_tokens_continues_no_prompt(model):
+    """It would take the ids for other texts; without a prompt, it writes."""
+    other = train_tokenizer(TokenizerConfig(model_type="char", vocab_size=64), ["xyz"])
+    for tokenizer, prompted in ((model.tokenizer, True), (other, False)):
+        subject = Subject(model, SETTINGS, baseline=causal_beside(model, tokenizer))
+        for length, written in ((3, prompted), (0, True)):
+            setup = Setup("prompted", np.zeros((2, length), np.int32), 7, None)
+            names = [writer.name for writer in writers(subject, setup)]
+            assert ("autoregressive" in names) is written

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sdtt_jax.data import TokenizerConfig, train_tokenizer
 from sdtt_jax.diffusion.estimators import ESTIMATORS, BoundConfig
 from sdtt_jax.diffusion.forward import SAMPLING_EPS
 from sdtt_jax.diffusion.schedule import ScheduleConfig, make_schedule
@@ -183,3 +184,25 @@ def test_texts_of_any_lengths_weigh_as_much_as_they_have_tokens(monkeypatch, tmp
     assert bound["nelbo"] == pytest.approx(exact["nelbo"], abs=4 * bound["masking_error"])
     assert bound["masking_error"] < 0.02
     assert bound["nelbo_low"] < exact["nelbo"] < bound["nelbo_high"]
+
+
+def test_a_baseline_with_other_tokens_reads_the_same_text(monkeypatch, tmp_path):
+    """Oracle: nats of the text in its own ids, for each of the model's tokens; the ids are not the same."""
+    config = TokenizerConfig(model_type="char", vocab_size=64)
+    ours, theirs = (train_tokenizer(config, [text]) for text in ("abcdefgh", "0abcdefgh"))
+    text = "abcd" + "efgh"
+    rows, seen = np.stack([ours.encode(text)] * 2), np.stack([theirs.encode(text)] * 2)
+    sizes = {"length": rows.shape[1], "num_layers": 1, "embed_dim": 8, "num_heads": 2}
+    network = CausalNetwork(CausalConfig(theirs.vocab_size, **sizes))
+    causal = as_causal(network, noisy_params(network, 0), theirs)
+    expected = np.asarray(causal.score(seen)).mean() * seen.shape[1] / rows.shape[1]
+    denoiser = Denoiser(DenoiserConfig(ours.vocab_size, cond_dim=8, **sizes))
+    model = dataclasses.replace(as_model(denoiser, noisy_params(denoiser, 0)), tokenizer=ours)
+    monkeypatch.setattr(likelihood, "held_out", lambda _: rows)
+    monkeypatch.setattr(likelihood, "held_out_name", lambda _: "")
+    settings = Settings(estimators=("low-variance",), num_maskings=1, batch_size=2)
+    record = Record(tmp_path / "x.json", model.identity)
+    likelihood.suite(Subject(model, settings, baseline=causal), record)
+    found = record.items["likelihood/autoregressive"]["nelbo"]
+    assert found == pytest.approx(expected, rel=1e-5)
+    assert found != pytest.approx(np.asarray(causal.score(rows)).mean(), rel=1e-3)

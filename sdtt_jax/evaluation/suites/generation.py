@@ -15,6 +15,7 @@ from sdtt_jax.evaluation.record import Json, Record, digest_of
 from sdtt_jax.evaluation.subject import Subject
 from sdtt_jax.evaluation.texts import held_out, held_out_name, openings
 from sdtt_jax.keys import purpose_key
+from sdtt_jax.model.base import same_ids
 from sdtt_jax.model.batches import Written, join
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.learnt import settled
@@ -78,6 +79,8 @@ def suite(subject: Subject, record: Record) -> None:
         for writer in every:
             compared = setup.name == PROMPTED and writer is not real
             _item(subject, record, setup, writer, real if compared else None)
+        if left_out := _left_out(subject, setup):
+            record.log(f"  {setup.name.replace('_', ' ')}, autoregressive: none, {left_out}")
 
 
 def setups(subject: Subject) -> list[Setup]:
@@ -142,8 +145,9 @@ def writers(subject: Subject, setup: Setup) -> list[Writer]:
                 inputs["helper"] = helper.fingerprint
             item = f"steps_{num_steps:04d}"
             result.append(Writer(item, model, batches, facts, facts | inputs, setup.given))
-    if causal is not None:
-        bos_id, prompts = bos_of(causal, settings.first_token), setup.prompts
+    if causal is not None and not _left_out(subject, setup):
+        prompts = setup.prompts
+        bos_id = bos_of(causal, settings.first_token)
         if bos_id is not None:
             prompts = np.pad(prompts, ((0, 0), (1, 0)), constant_values=bos_id)
         require(
@@ -157,6 +161,17 @@ def writers(subject: Subject, setup: Setup) -> list[Writer]:
         item = "autoregressive"
         result.append(Writer(item, causal, batches, facts, facts | inputs, setup.given))
     return result
+
+
+def _left_out(subject: Subject, setup: Setup) -> str:
+    """Why the causal model does not continue the set-up's prompts; empty if it does, or there is none."""
+    model, causal = subject.model, subject.causal
+    if causal is None or not setup.given or same_ids(model.tokenizer, causal.tokenizer):
+        return ""
+    return (
+        f"the prompts are tokens of {model.facts['path']}, and {causal.facts['path']} has another tokenizer; "
+        "name a baseline with the same one in --baseline"
+    )
 
 
 def after_bos(model: Model, prompts: np.ndarray) -> np.ndarray:

@@ -1,19 +1,22 @@
 """The suite "likelihood": bounds of held-out text by several estimators; a causal model's exact value."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
 from sdtt_jax.config import require
+from sdtt_jax.data import Tokenizer
 from sdtt_jax.diffusion.estimators import BoundConfig
 from sdtt_jax.evaluation.bootstrap import Interval, bootstrap, ratio, said, shares
-from sdtt_jax.evaluation.judge import score_texts
+from sdtt_jax.evaluation.judge import behind, read, score_texts
 from sdtt_jax.evaluation.likelihood import Bounds, text_bounds
 from sdtt_jax.evaluation.quality import perplexity
 from sdtt_jax.evaluation.record import Json, Record
 from sdtt_jax.evaluation.subject import Subject
 from sdtt_jax.evaluation.texts import held_out, held_out_name
 from sdtt_jax.keys import purpose_key
+from sdtt_jax.model.base import same_ids
 from sdtt_jax.model.batches import join
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
@@ -78,29 +81,48 @@ def _bound(
 
 
 def _exact(subject: Subject, model: CausalModel, record: Record, tokens: np.ndarray) -> None:
-    settings = subject.settings
+    """The exact value; nats are for each of the evaluated model's tokens, also of a model with other tokens."""
+    settings, packed = subject.settings, subject.model.sequences
+    tokenizer = subject.model.tokenizer
+    foreign = not same_ids(tokenizer, model.tokenizer)
 
     def compute() -> Json:
-        texts, prompts = single_texts(tokens, model.sequences)
+        texts, prompts = single_texts(tokens, packed)
+        seen, starts = texts, prompts
+        if foreign:
+            reading = read(model, texts, tokenizer, "keep", prompts)
+            seen, starts = reading.seen, reading.starts
         scores = score_texts(
             model,
-            texts,
+            seen,
             batch_size=settings.batch_size,
             first_token=settings.first_token,
-            given=prompts,
+            given=starts,
         )
+        if foreign and tokenizer is not None:
+            counts = counted_tokens(behind(texts, prompts), tokenizer)
+            first = (prompts == 0) & (settings.first_token == "given")
+            scores = scores._replace(scored=np.maximum(counts - first, 0))
         nats = Interval(*(math.log(value) for value in perplexity(scores, seed=settings.seed)))
         facts = {"kind": "autoregressive", "estimator": "exact", **_text(subject, tokens)}
         return _measures(nats) | facts
 
     inputs = subject.inputs(model, [tokens]) | {"first_token": settings.first_token}
-    if model.sequences is not None:
-        inputs["sequences"] = model.sequences.kind  # which earlier runs took for packed ones
+    if packed is not None:
+        inputs["sequences"] = packed.kind  # which earlier runs took for packed ones
+    if foreign:
+        inputs["retokenised"] = True  # earlier versions gave it the other model's ids
     result = record.item("likelihood/autoregressive", inputs, compute)
-    record.log(
-        f"  autoregressive: perplexity {said(result, 'perplexity', 3)}, "
-        f"{result['bits_per_token']:.4f} bits per token"
-    )
+    line = f"  autoregressive: perplexity {said(result, 'perplexity', 3)}, "
+    line += f"{result['bits_per_token']:.4f} bits per token"
+    record.log(line + (" of the evaluated model" if foreign else ""))
+
+
+def counted_tokens(texts: Sequence[np.ndarray], tokenizer: Tokenizer) -> np.ndarray:
+    """Tokens of texts, without BOS and EOS at their ends, which `retokenise` leaves out: `[texts]` int64."""
+    special = (tokenizer.bos_id, tokenizer.eos_id)
+    inner = [np.flatnonzero(~np.isin(text, special)) for text in texts]
+    return np.array([ids[-1] - ids[0] + 1 if len(ids) else 0 for ids in inner], np.int64)
 
 
 def summary(estimates: np.ndarray, seed: int, counted: np.ndarray | None = None) -> Json:
