@@ -288,7 +288,7 @@ def _samples(run: Run, teacher: MeasuredModel, student: MeasuredModel | None) ->
     """Sample texts, and the states of one generation."""
     count, tokenizer, shown = run.config.evaluation.show_texts, run.tokenizer, _shown_steps(run)
 
-    def decode(tokens: np.ndarray) -> list[str]:
+    def decode(tokens: np.ndarray | list[np.ndarray]) -> list[str]:
         return [tokenizer.decode(row) for row in tokens[:count]]
 
     def by_steps(measured: MeasuredModel) -> Json:

@@ -138,15 +138,16 @@ def test_what_it_cannot_do_without_is_named(subject, tmp_path, missing, said):
 
 
 def test_real_text_is_cut_as_what_is_compared_with_it(model):
-    """Oracle: entropies by hand; n different tokens have log(n), and EOS is one of them."""
+    """Oracle: entropies by hand; n different tokens have log(n), and the first EOS is one of them."""
     bos, eos = model.tokenizer.bos_id, model.tokenizer.eos_id
     packed = np.array([[5, 6, 7, eos, 8, 9, 10, 11]] * 3, np.int32)
     prompted = np.array([[8, 9, bos, 5, 6, 7, eos, eos]], np.int32)
-    whole = np.log(5) - 2 / 5 * np.log(2)  # five tokens, EOS being two of them
+    padded = np.array([[5, 6, 7, eos, eos, eos, eos, eos]], np.int32)
     for facts, real, ends, expected in (
         ({}, packed, "keep", np.log(8)),
         ({}, packed, "cut", np.log(4)),
-        ({"sequences": "prompted"}, prompted, "keep", whole),
+        ({"sequences": "prompted"}, prompted, "keep", np.log(4)),
+        ({"sequences": "padded"}, padded, "keep", np.log(4)),
         ({"sequences": "prompted"}, prompted, "cut", np.log(4)),
     ):
         asked = dataclasses.replace(model, facts=model.facts | facts)

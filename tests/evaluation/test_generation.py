@@ -159,3 +159,21 @@ def test_a_baseline_with_other_tokens_continues_no_prompt(model):
             setup = Setup("prompted", np.zeros((2, length), np.int32), 7, None)
             names = [writer.name for writer in writers(subject, setup)]
             assert ("autoregressive" in names) is written
+
+
+@pytest.mark.parametrize("kind", ["padded", "prompted"])
+def test_the_padding_of_real_text_is_not_measured(model, tmp_path, kind):
+    """Oracle: the texts before their padding, written by hand."""
+    model = dataclasses.replace(model, facts=model.facts | {"sequences": kind})
+    bos, eos = model.tokenizer.bos_id, model.tokenizer.eos_id
+    start = [bos] if kind == "prompted" else []
+    texts = [[*start, 5, 6, eos], [*start, 7, 8, 9, 5, eos]]
+    real = np.array([text + [eos] * (7 - len(text)) for text in texts], np.int32)
+    subject = Subject(model, SETTINGS, judge=causal_beside(model, model.tokenizer))
+    setup = Setup("unconditional", np.zeros((2, 0), np.int32), 7, real)
+    writer = next(writer for writer in writers(subject, setup) if writer.name == "real_text")
+    record = Record(tmp_path / "x.json", model.identity)
+    judged = judged_texts(subject, record, setup, writer)
+    assert [row.tolist() for row in judged.tokens] == texts
+    assert [text.tolist() for text in judged.written] == [text[len(start) :] for text in texts]
+    assert judged.scores.scored.tolist() == [len(text) - len(start) for text in texts]

@@ -20,7 +20,7 @@ from sdtt_jax.evaluation.record import Json, Record, digest_of
 from sdtt_jax.evaluation.subject import Subject
 from sdtt_jax.evaluation.suites import generation
 from sdtt_jax.evaluation.texts import held_out, held_out_name
-from sdtt_jax.ops.sequences import prompt_lengths
+from sdtt_jax.ops.sequences import single_texts
 
 # A perplexity up to this factor above the checkpoint's best still counts as clean.
 CLEAN = 1.05
@@ -52,10 +52,16 @@ def suite(subject: Subject, record: Record) -> None:
 
 
 def real_entropy(subject: Subject, real: np.ndarray) -> float:
-    """Mean entropy of real sequences `[texts, length]`, as generated ones: cut, without prompts."""
-    tokenizer, ends = subject.model.tokenizer, subject.settings.ends
-    given = prompt_lengths(real, subject.model.sequences)
-    texts = read(None, list(real), tokenizer, ends, given).texts
+    """Mean entropy of real sequences `[texts, length]`: without prompts and padding, and cut as asked for."""
+    tokenizer, sequences, ends = (
+        subject.model.tokenizer,
+        subject.model.sequences,
+        subject.settings.ends,
+    )
+    rows, given = list(real), np.zeros(len(real), np.int64)
+    if sequences is not None and sequences.has_padding:
+        rows, given = single_texts(real, sequences)
+    texts = read(None, rows, tokenizer, ends, given).texts
     return float(unigram_entropy(behind(texts, given)).mean())
 
 
@@ -101,7 +107,8 @@ def _item(
         "judging": generation.judging(subject),
         "real": digest_of([real]),
     }
-    if settings.ends != "keep" or subject.model.prompt_end is not None:
+    sequences = subject.model.sequences
+    if settings.ends != "keep" or (sequences is not None and sequences.has_padding):
         inputs["entropy"] = target  # earlier versions took that of whole sequences
 
     def compute() -> Json:

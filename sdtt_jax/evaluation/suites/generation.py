@@ -21,7 +21,7 @@ from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.learnt import settled
 from sdtt_jax.model.masked import Model
 from sdtt_jax.model.prompts import marked
-from sdtt_jax.ops.sequences import prompt_lengths
+from sdtt_jax.ops.sequences import prompt_lengths, single_texts
 
 EXAMPLES = 3
 PROMPTED = "prompted"
@@ -54,12 +54,15 @@ class Writer(NamedTuple):
     inputs: Json  # everything that determines the texts
     # Tokens at the start of the texts, or of each, that are a prompt: `[texts]`.
     given: int | np.ndarray
+    # Tokens of each text before its padding: `[texts]`; None for texts without padding.
+    lengths: np.ndarray | None = None
 
 
 class Judged(NamedTuple):
     """Texts, and the judge's scores of them."""
 
-    tokens: np.ndarray  # `[texts, length]` int32
+    # int32, `[texts, length]`; real texts that were padded have their own lengths.
+    tokens: np.ndarray | list[np.ndarray]
     nfe: np.ndarray  # `[texts]`, network calls; NaN for real texts
     reading: ReadTexts  # the texts as the judge reads them
     scores: Scores | None  # None without a judge
@@ -195,6 +198,8 @@ def judged_texts(subject: Subject, record: Record, setup: Setup, writer: Writer)
     )
     tokens, nfe = join([Written(**part) for part in parts])
     tokens = tokens[:, -setup.length :]
+    if writer.lengths is not None:
+        tokens = [row[:n] for row, n in zip(tokens, writer.lengths, strict=True)]
     reading = read(judge, tokens, writer.model.tokenizer, settings.ends, writer.given)
     if judge is None:
         return Judged(tokens, nfe, reading, None, writer.given)
@@ -272,12 +277,19 @@ def _name(setup: Setup, writer: Writer) -> str:
 
 def _real(subject: Subject, setup: Setup, real: np.ndarray) -> Writer:
     facts = {"kind": "real", "source": held_out_name(subject)}
-    inputs = {"texts": digest_of([real]), "given": setup.given}
+    inputs: Json = {"texts": digest_of([real]), "given": setup.given}
     written = Written(real, np.full(len(real), np.nan))  # no calls
     prompted, sequences = setup.name == PROMPTED, subject.model.sequences
     # Whole sequences of instructions begin with their own prompts, which no model had to write.
-    given = setup.given if prompted else prompt_lengths(real, sequences)
-    return Writer("real_text", subject.model, [lambda: written], facts, inputs, given)
+    given: int | np.ndarray = setup.given
+    lengths = None
+    if not prompted:
+        given = prompt_lengths(real, sequences)
+        if sequences is not None and sequences.has_padding:
+            lengths = np.array([len(text) for text in single_texts(real, sequences)[0]])
+            if subject.settings.ends == "keep":
+                inputs["padding"] = "cut"  # earlier versions took it for text
+    return Writer("real_text", subject.model, [lambda: written], facts, inputs, given, lengths)
 
 
 def judging(subject: Subject) -> Json:

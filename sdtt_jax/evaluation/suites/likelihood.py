@@ -81,7 +81,7 @@ def _bound(
 
 
 def _exact(subject: Subject, model: CausalModel, record: Record, tokens: np.ndarray) -> None:
-    """The exact value; nats are for each of the evaluated model's tokens, also of a model with other tokens."""
+    """The exact value: nats for each token of the evaluated model, also if the causal one's are others."""
     settings, packed = subject.settings, subject.model.sequences
     tokenizer = subject.model.tokenizer
     foreign = not same_ids(tokenizer, model.tokenizer)
