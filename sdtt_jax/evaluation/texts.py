@@ -127,7 +127,7 @@ def openings(subject: Subject) -> np.ndarray:
             short.append(tokens[:size])
         if limit is not None and len(long) == limit:
             break
-    rows = long if len(long) == (limit or len(short)) else short[:limit]
+    rows = long if len(long) == min(limit or len(short), len(short)) else short[:limit]
     require(longest > 0, f"{name} is empty, or all its texts are; give some.")
     require(
         bool(rows),

@@ -12,6 +12,7 @@ from sdtt_jax.evaluation.judge import read
 from sdtt_jax.evaluation.record import Record
 from sdtt_jax.evaluation.settings import Settings
 from sdtt_jax.evaluation.subject import Subject
+from sdtt_jax.evaluation.suites import generation
 from sdtt_jax.evaluation.suites.generation import (
     Judged,
     Setup,
@@ -177,3 +178,15 @@ def test_the_padding_of_real_text_is_not_measured(model, tmp_path, kind):
     assert [row.tolist() for row in judged.tokens] == texts
     assert [text.tolist() for text in judged.written] == [text[len(start) :] for text in texts]
     assert judged.scores.scored.tolist() == [len(text) - len(start) for text in texts]
+
+
+def test_fewer_prompts_than_asked_for_are_said(model, tmp_path):
+    lines, said = tmp_path / "prompts.jsonl", []
+    lines.write_text('{"text": "in the beginning god"}\n' * 3)
+    settings = dataclasses.replace(
+        SETTINGS, prompts=str(lines), num_prompts=5, num_texts=1, continuations=1
+    )
+    record = Record(tmp_path / "x.json", model.identity, said.append)
+    generation.suite(Subject(model, settings), record)
+    assert "3 prompts instead of 5" in said[0]
+    assert "generation/prompted/real_text" in record.items

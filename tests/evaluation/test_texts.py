@@ -144,3 +144,26 @@ def test_text_that_cannot_be_read_is_said_of_the_flag_that_was_given(tmp_path, k
         openings(Subject(model, settings))
     with pytest.raises((ConfigError, DataError), match=r"^--train_on: .*" + path):
         training_texts(model, "train_on", str(tmp_path / path), None, 1)
+
+
+@pytest.mark.parametrize(
+    ("asked", "lengths", "found"),
+    [
+        (0, [5, 5, 6], [5, 5, 5]),
+        (3, [5, 5, 6], [5, 5, 5]),
+        (9, [5, 5, 6, 1], [5, 5, 5]),
+        (2, [3, 5, 6], [5, 5]),
+        (3, [3, 5, 6], [2, 2, 2]),
+        (9, [3, 5, 6], [2, 2, 2]),
+    ],
+)
+def test_openings_have_their_continuations_if_enough_texts_are_long(
+    tmp_path, asked, lengths, found
+):
+    """Prompts of 2 tokens and continuations of 3; asking for more than there are takes nothing away."""
+    path, network = tmp_path / "texts.jsonl", tiny_network()
+    path.write_text("".join(f'{{"tokens": {[1] * length}}}\n' for length in lengths))
+    sizes = {"prompt_tokens": 2, "continuation_tokens": 3, "num_prompts": asked}
+    settings = Settings(prompts=str(path), **sizes)
+    rows = openings(Subject(as_model(network, noisy_params(network, 0)), settings))
+    assert [len(row) for row in rows] == found

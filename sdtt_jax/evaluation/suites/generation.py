@@ -78,6 +78,8 @@ def suite(subject: Subject, record: Record) -> None:
     """Runs the suite; finished items are not computed again."""
     for setup in setups(subject):
         every = writers(subject, setup)
+        if said := _fewer(subject, setup):
+            record.log(f"  {said}")
         real = next((writer for writer in every if writer.facts["kind"] == "real"), None)
         for writer in every:
             compared = setup.name == PROMPTED and writer is not real
@@ -164,6 +166,16 @@ def writers(subject: Subject, setup: Setup) -> list[Writer]:
         item = "autoregressive"
         result.append(Writer(item, causal, batches, facts, facts | inputs, setup.given))
     return result
+
+
+def _fewer(subject: Subject, setup: Setup) -> str:
+    """A line on how many prompts there are, if there are fewer than asked for; else empty."""
+    asked = subject.settings.num_prompts
+    found = len(setup.prompts) // subject.settings.continuations
+    if setup.name != PROMPTED or found >= asked:
+        return ""
+    size = subject.settings.prompt_tokens
+    return f"{found} prompts instead of {asked}: no more texts have prompt_tokens={size} tokens"
 
 
 def _left_out(subject: Subject, setup: Setup) -> str:
