@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 
+import numpy as np
 import pytest
 
 from sdtt_jax.data import TokenizerConfig, train_tokenizer
@@ -122,3 +123,13 @@ def test_a_single_text_is_judged_without_an_interval(measure, tmp_path):
     assert item["gen_ppl"] > 1
     assert item["gen_ppl_low"] is item["entropy_high"] is None
     assert "(no interval)" in said
+
+
+def test_corrected_answers_are_counted_anew(measure, tmp_path):
+    """Oracle: with two endings and the other answer, the accuracy is the rest to 1."""
+    row, found = {"goal": "a", "sol1": "quick", "sol2": "brown fox"}, []
+    for label in (0, 1):
+        path = lines(tmp_path / "task.jsonl", row | {"label": label})
+        items, _ = measure(cloze.suite, task="piqa", task_file=path, num_maskings=4)
+        found.append(items["lambada/piqa_bound"]["accuracy"])
+    assert sum(found) == 1

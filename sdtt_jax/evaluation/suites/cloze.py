@@ -2,12 +2,14 @@
 
 from typing import Any
 
+import numpy as np
+
 from sdtt_jax.config import require
 from sdtt_jax.diffusion.estimators import BoundConfig
 from sdtt_jax.evaluation.bootstrap import bootstrap, exp_mean, said, share
 from sdtt_jax.evaluation.cloze import ItemScores, choice_hits, scores
 from sdtt_jax.evaluation.continuations import Choice, encode
-from sdtt_jax.evaluation.record import Json, Record
+from sdtt_jax.evaluation.record import Json, Record, digest_of
 from sdtt_jax.evaluation.settings import Settings
 from sdtt_jax.evaluation.subject import Subject
 from sdtt_jax.evaluation.tasks import read_task
@@ -40,6 +42,10 @@ def _item(
     inputs = subject.inputs(model, [ids for item in items for ids in item])
     if how == "bound":
         inputs["num_maskings"] = settings.num_maskings
+    if choices:
+        inputs["choices"] = digest_of(
+            np.array([choice.answer, *map(len, choice.endings)]) for choice in choices
+        )
 
     def compute() -> Json:
         total = len(items) * (settings.num_maskings if how == "bound" else 1)
