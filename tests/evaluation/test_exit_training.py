@@ -162,3 +162,17 @@ def test_exits_need_text_of_their_own(model, text):  # noqa: F811
     settings = Settings(held_out=text, exit_training_steps=1)
     with pytest.raises(ConfigError, match="--exit_training_text=own is for a checkpoint in a run"):
         SUITES["exits"].run(Subject(model, settings), None)
+
+
+def test_a_threshold_for_other_lengths_is_measured_but_not_stored(model, text, folder):  # noqa: F811
+    """Texts are written at the model's own length, for which the promise would not be kept."""
+    said = []
+    settings = Settings(exit_bound=0.97, batch_size=400, held_out=text, length=LENGTH - 1)
+    record = Record(folder / "short.out", model.identity, said.append)
+    SUITES["exits"].run(Subject(model, settings), record)
+    assert "exits/bound_0.97" in record.items
+    assert (
+        f"not stored for --early_exit: the promise is for texts of {LENGTH - 1} tokens" in said[-1]
+    )
+    path = folder / "exits.json"
+    assert not path.exists() or "0.97" not in json.loads(path.read_text())

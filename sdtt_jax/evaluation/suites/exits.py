@@ -45,7 +45,13 @@ def suite(subject: Subject, record: Record) -> None:
         f"  {result['layers']:.2f} of {result['num_layers']} layers on average, and "
         f"{result['disagreement']:.4f} of the likeliest tokens change"
     )
-    if model.folder is not None and processes.is_first():
+    length, whole = tokens.shape[1], model.config.length
+    if length != whole:
+        record.log(
+            f"  not stored for --early_exit: the promise is for texts of {length} tokens, the model's have "
+            f"{whole}; leave out --length"
+        )
+    elif model.folder is not None and processes.is_first():
         entry = {name: result[name] for name in ("threshold", "failure")}
         if exits:
             store_exits(model, exits)
