@@ -4,7 +4,6 @@ import dataclasses
 import json
 import math
 
-import numpy as np
 import pytest
 
 from sdtt_jax.data import TokenizerConfig, train_tokenizer

@@ -1,15 +1,22 @@
 """Latency. Oracle for the cost of a token: the compiler's FLOPs of the compiled step."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import pytest
 
+from sdtt_jax.diffusion.decoders.learnt import SCHEDULES
 from sdtt_jax.diffusion.sampler import SamplerConfig
+from sdtt_jax.evaluation.settings import Settings
+from sdtt_jax.evaluation.subject import Subject
 from sdtt_jax.evaluation.suites.latency import (
     Latency,
     Timing,
     measure_latency,
+    racers,
 )
+from sdtt_jax.model.learnt import store_fitted
 from sdtt_jax.networks import CausalConfig
 from sdtt_jax.networks.causal import CausalNetwork
 from sdtt_jax.networks.gpt2 import GPT2Config, GPT2Network
@@ -91,3 +98,21 @@ def test_a_budget_ends_the_repetitions_but_for_the_first():
 def test_what_follows_from_the_seconds():
     measured = Latency(1.0, (3.0, 1.0, 2.0), nfe=4)
     assert (measured.median, measured.seconds_per_call) == (2.0, 0.5)
+
+
+def test_a_helper_and_a_stored_schedule_are_timed(tmp_path):
+    """As `Model.sample` has them. Oracle: the calls of the schedule; a speculative step asks both models."""
+    model = as_model(TableDenoiser(), random_table(0))
+    model = dataclasses.replace(model, facts=model.facts | {"path": str(tmp_path)})
+    helper = as_model(TableDenoiser(), random_table(1))
+    store_fitted(model, SCHEDULES, {"2": {"counts": "1/2"}})
+    key, timing = jax.random.key(0), Timing(batch=2, length=LENGTH, repeats=1)
+    found = []
+    for mode in ("learnt", "speculative"):
+        settings = Settings(mode=mode, latency_steps=(2,))
+        racer = racers(Subject(model, settings, helper=helper), key)[-1]
+        assert ("helper" in racer.inputs) is (mode == "speculative")
+        measured = measure_latency(racer.load(), key, racer.config, timing, racer.helper)
+        found.append(measured.nfe)
+    assert found[0] == 2
+    assert found[1] >= 2

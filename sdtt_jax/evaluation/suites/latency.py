@@ -12,12 +12,15 @@ import jax.numpy as jnp
 
 from sdtt_jax.causal.sampler import generate
 from sdtt_jax.config import to_mapping
+from sdtt_jax.diffusion.decoders import parse_mode
 from sdtt_jax.diffusion.sampler import SamplerConfig, prior_sample, sample
 from sdtt_jax.evaluation.record import Json, Record, environment
 from sdtt_jax.evaluation.subject import Subject
 from sdtt_jax.interchange.adapters import network_shardings
 from sdtt_jax.keys import purpose_key
+from sdtt_jax.model.base import helping
 from sdtt_jax.model.causal import CausalModel
+from sdtt_jax.model.learnt import settled
 from sdtt_jax.model.masked import Model
 from sdtt_jax.networks import CausalConfig, CausalNetwork
 from sdtt_jax.networks.config import of_same_size
@@ -56,7 +59,11 @@ class Latency:
 
 
 def measure_latency(
-    model: Model | CausalModel, key: jax.Array, config: SamplerConfig | None, timing: Timing
+    model: Model | CausalModel,
+    key: jax.Array,
+    config: SamplerConfig | None,
+    timing: Timing,
+    helper: Model | CausalModel | None = None,
 ) -> Latency:
     """Whole unconditional generations; every repetition draws the same texts.
 
@@ -66,26 +73,30 @@ def measure_latency(
       key: PRNG key.
       config: a denoiser's sampler.
       timing: sizes and repetitions.
+      helper: the second model of a decoder that needs one.
     """
+    other: dict[str, Any] = {}
     if isinstance(model, CausalModel):
         write: Any = functools.partial(generate, model.network, num_tokens=timing.length)
         rows = jnp.zeros((timing.batch, 1), jnp.int32)
     else:
         assert config is not None
-        write = functools.partial(sample, model.diffusion, config=config)
+        write = functools.partial(sample, model.diffusion, config=settled(config, model))
+        if helper is not None:
+            other["helper"] = helping(helper, model)
         rows = prior_sample(timing.batch, timing.length, model.mask_id)
     if model.mesh is not None:
         key, rows = place_whole(key, model.mesh), place_batch(rows, model.mesh)
     began = time.perf_counter()
     with model.on_mesh():
-        program = jax.jit(write).lower(model.params, key, rows).compile()
+        program = jax.jit(write).lower(model.params, key, rows, **other).compile()
     compile_s = time.perf_counter() - began
-    written = jax.block_until_ready(program(model.params, key, rows))
+    written = jax.block_until_ready(program(model.params, key, rows, **other))
     calls = timing.length if isinstance(model, CausalModel) else int(written[0].nfe)
     seconds: list[float] = []
     while len(seconds) < timing.repeats and (not seconds or sum(seconds) < timing.budget_s):
         began = time.perf_counter()
-        jax.block_until_ready(program(model.params, key, rows))
+        jax.block_until_ready(program(model.params, key, rows, **other))
         seconds.append(time.perf_counter() - began)
     return Latency(compile_s, tuple(seconds), calls)
 
@@ -98,6 +109,7 @@ class Racer(NamedTuple):
     config: SamplerConfig | None  # a denoiser's sampler; None for a causal model
     facts: Json  # of the results
     inputs: Json  # what determines them
+    helper: Model | CausalModel | None = None  # the second model of a decoder that needs one
 
 
 def suite(subject: Subject, record: Record) -> None:
@@ -130,15 +142,20 @@ def racers(subject: Subject, key: jax.Array) -> list[Racer]:
         result.append(causal("baseline", "the baseline", baseline.config, lambda: baseline))
     own = common | {"model": model.identity["digest"], "seed": settings.seed}
     for num_steps in settings.latency_steps:
-        sampler, facts = settings.sampler(num_steps), {"kind": "diffusion", "num_steps": num_steps}
+        sampler = settled(settings.sampler(num_steps), model)
+        facts = {"kind": "diffusion", "num_steps": num_steps}
         inputs = own | {"sampler": to_mapping(sampler)}
-        result.append(Racer(f"steps_{num_steps:04d}", lambda: model, sampler, facts, inputs))
+        helper = subject.helper if parse_mode(sampler.mode)[0].helper else None
+        if helper is not None:
+            inputs["helper"] = helper.fingerprint
+        name = f"steps_{num_steps:04d}"
+        result.append(Racer(name, lambda: model, sampler, facts, inputs, helper))
     return result
 
 
 def _item(record: Record, racer: Racer, key: jax.Array, batch: int, timing: Timing) -> None:
     def compute() -> Json:
-        measured = measure_latency(racer.load(), key, racer.config, timing)
+        measured = measure_latency(racer.load(), key, racer.config, timing, racer.helper)
         return racer.facts | {
             "batch": batch,
             "rows": timing.batch,
