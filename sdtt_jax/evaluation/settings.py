@@ -203,7 +203,8 @@ class Settings(Sampling):
     )
     wrap: bool = setting(
         False,
-        "Sequences of a --held_out file are [BOS] text [EOS], as published models were trained.",
+        "Sequences of a --held_out file are [BOS] text [EOS]; always so for a denoiser that was trained "
+        "on such ones, as published ones were.",
     )
     held_out_texts: int = setting(1024, "Maximum number of sequences of held-out text; 0 is all.")
     estimators: tuple[str, ...] = setting(

@@ -51,7 +51,8 @@ def held_out(subject: Subject, limit: int | None = None) -> np.ndarray:
     limit = min((n for n in (limit, settings.held_out_texts) if n), default=None)
     if settings.held_out:
         name, source = f"--held_out={settings.held_out}", _held_out_corpus(subject)
-        return _sequences(subject.model, source, name, length, limit, wrap=settings.wrap)
+        wrap = settings.wrap or _always_wrapped(subject.model)
+        return _sequences(subject.model, source, name, length, limit, wrap=wrap)
     if subject.data is None:
         raise ConfigError(
             "There is no held-out text: the checkpoint is not in a run with a data folder. Give "
@@ -81,10 +82,7 @@ def training_texts(model: Model, flag: str, name: str, data: Path | None, limit:
     """
     if name != OWN:
         _check_corpus(flag, name)
-        source, wrap = (
-            (find_corpus(name, f"--{flag}"), TRAIN, None),
-            bool(model.facts.get("begins_with_bos")),
-        )
+        source, wrap = (find_corpus(name, f"--{flag}"), TRAIN, None), _always_wrapped(model)
         return _sequences(model, source, f"--{flag}={name}", model.config.length, limit, wrap=wrap)
     if data is None:
         raise ConfigError(
@@ -170,6 +168,11 @@ def _line_tokens(record: Any, tokenizer: Tokenizer | None, where: str, readable:
         return tokens
     needed = '"text" (a string) or "tokens"' if tokenizer is not None else '"tokens"'
     raise DataError(f"{where} has no field {needed} (a list of whole numbers).")
+
+
+def _always_wrapped(model: Model | CausalModel) -> bool:
+    """Whether every training sequence was `[BOS] text [EOS]`; a causal model gets BOS when it scores."""
+    return isinstance(model, Model) and model.first_token is not None
 
 
 def _sequences(

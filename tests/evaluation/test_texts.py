@@ -18,7 +18,7 @@ from sdtt_jax.evaluation.texts import (
     read_texts,
     training_texts,
 )
-from tests.worlds import as_model, noisy_params, tiny_network
+from tests.worlds import as_causal, as_model, noisy_params, tiny_network
 
 
 def test_a_line_ends_at_a_line_feed_alone(tmp_path):
@@ -167,3 +167,19 @@ def test_openings_have_their_continuations_if_enough_texts_are_long(
     settings = Settings(prompts=str(path), **sizes)
     rows = openings(Subject(as_model(network, noisy_params(network, 0)), settings))
     assert [len(row) for row in rows] == found
+
+
+@pytest.mark.parametrize(("fact", "flag"), [(False, False), (True, False), (False, True)])
+def test_held_out_text_is_wrapped_as_the_model_was_trained(tmp_path, fact, flag):
+    """Oracle: BOS first and EOS last. A causal model's text is wrapped only if that is asked for."""
+    path, text = tmp_path / "text.txt", "in the beginning god made the earth"
+    path.write_text(text)
+    tokenizer = train_tokenizer(TokenizerConfig(model_type="char"), [text])
+    network, settings = tiny_network(), Settings(held_out=str(path), wrap=flag)
+    for made, wrapped in ((as_model, fact or flag), (as_causal, flag)):
+        model = made(network, {})
+        facts = model.facts | {"begins_with_bos": fact}
+        model = dataclasses.replace(model, tokenizer=tokenizer, facts=facts)
+        [row, *_] = held_out(Subject(model, settings))
+        ends = row[0] == tokenizer.bos_id, row[-1] == tokenizer.eos_id
+        assert ends == (wrapped, wrapped)
