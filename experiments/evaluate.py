@@ -26,6 +26,7 @@ from experiments.cli.compare import compare
 from experiments.cli.devices import chosen_mesh
 from experiments.stages.mirror import own_data
 from sdtt_jax.config import choose, require
+from sdtt_jax.diffusion.decoders import parse_mode
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.evaluation.record import FOLDER, Record, own_path
 from sdtt_jax.evaluation.settings import Settings
@@ -99,9 +100,57 @@ def update_report(path: Path) -> None:
         write_report(path.parent.parent)
 
 
+# Settings, each with the suites that use it.
+_USERS = {
+    "prompts": ("generation", "budget"),
+    "num_prompts": ("generation", "budget"),
+    "modes": ("frontier",),
+    "temperatures": ("frontier",),
+    "arrays": ("judge",),
+    "task": ("lambada",),
+}
+
+
+def _measuring() -> list[str]:
+    """The names of all flags for measuring."""
+    settings = [field.name for field in dataclasses.fields(Settings)]
+    given = list(fields.given_flags())
+    return ["checkpoint", "suite", "judge", "baseline", "helper", *given, *settings]
+
+
+def check_used(settings: Settings, suites: Sequence[str], helper: str | None = None) -> None:
+    """Refuses flags that would change nothing; `ConfigError` names the flag and what it is for."""
+    for field, users in _USERS.items():
+        default = next(each for each in dataclasses.fields(Settings) if each.name == field).default
+        require(
+            getattr(settings, field) == default or bool({*users} & {*suites}),
+            f"--{field} is for --suite={' and --suite='.join(users)}; add one of them, or leave it out.",
+        )
+    require(
+        not settings.wrap or bool(settings.held_out),
+        "--wrap is for the text of --held_out; a run's own sequences are as its data were prepared. Give "
+        "--held_out, or leave it out.",
+    )
+    if helper:
+        modes = [settings.mode] if {*suites} & {"generation", "budget", "latency"} else []
+        if "frontier" in suites:
+            modes += settings.modes.split() or [settings.mode]
+        asked = " ".join(dict.fromkeys(modes)) or "none, as nothing is written"
+        require(
+            any(parse_mode(mode)[0].helper for mode in modes),
+            f"--helper is for decoders that ask a second model, such as --mode=speculative, and the decoder "
+            f"is {asked}; leave it out, or choose such a decoder.",
+        )
+
+
 def main(argv: Sequence[str]) -> None:
     """Measures, or compares, as the flags ask."""
     if _COMPARE.value:
+        beside = [name for name in _measuring() if flags.FLAGS[name].present]
+        require(
+            not beside,
+            f"--compare measures nothing, so --{', --'.join(beside)} would change nothing; leave it out.",
+        )
         compare([*_COMPARE.value, *argv[1:]], _OUTPUT.value)
         return
     check_flags(argv)
@@ -118,6 +167,7 @@ def main(argv: Sequence[str]) -> None:
         "--output is missing: with --early_exit or --neighbours the results are not the run's; name a JSON "
         "file.",
     )
+    check_used(settings, suites, _HELPER.value)
     join_processes()
     subject = load_subject(
         settings,

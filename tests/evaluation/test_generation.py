@@ -190,3 +190,19 @@ def test_fewer_prompts_than_asked_for_are_said(model, tmp_path):
     generation.suite(Subject(model, settings), record)
     assert "3 prompts instead of 5" in said[0]
     assert "generation/prompted/real_text" in record.items
+
+
+def test_a_baseline_begins_with_bos_where_it_has_no_prompt(model):
+    """Whether the judge reads BOS is another matter; a prompt is continued without it, if so asked."""
+    causal = causal_beside(model, model.tokenizer)
+    settings = dataclasses.replace(SETTINGS, first_token="given")
+    for prompt in ([], [5, 6]):
+        setup = Setup("unconditional", np.tile(np.array(prompt, np.int32), (2, 1)), 7, None)
+        writer = writers(Subject(model, settings, baseline=causal), setup)[-1]
+        assert writer.name == "autoregressive"
+        tokens = writer.batches[0]().tokens
+        assert tokens[0, : len(prompt) or 1].tolist() == (prompt or [model.tokenizer.bos_id])
+    bare = dataclasses.replace(causal, tokenizer=None)
+    setup = Setup("unconditional", np.zeros((2, 0), np.int32), 7, None)
+    with pytest.raises(ConfigError, match="out such a baseline with --baseline=none"):
+        writers(Subject(model, settings, baseline=bare), setup)

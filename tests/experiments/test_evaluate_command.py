@@ -1,12 +1,14 @@
 """The evaluation command as a person calls it. Oracle: golden values of GPT-2 from the hub's own library."""
 
+import contextlib
 import dataclasses
 import json
 
 import numpy as np
 import pytest
 
-from experiments.evaluate import evaluate
+from experiments.evaluate import check_used, evaluate
+from sdtt_jax.errors import ConfigError
 from sdtt_jax.evaluation.settings import Settings
 from sdtt_jax.evaluation.subject import load_subject
 from sdtt_jax.evaluation.suites import SUITES
@@ -72,10 +74,45 @@ def test_golden_gpt2_through_the_command(golden, tokens_file, tmp_path):
 
 
 @pytest.mark.slow
-def test_wrong_flags_are_one_line(tmp_path):
-    finished = call("evaluate", "--suite=speed", f"--checkpoint={tmp_path}")
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (("--suite=speed", "--checkpoint=x"), "--suite='speed' is unknown"),
+        (("--compare=x", "y", "--num_texts=3"), "--compare measures nothing, so --num_texts would"),
+    ],
+)
+def test_wrong_flags_are_one_line(given, said):
+    finished = call("evaluate", *given)
     assert finished.status == 2
-    assert finished.stderr.splitlines()[-1].startswith("Error: --suite='speed' is unknown")
+    assert finished.stderr.splitlines()[-1].startswith(f"Error: {said}")
+
+
+@pytest.mark.parametrize(
+    ("suites", "settings", "helper", "said"),
+    [
+        (
+            ["likelihood"],
+            {"prompts": "x"},
+            None,
+            "--prompts is for --suite=generation and --suite=budget",
+        ),
+        (["latency"], {"num_prompts": 2}, None, "--num_prompts is for"),
+        (["generation"], {"modes": "grid"}, None, "--modes is for --suite=frontier"),
+        (["generation"], {"arrays": "x.npz"}, None, "--arrays is for --suite=judge"),
+        (["generation"], {"task": "piqa"}, None, "--task is for --suite=lambada"),
+        (["likelihood"], {"wrap": True}, None, "--wrap is for the text of --held_out"),
+        (["generation"], {}, "teacher", "the decoder is grid; leave it out"),
+        (["likelihood"], {"mode": "speculative"}, "teacher", "as nothing is written"),
+        (["frontier"], {"mode": "speculative", "modes": "grid"}, "teacher", "decoder is grid;"),
+        (["generation", "likelihood"], {"num_prompts": 2, "mode": "speculative"}, "teacher", None),
+        (["frontier"], {"modes": "grid speculative", "temperatures": (1.0, 2.0)}, "teacher", None),
+        (["budget"], {"prompts": "x", "held_out": "y", "wrap": True}, None, None),
+    ],
+)
+def test_flags_that_would_change_nothing_are_refused(suites, settings, helper, said):
+    refused = contextlib.nullcontext() if said is None else pytest.raises(ConfigError, match=said)
+    with refused:
+        check_used(Settings(**settings), suites, helper)
 
 
 @pytest.mark.parametrize(

@@ -152,12 +152,15 @@ def writers(subject: Subject, setup: Setup) -> list[Writer]:
             result.append(Writer(item, model, batches, facts, facts | inputs, setup.given))
     if causal is not None and not _left_out(subject, setup):
         prompts = setup.prompts
-        bos_id = bos_of(causal, settings.first_token)
+        # Without a prompt BOS is all that it can begin with, whether or not the judge reads BOS.
+        alone = setup.given == 0 and causal.tokenizer is not None
+        bos_id = bos_of(causal, "scored" if alone else settings.first_token)
         if bos_id is not None:
             prompts = np.pad(prompts, ((0, 0), (1, 0)), constant_values=bos_id)
         require(
             prompts.shape[1] > 0,
-            "first_token='given' leaves a causal model nothing to begin with; give it prompts.",
+            f"first_token='given' leaves {causal.facts['path']}, which has no tokenizer to say what BOS is, "
+            "nothing to begin with; give it prompts, or leave out such a baseline with --baseline=none.",
         )
         key = purpose_key(settings.seed, name)
         batches = causal.batches(key, prompts, free, settings.batch_size, **settings.filters)
