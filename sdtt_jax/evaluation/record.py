@@ -74,6 +74,7 @@ class Record:
         self._parts = self.path.with_name(self.path.stem + ".parts")
         self._content: Json = {"format": FORMAT, "model": model, "items": {}}
         self._own: Json = {}  # the items of this call
+        self._removed: set[str] = set()
         if self.path.is_dir():
             raise ConfigError(f"--output={self.path} is a folder; name a file.")
         self._content["items"] = self._earlier()
@@ -90,6 +91,18 @@ class Record:
         """Results by name, of this call and earlier ones."""
         return {name: item["result"] for name, item in self._content["items"].items()}
 
+    @property
+    def inputs(self) -> Json:
+        """What determined each of `items`, by name."""
+        return {name: item["inputs"] for name, item in self._content["items"].items()}
+
+    def remove(self, name: str) -> None:
+        """Takes an item out of the file, if it is there."""
+        if self._content["items"].pop(name, None) is not None:
+            self._own.pop(name, None)
+            self._removed.add(name)
+            self._write()
+
     def item(self, name: str, inputs: Json, compute: Callable[[], Json]) -> Json:
         """The result of an item; computed unless the file holds it for the same inputs.
 
@@ -98,7 +111,7 @@ class Record:
         because a run may be moved.
         """
         stored = self._content["items"].get(name)
-        same = stored is not None and _placeless(stored["inputs"]) == _placeless(_plain(inputs))
+        same = stored is not None and placeless(stored["inputs"]) == placeless(_plain(inputs))
         if processes.agree(same):
             return dict(_seen(stored, self.path)["result"])
         if stored is not None:
@@ -186,7 +199,8 @@ class Record:
         if processes.is_first():
             with alone(self.path):
                 # Another evaluation may have added items since, or replaced some that this one found.
-                items = self._content["items"] | self._earlier() | self._own
+                items = self._content["items"] | self._earlier()
+                items = {n: item for n, item in items.items() if n not in self._removed} | self._own
                 write_json(self.path, self._content | {"items": items}, allow_nan=False)
 
 
@@ -297,7 +311,7 @@ def kept_batches(
     return [arrays for arrays in found if arrays is not None]
 
 
-def _placeless(inputs: Mapping[str, Any]) -> Json:
+def placeless(inputs: Mapping[str, Any]) -> Json:
     """The inputs without the paths of models, which their digests identify."""
     return {
         name: {part: of for part, of in value.items() if part != "path"}

@@ -162,6 +162,22 @@ def test_a_baseline_with_other_tokens_continues_no_prompt(model):
             assert ("autoregressive" in names) is written
 
 
+def test_earlier_continuations_by_such_a_baseline_leave_the_file(model, tmp_path):
+    other = train_tokenizer(TokenizerConfig(model_type="char", vocab_size=64), ["xyz"])
+    lines, said = tmp_path / "prompts.jsonl", []
+    lines.write_text('{"text": "in the beginning god"}\n')
+    settings = dataclasses.replace(SETTINGS, prompts=str(lines), continuations=1)
+    record = Record(tmp_path / "x.json", model.identity, said.append)
+    record.item("generation/prompted/autoregressive", {}, dict)
+    subject = Subject(model, settings, baseline=causal_beside(model, other))
+    generation.suite(subject, record)
+    assert "has another tokenizer" in said[-1]
+    assert set(Record(record.path, model.identity).items) == {
+        "generation/prompted/steps_0002",
+        "generation/prompted/real_text",
+    }
+
+
 @pytest.mark.parametrize("kind", ["padded", "prompted"])
 def test_the_padding_of_real_text_is_not_measured(model, tmp_path, kind):
     """Oracle: the texts before their padding, written by hand."""

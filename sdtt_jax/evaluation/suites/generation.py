@@ -85,6 +85,9 @@ def suite(subject: Subject, record: Record) -> None:
             compared = setup.name == PROMPTED and writer is not real
             _item(subject, record, setup, writer, real if compared else None)
         if left_out := _left_out(subject, setup):
+            record.remove(
+                f"generation/{setup.name}/autoregressive"
+            )  # of another baseline, or of wrong ids
             record.log(f"  {setup.name.replace('_', ' ')}, autoregressive: none, {left_out}")
 
 
