@@ -134,8 +134,11 @@ def compare(run: RecordedRun, steps: int) -> Comparison:
 
 
 def _fewest_gained(run: RecordedRun) -> FewCalls | None:
-    """The coupled student at the calls nearest to FOCUS_CALLS of those where it surely beats the teacher."""
-    gained = [few for few in run.few_calls if few.paired.high < 0]
+    """The coupled student at the calls nearest to FOCUS_CALLS of those where it surely beats the teacher.
+
+    Only where both have the entropy of real text.
+    """
+    gained = [few for few in run.few_calls if few.reached and few.paired.high < 0]
     return min(gained, key=lambda few: abs(math.log(few.calls / FOCUS_CALLS)), default=None)
 
 
@@ -167,11 +170,7 @@ def _without_student(run: RecordedRun) -> Findings:
         headline = "Teacher and student were not measured at the same numbers of steps"
         sentence = "Their curves are shown below, but there is no pair to compare."
     elif run.few_calls:
-        few = _fewest_gained(run)
-        headline = "No gain of the noise-coupled student is certain"
-        if few:
-            headline = f"At {_calls(few.calls)} a noise-coupled student {_gained(run, few)}"
-        sentence = "Teacher and student are compared at the entropy of real text."
+        return _few_calls_alone(run)
     elif run.teacher:
         headline = "A teacher, and no student yet"
         sentence = "The teacher has been measured; no round of distillation has been evaluated."
@@ -182,6 +181,22 @@ def _without_student(run: RecordedRun) -> Findings:
         headline = "This run has only begun"
         sentence = "There are settings, but nothing trained or measured yet."
     return Findings(headline, (sentence,))
+
+
+def _few_calls_alone(run: RecordedRun) -> Findings:
+    """Of a run whose only student sees its noise."""
+    if not any(few.reached for few in run.few_calls):
+        return Findings(
+            "Teacher and noise-coupled student were not compared at equal entropy",
+            (
+                "No temperature that was tried gives both of them the entropy of real text, so their "
+                "perplexities say little.",
+            ),
+        )
+    few, headline = _fewest_gained(run), "No gain of the noise-coupled student is certain"
+    if few:
+        headline = f"At {_calls(few.calls)} a noise-coupled student {_gained(run, few)}"
+    return Findings(headline, ("Teacher and student are compared at the entropy of real text.",))
 
 
 def _comparison(run: RecordedRun, c: Comparison) -> tuple[str, list[str]]:

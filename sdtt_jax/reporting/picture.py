@@ -51,8 +51,8 @@ def write_quality(workdir: Path | str, path: Path | str) -> Path:
         )
     panels = [quality_panel(run), quality_panel(run, entropy=True)]
     widths: Sequence[float] = (560, 440)
-    if run.few_calls:
-        panels, widths = [few_calls_panel(run), *panels], (470, 470, 400)
+    if few_calls := few_calls_panel(run):
+        panels, widths = [few_calls, *panels], (470, 470, 400)
     return _write([panels], widths, 400, path, len(run.students))
 
 

@@ -20,6 +20,13 @@ COUPLED_WAYS = ("teacher", "argmax", "drawn", "matched", "teacher_matched")
 # Fields of results.json for the distillers whose students see noise, the last distiller first.
 COUPLED_STUDENTS = ("coupled_idlm", "coupled")
 
+ENTROPY_MATCHED = 0.001
+"""Relative distance within which entropies count as equal.
+
+It is far smaller than the one that the page allows as variety: 1 % of entropy may be worth a tenth of
+perplexity.
+"""
+
 
 @dataclasses.dataclass(frozen=True)
 class Quality:
@@ -87,7 +94,8 @@ class FewCalls:
 
     The student takes the tokens that its noise determines (`argmax`), draws them from its own distribution
     (`drawn`), or is tuned to the entropy of real text (`matched`), as is the teacher in `teacher_matched`.
-    `paired` compares these two.
+    `paired` compares these two. They are `reached` if both have that entropy: where no temperature that was
+    tried gives it, the run keeps the figures of the nearest one, which compare nothing.
     """
 
     calls: int
@@ -97,6 +105,7 @@ class FewCalls:
     matched: Quality
     teacher_matched: Quality
     paired: Paired
+    reached: bool = True
 
     @property
     def change(self) -> str:
@@ -149,7 +158,8 @@ class RecordedRun:
     evaluations: tuple[Evaluation, ...] = ()
     few_calls: tuple[FewCalls, ...] = ()  # of the last noise-coupled student
     first_few_calls: tuple[FewCalls, ...] = ()  # of the student that it started from, if any
-    # The first teacher at the entropy of real text, by network calls: those of `few_calls`, and higher ones.
+    # The first teacher at the entropy of real text, by network calls: those of `few_calls`, and higher ones,
+    # without those at which it does not reach that entropy.
     teacher_few_calls: Mapping[int, Quality] = dataclasses.field(default_factory=dict)
     others: tuple[Round, ...] = ()  # students of other distillers
 
@@ -162,6 +172,13 @@ class RecordedRun:
     def student(self) -> Round | None:
         """The student that the page speaks of: the last round's, or else the last of the others."""
         return (self.rounds or self.others or (None,))[-1]
+
+    @property
+    def judge_checkpoint(self) -> str:
+        """The judge that the run was given; empty if it trained its own."""
+        inner = self.config.get("config")
+        judge = (inner if isinstance(inner, Mapping) else self.config).get("judge")
+        return str(judge.get("checkpoint") or "") if isinstance(judge, Mapping) else ""
 
 
 def read_run(workdir: Path | str) -> RecordedRun:
@@ -182,10 +199,12 @@ def read_run(workdir: Path | str) -> RecordedRun:
     try:
         teacher = results.get("teacher") or {}
         data = results.get("data") or {}
+        entropy = _number(data.get("entropy"))
         measured = [results[name] for name in COUPLED_STUDENTS if results.get(name)]
-        coupled = [*filter(None, (_few_calls(m.get("calls")) for m in measured)), (), ()]
+        coupled = [*filter(None, (_few_calls(m.get("calls"), entropy) for m in measured)), (), ()]
         alone = (measured[0].get("teacher_calls") or {}) if measured else {}
-        more = _qualities({n: ways.get("teacher_matched") for n, ways in alone.items()})
+        alone_matched = _qualities({n: ways.get("teacher_matched") for n, ways in alone.items()})
+        matched = {few.calls: few.teacher_matched for few in coupled[0]} | alone_matched
         return RecordedRun(
             name=workdir.resolve().name,
             config=config,
@@ -197,7 +216,7 @@ def read_run(workdir: Path | str) -> RecordedRun:
             ),
             autoregressive=_quality(results.get("baseline_ar")),
             data=_quality(data),
-            data_entropy=_number(data.get("entropy")),
+            data_entropy=entropy,
             num_texts=results.get("num_texts"),
             timing={k: float(v) for k, v in (results.get("timing") or {}).items() if _number(v)},
             length=samples.get("length") or results.get("length"),
@@ -208,7 +227,7 @@ def read_run(workdir: Path | str) -> RecordedRun:
             evaluations=tuple(read_evaluations(workdir)),
             few_calls=coupled[0],
             first_few_calls=coupled[1],
-            teacher_few_calls={few.calls: few.teacher_matched for few in coupled[0]} | more,
+            teacher_few_calls={n: q for n, q in matched.items() if _has_entropy(q, entropy)},
             others=tuple(_round(r, name) for name, r in (results.get("others") or {}).items()),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -318,7 +337,8 @@ def _qualities(steps: Mapping[str, Any] | None) -> dict[int, Quality]:
     return {k: q for k, q in sorted(found.items()) if q is not None}
 
 
-def _few_calls(calls: Mapping[str, Any] | None) -> tuple[FewCalls, ...]:
+def _few_calls(calls: Mapping[str, Any] | None, entropy: float | None) -> tuple[FewCalls, ...]:
+    """Teacher and student by calls; `entropy` is that of real text."""
     found = []
     for number, entry in sorted((calls or {}).items(), key=lambda item: int(item[0])):
         # Older runs measured the teacher only as it is, not matched.
@@ -326,8 +346,18 @@ def _few_calls(calls: Mapping[str, Any] | None) -> tuple[FewCalls, ...]:
         qualities = {name: _quality(entry.get(name)) for name in COUPLED_WAYS}
         paired = _paired(entry["matched"])
         if None not in qualities.values() and paired is not None:
-            found.append(FewCalls(int(number), paired=paired, **qualities))  # type: ignore[arg-type]
+            few = FewCalls(int(number), paired=paired, **qualities)  # type: ignore[arg-type]
+            both = few.matched, few.teacher_matched
+            reached = all(_has_entropy(quality, entropy) for quality in both)
+            found.append(dataclasses.replace(few, reached=reached))
     return tuple(found)
+
+
+def _has_entropy(quality: Quality, entropy: float | None) -> bool:
+    """Whether texts have the entropy of real text; what was not measured does not speak against it."""
+    if quality.entropy is None or not entropy:
+        return True
+    return abs(quality.entropy / entropy - 1) <= ENTROPY_MATCHED
 
 
 def _paired(entry: Mapping[str, Any]) -> Paired | None:

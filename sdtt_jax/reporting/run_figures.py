@@ -66,20 +66,22 @@ def quality_panel(run: RecordedRun, *, entropy: bool = False) -> Panel | None:
 
 
 def few_calls_panel(run: RecordedRun) -> Panel | None:
-    """Teacher and noise-coupled students at very few calls, with 95 % bars; None if no student was measured.
+    """Teacher and noise-coupled students at very few calls, with 95 % bars; None if there is no point to draw.
 
-    All are at the entropy of real text; the students' bars are their paired intervals with the teacher.
+    All are at the entropy of real text; pairs that do not reach it are left out. The students' bars are their
+    paired intervals with the teacher.
     """
-    if not run.few_calls:
-        return None
     teacher = run.teacher_few_calls
+    if not run.few_calls or not teacher:
+        return None
     students = [_matched("noise-coupled", "coupled", run.few_calls)]
     if run.first_few_calls:
         students = [
             _matched("noise-coupled", "coupled_first", run.first_few_calls),
             _matched("and IDLM", "coupled", run.few_calls),
         ]
-    series = (_quality_series(Curve("teacher", "teacher", dict(teacher)), entropy=False), *students)
+    drawn = [student for student in students if student.x]
+    series = (_quality_series(Curve("teacher", "teacher", dict(teacher)), entropy=False), *drawn)
     references = _references(run, entropy=False)
     return Panel(
         title="Perplexity at very few calls",
@@ -94,6 +96,7 @@ def few_calls_panel(run: RecordedRun) -> Panel | None:
 
 def _matched(label: str, colour: str, found: Sequence[FewCalls]) -> Series:
     """A noise-coupled student at the entropy of real text, with its paired interval as bars."""
+    found = [few for few in found if few.reached]
     low, high = (
         tuple(
             few.matched.gen_ppl * math.exp(getattr(few.paired, end) - few.paired.log_ratio)

@@ -106,10 +106,10 @@ def coupled(log_ratios: dict[int, float]) -> dict[str, Any]:
     return {
         "calls": {
             str(calls): {
-                "teacher": quality(80 / calls, 2.62),
-                "argmax": quality(44 / calls, 2.55),
-                "drawn": quality(60 / calls, 2.64),
-                "matched": quality(80 / calls * math.exp(ratio), 2.61)
+                "teacher": quality(80 / calls, 3.68),
+                "argmax": quality(44 / calls, 3.61),
+                "drawn": quality(60 / calls, 3.7),
+                "matched": quality(80 / calls * math.exp(ratio), 3.68)
                 | {"log_ratio": ratio, "low": ratio - 0.05, "high": ratio + 0.05},
             }
             for calls, ratio in log_ratios.items()

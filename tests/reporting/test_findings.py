@@ -7,7 +7,7 @@ import pytest
 from sdtt_jax.reporting.findings import equivalent_steps, find
 from sdtt_jax.reporting.record import Quality, read_run
 from sdtt_jax.reporting.report import render
-from sdtt_jax.reporting.run_figures import forest_chart, quality_curves
+from sdtt_jax.reporting.run_figures import few_calls_panel, forest_chart, quality_curves
 
 POWER_LAW = {k: Quality(gen_ppl=1000.0 * k**-0.5) for k in (4, 8, 16, 32, 64)}
 
@@ -101,6 +101,41 @@ def test_of_two_noise_coupled_students_the_headline_is_about_the_last(make_workd
 def test_a_noise_coupled_student_that_may_be_no_better_is_not_in_the_headline(make_workdir):
     findings = find(read_run(make_workdir(coupled_log_ratios={1: 0.1, 2: -0.02})))
     assert findings.headline == "The student at 8 steps writes as well as its teacher at 13"
+
+
+@pytest.mark.parametrize("of", ["matched", "teacher_matched"])
+def test_what_does_not_reach_the_entropy_of_real_text_is_not_compared(make_workdir, of):
+    """Real text has 3.68 nats; the run clamps to the nearest temperature that it tried."""
+
+    def fall_short(results):
+        entry = results["coupled"]["calls"]["2"]
+        entry["teacher_matched"] = {"gen_ppl": 40.0, "entropy": 3.68}
+        entry[of]["entropy"] = 3.65
+
+    ratios = {1: -0.8, 2: -0.5, 4: 0.1}
+    run = read_run(make_workdir(coupled_log_ratios=ratios, change_results=fall_short))
+    assert [few.reached for few in run.few_calls] == [True, False, True]
+    assert "; at 1 call a noise-coupled student" in find(run).headline
+    teacher, student = few_calls_panel(run).series[:2]
+    assert student.x == (1.0, 4.0)
+    assert teacher.x == ((1.0, 2.0, 4.0) if of == "matched" else (1.0, 4.0))
+    page = " ".join(render(run).split())
+    assert "At 2 network calls, no temperature that was tried" in page
+    assert "At two network calls its texts" not in page
+    assert page.count("<td>not reached</td>") == 1
+
+
+def test_a_noise_coupled_student_that_never_reaches_that_entropy_is_not_in_the_headline(
+    make_workdir,
+):
+    def fall_short(results):
+        results["rounds"] = []
+        results["coupled"]["calls"]["2"]["matched"]["entropy"] = 3.5
+
+    run = read_run(make_workdir(coupled_log_ratios={2: -0.5}, change_results=fall_short))
+    assert find(run).headline == (
+        "Teacher and noise-coupled student were not compared at equal entropy"
+    )
 
 
 def test_a_student_better_than_all_of_the_teacher_is_compared_with_its_best(make_workdir):

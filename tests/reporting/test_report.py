@@ -163,3 +163,14 @@ def test_durations_read_like_speech():
         "3 min 05 s",
         "1 h 32 min",
     ]
+
+
+def test_a_judge_that_the_run_was_given_is_not_said_to_be_of_its_corpus(make_workdir):
+    trained = "a causal model trained on the same corpus"
+    workdir = make_workdir()
+    assert trained in write_report(workdir).read_text(encoding="utf-8")
+    config = {"config": {"judge": {"checkpoint": "smollm2"}}}
+    (workdir / "config.json").write_text(json.dumps(config))
+    page = " ".join(write_report(workdir).read_text(encoding="utf-8").split())
+    assert trained not in page
+    assert "The judge is the causal model smollm2, which this run did not train; its" in page
