@@ -40,6 +40,8 @@ class Evaluation:
     items: Mapping[str, Item]  # results by name
     # Of the items that were judged, by name.
     judgings: Mapping[str, Judging] = dataclasses.field(default_factory=dict)
+    # What texts were written or timed with, by item: `length` and `sampler`, as far as the file has them.
+    writing: Mapping[str, Item] = dataclasses.field(default_factory=dict)
 
     def under(self, prefix: str) -> dict[str, Item]:
         """Items whose names begin with `prefix/`, by the rest of their names, in order."""
@@ -88,7 +90,8 @@ def read_evaluation(path: Path | str) -> Evaluation:
     items = {name: item["result"] for name, item in content["items"].items()}
     found = {name: _judging(name, content["items"]) for name in items}
     judgings = {name: judging for name, judging in found.items() if judging is not None}
-    return Evaluation(as_path(path).stem, items, judgings)
+    writing = {name: _writing(item["inputs"]) for name, item in content["items"].items()}
+    return Evaluation(as_path(path).stem, items, judgings, writing)
 
 
 def read_evaluations(workdir: Path | str) -> list[Evaluation]:
@@ -132,6 +135,9 @@ def judged_by(evaluation: Evaluation, item: str, letters: Mapping[Judging, str])
 def race(evaluations: Iterable[Evaluation], batch: int) -> list[Point]:
     """All models whose texts were judged and whose speed was measured at a batch size.
 
+    A denoiser's texts and timing belong together where length and sampler agree, a causal model's where the
+    length does: a call takes it as long at any temperature.
+
     The causal baseline has a timing of its own only if its size differs from the denoiser's. It appears in
     the results of every round of its run, and is taken once. Where judges differ, the names of the models say
     by whom their texts were judged.
@@ -144,10 +150,15 @@ def race(evaluations: Iterable[Evaluation], batch: int) -> list[Point]:
         speed = evaluation.under("latency")
         for name, item in quality.items():
             causal = item["kind"] == "autoregressive"
-            timed = speed.get(f"{name}_batch_{batch:03d}")
-            if causal:
-                timed = speed.get(f"baseline_batch_{batch:03d}", timed)
+            timing = f"{name}_batch_{batch:03d}"
+            if causal and (other := f"baseline_batch_{batch:03d}") in speed:
+                timing = other
+            timed = speed.get(timing)
             if timed is None or item.get("gen_ppl") is None:
+                continue
+            written = evaluation.writing.get(f"generation/unconditional/{name}", {})
+            ways = written, evaluation.writing.get(f"latency/{timing}", {})
+            if not _agree(*ways, fields=("length",) if causal else ("length", "sampler")):
                 continue
             by = judged_by(evaluation, f"generation/unconditional/{name}", letters)
             point = Point(
@@ -183,6 +194,25 @@ def _judging(name: str, items: Mapping[str, Any]) -> Judging | None:
     settings = [str(judge[f]) for f in ("compute_dtype",) if f in judge]
     settings += [f"{f}={inputs[f]}" for f in ("first_token", "ends") if f in inputs]
     return Judging(str(judge.get("path", "")), str(judge["digest"]), tuple(settings))
+
+
+def _writing(inputs: Item) -> Item:
+    """The `length` and `sampler` of an item's inputs; those of a timing have the length one level down."""
+    timing = inputs.get("timing")
+    found = dict(inputs) | (dict(timing) if isinstance(timing, Mapping) else {})
+    return {name: found[name] for name in ("length", "sampler") if name in found}
+
+
+def _agree(one: Item, other: Item, fields: Iterable[str]) -> bool:
+    """Whether two items say the same of some fields; what an older version did not write may be anything."""
+    for name in fields:
+        a, b = one.get(name), other.get(name)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            if not _agree(a, b, a.keys() & b.keys()):
+                return False
+        elif a is not None and b is not None and a != b:
+            return False
+    return True
 
 
 def _table(

@@ -66,7 +66,7 @@ def quality_panel(run: RecordedRun, *, entropy: bool = False) -> Panel | None:
 
 
 def few_calls_panel(run: RecordedRun) -> Panel | None:
-    """Teacher and noise-coupled students at very few calls, with 95 % bars; None if there is no point to draw.
+    """Teacher and noise-coupled students at very few calls, with 95 % bars; None if nothing can be drawn.
 
     All are at the entropy of real text; pairs that do not reach it are left out. The students' bars are their
     paired intervals with the teacher.

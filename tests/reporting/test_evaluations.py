@@ -122,6 +122,41 @@ def test_the_race_pairs_quality_with_latency(folder):
     assert race(evaluations, 1) == []
 
 
+@pytest.mark.parametrize(
+    ("text", "timing", "left"),
+    [
+        # As the suites write them; what an older file lacks may be anything.
+        ({}, {"sampler": {"mode": "grid"}, "timing": {"length": 64}}, {8, 16, 0}),
+        ({"sampler": {"mode": "grid"}}, {"sampler": {"mode": "grid", "top_k": 0}}, {8, 16, 0}),
+        ({"sampler": {"mode": "grid"}}, {"sampler": {"mode": "confidence"}}, {16, 0}),
+        ({"sampler": {"temperature": 0.5}}, {"sampler": {"temperature": 1.0}}, {16, 0}),
+        ({"length": 16}, {"timing": {"length": 64}}, {16, 0}),
+    ],
+)
+def test_the_race_does_not_pair_texts_with_timings_of_another_sampler_or_length(
+    tmp_path, text, timing, left
+):
+    content = _results()
+    content["items"]["generation/unconditional/steps_0008"]["inputs"] = text
+    content["items"]["latency/steps_0008_batch_008"]["inputs"] = timing
+    (tmp_path / "one.json").write_text(json.dumps(content))
+    points = race([read_evaluation(tmp_path / "one.json")], 8)
+    assert {point.num_steps for point in points} == left
+
+
+def test_the_race_does_not_pair_causal_texts_with_timings_of_another_length(tmp_path):
+    content = _results()
+    content["items"]["generation/unconditional/autoregressive"]["inputs"] = {
+        "length": 64, "sampler": {"temperature": 0.9},
+    }  # fmt: skip
+    timing = content["items"]["latency/baseline_batch_008"]["inputs"]
+    path = tmp_path / "one.json"
+    for length, raced in ((64, True), (16, False)):
+        timing["timing"] = {"length": length}
+        path.write_text(json.dumps(content))
+        assert any(point.causal for point in race([read_evaluation(path)], 8)) is raced
+
+
 def test_a_single_text_has_no_interval_to_show(tmp_path):
     """JSON has null for a missing interval; the race then draws a point without a bar."""
     content = _results()
