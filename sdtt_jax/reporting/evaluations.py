@@ -183,7 +183,8 @@ def race_batches(evaluations: Iterable[Evaluation]) -> list[int]:
 
 def _judging(name: str, items: Mapping[str, Any]) -> Judging | None:
     """How an item of a file's items was judged; None if it was not."""
-    if name.startswith("frontier/clean/"):  # it sums up others
+    if name.startswith("frontier/clean/") and "judging" not in items[name]["inputs"]:
+        # It sums up others, and is of a version that did not say by whom these were judged.
         others = name.replace("clean", "matched", 1) + "/"
         name = next((other for other in items if other.startswith(others)), name)
     inputs = items[name]["inputs"]

@@ -123,6 +123,47 @@ def test_where_one_perplexity_is_not_known_no_number_of_calls_is_clean(
     assert not [name for name in record.items if name.startswith("frontier/clean")]
 
 
+def test_what_is_clean_is_found_among_all_that_was_measured_also_by_earlier_calls(
+    subject, tmp_path
+):
+    """Grid is clean at its 2 steps, exp(2.04), if alone, and at 8 beside the exp(1.25) of first-hitting."""
+    path = tmp_path / "frontier.json"
+
+    def measure(subject=subject, **settings):
+        settings = dataclasses.replace(subject.settings, **settings)
+        record = Record(path, subject.model.identity)
+        suite(dataclasses.replace(subject, settings=settings), record)
+        found = Record(path, subject.model.identity).items
+        head = "frontier/clean/"
+        return {k.removeprefix(head): v for k, v in found.items() if k.startswith(head)}
+
+    assert measure(num_steps=(2,), modes="grid")["grid"]["most_tried"] is True
+    beside = measure(num_steps=(8,), modes="first-hitting")
+    assert beside["grid"]["clean_calls"] is None
+    assert beside["grid"]["best"] == beside["first-hitting"]["best"] == pytest.approx(np.exp(1.25))
+    assert measure(num_steps=(8,), modes="grid")["grid"]["gen_ppl"] == pytest.approx(np.exp(1.29))
+    # What another judge scored is not compared with it, and stays.
+    other = dataclasses.replace(subject, judge=subject.judge.__class__({"path": "other"}, {}))
+    apart = measure(other, num_steps=(2,), modes="grid")
+    assert apart["grid"]["best"] == pytest.approx(np.exp(2.04))
+    assert apart["first-hitting"]["best"] == pytest.approx(np.exp(1.25))
+
+
+def test_what_is_no_longer_known_to_be_clean_is_removed(subject, tmp_path, monkeypatch):
+    matched, path = frontier._matched, tmp_path / "frontier.json"
+    suite(subject, Record(path, subject.model.identity))
+    monkeypatch.setattr(frontier, "_matched", lambda *given: matched(*given) | {"gen_ppl": None})
+    settings = dataclasses.replace(
+        subject.settings, num_steps=(8,), modes="grid", temperatures=(0.5, 1.5)
+    )
+    lines = []
+    record = Record(path, subject.model.identity, lines.append)
+    suite(dataclasses.replace(subject, settings=settings), record)
+    items = Record(path, subject.model.identity).items
+    assert not [name for name in items if name.startswith("frontier/clean")]
+    assert "not known, for grid/steps_0008 could be the best" in lines[-1]
+
+
 @pytest.mark.parametrize(
     ("missing", "said"),
     [

@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from sdtt_jax.checkpoints.digests import canonical_sha256
 from sdtt_jax.config import require
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.evaluation.bootstrap import bootstrap, exp_ratio, mean, said
 from sdtt_jax.evaluation.judge import behind, read
 from sdtt_jax.evaluation.quality import unigram_entropy
-from sdtt_jax.evaluation.record import Json, Record, digest_of
+from sdtt_jax.evaluation.record import Json, Record, digest_of, placeless
 from sdtt_jax.evaluation.subject import Subject
 from sdtt_jax.evaluation.suites import generation
 from sdtt_jax.evaluation.texts import held_out, held_out_name
@@ -24,6 +25,8 @@ from sdtt_jax.ops.sequences import single_texts
 
 # A perplexity up to this factor above the checkpoint's best still counts as clean.
 CLEAN = 1.05
+# What the names of items begin with: measured ones, and those that sum these up.
+MATCHED, SUMMARY = "frontier/matched/", "frontier/clean/"
 
 
 def suite(subject: Subject, record: Record) -> None:
@@ -43,12 +46,10 @@ def suite(subject: Subject, record: Record) -> None:
     real = held_out(subject, settings.num_texts)
     target = real_entropy(subject, real)
     record.log(f"  real text has an entropy of {target:.3f}")
-    found = {
-        (mode, num_steps): _item(subject, record, mode, num_steps, real, target)
-        for mode in settings.modes.split() or (settings.mode,)
-        for num_steps in settings.num_steps
-    }
-    _clean_calls(record, found)
+    for mode in settings.modes.split() or (settings.mode,):
+        for num_steps in settings.num_steps:
+            latest = _item(subject, record, mode, num_steps, real, target)
+    _clean_calls(record, latest)
 
 
 def real_entropy(subject: Subject, real: np.ndarray) -> float:
@@ -88,7 +89,8 @@ def at_entropy(nats: np.ndarray, entropies: np.ndarray, target: float | np.ndarr
 
 def _item(
     subject: Subject, record: Record, mode: str, num_steps: int, real: np.ndarray, target: float
-) -> Json:
+) -> str:
+    """Measures a decoder at a number of steps; returns the name of its item."""
     settings = subject.settings
     subjects = [
         dataclasses.replace(
@@ -124,11 +126,12 @@ def _item(
         result |= {"entropy": target, "nfe": float(np.mean([t.nfe.mean() for t in judged]))}
         return result | _matched(judged, settings, target)
 
-    result = record.item(f"frontier/matched/{mode}/steps_{num_steps:04d}", inputs, compute)
+    name = f"{MATCHED}{mode}/steps_{num_steps:04d}"
+    result = record.item(name, inputs, compute)
     reached = result["gen_ppl"] is not None
     value = said(result, "gen_ppl", 2) if reached else "not reached at these temperatures"
     record.log(f"  {mode}, {num_steps} steps: perplexity at that entropy {value}")
-    return result
+    return name
 
 
 def _point(judged: generation.Judged, seed: int) -> Json:
@@ -166,29 +169,69 @@ def _columns(judged: generation.Judged) -> tuple[np.ndarray, np.ndarray, np.ndar
     return scores.nll, scores.scored, unigram_entropy(judged.written)
 
 
-def _clean_calls(record: Record, found: dict[tuple[str, int], Json]) -> None:
+def _clean_calls(record: Record, latest: str) -> None:
     """Records for each decoder the fewest steps whose perplexity is within `CLEAN` of the best.
 
-    Records nothing if a perplexity at that entropy is not known, for it could be the best. With `most_tried`,
-    only the most steps that were tried come so close, and more might have been better still.
+    All measured items of the record count, also those of earlier calls, but only beside others of the same
+    judging and real text. A decoder measured in several ways goes by that of the item `latest`, of which the
+    log speaks. What is not known is removed.
     """
-    if any(item["gen_ppl"] is None for item in found.values()):
+    groups: dict[str, list[str]] = {}
+    for name in record.items:
+        if name.startswith(MATCHED):
+            groups.setdefault(_measured_by(record, name), []).append(name)
+    current = groups.pop(_measured_by(record, latest))
+    found: dict[str, Json | None] = {}
+    for names in (*groups.values(), current):
+        found |= _summaries(record, names)
+    for name in record.items:
+        if name.startswith(SUMMARY) and found.get(name.removeprefix(SUMMARY)) is None:
+            record.remove(name)
+    for mode, known in found.items():
+        if known is not None:
+            result = {name: value for name, value in known.items() if name != "judging"}
+            record.item(f"{SUMMARY}{mode}", known, functools.partial(dict, result))
+    unknown = [name for name in current if record.items[name]["gen_ppl"] is None]
+    if unknown:
+        settings = ", ".join(name.removeprefix(MATCHED) for name in unknown)
         record.log(
-            "  lowest clean number of calls: not known; give lower and higher --temperatures"
+            f"  lowest clean number of calls: not known, for {settings} could be the best; give lower and "
+            "higher --temperatures for it"
         )
-        return
-    best = min(item["gen_ppl"] for item in found.values())
-    most = max(num_steps for _, num_steps in found)
-    for mode in dict.fromkeys(mode for mode, _ in found):
-        of_mode = [item for item in found.values() if item["mode"] == mode]
-        clean = [item for item in of_mode if item["gen_ppl"] <= CLEAN * best]
+    for mode in _summaries(record, current) if not unknown else ():
+        result = record.items[f"{SUMMARY}{mode}"]
+        calls = "none" if result["clean_calls"] is None else f"{result['clean_calls']:.1f}"
+        tried = ", the most that was tried" if result.get("most_tried") else ""
+        record.log(f"  {mode}: lowest clean number of calls: {calls}{tried}")
+
+
+def _measured_by(record: Record, name: str) -> str:
+    """By whom a measured item was judged, and the real text at whose entropy it stands."""
+    inputs = record.inputs[name]
+    judging = placeless(inputs["judging"])
+    return canonical_sha256([judging, inputs.get("real"), record.items[name]["entropy"]])
+
+
+def _summaries(record: Record, names: list[str]) -> dict[str, Json | None]:
+    """The lowest clean number of calls of each decoder among comparable items, with their `judging`.
+
+    None if a perplexity at that entropy is not known, for it could be the best. With `most_tried`, only the
+    most steps that were tried come so close, and more might have been better still.
+    """
+    items = [record.items[name] for name in names]
+    modes = dict.fromkeys(item["mode"] for item in items)
+    if any(item["gen_ppl"] is None for item in items):
+        return dict.fromkeys(modes)
+    best = min(item["gen_ppl"] for item in items)
+    most = max(item["num_steps"] for item in items)
+    found: dict[str, Json | None] = {}
+    for mode in modes:
+        clean = [i for i in items if i["mode"] == mode and i["gen_ppl"] <= CLEAN * best]
         first = min(clean, key=lambda item: item["num_steps"], default=None)
         result = {"kind": "diffusion", "mode": mode, "best": best, "clean_calls": None}
         if first is not None:
-            names = ("entropy", "gen_ppl", "gen_ppl_low", "gen_ppl_high")
-            result |= {"clean_calls": first["nfe"]} | {name: first[name] for name in names}
+            fields = ("entropy", "gen_ppl", "gen_ppl_low", "gen_ppl_high")
+            result |= {"clean_calls": first["nfe"]} | {name: first[name] for name in fields}
             result |= {"most_tried": first["num_steps"] == most}
-        record.item(f"frontier/clean/{mode}", result, functools.partial(dict, result))
-        calls = "none" if first is None else f"{first['nfe']:.1f}"
-        tried = ", the most that was tried" if result.get("most_tried") else ""
-        record.log(f"  {mode}: lowest clean number of calls: {calls}{tried}")
+        found[mode] = result | {"judging": record.inputs[names[0]]["judging"]}
+    return found
