@@ -73,7 +73,7 @@ def _sdtt(asked: Asked) -> dict[str, Record]:
 
 def _coupled_rounds(asked: Asked, name: str, soft_weight: float) -> dict[str, Record]:
     """Trains as many steps in all as one-shot; each number of calls gets the student of its own round."""
-    rounds = (asked.truth.world.length - 1).bit_length()
+    rounds = max((asked.truth.world.length - 1).bit_length(), 1)  # one for a single token, too
     steps = max(asked.config.num_steps // rounds, 1)
     config = CoupledDistillConfig(
         ROUNDS_OF**rounds,

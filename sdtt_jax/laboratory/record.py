@@ -35,6 +35,8 @@ from sdtt_jax.laboratory.world import (
 
 STEPS = tuple(range(1, 65))
 TRAINED_STEPS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+# A gain up to here, in nats per masked token, is the rounding of the sums that it is computed from.
+ROUNDING = 1e-12
 
 Record = dict[str, Any]
 Log = Callable[[str], None]
@@ -142,8 +144,9 @@ def train_beside(
 
     Returns its predictions [states, L, V] by divergence and round. Each round gets `"trained"`: `steps`, the
     measures; `kl_to_optimum`, KL(optimum || student) per masked token; `relative`, that divided by KL(optimum
-    || teacher of the round); `relative_to_first`, divided by KL(optimum || first teacher); `own_kl`, KL to
-    the optimum for the teacher that the student really had; `loss`, the last logged loss.
+    || teacher of the round); `relative_to_first`, divided by KL(optimum || first teacher), both None where
+    there is nothing to gain; `own_kl`, KL to the optimum for the teacher that the student really had; `loss`,
+    the last logged loss.
 
     Args:
       truth: the world, enumerated.
@@ -166,20 +169,26 @@ def train_beside(
         trained_rounds = train_rounds(world, config, start, dts, divergence)
         for entry, optimum, (student, loss) in zip(entries, best, trained_rounds, strict=True):
             distance, gain = kl(optimum, student), kl(optimum, exact_teacher)
+            first_gain = kl(optimum, truth.teacher)
             entry["trained"] = {
                 "steps": truth.measures(student, TRAINED_STEPS),
                 "kl_to_optimum": distance,
-                "relative": distance / gain,
-                "relative_to_first": distance / kl(optimum, truth.teacher),
+                "relative": _share(distance, gain),
+                "relative_to_first": _share(distance, first_gain),
                 "own_kl": kl(round_optimum(own_teacher, entry["dt"], divergence), student),
                 "loss": loss,
             }
             log(
                 f"{divergence}, round {entry['round']}: KL(optimum || student) {distance:.1e} nats "
                 f"per masked token; the optimum is {gain:.1e} from the round's teacher and "
-                f"{kl(optimum, truth.teacher):.1e} from the first"
+                f"{first_gain:.1e} from the first"
             )
             exact_teacher, own_teacher = optimum, student
             students.setdefault(divergence, []).append(student)
     record["training"]["seconds"] = time.monotonic() - began
     return students
+
+
+def _share(distance: float, gain: float) -> float | None:
+    """`distance / gain`; None if the gain is only rounding, as where tokens are independent."""
+    return distance / gain if gain > ROUNDING else None

@@ -53,3 +53,16 @@ def test_in_rounds_calls_are_halved_down_to_one_with_as_many_steps_in_all(monkey
     for weight in (0.0, 1.0):
         distill = CoupledDistillConfig(4, num_distill_calls=2, num_rounds=2, soft_weight=weight)
         assert asked_of[weight] == (75, distill)
+
+
+def test_a_single_token_has_one_round_too(monkeypatch):
+    """Its logarithm to the base of two is no round at all."""
+
+    def train(_world, config, distill):
+        return [(config.num_steps, distill.num_rounds, distill.num_calls)]
+
+    monkeypatch.setattr(distillers, "train_coupled", train)
+    monkeypatch.setattr(distillers, "sampled_measures", lambda *given: {"1": given[2]})
+    token = World((0.3, 0.7), ((0.5, 0.5), (0.5, 0.5)), 1, (0.5,), name="token")
+    found = measure_distillers(["coupled-rounds"], Asked(Truth.of(token), (), (1,), SIZES))
+    assert found["coupled-rounds"] == {"1": (150, 1, 2)}

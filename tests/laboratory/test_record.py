@@ -7,7 +7,7 @@ import pytest
 
 from sdtt_jax.laboratory import record as record_module
 from sdtt_jax.laboratory.optimum import mean_kl, round_optimum
-from sdtt_jax.laboratory.record import TRAINED_STEPS, Truth, closed_form, train_beside
+from sdtt_jax.laboratory.record import TRAINED_STEPS, Record, Truth, closed_form, train_beside
 from sdtt_jax.laboratory.student import StudentConfig
 from sdtt_jax.laboratory.world import Array, World, sampler_measures, true_denoiser
 
@@ -43,19 +43,36 @@ def perfect_rounds(
         yield blurred * (teacher > 0), 0.5
 
 
+def trained(monkeypatch: pytest.MonkeyPatch, world: World) -> tuple[Truth, Record, Array]:
+    """The world, its record with perfect students, and the optimum of the first round of kl-bwd."""
+    truth = Truth.of(world)
+    monkeypatch.setattr(record_module, "copy_teacher", lambda *_: None)
+    monkeypatch.setattr(record_module, "predictions", lambda *_: truth.teacher)
+    monkeypatch.setattr(record_module, "train_rounds", perfect_rounds)
+    record, optima = closed_form(truth, ("kl-bwd",), world.dts, print)
+    train_beside(truth, record, optima, StudentConfig(), print)
+    return truth, record, optima["kl-bwd"][0]
+
+
+def test_where_tokens_are_independent_there_is_no_gain_to_take_a_share_of(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The teacher is its own optimum, up to rounding."""
+    coins = World((0.3, 0.7), ((0.3, 0.7), (0.3, 0.7)), 3, (0.1, 0.2), name="coins")
+    _, record, _ = trained(monkeypatch, coins)
+    for entry in record["rounds"]["kl-bwd"]:
+        assert entry["trained"]["relative"] is None
+        assert entry["trained"]["relative_to_first"] is None
+        assert entry["trained"]["kl_to_optimum"] > 0
+
+
 def test_a_student_is_measured_by_its_distance_to_the_optimum(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Oracle: mean_kl of the blurred optimum."""
-    truth = Truth.of(WORLD)
-    monkeypatch.setattr(record_module, "copy_teacher", lambda *_: None)
-    monkeypatch.setattr(record_module, "predictions", lambda *_: truth.teacher)
-    monkeypatch.setattr(record_module, "train_rounds", perfect_rounds)
-    record, optima = closed_form(truth, ("kl-bwd",), WORLD.dts, print)
-    train_beside(truth, record, optima, StudentConfig(), print)
+    truth, record, optimum = trained(monkeypatch, WORLD)
     assert record["training"]["copy_kl"] == 0
     first = record["rounds"]["kl-bwd"][0]
-    optimum = optima["kl-bwd"][0]
     blurred = np.where((optimum > 0) & (optimum < 1), 0.99 * optimum + 0.005, optimum)
     distance = mean_kl(optimum, blurred, truth.probabilities)
     assert first["trained"]["kl_to_optimum"] == pytest.approx(distance)
