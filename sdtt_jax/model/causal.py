@@ -81,11 +81,14 @@ class CausalModel(Loaded):
     ) -> jax.Array:
         """Texts `[num_samples, n + num_tokens]` int32, token by token with a key-value cache.
 
+        For a model trained on instructions, BOS follows the prompt (even an empty one), as in training; it is
+        the last of the n tokens.
+
         Args:
           key: PRNG key; batch i is drawn with `fold_in(key, i)`.
           num_samples: how many.
           num_tokens: how many tokens follow the prompt.
-          prompt: text of n tokens that every sample begins with.
+          prompt: text that every sample begins with.
           batch_size: texts at once, rounded up to a multiple of the mesh's parts.
           **filters: temperature, top_k, top_p.
 
@@ -95,8 +98,9 @@ class CausalModel(Loaded):
         whole(1, num_samples=num_samples)
         require(isinstance(prompt, str), f"prompt must be one text, not {prompt!r:.60}.")
         tokenizer = self.text_tokenizer
-        ids = np.concatenate([[tokenizer.bos_id], tokenizer.encode_part(prompt)]).astype(np.int32)
-        prompts = np.tile(ids, (num_samples, 1))
+        mark = [] if self.prompt_end is None else [self.prompt_end]
+        ids = np.concatenate([[tokenizer.bos_id], tokenizer.encode_part(prompt), mark])
+        prompts = np.tile(ids.astype(np.int32), (num_samples, 1))
         batches = self.batches(key, prompts, num_tokens, batch_size, **filters)
         return jnp.asarray(np.concatenate([write().tokens for write in batches])[:, 1:])
 

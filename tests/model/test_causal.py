@@ -1,5 +1,6 @@
 """Causal models through `sdtt_jax.load`. Oracles: golden values, and the network's own functions."""
 
+import dataclasses
 import json
 import shutil
 
@@ -92,6 +93,16 @@ def test_a_judge_scores_and_writes(judge):
         judge.network, judge.params, jax.random.fold_in(key, 0), prompt=prompt, num_tokens=5
     )
     np.testing.assert_array_equal(texts[:2], first[:, 1:])
+
+
+@pytest.mark.parametrize("text", ["in", ""])
+def test_a_model_of_instructions_writes_behind_the_bos_that_ends_a_prompt(judge, text):
+    """Oracle: a model that is given this BOS as a token of the prompt, as a denoiser's prior has it."""
+    taught = dataclasses.replace(judge, facts=judge.facts | {"sequences": "prompted"})
+    bos, key = judge.tokenizer.bos_id, jax.random.key(2)
+    prompt = np.tile(np.concatenate([[bos], judge.tokenizer.encode(text), [bos]]), (2, 1))
+    [write] = judge.batches(key, prompt, 5)
+    np.testing.assert_array_equal(taught.sample(key, 2, 5, text), write().tokens[:, 1:])
 
 
 @pytest.mark.parametrize(
