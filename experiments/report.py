@@ -51,7 +51,8 @@ def write_race_of(workdir: str, batch: int, picture: Path) -> Path:
     require(
         len(points) > 1,
         f"--batch={batch}: fewer than two models or numbers of steps were both judged and timed at this "
-        "batch size; measure them with experiments.evaluate --suite=generation,latency.",
+        "batch size, with one length and one sampler; measure them with experiments.evaluate "
+        "--suite=generation,latency.",
     )
     return write_race(points, batch, picture)
 

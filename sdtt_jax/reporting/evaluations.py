@@ -140,11 +140,12 @@ def race(evaluations: Iterable[Evaluation], batch: int) -> list[Point]:
 
     The causal baseline has a timing of its own only if its size differs from the denoiser's. It appears in
     the results of every round of its run, and is taken once. Where judges differ, the names of the models say
-    by whom their texts were judged.
+    by whom their texts were judged; where causal baselines differ, in which evaluation they stand.
     """
     evaluations = list(evaluations)
     letters = judge_letters(evaluations)
     points: dict[tuple[object, ...], Point] = {}
+    sources: dict[tuple[object, ...], str] = {}  # the names of their evaluations
     for evaluation in evaluations:
         quality = evaluation.under("generation/unconditional")
         speed = evaluation.under("latency")
@@ -172,7 +173,13 @@ def race(evaluations: Iterable[Evaluation], batch: int) -> list[Point]:
                 high=item["gen_ppl_high"] or item["gen_ppl"],
                 entropy=item["entropy"],
             )
-            points.setdefault((item["gen_ppl"],) if causal else (evaluation.name, name), point)
+            key = (item["gen_ppl"],) if causal else (evaluation.name, name)
+            if key not in points:
+                points[key], sources[key] = point, evaluation.name
+    baselines = [key for key, point in points.items() if point.causal]
+    for key in baselines if len(baselines) > 1 else ():
+        model = points[key].model.replace("causal", f"causal of {sources[key]}", 1)
+        points[key] = dataclasses.replace(points[key], model=model)
     return list(points.values())
 
 

@@ -1,6 +1,6 @@
 """The frontier: perplexity against entropy at several temperatures, a panel for each number of steps."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from sdtt_jax.reporting.evaluations import Evaluation, Item, judge_letters, judged_by
 from sdtt_jax.reporting.figures import Axis, Panel, Series, Tip
@@ -11,6 +11,8 @@ def frontier_panels(
     evaluations: Sequence[Evaluation], colours: Mapping[str, str] | None = None
 ) -> list[Panel]:
     """A line for each model and decoder through its temperatures; real text's entropy is an upright line.
+
+    Where models stand at the entropies of different real texts, each has its line, which names the models.
 
     Args:
       evaluations: those with items of the suite "frontier" are drawn. Where judges differ, labels name them.
@@ -36,21 +38,20 @@ def frontier_panels(
     panels = []
     for steps in sorted({item["num_steps"] for *_, item in found}):
         shown = [each for each in found if each[-1]["num_steps"] == steps]
-        target = shown[0][-1]["entropy"]
+        upright = _real_texts(
+            [(name, item["entropy"]) for name, _, item in shown], spans["gen_ppl"]
+        )
         series = [
             _series(name + by, item, modes, colours.get(name, "accent")) for name, by, item in shown
         ]
-        # Its label stands at its upper end.
-        ends = (target, target), spans["gen_ppl"]
-        upright = Series("real text", "data", *ends, line="reference", marker="")
         panels.append(
             Panel(
                 title=f"Perplexity against entropy, {steps_text(steps)}",
                 description=f"Generative perplexity against entropy by temperature, {steps_text(steps)}; the "
                 "entropy of real text is a vertical line",
-                x=Axis("entropy, nats", reaches=(*spans["entropy"], target)),
+                x=Axis("entropy, nats", reaches=(*spans["entropy"], *(s.x[0] for s in upright))),
                 y=Axis(log=True, reaches=spans["gen_ppl"]),
-                series=(*series, upright),
+                series=(*series, *upright),
                 tips=tuple(
                     _tip(s, point)
                     for s, (*_, item) in zip(series, shown, strict=True)
@@ -59,6 +60,31 @@ def frontier_panels(
             )
         )
     return panels
+
+
+def _real_texts(targets: Iterable[tuple[str, float]], height: tuple[float, float]) -> list[Series]:
+    """An upright line for each entropy of real text, as far as they differ in figures.
+
+    Args:
+      targets: the name of each model with the entropy at which it is measured.
+      height: the ends of the lines.
+    """
+    found: dict[str, tuple[float, list[str]]] = {}
+    for name, target in targets:
+        _, names = found.setdefault(number(target), (target, []))
+        names += [name] if name not in names else []
+    return [
+        # Its label stands at its upper end.
+        Series(
+            "real text" if len(found) == 1 else f"real text of {', '.join(names)}",
+            "data",
+            (target, target),
+            height,
+            line="reference",
+            marker="",
+        )
+        for target, names in found.values()
+    ]
 
 
 def _series(name: str, item: Item, modes: Sequence[str], colour: str) -> Series:

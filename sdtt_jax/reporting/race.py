@@ -59,6 +59,7 @@ def _series(model: str, colour: str, group: Sequence[Point], entropy: bool) -> S
         y=tuple(p.entropy if entropy else p.gen_ppl for p in group),
         low=() if entropy else tuple(p.low for p in group),
         high=() if entropy else tuple(p.high for p in group),
+        line="" if group[0].causal else "line",  # they have no steps to join
         marker="square" if group[0].causal else "dot",
         bars=True,
         notes=tuple(str(p.num_steps) if p.num_steps else "" for p in group),

@@ -14,6 +14,7 @@ from sdtt_jax.reporting.evaluations import (
     read_evaluations,
     tables,
 )
+from sdtt_jax.reporting.race import race_panel
 
 
 def _texts(kind, perplexity, **facts):
@@ -155,6 +156,24 @@ def test_the_race_does_not_pair_causal_texts_with_timings_of_another_length(tmp_
         timing["timing"] = {"length": length}
         path.write_text(json.dumps(content))
         assert any(point.causal for point in race([read_evaluation(path)], 8)) is raced
+
+
+def test_causal_baselines_of_two_runs_have_two_names_and_no_line_between_them(tmp_path):
+    points = []
+    for name, perplexity in (("here", 4.0), ("there", 40.0)):
+        content = _results()
+        baseline = content["items"]["generation/unconditional/autoregressive"]
+        baseline["result"] = _texts("autoregressive", perplexity)
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+        points.append(read_evaluation(tmp_path / f"{name}.json"))
+    raced = race(points, 8)
+    assert {p.model: p.gen_ppl for p in raced if p.causal} == {
+        "causal of here": 4.0,
+        "causal of there": 40.0,
+    }
+    lines = {s.label: s.line for s in race_panel(raced, 8).series}
+    assert lines["causal of here"] == lines["causal of there"] == ""
+    assert lines["here"] == "line"
 
 
 def test_a_single_text_has_no_interval_to_show(tmp_path):

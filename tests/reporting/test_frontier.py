@@ -64,6 +64,20 @@ def test_lines_of_different_judges_say_so():
     assert [row[2] for row in tables(judged)[1].rows] == ["a", "b"]
 
 
+def test_models_at_the_entropies_of_different_real_texts_have_each_its_upright_line():
+    other = Evaluation("other", dict(EVALUATIONS[0].items))
+    for name, each in other.items.items():
+        other.items[name] = each | {"entropy": 5.2}
+    for panel in frontier_panels([*EVALUATIONS, other]):
+        lines = {s.label: s.x for s in panel.series if s.colour == "data"}
+        assert lines == {
+            "real text of teacher, round_01": (2.59, 2.59),
+            "real text of other": (5.2, 5.2),
+        }
+        assert max(panel.x.reaches) == 5.2
+        assert draw_panel(panel, 720, 400)
+
+
 def test_one_text_has_no_interval_and_a_judge_may_give_none_any_perplexity():
     lone = item("grid", 4, 16.0)
     for point in lone["points"]:
