@@ -72,15 +72,20 @@ def text_features(
 ) -> np.ndarray:
     """Features of each text, `[texts, embed]` float64: a causal judge's last hidden state, after the norm.
 
+    Of a text longer than the judge can see, the judge reads the end.
+
     Args:
       model: the judge (the paper's is GPT-2 large).
       texts: int32 tokens `[n_i]`, in the judge's vocabulary and without BOS, as in the paper.
       batch_size: texts at once.
     """
-    lengths = np.array([len(text) for text in texts])
     require(
-        len(texts) > 0 and lengths.min() >= 1, "features need texts of at least one token each."
+        len(texts) > 0 and min(map(len, texts)) >= 1,
+        "features need texts of at least one token each.",
     )
+    limit = model.network.max_length
+    texts = [text if limit is None else text[-limit:] for text in texts]
+    lengths = np.array([len(text) for text in texts])
     rows = np.zeros((len(texts), lengths.max() + 1), np.int32)
     for index, (row, text) in enumerate(zip(rows, texts, strict=True)):
         row[: len(text)] = as_ids(text, model.config.vocab_size, f"text {index}")

@@ -148,6 +148,17 @@ def test_features_of_gpt2_are_its_golden_final_states(golden):
     np.testing.assert_allclose(features, stored["final_hidden"][:, -1], rtol=1e-4, atol=1e-5)
 
 
+def test_features_of_a_text_longer_than_the_judge_can_see_are_those_of_its_end(golden):
+    """GPT-2 learns its positions, so it has no more than these."""
+    judge = sdtt_jax.load(golden / "gpt2_tiny")
+    limit = judge.network.max_length
+    rng = np.random.default_rng(0)
+    texts = [rng.integers(0, judge.config.vocab_size, limit + n, np.int32) for n in (3, 0, -1)]
+    ends = [text[-limit:] for text in texts]
+    found = text_features(judge, texts, batch_size=2)
+    np.testing.assert_array_equal(found, text_features(judge, ends, batch_size=2))
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
