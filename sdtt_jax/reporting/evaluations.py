@@ -173,7 +173,7 @@ def race(evaluations: Iterable[Evaluation], batch: int) -> list[Point]:
                 high=item["gen_ppl_high"] or item["gen_ppl"],
                 entropy=item["entropy"],
             )
-            key = (item["gen_ppl"],) if causal else (evaluation.name, name)
+            key: tuple[object, ...] = (item["gen_ppl"],) if causal else (evaluation.name, name)
             if key not in points:
                 points[key], sources[key] = point, evaluation.name
     baselines = [key for key, point in points.items() if point.causal]
