@@ -163,14 +163,15 @@ def within(interval: str, config: Any = None, *names: str, **values: float) -> N
       *names: fields of `config`.
       **values: other values, by name.
     """
+    _check(functools.partial(inside, interval), f"lie in {interval}", config, names, values)
+
+
+def inside(interval: str, value: float) -> bool:
+    """Whether a number lies in an interval such as "[0, 1)"; NaN lies in none."""
     low, high = (float(bound) for bound in interval[1:-1].split(","))
-
-    def inside(value: float) -> bool:
-        above = value > low if interval[0] == "(" else value >= low
-        below = value < high if interval[-1] == ")" else value <= high
-        return above and below
-
-    _check(inside, f"lie in {interval}", config, names, values)
+    above = value > low if interval[0] == "(" else value >= low
+    below = value < high if interval[-1] == ")" else value <= high
+    return above and below
 
 
 def one_of(config: Any, **choices: Collection[str]) -> None:

@@ -4,8 +4,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from sdtt_jax.config import require
 from sdtt_jax.ops.categorical import NEG_INFINITY
-from sdtt_jax.ops.tokens import as_ids
+from sdtt_jax.ops.tokens import as_rows
+from sdtt_jax.ops.values import check_numbers
 from sdtt_jax.typing import Key, Logits, LogProbs, PerSequence, PerToken, Positions, Tokens
 
 # Smallest time that is sampled or denoised from: at 0 nothing is masked and the NELBO's weight diverges.
@@ -23,7 +25,11 @@ def sample_t(
       antithetic: one uniform draw and an even grid of offsets, modulo 1, so that every batch covers the
         whole range (lower variance); each single time is still uniform.
       eps: the smallest time.
+
+    Raises:
+      ConfigError: `eps` does not lie in [0, 1).
     """
+    check_numbers("[0, 1)", (), eps=eps)
     if antithetic:
         offsets = jnp.arange(batch, dtype=jnp.float32) / batch
         u = (jax.random.uniform(key, (), jnp.float32) + offsets) % 1.0
@@ -77,16 +83,18 @@ def q_xt(
       `x_t: [batch, length]` int32.
 
     Raises:
-      ConfigError: `x0` does not hold ids (but floats, for example), or holds ids that do not exist.
+      ConfigError: `x0` does not hold ids (but floats, for example), or holds ids that do not exist; or
+        `move_chance` is not one probability for each text.
 
     Examples:
       >>> q_xt(jax.random.key(0), jnp.array([[1, 2], [3, 4]]), jnp.array([0.0, 1.0]), mask_id=9)
       Array([[1, 2],
              [9, 9]], dtype=int32)
     """
-    x0 = jnp.asarray(as_ids(x0, mask_id + 1, "x0"))
+    x0 = jnp.asarray(as_rows(x0, mask_id + 1, "x0"))
+    check_numbers("[0, 1]", x0.shape[:1], move_chance=move_chance)
     uniform = jax.random.uniform(key, x0.shape, jnp.float32)
-    return mask_tokens(x0, uniform, move_chance, mask_id, free)
+    return mask_tokens(x0, uniform, jnp.asarray(move_chance), mask_id, free)
 
 
 def without_mask(logits: Logits, mask_id: int) -> Logits:
@@ -126,7 +134,8 @@ def subs_log_probs(logits: Logits, x_t: Tokens, mask_id: int) -> LogProbs:
     """SUBS (MDLM, arXiv 2406.07524, section 3.2.3): MASK impossible, unmasked tokens carried over.
 
     Args:
-      logits: `[batch, length, vocab]` float32.
+      logits: `[batch, length, vocab]` float32, MASK's column among them. Columns behind it, which pad the
+        vocabulary, must be very low already, as `DenoiserLike.logits` has them: they count like tokens.
       x_t: `[batch, length]` int32.
       mask_id: the id of MASK.
 
@@ -134,11 +143,20 @@ def subs_log_probs(logits: Logits, x_t: Tokens, mask_id: int) -> LogProbs:
       `log p(x_0 | x_t)`: `[batch, length, vocab]` float32; impossible entries are about
       `NEG_INFINITY` (finite, so that 0 * log 0 is 0 in values and gradients).
 
+    Raises:
+      ConfigError: `logits` is not one row for each position of `x_t`, or has no column for MASK.
+
     Examples:
       >>> x_t = jnp.array([[0, 2]])  # a token of the vocabulary {0, 1}, and MASK
       >>> jnp.exp(subs_log_probs(jnp.zeros((1, 2, 3)), x_t, mask_id=2))
       Array([[[1. , 0. , 0. ],
               [0.5, 0.5, 0. ]]], dtype=float32)
     """
+    shape, wanted = jnp.shape(logits), jnp.shape(x_t)
+    require(
+        shape[:-1] == wanted and shape[-1:] > (mask_id,),
+        f"logits of x_t: {list(wanted)} must be {[*wanted, 'vocab']} with a column for each token and MASK, "
+        f"at least {mask_id + 1}, not {list(shape)}.",
+    )
     carried = jnp.where(jnp.arange(logits.shape[-1]) == x_t[..., None], 0.0, NEG_INFINITY)
     return jnp.where((x_t == mask_id)[..., None], masked_log_probs(logits, mask_id), carried)

@@ -191,8 +191,9 @@ def prior_sample(
       tokens, fixed: `[batch, length]` int32 and bool, both or neither; tokens stay where `fixed` is True.
 
     Raises:
-      ConfigError: only one of `tokens` and `fixed` is given.
+      ConfigError: only one of `tokens` and `fixed` is given, or a number is negative.
     """
+    whole(0, batch=batch, length=length, mask_id=mask_id)
     x = jnp.full((batch, length), mask_id, jnp.int32)
     if tokens is None and fixed is None:
         return x

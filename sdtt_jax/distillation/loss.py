@@ -86,7 +86,8 @@ def distillation_terms(
       diffusion: the network and schedule that student and teacher share.
       params, teacher_params: their parameters; no gradient flows into the teacher's.
       x0: `[batch, length]` int32, clean tokens.
-      dt: `[]` float32, the teacher's step; may be traced, so that one compiled step serves all rounds.
+      dt: `[]` float32, the teacher's step, above 0 and at most 1; may be traced, so that one compiled step
+        serves all rounds.
       key: PRNG key.
       config: divergence, k and number of trajectories.
 

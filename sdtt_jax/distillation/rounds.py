@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from sdtt_jax.config import one_of, require, whole
 from sdtt_jax.distillation.divergence import DIVERGENCES
+from sdtt_jax.ops.values import check_numbers
 from sdtt_jax.typing import Params
 
 
@@ -150,6 +151,7 @@ def next_round(
     if teacher_params is None:
         teacher_params = delivered_params(config, previous)
     dt = round_dt(config, number) if dt is None else dt
+    check_numbers("(0, 1]", (), dt=dt)
     return Student(
         params=previous.params,
         ema_params=previous.ema_params,

@@ -16,6 +16,7 @@ from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.forward import SAMPLING_EPS
 from sdtt_jax.diffusion.reverse import reverse_step, unmask_prob
 from sdtt_jax.distillation.rounds import DistillConfig
+from sdtt_jax.ops.values import check_numbers
 from sdtt_jax.typing import Hidden, Key, Keys, Params, PerSequence, Scalar, Tokens
 
 
@@ -70,7 +71,7 @@ def teacher_targets(
       keys: `[num_trajectories]` PRNG keys.
       x_t: `[batch, length]` int32.
       t: `[batch]` float32.
-      dt: `[]` float32, the teacher's step; may be traced.
+      dt: `[]` float32, the teacher's step, above 0 and at most 1; may be traced.
       config: number of steps k, and their times.
 
     Returns:
@@ -79,7 +80,7 @@ def teacher_targets(
       state and must not be used.
 
     Raises:
-      ConfigError: `keys` is a single key.
+      ConfigError: `keys` is a single key, `t` is not a time for each text, or `dt` not a number in (0, 1].
 
     Examples:
       >>> import sdtt_jax
@@ -120,6 +121,8 @@ def first_call(
     config: DistillConfig,
 ) -> Start:
     """The first of the teacher's k calls, and the times of all; arguments as in `teacher_targets`."""
+    check_numbers("(0, 1]", (), dt=dt)
+    check_numbers("[0, 1]", x_t.shape[:1], t=t)
     times = step_times(t, dt, config.num_distill_steps, reference_times=config.reference_times)
     sigmas = diffusion.schedule.sigma(times)
     probs = unmask_prob(diffusion.schedule, times, times - dt)

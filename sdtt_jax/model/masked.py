@@ -36,6 +36,7 @@ from sdtt_jax.networks import Denoiser, DenoiserConfig
 from sdtt_jax.ops.categorical import NEG_INFINITY
 from sdtt_jax.ops.sequences import Sequences, arrange
 from sdtt_jax.ops.tokens import as_rows
+from sdtt_jax.ops.values import check_numbers
 from sdtt_jax.parallel.processes import to_host
 from sdtt_jax.typing import Key, Logits, LogProbs, Params, PerSequence, Tokens
 
@@ -77,6 +78,7 @@ class Model(Loaded):
         `sigma` is the total noise, one number or `[B]`; only a time-conditioned network reads it.
         """
         tokens = self.noisy(tokens)
+        check_numbers("[0, inf)", (), tokens.shape[:1], sigma=sigma)
         with self.on_mesh():
             return _logits(self.denoiser, self.params, tokens, jnp.asarray(sigma, jnp.float32))
 

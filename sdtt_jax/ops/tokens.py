@@ -13,6 +13,7 @@ from jax.typing import ArrayLike
 
 from sdtt_jax.config import require
 from sdtt_jax.errors import ConfigError
+from sdtt_jax.ops.values import extremes
 
 
 def as_ids(ids: ArrayLike, num_ids: int, name: str = "tokens") -> Any:
@@ -34,16 +35,12 @@ def as_ids(ids: ArrayLike, num_ids: int, name: str = "tokens") -> Any:
         jnp.issubdtype(array.dtype, np.integer) or array.size == 0,
         f"{name} must be whole numbers, not {array.dtype}; an id is an index into the vocabulary.",
     )
-    if array.size and not isinstance(array, jax.core.Tracer):
-        # Checked on the host, which compiles nothing, unless the array lies on other processes' devices too.
-        values = np.asarray(array) if getattr(array, "is_fully_addressable", True) else array
-        ends = int(values.min()), int(values.max())
-        wrong = next((end for end in ends if not 0 <= end < num_ids), None)
-        require(
-            wrong is None,
-            f"{name}: there is no token {wrong}; ids are 0 … {num_ids - 1} here; use the tokenizer of "
-            "this model.",
-        )
+    wrong = next((end for end in extremes(array) or () if not 0 <= end < num_ids), None)
+    require(
+        wrong is None,
+        f"{name}: there is no token {wrong}; ids are 0 … {num_ids - 1} here; use the tokenizer of "
+        "this model.",
+    )
     return array.astype(np.int32)
 
 
