@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import tokenizers
 
@@ -85,7 +85,7 @@ def given_tokenizer(config: TokenizerConfig, normalize: str = "none") -> Tokeniz
 
     Raises:
       ConfigError: there is no such file.
-      DataError: it is damaged, or does not say which token ends a text.
+      DataError: it is damaged, or does not say which token ends a text, or says one that it does not have.
     """
     path = as_path(config.file)
     require(
@@ -120,31 +120,54 @@ def given_tokenizer(config: TokenizerConfig, normalize: str = "none") -> Tokeniz
     return HubTokenizer(config, normalize, content, Special(rows, *both))
 
 
-def special_names(path: Path, error: type[UserError]) -> Mapping[str, Any]:
-    """The content of a tokenizer_config.json, empty if there is none; `error` if it is not an object."""
+class SpecialNames(NamedTuple):
+    """What a tokenizer_config.json calls the special tokens."""
+
+    path: Path
+    content: Mapping[str, Any]  # empty if there is no such file
+    error: type[UserError]
+
+    def token(self, which: str) -> str | None:
+        """The token that it names as "bos", "eos" or "mask"; None if it names none.
+
+        Raises:
+          UserError: it gives something else than a token.
+        """
+        given = self.content.get(f"{which}_token")
+        name = given.get("content", given) if isinstance(given, dict) else given
+        if name is None or isinstance(name, str):
+            return name or None  # some files have "" where there is no such token
+        raise self.error(
+            f"{self.path}: {which}_token must be a token's text, an object with its content, or null, not "
+            f"{given!r:.60}."
+        )
+
+    def number(self, tokenizer: tokenizers.Tokenizer, which: str) -> int | None:
+        """The id of the token that it names; None if it names none.
+
+        Raises:
+          UserError: it names none of the vocabulary's tokens.
+        """
+        name = self.token(which)
+        found = None if name is None else tokenizer.token_to_id(name)
+        if name is not None and found is None:
+            raise self.error(
+                f"{self.path}: {which}_token is {name!r}, which the vocabulary does not have; name one of "
+                "its tokens, or remove the line."
+            )
+        return found
+
+
+def special_names(path: Path, error: type[UserError]) -> SpecialNames:
+    """What a tokenizer_config.json says, if there is one; `error` if it is not an object."""
     content: Any = read_json(path, error) if path.is_file() else {}
     if not isinstance(content, dict):
         raise error(f"{path} must hold a JSON object that names the special tokens.")
-    return content
+    return SpecialNames(path, content, error)
 
 
-def named_id(tokenizer: tokenizers.Tokenizer, named: Mapping[str, Any], which: str) -> int | None:
-    """The id of the token that tokenizer_config.json names as "bos" or "eos"; None if it names none."""
-    name = named_token(named, which)
-    return None if name is None else tokenizer.token_to_id(name)
-
-
-def named_token(named: Mapping[str, Any], which: str) -> str | None:
-    """The token that tokenizer_config.json names as "bos", "eos" or "mask"; None if it names none."""
-    name = named.get(f"{which}_token")
-    name = name.get("content") if isinstance(name, dict) else name
-    return name if isinstance(name, str) else None
-
-
-def _special_id(
-    tokenizer: tokenizers.Tokenizer, named: Mapping[str, Any], which: str
-) -> int | None:
-    found = named_id(tokenizer, named, which)
+def _special_id(tokenizer: tokenizers.Tokenizer, named: SpecialNames, which: str) -> int | None:
+    found = named.number(tokenizer, which)
     added = tokenizer.get_added_tokens_decoder()
     special = {token.content: number for number, token in added.items() if token.special}
     usual = (special[name] for name in _USUAL[which] if name in special)

@@ -6,7 +6,7 @@ from pathlib import Path
 import tokenizers
 
 from sdtt_jax.data import Gpt2Tokenizer, Tokenizer, TokenizerConfig
-from sdtt_jax.data.making import named_id, special_names
+from sdtt_jax.data.making import special_names
 from sdtt_jax.data.tokenizer import HubTokenizer, Special, ends
 from sdtt_jax.errors import CheckpointError, DataError
 from sdtt_jax.interchange.gguf import GgufTensors
@@ -91,7 +91,7 @@ def _special(model: Published, tokenizer: tokenizers.Tokenizer, beside: Path) ->
         found = found[0] if isinstance(found, list) and found else found
         if type(found) is int:
             return found
-        return named_id(tokenizer, named, which)
+        return named.number(tokenizer, which)
 
     both = ends(number("bos"), number("eos"))
     if both is None:

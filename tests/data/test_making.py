@@ -117,6 +117,26 @@ def test_which_token_ends_a_text_is_said_beside_the_file_or_by_its_usual_name(tm
     assert train_tokenizer(config, ()).eos_id == 12
 
 
+@pytest.mark.parametrize("which", ["bos", "eos"])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("</nope>", "which the vocabulary does not have"),
+        (5, "must be a token's text, .* not 5"),
+        (["</s>"], r"must be a token's text, .* not \['</s>'\]"),
+        ({"lstrip": False}, "must be a token's text"),
+    ],
+)
+def test_a_name_beside_the_file_that_is_no_token_is_refused(
+    tokenizer_json, tmp_path, which, name, message
+):
+    """Oracle: the file beside it has the last word, so that no other token takes its place."""
+    names = {"eos_token": "</s>", f"{which}_token": name}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(names), "utf-8")
+    with pytest.raises(DataError, match=rf"tokenizer_config\.json: {which}_token .*{message}"):
+        train_tokenizer(TokenizerConfig(kind="file", file=str(tokenizer_json)), ())
+
+
 def test_a_byte_level_vocabulary_has_no_unknowns(tmp_path):
     """Such a vocabulary often names its end-of-text token as the unknown one."""
     path = tmp_path / "tokenizer.json"

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from sdtt_jax.data.making import NAMES_FILE, named_token, special_names
+from sdtt_jax.data.making import NAMES_FILE, special_names
 from sdtt_jax.errors import CheckpointError, ConfigError
 from sdtt_jax.interchange.claims import FLAG, NUMBER, TOKEN, Allowed, check_claims, claimed
 from sdtt_jax.interchange.renaming import LAYER, Entry, Layout, Stored, Table, kernel, shape_of
@@ -323,8 +323,8 @@ def _mask_row(names: Names, config: LlamaConfig, stored: Stored) -> int | None:
 def _mask_by_name(stored: Stored) -> int | None:
     """MASK as the tokenizer's own config names it, like that of dLLM's models (a2d); None if it does not."""
     beside = as_path(stored.where).with_name(NAMES_FILE)
-    content = special_names(beside, CheckpointError)
-    name, added = named_token(content, "mask"), content.get("added_tokens_decoder") or {}
+    named = special_names(beside, CheckpointError)
+    name, added = named.token("mask"), named.content.get("added_tokens_decoder") or {}
     if name is None:
         return None
     try:
