@@ -11,6 +11,8 @@ from sdtt_jax.data import Tokenizer
 from sdtt_jax.errors import ConfigError
 
 GAP = re.compile(r"\[(\d+)\]")
+# What may have been meant as a gap, such as "[7 ]" or "[-1]".
+_ALMOST = re.compile(r"\[\s*[-+]?\d[\d\s.,]*\]")
 Texts = str | Sequence[str] | None
 
 
@@ -31,11 +33,14 @@ def given_tokens(
       mark: a token that follows the given text; None for none.
 
     Raises:
-      ConfigError: both are given, or they leave the model nothing to write.
+      ConfigError: both are given, or they leave the model nothing to write; or something that is almost a gap
+        would vanish.
     """
     require(prompt is None or infill is None, "Give a prompt or an infill, not both.")
     tokens, fixed = np.zeros(length, np.int32), np.zeros(length, bool)
     parts = GAP.split(infill) if infill is not None else [prompt or ""]
+    for part in parts[::2] if infill is not None else ():
+        _require_no_slip(tokenizer, part)
     texts = [tokenizer.encode_part(part) for part in parts[::2]]
     if mark is not None:
         texts[-1] = np.append(texts[-1], np.int32(mark))
@@ -58,6 +63,16 @@ def given_tokens(
         fixed[position : position + len(ids)] = True
         position += len(ids) + gap
     return tokens, fixed
+
+
+def _require_no_slip(tokenizer: Tokenizer, text: str) -> None:
+    """Refuses a gap that is almost right, unless the vocabulary has brackets: it may then be text."""
+    for slip in _ALMOST.findall(text):
+        require(
+            "[" in tokenizer.decode(tokenizer.encode_piece(slip, ConfigError)),
+            f"infill: {slip!r} is no gap, and the vocabulary has no brackets; a gap is a whole number in "
+            "brackets without spaces, such as [7].",
+        )
 
 
 def marked(prompts: np.ndarray, mark: int | None) -> np.ndarray:

@@ -1,5 +1,7 @@
 """Prompts, gaps and ends. Oracle: the text written out token by token."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -93,6 +95,9 @@ def test_a_text_is_shown_as_it_is_read():
     assert note.startswith(
         "The prompt 'in [5] the' has no gaps: [12] leaves tokens to the model in --infill"
     )
+    for slip in ("[-1]", "[7 ]", "[ 7]", "[1.5]", "[7, 8]"):
+        with pytest.raises(ConfigError, match=re.escape(f"infill: {slip!r} is no gap")):
+            given_tokens(tokenizer, 16, infill=f"in [2] {slip} the")
     with pytest.raises(ConfigError, match="' 77 ' holds nothing"):
         given_tokens(tokenizer, 16, infill="in [2] 77 [2] the")
 
