@@ -21,7 +21,7 @@ import tokenizers
 from sdtt_jax.config import from_mapping, require, to_mapping
 from sdtt_jax.data.config import TokenizerConfig
 from sdtt_jax.data.ids import one_text
-from sdtt_jax.data.normalize import NORMALIZERS, require_characters
+from sdtt_jax.data.normalize import NORMALIZERS, require_characters, require_text
 from sdtt_jax.data.vocabulary import SPACE_SYMBOL
 from sdtt_jax.errors import ConfigError, DataError, UserError
 from sdtt_jax.paths import as_path, read_json, write_json
@@ -66,8 +66,11 @@ class Tokenizer(abc.ABC):
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Texts to a list of int32 ids `[n_i]`, without BOS and EOS."""
-        right = not isinstance(texts, str)
+        right = isinstance(texts, Iterable) and not isinstance(texts, str | bytes)
         require(right, f"encode_batch takes a list of texts, not {texts!r:.60}.")
+        texts = list(texts)
+        for text in texts:
+            require_text(text)
         normalize = NORMALIZERS[self.normalize]
         return self.encode_normalized([normalize(text) for text in texts])
 
@@ -83,6 +86,7 @@ class Tokenizer(abc.ABC):
         Normalisation strips whole documents, and a prompt or the text between two gaps is not one. `error` is
         raised if the text holds half of a surrogate pair.
         """
+        require_text(text)
         # Between two letters, which every normalisation leaves alone.
         normalized = NORMALIZERS[self.normalize](f"a{text}a")[1:-1]
         require_characters(normalized, error)

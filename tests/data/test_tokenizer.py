@@ -321,6 +321,25 @@ def test_what_is_not_the_ids_of_one_text_is_named(sentencepiece, ids, named):
         sentencepiece.encode_batch("text")
 
 
+@pytest.mark.parametrize("text", [b"in the", None, 5, ["in"]], ids=str)
+def test_what_is_no_text_is_not_encoded(sentencepiece, text):
+    """The text of bytes would be what Python calls them."""
+    for encode in (
+        sentencepiece.encode,
+        sentencepiece.encode_part,
+        sentencepiece.encode_piece,
+        lambda text: sentencepiece.encode_batch([text]),
+    ):
+        with pytest.raises(ConfigError, match=r"must be a str, not"):
+            encode(text)
+
+
+@pytest.mark.parametrize("texts", [b"in the", None, 5], ids=str)
+def test_what_holds_no_texts_is_not_encoded(sentencepiece, texts):
+    with pytest.raises(ConfigError, match="encode_batch takes a list of texts, not"):
+        sentencepiece.encode_batch(texts)
+
+
 def test_ids_may_be_any_iterable(sentencepiece):
     ids = sentencepiece.encode("in the beginning")
     for same in (ids.tolist(), iter(ids), tuple(ids), ids.astype(np.uint8)):
