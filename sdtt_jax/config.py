@@ -142,6 +142,19 @@ def whole(least: int, config: Any = None, *names: str, **values: Any) -> None:
     check(config, *names, **values)
 
 
+def flags(config: Any = None, *names: str, **values: Any) -> None:
+    """Checks that the fields `names` of `config`, and `values`, are True or False; a text counts as True."""
+    for name, value in _named(config, names, values):
+        require(isinstance(value, bool), f"{name} must be True or False, not {value!r:.60}.")
+
+
+def instance(kind: type, **values: Any) -> None:
+    """Checks that each of `values` is of the class `kind`; many give a name or a number for a config."""
+    for name, value in values.items():
+        called = f"{kind.__name__}, not {value!r:.60}; pass {kind.__name__}(…)"
+        require(isinstance(value, kind), f"{name} must be of type {called}.")
+
+
 def each(check: Callable[..., None], **values: Iterable[Any]) -> None:
     """Runs a check of this module, say `functools.partial(whole, 1)`, on each of several values, by name."""
     for name, several in values.items():
@@ -195,6 +208,13 @@ def check_types(config: Any) -> None:
         _convert(hints[field.name], getattr(config, field.name), field.name)
 
 
+def _named(
+    config: Any, names: Iterable[str], values: Mapping[str, Any]
+) -> Iterable[tuple[str, Any]]:
+    """The fields `names` of `config`, and `values`, each with its name."""
+    return ({name: getattr(config, name) for name in names} | dict(values)).items()
+
+
 def _check(
     holds: Callable[[Any], bool],
     what: str,
@@ -202,7 +222,7 @@ def _check(
     names: Iterable[str],
     values: Mapping[str, float],
 ) -> None:
-    for name, value in ({name: getattr(config, name) for name in names} | dict(values)).items():
+    for name, value in _named(config, names, values):
         hint = ""
         try:
             hash(value)  # fails for an array, as would hashing the config
@@ -210,7 +230,7 @@ def _check(
         except TypeError:  # a string, say
             held = False
             if hasattr(value, "dtype"):
-                hint = "; a config is a constant to jit, and holds numbers but no arrays"
+                hint = f"; it is a constant to jit: give a plain number, such as {name}.item(), no array"
         require(held, f"{name} must {what}, not {value!r}{hint}.")
 
 

@@ -7,19 +7,25 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import sdtt_jax
 from sdtt_jax.config import (
     at_least,
     check_types,
     choose,
     differences,
+    flags,
     from_mapping,
+    instance,
     one_of,
     positive,
     to_mapping,
     whole,
     within,
 )
+from sdtt_jax.diffusion.denoiser import MaskedDiffusion
+from sdtt_jax.distillation.coupled import CoupledDistillConfig
 from sdtt_jax.errors import ConfigError
+from tests.worlds import TableDenoiser, random_table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,6 +153,12 @@ def test_what_works_passes(check):
             "kind='gird' is unknown (did you mean 'grid'?); choose one of grid, leap.",
         ),
         (lambda: choose("by", 7, ("a", "b")), "by=7 is unknown; choose one of a, b."),
+        (lambda: flags(stop="no"), "stop must be True or False, not 'no'."),
+        (lambda: flags(Sampler(steps=1), "steps"), "steps must be True or False, not 1."),
+        (
+            lambda: instance(Sampler, config=4),
+            "config must be of type Sampler, not 4; pass Sampler(…).",
+        ),
         (lambda: check_types(Sampler(steps=True)), "steps must be of type int, not True."),
     ],
 )
@@ -159,7 +171,63 @@ def test_what_does_not_is_named_with_its_value(check, message):
 @pytest.mark.parametrize("wrap", [jnp.float32, np.array, lambda x: np.array([x, x])])
 def test_an_array_is_told_from_a_wrong_number(wrap):
     """Even an array of a right value: the config could not be hashed, and `jit` takes it as a constant."""
-    with pytest.raises(ConfigError, match=r"rate must be positive, not .*numbers but no arrays\.$"):
+    with pytest.raises(
+        ConfigError, match=r"must be positive, not .*such as rate\.item\(\), no array\.$"
+    ):
         positive(rate=wrap(0.5))
-    with pytest.raises(ConfigError, match="numbers but no arrays"):
+    with pytest.raises(ConfigError, match="a constant to jit"):
         jax.jit(lambda rate: positive(rate=rate))(0.5)
+
+
+WORLD, PARAMS = MaskedDiffusion(TableDenoiser(), sdtt_jax.make_schedule()), random_table(0)
+X0, KEY = np.zeros((1, 2), np.int32), jax.random.key(0)
+
+
+@pytest.mark.parametrize(
+    ("call", "named"),
+    [
+        (lambda wrong: sdtt_jax.distillation_terms(WORLD, 0, 0, X0, 0.5, KEY, wrong), "Distill"),
+        (lambda wrong: sdtt_jax.teacher_targets(WORLD, 0, KEY, X0, 0, 0.5, wrong), "Distill"),
+        (lambda wrong: sdtt_jax.next_round(wrong, sdtt_jax.Student(0), 1), "Distill"),
+        (lambda wrong: sdtt_jax.round_dt(wrong, 1), "Distill"),
+        (lambda wrong: sdtt_jax.denoising_terms(WORLD, PARAMS, X0, KEY, wrong or 1), "Nelbo"),
+        (lambda wrong: sdtt_jax.sample(WORLD, PARAMS, KEY, X0, wrong), "Sampler"),
+        (lambda wrong: sdtt_jax.make_schedule(wrong or 1), "Schedule"),
+        (sdtt_jax.Denoiser, "Transformer"),
+    ],
+)
+@pytest.mark.parametrize("wrong", [None, {"vocab_size": 3}, "cosine"], ids=str)
+def test_what_is_no_config_is_named(call, named, wrong):
+    with pytest.raises(ConfigError, match=f"config must be of type {named}Config, not .*; pass "):
+        call(wrong)
+
+
+@pytest.mark.parametrize(
+    ("denoiser", "schedule", "named"),
+    [
+        ("a", WORLD.schedule, r"denoiser must be a network such as Denoiser\(config\), not 'a'"),
+        (TableDenoiser(), "b", "schedule must be of type Schedule, not 'b'"),
+    ],
+)
+def test_a_model_is_made_of_a_network_and_a_schedule(denoiser, schedule, named):
+    with pytest.raises(ConfigError, match=named):
+        MaskedDiffusion(denoiser, schedule)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        (sdtt_jax.DistillConfig, "use_ema_on_growth"),
+        (sdtt_jax.DistillConfig, "reset_optimizer_on_growth"),
+        (sdtt_jax.DistillConfig, "antithetic"),
+        (sdtt_jax.DistillConfig, "reference_times"),
+        (sdtt_jax.NelboConfig, "antithetic"),
+        (sdtt_jax.NelboConfig, "importance"),
+        (sdtt_jax.DenoiserConfig, "time_conditioned"),
+        (CoupledDistillConfig, "hindsight"),
+        (CoupledDistillConfig, "independent"),
+    ],
+)
+def test_a_text_is_no_truth_value(kind, name):
+    with pytest.raises(ConfigError, match=f"{name} must be True or False, not 'no'"):
+        kind(**{name: "no"})

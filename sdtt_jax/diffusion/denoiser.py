@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import jax
 
+from sdtt_jax.config import instance, require
 from sdtt_jax.diffusion.schedule import Schedule
 from sdtt_jax.ops.noise import Noise
 from sdtt_jax.ops.sequences import Arrangement
@@ -119,6 +120,13 @@ class MaskedDiffusion:
     denoiser: DenoiserLike
     schedule: Schedule
     arrangement: Arrangement | None = None
+
+    def __post_init__(self) -> None:
+        require(
+            hasattr(self.denoiser, "mask_id"),
+            f"denoiser must be a network such as Denoiser(config), not {self.denoiser!r:.60}.",
+        )
+        instance(Schedule, schedule=self.schedule)
 
     def within(self, arrangement: Arrangement | None) -> "MaskedDiffusion":
         """The same model for one batch, whose arrangement losses, targets and samplers then respect.

@@ -27,7 +27,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sdtt_jax.config import one_of, require
+from sdtt_jax.config import flags, instance, one_of, require
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.forward import q_xt, sample_t, token_nll
 from sdtt_jax.diffusion.schedule import Schedule
@@ -58,6 +58,7 @@ class NelboConfig:
 
     def __post_init__(self) -> None:
         one_of(self, weighting=WEIGHTINGS)
+        flags(self, "antithetic", "importance")
         require(
             not (self.importance and self.weighting == "even"),
             "importance=True flattens the weight of the bound; it needs weighting='nelbo'.",
@@ -167,6 +168,7 @@ def masked_batch(
     Returns:
       `t: [batch]` float32, `weight: [batch]` float32, `x_t: [batch, length]` int32.
     """
+    instance(NelboConfig, config=config)
     schedule = diffusion.schedule
     key_t, key_mask = jax.random.split(key)
     u = sample_t(key_t, x0.shape[0], antithetic=config.antithetic)

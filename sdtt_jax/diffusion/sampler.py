@@ -21,7 +21,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from sdtt_jax.config import one_of, require, whole, within
+from sdtt_jax.config import flags, instance, one_of, require, whole, within
 from sdtt_jax.diffusion.calls import cooled
 from sdtt_jax.diffusion.decoders import filling, parse_mode, serving, stop_of, stopping
 from sdtt_jax.diffusion.decoders.base import Helper, Memory, Now, Pick, Scene
@@ -69,6 +69,7 @@ class SamplerConfig(Filters):
         whole(1, self, "num_steps")
         within(f"[1, {MAX_STEPS}]", self, "num_steps")
         one_of(self, time_grid=TIME_GRIDS)
+        flags(self, "final_denoise")
         within("[0, 1)", self, "cooling")
         decoder, _ = parse_mode(self.mode)
         stop_of(self.mode)
@@ -78,14 +79,6 @@ class SamplerConfig(Filters):
                 decoder.step is None,
                 f"mode={self.mode!r} draws in its own way, at one temperature; leave cooling at 0.",
             )
-
-
-def check_config(config: SamplerConfig) -> None:
-    """Raises `ConfigError` unless `config` is a `SamplerConfig`; many give a number of steps instead."""
-    require(
-        isinstance(config, SamplerConfig),
-        f"config must be a SamplerConfig, not {config!r:.60}; pass SamplerConfig(num_steps=…).",
-    )
 
 
 @flax.struct.dataclass
@@ -157,7 +150,7 @@ def sample(
       >>> sample(diffusion, params, jax.random.key(1), prior_sample(2, 8, 5), SamplerConfig(4))[0].x.shape
       (2, 8)
     """
-    check_config(config)
+    instance(SamplerConfig, config=config)
     x_init = jnp.asarray(as_rows(x_init, diffusion.mask_id + 1, "x_init"))
     state = first_state(diffusion, params, x_init, config, helper)
     plan = shown(diffusion, params, plan_generation(diffusion, key, x_init, config, noise))

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sdtt_jax.config import given, one_of, require, within
+from sdtt_jax.config import given, instance, one_of, require, within
 
 TimeFunction = Callable[[jax.Array], jax.Array]
 
@@ -113,10 +113,7 @@ def make_schedule(config: ScheduleConfig | None = None) -> Schedule:
       1.0
     """
     config = config or ScheduleConfig()
-    require(
-        isinstance(config, ScheduleConfig),
-        f"make_schedule takes a ScheduleConfig, not {config!r:.60}; pass ScheduleConfig(kind=…).",
-    )
+    instance(ScheduleConfig, config=config)
     # The constants are computed now even under `jit`: a schedule must not hold a trace's values.
     with jax.ensure_compile_time_eval():
         return SCHEDULES[config.kind](config)

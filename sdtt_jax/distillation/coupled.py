@@ -20,7 +20,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sdtt_jax.config import at_least, require, whole, within
+from sdtt_jax.config import at_least, flags, require, whole, within
 from sdtt_jax.diffusion.decoders import only_plans
 from sdtt_jax.diffusion.denoiser import DenoiserLike, MaskedDiffusion
 from sdtt_jax.diffusion.forward import masked_log_probs, sample_t, token_nll
@@ -65,6 +65,7 @@ class CoupledDistillConfig:
         whole(0, self, "num_distill_calls")
         at_least(0, self, "soft_weight")
         within("[0, 1]", self, "full_share")
+        flags(self, "hindsight", "independent")
         self.trajectory(1)
         require(
             only_plans(self.mode),

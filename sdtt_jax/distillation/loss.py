@@ -5,7 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from sdtt_jax.config import choose
+from sdtt_jax.config import choose, instance
 from sdtt_jax.diffusion.denoiser import DenoiserLike, MaskedDiffusion
 from sdtt_jax.diffusion.forward import masked_log_probs, q_xt, sample_t
 from sdtt_jax.distillation.divergence import DIVERGENCES
@@ -129,6 +129,7 @@ def distillation_batch(
     Returns:
       `t: [batch]` float32, `x_t: [batch, length]` int32, a PRNG key.
     """
+    instance(DistillConfig, config=config)
     x0 = jnp.asarray(as_rows(x0, diffusion.mask_id, "x0"))
     key_t, key_mask, key_teacher = jax.random.split(key, 3)
     t = sample_t(key_t, x0.shape[0], antithetic=config.antithetic)

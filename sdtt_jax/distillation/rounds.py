@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
-from sdtt_jax.config import one_of, require, whole
+from sdtt_jax.config import flags, instance, one_of, require, whole
 from sdtt_jax.distillation.divergence import DIVERGENCES
 from sdtt_jax.ops.values import check_numbers
 from sdtt_jax.typing import Params
@@ -59,6 +59,8 @@ class DistillConfig:
             "student's target is the teacher itself.",
         )
         one_of(self, divergence=DIVERGENCES)
+        flags(self, "use_ema_on_growth", "reset_optimizer_on_growth")
+        flags(self, "antithetic", "reference_times")
 
 
 def round_dt(config: DistillConfig, round: int) -> float:
@@ -70,6 +72,7 @@ def round_dt(config: DistillConfig, round: int) -> float:
       >>> [1 / round_dt(DistillConfig(), round) for round in (1, 2, 7)]
       [1024.0, 512.0, 16.0]
     """
+    instance(DistillConfig, config=config)
     whole(1, round=round)
     k = config.num_distill_steps
     grown = k ** (round - 1) / config.teacher_num_steps
@@ -144,6 +147,7 @@ def next_round(
       >>> student.context["teacher_params"], 1 / student.context["dt"].item()
       ({'w': 1.0}, 512.0)
     """
+    instance(DistillConfig, config=config)
     require(
         hasattr(previous, "ema_params"),
         "previous must be a Student or a TrainState; if you only have parameters, pass Student(params).",

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sdtt_jax.config import require
+from sdtt_jax.config import instance, require
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.forward import SAMPLING_EPS
 from sdtt_jax.diffusion.reverse import reverse_step, unmask_prob
@@ -93,6 +93,7 @@ def teacher_targets(
       >>> teacher_targets(diffusion, params, keys, x_t, t, jnp.float32(1 / 8), config).shape
       (3, 2, 8, 16)
     """
+    instance(DistillConfig, config=config)
     several = keys.ndim == (1 if jnp.issubdtype(keys.dtype, jax.dtypes.prng_key) else 2)
     require(
         several, "keys must be an array of keys, one for each trajectory; pass keys[None] for one."

@@ -8,10 +8,10 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from sdtt_jax.config import require
+from sdtt_jax.config import instance, require
 from sdtt_jax.diffusion.decoders import parse_mode
 from sdtt_jax.diffusion.decoders.learnt import SCHEDULES, Learnt
-from sdtt_jax.diffusion.sampler import SamplerConfig, check_config
+from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.model.base import Loaded
 from sdtt_jax.paths import alone, read_json, write_json
 
@@ -58,7 +58,7 @@ def settled(config: SamplerConfig, model: Loaded) -> SamplerConfig:
       ConfigError: no schedule is stored for that number of calls, or it was fitted to other parameters; or
         `config` is not a `SamplerConfig`.
     """
-    check_config(config)
+    instance(SamplerConfig, config=config)
     _, options = parse_mode(config.mode)
     if not isinstance(options, Learnt) or options.counts:
         return config

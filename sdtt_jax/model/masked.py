@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from sdtt_jax.config import check_fields, require, whole
+from sdtt_jax.config import check_fields, flags, require, whole
 from sdtt_jax.diffusion.decoders.base import Helper
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.forward import subs_log_probs
@@ -151,6 +151,7 @@ class Model(Loaded):
           ['in the ', 'in the ']
         """
         check_fields(SamplerConfig, options, "sample")
+        flags(stop_at_eos=stop_at_eos)
         config = SamplerConfig(num_steps=num_steps, **options)
         x_init = self.prior(num_samples, prompt, infill, num_tokens)
         batches = self.batches(key, x_init, config, batch_size, helper)

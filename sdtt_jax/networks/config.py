@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any, NamedTuple, TypeVar
 
-from sdtt_jax.config import INT32, one_of, positive, require, whole, within
+from sdtt_jax.config import INT32, flags, one_of, positive, require, whole, within
 from sdtt_jax.networks.attention.rotary import NO_SCALING, ROTARY_BASE, RotaryScaling
 from sdtt_jax.ops.noise import FULL, LATENT, MASKS, TWO_LEVEL
 
@@ -123,6 +123,7 @@ class DenoiserConfig(TransformerConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         whole(1, self, "cond_dim")
+        flags(self, "time_conditioned")
 
 
 @dataclasses.dataclass(frozen=True)

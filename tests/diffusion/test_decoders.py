@@ -186,6 +186,8 @@ def test_a_decoder_is_a_module_of_at_most_150_lines():
         ("confidence:0.5", "'0.5' is not of the form name=value"),
         ("grid:eta=1", "no field 'eta'"),
         ("remdm:eta=2", "eta must lie in"),
+        ("remdm:eta=nan", "eta must lie in .*, not nan"),
+        ("remdm:eta=-inf", "eta must lie in .*, not -inf"),
         ("remdm:stop=stable", "'stable' must be 'stable' with a number"),
         ("remdm:stop=filled:1", "'filled:1' must be 'filled' alone"),
         ("remdm:stop=eos:1+steady:2", "stop='steady' is unknown"),

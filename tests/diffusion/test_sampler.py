@@ -275,7 +275,7 @@ def test_given_tokens_need_both_arguments(given):
 
 def test_a_number_of_steps_is_no_config():
     x_init, key = prior_sample(1, LENGTH, MASK), jax.random.key(0)
-    with pytest.raises(ConfigError, match=r"config must be a SamplerConfig, not 8"):
+    with pytest.raises(ConfigError, match=r"config must be of type SamplerConfig, not 8"):
         sample(MaskedDiffusion(TABLE, SCHEDULE), TABLE_PARAMS, key, x_init, 8)
 
 

@@ -184,7 +184,5 @@ def test_an_empty_range_of_noise_is_refused_by_the_config(kind, low, high):
 
 
 def test_a_name_alone_is_no_config():
-    with pytest.raises(
-        ConfigError, match="takes a ScheduleConfig, not 'cosine'; pass ScheduleConfig"
-    ):
+    with pytest.raises(ConfigError, match="of type ScheduleConfig, not 'cosine'; pass Sched"):
         make_schedule("cosine")

@@ -16,6 +16,7 @@ It may use what `diffusion` may use, but not the sampler.
 """
 
 import ast
+import contextlib
 import typing
 from typing import Any
 
@@ -82,11 +83,11 @@ def parse_mode(text: str) -> tuple[Decoder, Any]:
 
 
 def _literal(word: str) -> Any:
-    """The number or truth value that a word stands for; else the word."""
-    try:
-        return ast.literal_eval(word)
-    except (ValueError, SyntaxError):
-        return word
+    """The number, nan and inf among them, or truth value that a word stands for; else the word."""
+    for read in (ast.literal_eval, float):
+        with contextlib.suppress(ValueError, SyntaxError):
+            return read(word)
+    return word
 
 
 def stop_of(text: str) -> Stop | None:
