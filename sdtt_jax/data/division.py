@@ -100,8 +100,10 @@ def first_rule(config: DataConfig, parts: Iterable[Part]) -> Rule:
     for split in SPLITS:
         if split not in splits:
             raise DataError(
-                f"data.corpus is too small to be divided: no text is left for the {split} split; give "
-                "more text."
+                f"data.corpus is too small to be divided: no text is left for the {split} split. It has only "
+                f"{len(seen)} different documents, and below {FEWEST_DOCUMENTS} the end of each is held out "
+                f"(data.validation_fraction={config.validation_fraction}); give longer ones, or "
+                f"{FEWEST_DOCUMENTS} or more."
             )
     return rule
 

@@ -225,6 +225,13 @@ def _json_text(value: Any, fields: Fields, where: str) -> ReadRow:
     return bad or PROMPT_END.join(texts)
 
 
+# What to do with a conversation, as in the column "messages" of many data sets.
+_TURNS = (
+    "; to train on conversations, write a line of JSON with two text fields for each answer, say prompt and "
+    "completion, and set data.text_field='prompt>completion' and data.sequences='prompted'"
+)
+
+
 def _json_field(value: dict[str, Any], name: str, where: str) -> Any:
     if name not in value:
         return BadInputError(
@@ -234,9 +241,9 @@ def _json_field(value: dict[str, Any], name: str, where: str) -> Any:
         )
     text = value[name]
     if not isinstance(text, str):
-        return BadInputError(
-            "not text", f"{where} field {name!r} holds {type(text).__name__}, not text."
-        )
+        turns = isinstance(text, list) and any(isinstance(turn, dict) for turn in text)
+        held = f"{where} field {name!r} holds {type(text).__name__}, not text"
+        return BadInputError("not text", f"{held}{_TURNS if turns else ''}.")
     return text
 
 
@@ -268,7 +275,10 @@ def _parquet_rows(stream: IO[bytes], piece: Piece, fields: Fields) -> Iterator[R
             return
         kind = schema.field(column).type
         if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
-            yield BadInputError("not text", f"{path}, column {column!r} holds {kind}, not text.")
+            listed_type = getattr(kind, "value_type", None)  # of a list alone
+            turns = listed_type is not None and pyarrow.types.is_struct(listed_type)
+            held = f"{path}, column {column!r} holds {kind}, not text"
+            yield BadInputError("not text", f"{held}{_TURNS if turns else ''}.")
             return
         groups = range(file.num_row_groups)[piece.start : None if piece.stop < 0 else piece.stop]
         row = sum(file.metadata.row_group(group).num_rows for group in range(piece.start))

@@ -104,7 +104,13 @@ def test_json_lines_and_parquet_hold_the_same_documents(tmp_path):
         ("x.jsonl", b'{"text": "a"}\n{"text": \n', r"x\.jsonl, line 2, is not JSON"),
         ("x.jsonl", b'["a"]\n', "line 1, is not a JSON object but list"),
         ("x.jsonl", b'{"body": "a"}\n', r"line 1, has no field 'text' \(it has body\)"),
-        ("x.jsonl", b'{"text": 3}\n', "line 1, field 'text' holds int, not text"),
+        ("x.jsonl", b'{"text": 3}\n', r"line 1, field 'text' holds int, not text\.$"),
+        ("x.jsonl", b'{"text": ["a"]}\n', r"line 1, field 'text' holds list, not text\.$"),
+        (
+            "x.jsonl",
+            b'{"text": [{"role": "user"}]}\n',
+            r"not text; .*text_field='prompt>completion'",
+        ),
         ("x.jsonl", b'{"text": "\\ud800"}\n', "line 1, .*surrogate"),
         ("x.jsonl", b'\xef\xbb\xbf{"text": "a"}\n{"text": 1e}', "line 2, is not JSON .* column 11"),
         ("x.parquet", b"PAR1 no", r"x\.parquet is not a readable Parquet file"),
@@ -121,7 +127,9 @@ def test_a_file_that_cannot_be_read_is_named_with_the_place(tmp_path, name, cont
     ("column", "message"),
     [
         ({"body": ["a"]}, r"has no column 'text' \(it has body\)"),
-        ({"text": [1]}, "column 'text' holds int64, not text"),
+        ({"text": [1]}, r"column 'text' holds int64, not text\.$"),
+        ({"text": [["a"]]}, r"column 'text' holds list<.*>, not text\.$"),
+        ({"text": [[{"role": "user"}]]}, "not text; .*text_field='prompt>completion'"),
         ({"text": ["a", None]}, "row 2, column 'text' is null"),
     ],
 )
