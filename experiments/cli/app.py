@@ -144,9 +144,7 @@ def _stop_all(number: int, _frame: FrameType | None) -> None:
 
 
 def _stop(number: int, _frame: FrameType | None) -> None:
-    """Handles SIGTERM until JAX's handler replaces it in a job of several processes; a second signal
-    kills.
-    """
+    """Handles SIGTERM until JAX's handler replaces it in a job of several processes; a second one kills."""
     signal.signal(number, signal.SIG_DFL)
     raise KeyboardInterrupt
 
@@ -398,7 +396,5 @@ def run_script(main: Callable[[Sequence[str]], None]) -> None:
 
 def _say_stopped(goes_on: bool) -> None:
     """Prints what to do after Ctrl-C or SIGTERM."""
-    print(
-        f"Stopped. Run the same command to {'go on' if goes_on else 'start again'}.",
-        file=sys.stderr,
-    )
+    what = "go on" if goes_on else "start again"
+    print(f"Stopped. Run the same command to {what}.", file=sys.stderr)
