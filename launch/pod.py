@@ -17,13 +17,13 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from experiments.cli.app import IN_FLAGS, clearer, run_app
+from experiments.cli.app import run_app
 from experiments.cli.overrides import check_fields
-from experiments.settings import check_overrides, run_config
 from launch.pods import gke, skypilot, slurm, tpu_vm, xpk
+from launch.pods.options import check_run
 from launch.pods.spec import Files, NextSteps, PodSpec, Render
 from sdtt_jax.config import from_mapping, require
-from sdtt_jax.errors import ConfigError, UserError
+from sdtt_jax.errors import UserError
 from sdtt_jax.paths import as_path
 
 LAUNCHERS: dict[str, tuple[Render, NextSteps]] = {
@@ -52,18 +52,6 @@ def pod_spec(spec: Any, overrides: Sequence[str] = ()) -> PodSpec:
     validated = from_mapping(PodSpec, mapping, where="spec")
     check_run([f"--config={validated.config}", *validated.overrides])
     return validated
-
-
-def check_run(options: Sequence[str]) -> None:
-    """Raises `ConfigError` for a config field, or a value of one, that the run would refuse."""
-    check_overrides(options)
-    values, argv = flags.FlagValues(), ["experiments.run", *options]
-    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
-    try:
-        values(argv, known_only=True)
-    except IN_FLAGS as error:
-        raise ConfigError(f"The run's options: {clearer(str(error))}") from None
-    run_config(values.config)
 
 
 def write(files: Files, directory: Path) -> None:

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from launch.pod import check_run
+from launch.pods.options import check_run
 from sdtt_jax.errors import ConfigError
 from tests.forking import ROOT
 
