@@ -230,7 +230,8 @@ def _check(
         except TypeError:  # a string, say
             held = False
             if hasattr(value, "dtype"):
-                hint = f"; it is a constant to jit: give a plain number, such as {name}.item(), no array"
+                plain = f"a plain number, such as {name}.item(), not an array"
+                hint = f"; give {plain}: under jit it must be a constant"
         require(held, f"{name} must {what}, not {value!r}{hint}.")
 
 

@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from sdtt_jax.config import instance
+from sdtt_jax.config import require
 from sdtt_jax.networks.config import TransformerConfig
 from sdtt_jax.ops.sequences import predicted_before
 from sdtt_jax.trees import leaf_name
@@ -26,7 +26,10 @@ class Network(abc.ABC):
     config: TransformerConfig  # sizes; vocabulary and length must be set
 
     def __post_init__(self) -> None:
-        instance(TransformerConfig, config=self.config)
+        require(
+            isinstance(self.config, TransformerConfig),
+            f"config must be that of a network, such as DenoiserConfig(…), not {self.config!r:.60}.",
+        )
         self.config.check_filled()
 
     @property
