@@ -3,8 +3,7 @@
 The draft is drawn token by token from the model's own distributions q. One call of the helper gives p, its
 distribution at each position after the draft's tokens before it. A token y is kept with probability
 `min(1, p(y) / q(y))`. The first that is refused is drawn again from `max(p - q, 0)`, and the rest is masked
-again (arXiv 2211.17192). So the text is distributed as if the helper wrote it token by token, whatever the
-draft.
+again (arXiv 2211.17192). So the text is distributed as if the helper wrote it token by token.
 
 A causal helper sees all the draft's prefixes at once and writes from left to right (arXiv 2408.05636). A
 denoiser is shown the prefixes as a batch, each with the rest masked, in a random order.
