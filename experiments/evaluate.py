@@ -121,9 +121,8 @@ def _measuring() -> list[str]:
 def check_used(settings: Settings, suites: Sequence[str], helper: str | None = None) -> None:
     """Refuses flags that would change nothing; `ConfigError` names the flag and what it is for."""
     for field, users in _USERS.items():
-        default = next(each for each in dataclasses.fields(Settings) if each.name == field).default
         require(
-            getattr(settings, field) == default or bool({*users} & {*suites}),
+            getattr(settings, field) == getattr(Settings, field) or bool({*users} & {*suites}),
             f"--{field} is for --suite={' and --suite='.join(users)}; add one of them, or leave it out.",
         )
     require(

@@ -16,7 +16,7 @@ from sdtt_jax.errors import ConfigError, DataError
 from sdtt_jax.evaluation.subject import OWN, Subject
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
-from sdtt_jax.ops.sequences import Sequences, prompt_lengths, single_texts
+from sdtt_jax.ops.sequences import Sequences, prompt_lengths, unpadded
 from sdtt_jax.ops.tokens import as_ids
 from sdtt_jax.paths import as_path, parse_json, text_lines
 
@@ -110,9 +110,7 @@ def openings(subject: Subject) -> np.ndarray:
         texts = _documents(tokenizer, _held_out_corpus(subject), "--held_out")
         sources = encode_documents(tokenizer, texts)
     else:
-        sequences, real = subject.model.sequences, held_out(subject)
-        padded = sequences is not None and sequences.has_padding
-        sources = iter(single_texts(real, sequences)[0] if padded else real)
+        sources = iter(unpadded(held_out(subject), subject.model.sequences)[0])
     # With a whole continuation each if enough texts have one, because MAUVE compares with it.
     long: list[np.ndarray] = []
     short: list[np.ndarray] = []

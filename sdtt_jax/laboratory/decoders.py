@@ -196,9 +196,8 @@ def _by_chance(
         for places in _subsets(pattern):
             yield places, (), _chance(1 / (num_steps - index), places, pattern)
     elif isinstance(options, Blocks):
-        each = num_steps // (length // options.length)
-        block = [p for p in pattern if p // options.length == index // each]
-        yield from alike(even_count(options.length, each, index % each), block, source)
+        block, each, call = _of_block(options, length, index, num_steps, pattern)
+        yield from alike(even_count(options.length, each, call), block, source)
     elif isinstance(options, Learnt):
         yield from alike(options.tokens[index], pattern, source)
     else:
@@ -214,13 +213,20 @@ def _surest_of_block(
     source: Array,
 ) -> Iterator[Move]:
     """`ordered_picks` in the block that call `index` writes; a block's last call reveals what is left."""
-    each = num_steps // (score.shape[1] // options.length)
-    block = tuple(p for p in pattern if p // options.length == index // each)
-    calls_left = each - index % each
-    if calls_left == 1:
+    block, each, call = _of_block(options, score.shape[1], index, num_steps, pattern)
+    if call == each - 1:
         yield block, (), 1.0
-        return
-    yield from ordered_picks(options.confidence(), score, calls_left, block, source)
+    else:
+        yield from ordered_picks(options.confidence(), score, each - call, block, source)
+
+
+def _of_block(
+    options: Blocks, length: int, index: int, num_steps: int, pattern: tuple[int, ...]
+) -> tuple[tuple[int, ...], int, int]:
+    """The masked positions of the block that call `index` writes, its calls, and the call's number in it."""
+    each = num_steps // (length // options.length)
+    block = tuple(p for p in pattern if p // options.length == index // each)
+    return block, each, index % each
 
 
 def _subsets(positions: tuple[int, ...]) -> Iterator[tuple[int, ...]]:

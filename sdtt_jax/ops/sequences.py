@@ -85,6 +85,17 @@ def single_texts(
     return texts, np.array(prompts, np.int64)
 
 
+def unpadded(
+    tokens: np.ndarray, sequences: Sequences | None
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """Whole sequences without their padding, and the length of each one's prompt.
+
+    Arguments and results are those of `single_texts`, but sequences that hold several texts stay whole.
+    """
+    padded = sequences is not None and sequences.has_padding
+    return single_texts(tokens, sequences if padded else None)
+
+
 def prompt_lengths(tokens: np.ndarray, sequences: Sequences | None) -> np.ndarray:
     """The number of tokens of each sequence's prompt, with the BOS that ends it: `[batch]` int64.
 

@@ -21,7 +21,7 @@ from sdtt_jax.evaluation.record import Json, Record, digest_of, placeless
 from sdtt_jax.evaluation.subject import Subject
 from sdtt_jax.evaluation.suites import generation
 from sdtt_jax.evaluation.texts import held_out, held_out_name
-from sdtt_jax.ops.sequences import single_texts
+from sdtt_jax.ops.sequences import unpadded
 
 # A perplexity up to this factor above the checkpoint's best still counts as clean.
 CLEAN = 1.05
@@ -54,15 +54,8 @@ def suite(subject: Subject, record: Record) -> None:
 
 def real_entropy(subject: Subject, real: np.ndarray) -> float:
     """Mean entropy of real sequences `[texts, length]`: without prompts and padding, and cut as asked for."""
-    tokenizer, sequences, ends = (
-        subject.model.tokenizer,
-        subject.model.sequences,
-        subject.settings.ends,
-    )
-    rows, given = list(real), np.zeros(len(real), np.int64)
-    if sequences is not None and sequences.has_padding:
-        rows, given = single_texts(real, sequences)
-    texts = read(None, rows, tokenizer, ends, given).texts
+    rows, given = unpadded(real, subject.model.sequences)
+    texts = read(None, rows, subject.model.tokenizer, subject.settings.ends, given).texts
     return float(unigram_entropy(behind(texts, given)).mean())
 
 

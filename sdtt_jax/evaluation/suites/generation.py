@@ -21,7 +21,7 @@ from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.learnt import settled
 from sdtt_jax.model.masked import Model
 from sdtt_jax.model.prompts import marked
-from sdtt_jax.ops.sequences import prompt_lengths, single_texts
+from sdtt_jax.ops.sequences import unpadded
 
 EXAMPLES = 3
 PROMPTED = "prompted"
@@ -85,9 +85,8 @@ def suite(subject: Subject, record: Record) -> None:
             compared = setup.name == PROMPTED and writer is not real
             _item(subject, record, setup, writer, real if compared else None)
         if left_out := _left_out(subject, setup):
-            record.remove(
-                f"generation/{setup.name}/autoregressive"
-            )  # of another baseline, or of wrong ids
+            # What the file has is of another baseline, or of wrong ids.
+            record.remove(f"generation/{setup.name}/autoregressive")
             record.log(f"  {setup.name.replace('_', ' ')}, autoregressive: none, {left_out}")
 
 
@@ -302,9 +301,9 @@ def _real(subject: Subject, setup: Setup, real: np.ndarray) -> Writer:
     given: int | np.ndarray = setup.given
     lengths = None
     if not prompted:
-        given = prompt_lengths(real, sequences)
+        texts, given = unpadded(real, sequences)
         if sequences is not None and sequences.has_padding:
-            lengths = np.array([len(text) for text in single_texts(real, sequences)[0]])
+            lengths = np.array([len(text) for text in texts])
             if subject.settings.ends == "keep":
                 inputs["padding"] = "cut"  # earlier versions took it for text
     return Writer("real_text", subject.model, [lambda: written], facts, inputs, given, lengths)
