@@ -13,6 +13,7 @@ and stop; a second one kills them.
 import contextlib
 import ctypes
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -39,9 +40,12 @@ _GRACE = flags.DEFINE_integer(
 # Seconds after which the others are stopped when one has failed: they would wait for it for ever.
 FAILURE_GRACE = 10
 PR_SET_PDEATHSIG = 1
-# What gloo logs about every pair of devices whenever a computation is compiled; its threads write in
-# pieces, so that a line may begin with the end of another.
-NOISE = ("[Gloo] Rank", "peer ranks. Expected number of connected peer ranks")
+# The pieces of gloo's line about each device whenever a computation is compiled:
+#   [Gloo] Rank 1 is connected to 3 peer ranks. Expected number of connected peer ranks is : 3
+# Its threads write the pieces one by one, so that the lines of several run into each other.
+NOISE = re.compile(
+    r"[\d ]*(?:\[Gloo\] Rank|is connected to|peer ranks\.|Expected number of connected peer ranks is :)[\d ]*"
+)
 
 
 def command_line(arguments: Sequence[str]) -> list[str]:
@@ -149,15 +153,15 @@ def describe(status: int) -> str:
 
 
 def without_noise(lines: Iterable[str]) -> Iterator[str]:
-    """The lines without those of gloo, and without the stray ends of gloo's lines."""
+    """The lines without what gloo writes: its lines, their stray ends, and pieces inside other lines."""
     unended = 0
     for line in lines:
-        if any(noise in line for noise in NOISE):
-            unended = max(0, unended + line.count(NOISE[0]) - 1)
-        elif unended and not line.strip():
-            unended -= 1
-        else:
-            yield line
+        rest, pieces = NOISE.subn("", line)
+        end_of_theirs = bool(pieces or unended) and not rest.strip(" \n0123456789")
+        if pieces or end_of_theirs:
+            unended = max(0, unended + line.count("[Gloo] Rank") - end_of_theirs)
+        if not end_of_theirs:
+            yield rest
 
 
 def _prefix(index: int, process: "subprocess.Popen[str]") -> None:

@@ -1,6 +1,7 @@
 """Several processes on this machine. Oracle: programs that say who they are, fail or wait to be asked."""
 
 import os
+import random
 import re
 import signal
 import subprocess
@@ -81,6 +82,24 @@ def test_what_gloo_says_is_left_out_however_its_threads_mix_it():
     written = f"mine\n\n{said}\n{said}{said}\n\n{start}{said}\n{end}\nyours\n\nours\n"
     lines = [line.strip() for line in without_noise(written.splitlines(keepends=True))]
     assert lines == ["mine", "", "yours", "", "ours"]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_pieces_of_gloo_in_any_order_leave_only_what_the_program_printed(seed):
+    """Four threads write the pieces of their lines; whole lines of the program fall between them."""
+    draw = random.Random(seed)
+    phrases = ["is connected to ", "3", " peer ranks. "]
+    expected = ["Expected number of connected peer ranks is : ", "3", "\n"]
+    threads = [["[Gloo] Rank ", f"{i} ", *phrases, *expected] for i in range(4)]
+    mine = [f"step {i}\n" for i in range(3)]
+    written = ["3 of mine before\n"]
+    while any(threads):
+        if mine and not written[-1].strip().isdigit() and draw.random() < 0.2:
+            written.append(mine.pop(0))
+        written.append(draw.choice([t for t in threads if t]).pop(0))
+    written += [*mine, "3\n"]
+    lines = [line.strip() for line in without_noise("".join(written).splitlines(keepends=True))]
+    assert lines == ["3 of mine before", "step 0", "step 1", "step 2", "3"]
 
 
 def test_when_one_fails_the_others_are_ended_and_its_status_is_that_of_all():
