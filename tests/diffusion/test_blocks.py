@@ -14,6 +14,7 @@ from sdtt_jax.diffusion.sampler import SamplerConfig, prior_sample, sample
 from sdtt_jax.diffusion.schedule import make_schedule
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.networks import Denoiser, DenoiserConfig
+from sdtt_jax.networks.base import Wrapped
 from sdtt_jax.networks.blocks import BlockCausal
 from sdtt_jax.networks.config import LlamaDenoiserConfig
 from sdtt_jax.networks.llama import LlamaDenoiser
@@ -104,15 +105,15 @@ def test_blocks_that_are_given_take_no_call(cache, score):
     assert int(state.nfe) == 4 + 2 * (cache == "prefix")
 
 
-def surest_first(x, calls, threshold):
+def surest_first(x, calls, threshold, begin=0):
     """One text, `calls` for each block, as arXiv 2502.09992 and 2505.22618 describe it, and the calls."""
     logits = jax.jit(
         lambda x: NETWORK.logits(NETWORK.head_params(PARAMS), NETWORK.hidden(PARAMS, x))
     )
     x, made = x.copy(), 0
-    for start in range(0, LENGTH, BLOCK):
+    for start in range(begin, LENGTH, BLOCK):
         for left in range(calls, 0, -1):
-            masked = [i for i in range(start, start + BLOCK) if x[i] == VOCAB]
+            masked = [i for i in range(start, min(start + BLOCK, LENGTH)) if x[i] == VOCAB]
             if not masked:
                 break
             made += 1
@@ -134,6 +135,68 @@ def test_the_surest_of_a_block_come_first(threshold):
     np.testing.assert_array_equal(state.x, np.broadcast_to(expected, (16, LENGTH)))
     assert int(state.nfe) == made
     assert made < 9 or not threshold, "several are sure enough"
+
+
+def after_prompt(given):
+    """16 texts that begin with so many tokens."""
+    where = jnp.broadcast_to(jnp.arange(LENGTH) < given, (16, LENGTH))
+    return prior_sample(16, LENGTH, VOCAB, jnp.asarray(np.tile(TOKENS[:1], (16, 1))), where)
+
+
+@pytest.mark.parametrize("given", [1, 3, 6, LENGTH])
+def test_blocks_may_be_counted_from_the_end_of_the_prompt(given):
+    """As LLaDA counts them; the last is shorter where they do not fit."""
+    x_init = after_prompt(given)
+    expected, made = surest_first(np.asarray(x_init[0]), 2, 0, begin=given)
+    options = "none,start=prompt,score=probability"
+    state, _ = written(NETWORK, options, 6, x_init=x_init, temperature=0)
+    np.testing.assert_array_equal(state.x, np.broadcast_to(expected, (16, LENGTH)))
+    assert int(state.nfe) == made
+
+
+@pytest.mark.parametrize("cache", ["prefix", "dual", "none"])
+def test_a_random_order_is_spread_evenly_over_blocks_behind_a_prompt(cache):
+    """Seven tokens behind a prompt of five: a block of four and one of three, in two calls each."""
+    state, states = written(NETWORK, f"{cache},start=prompt", x_init=after_prompt(5))
+    left = np.asarray((states == VOCAB).sum(axis=-1))
+    np.testing.assert_array_equal(left[:, 0], [7, 5, 3, 1, 0, 0, 0, 0])
+    assert (left == left[:, :1]).all()
+    assert (np.asarray(states[:3, :, 9:]) == VOCAB).all()
+    assert int(state.nfe) == 4 + 2 * (cache == "prefix")
+
+
+@dataclasses.dataclass(frozen=True)
+class SeesNothingLater(Wrapped):
+    """Its attention is that of texts in blocks behind a prompt of `prompt` tokens."""
+
+    prompt: int
+
+    def hidden(self, params, tokens, sigma=None):
+        del sigma
+        number = (jnp.arange(LENGTH) - self.prompt) // BLOCK
+        number = jnp.where(jnp.arange(LENGTH) < self.prompt, -1, number)
+        return self.network.decode(params, tokens, visible=number[:, None] >= number)[0]
+
+    def decode(self, *arguments):
+        return self.network.decode(*arguments)
+
+
+@pytest.mark.parametrize("given", [1, 5, 6])
+def test_the_prefix_cache_holds_the_prompt_too(given):
+    cached, whole = (
+        written(
+            SeesNothingLater(NETWORK, given), f"{cache},start=prompt", x_init=after_prompt(given)
+        )
+        for cache in ("prefix", "none")
+    )
+    np.testing.assert_array_equal(cached[1], whole[1])
+
+
+def test_the_shortest_prompt_of_a_batch_counts():
+    x_init = jnp.concatenate([after_prompt(7)[:8], after_prompt(2)[:8]])
+    _, states = written(NETWORK, "none,start=prompt", x_init=x_init)
+    left = np.asarray((states == VOCAB).sum(axis=-1))[:, [0, 8]]
+    np.testing.assert_array_equal(left.T, [[5, 5, 5, 3, 2, 1, 0, 0], [10, 8, 6, 4, 2, 1, 0, 0]])
 
 
 @pytest.mark.parametrize("llama", [LLAMA, SHIFTED], ids=["own", "next"])
@@ -199,6 +262,7 @@ def test_a_block_does_not_see_what_follows_it():
         ("blocks:length=4", 6, {"causal": True}, "attends in both directions"),
         ("blocks:length=4,threshold=0.9", 6, {}, "need a score, such as score=probability"),
         ("blocks:length=4,score=surest", 6, {}, "score"),
+        ("blocks:length=4,start=bos", 6, {}, "start"),
         ("blocks:length=4,score=margin,threshold=2", 6, {}, "threshold"),
     ],
 )

@@ -29,22 +29,47 @@ def empty_memory(cache: str, scene: Scene, x: Tokens) -> Memory:
     return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
 
-def remember(scene: Scene, now: Now, start: jax.Array, size: int) -> Memory:
-    """The memory with the keys and values of a finished block, which saw the blocks before it.
+def remembered(
+    scene: Scene, now: Now, fresh: jax.Array, start: jax.Array, prompt: jax.Array | None, size: int
+) -> Memory:
+    """The memory, where `fresh` with the keys and values of what was finished last.
+
+    It is a block, which saw the blocks before it, or the prompt before the first block, which saw itself.
 
     Args:
       scene, now: the models, and the generation with its memory.
-      start: `[]` int32, the block's first position.
+      fresh: `[]` bool.
+      start: `[]` int32, the first position of what was finished last.
+      prompt: `[]` int32, positions before the first block; None: the first block begins the text.
       size: positions of a block.
     """
-    block = jax.lax.dynamic_slice_in_dim(now.x, start, size, axis=1)
-    before = jnp.arange(now.x.shape[1]) < start
-    _, new = _decode(scene, block, now.memory, start, before, jnp.ones((size, size), bool))
+    length = now.x.shape[1]
+    places = jnp.arange(length)
 
-    def write(old: jax.Array, fresh: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_update_slice_in_dim(old, fresh.astype(old.dtype), start, axis=3)
+    def block(memory: Memory) -> Memory:
+        x = jax.lax.dynamic_slice_in_dim(now.x, start, size, axis=1)
+        _, new = _decode(scene, x, memory, start, places < start, jnp.ones((size, size), bool))
 
-    return jax.tree.map(write, now.memory, new)
+        def write(old: jax.Array, fresh: jax.Array) -> jax.Array:
+            return jax.lax.dynamic_update_slice_in_dim(old, fresh.astype(old.dtype), start, axis=3)
+
+        return jax.tree.map(write, memory, new)
+
+    def whole_prompt(memory: Memory) -> Memory:
+        # What stands behind the prompt is computed too, and never read.
+        own = jnp.broadcast_to(places < prompt, (length, length))
+        _, new = _decode(scene, now.x, memory, jnp.int32(0), places < 0, own)
+        return jax.tree.map(lambda old, fresh: fresh.astype(old.dtype), memory, new)
+
+    def finished(memory: Memory) -> Memory:
+        return (
+            block(memory)
+            if prompt is None
+            else jax.lax.cond(start < prompt, whole_prompt, block, memory)
+        )
+
+    memory: Memory = jax.lax.cond(fresh, finished, lambda memory: memory, now.memory)
+    return memory
 
 
 def read(

@@ -8,7 +8,6 @@ A call computes only the positions of one block; `block_cache` says what it sees
 """
 
 import dataclasses
-import functools
 from typing import Any
 
 import jax
@@ -16,19 +15,14 @@ import jax.numpy as jnp
 
 from sdtt_jax.config import one_of, require, whole
 from sdtt_jax.diffusion.calls import even_calls
-from sdtt_jax.diffusion.decoders.base import Memory, Now, Pick, Scene, grid_sigmas, no_plan
-from sdtt_jax.diffusion.decoders.block_cache import CACHES, empty_memory, read, remember
-from sdtt_jax.diffusion.decoders.confident import (
-    SCORES,
-    Confidence,
-    accept_confident,
-    confidence,
-)
+from sdtt_jax.diffusion.decoders.base import Memory, Now, Scene, grid_sigmas, no_plan
+from sdtt_jax.diffusion.decoders.block_cache import CACHES, empty_memory, read, remembered
+from sdtt_jax.diffusion.decoders.confident import SCORES, Confidence, block_pick
 from sdtt_jax.diffusion.decoders.filling import choice, fill
 from sdtt_jax.diffusion.schedule import Schedule
 from sdtt_jax.typing import Key, PerToken, Positions, Tokens
 
-RANDOM = "random"
+RANDOM, STARTS = "random", ("text", "prompt")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,10 +36,13 @@ class Blocks:
     # threshold, order_temperature: as in `Confidence`; the last call of a block reveals all that is left.
     threshold: float = 0.0
     order_temperature: float = 0.0
+    # Where the first block begins: "text", at the first position, or "prompt", behind what is given at the
+    # beginning of every text of the batch, as in LLaDA.
+    start: str = "text"
 
     def __post_init__(self) -> None:
         whole(1, self, "length")
-        one_of(self, cache=CACHES, score=(RANDOM, *SCORES))
+        one_of(self, cache=CACHES, score=(RANDOM, *SCORES), start=STARTS)
         require(
             self.score != RANDOM or self.threshold == self.order_temperature == 0,
             "mode=blocks: threshold and order_temperature need a score, such as score=probability.",
@@ -68,12 +65,22 @@ def block_plan(
     (batch, length), num_steps = masked.shape, len(times) - 1
     if options.score != RANDOM:
         return no_plan(options, share, masked, schedule, times)
-    count = length // options.length
+    count, begin = length // options.length, first_block(options, masked)
     rows = (batch * count, options.length)
-    call, _ = even_calls(share.reshape(rows), masked.reshape(rows), num_steps // count)
+    # From here to the end of this function, the blocks begin at position 0; the prompt follows the text.
+    share, fresh = (jnp.roll(array, -begin, axis=1).reshape(rows) for array in (share, masked))
+    call, _ = even_calls(share, fresh, num_steps // count)
     block = jnp.arange(length) // options.length
-    call = call.reshape(masked.shape) + block * (num_steps // count)
+    call = jnp.roll(call.reshape(masked.shape) + block * (num_steps // count), begin, axis=1)
     return jnp.where(masked, call, num_steps), grid_sigmas(schedule, times, masked)
+
+
+def first_block(options: Blocks, masked: Positions) -> jax.Array:
+    """Where the first block begins, `[]` int32, given what was masked at the start."""
+    if options.start == "text":
+        return jnp.int32(0)
+    given = jnp.where(masked.any(axis=1), jnp.argmax(masked, axis=1), masked.shape[1])
+    return (given.min() % masked.shape[1]).astype(jnp.int32)
 
 
 def check_blocks(options: Blocks, network: Any, num_steps: int, length: int) -> None:
@@ -87,6 +94,10 @@ def check_blocks(options: Blocks, network: Any, num_steps: int, length: int) -> 
         num_steps % count == 0,
         f"num_steps={num_steps} must be a multiple of the {count} blocks; try "
         f"{max(1, num_steps // count) * count}.",
+    )
+    require(
+        options.start == "text" or not hasattr(network, "block"),
+        "mode=blocks:start=prompt: this network attends within blocks of its own; take start=text.",
     )
     if options.cache == "none":
         return
@@ -110,7 +121,12 @@ def write_block(
     """`Decoder.step`: one call for one block, unless it has nothing to reveal there."""
     size, length = options.length, now.x.shape[1]
     each = scene.num_steps // (length // size)
-    start, first = now.call // each * size, now.call % each == 0
+    origin = first_block(options, now.free)
+    start, first = origin + now.call // each * size, now.call % each == 0
+    before = jnp.where(start > origin, start - size, 0)  # where what is finished last begins
+    fresh = first & (start > 0) & (start < length) & (options.cache == "prefix")
+    # The last block may be shorter; it is then read with the end of the one before it.
+    start = jnp.minimum(start, length - size)
 
     def part(x: jax.Array) -> jax.Array:
         return jax.lax.dynamic_slice_in_dim(x, start, size, axis=1)
@@ -120,12 +136,9 @@ def write_block(
         key, key_order = jax.random.split(key)
         due = part(now.free & (now.x == scene.diffusion.mask_id))
         pick = block_pick(options.confidence(), key_order, each - now.call % each)
-    kept = first & (start > 0) & (options.cache == "prefix")
     if options.cache == "prefix":
-        memory = jax.lax.cond(
-            kept, lambda now: remember(scene, now, start - size, size), lambda now: now.memory, now
-        )
-        now = now._replace(memory=memory)
+        prompt = origin if options.start == "prompt" else None
+        now = now._replace(memory=remembered(scene, now, fresh, before, prompt, size))
     choose = choice(scene.filters, None, sees_noise=False)
 
     def call(now: Now) -> tuple[Tokens, Memory]:
@@ -137,14 +150,4 @@ def write_block(
 
     needed = due.any()
     x, memory = jax.lax.cond(needed, call, lambda now: (now.x, now.memory), now)
-    return x, kept.astype(jnp.int32) + needed, memory
-
-
-def block_pick(options: Confidence, key: Key, calls_left: jax.Array) -> Pick:
-    """What a call takes of a block for which `calls_left` calls are left, this one included."""
-
-    def accept(score: PerToken, due: Positions) -> Positions:
-        taken = accept_confident(options, key, score, due, calls_left)
-        return jnp.where(calls_left > 1, taken, due)
-
-    return Pick(functools.partial(confidence, options), accept)
+    return x, fresh.astype(jnp.int32) + needed, memory

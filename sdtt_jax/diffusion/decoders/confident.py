@@ -1,6 +1,7 @@
 """Decoders that reveal first what the network is surest of."""
 
 import dataclasses
+import functools
 from typing import TypeVar
 
 import jax
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdtt_jax.config import one_of, within
-from sdtt_jax.diffusion.decoders.base import entropy
+from sdtt_jax.diffusion.decoders.base import Pick, entropy
 from sdtt_jax.typing import Key, PerToken, Positions
 
 SCORES = ("probability", "margin", "entropy")
@@ -75,6 +76,16 @@ def accept_confident(
     score = compared(options, score)
     count = confident_count(options, score, due, calls_left)
     return due & (jnp.argsort(_falling(options, key, score, due), axis=-1) < count)
+
+
+def block_pick(options: Confidence, key: Key, calls_left: jax.Array) -> Pick:
+    """What a call takes of a block for which `calls_left` calls are left, this one included."""
+
+    def accept(score: PerToken, due: Positions) -> Positions:
+        taken = accept_confident(options, key, score, due, calls_left)
+        return jnp.where(calls_left > 1, taken, due)
+
+    return Pick(functools.partial(confidence, options), accept)
 
 
 def confident_count(
