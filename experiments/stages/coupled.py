@@ -211,9 +211,9 @@ def open_pool(run: Run, number: int, teacher: Params) -> Pool | Fresh:
     if given:
         folder = as_path(config.pool)
         check_pool(run.config)
-    # Trajectories are never cooled, and the pools of earlier versions do not have this field.
+    # Trajectories are neither cooled nor guided, and the pools of earlier versions lack these fields.
     sampler = to_mapping(config.trajectory(number))
-    del sampler["cooling"]
+    del sampler["cooling"], sampler["guidance"]
     facts = {
         "teacher": params_digest(teacher),
         "tokenizer": run.tokenizer.digest,

@@ -61,6 +61,18 @@ class DenoiserLike(Protocol):
         """
 
 
+# What a network with further inputs shares with the network itself.
+PASSED_ON = (
+    "mask_id",
+    "padded_vocab",
+    "head_params",
+    "logits",
+    "noise_kind",
+    "config",
+    "linear_head",
+)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class WithInputs:
     """A denoiser with further inputs for one batch, besides the tokens."""
@@ -88,9 +100,8 @@ class WithInputs:
         return states
 
     def __getattr__(self, name: str) -> Any:
-        # Other methods that compute from tokens, such as a cache's, are not passed on: they would not see
-        # the inputs.
-        if name in ("mask_id", "padded_vocab", "head_params", "logits", "noise_kind", "config"):
+        # Methods that compute from tokens, such as a cache's, are missing: they would not see the inputs.
+        if name in PASSED_ON:
             return getattr(self.denoiser, name)
         inputs = " and ".join(self.inputs)
         raise AttributeError(f"A network that is given {inputs} has no {name}.")

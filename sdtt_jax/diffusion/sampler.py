@@ -27,6 +27,7 @@ from sdtt_jax.diffusion.decoders import filling, parse_mode, serving, stop_of, s
 from sdtt_jax.diffusion.decoders.base import Helper, Memory, Now, Pick, Scene
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.forward import SAMPLING_EPS
+from sdtt_jax.diffusion.guidance import check_guided, guided
 from sdtt_jax.ops.categorical import Filters
 from sdtt_jax.ops.noise import Noise, draw_noise
 from sdtt_jax.ops.tokens import as_rows
@@ -50,12 +51,12 @@ class SamplerConfig(Filters):
         random order, as evenly over `num_steps` network calls as whole numbers allow, "learnt" in numbers
         that were learnt for each call. "confidence" and "entropy-bounded" take what the network is surest of,
         "remdm" masks tokens again. "blocks", "refine", "speculative", "staged", "skeleton" and "energy" make
-        their own calls, the last four also of a helper. The option `stop=` ends a text early
-        (`decoders.stopping`).
+        their own calls, the last four also of a helper. `stop=` ends a text early (`decoders.stopping`).
       temperature, top_k, top_p: filters of the token distribution; 1, 0 and 1 are off. For a network that
         sees noise, temperature 0 takes the tokens that the noise determines, and 1 draws from what the
         network predicts.
       cooling: how far the temperature falls over the steps (`calls.cooled`); 0 is off.
+      guidance: makes the influence of what is given stronger (`guidance.Guided`), in twice the calls; 0: off.
     """
 
     num_steps: int
@@ -63,6 +64,7 @@ class SamplerConfig(Filters):
     final_denoise: bool = True
     mode: str = "grid"
     cooling: float = 0.0
+    guidance: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -71,8 +73,10 @@ class SamplerConfig(Filters):
         one_of(self, time_grid=TIME_GRIDS)
         flags(self, "final_denoise")
         within("[0, 1)", self, "cooling")
+        within("[0, inf)", self, "guidance")
         decoder, _ = parse_mode(self.mode)
         stop_of(self.mode)
+        check_guided(self.guidance, self.mode)
         if self.cooling > 0:
             require(not self.greedy, "cooling has no effect at temperature 0; set cooling=0.")
             require(
@@ -215,6 +219,7 @@ def first_state(
     Raises:
       ConfigError: the model, or its helper, cannot do what the decoder asks of it.
     """
+    diffusion = guided(diffusion, x_init != diffusion.mask_id, config.guidance)
     scene = Scene(diffusion, params, helper, config, time_grid(config))
     watch = None if stop_of(config.mode) is None else stopping.begin_watch(x_init)
     return SamplerState(x_init, jnp.int32(0), serving.begin(config.mode, scene, x_init), watch)
@@ -293,13 +298,15 @@ def take_step(
         temperature; None: no further ones.
     """
     stop, watch = stop_of(config.mode), state.watch
+    free, last = plan.call <= config.num_steps, index == config.num_steps
+    model, each = guided(diffusion, ~free, config.guidance), 2 if config.guidance else 1
 
     def step(state: SamplerState) -> SamplerState:
-        return _step(diffusion, params, plan, state, index, config, helper, temperatures)
+        after = _step(model, params, plan, state, index, config, helper, temperatures)
+        return dataclasses.replace(after, nfe=state.nfe + (after.nfe - state.nfe) * each)
 
     if stop is None or watch is None:
         return step(state)
-    free, last = plan.call <= config.num_steps, index == config.num_steps
 
     def cut(x: Tokens) -> Tokens:
         return jnp.where(last, stopping.ended(stop, diffusion.mask_id, x, free), x)

@@ -59,6 +59,11 @@ class Decoding:
         "How far the temperature falls over the steps, from (1 + cooling) to (1 - cooling) times "
         "--temperature; 0 is off. The causal baseline keeps one temperature.",
     )
+    guidance: float = setting(
+        SamplerConfig.guidance,
+        "How much stronger the influence of the given text on the predictions is made "
+        "(classifier-free guidance), in two network calls for one; 0 is off.",
+    )
     top_k: int = setting(SamplerConfig.top_k, "Top-k filtering; 0 is off.")
     top_p: float = setting(SamplerConfig.top_p, "Nucleus filtering; 1 is off.")
 
@@ -77,6 +82,7 @@ class Decoding:
             mode=self.mode,
             time_grid=self.time_grid,
             cooling=self.cooling,
+            guidance=self.guidance,
             **self.filters,
         )
 

@@ -14,6 +14,7 @@ from sdtt_jax.config import check_fields, flags, require, whole
 from sdtt_jax.diffusion.decoders.base import Helper
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.forward import subs_log_probs
+from sdtt_jax.diffusion.guidance import check_given
 from sdtt_jax.diffusion.nelbo import nelbo
 from sdtt_jax.diffusion.sampler import (
     Plan,
@@ -138,7 +139,8 @@ class Model(Loaded):
             another size gives other draws.
           helper: the second model, as `sdtt_jax.load` returns it, of a decoder that needs one, such as
             "speculative".
-          **options: further fields of `SamplerConfig` (temperature, cooling, top_k, top_p, time_grid, mode).
+          **options: further fields of `SamplerConfig` (temperature, cooling, guidance, top_k,
+            top_p, time_grid, mode).
 
         Raises:
           ConfigError: the given text is longer than the model's sequences, or an option is out of range.
@@ -180,7 +182,9 @@ class Model(Loaded):
           helper: the second model of a decoder that needs one.
         """
         check_key(key)
+        rows = to_host(self._rows(x_init, self.mask_id + 1))
         config, other = settled(config, self), helping(helper, self)
+        check_given(config.guidance, rows, self.mask_id)
 
         def write(params: Params, index: jax.Array, rows: jax.Array) -> Written:
             state = generate(
@@ -194,7 +198,6 @@ class Model(Loaded):
             )
             return Written(state.x, np.full(len(rows), to_host(state.nfe)))
 
-        rows = to_host(self._rows(x_init, self.mask_id + 1))
         return batched(write, self.params, rows, batch_size)
 
     @property
@@ -268,6 +271,7 @@ class Model(Loaded):
         """
         check_key(key)
         x_init, config, other = self.noisy(x_init), settled(config, self), helping(helper, self)
+        check_given(config.guidance, x_init, self.mask_id)
         with self.on_mesh():
             return generate(self.diffusion, self.params, key, x_init, config, self.sequences, other)
 
@@ -284,6 +288,7 @@ class Model(Loaded):
         """
         check_key(key)
         x_init, config, other = self.noisy(x_init), settled(config, self), helping(helper, self)
+        check_given(config.guidance, x_init, self.mask_id)
         model = self.diffusion.within(arrange(x_init, self.sequences))
         begin = first_state(model, self.params, x_init, config, other)
         return self._states(key, begin, config, other)

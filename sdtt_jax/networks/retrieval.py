@@ -6,6 +6,7 @@ bounds it is a denoiser like any other, whose parameters are the network's and t
 """
 
 import dataclasses
+from typing import ClassVar
 
 import flax.struct
 import jax
@@ -29,6 +30,8 @@ class Datastore:
 @dataclasses.dataclass(frozen=True)
 class Retrieving(Wrapped):
     """`network` with a datastore of its states; parameters: `{"network": …, "store": Datastore}`."""
+
+    linear_head: ClassVar[bool] = False  # logits are no linear map of hidden states
 
     neighbours: int = 16  # number of nearest entries that are mixed in; all if there are fewer
     share: float = 0.1  # their share in the mixture; 0 is the network alone

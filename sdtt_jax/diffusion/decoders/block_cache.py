@@ -55,18 +55,17 @@ def remembered(
 
         return jax.tree.map(write, memory, new)
 
-    def whole_prompt(memory: Memory) -> Memory:
+    def finished(memory: Memory) -> Memory:
+        if prompt is None:
+            return block(memory)
         # What stands behind the prompt is computed too, and never read.
         own = jnp.broadcast_to(places < prompt, (length, length))
-        _, new = _decode(scene, now.x, memory, jnp.int32(0), places < 0, own)
-        return jax.tree.map(lambda old, fresh: fresh.astype(old.dtype), memory, new)
 
-    def finished(memory: Memory) -> Memory:
-        return (
-            block(memory)
-            if prompt is None
-            else jax.lax.cond(start < prompt, whole_prompt, block, memory)
-        )
+        def whole_prompt(memory: Memory) -> Memory:
+            _, new = _decode(scene, now.x, memory, jnp.int32(0), places < 0, own)
+            return jax.tree.map(lambda old, fresh: fresh.astype(old.dtype), memory, new)
+
+        return jax.lax.cond(start < prompt, whole_prompt, block, memory)
 
     memory: Memory = jax.lax.cond(fresh, finished, lambda memory: memory, now.memory)
     return memory

@@ -36,8 +36,7 @@ class Blocks:
     # threshold, order_temperature: as in `Confidence`; the last call of a block reveals all that is left.
     threshold: float = 0.0
     order_temperature: float = 0.0
-    # Where the first block begins: "text", at the first position, or "prompt", behind what is given at the
-    # beginning of every text of the batch, as in LLaDA.
+    # Where the first block begins: at the first position, or behind the prompt of every text, as in LLaDA.
     start: str = "text"
 
     def __post_init__(self) -> None:
@@ -77,10 +76,8 @@ def block_plan(
 
 def first_block(options: Blocks, masked: Positions) -> jax.Array:
     """Where the first block begins, `[]` int32, given what was masked at the start."""
-    if options.start == "text":
-        return jnp.int32(0)
-    given = jnp.where(masked.any(axis=1), jnp.argmax(masked, axis=1), masked.shape[1])
-    return (given.min() % masked.shape[1]).astype(jnp.int32)
+    first = jnp.argmax(masked.any(axis=0)) if options.start == "prompt" else 0
+    return jnp.int32(first)
 
 
 def check_blocks(options: Blocks, network: Any, num_steps: int, length: int) -> None:

@@ -1,0 +1,109 @@
+"""Classifier-free guidance: what the given text changes in the predictions is made stronger.
+
+For masked diffusion: arXiv 2412.10193, whose γ is `1 + scale`; LLaDA (arXiv 2502.09992) names it `cfg_scale`.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from sdtt_jax.config import require
+from sdtt_jax.diffusion.decoders import DECODERS
+from sdtt_jax.diffusion.denoiser import DenoiserLike, MaskedDiffusion
+from sdtt_jax.typing import Hidden, Logits, Params, PerSequence, Positions, Tokens
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Guided:
+    """A denoiser whose logits are `l + scale * (l - l_free)`, where `l_free` are those without what is given.
+
+    The head is linear, so hidden states are combined in the same way, and the head still runs once.
+    """
+
+    denoiser: DenoiserLike  # the network
+    given: Positions  # `[batch, length]` bool, what stood in the text at the start
+    scale: float  # 0 is no guidance
+
+    @property
+    def config(self) -> Any:
+        """The network's config."""
+        network: Any = self.denoiser
+        return network.config
+
+    @property
+    def mask_id(self) -> int:
+        """The id of MASK."""
+        return self.denoiser.mask_id
+
+    @property
+    def padded_vocab(self) -> int:
+        """Columns of the logits."""
+        return self.denoiser.padded_vocab
+
+    def head_params(self, params: Params) -> Params:
+        """The part of `params` that `logits` reads."""
+        return self.denoiser.head_params(params)
+
+    def logits(self, params: Params, hidden: jax.Array) -> Logits:
+        """The network's logits."""
+        return self.denoiser.logits(params, hidden)
+
+    def hidden(self, params: Params, tokens: Tokens, sigma: PerSequence | None = None) -> Hidden:
+        """Hidden states `[batch, length, embed]` of two network calls, with and without what is given.
+
+        Both are told the same `sigma`. They run in turn, in a program that holds the network once.
+        """
+        free = jnp.where(self.given, self.mask_id, tokens)
+        both = jnp.stack([tokens, free])
+        seen, unseen = jax.lax.map(lambda x: self.denoiser.hidden(params, x, sigma), both)
+        wide = jnp.promote_types(seen.dtype, jnp.float32)
+        seen, unseen = seen.astype(wide), unseen.astype(wide)
+        return seen + self.scale * (seen - unseen)
+
+
+def check_guided(scale: float, mode: str) -> None:
+    """Raises `ConfigError` for a decoder that cannot be guided: one that also asks another model."""
+    require(
+        scale == 0 or not DECODERS[mode.partition(":")[0]].helper,
+        f"mode={mode} also asks a second model, which is not guided; set guidance=0 or take another mode.",
+    )
+
+
+def check_given(scale: float, x_init: ArrayLike, mask_id: int) -> None:
+    """Raises `ConfigError` if a generation is to be guided by what is given, and nothing is."""
+    require(
+        scale == 0 or bool((jnp.asarray(x_init) != mask_id).any()),
+        f"guidance={scale:g} makes the influence of given text stronger, but no text is given; give a "
+        "prompt, or leave guidance at 0.",
+    )
+
+
+def guided(diffusion: MaskedDiffusion, given: Positions, scale: float) -> MaskedDiffusion:
+    """The model with guidance; unchanged where `scale` is 0.
+
+    It holds an array, so it cannot be a static argument of `jit`: make it inside the function.
+
+    Args:
+      diffusion: the model.
+      given: `[batch, length]` bool, the positions that were given at the start.
+      scale: `guidance` of `SamplerConfig`.
+
+    Raises:
+      ConfigError: the network sees noise, or its logits are no linear map of hidden states.
+    """
+    if scale == 0:
+        return diffusion
+    require(
+        getattr(diffusion.denoiser, "linear_head", True),
+        "guidance combines logits that are a linear map of hidden states, and neighbours are mixed in after "
+        "that; set guidance=0 or leave the neighbours out.",
+    )
+    require(
+        diffusion.noise_kind is None,
+        "guidance is for networks that see no noise, and this one was trained to see it; set guidance=0.",
+    )
+    network: Any = Guided(diffusion.denoiser, given, scale)
+    return dataclasses.replace(diffusion, denoiser=network)

@@ -1,0 +1,156 @@
+"""Guidance by the given text. Oracles: logits combined in NumPy, a plain loop, and the exact softmax."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sdtt_jax.diffusion.denoiser import MaskedDiffusion
+from sdtt_jax.diffusion.guidance import guided
+from sdtt_jax.diffusion.sampler import SamplerConfig, prior_sample, sample
+from sdtt_jax.diffusion.schedule import make_schedule
+from sdtt_jax.errors import ConfigError
+from sdtt_jax.networks import Denoiser, DenoiserConfig
+from sdtt_jax.networks.config import LlamaDenoiserConfig
+from sdtt_jax.networks.llama import LlamaDenoiser
+from sdtt_jax.networks.retrieval import Retrieving
+from tests.worlds import noisy_params
+
+LENGTH, VOCAB, SCALE = 8, 10, 1.5
+NETWORK = Denoiser(
+    DenoiserConfig(VOCAB, length=LENGTH, num_layers=2, embed_dim=16, num_heads=2, cond_dim=8)
+)
+LLAMA = LlamaDenoiser(
+    LlamaDenoiserConfig(
+        VOCAB,
+        length=LENGTH,
+        num_layers=2,
+        embed_dim=16,
+        num_heads=4,
+        num_kv_heads=2,
+        tied_head=True,
+        shift=True,
+    )
+)
+KEY = jax.random.key(3)
+GIVEN = np.arange(LENGTH) < 3
+PROMPT = np.where(GIVEN, [1, 7, 2, 0, 0, 0, 0, 0], VOCAB).astype(np.int32)
+_sample = jax.jit(sample, static_argnames=("diffusion", "config"))
+
+
+def prompted(batch):
+    return jnp.asarray(np.tile(PROMPT, (batch, 1)))
+
+
+def diffusion_of(network):
+    return MaskedDiffusion(network, make_schedule())
+
+
+@functools.partial(jax.jit, static_argnames="network")
+def logits_of(network, params, x):
+    return network.logits(network.head_params(params), network.hidden(params, x))
+
+
+def combined(network, params, x):
+    """`[length, vocab]` float64: (1 + w) times the logits of `x`, less w times those without the prompt."""
+    free = np.where(GIVEN, VOCAB, x)
+    seen, unseen = (
+        np.asarray(logits_of(network, params, row[None])[0, :, :VOCAB], np.float64)
+        for row in (x, free)
+    )
+    return (1 + SCALE) * seen - SCALE * unseen
+
+
+@pytest.mark.parametrize("network", [NETWORK, LLAMA], ids=["own", "llama"])
+def test_logits_are_pushed_away_from_those_without_the_given_text(network):
+    params, x = noisy_params(network, 0), PROMPT.copy()
+    x[5] = 4  # written since: it stays in both
+    model = guided(diffusion_of(network), jnp.asarray(GIVEN[None]), SCALE).denoiser
+    found = model.logits(model.head_params(params), model.hidden(params, jnp.asarray(x[None])))
+    np.testing.assert_allclose(found[0, :, :VOCAB], combined(network, params, x), atol=1e-4)
+
+
+def surest_first(params, calls):
+    """LLaDA's loop with `cfg_scale`: one text, tokens and their order by the combined logits."""
+    x = PROMPT.copy()
+    for left in range(calls, 0, -1):
+        masked = [i for i in range(LENGTH) if x[i] == VOCAB]
+        logits = combined(NETWORK, params, x)
+        sure = np.exp(logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)).max(axis=1)
+        for i in sorted(masked, key=lambda i: -sure[i])[: -(-len(masked) // left)]:
+            x[i] = logits[i].argmax()
+    return x
+
+
+@pytest.mark.parametrize("mode", ["confidence", "blocks:length=8,cache=none,score=probability"])
+def test_decoders_follow_the_guided_predictions(mode):
+    """Each of the three steps takes two calls."""
+    params = noisy_params(NETWORK, 0)
+    config = SamplerConfig(3, mode=mode, temperature=0, guidance=SCALE)
+    state, _ = _sample(diffusion_of(NETWORK), params, KEY, prompted(2), config)
+    np.testing.assert_array_equal(state.x, np.tile(surest_first(params, 3), (2, 1)))
+    assert int(state.nfe) == 6
+    plain = dataclasses.replace(config, guidance=0)
+    assert (_sample(diffusion_of(NETWORK), params, KEY, prompted(2), plain)[0].x != state.x).any()
+
+
+def test_tokens_are_drawn_from_the_guided_distribution():
+    """One token is missing; 4,000 draws, chi-squared with 9 degrees of freedom at 99.9 %."""
+    params, x = noisy_params(NETWORK, 0), np.where(np.arange(LENGTH) == 4, VOCAB, 1)
+    x[:3] = PROMPT[:3]
+    where = x != VOCAB
+    free = np.full(LENGTH, VOCAB)  # all the rest is given
+    seen, unseen = (
+        np.asarray(logits_of(NETWORK, params, row[None])[0, 4, :VOCAB], np.float64)
+        for row in (x, free)
+    )
+    chances = np.exp((1 + SCALE) * seen - SCALE * unseen)
+    chances /= chances.sum()
+    tokens, fixed = (jnp.asarray(np.tile(row, (4000, 1))) for row in (x, where))
+    x_init = prior_sample(4000, LENGTH, VOCAB, tokens, fixed)
+    config = SamplerConfig(1, mode="first-hitting", guidance=SCALE)
+    state, _ = _sample(diffusion_of(NETWORK), params, KEY, x_init, config)
+    counts = np.bincount(np.asarray(state.x[:, 4]), minlength=VOCAB)
+    assert ((counts - 4000 * chances) ** 2 / (4000 * chances)).sum() < 27.9
+
+
+def test_no_guidance_is_the_model_itself():
+    diffusion = diffusion_of(NETWORK)
+    assert guided(diffusion, jnp.asarray(GIVEN[None]), 0.0) is diffusion
+
+
+class Noisy:
+    """What `guided` asks of a network that sees noise."""
+
+    mask_id, noise_kind = VOCAB, "gumbel"
+
+
+@pytest.mark.parametrize(
+    ("network", "said"),
+    [(Noisy(), "trained to see it"), (Retrieving(NETWORK), "leave the neighbours out")],
+)
+def test_networks_that_cannot_be_guided_are_refused(network, said):
+    with pytest.raises(ConfigError, match=said):
+        guided(diffusion_of(network), jnp.asarray(GIVEN[None]), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"guidance": -0.5}, "guidance"),
+        ({"guidance": float("nan")}, "guidance"),
+        ({"guidance": 1.0, "mode": "speculative"}, "also asks a second model"),
+    ],
+)
+def test_settings_without_a_meaning_are_refused(fields, said):
+    with pytest.raises(ConfigError, match=said):
+        SamplerConfig(4, **fields)
+
+
+def test_a_cache_cannot_be_guided():
+    config = SamplerConfig(4, mode="blocks:length=4", guidance=1.0)
+    with pytest.raises(ConfigError, match="take cache=none"):
+        sample(diffusion_of(NETWORK), noisy_params(NETWORK, 0), KEY, prompted(1), config)
