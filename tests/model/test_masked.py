@@ -89,6 +89,24 @@ def test_samples_keep_the_prompt_and_repeat_with_the_key(model):
     np.testing.assert_array_equal(texts, model.sample(key, 3, num_steps=4, prompt="in the"))
 
 
+def test_a_prompt_can_guide_and_must_then_be_there(model):
+    """Two network calls for each one; this random network hardly sees a prompt, hence the scale."""
+    key, config = jax.random.key(0), SamplerConfig(4, mode="first-hitting", guidance=1e4)
+    x_init = model.prior(3, "ab")
+    state = model.denoise(key, x_init, config)
+    assert int(state.nfe) == 8
+    sampled = model.sample(jax.random.key(0), 3, 4, "ab", mode="first-hitting", guidance=1e4)
+    plain = model.sample(jax.random.key(0), 3, 4, "ab", mode="first-hitting")
+    assert (sampled != plain).any()
+    for nothing in (
+        lambda: model.sample(key, 3, 4, guidance=1e4),
+        lambda: model.denoise(key, model.prior(3), config),
+        lambda: next(model.states(key, model.prior(3), config)),
+    ):
+        with pytest.raises(ConfigError, match="no text is given; give a prompt"):
+            nothing()
+
+
 def test_samples_come_in_batches_of_any_size(model):
     """Five texts, two at a time: all of them come, and no two batches are alike."""
     texts = np.asarray(model.sample(jax.random.key(1), 5, num_steps=4, batch_size=2))
@@ -118,7 +136,9 @@ def test_the_first_batch_does_not_depend_on_the_prompts_of_the_next(model):
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"mode": "first-hitting"}, {"final_denoise": False}], ids=str
+    "options",
+    [{}, {"mode": "first-hitting"}, {"final_denoise": False}, {"guidance": 2.0}],
+    ids=str,
 )
 def test_states_end_where_denoise_does(model, options):
     """Oracle: the compiled generation. Every step only fills masks."""
