@@ -61,7 +61,7 @@ class DenoiserLike(Protocol):
         """
 
 
-# What a network with further inputs shares with the network itself.
+# What a network around another shares with it.
 PASSED_ON = (
     "mask_id",
     "padded_vocab",
@@ -74,10 +74,22 @@ PASSED_ON = (
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class WithInputs:
+class ForOneBatch:
+    """A network around another, with its parameters and head, that holds arrays of one batch."""
+
+    denoiser: DenoiserLike  # the other network
+
+    def __getattr__(self, name: str) -> Any:
+        # Methods that compute from tokens, such as a cache's, are missing: they would not use the arrays.
+        if name in PASSED_ON:
+            return getattr(self.denoiser, name)
+        raise AttributeError(f"A network for one batch ({type(self).__name__}) has no {name}.")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class WithInputs(ForOneBatch):
     """A denoiser with further inputs for one batch, besides the tokens."""
 
-    denoiser: DenoiserLike  # the network
     inputs: dict[str, jax.Array]  # further arguments of its `hidden`, by name: `segments`, `edges`
 
     def hidden(
@@ -98,13 +110,6 @@ class WithInputs:
         network: Any = self.denoiser
         states: Hidden = network.layer_states(params, tokens, layer, **self.inputs)
         return states
-
-    def __getattr__(self, name: str) -> Any:
-        # Methods that compute from tokens, such as a cache's, are missing: they would not see the inputs.
-        if name in PASSED_ON:
-            return getattr(self.denoiser, name)
-        inputs = " and ".join(self.inputs)
-        raise AttributeError(f"A network that is given {inputs} has no {name}.")
 
 
 @dataclasses.dataclass(frozen=True)

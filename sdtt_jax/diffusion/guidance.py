@@ -12,44 +12,19 @@ from jax.typing import ArrayLike
 
 from sdtt_jax.config import require
 from sdtt_jax.diffusion.decoders import DECODERS
-from sdtt_jax.diffusion.denoiser import DenoiserLike, MaskedDiffusion
-from sdtt_jax.typing import Hidden, Logits, Params, PerSequence, Positions, Tokens
+from sdtt_jax.diffusion.denoiser import ForOneBatch, MaskedDiffusion
+from sdtt_jax.typing import Hidden, Params, PerSequence, Positions, Tokens
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Guided:
+class Guided(ForOneBatch):
     """A denoiser whose logits are `l + scale * (l - l_free)`, where `l_free` are those without what is given.
 
     The head is linear, so hidden states are combined in the same way, and the head still runs once.
     """
 
-    denoiser: DenoiserLike  # the network
     given: Positions  # `[batch, length]` bool, what stood in the text at the start
     scale: float  # 0 is no guidance
-
-    @property
-    def config(self) -> Any:
-        """The network's config."""
-        network: Any = self.denoiser
-        return network.config
-
-    @property
-    def mask_id(self) -> int:
-        """The id of MASK."""
-        return self.denoiser.mask_id
-
-    @property
-    def padded_vocab(self) -> int:
-        """Columns of the logits."""
-        return self.denoiser.padded_vocab
-
-    def head_params(self, params: Params) -> Params:
-        """The part of `params` that `logits` reads."""
-        return self.denoiser.head_params(params)
-
-    def logits(self, params: Params, hidden: jax.Array) -> Logits:
-        """The network's logits."""
-        return self.denoiser.logits(params, hidden)
 
     def hidden(self, params: Params, tokens: Tokens, sigma: PerSequence | None = None) -> Hidden:
         """Hidden states `[batch, length, embed]` of two network calls, with and without what is given.
