@@ -31,29 +31,32 @@ check() { # TITLE COMMAND…
   fi
 }
 
-said_by_mypy() {
+ended() { # PROCESS LOG: waits for a process and prints what it wrote
   local status=0
-  wait "$types" || status=$?
-  cat "$types_log"
-  rm "$types_log"
+  wait "$1" || status=$?
+  cat "$2"
+  rm "$2"
   return "$status"
 }
 
 check "lint" "$bin/ruff" check .
 check "format" "$bin/ruff" format --check .
 check "imports" "$bin/lint-imports"
-# Types and documentation take one core each, side by side.
-types_log=$(mktemp)
+# Each takes one core for half a minute; the tests are under way meanwhile.
+types_log=$(mktemp) documentation_log=$(mktemp)
+say "types, documentation: mypy and mkdocs begin; what they find is said after the tests"
 "$bin/mypy" >"$types_log" 2>&1 &
 types=$!
 # A link, an anchor, a name of the API or an argument that does not exist fails the build.
-check "documentation" env NO_MKDOCS_2_WARNING=1 "$bin/mkdocs" build --quiet --strict
-check "types" said_by_mypy
+NO_MKDOCS_2_WARNING=1 "$bin/mkdocs" build --quiet --strict >"$documentation_log" 2>&1 &
+documentation=$!
 if command -v shellcheck >/dev/null 2>&1; then
   check "scripts" shellcheck launch/*.sh .ci/run
 fi
 check "tests" "$PYTHON_IN_VENV" -m pytest \
   --numprocesses="${WORKERS:-auto}" --dist=worksteal --durations=10 "$@"
+check "types" ended "$types" "$types_log"
+check "documentation" ended "$documentation" "$documentation_log"
 
 if [ ${#failed[@]} -gt 0 ]; then
   fail "these checks failed: ${failed[*]} ($SECONDS s in all)"
