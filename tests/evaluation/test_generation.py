@@ -207,6 +207,15 @@ def test_fewer_prompts_than_asked_for_are_said(model, tmp_path, monkeypatch):
     assert generation.setups(Subject(model, settings))[0].real.shape == (3, 7)
 
 
+def test_texts_without_a_prompt_are_not_guided(model):
+    """Two network calls for each one only where there is a prompt, in one call of the suite."""
+    settings = dataclasses.replace(SETTINGS, guidance=2.0, mode="first-hitting")
+    for prompt, calls in (([], 2), ([5, 6], 4)):
+        setup = Setup("unconditional", np.tile(np.array(prompt, np.int32), (2, 1)), 7, None)
+        (writer,) = writers(Subject(model, settings), setup)
+        assert writer.batches[0]().nfe.tolist() == [calls, calls]
+
+
 def test_a_baseline_begins_with_bos_where_it_has_no_prompt(model):
     """Whether the judge reads BOS is another matter; a prompt is continued without it, if so asked."""
     causal = causal_beside(model, model.tokenizer)
