@@ -20,8 +20,9 @@ from sdtt_jax.diffusion.schedule import Schedule, make_schedule
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
 from sdtt_jax.networks.base import abstract_params
-from sdtt_jax.networks.config import DenoiserConfig
+from sdtt_jax.networks.config import DenoiserConfig, LlamaDenoiserConfig
 from sdtt_jax.networks.denoiser import Denoiser
+from sdtt_jax.networks.llama import LlamaDenoiser
 
 VOCAB, LENGTH = 3, 3
 MASK = VOCAB
@@ -102,6 +103,12 @@ def tiny_network(*, time_conditioned: bool = False) -> Denoiser:
             time_conditioned=time_conditioned,
         )
     )
+
+
+def small_llama(vocab_size: int, length: int, **fields: Any) -> LlamaDenoiser:
+    """A denoiser of the Llama family of width 16, two heads to each key head; `fields` of its config."""
+    sizes = {"embed_dim": 16, "num_heads": 4, "num_kv_heads": 2}
+    return LlamaDenoiser(LlamaDenoiserConfig(vocab_size, length=length, **sizes, **fields))
 
 
 def noisy_params(model: Any, seed: int, spread: float = 0.25) -> Any:

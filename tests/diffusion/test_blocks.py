@@ -17,24 +17,13 @@ from sdtt_jax.errors import ConfigError
 from sdtt_jax.networks import Denoiser, DenoiserConfig
 from sdtt_jax.networks.base import Wrapped
 from sdtt_jax.networks.blocks import BlockCausal
-from sdtt_jax.networks.config import LlamaDenoiserConfig
 from sdtt_jax.networks.llama import LlamaDenoiser
-from tests.worlds import noisy_params
+from tests.worlds import noisy_params, small_llama
 
 LENGTH, BLOCK, VOCAB = 12, 4, 20
 CONFIG = DenoiserConfig(VOCAB, length=LENGTH, num_layers=2, embed_dim=16, num_heads=2, cond_dim=8)
 NETWORK = Denoiser(CONFIG)
-LLAMA = LlamaDenoiser(
-    LlamaDenoiserConfig(
-        VOCAB,
-        length=LENGTH,
-        num_layers=2,
-        embed_dim=16,
-        num_heads=4,
-        num_kv_heads=2,
-        rotary_share=0.5,
-    )
-)
+LLAMA = small_llama(VOCAB, LENGTH, num_layers=2, rotary_share=0.5)
 SHIFTED = LlamaDenoiser(dataclasses.replace(LLAMA.config, shift=True))
 PARAMS, KEY = noisy_params(NETWORK, 0), jax.random.key(1)
 TOKENS = np.random.default_rng(0).integers(0, VOCAB, (2, LENGTH), np.int32)

@@ -14,27 +14,14 @@ from sdtt_jax.diffusion.sampler import SamplerConfig, prior_sample, sample
 from sdtt_jax.diffusion.schedule import make_schedule
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.networks import Denoiser, DenoiserConfig
-from sdtt_jax.networks.config import LlamaDenoiserConfig
-from sdtt_jax.networks.llama import LlamaDenoiser
 from sdtt_jax.networks.retrieval import Retrieving
-from tests.worlds import noisy_params
+from tests.worlds import noisy_params, small_llama
 
 LENGTH, VOCAB, SCALE = 8, 10, 1.5
 NETWORK = Denoiser(
     DenoiserConfig(VOCAB, length=LENGTH, num_layers=2, embed_dim=16, num_heads=2, cond_dim=8)
 )
-LLAMA = LlamaDenoiser(
-    LlamaDenoiserConfig(
-        VOCAB,
-        length=LENGTH,
-        num_layers=2,
-        embed_dim=16,
-        num_heads=4,
-        num_kv_heads=2,
-        tied_head=True,
-        shift=True,
-    )
-)
+LLAMA = small_llama(VOCAB, LENGTH, num_layers=2, tied_head=True, shift=True)
 KEY = jax.random.key(3)
 GIVEN = np.arange(LENGTH) < 3
 PROMPT = np.where(GIVEN, [1, 7, 2, 0, 0, 0, 0, 0], VOCAB).astype(np.int32)

@@ -16,8 +16,6 @@ from sdtt_jax.diffusion.sampler import SamplerConfig, sample
 from sdtt_jax.diffusion.schedule import make_schedule
 from sdtt_jax.distillation.loss import distillation_terms
 from sdtt_jax.distillation.rounds import DistillConfig
-from sdtt_jax.networks.config import LlamaDenoiserConfig
-from sdtt_jax.networks.llama import LlamaDenoiser
 from tests.worlds import (
     LENGTH,
     MASK,
@@ -27,22 +25,12 @@ from tests.worlds import (
     as_model,
     noisy_params,
     predictions,
+    small_llama,
 )
 
 
 def network(*, shift):
-    return LlamaDenoiser(
-        LlamaDenoiserConfig(
-            vocab_size=VOCAB,
-            length=LENGTH,
-            num_layers=1,
-            embed_dim=16,
-            num_heads=4,
-            num_kv_heads=2,
-            tied_head=True,
-            shift=shift,
-        )
-    )
+    return small_llama(VOCAB, LENGTH, num_layers=1, tied_head=True, shift=shift)
 
 
 SHIFTED, PARAMS = network(shift=True), noisy_params(network(shift=True), 2, spread=0.6)
