@@ -95,6 +95,7 @@ def prepare(
             _deliver(vocabulary, tokenizer_dir)
         write_json(partial / INFO_FILE, content)
         if partial != data_dir:
+            _remove_half_written(partial)
             partial.rename(data_dir)
         remove_tree(work)
     except BaseException as error:
@@ -127,6 +128,12 @@ def _continue(work: Path, partial: Path, plan: dict[str, Any]) -> None:
         remove_tree(folder)
         folder.mkdir(parents=True)
     write_json(work / PLAN, plan)
+
+
+def _remove_half_written(folder: Path) -> None:
+    """Removes what workers that were killed left in a folder on a disk, in which all else is finished."""
+    for path in folder.rglob(".*"):
+        path.unlink()
 
 
 def _vocabulary(

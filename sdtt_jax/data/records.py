@@ -138,11 +138,14 @@ def _is_sound(shard: Shard) -> bool:
 
 
 def refuse_extra(directory: Path, shards: Sequence[dict[str, Any]]) -> None:
-    """Refuses a folder with a shard that `info.json` does not list: it may belong to other data."""
+    """Refuses a folder with a shard that `info.json` does not list: it may belong to other data.
+
+    A file whose name begins with a full stop is none: `written_whole` leaves it if its process is killed.
+    """
     known = {directory / shard["path"] for shard in shards}
     for folder in sorted({path.parent for path in known}):
         for path in sorted(folder.glob("*.array_record*")):
-            if path not in known:
+            if path not in known and not path.name.startswith("."):
                 raise DataError(
                     f"{path} is not one of the shards that {INFO_FILE} lists; move it away, "
                     f"or {_PREPARE_AGAIN}."

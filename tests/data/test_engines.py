@@ -11,6 +11,7 @@ import time
 
 import pytest
 
+from sdtt_jax import paths
 from sdtt_jax.data import DataConfig, TokenizerConfig, engines, ingest, prepare
 from sdtt_jax.errors import ConfigError, DataError
 
@@ -78,6 +79,7 @@ def test_without_beam_the_message_says_what_to_install(monkeypatch):
 
 VICTIM = """
 import json, sys
+from sdtt_jax import paths
 from sdtt_jax.data import DataConfig, TokenizerConfig, engines, ingest, prepare
 ingest.PART_BYTES = {part}
 def told(items, title, total, size):
@@ -95,7 +97,10 @@ if __name__ == "__main__":
 def test_killed_and_repeated_it_writes_the_same_and_reads_nothing_finished_again(
     by_one, config, tmp_path, monkeypatch
 ):
-    """kill -9 of the process that leads the workers, after it has finished the fourth of a dozen parts."""
+    """kill -9 of the process that leads the workers, after it has finished the fourth of a dozen parts.
+
+    A worker that dies while it writes a shard leaves half of it, which no finished folder may hold.
+    """
     (tmp_path / "victim.py").write_text(VICTIM.format(part=PART))
     arguments = [json.dumps(dataclasses.asdict(config)), str(tmp_path / "run")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
@@ -113,6 +118,8 @@ def test_killed_and_repeated_it_writes_the_same_and_reads_nothing_finished_again
         victim.stdout.read()  # to its end: the workers, which hold it too, have died with their parent
     finished = {path.stem for path in (tmp_path / "run" / ".data.work" / "tokens").glob("*.json")}
     assert 4 <= len(finished) < 12
+    half = ".packed_tokens-train.array_record-00000-of-00003.9510d211"
+    paths.write_text(tmp_path / "run" / ".data.partial" / "packed_tokens" / "1.0.0" / half, "half")
     read = []
     original = ingest.ReadPart.run
     monkeypatch.setattr(
