@@ -27,8 +27,9 @@ from sdtt_jax.errors import DataError
 FEWEST_DOCUMENTS = 20
 # Digests that are compared at a time; a larger corpus takes several passes over its index.
 DIGESTS_AT_ONCE = 2**23
-# A document: digest of its cleaned text, its number among the rows of its part, its characters and tokens
-# (without EOS), and the split (its number in SPLITS) that its part belongs to or that it was cut for.
+# A document: digest of its cleaned text, its number among the rows of its part, its characters, its tokens as
+# `packing.ended` gives them, less one (EOS, or the last token of a document that fills its sequences), and
+# the split (its number in SPLITS) that its part belongs to or that it was cut for.
 DOCUMENT = np.dtype(
     [("digest", "<u8"), ("row", "<u4"), ("characters", "<u4"), ("tokens", "<u4"), ("split", "u1")]
 )

@@ -111,27 +111,29 @@ def _encode_stretch(tokenizer: Tokenizer, stretch: str) -> np.ndarray:
     return ids
 
 
-def fitted(
+def ended(
     documents: Iterable[np.ndarray], length: int, sequences: Sequences
 ) -> Iterator[np.ndarray]:
-    """Pads documents so that `pack` gives each its own sequences, for the kinds of sequences that need it.
+    """Documents as they follow each other in the stream that `cut` cuts: one array for each, in order.
 
-    Each is padded with EOS to one or several whole sequences, less the last EOS, which `pack` adds. One of
-    the kind "prompted" must have a prompt; `encode_documents` has seen that it fits into one sequence.
+    Each has EOS behind it. For the kinds with padding, EOS goes on to the end of its last sequence, so that
+    it has one or several whole sequences of its own. A document that fills its sequences has no EOS then: as
+    in the inner sequences of a long one, the end is not seen. One EOS more would be another sequence, an
+    empty text. A document of the kind "prompted" must have a prompt; `encode_documents` has seen that it fits
+    into one sequence, with EOS.
 
     Args:
       documents: ids of each document, `[n]`.
       length: tokens in a sequence.
       sequences: their kind, and the ids of BOS and EOS.
     """
-    if not sequences.has_padding:
-        yield from documents
-        return
     for tokens in documents:
         if sequences.kind == "prompted" and sequences.bos_id not in tokens:
             raise _no_prompt()
-        padding = -(len(tokens) + 1) % length
-        yield np.pad(tokens, (0, padding), constant_values=sequences.eos_id)
+        more = 1
+        if sequences.has_padding:
+            more = -len(tokens) % length if len(tokens) else length
+        yield np.concatenate([tokens, np.full(more, sequences.eos_id, tokens.dtype)])
 
 
 def text_ends(rows: np.ndarray, sequences: Sequences) -> tuple[np.ndarray, np.ndarray]:
@@ -189,7 +191,7 @@ def chunk_length(length: int, sequences: Sequences) -> int:
 def pack(
     documents: Iterable[np.ndarray], length: int, sequences: Sequences
 ) -> Iterator[np.ndarray]:
-    """Joins documents with EOS after each, and cuts the stream into sequences `[length]`.
+    """Joins documents with EOS after each, as `ended` does, and cuts the stream into sequences `[length]`.
 
     With `sequences.wrap`, every sequence is `[BOS] chunk [EOS]` around `length - 2` tokens of the stream, as
     MDLM (arXiv 2406.07524) and SDTT train on; otherwise the sequences are the chunks themselves. The rest of
@@ -200,18 +202,16 @@ def pack(
     Args:
       documents: ids of each document, `[n]`.
       length: tokens in a sequence.
-      sequences: whether they are wrapped, and the ids of BOS and EOS.
+      sequences: their kind, whether they are wrapped, and the ids of BOS and EOS.
     """
-    eos = sequences.eos_id
-    ended = (part for tokens in documents for part in (tokens, np.array([eos], tokens.dtype)))
-    yield from cut(ended, length, sequences)
+    yield from cut(ended(documents, length, sequences), length, sequences)
 
 
 def cut(stream: Iterable[np.ndarray], length: int, sequences: Sequences) -> Iterator[np.ndarray]:
     """Cuts a stream of tokens, in arrays `[n]` of any length, into sequences `[length]`, as `pack` does.
 
     Args:
-      stream: of ids, with EOS after each document.
+      stream: of ids, as from `ended`.
       length, sequences: as for `pack`.
     """
     size, ends = chunk_length(length, sequences), (sequences.bos_id, sequences.eos_id)

@@ -8,7 +8,7 @@ import collections
 import contextlib
 import functools
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from sdtt_jax.data.corpora import SPLITS, Recipe, refuse_bad
 from sdtt_jax.data.division import DOCUMENT, Index, Rule, digest, split_number
-from sdtt_jax.data.packing import chunk_length, cut, encode_documents, fitted
+from sdtt_jax.data.packing import chunk_length, cut, encode_documents, ended
 from sdtt_jax.data.reading import BadInputError, Part
 from sdtt_jax.data.tokenizer import Tokenizer, load_tokenizer
 from sdtt_jax.errors import DataError
@@ -53,7 +53,7 @@ class Store(NamedTuple):
         return read_json(self.path(number, ".json"))  # type: ignore[no-any-return]
 
     def stream(self, number: int, side: int, start: int, stop: int) -> Iterator[np.ndarray]:
-        """The tokens of a part's documents that are in split number `side`, with EOS after each document.
+        """The tokens of a part's documents that are in split number `side`, as `packing.ended` gives them.
 
         `start` and `stop` are counted from the part's first token of the split.
         """
@@ -108,20 +108,24 @@ class ReadPart(NamedTuple):
             files += ", …" * (len(self.part.pieces) > 2)
             self._count_bad(BadInputError(error.kind, f"{files}: {error}"), counts, bad)
 
+        def counted(documents: Iterable[np.ndarray], unk_id: int | None) -> Iterator[np.ndarray]:
+            nonlocal unknown
+            for ids in documents:
+                # Without EOS and padding, which may be the same token.
+                unknown += 0 if unk_id is None else int(np.count_nonzero(ids == unk_id))
+                yield ids
+
         if not self.tokenizer:
             index += [_entry(found.popleft(), 0) for _ in texts]
         else:
             tokenizer = _tokenizer(self.tokenizer)
-            eos = np.array([tokenizer.eos_id], self.store.dtype).tobytes()
             with written(self.store.path(self.number, ".tokens")) as file:
                 kind = Sequences(self.how.sequences, tokenizer.bos_id, tokenizer.eos_id)
                 length = self.how.length
                 documents = encode_documents(tokenizer, texts, kind.kind, length, refuse)
-                for ids in fitted(documents, length, kind):
-                    file.write(ids.astype(self.store.dtype).tobytes() + eos)
-                    index.append(_entry(found.popleft(), len(ids)))
-                    if tokenizer.unk_id is not None:
-                        unknown += int(np.count_nonzero(ids == tokenizer.unk_id))
+                for ids in ended(counted(documents, tokenizer.unk_id), length, kind):
+                    file.write(ids.astype(self.store.dtype).tobytes())
+                    index.append(_entry(found.popleft(), len(ids) - 1))
         with written(self.store.path(self.number, ".npy")) as file:
             np.save(file, np.array(index, DOCUMENT))
         record = {"counts": dict(counts), "bad": bad, "unknown": unknown}

@@ -11,7 +11,7 @@ from sdtt_jax.config import nearest, require
 from sdtt_jax.data import DataConfig, Split, Tokenizer, open_split
 from sdtt_jax.data.corpora import CORPORA, TRAIN, Corpus, documents, find_corpus
 from sdtt_jax.data.normalize import without_traces_of_files
-from sdtt_jax.data.packing import encode_documents, fitted, pack
+from sdtt_jax.data.packing import encode_documents, pack
 from sdtt_jax.errors import ConfigError, DataError
 from sdtt_jax.evaluation.subject import OWN, Subject
 from sdtt_jax.model.causal import CausalModel
@@ -186,7 +186,7 @@ def _sequences(
     tokenizer, kind = model.text_tokenizer, model.facts.get("sequences", "packed")
     sequences = Sequences(kind, tokenizer.bos_id, tokenizer.eos_id, wrap)
     ids = encode_documents(tokenizer, _documents(tokenizer, source, flag.partition("=")[0]))
-    packed = pack(fitted(ids, length, sequences), length, sequences)
+    packed = pack(ids, length, sequences)
     rows = list(itertools.islice(packed, limit))
     if not rows:
         raise DataError(

@@ -6,14 +6,14 @@ import string
 import numpy as np
 import pytest
 import tokenizers
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sdtt_jax.data import packing
 from sdtt_jax.data.config import TokenizerConfig
 from sdtt_jax.data.making import train_tokenizer
 from sdtt_jax.data.normalize import NORMALIZERS, PROMPT_END
-from sdtt_jax.data.packing import encode_documents, fitted, pack
+from sdtt_jax.data.packing import encode_documents, pack
 from sdtt_jax.data.tokenizer import HubTokenizer, Special, Tokenizer
 from sdtt_jax.errors import DataError
 from sdtt_jax.ops.sequence_kinds import KINDS, Sequences
@@ -57,6 +57,25 @@ def test_sequences_are_the_chunks_of_the_stream_of_documents(documents, length, 
 def test_an_example(wrap, expected):
     sequences = _pack([[3, 4, 5], [6, 7], [8]], 4, wrap)
     assert [row.tolist() for row in sequences] == expected
+
+
+@settings(deadline=None)
+@given(
+    documents=st.lists(st.lists(st.integers(3, 9), max_size=12), max_size=8),
+    length=st.integers(2, 6),
+)
+@example(documents=[[3, 4, 5, 6], [7], []], length=4)
+def test_a_padded_document_has_sequences_of_its_own(documents, length):
+    """Oracle: its tokens, and EOS to the end of its last sequence. One that fills its sequences has no EOS;
+    it used to add a sequence of nothing but EOS, an empty text."""
+    expected = []
+    for document in documents:
+        count = max(1, -(-len(document) // length))
+        expected += [*document, *[EOS] * length * count][: length * count]
+    arrays = [np.array(document, np.int32) for document in documents]
+    found = list(pack(arrays, length, Sequences("padded", BOS, EOS)))
+    assert [token for row in found for token in row.tolist()] == expected
+    assert all(row.dtype == np.int32 and row.shape == (length,) for row in found)
 
 
 @functools.cache
@@ -124,7 +143,7 @@ def test_a_text_that_is_no_pair_is_refused_by_name(text):
     tokenizer = _vocabulary("gpt2", "none")
     sequences = Sequences("prompted", tokenizer.bos_id, tokenizer.eos_id)
     with pytest.raises(DataError, match=r"has no prompt; data\.sequences='prompted' needs"):
-        list(fitted(encode_documents(tokenizer, [text], "prompted"), 16, sequences))
+        list(pack(encode_documents(tokenizer, [text], "prompted"), 16, sequences))
 
 
 def _spelling(bos, eos):
@@ -150,14 +169,14 @@ def test_a_pair_is_learnt_as_it_is_or_refused(bos, prompt, completion):
     documents = encode_documents(
         tokenizer, [f"{prompt}{PROMPT_END}{completion}"], "prompted", 12, faults.append
     )
-    found = list(fitted(documents, 12, sequences))
+    found = list(pack(documents, 12, sequences))
     before, behind = tokenizer.encode(prompt), tokenizer.encode(completion)
     if bos in prompt:
         assert "spells BOS" in str(faults[0])
     elif completion == "b </s> a":
         assert "spells EOS" in str(faults[0])
     else:
-        [row] = pack(found, 12, sequences)
+        [row] = found
         arranged = arrange(row[None], sequences)
         learnt = row[np.asarray(arranged.free[0])]
         expected = [*behind, *[tokenizer.eos_id] * (not completion.endswith("</s>"))]

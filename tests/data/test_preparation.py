@@ -347,13 +347,18 @@ def test_pairs_that_spell_special_tokens_are_refused_or_skipped(tmp_path):
 
 
 def test_padded_documents_fill_sequences_of_their_own(prepared, tmp_path):
-    """Oracle: each document by hand, followed by EOS until it fills whole sequences."""
+    """Oracle: each document by hand, followed by EOS until it fills whole sequences.
+
+    Two of them fill theirs; they used to add a sequence of nothing but EOS, an empty text.
+    """
     _prepare(prepared, tmp_path, sequences="padded")
     tokenizer = load_tokenizer(tmp_path / "tokenizer")
-    stream = []
+    stream, full = [], 0
     for text in divide(prepared.data_config, tmp_path / "index")("train"):
-        ids = [*tokenizer.encode(text), tokenizer.eos_id]
+        ids = list(tokenizer.encode(text))
+        full += len(ids) % 16 == 0
         stream += ids + -len(ids) % 16 * [tokenizer.eos_id]
+    assert full == 2
     np.testing.assert_array_equal(_sequences(tmp_path / "data", "train").ravel(), stream)
 
 
