@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import posixpath
 
 from sdtt_jax.config import at_least, check_types, one_of, require, within
 from sdtt_jax.data.detokenize import DETOKENIZERS
@@ -43,7 +44,8 @@ class DataConfig:
         with a prompt at its beginning, which is seen, but neither masked nor counted; `text_field` then names
         two fields of JSON lines, `prompt>completion`.
       mixture: further prepared data folders to train on, each with its weight, `FOLDER=0.5`; `corpus` has
-        weight 1. All have the same vocabulary and length; the held-out text comes only from `corpus`.
+        weight 1. All have the same vocabulary, length, `sequences` and `wrap`; the held-out text comes only
+        from `corpus`.
     """
 
     corpus: str = "world_english_bible"
@@ -83,8 +85,9 @@ class DataConfig:
         )
 
     def mixed(self) -> dict[str, float]:
-        """The folders of `mixture`, and their weights, all above 0."""
-        found = {}
+        """The folders of `mixture`, each named once, and their weights, all above 0."""
+        found: dict[str, float] = {}
+        known = set()
         for item in self.mixture:
             folder, _, weight = item.rpartition("=")
             with contextlib.suppress(ValueError):
@@ -93,6 +96,12 @@ class DataConfig:
                 bool(folder) and 0 < found.get(folder, 0) < float("inf"),
                 f"mixture={item!r} must be a folder and a weight above 0, as in FOLDER=0.5.",
             )
+            path = posixpath.normpath(folder)
+            require(
+                path not in known,
+                f"mixture names {folder} twice; add its weights up, and name it once.",
+            )
+            known.add(path)
         return found
 
 

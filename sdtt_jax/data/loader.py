@@ -116,7 +116,7 @@ def open_mixture(directory: str | Path, others: Mapping[str, float]) -> Split | 
     """The train split of a data folder, with weight 1, mixed with those of other folders by their weights.
 
     Raises:
-      DataError: a folder is not whole, or was prepared with another vocabulary or kind of sequences.
+      DataError: a folder is not whole, or was prepared with another vocabulary, kind of sequences or `wrap`.
       ConfigError: the sequences of the folders differ in length.
     """
     own = open_split(directory, "train")
@@ -126,17 +126,22 @@ def open_mixture(directory: str | Path, others: Mapping[str, float]) -> Split | 
     for folder in others:
         if (found := _alike(folder)) != facts:
             raise DataError(
-                f"{folder} was prepared with another vocabulary or data.sequences than {directory} ({found}, "
-                f"not {facts}); prepare them in the same way."
+                f"{folder} was prepared with another vocabulary, data.sequences or data.wrap than "
+                f"{directory} ({found}, not {facts}); prepare them in the same way."
             )
     splits = (own, *(open_split(folder, "train") for folder in others))
     return Mixture(splits, (1.0, *others.values()))
 
 
-def _alike(directory: str | Path) -> tuple[str, str]:
-    """What mixed data must have in common: the tokenizer's digest and the kind of sequences."""
+def _alike(directory: str | Path) -> dict[str, str | bool]:
+    """What mixed data must have in common; fields that are newer than the data have their defaults."""
     content = read_info(directory)
-    return content["tokenizer_digest"], content.get("data", {}).get("sequences", "packed")
+    data = content.get("data", {})
+    return {
+        "vocabulary": content["tokenizer_digest"],
+        "sequences": data.get("sequences", "packed"),
+        "wrap": data.get("wrap", False),
+    }
 
 
 @functools.lru_cache(maxsize=8)

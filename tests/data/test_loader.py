@@ -159,9 +159,25 @@ def test_a_mixture_of_folders_has_one_vocabulary(prepared, tmp_path):
     prepare(cased, vocabulary, tmp_path / "data", tmp_path / "tokenizer")
     with pytest.raises(DataError, match="another vocabulary"):
         open_mixture(prepared.data, {str(tmp_path / "data"): 1.0})
+    with pytest.raises(ConfigError, match=r"mixture names \./folder/ twice; add its weights up"):
+        DataConfig(mixture=("folder=0.5", "other=1", "./folder/=0.5"))
     for wrong in ("folder", "=1", "folder=0", "folder=much", "folder=inf"):
         with pytest.raises(ConfigError, match="a folder and a weight above 0"):
             DataConfig(mixture=(wrong,))
+
+
+@pytest.mark.parametrize("field", ["sequences", "wrap"])
+def test_a_mixture_has_one_kind_of_sequences(prepared, copied, field):
+    """Half of the sequences would lack what the model's facts say of all. Older data are not wrapped."""
+    path = copied / "info.json"
+    content = json.loads(path.read_text())
+    del content["data"][field]
+    path.write_text(json.dumps(content))
+    assert len(open_mixture(prepared.data, {str(copied): 1.0}).splits) == 2
+    content["data"][field] = {"sequences": "padded", "wrap": True}[field]
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=rf"data\.{field}.* prepare them in the same way"):
+        open_mixture(prepared.data, {str(copied): 1.0})
 
 
 @pytest.mark.parametrize(
