@@ -23,6 +23,8 @@ from sdtt_jax.data.records import INFO_FILE, read_info
 from sdtt_jax.data.shards import TOKENIZER, DataInfo, write_shards
 from sdtt_jax.data.tokenizer import (
     CONFIG_FILE,
+    HUB_FILE,
+    MODEL_FILE,
     PREPARE_AGAIN,
     Gpt2Tokenizer,
     HubTokenizer,
@@ -35,6 +37,8 @@ from sdtt_jax.paths import as_path, is_remote, read_json, remove_tree, write_jso
 from sdtt_jax.version import __version__
 
 PLAN = "plan.json"
+# What a tokenizer's folder holds before CONFIG_FILE, which `save_tokenizer` writes last.
+_WRITTEN_FIRST = {MODEL_FILE, HUB_FILE}
 
 
 def prepare(
@@ -206,12 +210,14 @@ def _refuse_foreign(directory: Path) -> None:
 def _holds(directory: Path, tokenizer: Tokenizer) -> bool:
     """Whether `directory` holds this tokenizer already, as after a stop between two renames.
 
-    Raises an error if it holds anything else.
+    Raises an error if it holds anything else. In a bucket the beginning of a delivery may be there.
     """
     if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
         return False
     if not directory.is_dir():
         raise DataError(f"{directory} is not a folder; use another path.")
+    if is_remote(directory) and {path.name for path in directory.iterdir()} <= _WRITTEN_FIRST:
+        return False
     other = load_tokenizer(directory)
     _refuse_differences(
         {"tokenizer": to_mapping(other.config), "data": {"normalize": other.normalize}},

@@ -348,7 +348,7 @@ def _unk_row(tokenizer: tokenizers.Tokenizer, content: bytes) -> int | None:
 
 
 def save_tokenizer(tokenizer: Tokenizer, directory: str | Path) -> None:
-    """Writes what `load_tokenizer` reads; `directory` must exist."""
+    """Writes what `load_tokenizer` reads, CONFIG_FILE last; `directory` must exist."""
     directory = as_path(directory)
     if isinstance(tokenizer, SentencePieceTokenizer):
         (directory / MODEL_FILE).write_bytes(tokenizer.model)

@@ -153,6 +153,24 @@ def test_a_tokenizer_of_another_text_is_left_alone(prepared, tmp_path):
     assert not (tmp_path / "data").exists()
 
 
+def test_a_tokenizer_that_was_half_delivered_to_a_bucket_is_delivered_again(
+    prepared, tmp_path, monkeypatch
+):
+    """A bucket cannot rename; its last file says that it is whole. Other people's files stay. Oracle: the
+    bytes of the tokenizer that was delivered in one go."""
+    monkeypatch.setattr("sdtt_jax.data.preparation.is_remote", lambda _: True)
+    folder = tmp_path / "tokenizer"
+    folder.mkdir()
+    (folder / "precious.txt").write_text("mine")
+    with pytest.raises(DataError, match=r"tokenizer\.json is missing"):
+        _prepare(prepared, tmp_path)
+    assert [path.name for path in folder.iterdir()] == ["precious.txt"]
+    (folder / "precious.txt").rename(folder / "sentencepiece.model")
+    _prepare(prepared, tmp_path)
+    for path in prepared.tokenizer.iterdir():
+        assert (folder / path.name).read_bytes() == path.read_bytes()
+
+
 def test_data_with_another_tokenizer_beside_it_is_refused(prepared, tmp_path):
     shutil.copytree(prepared.data, tmp_path / "data")
     with pytest.raises(DataError, match=r"tokenizer\.json is missing"):
