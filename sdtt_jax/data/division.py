@@ -4,6 +4,7 @@ This is decided from an index with 21 bytes for each document, so that the texts
 """
 
 import hashlib
+import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
@@ -208,12 +209,23 @@ def pieces(
     """The texts of a split, in order; bad rows, which were counted before, are skipped.
 
     `chosen` are the splits of each part's documents, from `choices`.
+
+    Raises:
+      DataError: a part has another number of documents than when it was first read.
     """
     number = SPLITS.index(split)
     for part, sides in zip(parts, chosen, strict=True):
         documents = (row for row in how.rows(part) if isinstance(row, str) and row)
         cut = (piece for text in documents for _, piece in rule.cut(text, part.split))
-        yield from (text for text, side in zip(cut, sides, strict=True) if side == number)
+        for text, side in itertools.zip_longest(cut, sides):
+            if text is None or side is None:
+                where = ", ".join(dict.fromkeys(piece.path for piece in part.pieces[:2]))
+                raise DataError(
+                    f"{where}: the text has changed while it was prepared; leave the files as they are, and "
+                    "begin again in another folder."
+                )
+            if side == number:
+                yield text
 
 
 def _cut_position(text: str, fraction: float) -> int:

@@ -19,6 +19,7 @@ from sdtt_jax.data.engines import Engine, in_process
 from sdtt_jax.data.ingest import CorpusReading, Track, ingest, start_reading, untracked
 from sdtt_jax.data.making import given_tokenizer, train_tokenizer
 from sdtt_jax.data.normalize import PROMPT_END
+from sdtt_jax.data.reading import samples_digest
 from sdtt_jax.data.records import INFO_FILE, read_info
 from sdtt_jax.data.shards import TOKENIZER, DataInfo, write_shards
 from sdtt_jax.data.tokenizer import (
@@ -88,7 +89,8 @@ def prepare(
         given = given_tokenizer(tokenizer_config, data_config.normalize)
     read = start_reading(data_config, work, engine, track)
     digest = None if given is None else given.digest
-    _continue(work, partial, _plan(asked, parts=read.parts, given=digest))
+    samples = samples_digest(read.parts)
+    _continue(work, partial, _plan(asked, parts=read.parts, samples=samples, given=digest))
     try:
         vocabulary = _vocabulary(read, tokenizer_config, given, track)
         if (partial / INFO_FILE).exists():
@@ -124,7 +126,10 @@ def _without_limit(asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def _continue(work: Path, partial: Path, plan: dict[str, Any]) -> None:
-    """Removes the files of an earlier preparation, unless it followed the same plan."""
+    """Removes the files of an earlier preparation, unless it followed the same plan.
+
+    Earlier versions wrote plans without `samples` of the text: what they have begun is begun anew.
+    """
     with contextlib.suppress(DataError):
         if read_json(work / PLAN) == plan:
             return

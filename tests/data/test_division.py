@@ -2,13 +2,16 @@
 
 import hashlib
 import itertools
+import types
 
 import numpy as np
 import pytest
 
 from sdtt_jax.data import DataConfig, division
 from sdtt_jax.data.corpora import CORPORA, Corpus
-from sdtt_jax.data.division import DOCUMENT, DROPPED, Rule, choices, digest, make_rule
+from sdtt_jax.data.division import DOCUMENT, DROPPED, Rule, choices, digest, make_rule, pieces
+from sdtt_jax.data.reading import Part, Piece
+from sdtt_jax.errors import DataError
 
 
 def indices_of(parts):
@@ -64,3 +67,12 @@ def test_the_last_rows_are_held_out_as_the_field_does(monkeypatch, parts, total,
     rule = make_rule(DataConfig("web"), Rule("own"), [total - 10, 10], indices_of(parts))
     assert rule == Rule("rows", total - held_out)
     assert CORPORA["openwebtext"].held_out_rows == 100_000
+
+
+@pytest.mark.parametrize("texts", [["a"], ["a", "b", "c"]])
+def test_a_text_that_has_changed_since_its_index_was_made_is_named(texts):
+    """With other texts in its place the split would be another, or Python's `zip` fail without a name."""
+    how = types.SimpleNamespace(rows=lambda part: texts)  # noqa: ARG005
+    part = Part("train", (Piece(".jsonl", "x.jsonl", 0, -1, 0),))
+    with pytest.raises(DataError, match=r"x\.jsonl: the text has changed while it was prepared"):
+        list(pieces(how, Rule("own"), [part], [np.zeros(2, np.uint8)], "train"))

@@ -130,6 +130,37 @@ def test_killed_and_repeated_it_writes_the_same_and_reads_nothing_finished_again
     assert digests(tmp_path / "run") == by_one
 
 
+@pytest.mark.parametrize("vocabulary", [GPT2, TokenizerConfig(model_type="char", vocab_size=64)])
+def test_a_stopped_preparation_goes_on_only_with_the_same_text(tmp_path, monkeypatch, vocabulary):
+    """The text has the same size each time, and in the end other documents. Copying a file again does not
+    make it another. Oracle: a preparation of the last text that nobody stopped."""
+    monkeypatch.setattr(ingest, "PART_BYTES", 2_000)
+    path, reads = tmp_path / "corpus.jsonl", []
+
+    def stopping(tasks):
+        for number, task in enumerate(engines.in_process(tasks)):
+            reads.append(task.number)
+            if number == 1:
+                raise KeyboardInterrupt
+            yield task
+
+    def run(folder, engine=engines.in_process):
+        config = DataConfig(str(path), length=16)
+        return prepare(config, vocabulary, folder / "data", folder / "tokenizer", engine=engine)
+
+    older = [f"OLDER number {number:04} {'OLDER ' * 20}" for number in range(60)]
+    newer = [f"NEWER number {number:04} {'NEWER ' * 20}" for number in range(60)]
+    newer[30:32] = [newer[30] + newer[31] + " " * len('{"text": ""}\n')]
+    for texts in (older, older, newer):
+        path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+        assert path.stat().st_size == 60 * 151
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "run", stopping)
+    assert reads == [0, 1, 2, 3, 0, 1]
+    assert run(tmp_path / "run") == run(tmp_path / "whole")
+    assert digests(tmp_path / "run") == digests(tmp_path / "whole")
+
+
 @dataclasses.dataclass(frozen=True)
 class Deadly:
     """A task that kills its worker the first `times` times."""

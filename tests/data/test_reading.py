@@ -3,6 +3,7 @@
 import bz2
 import gzip
 import json
+import os
 
 import pyarrow
 import pyarrow.parquet
@@ -10,7 +11,7 @@ import pytest
 
 from sdtt_jax.data import DataConfig, TokenizerConfig, ingest, prepare, reading
 from sdtt_jax.data.corpora import documents
-from sdtt_jax.data.reading import Fields, plan, read_file
+from sdtt_jax.data.reading import Fields, Part, Piece, plan, read_file
 from sdtt_jax.errors import DataError
 
 TEXTS = [f"document {index} " + "of some words " * (index % 7) for index in range(60)]
@@ -37,6 +38,26 @@ def rows(files, part_bytes):
     parts = plan(files, "train", part_bytes)
     pieces = [piece for part in parts for piece in part.pieces]
     return len(parts), [row for piece in pieces for row in read_file(piece, Fields())]
+
+
+def test_samples_tell_a_changed_file_from_a_copied_one(tmp_path, monkeypatch):
+    """Of 25 bytes, two are read at the start, at each tenth and at the end. Oracle: which bytes these are."""
+    monkeypatch.setattr(reading, "PART_BYTES", 10)
+    monkeypatch.setattr(reading, "_SAMPLE_BYTES", 2)
+    path, content = tmp_path / "a.jsonl", bytes(range(25))
+
+    def samples(changed):
+        path.write_bytes(changed)
+        return reading.samples_digest(plan([path], "train"))
+
+    original = samples(content)
+    os.utime(path, (0, 0))
+    assert reading.samples_digest(plan([path], "train")) == original
+    seen = [at for at in range(25) if samples(content[:at] + b"x" + content[at + 1 :]) != original]
+    assert seen == [0, 1, 10, 11, 20, 21, 23, 24]
+    assert samples(content + b"x") != original
+    path.unlink()
+    reading.samples_digest([Part("train", (Piece(".jsonl", str(path), 0, -1, 0),))])
 
 
 @pytest.mark.parametrize("part_bytes", [1, 37, 200, 1_000, 10**9])
