@@ -10,7 +10,8 @@
 Formats:
 
   reference  model.safetensors and config.json as the reference implementation's loader reads them;
-             a model that came in a published layout is written back bit for bit
+             a model that came in a published layout is written back with the dtype and bits of each
+             tensor, and what --causal, --mask_id and --shift said of it
   orbax      the parameters alone with the tokenizer, for sdtt_jax.load
   stablehlo  the sampler for a number of steps and texts as one artifact for CPU, CUDA and TPU, with
              a runner that needs no sdtt_jax; any --mode, with the parameters of its --helper beside

@@ -1,6 +1,7 @@
 """Writes models: in the layout that they came in or the reference's, or as parameters for `sdtt_jax.load`."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,16 @@ from sdtt_jax.checkpoints.store import save_params
 from sdtt_jax.config import to_mapping
 from sdtt_jax.data.tokenizer import save_tokenizer
 from sdtt_jax.errors import CheckpointError, ConfigError
+from sdtt_jax.interchange.hub import CONFIG_FILE
 from sdtt_jax.interchange.layouts import LAYOUTS
-from sdtt_jax.interchange.llama_export import export_llama, write_repository
+from sdtt_jax.interchange.llama_export import completed, export_llama, write_repository
 from sdtt_jax.interchange.load import FINAL
-from sdtt_jax.interchange.renaming import write_params
+from sdtt_jax.interchange.renaming import Table, write_params
 from sdtt_jax.interchange.safetensors import FLOATS
 from sdtt_jax.interchange.tables.gpt2 import DIFFUGPT, hub_config
 from sdtt_jax.interchange.tables.llama import LLAMA_GGUF
 from sdtt_jax.interchange.tables.reference import HUB_PREFIX
+from sdtt_jax.interchange.tokenizers import unsaid_ends
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
 from sdtt_jax.networks.config import GPT2Config, LlamaConfig
@@ -29,8 +32,10 @@ from sdtt_jax.paths import PathLike, as_path
 def export_reference(model: Model | CausalModel, directory: PathLike) -> list[Path]:
     """Writes `model.safetensors` and `config.json` as the reference's own loader reads them.
 
-    A model that was read from a published layout is written with the same names, dtype and bits, and with
-    its own config if it had one. Other models of the Llama family are written in the hub's layout.
+    A model that was read from a published layout is written with the same tensors, each with its dtype and
+    bits (but without buffers that hold no parameters, such as causal masks), and with its own config if it
+    had one; what `load` was told besides, or read beside it, is added to that. Other models of the Llama
+    family are written in the hub's layout.
 
     Raises:
       CheckpointError: the reference has no such network.
@@ -55,10 +60,32 @@ def export_reference(model: Model | CausalModel, directory: PathLike) -> list[Pa
         prefix = ""
         bos_id = None if tokenizer is None else tokenizer.bos_id
         config = config or hub_config(sizes, bos_id) | training(model)
-    tensors = write_params(table, params, facts.get("prefix", prefix))
-    dtype = FLOATS[facts.get("dtype", "F32")]
-    tensors = {name: x.astype(dtype, copy=False) for name, x in tensors.items()}
-    return write_repository(directory, tensors, config or reference_config(model), tokenizer)
+    prefix = facts.get("prefix", prefix)
+    tensors = as_stored(write_params(table, params, prefix), table, prefix, facts)
+    config = config or reference_config(model)
+    if isinstance(sizes, LlamaConfig):
+        file, row = directory / CONFIG_FILE, table.mask_row
+        config = completed(config, sizes, row, LAYOUTS[layout], tensors, file)
+    return write_repository(directory, tensors, config | unsaid_ends(config, tokenizer), tokenizer)
+
+
+def as_stored(
+    tensors: Mapping[str, np.ndarray], table: Table, prefix: str, facts: Mapping[str, Any]
+) -> dict[str, np.ndarray]:
+    """Tensors in the dtypes that a published file has them in, with the copies of tied ones that it has.
+
+    Args:
+      tensors: by full name, float32.
+      table: of their layout.
+      prefix: what all names begin with.
+      facts: the model's; those of checkpoints of earlier versions hold one dtype for all tensors.
+    """
+    dtypes, shared = facts.get("dtypes", {}), facts.get("dtype", "F32")
+    copies = {copy: tensors[prefix + name] for copy, name in table.tied.items() if copy in dtypes}
+    return {
+        name: array.astype(FLOATS[dtypes.get(name, shared)], copy=False)
+        for name, array in (dict(tensors) | copies).items()
+    }
 
 
 def export_orbax(model: Model | CausalModel, directory: PathLike) -> list[Path]:

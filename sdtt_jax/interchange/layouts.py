@@ -1,6 +1,7 @@
 """The table of layouts of published checkpoints: safetensors, with or without their config, and GGUF."""
 
 import dataclasses
+import types
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,7 +43,8 @@ class Published(NamedTuple):
     config: Any  # the config of our network
     stored: Mapping[str, Any]  # the published config; empty if there is none
     file: str  # the file that errors name
-    dtype: str = "F32"  # of the tensors, by safetensors' name
+    dtype: str = "F32"  # of the tensors, by safetensors' name; "F32" if they differ
+    dtypes: Mapping[str, str] = types.MappingProxyType({})  # of each; empty for GGUF
     # MASK in the published numbering of tokens, where it is not the last.
     mask_row: int | None = None
     given: Given = NOTHING_GIVEN  # what the user specifies about it
@@ -112,9 +114,17 @@ def recognised(
         )
     prefix = find_prefix(tensors, layout.anchor, layout.prefixes, file)
     config = layout.config(tensors, prefix, stored, file)
-    mask_row, dtype = layout.mask_row(config, stored), getattr(tensors, "dtype", "F32")
     return Published(
-        layout, tensors, prefix, config, stored.content, file, dtype, mask_row, stored.given
+        layout,
+        tensors,
+        prefix,
+        config,
+        stored.content,
+        file,
+        dtype=getattr(tensors, "dtype", "F32"),
+        dtypes=getattr(tensors, "dtypes", {}),
+        mask_row=layout.mask_row(config, stored),
+        given=stored.given,
     )
 
 

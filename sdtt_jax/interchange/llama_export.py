@@ -9,11 +9,12 @@ import jax
 import numpy as np
 
 from sdtt_jax.data.tokenizer import HubTokenizer, Special, Tokenizer
+from sdtt_jax.errors import CheckpointError
 from sdtt_jax.interchange.hub import CONFIG_FILE, TENSORS_FILE, TOKENIZER_FILES
-from sdtt_jax.interchange.renaming import write_params
+from sdtt_jax.interchange.renaming import Layout, Stored, write_params
 from sdtt_jax.interchange.safetensors import write_tensors
 from sdtt_jax.interchange.scaling import published_scaling
-from sdtt_jax.interchange.tables.llama import HUB, LLAMA
+from sdtt_jax.interchange.tables.llama import HUB, LLAMA, family_of
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
 from sdtt_jax.networks.config import LlamaConfig, LlamaDenoiserConfig
@@ -35,9 +36,9 @@ def export_llama(
         params, config = in_halves(params, config)
     tokenizer = model.tokenizer if isinstance(model.tokenizer, HubTokenizer) else None
     special = None if tokenizer is None else tokenizer.special
-    mask_row = None if special is None else special.mask_row
+    mask_row = model.facts.get("mask_row") if special is None else special.mask_row
     table = dataclasses.replace(LLAMA.table(config), mask_row=mask_row)
-    tensors, content = write_params(table, params, ""), hub_config(config, special)
+    tensors, content = write_params(table, params, ""), hub_config(config, special, mask_row)
     return write_repository(directory, tensors, content | dict(beside), tokenizer)
 
 
@@ -75,11 +76,50 @@ def in_halves(params: Any, config: LlamaConfig) -> tuple[Any, LlamaConfig]:
     return nested(leaves), dataclasses.replace(config, rotary_pairs="halves")
 
 
-def hub_config(config: LlamaConfig, special: Special | None) -> dict[str, Any]:
+def completed(
+    content: Mapping[str, Any],
+    config: LlamaConfig,
+    mask_row: int | None,
+    layout: Layout,
+    tensors: Mapping[str, np.ndarray],
+    file: Path,
+) -> dict[str, Any]:
+    """A published config from which alone the same network is read, whatever else was said of it.
+
+    It is changed only where it must be: where the user (`Given`) or tokenizer_config.json said more.
+
+    Args:
+      content: the published config.
+      config: the network's config, as it was read.
+      mask_row: MASK in the published numbering; None for a causal model.
+      layout: of the Llama family, in which the network is written.
+      tensors: by name, as they will be written.
+      file: where the config will be written.
+    """
+    stored = Stored(content, str(file))
+    try:
+        read = layout.config(tensors, "", stored, str(file))
+        alone = dataclasses.replace(read, compute_dtype=config.compute_dtype)
+        if (alone, layout.mask_row(read, stored)) == (config, mask_row):
+            return dict(content)
+    except CheckpointError:
+        pass  # it does not say enough
+    ours, family = hub_config(config, None, mask_row), family_of(content)
+    denoises = isinstance(config, LlamaDenoiserConfig)
+    said = dict(content) | {"length": config.length}
+    if family is None or family.causal == denoises:
+        said["model_type"] = ours["model_type"]
+    return said | {name: ours[name] for name in ("mask_token_id", "shift") if denoises}
+
+
+def hub_config(
+    config: LlamaConfig, special: Special | None, mask_row: int | None
+) -> dict[str, Any]:
     """The config that `sdtt_jax.load` reads, in the names of the hub's libraries.
 
-    The network must rotate halves. Only this library knows the field `shift`. `special` holds the published
-    numbers of the special tokens, if they are known.
+    The network must rotate halves. Only this library knows the fields `shift` and `length`. `special` holds
+    the published numbers of the special tokens, if they are known, and `mask_row` MASK's where it is not the
+    last row.
     """
     family = "qwen3" if config.qk_norm else "qwen2" if config.qkv_bias else "llama"
     said: dict[str, Any] = {
@@ -95,10 +135,11 @@ def hub_config(config: LlamaConfig, special: Special | None) -> dict[str, Any]:
     if special is not None:
         said |= {"bos_token_id": special.bos_id, "eos_token_id": special.eos_id}
     if isinstance(config, LlamaDenoiserConfig):
-        row = None if special is None else special.mask_row
         said |= {
             "model_type": f"a2d-{family}",
-            "mask_token_id": config.mask_id if row is None else row,
+            "mask_token_id": config.mask_id if mask_row is None else mask_row,
             "shift": config.shift,
+            # A denoiser's texts may be shorter than its positions, and are so unless this says otherwise.
+            "length": config.length,
         }
     return said

@@ -294,6 +294,7 @@ def _published(
         "published_config": dict(published.stored),
         "prefix": published.prefix,
         "dtype": published.dtype,
+        "dtypes": dict(published.dtypes),
         "uniform_share": uniform_share(stored),
     }
     tokenizer = published_tokenizer(published, folder)

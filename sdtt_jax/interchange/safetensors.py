@@ -131,6 +131,11 @@ class Tensors(TensorFile):
         found = {str(entry["dtype"]) for entry in self._entries.values()}
         return found.pop() if len(found) == 1 else "F32"
 
+    @property
+    def dtypes(self) -> dict[str, str]:
+        """The dtype of each tensor."""
+        return {name: str(entry["dtype"]) for name, entry in self._entries.items()}
+
 
 def _header(path: Path) -> tuple[int, Any]:
     """Length and content of a file's header; `ValueError` if it is not JSON."""
@@ -189,6 +194,7 @@ class ShardedTensors(collections.ChainMap[str, np.ndarray]):
             )
         dtypes = {shard.dtype for shard in shards.values()}
         self.dtype = dtypes.pop() if len(dtypes) == 1 else "F32"
+        self.dtypes = {name: of for shard in shards.values() for name, of in shard.dtypes.items()}
 
 
 def read_index(index: Path) -> dict[str, str]:

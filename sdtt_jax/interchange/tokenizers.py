@@ -1,7 +1,9 @@
 """Finds the tokenizer of a published model."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 
@@ -87,11 +89,8 @@ def _special(model: Published, tokenizer: tokenizers.Tokenizer, beside: Path) ->
         )
 
     def number(which: str) -> int | None:
-        found = model.stored.get(f"{which}_token_id")
-        found = found[0] if isinstance(found, list) and found else found
-        if type(found) is int:
-            return found
-        return named.number(tokenizer, which)
+        said = _said(model.stored, which)
+        return named.number(tokenizer, which) if said is None else said
 
     both = ends(number("bos"), number("eos"))
     if both is None:
@@ -100,3 +99,20 @@ def _special(model: Published, tokenizer: tokenizers.Tokenizer, beside: Path) ->
             "text (eos_token_id)."
         )
     return Special(rows, *both, mask)
+
+
+def unsaid_ends(content: Mapping[str, Any], tokenizer: Tokenizer | None) -> dict[str, int]:
+    """BOS and EOS of a published tokenizer as fields of its model's config, unless `content` says them."""
+    if not isinstance(tokenizer, HubTokenizer):
+        return {}
+    bos_id, eos_id = tokenizer.special.bos_id, tokenizer.special.eos_id
+    if ends(_said(content, "bos"), _said(content, "eos")) == (bos_id, eos_id):
+        return {}
+    return {"bos_token_id": bos_id, "eos_token_id": eos_id}
+
+
+def _said(content: Mapping[str, Any], which: str) -> int | None:
+    """The number of BOS or EOS ("bos", "eos") in a model's config; the first of several."""
+    found = content.get(f"{which}_token_id")
+    found = found[0] if isinstance(found, list) and found else found
+    return found if type(found) is int else None

@@ -52,16 +52,63 @@ def test_every_family_that_is_known_is_among_them():
 
 
 @pytest.mark.parametrize("name", ["qwen2", "dream", "llada"])
-def test_what_was_read_goes_out_bit_for_bit(tmp_path, name):
-    _, _, weights = model_of(name)
-    narrow = {k: v.astype(ml_dtypes.bfloat16) for k, v in tensors(name, weights).items()}
-    folder = write(tmp_path / "in", MODELS[name].config, narrow)
+@pytest.mark.parametrize("norms", [ml_dtypes.bfloat16, np.float32], ids=str)
+def test_what_was_read_goes_out_bit_for_bit(tmp_path, name, norms):
+    """Oracle: what came in. Each tensor has its own dtype, and a copy of a tied head is written, too."""
+    config, _, weights = model_of(name)
+    named = tensors(name, weights)
+    if name == "qwen2":
+        named["lm_head.weight"] = named["model.embed_tokens.weight"].copy()
+        config = config | {"tie_word_embeddings": True}
+    named = {k: v.astype(norms if v.ndim == 1 else ml_dtypes.bfloat16) for k, v in named.items()}
+    folder = write(tmp_path / "in", config, named, shards=1 if norms == np.float32 else 2)
     export_reference(sdtt_jax.load(folder), tmp_path / "out")
-    assert (tmp_path / "out" / "config.json").read_text()
-    again = sdtt_jax.interchange.safetensors.Tensors(tmp_path / "out" / "model.safetensors")
-    assert set(again) == set(narrow)
-    for tensor, array in narrow.items():
-        assert again[tensor].tobytes() == array.tobytes(), tensor
+    assert json.loads((tmp_path / "out" / "config.json").read_text()) == config
+    again = load_file(tmp_path / "out" / "model.safetensors")
+    assert set(again) == set(named)
+    for tensor, array in named.items():
+        assert (again[tensor].dtype, again[tensor].tobytes()) == (array.dtype, array.tobytes())
+
+
+AS_DENOISER = {"causal": False, "shift": True, "mask_id": MASK}
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "changed"),
+    [
+        ("diffullama", AS_DENOISER, {"model_type", "mask_token_id", "shift", "length"}),
+        ("dream", {"shift": False, "mask_id": 4}, {"mask_token_id", "shift", "length"}),
+        ("a2d-qwen3", {"length": 2048}, {"shift", "length"}),
+        ("smollm2", {"length": 9}, {"length"}),
+        ("dream", {"causal": True}, {"model_type", "length"}),
+        ("llada", {"causal": True}, {"model_type", "length"}),
+    ],
+    ids=str,
+)
+def test_what_the_user_said_of_it_goes_out_with_it(tmp_path, name, given, changed):
+    """Oracle: the model that was exported, which comes back from its folder alone."""
+    model = sdtt_jax.load(repository(tmp_path / "in", name), **given)
+    export_reference(model, tmp_path / "out")
+    back = sdtt_jax.load(tmp_path / "out")
+    assert (type(back), back.config) == (type(model), model.config)
+    assert back.facts["mask_row"] == model.facts["mask_row"]
+    before, after = model.facts["published_config"], back.facts["published_config"]
+    assert {field for field in after if after[field] != before.get(field)} == changed
+
+
+def test_what_an_unknown_config_was_read_as_goes_out_with_it(tmp_path):
+    folder = repository(tmp_path / "in", "llama", model_type="mistral", sliding_window=64)
+    model = sdtt_jax.load(folder, causal=True, length=64)
+    export_reference(model, tmp_path / "out")
+    assert sdtt_jax.load(tmp_path / "out").config == model.config
+
+
+def test_mask_that_its_tokenizers_config_names_goes_out_with_it(tmp_path):
+    folder = repository(tmp_path / "in", "a2d-llama", mask_token_id=None)
+    names = {"mask_token": "m", "added_tokens_decoder": {str(MASK): {"content": "m"}}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(names))
+    export_reference(sdtt_jax.load(folder), tmp_path / "out")
+    assert sdtt_jax.load(tmp_path / "out").facts["mask_row"] == MASK
 
 
 def test_a_config_that_was_edited_makes_another_model(tmp_path):

@@ -12,7 +12,15 @@ from typing import Any, NamedTuple
 
 from sdtt_jax.data.making import NAMES_FILE, special_names
 from sdtt_jax.errors import CheckpointError, ConfigError
-from sdtt_jax.interchange.claims import FLAG, NUMBER, TOKEN, Allowed, check_claims, claimed
+from sdtt_jax.interchange.claims import (
+    COUNT,
+    FLAG,
+    NUMBER,
+    TOKEN,
+    Allowed,
+    check_claims,
+    claimed,
+)
 from sdtt_jax.interchange.renaming import LAYER, Entry, Layout, Stored, Table, kernel, shape_of
 from sdtt_jax.interchange.scaling import (
     GGUF_DIVISORS,
@@ -268,8 +276,10 @@ def _require_no_window(names: Names, config: LlamaConfig, stored: Stored) -> Non
 def _of_kind(names: Names, sizes: dict[str, Any], stored: Stored) -> LlamaConfig:
     """A causal network or a denoiser, according to user, config and family."""
     given, family = stored.given, _family(names, stored)
-    if given.length is not None:
-        sizes["length"] = given.length
+    # Exports say it, since the hub's fields only say how long texts may be.
+    length = given.length or claimed(stored, ("length",), COUNT, None)
+    if length is not None:
+        sizes["length"] = length
     # llama.cpp's converters reorder the features of queries and keys, whatever the network is read as.
     sizes["rotary_pairs"] = "neighbours" if names is GGUF else "halves"
     causal = given.causal
@@ -283,7 +293,7 @@ def _of_kind(names: Names, sizes: dict[str, Any], stored: Stored) -> LlamaConfig
                 f"causal model; pass causal=False too, or leave out {' and '.join(denoisers)}."
             )
         return LlamaConfig(**sizes)
-    if given.length is None:
+    if length is None:
         sizes["length"] = min(sizes["length"], LONGEST_DENOISED)
     said = claimed(stored, ("shift",), FLAG, None)
     known = (given.shift, said, family and family.shift)
@@ -343,10 +353,12 @@ def _mask_by_name(stored: Stored) -> int | None:
 
 
 def _family(names: Names, stored: Stored) -> Family | None:
-    if names is GGUF:
-        return FAMILIES["llama"]
-    name = str(stored.content.get("model_type")).lower()
-    return FAMILIES.get(name)
+    return FAMILIES["llama"] if names is GGUF else family_of(stored.content)
+
+
+def family_of(content: Mapping[str, Any]) -> Family | None:
+    """The family that a config names; None if it is not known."""
+    return FAMILIES.get(str(content.get("model_type")).lower())
 
 
 def _layout(name: str, names: Names) -> Layout:
