@@ -116,6 +116,8 @@ def main(argv: Sequence[str]) -> None:
         )
         token = hub.push_token()
     model = load(str(_CHECKPOINT.value), **fields.given_flags())
+    # Before any file is written: a damaged results.json then leaves no half of an export.
+    text = model_card(model, _FORMAT.value, measured_results(model))
     written = write(model, output)
     if _FORMAT.value == "reference" and without_tokenizer(model, written):
         print(
@@ -123,7 +125,7 @@ def main(argv: Sequence[str]) -> None:
             file=sys.stderr,
         )
     card = output / "README.md"
-    card.write_text(model_card(model, _FORMAT.value, measured_results(model)), "utf-8")
+    card.write_text(text, "utf-8")
     places = [str(path) for path in (*written, card)]
     if _PUSH.value is not None:
         places.append(hub.push(output, _PUSH.value, token, public=_PUBLIC.value))

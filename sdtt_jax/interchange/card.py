@@ -1,5 +1,6 @@
 """The model card (README.md) of an exported model."""
 
+import math
 from typing import Any
 
 from sdtt_jax.markdown import table
@@ -68,7 +69,10 @@ def model_card(model: Model | CausalModel, format_name: str, results: dict[str, 
         lines += ["", DRAWN_FROM_NOISE]
     steps = _measured(model, results)
     if steps:
-        measured = ((n, f"{s['gen_ppl']:.2f}", f"{s['entropy']:.3f}") for n, s in steps.items())
+        measured = (
+            (n, _figure(s.get("gen_ppl"), 2), _figure(s.get("entropy"), 3))
+            for n, s in steps.items()
+        )
         lines += [
             "",
             "Generative perplexity under the run's own judge, and entropy of the tokens within a text:",
@@ -83,14 +87,20 @@ def _measured(model: Model | CausalModel, results: dict[str, Any] | None) -> dic
     if not results:
         return {}
     if model.facts.get("stage") == "judge":
-        return {"one per token": results["baseline_ar"]}
-    measured = [results["teacher"]] if model.facts.get("stage") == "teacher" else results["rounds"]
-    for entry in measured:
-        same_digest = entry.get("params_digest") in (None, model.identity["digest"])
-        if entry.get("round") == model.facts.get("round") and same_digest:
-            found: dict[str, Any] = entry["steps"]
+        baseline = results.get("baseline_ar")
+        return {"one per token": baseline} if baseline else {}
+    of_teacher = model.facts.get("stage") == "teacher"
+    for entry in [results.get("teacher")] if of_teacher else results.get("rounds") or ():
+        same_digest = entry and entry.get("params_digest") in (None, model.identity["digest"])
+        if same_digest and entry.get("round") == model.facts.get("round"):
+            found: dict[str, Any] = entry.get("steps") or {}
             return found
     return {}
+
+
+def _figure(value: float | None, digits: int) -> str:
+    """A measurement; a dash where there is none, as where no text could be scored."""
+    return f"{value:.{digits}f}" if value is not None and math.isfinite(value) else "–"
 
 
 def measured_results(model: Model | CausalModel) -> dict[str, Any] | None:

@@ -166,13 +166,41 @@ def test_how_it_was_trained_goes_out_and_comes_back(layout, training, tmp_path):
 def test_the_card_says_what_was_measured(model):
     results = {
         "teacher": {"steps": {"8": {"gen_ppl": 16.6, "entropy": 2.6}}},
-        "rounds": [{"round": 1, "steps": {"8": {"gen_ppl": 14.25, "entropy": 2.5}}}],
+        "rounds": [
+            {
+                "round": 1,
+                "steps": {
+                    "8": {"gen_ppl": 14.25, "entropy": 2.5},
+                    "4": {"entropy": 2.4},
+                    "2": {"gen_ppl": None, "entropy": float("nan")},
+                },
+            }
+        ],
     }
     facts = model.facts | {"stage": "distill", "round": 1}
     card = model_card(dataclasses.replace(model, facts=facts), "orbax", results)
     assert "| 8 | 14.25 | 2.500 |" in card
+    assert "| 4 | – | 2.400 |" in card, "no text could be scored"
+    assert "| 2 | – | – |" in card
     assert "16.6" not in card
     assert "| round | 1 |" in card
+
+
+@pytest.mark.parametrize("stage", ["judge", "teacher", "distill"])
+def test_the_card_of_what_was_not_measured_has_no_measurements(model, stage):
+    trained = dataclasses.replace(model, facts=model.facts | {"stage": stage})
+    for results in ({"timing": {}}, {"baseline_ar": None, "teacher": None, "rounds": None}):
+        assert "perplexity" not in model_card(trained, "orbax", results)
+
+
+def test_a_card_that_cannot_be_made_leaves_nothing_written(run, tmp_path):
+    ours = shutil.copytree(run, tmp_path / "run")
+    (ours / "config.json").write_text("{}")
+    (ours / "results.json").write_text("{")
+    out = tmp_path / "out"
+    done = call("export", f"--checkpoint={ours}", f"--output={out}")
+    assert (done.status, out.exists()) == (1, False), done.stderr
+    assert "results.json" in done.stderr
 
 
 @pytest.mark.parametrize(("kind", "said"), [("full", True), ("masks", False)])
