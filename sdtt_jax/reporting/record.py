@@ -277,7 +277,9 @@ def read_animation(entry: Mapping[str, Any] | None, where: Path) -> Animation | 
     """Turns frames (lists of pieces, None where masked) into final pieces and reveal steps.
 
     Masked diffusion never takes a token back, so one reveal step per position is enough.
-    A position still masked in the last frame has reveal step `num_steps + 1`.
+    A position still masked in the last frame has reveal step `num_steps + 1`. Pieces are text as
+    `Tokenizer.pieces` gives it; BOS and EOS have none there, and show as a pilcrow, since they part one text
+    from the next.
     """
     frames = entry.get("frames") if entry else None
     if not entry or not frames:
@@ -295,18 +297,10 @@ def read_animation(entry: Mapping[str, Any] | None, where: Path) -> Animation | 
         revealed.append(masked_until + 1)
     return Animation(
         title=str(entry.get("title", "")),
-        pieces=tuple(piece_text(piece) if piece is not None else " " for piece in frames[-1]),
+        pieces=tuple(" " if piece is None else piece or "¶" for piece in frames[-1]),
         revealed=tuple(revealed),
         num_steps=last,
     )
-
-
-def piece_text(piece: str) -> str:
-    """Text of a vocabulary piece: SentencePiece and byte-level BPE mark spaces by a letter.
-
-    BOS and EOS have no text; they part one text from the next, so they show as a pilcrow.
-    """
-    return piece.replace("\u2581", " ").replace("\u0120", " ").replace("\u010a", "\n") or "¶"
 
 
 def _stored(path: Path) -> Any:

@@ -146,7 +146,7 @@ def samples(rounds: int) -> dict[str, Any]:
     def texts(count: int = 6) -> list[str]:
         return [" ".join(words(rng, 38)) for _ in range(count)]
 
-    pieces = ["▁" + word for word in words(rng, LENGTH)]
+    pieces = [" " + word for word in words(rng, LENGTH)]
     order = rng.sample(range(LENGTH), LENGTH)
     frames = []
     for step in range(9):
