@@ -204,13 +204,16 @@ def _comparison(run: RecordedRun, c: Comparison) -> tuple[str, list[str]]:
     here, change = steps_text(c.steps), percent(abs(math.expm1(c.log_ratio)))
     texts = f"{count(run.num_texts)} texts" if run.num_texts else "texts"
     interval = f" (95\u202f% interval {c.bounds}, {texts} paired by their random keys)"
+    difference = f"{change} {'lower' if c.log_ratio < 0 else 'higher'}"
     sentences = [
         f"At {here} the judge gives the student’s texts a perplexity of "
         f"{number(c.student.gen_ppl)} and the teacher’s {number(c.teacher.gen_ppl)}: "
-        f"{change} {'lower' if c.log_ratio < 0 else 'higher'}"
+        f"{difference if c.log_ratio else 'no difference'}"
         f"{interval if c.pair else ', without a paired interval, so chance is not ruled out'}."
     ]
-    if c.pair and c.pair.low <= 0 <= c.pair.high:
+    if c.pair is None:
+        return f"At {here} no interval tells the student from its teacher", sentences
+    if c.pair.low <= 0 <= c.pair.high:
         sentences.append("That interval includes no change at all.")
         return f"At {here} the student cannot be told apart from its teacher", sentences
     if 0 < c.equal < math.inf:
@@ -221,7 +224,7 @@ def _comparison(run: RecordedRun, c: Comparison) -> tuple[str, list[str]]:
     if c.log_ratio >= 0:
         return f"At {here} the student writes {change} worse than its teacher", sentences
     if math.isinf(c.equal) and c.steps < max(run.teacher):
-        better = _beyond(run.teacher, c.steps, c.pair.high if c.pair else c.log_ratio)
+        better = _beyond(run.teacher, c.steps, c.pair.high)
         return f"The student at {here} writes {better} its teacher at {max(run.teacher)}", sentences
     if math.isfinite(c.equal) and round(c.equal) > c.steps:
         as_well = f"The student at {here} writes as well as its teacher at {round(c.equal)}"

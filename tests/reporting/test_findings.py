@@ -53,6 +53,19 @@ def test_a_loss_is_called_a_loss(make_workdir):
     assert findings.headline == "At 8 steps the student writes 16\u202f% worse than its teacher"
 
 
+@pytest.mark.parametrize("log_ratio", [-0.06, 0.0, 0.05])
+def test_without_an_interval_the_headline_claims_no_direction(make_workdir, log_ratio):
+    """A single text has none; chance may have made the one or the other lower."""
+
+    def one_text(results):
+        results["rounds"][-1]["paired"]["8"] |= {"low": None, "high": None}
+
+    findings = find(read_run(make_workdir(log_ratio=log_ratio, change_results=one_text)))
+    assert findings.headline == "At 8 steps no interval tells the student from its teacher"
+    said = {-0.06: "lower, without", 0.0: ": no difference, without", 0.05: "higher, without"}
+    assert said[log_ratio] in findings.sentences[0]
+
+
 @pytest.mark.parametrize(
     ("log_ratios", "said"),
     [
