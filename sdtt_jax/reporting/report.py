@@ -86,6 +86,7 @@ def render(run: RecordedRun) -> str:
         figures=figures(run),
         columns=sorted({k for s in quality_curves(run) for k in s.steps}),
         rows=quality_curves(run),
+        before_idlm={few.calls: few.matched for few in run.first_few_calls},
         sample_sets=sample_sets(run),
         pairs_shown=PAIRS_SHOWN,
         settings=settings(run),
@@ -100,7 +101,11 @@ def figures(run: RecordedRun) -> dict[str, Markup | list[Markup]]:
     """All figures by name; an empty one has nothing to draw."""
     perplexity, entropy = quality_panel(run), quality_panel(run, entropy=True)
     forest, gain = forest_chart(run), gain_chart(run)
-    losses = [loss_panel(curve, *_title_and_colour(curve)) for curve in run.curves]
+    several = {curve.stage for curve in run.curves if curve.round > 1}
+    losses = [
+        loss_panel(curve, *_title_and_colour(curve, numbered=curve.stage in several))
+        for curve in run.curves
+    ]
     return {
         "perplexity": _panel_figure(perplexity, (610, 440), (NARROW, 340)),
         "entropy": _panel_figure(entropy, (430, 440), (NARROW, 280)),
@@ -147,12 +152,13 @@ def _rows_figure(rows: RowChart | None) -> Markup:
     return both_widths(lambda narrow: draw_rows(rows, NARROW if narrow else WIDE, narrow=narrow))
 
 
-def _title_and_colour(curve: LossCurve) -> tuple[str, str]:
+def _title_and_colour(curve: LossCurve, *, numbered: bool) -> tuple[str, str]:
+    """A training curve's title, with its round if `numbered`, and its colour."""
     if curve.stage == "distill":
         number_of_round = max(curve.round, 1)
         return f"Round {number_of_round}", f"r{number_of_round}"
     colour = curve.stage if curve.stage in ("teacher", "judge") else "muted"
-    return curve.stage.capitalize(), colour
+    return curve.stage.capitalize() + f", round {curve.round}" * numbered, colour
 
 
 def sample_sets(run: RecordedRun) -> list[dict[str, Any]]:

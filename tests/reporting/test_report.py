@@ -58,6 +58,36 @@ def test_a_noise_coupled_student_has_a_section_with_a_figure_and_a_table(make_wo
     assert "−40\u202f% (95\u202f% −43\u202f% to −37\u202f%)" in page
 
 
+@pytest.mark.parametrize("absent", ["coupled", "coupled_idlm"])
+def test_before_idlm_has_the_same_number_of_calls_or_a_dash(make_workdir, absent):
+    """Oracle: 80 exp(ratio) / calls. A student of which a measurement is absent has no such row."""
+
+    def lose(results):
+        del results[absent]["calls"]["1"]["drawn"]["gen_ppl"]
+
+    ratios = {1: math.log(0.7), 2: math.log(0.6), 4: math.log(0.5)}
+    workdir = make_workdir(coupled_log_ratios=ratios, idlm_log_ratios=ratios, change_results=lose)
+    page = write_report(workdir).read_text(encoding="utf-8")
+    outline(page)
+    rows = re.findall(r'<tr><th scope="row">(\d)</th>(.*?)</tr>', page, re.DOTALL)
+    last = {int(calls): re.findall(r"<td>.*?</td>", cells)[-1] for calls, cells in rows}
+    matched = {1: "<td><span>–</span></td>", 2: "24.0", 4: "10.0"}
+    assert set(last) == ({1, 2, 4} if absent == "coupled" else {2, 4})
+    assert all(matched[calls] in cell for calls, cell in last.items())
+
+
+def test_the_training_curves_of_several_rounds_have_their_numbers(make_workdir):
+    workdir = make_workdir(rounds=2, evaluated=False)
+    lines = (workdir / "metrics.jsonl").read_text()
+    coupled = lines.replace('"distill"', '"coupled"')
+    alpha = '{"stage": "alpha", "round": 1, "step": 1, "loss": 2.0}\n'
+    (workdir / "metrics.jsonl").write_text(lines + coupled + alpha)
+    page = write_report(workdir).read_text(encoding="utf-8")
+    titles = re.findall(r"Training loss: ([^<\"]*)", page)
+    stages = ["Teacher", "Judge", "Round 1", "Round 2"]
+    assert titles == [*stages, "Coupled, round 1", "Coupled, round 2", "Alpha"]
+
+
 def test_the_page_is_complete_and_needs_no_network(make_workdir):
     path = write_report(make_workdir())
     page = path.read_text(encoding="utf-8")
