@@ -90,9 +90,10 @@ def _measured(model: Model | CausalModel, results: dict[str, Any] | None) -> dic
         baseline = results.get("baseline_ar")
         return {"one per token": baseline} if baseline else {}
     of_teacher = model.facts.get("stage") == "teacher"
-    for entry in [results.get("teacher")] if of_teacher else results.get("rounds") or ():
-        same_digest = entry and entry.get("params_digest") in (None, model.identity["digest"])
-        if same_digest and entry.get("round") == model.facts.get("round"):
+    entries = [results.get("teacher") or {}] if of_teacher else results.get("rounds") or []
+    for entry in entries:
+        same_digest = entry.get("params_digest") in (None, model.identity["digest"])
+        if entry.get("round") == model.facts.get("round") and same_digest:
             found: dict[str, Any] = entry.get("steps") or {}
             return found
     return {}
