@@ -55,6 +55,9 @@ key = jax.random.key(int(seed), impl="threefry2x32")
 first = jax.random.key_data(jax.random.fold_in(key, 0))  # for another batch, fold in its number
 params = load_file(folder / "params.safetensors")
 start = np.tile(np.array(info["start"], np.int32), (info["batch_size"], 1))  # or with a prompt
+guidance = info["sampler"]["guidance"]
+if guidance and (start == info["mask_id"]).all():
+    sys.exit(f"Error: guidance={guidance:g} needs a given text; put a prompt into `start` in {__file__}.")
 for row in np.asarray(sampler.call(params, first, start)):
     print("".join(info["pieces"][i] for i in row) if info["pieces"] else row.tolist(), flush=True)
 '''.replace("MAX_SEED", str(MAX_SEED))

@@ -231,7 +231,8 @@ def _table(
     """One table of a suite, without columns that have no value.
 
     Denoisers come first, in the order of their evaluations, then causal models, then real text. Rows that are
-    the same in several evaluations (a run's causal model, real text) appear once.
+    the same in several evaluations (a run's causal model, real text) appear once. Where texts were written by
+    different samplers, a column says in what they differ.
     """
     items = [
         (
@@ -239,26 +240,38 @@ def _table(
             evaluation.name,
             item,
             evaluation.judgings.get(f"{table.items}/{name}"),
+            evaluation.writing.get(f"{table.items}/{name}", {}).get("sampler") or {},
         )
         for place, evaluation in enumerate(evaluations)
         for name, item in evaluation.under(table.items).items()
     ]
+    differing = _differing([sampler for *_, sampler in items])
     found: dict[tuple[str, ...], tuple[str, ...]] = {}
-    for _, name, item, judging in sorted(items, key=lambda row: row[0]):
+    for _, name, item, judging, sampler in sorted(items, key=lambda row: row[0]):
         who, *figures = (_cell(cell, item) for _, cell in table.columns)
         judge = letters[judging] if judging is not None else ""
-        cells = (who, judge or NOTHING, *figures)
+        ways = ", ".join(f"{key}={sampler[key]}" for key in differing if key in sampler)
+        cells = (who, ways or NOTHING, judge or NOTHING, *figures)
         found.setdefault(cells if _rank(item) else (name, *cells), (name, *cells))
     rows = list(found.values())
     first, *others = (head for head, _ in table.columns)
-    heads = ("model", first, "judge", *others)
+    heads = ("model", first, "sampler", "judge", *others)
     kept = [i for i in range(len(heads)) if any(row[i] != NOTHING for row in rows)]
     return TextTable(
         table.title,
         tuple(heads[i] for i in kept),
         tuple(tuple(row[i] for i in kept) for row in rows),
-        _note([judging for *_, judging in items if judging is not None], letters),
+        _note([judging for *_, judging, _ in items if judging is not None], letters),
     )
+
+
+def _differing(samplers: Sequence[Item]) -> list[str]:
+    """The fields, but for the number of steps, in which samplers differ; one need not have every field."""
+    values: dict[str, set[str]] = {}
+    for sampler in samplers:
+        for name, value in sampler.items():
+            values.setdefault(name, set()).add(str(value))
+    return [name for name, found in values.items() if len(found) > 1 and name != "num_steps"]
 
 
 def _note(judgings: Iterable[Judging], letters: Mapping[Judging, str]) -> str:

@@ -43,7 +43,12 @@ def test_it_runs_without_this_library(model, tmp_path):
         "for seed in ('--help', '-1', str(2**32), str(2**63), '1.5', 'x', '٣'):\n"
         "    sys.argv[1:] = [seed]\n"
         f"    try: runpy.run_path({runners['packed']!r})\n"
-        "    except SystemExit as stop: print(ascii(stop.code))"
+        "    except SystemExit as stop: print(ascii(stop.code))\n"
+        # As a sampler with guidance describes itself.
+        "import pathlib; path = pathlib.Path('packed/sampler.json'); sys.argv[1:] = []\n"
+        "path.write_text(path.read_text().replace('\"guidance\": 0.0', '\"guidance\": 2.0'))\n"
+        f"try: runpy.run_path({runners['packed']!r})\n"
+        "except SystemExit as stop: print(stop.code)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -57,10 +62,11 @@ def test_it_runs_without_this_library(model, tmp_path):
     live = [each.sample(jax.random.key(7), 3, 4, batch_size=3) for each in models.values()]
     expected = ["".join(model.tokenizer.pieces(row)) for row in np.concatenate(live)]
     lines = done.stdout.splitlines()
-    texts, told, refused = lines[:6], lines[6:-6], lines[-6:]
+    texts, told, refused, guided = lines[:6], lines[6:-7], lines[-7:-1], lines[-1]
     assert texts == expected
     assert "python run.py [SEED]" in "\n".join(told)
     assert all("must be a whole number from 0 to 4294967295." in line for line in refused)
+    assert "Error: guidance=2 needs a given text; put a prompt into `start`" in guided
 
 
 # Settings beside the decoder's own.

@@ -108,6 +108,23 @@ def test_tables_hold_every_result_and_no_empty_column(folder):
     assert all(len(row) == len(t.columns) for t in found.values() for row in t.rows)
 
 
+def test_where_samplers_differ_a_column_says_in_what(folder):
+    path = folder / FOLDER / "round_02.json"
+    for mode in ("grid", "confidence"):
+        for each in (folder / FOLDER).glob("*.json"):
+            content = json.loads(each.read_text())
+            for n in (8, 16):
+                used = {"num_steps": n, "mode": mode if each == path and n == 8 else "grid"}
+                item = content["items"][f"generation/unconditional/steps_{n:04d}"]
+                item["inputs"] = {"sampler": used | {"temperature": 1.0}}
+            each.write_text(json.dumps(content))
+        texts = next(t for t in tables(read_evaluations(folder)) if t.title == "Generated texts")
+        assert ("sampler" in texts.columns) is (mode == "confidence")
+    assert texts.columns[2] == "sampler"
+    ways = ["mode=grid", "mode=grid", "mode=confidence", "mode=grid", "–", "–"]
+    assert [row[2] for row in texts.rows] == ways
+
+
 def test_the_race_pairs_quality_with_latency(folder):
     """A causal model's own timing is used where there is one; the model counts once per run."""
     evaluations = read_evaluations(folder)
