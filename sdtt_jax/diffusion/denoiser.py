@@ -86,6 +86,13 @@ class ForOneBatch:
         raise AttributeError(f"A network for one batch ({type(self).__name__}) has no {name}.")
 
 
+def innermost(network: Any) -> Any:
+    """The network inside any `ForOneBatch`, which shows what it can do; or `network` itself."""
+    while isinstance(network, ForOneBatch):
+        network = network.denoiser
+    return network
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class WithInputs(ForOneBatch):
     """A denoiser with further inputs for one batch, besides the tokens."""

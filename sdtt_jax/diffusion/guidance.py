@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from sdtt_jax.config import require
-from sdtt_jax.diffusion.decoders import DECODERS
+from sdtt_jax.diffusion.decoders import parse_mode
+from sdtt_jax.diffusion.decoders.blocks import Blocks
 from sdtt_jax.diffusion.denoiser import ForOneBatch, MaskedDiffusion
 from sdtt_jax.typing import Hidden, Params, PerSequence, Positions, Tokens
 
@@ -29,9 +30,11 @@ class Guided(ForOneBatch):
     def hidden(self, params: Params, tokens: Tokens, sigma: PerSequence | None = None) -> Hidden:
         """Hidden states `[batch, length, embed]` of two network calls, with and without what is given.
 
-        Both are told the same `sigma`. They run in turn, in a program that holds the network once.
+        Both are told the same `sigma`. They run in turn, in a program that holds the network once. `tokens`
+        may hold several rows of each text, one behind the other.
         """
-        free = jnp.where(self.given, self.mask_id, tokens)
+        given = jnp.repeat(self.given, len(tokens) // len(self.given), axis=0)
+        free = jnp.where(given, self.mask_id, tokens)
         both = jnp.stack([tokens, free])
         seen, unseen = jax.lax.map(lambda x: self.denoiser.hidden(params, x, sigma), both)
         wide = jnp.promote_types(seen.dtype, jnp.float32)
@@ -40,10 +43,17 @@ class Guided(ForOneBatch):
 
 
 def check_guided(scale: float, mode: str) -> None:
-    """Raises `ConfigError` for a decoder that cannot be guided: one that also asks another model."""
+    """Raises `ConfigError` for a decoder that cannot be guided: with another model, or with a cache."""
+    decoder, options = parse_mode(mode)
     require(
-        scale == 0 or not DECODERS[mode.partition(":")[0]].helper,
+        scale == 0 or not decoder.helper,
         f"mode={mode} also asks a second model, which is not guided; set guidance=0 or take another mode.",
+    )
+    cache = options.cache if isinstance(options, Blocks) else "none"
+    require(
+        scale == 0 or cache == "none",
+        f"mode={mode}: guidance reads a text with and without what is given, and cache={cache} keeps keys and "
+        "values of one reading; set guidance=0 or add cache=none to the mode.",
     )
 
 

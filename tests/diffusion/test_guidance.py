@@ -8,12 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sdtt_jax.diffusion.decoders import DECODERS
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.guidance import guided
 from sdtt_jax.diffusion.sampler import SamplerConfig, prior_sample, sample
 from sdtt_jax.diffusion.schedule import make_schedule
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.networks import Denoiser, DenoiserConfig
+from sdtt_jax.networks.blocks import BlockCausal
 from sdtt_jax.networks.retrieval import Retrieving
 from tests.worlds import noisy_params, small_llama
 
@@ -41,9 +43,9 @@ def logits_of(network, params, x):
     return network.logits(network.head_params(params), network.hidden(params, x))
 
 
-def combined(network, params, x):
+def combined(network, params, x, given=GIVEN):
     """`[length, vocab]` float64: (1 + w) times the logits of `x`, less w times those without the prompt."""
-    free = np.where(GIVEN, VOCAB, x)
+    free = np.where(given, VOCAB, x)
     seen, unseen = (
         np.asarray(logits_of(network, params, row[None])[0, :, :VOCAB], np.float64)
         for row in (x, free)
@@ -53,11 +55,31 @@ def combined(network, params, x):
 
 @pytest.mark.parametrize("network", [NETWORK, LLAMA], ids=["own", "llama"])
 def test_logits_are_pushed_away_from_those_without_the_given_text(network):
-    params, x = noisy_params(network, 0), PROMPT.copy()
-    x[5] = 4  # written since: it stays in both
-    model = guided(diffusion_of(network), jnp.asarray(GIVEN[None]), SCALE).denoiser
-    found = model.logits(model.head_params(params), model.hidden(params, jnp.asarray(x[None])))
-    np.testing.assert_allclose(found[0, :, :VOCAB], combined(network, params, x), atol=1e-4)
+    """Two texts with prompts of their own; each is shown with two fillings, as `refine` shows a text."""
+    given = np.stack([GIVEN, np.arange(LENGTH) == 6])
+    params, rows = noisy_params(network, 0), PROMPT[None].repeat(4, 0)
+    rows[:, 5:7] = [
+        [4, VOCAB],
+        [VOCAB, VOCAB],
+        [4, 1],
+        [8, 1],
+    ]  # 4 and 8, written since, stay in both
+    model = guided(diffusion_of(network), jnp.asarray(given), SCALE).denoiser
+    found = model.logits(model.head_params(params), model.hidden(params, jnp.asarray(rows)))
+    expected = [combined(network, params, row, given[n // 2]) for n, row in enumerate(rows)]
+    np.testing.assert_allclose(found[:, :, :VOCAB], expected, atol=1e-4)
+
+
+OPTIONS = {"learnt": ":counts=2/2/2/2", "blocks": ":length=4,cache=none"}
+
+
+@pytest.mark.parametrize("name", [name for name, row in DECODERS.items() if not row.helper])
+def test_every_decoder_without_a_helper_writes_several_guided_texts(name):
+    """Nothing is computed."""
+    config = SamplerConfig(4, mode=name + OPTIONS.get(name, ""), guidance=SCALE)
+    write = functools.partial(sample, diffusion_of(NETWORK), key=KEY, config=config)
+    state, _ = jax.eval_shape(write, noisy_params(NETWORK, 0), x_init=prompted(3))
+    assert (state.x.shape, state.x.dtype) == ((3, LENGTH), jnp.int32)
 
 
 def surest_first(params, calls):
@@ -130,6 +152,11 @@ def test_networks_that_cannot_be_guided_are_refused(network, said):
         ({"guidance": -0.5}, "guidance"),
         ({"guidance": float("nan")}, "guidance"),
         ({"guidance": 1.0, "mode": "speculative"}, "also asks a second model"),
+        (
+            {"guidance": 1.0, "mode": "blocks:length=4"},
+            "with and without .* set guidance=0 or .* cache=none",
+        ),
+        ({"guidance": 1.0, "mode": "blocks:length=4,cache=dual"}, "cache=dual .* cache=none"),
     ],
 )
 def test_settings_without_a_meaning_are_refused(fields, said):
@@ -137,7 +164,10 @@ def test_settings_without_a_meaning_are_refused(fields, said):
         SamplerConfig(4, **fields)
 
 
-def test_a_cache_cannot_be_guided():
-    config = SamplerConfig(4, mode="blocks:length=4", guidance=1.0)
-    with pytest.raises(ConfigError, match="take cache=none"):
-        sample(diffusion_of(NETWORK), noisy_params(NETWORK, 0), KEY, prompted(1), config)
+@pytest.mark.parametrize("guidance", [0.0, 1.0])
+def test_what_a_decoder_asks_of_a_network_is_asked_of_a_guided_one_too(guidance):
+    """`Guided` hid the blocks of a block-causal network, so that others were written."""
+    mode, network = "blocks:length=4,cache=none,start=prompt", BlockCausal(NETWORK, 4)
+    config = SamplerConfig(4, mode=mode, guidance=guidance)
+    with pytest.raises(ConfigError, match="attends within blocks of its own; take start=text"):
+        sample(diffusion_of(network), noisy_params(NETWORK, 0), KEY, prompted(1), config)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from sdtt_jax.config import require
 from sdtt_jax.diffusion.decoders import parse_mode, stop_of
 from sdtt_jax.diffusion.decoders.base import Helper, Memory, Now, Scene
+from sdtt_jax.diffusion.denoiser import innermost
 from sdtt_jax.typing import Key, Tokens
 
 HELPERS = {"causal": "causal model", "denoiser": "denoiser"}
@@ -43,7 +44,7 @@ def begin(mode: str, scene: Scene, x: Tokens) -> Memory:
             f"mode={mode} asks for every n-th token with n = {asked}, but the helper was trained with n = "
             f"{own}.",
         )
-    check_served(mode, scene.diffusion.denoiser, scene.num_steps, x.shape[1])
+    check_served(mode, innermost(scene.diffusion.denoiser), scene.num_steps, x.shape[1])
     return None if decoder.begin is None else decoder.begin(options, scene, x)
 
 
