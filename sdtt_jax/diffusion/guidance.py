@@ -52,8 +52,8 @@ def check_guided(scale: float, mode: str) -> None:
     cache = options.cache if isinstance(options, Blocks) else "none"
     require(
         scale == 0 or cache == "none",
-        f"mode={mode}: guidance reads a text with and without what is given, and cache={cache} keeps keys and "
-        "values of one reading; set guidance=0 or add cache=none to the mode.",
+        f"mode={mode}: guidance reads a text with and without what is given, and cache={cache} keeps keys "
+        "and values of one reading; set guidance=0 or add cache=none to the mode.",
     )
 
 

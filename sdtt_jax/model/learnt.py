@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sdtt_jax.config import instance, require
-from sdtt_jax.diffusion.decoders import parse_mode
+from sdtt_jax.diffusion.decoders import parse_mode, with_options
 from sdtt_jax.diffusion.decoders.learnt import SCHEDULES, Learnt
 from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.model.base import Loaded
@@ -69,8 +69,5 @@ def settled(config: SamplerConfig, model: Loaded) -> SamplerConfig:
         f"mode=learnt: a schedule of {config.num_steps} calls",
         "learn it with experiments.evaluate --suite=schedule",
     )
-    name, _, rest = config.mode.partition(":")
     found = found if isinstance(found, dict) else {"counts": found}
-    fields = [f"{option}={value}" for option, value in found.items()]
-    mode = f"{name}:" + ",".join(filter(None, (*fields, rest)))
-    return dataclasses.replace(config, mode=mode)
+    return dataclasses.replace(config, mode=with_options(config.mode, found))

@@ -18,6 +18,7 @@ It may use what `diffusion` may use, but not the sampler.
 import ast
 import contextlib
 import typing
+from collections.abc import Mapping
 from typing import Any
 
 from sdtt_jax.config import choose, from_mapping, require
@@ -107,6 +108,22 @@ def stop_of(text: str) -> Stop | None:
     return None if stop is None else parse_stop(stop, picks=DECODERS[name].pick is not None)
 
 
+def with_options(text: str, options: Mapping[str, Any]) -> str:
+    """A mode with further options; those that it gives itself are kept.
+
+    Args:
+      text: as `parse_mode` takes it.
+      options: by name.
+
+    Examples:
+      >>> with_options("learnt:temperatures=1/,stop=eos:1", {"counts": "1/3", "temperatures": "0.9"})
+      'learnt:counts=1/3,temperatures=1/,stop=eos:1'
+    """
+    name, words, stop = _parsed(text)
+    words = {**options, **words, **({} if stop is None else {"stop": stop})}
+    return f"{name}:" + ",".join(f"{option}={word}" for option, word in words.items())
+
+
 def only_plans(text: str) -> bool:
     """Whether a mode's decoder does no more than follow the plan that it makes before the first call.
 
@@ -132,6 +149,11 @@ def _parsed(text: str) -> tuple[str, dict[str, str], str | None]:
         require(
             bool(field and equals and value),
             f"mode={text!r}: {part!r} is not of the form name=value, as in confidence:score=margin.",
+        )
+        require(
+            field not in fields,
+            f"mode={text!r} gives {field!r} twice; give it once"
+            + (", with '+' between predicates." if field == "stop" else "."),
         )
         fields[field] = value
     stop = fields.pop("stop", None)

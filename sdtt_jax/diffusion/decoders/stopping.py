@@ -14,6 +14,8 @@ from sdtt_jax.typing import PerToken, Positions, Tokens
 
 # Predicates by name, and the type of the number after the colon; None where there is no number.
 PREDICATES = {"filled": None, "stable": int, "entropy": float, "eos": int}
+# Those whose number must be above 0.
+POSITIVE = ("stable", "entropy")
 # The field of the number that may follow the first one and a slash.
 SECOND = {"eos": "bos"}
 
@@ -63,6 +65,10 @@ def parse_stop(text: str, *, picks: bool) -> Stop:
     for part in text.split("+"):
         name, _, value = part.strip().partition(":")
         choose("stop", name, PREDICATES)
+        require(
+            name not in fields,
+            f"stop={text} has {name!r} twice, which can have but one number; give it once.",
+        )
         number, second = PREDICATES[name], SECOND.get(name)
         given = value.split("/", 1) if second else [value]
         found: list[bool | int | float]
@@ -75,6 +81,10 @@ def parse_stop(text: str, *, picks: bool) -> Stop:
             min(found) >= 0 and (number is None) == (not value),
             f"stop={text}: {part!r} must be {name!r}"
             + (" alone." if number is None else " with a number, as in 'stable:2'."),
+        )
+        require(
+            name not in POSITIVE or min(found) > 0,
+            f"stop={text}: {part!r} would never stop a text; take a number above 0, or leave {name!r} out.",
         )
     require(
         picks or "entropy" not in fields,
