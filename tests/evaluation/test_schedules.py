@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from sdtt_jax.diffusion.decoders.learnt import numbers_text
+from sdtt_jax.diffusion.decoders.learnt import Learnt, numbers_text
 from sdtt_jax.diffusion.sampler import SamplerConfig, prior_sample
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.evaluation.schedules import best_counts, gap, information_curve
@@ -119,6 +119,13 @@ def test_what_is_stored_beside_a_checkpoint_is_taken_by_the_number_of_calls(mode
     np.testing.assert_array_equal(plain.x, found.x)
     with pytest.raises(ConfigError, match=r"a schedule of 3 calls is not stored .*there are 2\)"):
         written(model, "learnt", 3)
+
+
+def test_counts_are_stored_to_the_last_digit():
+    """Counts of 10,000 and more became 1.638e+04, which cannot be read. Temperatures have four digits."""
+    counts = tuple(np.array([16384, 12345]))
+    assert Learnt(numbers_text(counts), numbers_text((0.912345, 1.0))).tokens == counts
+    assert numbers_text((0.912345, 1.0)) == "0.9123/1"
 
 
 def test_a_schedule_is_for_the_parameters_it_was_fitted_to(model, tmp_path):

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import jax
@@ -65,8 +66,8 @@ class Learnt:
 
 
 def numbers_text(numbers: Sequence[float]) -> str:
-    """Counts or temperatures as the text of an option of `Learnt`."""
-    return "/".join(f"{number:.4g}" for number in numbers)
+    """Counts, exactly, or temperatures, in four digits, as the text of an option of `Learnt`."""
+    return "/".join(str(n) if isinstance(n, Integral) else f"{n:.4g}" for n in numbers)
 
 
 def call_temperature(options: Learnt, call: jax.Array) -> jax.Array | None:
