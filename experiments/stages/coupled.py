@@ -214,6 +214,8 @@ def open_pool(run: Run, number: int, teacher: Params) -> Pool | Fresh:
     # Trajectories are neither cooled nor guided, and the pools of earlier versions lack these fields.
     sampler = to_mapping(config.trajectory(number))
     del sampler["cooling"], sampler["guidance"]
+    # Those pools name the config's grid, also where the mode has no use for one.
+    sampler["time_grid"] = config.time_grid
     facts = {
         "teacher": params_digest(teacher),
         "tokenizer": run.tokenizer.digest,

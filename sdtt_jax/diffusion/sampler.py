@@ -44,7 +44,8 @@ class SamplerConfig(Filters):
 
     Attributes:
       num_steps: reverse steps on the time grid, or network calls of "first-hitting".
-      time_grid: "uniform", or "cosine" (`t = cos(pi/2 (1 - u))`: small steps while little is known).
+      time_grid: "uniform", or "cosine" (`t = cos(pi/2 (1 - u))`: small steps while little is known), which is
+        for the modes "grid", "remdm" and "remdm-confidence"; the others have no times.
       final_denoise: greedily fill what is still masked after the last step.
       mode: the decoder, a name in `decoders.DECODERS` with its options. "grid" takes reverse steps on a grid
         of times, each of which reveals a random number of tokens. "first-hitting" reveals the tokens in a
@@ -74,15 +75,14 @@ class SamplerConfig(Filters):
         flags(self, "final_denoise")
         within("[0, 1)", self, "cooling")
         within("[0, inf)", self, "guidance")
-        decoder, _ = parse_mode(self.mode)
+        parse_mode(self.mode)
         stop_of(self.mode)
         check_guided(self.guidance, self.mode)
+        if self.time_grid != TIME_GRIDS[0]:
+            serving.check_timed(self.mode, self.time_grid)
         if self.cooling > 0:
             require(not self.greedy, "cooling has no effect at temperature 0; set cooling=0.")
-            require(
-                decoder.step is None,
-                f"mode={self.mode!r} draws in its own way, at one temperature; leave cooling at 0.",
-            )
+            serving.check_cooled(self.mode)
 
 
 @flax.struct.dataclass

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from sdtt_jax.config import at_least, flags, require, whole, within
-from sdtt_jax.diffusion.decoders import only_plans
+from sdtt_jax.diffusion.decoders import only_plans, parse_mode
 from sdtt_jax.diffusion.denoiser import DenoiserLike, MaskedDiffusion
 from sdtt_jax.diffusion.forward import masked_log_probs, sample_t, token_nll
 from sdtt_jax.diffusion.sampler import SamplerConfig, plan_generation, prior_sample
@@ -37,7 +37,8 @@ class CoupledDistillConfig:
 
     Attributes:
       num_calls: network calls of the first teacher's trajectory.
-      mode, time_grid: how positions are assigned to calls, as in `SamplerConfig`.
+      mode: how positions are assigned to calls, as in `SamplerConfig`.
+      time_grid: of `SamplerConfig`, for mode "grid"; the other modes have no times and pass over it.
       num_distill_calls: 0 is one-shot: the student learns the whole trajectory. Otherwise k, the calls that
         it learns to take at once; each round divides the calls by k, and the student becomes the teacher.
       num_rounds: rounds; one for one-shot.
@@ -105,7 +106,10 @@ class CoupledDistillConfig:
 
     def trajectory(self, round: int) -> SamplerConfig:
         """The sampler that makes the teacher's trajectory in a round."""
-        return SamplerConfig(self.calls_of(round), time_grid=self.time_grid, mode=self.mode)
+        # Stored configs of earlier versions may name a grid that their mode has no use for.
+        decoder, _ = parse_mode(self.mode)
+        grid = self.time_grid if decoder.timed else SamplerConfig.time_grid
+        return SamplerConfig(self.calls_of(round), time_grid=grid, mode=self.mode)
 
 
 class States(NamedTuple):

@@ -275,6 +275,17 @@ def test_given_noise_decides_the_text_or_is_refused(name):
             plan_generation(diffusion, KEY, x_init, config, noise)
 
 
+@pytest.mark.parametrize("name", DECODERS)
+def test_a_grid_of_times_is_for_the_decoders_that_take_steps_on_it(name):
+    """The others passed over it, and results recorded it. Oracle: which samplers of the papers have times."""
+    mode = name + OPTIONS.get(name, "")
+    if name in ("grid", "remdm", "remdm-confidence"):
+        assert SamplerConfig(6, "cosine", mode=mode).time_grid == "cosine"
+    else:
+        with pytest.raises(ConfigError, match="no steps on a grid of times, so time_grid=cosine"):
+            SamplerConfig(6, "cosine", mode=mode)
+
+
 @pytest.mark.parametrize("mode", ["remdm", "remdm-confidence"])
 def test_in_a_loop_the_network_is_told_the_noise_of_what_is_masked(mode):
     """Half of the steps are the loop; in the others, time falls from 1 to 0.2 and on to 0 twice as fast."""

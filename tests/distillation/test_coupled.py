@@ -221,3 +221,9 @@ def test_a_decoder_with_calls_of_its_own_is_refused_for_a_network_that_sees_nois
 def test_a_wrong_field_is_named(fields, named):
     with pytest.raises(ConfigError, match=named):
         CoupledDistillConfig(**fields)
+
+
+@pytest.mark.parametrize(("mode", "used"), [("grid", "cosine"), ("first-hitting", "uniform")])
+def test_a_grid_that_the_mode_has_no_use_for_is_passed_over(mode, used):
+    """Configs that earlier versions stored may name one, and must load."""
+    assert CoupledDistillConfig(mode=mode, time_grid="cosine").trajectory(1).time_grid == used

@@ -161,14 +161,19 @@ def _parsed(text: str) -> tuple[str, dict[str, str], str | None]:
 
 
 DECODERS: dict[str, Decoder] = {
-    "grid": Decoder(Grid, grid_plan),
+    "grid": Decoder(Grid, grid_plan, timed=True),
     "first-hitting": Decoder(FirstHitting, first_hitting_plan),
     "learnt": Decoder(Learnt, learnt_plan, check=check_learnt, temperature=call_temperature),
     "confidence": Decoder(Confidence, no_plan, Pick(confidence, accept_confident)),
     "entropy-bounded": Decoder(EntropyBounded, no_plan, Pick(negative_entropy, accept_bounded)),
-    "remdm": Decoder(Remdm, remdm_plan, redo=remask_chances),
+    "remdm": Decoder(Remdm, remdm_plan, redo=remask_chances, timed=True),
     "remdm-confidence": Decoder(
-        DoubtingRemdm, no_plan, step=doubting_step, begin=nothing_written, finishes=False
+        DoubtingRemdm,
+        no_plan,
+        step=doubting_step,
+        begin=nothing_written,
+        timed=True,
+        finishes=False,
     ),
     "speculative": Decoder(Speculative, no_plan, step=speculate, helper=("causal", "denoiser")),
     "blocks": Decoder(

@@ -89,6 +89,9 @@ class Decoder(NamedTuple):
     step: Callable[..., tuple[Tokens, jax.Array, Memory]] | None = None
     # `(options, scene, x) -> memory`: what is remembered before the first step.
     begin: Callable[..., Memory] | None = None
+    # Whether steps are taken at the times of the grid, so that another grid makes a difference; of a decoder
+    # that is not timed, `plan` reads only their number, and its network is told the noise of what is masked.
+    timed: bool = False
     # Whether a step has nothing to do once nothing is masked; it is then skipped.
     finishes: bool = True
     # `(options, network, num_steps, length)` raises `ConfigError` if they do not suit the decoder.

@@ -107,6 +107,25 @@ def check_decided(mode: str) -> None:
     )
 
 
+def check_timed(mode: str, time_grid: str) -> None:
+    """Raises `ConfigError` unless a decoder takes its steps at the times of a grid."""
+    decoder, _ = parse_mode(mode)
+    require(
+        decoder.timed,
+        f"mode={mode!r} takes no steps on a grid of times, so time_grid={time_grid} changes nothing; leave "
+        "time_grid at uniform, or take grid, remdm or remdm-confidence.",
+    )
+
+
+def check_cooled(mode: str) -> None:
+    """Raises `ConfigError` unless a decoder draws its tokens at temperatures that may fall."""
+    decoder, _ = parse_mode(mode)
+    require(
+        decoder.step is None,
+        f"mode={mode!r} draws in its own way, at one temperature; leave cooling at 0.",
+    )
+
+
 def check_unasked(mode: str, helper: Helper | None) -> None:
     """Raises `ConfigError` if a helper is given to a decoder that uses none."""
     require(helper is None, f"mode={mode} uses no other model; leave the helper out.")
