@@ -22,8 +22,11 @@ class Remdm:
     # step of the forward process and one back leave it masked (section 4.3). 0 is the grid.
     eta: float = 0.02
     rule: str = "cap"  # one of `RULES`
-    # Share of the steps that stay at the time at which the share `still` is masked, and reveal as much as
-    # they mask again; the other steps then mask nothing again (ReMDM-loop, section 4.2).
+    # Share of the range from all masked to nothing masked whose steps stay at the time at which the share
+    # `still` is masked, and reveal as much as they mask again; the other steps then mask nothing again
+    # (ReMDM-loop, section 4.2, whose loop lies between two times). It is the share of the steps too where all
+    # steps of the grid cover as much of the range, as on a uniform grid with the log-linear schedule. On a
+    # cosine grid, 0.5 makes a loop of 34 of 100 steps.
     loop: float = 0.0
     still: float = 0.1  # share of the tokens that is masked in the loop
 
