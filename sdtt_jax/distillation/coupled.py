@@ -42,7 +42,10 @@ class CoupledDistillConfig:
       num_distill_calls: 0 is one-shot: the student learns the whole trajectory. Otherwise k, the calls that
         it learns to take at once; each round divides the calls by k, and the student becomes the teacher.
       num_rounds: rounds; one for one-shot.
-      full_share: share of the states that are fully masked; the others lie along the trajectory.
+      full_share: share of the states that are fully masked in any case; the others lie evenly along the
+        trajectory, and begin with the fully masked one. With n states in which a student may stand (the
+        tokens of a text in one-shot training, else the `calls_of` a round divided by k), the share of fully
+        masked states is `full_share + (1 - full_share) / n`.
       hindsight: learn real texts, with the noise from which the teacher would have made them, instead of the
         teacher's own texts; one-shot only.
       independent: show the student noise that the tokens do not depend on, as multi-mask and infinite-mask

@@ -29,7 +29,8 @@ from sdtt_jax.typing import Key, Params, Scalar, Tree
 class CoupledIdlmConfig(InverseConfig):
     """The states at which the student learns."""
 
-    # Share of the states that are fully masked, as a generation begins; the others show part of a text.
+    # Share of the states that are fully masked in any case, as a generation begins; the others show 0 to
+    # length - 1 tokens of a text, each number equally often.
     full_share: float = 0.4
 
     def __post_init__(self) -> None:

@@ -51,7 +51,7 @@ class CoupledStudentConfig:
     # with Adam alone, at 1.5e-3, it was 0.206.
     learning_rate: float = 0.01
     adam_learning_rate: float = 3e-3
-    full_share: float = 0.4  # share of states that are fully masked
+    full_share: float = 0.4  # as in `CoupledDistillConfig`
     num_samples: int = Draws().number  # sequences that a student's law is counted over
     seed: int = 0  # of parameters, noise and states
 
