@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdtt_jax.config import require
 from sdtt_jax.diffusion.decoders.energy import Energy
 from sdtt_jax.diffusion.decoders.refine import Refine
 from sdtt_jax.diffusion.decoders.skeleton import Skeleton
@@ -122,7 +121,6 @@ def refine_step(options: Refine, table: StepTable, law: Array) -> tuple[Array, f
 
 def energy_step(options: Energy, table: StepTable, law: Array) -> tuple[Array, float]:
     """Picks one of two whole candidates (or takes the only one), and reveals some of its positions."""
-    require(options.candidates <= 2, "mode=energy: the law is computed for at most two candidates.")
     length, size = table.length, table.size
     after, calls = np.zeros_like(law), 0.0
     step, compares = strides(size, length), table.call < round(options.window * table.num_steps)

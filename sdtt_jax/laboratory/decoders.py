@@ -21,6 +21,7 @@ from sdtt_jax.diffusion.decoders.base import Decoder
 from sdtt_jax.diffusion.decoders.blocks import RANDOM, Blocks
 from sdtt_jax.diffusion.decoders.confident import confidence
 from sdtt_jax.diffusion.decoders.doubting import DoubtingRemdm
+from sdtt_jax.diffusion.decoders.energy import Energy
 from sdtt_jax.diffusion.decoders.learnt import Learnt
 from sdtt_jax.diffusion.decoders.planned import Grid
 from sdtt_jax.diffusion.decoders.refine import Refine
@@ -118,6 +119,11 @@ def check_measurable(mode: str) -> None:
     )
     cached = isinstance(options, Blocks) and options.cache != "none"
     require(not cached, f"mode={mode}: a cache has no law of its own; add cache=none.")
+    candidates = options.candidates if isinstance(options, Energy) else 1
+    require(
+        candidates <= 2,
+        f"mode={mode}: the law is computed for at most two candidates; add candidates=2.",
+    )
 
 
 def decoder_measures(
@@ -127,24 +133,39 @@ def decoder_measures(
 
     A law that depends on every history, as that of remdm-confidence does, is counted over samples. A measure
     is None where it is infinite because the decoder never writes something that the chain does. Numbers of
-    steps that a decoder cannot make are left out.
+    steps that a decoder cannot make are left out (`Decoder.check`).
 
     Args:
       truth: the world; its true denoiser is the second model of decoders that need one.
       modes: the decoders, as in `SamplerConfig`.
       steps: numbers of calls that may be made.
       model: `[states, L, V]`, what the decoders draw from; None: the true denoiser's predictions.
+
+    Raises:
+      ConfigError: a mode is none, or has no law here.
     """
     found: dict[str, dict[str, dict[str, float | None]]] = {}
-    own = truth.teacher if model is None else model
+    own, modes = truth.teacher if model is None else model, tuple(modes)
+    for mode in modes:
+        check_measurable(mode)
     for mode, num_steps in itertools.product(modes, steps):
-        try:
-            measures, calls = _measures(truth, own, mode, num_steps)
-        except ConfigError:
+        if not _makes(mode, num_steps, truth.world.length):
             continue
+        measures, calls = _measures(truth, own, mode, num_steps)
         finite = {name: value if math.isfinite(value) else None for name, value in measures.items()}
         found.setdefault(mode, {})[str(num_steps)] = finite | {"calls": calls}
     return found
+
+
+def _makes(mode: str, num_steps: int, length: int) -> bool:
+    """Whether a decoder can make so many steps in texts of this length."""
+    decoder, options = parse_mode(mode)
+    try:
+        if decoder.check is not None:
+            decoder.check(options, None, num_steps, length)
+    except ConfigError:
+        return False
+    return True
 
 
 def _measures(

@@ -147,6 +147,28 @@ def test_a_text_that_is_never_written_has_an_infinite_divergence_and_is_none() -
     assert at_one["calls"] == 2  # one token, then the most probable ones
 
 
+def test_steps_that_a_decoder_cannot_make_are_left_out() -> None:
+    """Two blocks take an even number of steps."""
+    world = World((0.5, 0.5), ((0.9, 0.1), (0.2, 0.8)), 2)
+    found = decoder_measures(Truth.of(world), iter(["blocks:length=1,cache=none"]), [1, 2, 3])
+    assert [*found["blocks:length=1,cache=none"]] == ["2"]
+
+
+@pytest.mark.parametrize(
+    ("mode", "said"),
+    [
+        ("confidance", "mode='confidance' is unknown"),
+        ("grid:stop=filled", "leave `stop` out"),
+        ("blocks:length=3", "add cache=none"),
+        ("energy", "at most two candidates; add candidates=2"),
+    ],
+)
+def test_a_decoder_without_a_law_is_refused(mode: str, said: str) -> None:
+    """It was left out, as if it could not make the steps."""
+    with pytest.raises(ConfigError, match=said):
+        decoder_measures(Truth.of(WORLD), ["grid", mode], [2])
+
+
 def test_an_order_of_high_temperature_has_the_law_of_a_random_one() -> None:
     """One of low temperature has the law without a temperature; three calls of one token each."""
     for limit, mode in (("1e9", "first-hitting"), ("1e-6", "confidence")):
