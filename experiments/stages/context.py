@@ -12,6 +12,7 @@ from experiments.settings import RunConfig
 from experiments.stages import mirror
 from experiments.stages.objective import Networks
 from experiments.stages.workdir import Workdir, final, is_delivered
+from sdtt_jax.checkpoints.place import Place
 from sdtt_jax.checkpoints.store import load_params, save_params
 from sdtt_jax.config import require, to_mapping
 from sdtt_jax.data import DataInfo, Split, Tokenizer, load_tokenizer, open_split, prepare
@@ -47,15 +48,23 @@ class Run(Networks):
     """The engine that prepares the data."""
     in_bucket: bool = False
     """Whether the engine's workers can reach a workdir in a bucket, but not this machine's disk."""
+    place: Place | None = None
+    """The folder of the workdir, which must not be moved while the run writes to it."""
 
     def log(self, message: str) -> None:
         """Prints a line, on process 0 only."""
         if processes.is_first():
             print(message, flush=True)
 
+    def check_place(self) -> None:
+        """Raises `CheckpointError` if the workdir was moved or removed; call it before writing there."""
+        if self.place is not None:
+            self.place.check()
+
     @functools.cached_property
     def info(self) -> DataInfo:
-        """Facts of the prepared data."""
+        """Facts of the data, which are prepared first if they are not."""
+        self.check_place()
         local = self.workdir.local
         data, tokenizer = self.config.data, self.config.tokenizer
         ready: Any = None if self.base is None else self.base.text_tokenizer
@@ -192,7 +201,11 @@ class Run(Networks):
           network: the network that was trained, such as `denoiser` or `judge`.
           params: its parameters.
           **facts: more facts to store with them.
+
+        Raises:
+          CheckpointError: they could not be written, or the workdir was moved or removed.
         """
+        self.check_place()
         meta = {
             "kind": kind_of(network),
             "model": to_mapping(network.config),
@@ -218,8 +231,10 @@ class Run(Networks):
 
         Raises:
           UserError: the stage is not finished.
-          CheckpointError: the folder holds another model, another stage's, or one trained on other data.
+          CheckpointError: the folder holds another model, another stage's, or one trained on other data; or
+            the workdir was moved or removed.
         """
+        self.check_place()
         if not is_delivered(folder):
             raise missing(folder, needed_by)
         if not lora.rank:

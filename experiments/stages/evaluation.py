@@ -88,6 +88,7 @@ def evaluate(run: Run) -> None:
         for number in numbers:
             results[name] = few_calls.measure(run, name, number, model, judge, entropy)
     samples = _samples(run, teacher, last) | {"delivered": results["delivered"]}
+    run.check_place()
     write_json(run.workdir.samples, samples)
     write_json(run.workdir.results, results)
 

@@ -2,7 +2,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -18,7 +19,9 @@ from sdtt_jax.interchange.adapters import adapter_facts, read_base
 from sdtt_jax.keys import purpose_key, purpose_seed
 from sdtt_jax.networks.lora import LoraConfig, frozen
 from sdtt_jax.objectives import BASE
+from sdtt_jax.parallel import processes
 from sdtt_jax.parallel.placement import place_batch, place_rows
+from sdtt_jax.paths import write_text
 from sdtt_jax.training.config import TrainConfig
 from sdtt_jax.training.state import TrainState
 from sdtt_jax.training.step import TrainStep
@@ -188,3 +191,27 @@ class Rounds(NamedTuple):
 def averaged(state: TrainState) -> Any:
     """The moving average of a state's parameters if it keeps one, else the parameters."""
     return state.params if state.ema_params is None else state.ema_params
+
+
+def report_rejected(job: TrainingJob, step: int, values: Mapping[str, float]) -> None:
+    """Logs a rejected update, and records what `--replay` needs to look at its batch again."""
+    rejected = job.run.workdir.rejected
+    job.run.log(
+        f"  step {step}: loss {values['loss']:.4g}, gradient norm {values['grad_norm']:.4g}: this update "
+        f"was rejected; its batch is named in {rejected.name}"
+    )
+    record = job.tags | {
+        "step": step,
+        "loss": str(values["loss"]),
+        "grad_norm": str(values["grad_norm"]),
+        "data_seed": job.data_seed,
+        "batch": job.batch_number(step - 1),
+        "batch_size": job.config.batch_size,
+    }
+    if processes.is_first():
+        job.run.check_place()
+        line = json.dumps(record) + "\n"
+        before = rejected.read_text(encoding="utf-8") if rejected.exists() else ""
+        # A run that is resumed from an earlier step comes to the same batch again.
+        if line not in before:
+            write_text(rejected, before + line)

@@ -13,6 +13,7 @@ from experiments.settings import run_config
 from experiments.stages import evaluation, training
 from experiments.stages.context import Run, missing
 from experiments.stages.workdir import Workdir, claimed, is_delivered, lock, timed
+from sdtt_jax.checkpoints.place import Place
 from sdtt_jax.errors import UserError
 from sdtt_jax.parallel import processes
 from sdtt_jax.parallel.mesh import make_mesh
@@ -102,12 +103,13 @@ def run_stages(run: Run, names: Sequence[str] = STAGE_NAMES) -> None:
     for stage in STAGES:
         if stage.name not in names:
             continue
+        run.check_place()
         if stage.is_finished(run):
             run.log(f"{stage.name}: finished before")
             continue
         processes.stop_if_preempted()
         run.log(f"{stage.name}: {stage.title}")
-        with timed(run.workdir, stage.name):
+        with timed(run.workdir, stage.name, run.place):
             stage.run(run)
 
 
@@ -165,4 +167,5 @@ def open_run(config: Any, root: Path, config_file: str = "") -> Iterator[Run]:
                 f"Process {jax.process_index()} does not see {workdir.config}, which process 0 wrote: "
                 "--workdir must lie on a file system that all processes share."
             )
-        yield Run(validated, workdir, mesh)
+        place = stack.enter_context(contextlib.closing(Place(root)))
+        yield Run(validated, workdir, mesh, place=place)

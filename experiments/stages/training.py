@@ -1,9 +1,8 @@
 """The stages that train: teacher, judge, and the rounds of every distiller, all through the one loop."""
 
 import functools
-import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -19,6 +18,7 @@ from experiments.stages.job import (
     WithoutBase,
     averaged,
     deliver_base,
+    report_rejected,
 )
 from experiments.stages.objective import (
     abstract_round,
@@ -40,7 +40,6 @@ from sdtt_jax.networks.kinds import kind_of
 from sdtt_jax.objectives import judge_loss, open_share
 from sdtt_jax.parallel import processes
 from sdtt_jax.parallel.mesh import check_batch_size
-from sdtt_jax.paths import write_text
 from sdtt_jax.progress import make_progress
 from sdtt_jax.training.config import TrainConfig
 from sdtt_jax.training.loop import TrainLog, train
@@ -282,6 +281,7 @@ def _fit(job: TrainingJob) -> TrainState:
         config.batch_size, run.mesh, config.microbatches, f"{job.stage}.train.batch_size"
     )
     title = f"  {job.stage}, round {job.round}" if job.round else f"  {job.stage}"
+    run.check_place()
     with Checkpoints(
         job.folder, keep=config.keep, keep_every=config.keep_every, metadata=job.metadata
     ) as checkpoints:
@@ -304,7 +304,7 @@ def _fit(job: TrainingJob) -> TrainState:
                 log=TrainLog(
                     write=writer.write,
                     progress=progress.update,
-                    on_rejected=functools.partial(_report_rejected, job),
+                    on_rejected=functools.partial(report_rejected, job),
                     saving=writer.keep,
                     alive=alive,
                     tokens_per_batch=job.tokens_per_batch,
@@ -313,29 +313,6 @@ def _fit(job: TrainingJob) -> TrainState:
         seconds = time.monotonic() - began
     run.log(f"  {seconds:.1f} s, of which saving held it up for {checkpoints.seconds:.1f}")
     return state
-
-
-def _report_rejected(job: TrainingJob, step: int, values: Mapping[str, float]) -> None:
-    """Logs a rejected update, and records what `--replay` needs to look at its batch again."""
-    rejected = job.run.workdir.rejected
-    job.run.log(
-        f"  step {step}: loss {values['loss']:.4g}, gradient norm {values['grad_norm']:.4g}: this update "
-        f"was rejected; its batch is named in {rejected.name}"
-    )
-    record = job.tags | {
-        "step": step,
-        "loss": str(values["loss"]),
-        "grad_norm": str(values["grad_norm"]),
-        "data_seed": job.data_seed,
-        "batch": job.batch_number(step - 1),
-        "batch_size": job.config.batch_size,
-    }
-    if processes.is_first():
-        line = json.dumps(record) + "\n"
-        before = rejected.read_text(encoding="utf-8") if rejected.exists() else ""
-        # A run that is resumed from an earlier step comes to the same batch again.
-        if line not in before:
-            write_text(rejected, before + line)
 
 
 def _adopt_teacher(run: Run, checkpoint: str) -> None:

@@ -16,6 +16,7 @@ from experiments.stages.lease import FILE as LEASE
 from experiments.stages.lease import lease
 from sdtt_jax import paths
 from sdtt_jax.checkpoints.orbax import is_committed
+from sdtt_jax.checkpoints.place import Place
 from sdtt_jax.config import differences, from_mapping, to_mapping
 from sdtt_jax.data.records import INFO_FILE
 from sdtt_jax.data.tokenizer import CONFIG_FILE as TOKENIZER_FILE
@@ -179,15 +180,16 @@ def claimed(root: Path, config: RunConfig, config_file: str = "") -> Iterator[No
     if begins and is_remote(root):
         # This host may have the data of an earlier run of the same name, which was removed from the bucket.
         paths.remove_tree(mirror.local_root(root))
-    try:
-        yield
-    except BaseException:
-        ours = {workdir.config, workdir.timing}
-        made = {path for path in root.iterdir() if path.name not in (LOCK, LEASE)}
-        if begins and made <= ours:
-            for path in made:
-                path.unlink()
-        raise
+    with contextlib.closing(Place(root)) as place:
+        try:
+            yield
+        except BaseException:
+            if begins and not place.lost:
+                made = {path for path in root.iterdir() if path.name not in (LOCK, LEASE)}
+                if made <= {workdir.config, workdir.timing}:
+                    for path in made:
+                        path.unlink()
+            raise
 
 
 def _stored_config(workdir: Workdir) -> dict[str, Any]:
@@ -243,11 +245,23 @@ def lock(root: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def timed(workdir: Workdir, stage: str) -> Iterator[None]:
-    """Adds the seconds spent in a stage to those of earlier calls."""
+def timed(workdir: Workdir, stage: str, place: Place | None = None) -> Iterator[None]:
+    """Adds the seconds spent in a stage to those of earlier calls.
+
+    Args:
+      workdir: the run's directory.
+      stage: the stage's name.
+      place: the same directory, to find out whether it has been moved or removed.
+
+    Raises:
+      CheckpointError: it has been.
+      UserError: the file of seconds is damaged.
+    """
     start = time.monotonic()
 
     def add() -> None:
+        if place is not None:
+            place.check()
         seconds = read_json(workdir.timing) if workdir.timing.exists() else {}
         before = seconds.get(stage, 0.0)
         if not isinstance(before, float | int):

@@ -22,9 +22,10 @@ from sdtt_jax.checkpoints import orbax
 from sdtt_jax.checkpoints.aside import CORRUPT, any_aside, move_aside, refuse_uncommitted
 from sdtt_jax.checkpoints.digests import canonical_sha256, describe
 from sdtt_jax.checkpoints.metadata import DamagedError, brief, require_same_leaves
+from sdtt_jax.checkpoints.place import Place
 from sdtt_jax.errors import CheckpointError, MismatchError
 from sdtt_jax.parallel import processes
-from sdtt_jax.paths import absolute, is_remote, naming
+from sdtt_jax.paths import absolute, naming
 from sdtt_jax.trees import flat_leaves, leaf_name, nested
 from sdtt_jax.typing import Tree
 
@@ -65,12 +66,10 @@ class Checkpoints:
         self._max_failed_saves = max_failed_saves
         self._last_error: Exception | None = None  # of the last save that failed
         self._pending: tuple[int, Any] | None = None
-        self._handle: int | None = None
         try:
             refuse_uncommitted(self.directory)
             self.directory.mkdir(parents=True, exist_ok=True)
-            if not is_remote(self.directory):
-                self._handle = os.open(self.directory, os.O_RDONLY)
+            self._place = Place(self.directory)
             self._orbax = ocp.training.Checkpointer(
                 self.directory,
                 cleanup_tmp_directories=True,
@@ -93,8 +92,7 @@ class Checkpoints:
         finally:
             with naming(self.directory):
                 self._orbax.close()
-            if self._handle is not None:
-                os.close(self._handle)
+            self._place.close()
 
     @property
     def steps(self) -> list[int]:
@@ -108,13 +106,14 @@ class Checkpoints:
           Whether a save was started: a step that is there already is not written again.
 
         Raises:
-          CheckpointError: a leaf is not finite, the last saves all failed, or the directory is gone.
+          CheckpointError: a leaf is not finite, the last saves all failed, or the directory was moved or
+            removed.
         """
         # The step that computes the state is not part of what saving costs.
         jax.block_until_ready(state)
         with self._timed():
             self._finish()
-            self._refuse_if_removed()
+            self._place.check()
             leaves = flat_leaves(state)
             step = int(jax.device_get(state.step))
             if step in self.steps:
@@ -143,9 +142,11 @@ class Checkpoints:
         """Waits until `state`, a training's last, is on disk, because whatever follows continues from it.
 
         Raises:
-          CheckpointError: the state could not be saved, although that was tried twice.
+          CheckpointError: the state could not be saved, although that was tried twice, or it was saved in a
+            directory that has been moved or removed since.
         """
         self.wait()
+        self._place.check()
         step = int(jax.device_get(state.step))
         if processes.agree(step not in self.steps):
             self.save(state)
@@ -174,15 +175,6 @@ class Checkpoints:
             yield
         finally:
             self.seconds += time.monotonic() - began
-
-    def _refuse_if_removed(self) -> None:
-        # Orbax would make the directory again, and the run would keep writing where somebody removed it.
-        # A removed directory has no links, but whoever has it open can still ask for its status.
-        if self._handle is not None and os.fstat(self._handle).st_nlink == 0:
-            raise CheckpointError(
-                f"{self.directory} was removed while the run was writing to it; run the same command to "
-                "start again there."
-            )
 
     def restore(
         self, abstract: Tree, expect: Mapping[str, Any] | None = None, *, before: int | None = None

@@ -100,6 +100,19 @@ def test_what_another_stage_delivered_is_refused(run):
         run.delivered(run.workdir.teacher, run.denoiser, "distill")
 
 
+def test_a_run_that_was_moved_delivers_nothing_to_its_old_place(run, tmp_path):
+    (tmp_path / "run").rename(tmp_path / "moved")
+    for write in (
+        lambda: run.info,
+        lambda: run.deliver(run.workdir.teacher, None, {}),
+        lambda: run.delivered(run.workdir.teacher, None, "evaluate"),
+        lambda: run_stages(run, ("data",)),
+    ):
+        with pytest.raises(CheckpointError, match=r"run was moved or removed .*as --workdir"):
+            write()
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_model_that_cannot_judge_is_refused_before_a_teacher_is_trained(delivered, tmp_path):
     """Another vocabulary used to show only when the teacher was finished."""
     with open_run(small(tmp_path), tmp_path / "judged") as other:

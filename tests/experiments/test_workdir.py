@@ -1,5 +1,6 @@
 """Which run a directory belongs to. Oracle: the messages, and that nothing is overwritten."""
 
+import contextlib
 import dataclasses
 import json
 
@@ -16,6 +17,7 @@ from experiments.stages.workdir import (
     timed,
     write_json,
 )
+from sdtt_jax.checkpoints.place import Place
 from sdtt_jax.config import changed, from_mapping, to_mapping
 from sdtt_jax.errors import CheckpointError, ConfigError, DataError, UserError
 
@@ -122,6 +124,25 @@ def test_a_run_that_fails_before_it_has_made_anything_leaves_the_directory_free(
     else:
         assert not list(tmp_path.iterdir())
         claim(tmp_path, other)
+
+
+def test_a_run_that_was_moved_touches_nothing_in_its_old_place(tmp_path):
+    """There another run may have begun, whose files a failing run used to take for its own."""
+    root = tmp_path / "run"
+
+    def moved(begin):
+        with claimed(root, CONFIG), contextlib.closing(Place(root)) as place:
+            root.rename(tmp_path / f"moved_{begin}")
+            if begin:
+                claim(root, CONFIG)
+            with timed(Workdir(root), "teacher", place):
+                pass
+
+    for begin in (False, True):
+        with pytest.raises(CheckpointError, match="run was moved or removed while the run was"):
+            moved(begin)
+        assert sorted(path.name for path in tmp_path.glob("run/*")) == ["config.json"] * begin
+        assert (tmp_path / f"moved_{begin}" / "config.json").exists()
 
 
 def test_a_damaged_config_is_named(tmp_path):

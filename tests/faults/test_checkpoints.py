@@ -257,21 +257,32 @@ def test_row_17_a_place_that_cannot_be_written(tmp_path):
         Checkpoints(tmp_path / "file" / "steps")
 
 
+def _replace(path):
+    path.rename(path.with_name("moved"))
+    (path / "steps").mkdir(parents=True)
+
+
 @pytest.mark.fault(
     row=17,
-    fault="the workdir is removed while the run is writing to it",
-    promise="an error at the next save (Orbax would make it anew)",
+    fault="the workdir is moved, removed or replaced while the run is writing to it",
+    promise="an error at the next save that says so (Orbax would make it anew); nothing is written there",
 )
-def test_row_17_a_workdir_that_is_removed(tmp_path):
+@pytest.mark.parametrize(
+    "change", [lambda path: path.rename(path.with_name("moved")), shutil.rmtree, _replace]
+)
+def test_row_17_a_workdir_that_is_moved_or_removed(tmp_path, change):
+    root = tmp_path / "run"
+
     def batch_at(step):
         if step == 6:
-            while not (tmp_path / "run" / "steps" / "4").exists():
+            while not (root / "steps" / "4").exists():
                 time.sleep(0.01)
-            shutil.rmtree(tmp_path / "run")
+            change(root)
         return tiny.batch_at(step)
 
-    with pytest.raises(CheckpointError, match="run/steps was removed while the run was writing"):
-        tiny.run(tmp_path / "run", batch_at)
+    with pytest.raises(CheckpointError, match=r"run/steps was moved or removed .*as --workdir"):
+        tiny.run(root, batch_at)
+    assert [path.name for path in root.rglob("*")] == (["steps"] if change is _replace else [])
 
 
 def _without_bias(state):
