@@ -34,6 +34,7 @@ FREE_FIELDS = (
     "keep",
     "keep_every",
     "check_replicas_every",
+    "max_rejected",
     "watchdog_seconds",
     "mesh",
     "skip_bad",

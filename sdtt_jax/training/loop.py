@@ -7,7 +7,7 @@ import dataclasses
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import jax
@@ -63,7 +63,7 @@ class TrainLog:
     write: Callable[[int, Mapping[str, float]], None] = _ignore
     # `(step, metrics or None)` at the start and after every step, with metrics at log points and at the end.
     progress: Callable[[int, Mapping[str, float] | None], None] = _ignore
-    # `(step, metrics)` of every rejected update, at the next log point.
+    # `(step, metrics)` of every rejected update, at the next log point or save.
     on_rejected: Callable[[int, Mapping[str, float]], None] = _ignore
     # Called before every save: what was written until then must outlive a kill, as the state does.
     saving: Callable[[], None] = _ignore
@@ -98,7 +98,8 @@ def train(
         it is called from a thread, ahead of time.
       key: key of the stage and round.
       config: when to stop, to log, to save, to compare replicas and to give up.
-      checkpoints: saved to every `save_every` steps, at the end, and when interrupted.
+      checkpoints: saved to every `save_every` steps, at the end, and when interrupted. While updates are
+        being rejected, a save that is due waits for the first good one.
       log: functions to report to.
 
     Returns:
@@ -107,8 +108,8 @@ def train(
     Raises:
       Interrupted: after SIGINT or SIGTERM, once the current step is done and saved. A second
         signal ends the process at once.
-      NonFiniteError: `max_rejected` updates in a row were rejected; nothing is saved after the last
-        checkpoint.
+      NonFiniteError: `max_rejected` updates in a row were rejected; unless a signal stopped the training
+        among them, the last checkpoint is from before the first.
       CheckpointError: the last state could not be saved.
       ReplicaError: devices hold unequal copies; nothing is saved after the last checkpoint.
     """
@@ -116,6 +117,7 @@ def train(
     start = int(jax.device_get(state.step))
     in_flight: collections.deque[jax.Array] = collections.deque()
     meter = _Meter(start, config.max_rejected, log)
+    due = False  # a save
     with _stop_signals() as stop, _Prefetched(batch_at, mesh, start, config.num_steps) as batches:
         key = place_whole(key, mesh)
         log.progress(start, None)
@@ -134,6 +136,9 @@ def train(
             stopping = stop.requested()
             last = stopping or step == config.num_steps
             logged = step == config.num_steps or step % config.log_every == 0
+            due |= checkpoints is not None and step % config.save_every == 0
+            # What is saved among rejected updates would displace the last state from before them.
+            in_a_row = meter.report(step) if last or logged or due else 0
             values = None
             if last or logged:
                 values = meter.read(step, metrics, batches.waited)
@@ -142,11 +147,12 @@ def train(
                 if logged:
                     log.write(step, values)
             log.progress(step, values)
-            saving = checkpoints is not None and (last or step % config.save_every == 0)
+            saving = checkpoints is not None and (last or (due and not in_a_row))
             every = config.check_replicas_every
             if every and (saving or step % every == 0):
                 check_replicas(state, step)
             if checkpoints is not None and saving:
+                due = False
                 log.saving()
                 checkpoints.save(state)
                 log.alive()
@@ -169,14 +175,41 @@ class _Meter:
         self._max_rejected, self._log = max_rejected, log
         self._began = self._clock = time.monotonic()
         self._step, self._waited = start, 0.0
-        self._since: list[dict[str, jax.Array]] = []
+        # Of the steps since the last report.
+        self._unreported: list[dict[str, jax.Array]] = []
 
     def add(self, metrics: Mapping[str, jax.Array]) -> None:
         """Records a step, whose metrics the devices may still be computing."""
-        self._since.append({k: metrics[k] for k in REJECTION_METRICS if k in metrics})
+        self._unreported.append({k: metrics[k] for k in REJECTION_METRICS if k in metrics})
+
+    def report(self, step: int) -> int:
+        """Reports the updates rejected since the last report; raises if too many came in a row.
+
+        Args:
+          step: the step just taken, for which the devices are waited.
+
+        Returns:
+          How many updates in a row were rejected, up to this step; 0 if this one was not.
+        """
+        in_a_row = 0
+        steps = jax.device_get(self._unreported)
+        for at, values in enumerate(steps, start=step - len(steps) + 1):
+            in_a_row = int(values.get("rejected_in_a_row", 0))
+            if not values.get("rejected"):
+                continue
+            self._log.on_rejected(at, {name: float(value) for name, value in values.items()})
+            if in_a_row >= self._max_rejected:
+                raise NonFiniteError(
+                    f"The loss or its gradient was not finite (or the loss spiked) in {in_a_row} steps in a "
+                    f"row, up to step {at}. Going on from a checkpoint takes the same steps again, so begin "
+                    "anew in another --workdir, with a lower learning_rate or without the bad values in data "
+                    "or teacher; or, if the steps after these are good, allow more with max_rejected."
+                )
+        self._unreported = []
+        return in_a_row
 
     def read(self, step: int, metrics: Mapping[str, jax.Array], waited: float) -> dict[str, float]:
-        """Reports the updates rejected since the last log point, and returns the metrics to write.
+        """Returns the metrics to write.
 
         Args:
           step: the step just taken.
@@ -190,28 +223,8 @@ class _Meter:
         if self._log.tokens_per_batch:
             tokens = steps * self._log.tokens_per_batch
             values["tokens_per_second"] = tokens / (now - self._clock)
-        _report_rejected(self._since, self._step, self._max_rejected, self._log.on_rejected)
-        self._step, self._clock, self._waited, self._since = step, now, waited, []
+        self._step, self._clock, self._waited = step, now, waited
         return values
-
-
-def _report_rejected(
-    metrics: Sequence[Mapping[str, jax.Array]],
-    before: int,
-    max_rejected: int,
-    on_rejected: Callable[[int, Mapping[str, float]], None],
-) -> None:
-    """Reports every rejected update since step `before`; raises if too many came in a row."""
-    for step, values in enumerate(jax.device_get(list(metrics)), start=before + 1):
-        if not values.get("rejected"):
-            continue
-        on_rejected(step, {name: float(value) for name, value in values.items()})
-        rejected = int(values["rejected_in_a_row"])
-        if rejected >= max_rejected:
-            raise NonFiniteError(
-                f"The loss or its gradient was not finite (or the loss spiked) in {rejected} steps in a row, "
-                f"up to step {step}; lower learning_rate, or look for bad values in data or teacher."
-            )
 
 
 class _Prefetched:

@@ -37,22 +37,48 @@ def poisoned(*steps):
     fault="loss or gradient is not finite, step after step",
     promise="stops at max_rejected; every batch told; the last checkpoint is finite and from before",
 )
-@pytest.mark.parametrize("log_every", [1, 4])
-def test_row_19_persistent_nan_stops_the_run(tmp_path, log_every):
+@pytest.mark.parametrize(("log_every", "save_every"), [(1, 4), (4, 4), (4, 1)])
+def test_row_19_persistent_nan_stops_the_run(tmp_path, log_every, save_every):
     told = []
-    with pytest.raises(loop.NonFiniteError, match="3 steps in a row, up to step 8"):
-        tiny.run(
+
+    def run(num_steps=tiny.NUM_STEPS, **fields):
+        return tiny.run(
             tmp_path,
             poisoned(*range(5, 99)),
-            max_rejected=3,
+            num_steps,
+            save_every=save_every,
             log_every=log_every,
             on_rejected=lambda step, values: told.append((step, values["rejected_in_a_row"])),
+            **fields,
         )
+
+    with pytest.raises(loop.NonFiniteError, match="3 steps in a row, up to step 8.*--workdir"):
+        run(max_rejected=3)
     assert told == [(6, 1), (7, 2), (8, 3)]
     with Checkpoints(tmp_path / "steps") as checkpoints:
         state, _ = checkpoints.restore(tiny.abstract())
-    assert int(state.step) == 4
+    assert int(state.step) == (4 if save_every == 4 else 5)
+    assert int(state.rejected) == 0
     assert all(np.isfinite(leaf).all() for leaf in toy.host(state).values())
+    # Whoever knows better may allow more.
+    assert int(run(9, max_rejected=5).rejected_in_a_row) == 4
+
+
+@pytest.mark.fault(
+    row=19,
+    fault="stopped between two updates that are rejected, or a save falls there",
+    promise="the save waits for a good update, a stop does not; resumed, bit for bit the unbroken run",
+)
+def test_row_19_stopped_among_rejected_updates(tmp_path):
+    """Updates 4 to 7 are rejected, so that what was due at 4 is saved at 8."""
+    batches = poisoned(3, 4, 5, 6)
+    unbroken = tiny.run(tmp_path / "unbroken", batches, keep=9)
+    assert (int(unbroken.rejected), int(unbroken.rejected_in_a_row)) == (4, 0)
+    with Checkpoints(tmp_path / "unbroken" / "steps") as checkpoints:
+        assert checkpoints.steps == [8, 12]
+    for step in (4, 6):
+        tiny.run(tmp_path / str(step), batches, num_steps=step)
+        toy.assert_same(tiny.run(tmp_path / str(step), batches), unbroken)
 
 
 @pytest.mark.fault(
