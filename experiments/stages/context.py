@@ -13,14 +13,14 @@ from experiments.stages import mirror
 from experiments.stages.objective import Networks
 from experiments.stages.workdir import Workdir, final, is_delivered
 from sdtt_jax.checkpoints.place import Place
-from sdtt_jax.checkpoints.store import load_params, save_params
-from sdtt_jax.config import require, to_mapping
+from sdtt_jax.checkpoints.store import load_facts, load_params, save_params
+from sdtt_jax.config import from_mapping, require, to_mapping
 from sdtt_jax.data import DataInfo, Split, Tokenizer, load_tokenizer, open_split, prepare
 from sdtt_jax.data.engines import Engine, in_process
 from sdtt_jax.data.loader import Mixture, open_mixture
 from sdtt_jax.data.records import INFO_FILE, read_info
 from sdtt_jax.data.tokenizer import CONFIG_FILE as TOKENIZER_FILE
-from sdtt_jax.errors import MismatchError, UserError
+from sdtt_jax.errors import DataError, MismatchError, UserError
 from sdtt_jax.interchange.adapters import network_shardings, read_delivered
 from sdtt_jax.interchange.load import load, load_network
 from sdtt_jax.model.causal import CausalModel
@@ -28,7 +28,17 @@ from sdtt_jax.model.masked import Model
 from sdtt_jax.networks import CausalNetwork, Denoiser
 from sdtt_jax.networks.base import Network
 from sdtt_jax.networks.config import PublishedConfig
-from sdtt_jax.networks.kinds import kind_of, network_of, stored_kind
+from sdtt_jax.networks.kinds import (
+    CAUSAL,
+    GPT2,
+    GPT2_DENOISER,
+    KINDS,
+    LLAMA,
+    LLAMA_DENOISER,
+    kind_of,
+    network_of,
+    stored_kind,
+)
 from sdtt_jax.networks.lora import LoraConfig
 from sdtt_jax.ops.sequences import Sequences
 from sdtt_jax.parallel import processes
@@ -67,7 +77,10 @@ class Run(Networks):
         self.check_place()
         local = self.workdir.local
         data, tokenizer = self.config.data, self.config.tokenizer
-        ready: Any = None if self.base is None else self.base.text_tokenizer
+        ready: Any = None
+        if self.config.published and not self.is_prepared:
+            assert self.base is not None
+            ready = self.base.text_tokenizer
 
         def prepared(where: Workdir = local) -> DataInfo:
             folders = where.data, where.tokenizer
@@ -88,6 +101,11 @@ class Run(Networks):
         processes.on_first("Preparing the data", publish)
         self.workdir.downloaded()
         return prepared()
+
+    @property
+    def is_prepared(self) -> bool:
+        """Whether the data stage has finished; all processes get the same answer."""
+        return processes.agree((self.workdir.data / INFO_FILE).exists())
 
     @property
     def vocab_size(self) -> int:
@@ -124,13 +142,26 @@ class Run(Networks):
         others = (read_info(folder)["info"] for folder in self.config.data.mixed())
         return "+".join([self.info.fingerprint, *(info["fingerprint"] for info in others)])
 
+    def _is_digest(self, stored: str) -> bool:
+        """Whether `stored` is the `data_digest`, as far as it can be told.
+
+        What is mixed in is for training only, so it may be gone when that is done.
+        """
+        try:
+            return stored == self.data_digest
+        except DataError:
+            return stored.split("+")[0] == self.info.fingerprint
+
     @functools.cached_property
     def validation_split(self) -> Split:
         return open_split(self.workdir.local.data, "validation")
 
     @functools.cached_property
     def base(self) -> Model | CausalModel | None:
-        """The published model that the teacher is or starts from, without its parameters, if there is one."""
+        """The published model that the teacher is or starts from, without its parameters, if there is one.
+
+        Only data and teacher are made from it; whatever follows must do without, since it may be gone.
+        """
         name = self.config.published
         if not name:
             return None
@@ -148,9 +179,14 @@ class Run(Networks):
     @functools.cached_property
     def denoiser(self) -> Any:
         """The network of teacher and students: a `Denoiser`, or `base` turned into a denoiser."""
-        if self.base is None:
+        if not self.config.published:
             return Denoiser(self.config.denoiser(self.vocab_size))
-        config: Any = self.base.config
+        config: Any
+        if is_delivered(self.workdir.teacher):
+            config = stored_network(self.workdir.teacher, LLAMA_DENOISER, GPT2_DENOISER).config
+        else:
+            assert self.base is not None
+            config = self.base.config
         return network_of(self.config.adapted(config))
 
     @property
@@ -175,7 +211,11 @@ class Run(Networks):
 
     @functools.cached_property
     def judge(self) -> CausalNetwork:
+        """The network of the judge: of the config's sizes, or that of an existing model."""
         name = self.config.judge.checkpoint
+        if name and is_delivered(self.workdir.judge):
+            found: CausalNetwork = stored_network(self.workdir.judge, CAUSAL, GPT2, LLAMA)
+            return found
         if name:
             model = load_network(name)
             require(
@@ -258,7 +298,7 @@ class Run(Networks):
                 f"{final(folder)} is a checkpoint of another model: {meta.get('kind')} "
                 f"{meta.get('model')}, not {kind} {model}."
             )
-        if meta.get("data", self.data_digest) != self.data_digest:
+        if "data" in meta and not self._is_digest(meta["data"]):
             raise MismatchError(
                 f"{final(folder)} was trained on other data than {self.workdir.data} holds now; restore the "
                 "corpus and prepare the data again, or give another --workdir."
@@ -281,6 +321,26 @@ class Run(Networks):
             denoiser=network,
             schedule=self.diffusion.schedule,
         )
+
+
+def stored_network(folder: Path, *kinds: str) -> Any:
+    """The network that a stage delivered, made from the facts beside its parameters.
+
+    Args:
+      folder: the folder of the stage.
+      *kinds: the kinds of network that it may be.
+
+    Raises:
+      CheckpointError: the facts are damaged, or of another kind of network.
+    """
+    facts = load_facts(final(folder))
+    kind = stored_kind(facts.get("kind"))
+    if kind not in kinds:
+        raise MismatchError(
+            f"{final(folder)} is a checkpoint of another model: {facts.get('kind')}, not "
+            f"{' or '.join(kinds)}; restore it from a copy, or remove it and run the same command again."
+        )
+    return KINDS[kind].network(from_mapping(KINDS[kind].config, facts["model"], "model"))
 
 
 def missing(folder: Path, needed_by: str) -> UserError:

@@ -74,7 +74,9 @@ def check_found_elsewhere(run: Run, names: Sequence[str]) -> None:
     Raises:
       ConfigError: a field names something that does not exist, or a batch size does not fit the devices.
     """
-    for mixed in run.config.data.mixed():
+    ahead = _unfinished(run, names)
+    # For a large text, training begins hours after its preparation.
+    for mixed in run.config.data.mixed() if ahead or not run.is_prepared else ():
         try:
             read_info(mixed)
         except DataError as error:
@@ -86,7 +88,9 @@ def check_found_elsewhere(run: Run, names: Sequence[str]) -> None:
                 check_found(checkpoint)
             except CheckpointError as error:
                 raise ConfigError(f"config.{stage}.checkpoint={checkpoint}: {error}") from None
-    for section in _sections_ahead(run, names):
+    for section in ahead:
+        if _is_taken(run.config, section):
+            continue
         train_config = getattr(run.config, section).train
         field = f"{section}.train.batch_size"
         check_batch_size(train_config.batch_size, run.mesh, train_config.microbatches, field)
@@ -95,16 +99,23 @@ def check_found_elsewhere(run: Run, names: Sequence[str]) -> None:
         coupled.check_pool(run.config)
 
 
-def _sections_ahead(run: Run, names: Sequence[str]) -> list[str]:
-    """The sections of the config whose trainings the named stages have still to finish."""
-    config, ahead = run.config, []
-    if "teacher" in names and not config.teacher.checkpoint:
-        ahead += [] if is_delivered(run.workdir.teacher) else ["teacher"]
-    if "judge" in names and (config.judge.skeleton or not config.judge.checkpoint):
-        ahead += [] if is_judged(run) else ["judge"]
+def _unfinished(run: Run, names: Sequence[str]) -> list[str]:
+    """The sections of the config whose models the named stages have still to train or to take."""
+    ahead = []
+    if "teacher" in names and not is_delivered(run.workdir.teacher):
+        ahead.append("teacher")
+    if "judge" in names and not is_judged(run):
+        ahead.append("judge")
     if "distill" in names:
-        ahead += [stage_of(name) for name in config.distillers if not _is_done(run, name)]
+        ahead += [stage_of(name) for name in run.config.distillers if not _is_done(run, name)]
     return ahead
+
+
+def _is_taken(config: RunConfig, section: str) -> bool:
+    """Whether a section names a model that exists, so that nothing is trained for it."""
+    if section == "judge" and config.judge.skeleton:
+        return False
+    return section in ("teacher", "judge") and bool(getattr(config, section).checkpoint)
 
 
 def train_teacher(run: Run) -> None:

@@ -291,7 +291,7 @@ def load_params(
     path = absolute(directory)
     if not path.is_dir():
         raise CheckpointError(f"There are no parameters at {directory}; give a folder named final.")
-    try:
+    with _naming_damaged(directory):
         metadata, table = _agreed(lambda: _stored_metadata(path))
         shapes = {p: jax.ShapeDtypeStruct(s, jax.numpy.dtype(d)) for p, (d, s, _) in table.items()}
         if callable(shardings):
@@ -307,8 +307,16 @@ def load_params(
             for p, x in shapes.items()
         }
         return nested(_read_leaves(path, "params", abstract, table)), metadata
-    except DamagedError as error:
-        raise _damaged(directory, error) from error
+
+
+def load_facts(directory: str | os.PathLike[str]) -> dict[str, Any]:
+    """The metadata that `save_params` stored beside the parameters, which are not read.
+
+    Raises:
+      CheckpointError: there is nothing, or its metadata are damaged.
+    """
+    with _naming_damaged(directory):
+        return _stored_metadata(absolute(directory))[0]
 
 
 def stored_digest(directory: str | os.PathLike[str]) -> str:
@@ -317,17 +325,19 @@ def stored_digest(directory: str | os.PathLike[str]) -> str:
     Raises:
       CheckpointError: there is nothing, or its metadata are damaged.
     """
-    try:
+    with _naming_damaged(directory):
         return canonical_sha256(_stored_metadata(absolute(directory))[1])
+
+
+@contextlib.contextmanager
+def _naming_damaged(directory: str | os.PathLike[str]) -> Iterator[None]:
+    try:
+        yield
     except DamagedError as error:
-        raise _damaged(directory, error) from error
-
-
-def _damaged(directory: str | os.PathLike[str], error: DamagedError) -> CheckpointError:
-    return CheckpointError(
-        f"The parameters at {directory} are damaged: {error}. Restore them from a copy; or, in a run, remove "
-        "the folder and run the same command again."
-    )
+        raise CheckpointError(
+            f"The parameters at {directory} are damaged: {error}. Restore them from a copy; or, in a run, "
+            "remove the folder and run the same command again."
+        ) from error
 
 
 def _read(path: Path, abstract: Tree, expect: Mapping[str, Any]) -> tuple[Tree, dict[str, Any]]:

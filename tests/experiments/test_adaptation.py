@@ -15,7 +15,7 @@ from experiments.configs.english_smoke import english_smoke
 from experiments.settings import JudgeConfig, config_dict, run_config
 from experiments.stages.runner import open_run, run_stages
 from sdtt_jax.checkpoints.digests import params_digest
-from sdtt_jax.errors import ConfigError, UserError
+from sdtt_jax.errors import CheckpointError, ConfigError, UserError
 from sdtt_jax.interchange.export import export_reference
 from sdtt_jax.networks.config import LlamaDenoiserConfig
 from sdtt_jax.objectives import open_share
@@ -91,6 +91,19 @@ def test_training_starts_from_the_base(adapted, base):
     after = np.asarray(teacher.params["embed"]["embedding"])
     assert 0 < np.abs(after[:rows] - before[:rows]).max() < 8 * rate
     np.testing.assert_allclose(after[rows], before[:rows].mean(axis=0), atol=8 * rate)
+
+
+def test_the_base_may_be_gone_when_the_teacher_is_delivered(adapted, base):
+    """Oracle: the error of the base itself, for which no finished stage asks any more."""
+    away = base.rename(base.with_name("away.gguf"))
+    try:
+        with open_run(adapting(adapted.parent, base), adapted) as run:
+            run_stages(run, STAGES)
+            run.delivered(run.workdir.round(1), run.denoiser, "evaluate")
+            with pytest.raises(CheckpointError, match="no checkpoint at"):
+                _ = run.base
+    finally:
+        away.rename(base)
 
 
 def test_a_tokenizer_of_the_hub_is_that_of_the_base(tmp_path):

@@ -9,7 +9,9 @@ import pytest
 
 from experiments.stages.evaluation import is_evaluated
 from experiments.stages.runner import open_run, run_stages
+from experiments.stages.training import check_found_elsewhere
 from experiments.stages.workdir import final
+from sdtt_jax.checkpoints.digests import params_digest
 from sdtt_jax.checkpoints.store import stored_digest
 from sdtt_jax.errors import CheckpointError, ConfigError, UserError
 from sdtt_jax.parallel.placement import unbox
@@ -129,8 +131,38 @@ def test_a_model_that_cannot_judge_is_refused_before_a_teacher_is_trained(delive
             (tmp_path / "corpus.txt").write_text("0123456789 abcdefghij\n" * 400)
         with open_run(config, tmp_path / str(number)) as run:
             if message is None:
-                run_stages(run, ("data",))
+                run_stages(run, ("data", "judge"))
                 continue
             with pytest.raises(ConfigError, match=message):
                 run_stages(run, ("data", "teacher"))
         assert not run.workdir.teacher.exists()
+    # Once it is delivered, the model that it was taken from may be gone.
+    other.workdir.root.rename(tmp_path / "gone")
+    with open_run(config, run.workdir.root) as run:
+        run_stages(run, ("data", "judge"))
+        assert run.judge == other.judge
+        params = run.delivered(run.workdir.judge, run.judge, "evaluate")
+        assert params_digest(params) == params_digest(filled(other.judge, 0))
+        shutil.rmtree(final(run.workdir.judge))
+        shutil.copytree(final(delivered.workdir.teacher), final(run.workdir.judge))
+    with (
+        open_run(config, run.workdir.root) as run,
+        pytest.raises(
+            CheckpointError, match="judge/final is a checkpoint of another model: denoiser"
+        ),
+    ):
+        _ = run.judge
+
+
+def test_data_that_are_mixed_in_are_needed_to_train_and_no_longer(delivered, tmp_path):
+    config = small(tmp_path)
+    mixed = shutil.copytree(delivered.workdir.data, tmp_path / "mixed")
+    config.data.mixture = (f"{mixed}=0.5",)
+    with open_run(config, tmp_path / "run") as run:
+        run.deliver(run.workdir.teacher, run.denoiser, filled(run.denoiser, 0), stage="teacher")
+    shutil.rmtree(mixed)
+    with open_run(config, tmp_path / "run") as run:
+        check_found_elsewhere(run, ("data", "teacher", "evaluate", "report"))
+        run.delivered(run.workdir.teacher, run.denoiser, "evaluate")
+        with pytest.raises(ConfigError, match=r"config\.data\.mixture: .*mixed holds no prepared"):
+            check_found_elsewhere(run, ("distill",))

@@ -52,7 +52,7 @@ def test_row_19_persistent_nan_stops_the_run(tmp_path, log_every, save_every):
             **fields,
         )
 
-    with pytest.raises(loop.NonFiniteError, match="3 steps in a row, up to step 8.*--workdir"):
+    with pytest.raises(loop.NonFiniteError, match=r"3 steps in a row, up to step 8.*--workdir"):
         run(max_rejected=3)
     assert told == [(6, 1), (7, 2), (8, 3)]
     with Checkpoints(tmp_path / "steps") as checkpoints:
