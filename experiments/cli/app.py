@@ -4,7 +4,6 @@ import contextlib
 import functools
 import gc
 import itertools
-import json
 import logging as python_logging
 import os
 import re
@@ -16,7 +15,6 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import jax
 from absl import app, flags, logging
@@ -95,35 +93,6 @@ def output_file(path: str | None) -> Path | None:
     if not os.access(file if file.exists() else file.parent, os.W_OK):
         raise ConfigError(f"--output={path} cannot be written to: permission denied.")
     return file
-
-
-@contextlib.contextmanager
-def json_lines(file: Path | None) -> Iterator[Callable[[Any], None]]:
-    """A function that adds a line of JSON to the file that --output names; None is for no file."""
-    if file is None:
-        yield lambda _: None
-        return
-    with _writing(file):
-        output = file.open("w", encoding="utf-8")
-
-    def write(content: Any) -> None:
-        with _writing(file):
-            output.write(json.dumps(content) + "\n")
-            output.flush()
-
-    try:
-        yield write
-    finally:
-        with _writing(file):
-            output.close()
-
-
-@contextlib.contextmanager
-def _writing(file: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"--output={file} cannot be written to: {error.strerror}.") from None
 
 
 def join_processes() -> None:

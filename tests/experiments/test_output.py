@@ -1,5 +1,6 @@
-"""What commands say of other libraries' errors. Oracle: the line on stderr."""
+"""What commands write, and say of other libraries' errors. Oracles: the file, the line on stderr."""
 
+import contextlib
 import logging
 import re
 import sys
@@ -8,7 +9,9 @@ import gcsfs.retry
 import pytest
 
 from experiments.cli.app import exit_status
+from experiments.cli.lines import json_lines
 from experiments.cli.output import is_of_a_bucket, shorten
+from sdtt_jax.errors import ConfigError
 
 
 def defined_in(module, *arguments):
@@ -55,3 +58,25 @@ def test_a_failed_save_is_a_line_and_not_pages_of_orbax_s_stack(caplog):
         logger.handle(record)
     assert [record.exc_info for record in caplog.records] == [None, fault]
     assert caplog.text.count("Traceback") == 1
+
+
+@pytest.mark.parametrize(
+    ("lines", "refused", "left"),
+    [
+        (0, True, "precious\n"),  # as of a checkpoint without a learnt schedule
+        (1, True, '{"text": 0}\n'),
+        (2, False, '{"text": 0}\n{"text": 1}\n'),
+        (0, False, ""),
+    ],
+)
+def test_what_an_output_held_is_lost_to_the_first_line_and_not_to_an_error(
+    tmp_path, lines, refused, left
+):
+    file = tmp_path / "keep.jsonl"
+    file.write_text("precious\n")
+    with contextlib.suppress(ConfigError), json_lines(file) as write:
+        for number in range(lines):
+            write({"text": number})
+        if refused:
+            raise ConfigError("guidance=1 … but no text is given")
+    assert file.read_text() == left

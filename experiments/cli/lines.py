@@ -1,0 +1,51 @@
+"""JSON lines, written to the file that --output names as they are found."""
+
+import contextlib
+import functools
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from sdtt_jax.errors import UserError
+
+
+@contextlib.contextmanager
+def json_lines(file: Path | None) -> Iterator[Callable[[Any], None]]:
+    """A function that adds a line of JSON to a file; None is for no file.
+
+    The first line replaces what the file held. If an error comes before it, as of work that is refused, the
+    file stays as it was; without an error and without lines, it ends empty.
+
+    Raises:
+      UserError: the file cannot be written to.
+    """
+    if file is None:
+        yield lambda _: None
+        return
+
+    @functools.cache
+    def output() -> IO[str]:
+        return file.open("w", encoding="utf-8")
+
+    def write(content: Any) -> None:
+        with _writing(file):
+            output().write(json.dumps(content) + "\n")
+            output().flush()
+
+    try:
+        yield write
+        with _writing(file):
+            output()
+    finally:
+        if output.cache_info().currsize:
+            with _writing(file):
+                output().close()
+
+
+@contextlib.contextmanager
+def _writing(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"--output={file} cannot be written to: {error.strerror}.") from None
