@@ -100,14 +100,19 @@ def update_report(path: Path) -> None:
         write_report(path.parent.parent)
 
 
-# Settings, each with the suites that use it.
-_USERS = {
-    "prompts": ("generation", "budget"),
-    "num_prompts": ("generation", "budget"),
-    "modes": ("frontier",),
-    "temperatures": ("frontier",),
-    "arrays": ("judge",),
-    "task": ("lambada",),
+# Settings that change nothing without another one, with the flags that set it.
+_NEEDED = {
+    **dict.fromkeys(
+        ("prompt_tokens", "continuation_tokens", "continuations"),
+        ("prompted", "--num_prompts or --prompts"),
+    ),
+    "exit_training_text": ("exit_training_steps", "--exit_training_steps"),
+}
+# What a suite reads in place of a setting.
+_INSTEAD = {
+    ("frontier", "temperature"): "temperatures",
+    ("latency", "num_steps"): "latency_steps",
+    ("latency", "batch_size"): "latency_batches",
 }
 
 
@@ -118,13 +123,29 @@ def _measuring() -> list[str]:
     return ["checkpoint", "suite", "judge", "baseline", "helper", *given, *settings]
 
 
-def check_used(settings: Settings, suites: Sequence[str], helper: str | None = None) -> None:
-    """Refuses flags that would change nothing; `ConfigError` names the flag and what it is for."""
-    for field, users in _USERS.items():
-        require(
-            getattr(settings, field) == getattr(Settings, field) or bool({*users} & {*suites}),
-            f"--{field} is for --suite={' and --suite='.join(users)}; add one of them, or leave it out.",
-        )
+def _users(name: str, settings: Settings, checkpoint: bool) -> tuple[str, ...]:
+    """The suites to which a setting makes a difference, beside these others."""
+    users: tuple[str, ...] = Settings.__dataclass_fields__[name].metadata["suites"] or tuple(SUITES)
+    if name == "mode" and settings.modes:
+        return tuple(user for user in users if user != "frontier")
+    if name == "num_texts" and settings.prompts:
+        return tuple(user for user in users if user != "generation")
+    # Neighbours are remembered in batches, and without a checkpoint it is the judge that is measured.
+    always = {"batch_size": bool(settings.neighbours), "judge_compute_dtype": not checkpoint}
+    return tuple(SUITES) if always.get(name) else users
+
+
+def check_used(
+    settings: Settings, suites: Sequence[str], helper: str | None = None, *, checkpoint: bool = True
+) -> None:
+    """Refuses flags that would change nothing; `ConfigError` names the flag and what it is for.
+
+    Args:
+      settings: those of the flags; one with its default is not refused.
+      suites: what is measured.
+      helper: the value of --helper.
+      checkpoint: whether there is one, beside the judge.
+    """
     require(
         not settings.wrap or bool(settings.held_out),
         "--wrap is for the text of --held_out; a run's own sequences are as its data were prepared. Give "
@@ -140,6 +161,27 @@ def check_used(settings: Settings, suites: Sequence[str], helper: str | None = N
             f"--helper is for decoders that ask a second model, such as --mode=speculative, and the decoder "
             f"is {asked}; leave it out, or choose such a decoder.",
         )
+    for field in dataclasses.fields(Settings):
+        name = field.name
+        if getattr(settings, name) == field.default:
+            continue
+        users = _users(name, settings, checkpoint)
+        named = " or ".join(filter(None, (", ".join(users[:-1]), users[-1])))
+        instead = [_INSTEAD[suite, name] for suite in suites if (suite, name) in _INSTEAD]
+        require(
+            bool({*users} & {*suites}),
+            f"--{name} is for --suite={named}; add {'one of them' if users[1:] else 'that'}, or "
+            f"{f'give --{instead[0]} in its place' if instead else 'leave it out'}.",
+        )
+        other, flag = _NEEDED.get(name, (name, ""))
+        require(
+            bool(getattr(settings, other)) or not flag,
+            f"--{name} needs {flag}; add that, or leave it out.",
+        )
+    require(
+        checkpoint or not settings.compute_dtype,
+        "--compute_dtype is that of the --checkpoint, and there is none; give --judge_compute_dtype.",
+    )
 
 
 def main(argv: Sequence[str]) -> None:
@@ -166,7 +208,7 @@ def main(argv: Sequence[str]) -> None:
         "--output is missing: with --early_exit or --neighbours the results are not the run's; name a JSON "
         "file.",
     )
-    check_used(settings, suites, _HELPER.value)
+    check_used(settings, suites, _HELPER.value, checkpoint=_CHECKPOINT.value is not None)
     join_processes()
     subject = load_subject(
         settings,

@@ -18,9 +18,20 @@ FIRST_TOKEN = ("scored", "given")
 ENDS = ("keep", "cut")
 
 
-def setting(default: Any, help_text: str) -> Any:
-    """A field with the help of its flag."""
-    return dataclasses.field(default=default, metadata={"help": help_text})
+# The suites that read a field, by what they do.
+WRITING = ("generation", "frontier", "budget", "latency")
+PROMPTED = ("generation", "budget")
+READING = ("generation", "likelihood", "frontier", "schedule", "exits", "budget")  # held-out text
+JUDGING = ("generation", "judge", "frontier", "budget")
+MEASURING = (*READING, "lambada", "latency")  # the checkpoint: all but "judge"
+
+
+def setting(default: Any, help_text: str, suites: tuple[str, ...] = ()) -> Any:
+    """A field with the help of its flag, and the suites that read it; () is for all of them.
+
+    With other suites alone, experiments.evaluate refuses any value but the default: it would change nothing.
+    """
+    return dataclasses.field(default=default, metadata={"help": help_text, "suites": suites})
 
 
 def _check_mode(mode: str) -> None:
@@ -51,21 +62,30 @@ class Decoding:
         "revised afterwards. speculative, staged, energy, skeleton: with a --helper. Options follow a "
         "colon, as in "
         "confidence:score=margin,threshold=0.9.",
+        suites=WRITING,
     )
-    time_grid: str = setting(SamplerConfig.time_grid, "Times of the sampler: uniform or cosine.")
-    temperature: float = setting(SamplerConfig.temperature, "Divides the logits; 0 is greedy.")
+    time_grid: str = setting(
+        SamplerConfig.time_grid, "Times of the sampler: uniform or cosine.", suites=WRITING
+    )
+    temperature: float = setting(
+        SamplerConfig.temperature,
+        "Divides the logits; 0 is greedy.",
+        suites=("generation", "budget", "latency"),
+    )
     cooling: float = setting(
         SamplerConfig.cooling,
         "How far the temperature falls over the steps, from (1 + cooling) to (1 - cooling) times "
         "--temperature; 0 is off. The causal baseline keeps one temperature.",
+        suites=WRITING,
     )
     guidance: float = setting(
         SamplerConfig.guidance,
         "How much stronger the influence of the given text on the predictions is made "
         "(classifier-free guidance), in two network calls for one; 0 is off.",
+        suites=WRITING,
     )
-    top_k: int = setting(SamplerConfig.top_k, "Top-k filtering; 0 is off.")
-    top_p: float = setting(SamplerConfig.top_p, "Nucleus filtering; 1 is off.")
+    top_k: int = setting(SamplerConfig.top_k, "Top-k filtering; 0 is off.", suites=WRITING)
+    top_p: float = setting(SamplerConfig.top_p, "Nucleus filtering; 1 is off.", suites=WRITING)
 
     def __post_init__(self) -> None:
         self.sampler(1)
@@ -96,16 +116,19 @@ class Variation:
         32,
         "Texts at once, rounded up to a multiple of the number of devices; another size draws other "
         "texts.",
+        suites=("judge", *(suite for suite in MEASURING if suite != "latency")),
     )
     early_exit: float = setting(
         0.0,
         "Largest share of likeliest tokens that may change when texts leave the network early; 0 is "
         "off. --suite=exits must have stored a threshold for this share beside the checkpoint.",
+        suites=MEASURING,
     )
     neighbours: str = setting(
         "",
         "Mix in the tokens found at similar hidden states in this text: own (the training split of the "
         "checkpoint's run), a file or folder, or a named set; empty is off.",
+        suites=MEASURING,
     )
     neighbour_texts: int = setting(256, "Maximum number of sequences of --neighbours to remember.")
     neighbour_count: int = setting(Retrieving.neighbours, "How many nearest states are mixed in.")
@@ -152,97 +175,145 @@ class Settings(Sampling):
         "",
         f"Dtype in which the checkpoint and its baseline compute: {', '.join(COMPUTE_DTYPES)} (the "
         "last: bfloat16 in products only); by default that of their training.",
+        suites=MEASURING,
     )
     judge_compute_dtype: str = setting(
         "",
         "Dtype in which the judge computes, as for --compute_dtype; by default that of its training.",
+        suites=JUDGING,
     )
-    num_steps: tuple[int, ...] = setting((4, 8, 16, 32, 64), "Sampling steps, separated by commas.")
+    num_steps: tuple[int, ...] = setting(
+        (4, 8, 16, 32, 64),
+        "Sampling steps, separated by commas.",
+        suites=("generation", "frontier", "schedule", "budget"),
+    )
     temperatures: tuple[float, ...] = setting(
         (0.8, 0.9, 1.0, 1.1),
         "Temperatures that --suite=frontier interpolates between, separated by commas.",
+        suites=("frontier",),
     )
     modes: str = setting(
         "",
         "Decoders of --suite=frontier, as for --mode, separated by spaces; by default that of --mode.",
+        suites=("frontier",),
     )
     call_temperatures: bool = setting(
-        True, "--suite=schedule: also learn a temperature for each call."
+        True, "--suite=schedule: also learn a temperature for each call.", suites=("schedule",)
     )
     exit_bound: float = setting(
-        0.05, "--suite=exits: share of likeliest tokens that leaving early may change on average."
+        0.05,
+        "--suite=exits: share of likeliest tokens that leaving early may change on average.",
+        suites=("exits",),
     )
     exit_failure: float = setting(
-        0.05, "--suite=exits: accepted probability that the stored threshold breaks --exit_bound."
+        0.05,
+        "--suite=exits: accepted probability that the stored threshold breaks --exit_bound.",
+        suites=("exits",),
     )
     exit_training_steps: int = setting(
         0,
         "--suite=exits: steps for which the exits are first trained, on the frozen network; 0: the head "
         "reads the layers' states as they are.",
+        suites=("exits",),
     )
     exit_training_text: str = setting(
         "own",
         "Text that exits are trained on: own (the training split of the checkpoint's run), a file or folder, "
         "or a named set.",
+        suites=("exits",),
     )
     budget_delta: float = setting(
-        0.02, "Nats per token that --suite=budget may lose against the largest --num_steps."
+        0.02,
+        "Nats per token that --suite=budget may lose against the largest --num_steps.",
+        suites=("budget",),
     )
-    num_texts: int = setting(1024, "Texts for each number of steps.")
-    length: int = setting(0, "Tokens of a text; 0 is the model's own length.")
+    num_texts: int = setting(
+        1024, "Texts for each number of steps.", suites=("generation", "frontier")
+    )
+    length: int = setting(
+        0, "Tokens of a text; 0 is the model's own length.", suites=(*READING, "latency")
+    )
     prompts: str = setting(
-        "", "JSON lines of texts whose beginnings are continued; by default those of held-out text."
+        "",
+        "JSON lines of texts whose beginnings are continued; by default those of held-out text.",
+        suites=PROMPTED,
     )
     num_prompts: int = setting(
-        0, "Prompts to continue; 0 is all of --prompts, or none without --prompts."
+        0, "Prompts to continue; 0 is all of --prompts, or none without --prompts.", suites=PROMPTED
     )
-    prompt_tokens: int = setting(50, "Tokens of a prompt.")
-    continuation_tokens: int = setting(50, "Tokens written after a prompt.")
-    continuations: int = setting(5, "Continuations of each prompt.")
+    prompt_tokens: int = setting(50, "Tokens of a prompt.", suites=PROMPTED)
+    continuation_tokens: int = setting(50, "Tokens written after a prompt.", suites=PROMPTED)
+    continuations: int = setting(5, "Continuations of each prompt.", suites=PROMPTED)
     held_out: str = setting(
         "",
         "Real text: a file or folder, or a named set (wikitext2, ptb, …); by default the validation split of "
         "the checkpoint's run.",
+        suites=READING,
     )
     held_out_folder: str = setting(
-        "", "Folder with the files of the named set; by default the hub's copy is used."
+        "",
+        "Folder with the files of the named set; by default the hub's copy is used.",
+        suites=READING,
     )
     wrap: bool = setting(
         False,
         "Sequences of a --held_out file are [BOS] text [EOS]; always so for a denoiser that was trained "
         "on such ones, as published ones were.",
+        suites=READING,
     )
-    held_out_texts: int = setting(1024, "Maximum number of sequences of held-out text; 0 is all.")
+    held_out_texts: int = setting(
+        1024, "Maximum number of sequences of held-out text; 0 is all.", suites=READING
+    )
     estimators: tuple[str, ...] = setting(
         ("antithetic", "importance", "low-variance"),
         f"Estimators of the likelihood bound, separated by commas: {', '.join(ESTIMATORS)}.",
+        suites=("likelihood",),
     )
-    num_maskings: int = setting(8, "Maskings of each text for each estimator of the bound.")
+    num_maskings: int = setting(
+        8,
+        "Maskings of each text for each estimator of the bound.",
+        suites=("likelihood", "schedule", "lambada"),
+    )
     first_token: str = setting(
         "scored",
         "scored: the first token is scored after BOS. given: it is not scored, and BOS is left out.",
+        suites=(*JUDGING, "likelihood"),
     )
     ends: str = setting(
         "keep",
         "keep: texts are scored whole, EOS being a token like others (as in packed text). cut: a text ends "
         "at its first EOS.",
+        suites=JUDGING,
     )
     latency_steps: tuple[int, ...] = setting(
         (4, 8, 16, 32, 64, 128, 256, 512, 1024),
         "Sampling steps that are timed, separated by commas.",
+        suites=("latency",),
     )
     latency_batches: tuple[int, ...] = setting(
-        (1, 8, 32), "Batch sizes that are timed, separated by commas."
+        (1, 8, 32), "Batch sizes that are timed, separated by commas.", suites=("latency",)
     )
-    repeats: int = setting(5, "Repetitions of each timing, after one to warm up.")
-    latency_budget_s: float = setting(60.0, "Seconds after which a timing is no longer repeated.")
-    texts: str = setting("", "JSON lines of the texts that --suite=judge scores.")
+    repeats: int = setting(
+        5, "Repetitions of each timing, after one to warm up.", suites=("latency",)
+    )
+    latency_budget_s: float = setting(
+        60.0, "Seconds after which a timing is no longer repeated.", suites=("latency",)
+    )
+    texts: str = setting(
+        "", "JSON lines of the texts that --suite=judge scores.", suites=("judge",)
+    )
     arrays: str = setting(
-        "", "An .npz file to which --suite=judge also writes -log p of every token, and the logits."
+        "",
+        "An .npz file to which --suite=judge also writes -log p of every token, and the logits.",
+        suites=("judge",),
     )
-    task: str = setting("lambada", f"What --suite=lambada scores: {', '.join(TASKS)}.")
+    task: str = setting(
+        "lambada", f"What --suite=lambada scores: {', '.join(TASKS)}.", suites=("lambada",)
+    )
     task_file: str = setting(
-        "", "The JSONL file of --suite=lambada, with the fields of the hub's data set."
+        "",
+        "The JSONL file of --suite=lambada, with the fields of the hub's data set.",
+        suites=("lambada",),
     )
 
     def __post_init__(self) -> None:

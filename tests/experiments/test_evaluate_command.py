@@ -2,7 +2,10 @@
 
 import contextlib
 import dataclasses
+import inspect
+import itertools
 import json
+import re
 
 import numpy as np
 import pytest
@@ -94,12 +97,31 @@ def test_wrong_flags_are_one_line(given, said):
             ["likelihood"],
             {"prompts": "x"},
             None,
-            "--prompts is for --suite=generation and --suite=budget",
+            "--prompts is for --suite=generation or budget; add one of them, or leave it out",
         ),
         (["latency"], {"num_prompts": 2}, None, "--num_prompts is for"),
         (["generation"], {"modes": "grid"}, None, "--modes is for --suite=frontier"),
         (["generation"], {"arrays": "x.npz"}, None, "--arrays is for --suite=judge"),
         (["generation"], {"task": "piqa"}, None, "--task is for --suite=lambada"),
+        (["generation"], {"continuations": 2}, None, "needs --num_prompts or --prompts; add that"),
+        (["budget"], {"prompt_tokens": 8, "num_prompts": 2}, None, None),
+        (["likelihood"], {"exit_bound": 0.2}, None, "--exit_bound is for --suite=exits; add that"),
+        (["exits"], {"exit_training_text": "x"}, None, "needs --exit_training_steps"),
+        (
+            ["likelihood"],
+            {"num_steps": (3,)},
+            None,
+            "--num_steps is for --suite=generation, frontier, schedule or budget",
+        ),
+        (["schedule"], {"guidance": 1.0}, None, "--guidance is for --suite=generation"),
+        (["frontier"], {"temperature": 0.5}, None, "or give --temperatures in its place"),
+        (["frontier"], {"mode": "confidence", "modes": "grid"}, None, "--mode is for"),
+        (["frontier"], {"mode": "confidence"}, None, None),
+        (["generation"], {"prompts": "x", "num_texts": 9}, None, "--num_texts is for"),
+        (["latency"], {"num_steps": (8,)}, None, "or give --latency_steps in its place"),
+        (["latency"], {"batch_size": 8}, None, "or give --latency_batches in its place"),
+        (["latency"], {"batch_size": 8, "neighbours": "own"}, None, None),
+        (["judge"], {"texts": "x", "early_exit": 0.1}, None, "--early_exit is for"),
         (["likelihood"], {"wrap": True}, None, "--wrap is for the text of --held_out"),
         (["generation"], {}, "teacher", "the decoder is grid; leave it out"),
         (["likelihood"], {"mode": "speculative"}, "teacher", "as nothing is written"),
@@ -113,6 +135,33 @@ def test_flags_that_would_change_nothing_are_refused(suites, settings, helper, s
     refused = contextlib.nullcontext() if said is None else pytest.raises(ConfigError, match=said)
     with refused:
         check_used(Settings(**settings), suites, helper)
+
+
+def test_without_a_checkpoint_the_judge_is_measured_and_its_dtype_counts():
+    check_used(Settings(judge_compute_dtype="float32"), ["likelihood"], checkpoint=False)
+    with pytest.raises(ConfigError, match="give --judge_compute_dtype"):
+        check_used(Settings(compute_dtype="float32"), ["likelihood"], checkpoint=False)
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_no_suite_is_denied_a_setting_that_it_reads(suite):
+    """Oracle: the source of the suite, where a setting is `settings.NAME`; no default is ever refused."""
+    check_used(Settings(), [suite])
+    suites = {field.name: field.metadata["suites"] for field in dataclasses.fields(Settings)}
+    assert {*itertools.chain(*suites.values())} <= {*SUITES}
+    source = inspect.getsource(inspect.getmodule(SUITES[suite].run))
+    read = {*re.findall(r"settings\.(\w+)", source)} & {*suites}
+    assert read
+    for called, through in (
+        ("held_out(", ["held_out", "held_out_texts", "length", "wrap"]),
+        ("subject.length", ["length"]),
+        (
+            ".sampler(",
+            ["mode", "time_grid", "temperature", "cooling", "guidance", "top_k", "top_p"],
+        ),
+    ):
+        read |= {*through} if called in source else {*()}
+    assert [name for name in read if suites[name] and suite not in suites[name]] == []
 
 
 @pytest.mark.parametrize(
