@@ -32,11 +32,12 @@ from sdtt_jax.evaluation.record import FOLDER, Record, own_path
 from sdtt_jax.evaluation.settings import Settings
 from sdtt_jax.evaluation.subject import OWN, Subject, load_subject
 from sdtt_jax.evaluation.suites import SUITES
+from sdtt_jax.evaluation.tasks import read_task
 from sdtt_jax.evaluation.texts import held_out_name
 from sdtt_jax.evaluation.variants import variant
 from sdtt_jax.interchange.load import load
 from sdtt_jax.parallel import processes
-from sdtt_jax.paths import as_path
+from sdtt_jax.paths import as_path, text_lines
 from sdtt_jax.reporting import write_report
 
 __doc__ = (__doc__ or "").replace(
@@ -184,6 +185,18 @@ def check_used(
     )
 
 
+def check_files(settings: Settings) -> None:
+    """Reads what suites will read only when their turn comes, so that a wrong name is not found after hours.
+
+    Raises:
+      ConfigError, DataError: as the suites.
+    """
+    for path in filter(None, (settings.texts, settings.prompts)):
+        next(text_lines(path), None)
+    if settings.task_file:
+        read_task(settings.task, settings.task_file)
+
+
 def main(argv: Sequence[str]) -> None:
     """Measures, or compares, as the flags ask."""
     if _COMPARE.value:
@@ -209,6 +222,7 @@ def main(argv: Sequence[str]) -> None:
         "file.",
     )
     check_used(settings, suites, _HELPER.value, checkpoint=_CHECKPOINT.value is not None)
+    check_files(settings)
     join_processes()
     subject = load_subject(
         settings,

@@ -10,8 +10,8 @@ import re
 import numpy as np
 import pytest
 
-from experiments.evaluate import check_used, evaluate
-from sdtt_jax.errors import ConfigError
+from experiments.evaluate import check_files, check_used, evaluate
+from sdtt_jax.errors import ConfigError, UserError
 from sdtt_jax.evaluation.settings import Settings
 from sdtt_jax.evaluation.subject import load_subject
 from sdtt_jax.evaluation.suites import SUITES
@@ -135,6 +135,27 @@ def test_flags_that_would_change_nothing_are_refused(suites, settings, helper, s
     refused = contextlib.nullcontext() if said is None else pytest.raises(ConfigError, match=said)
     with refused:
         check_used(Settings(**settings), suites, helper)
+
+
+@pytest.mark.parametrize(
+    ("field", "content", "said"),
+    [
+        ("texts", None, "x.jsonl cannot be read: No such file"),
+        ("prompts", None, "x.jsonl cannot be read: No such file"),
+        ("prompts", b"\xff", "x.jsonl, line 1, .*UTF-8"),
+        ("task_file", None, "x.jsonl does not exist; put the task's"),
+        ("task_file", b'{"text": "a b"}\n{}', "x.jsonl, line 2, has no field 'text'"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_found_before_any_model_is_loaded(
+    tmp_path, field, content, said
+):
+    """By what needs no model. Oracle: the sentence with which the suite itself would end."""
+    file = tmp_path / "x.jsonl"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(UserError, match=said):
+        check_files(Settings(**{field: str(file)}))
 
 
 def test_without_a_checkpoint_the_judge_is_measured_and_its_dtype_counts():
