@@ -17,45 +17,26 @@ from ml_collections import config_flags
 from experiments.cli.app import check_flags, join_processes, run_app
 from experiments.cli.fields import show_in_help
 from experiments.cli.memory import keep_freed_memory
+from experiments.cli.run_flags import chosen_stages, define_flags
 from experiments.settings import check_overrides, run_config
 from experiments.stages.replay import replay
-from experiments.stages.runner import STAGE_NAMES, open_run, run_stages
-from sdtt_jax.config import choose, require
+from experiments.stages.runner import open_run, run_stages
 from sdtt_jax.paths import as_path
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "The config file.", lock_config=True)
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Directory of the run, local or gs://…; made if it is missing."
-)
-_STAGES = flags.DEFINE_list(
-    "stages",
-    [],
-    f"Stages to run, separated by commas: {', '.join(STAGE_NAMES)}; all of them by default.",
-)
-_REPLAY = flags.DEFINE_string(
-    "replay",
-    None,
-    "Stage of which one step is taken twice and compared: teacher, distill/2, distill/2@57.",
-)
+define_flags()
 show_in_help("distributed", "compilation_cache")
 
 
 def main(argv: Sequence[str]) -> None:
     """Runs the stages that the flags ask for."""
     check_flags(argv, "config", "workdir")
-    require(
-        not _STAGES.present or bool(_STAGES.value),
-        f"--stages= names no stage; take some of {', '.join(STAGE_NAMES)}, or leave it out for all.",
-    )
-    stages = _STAGES.value or STAGE_NAMES
-    for stage in stages:
-        choose("--stages", stage, STAGE_NAMES)
-    keep_freed_memory(run_config(_CONFIG.value).model)
+    given, stages = flags.FLAGS, chosen_stages()
+    keep_freed_memory(run_config(given.config).model)
     config_file = str(config_flags.get_config_filename(flags.FLAGS["config"]))
     join_processes()
-    with open_run(_CONFIG.value, as_path(str(_WORKDIR.value)), config_file) as run:
-        if _REPLAY.value is not None:
-            replay(run, _REPLAY.value)
+    with open_run(given.config, as_path(str(given.workdir)), config_file) as run:
+        if given.replay is not None:
+            replay(run, given.replay)
         else:
             run_stages(run, stages)
 

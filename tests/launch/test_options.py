@@ -20,9 +20,17 @@ CONFIG = f"--config={ROOT / 'experiments' / 'configs' / 'owt_small.py'}"
         ("--config.teacher.train.num_steps=-3", "num_steps must be positive, not -3"),
         ("--config.distillers=sdt", "distillers='sdt' is unknown (did you mean 'sdtt'?)"),
         ("--config.teacher.train.num_stepz=3", "num_stepz"),
+        ("--stages=distil,evaluate", "--stages='distil' is unknown (did you mean 'distill'?)"),
+        ("--stages=", "--stages= names no stage"),
+        ("--stagess=distill", "flag 'stagess'"),
+        ("--distributed=maybe", "--distributed=maybe"),
+        ("distill", "unknown argument 'distill'"),
+        ("--spec=x", "flag 'spec'"),  # of launch.pod, not of the run
     ],
 )
 def test_what_the_run_would_refuse_is_refused_before_a_pod_is_asked_for(option, said):
     with pytest.raises(ConfigError, match=re.escape(said)):
         check_run([CONFIG, option])
-    check_run([CONFIG, "--config.evaluation.num_steps=(4,8)", "--stages=distill"])
+    fields = ["--config.evaluation.num_steps=(4,8)", "--workdir=gs://b/x", "--replay=distill/2"]
+    common = ["--distributed=on", "--compilation_cache=", "--verbosity=1", "--noalsologtostderr"]
+    check_run([CONFIG, *fields, "--stages=distill", *common])

@@ -128,6 +128,7 @@ WRONG = (
     (["--launcher=gke", "--spec.acelerator=x"], "did you mean 'accelerator'"),
     (["--launcher=gke", "--spec.workdir=/runs/x"], "give gs://BUCKET/PATH"),
     (["--launcher=gke", "--", "--config.distill.train.steps=3"], "has no field 'steps'"),
+    (["--launcher=gke", "--", "--stages=distil,evluate"], "did you mean 'distill'"),
     (["--launcher=gke", "--spec=/v5e_255.py"], "did you mean 'launch/specs/v5e_256.py'"),
     (["--launcher=gke", "--spec=/nope.py"], "launch/specs holds some"),
     (["--launcher=cron"], "<tpu_vm|gke|xpk|skypilot|slurm>"),
