@@ -20,7 +20,14 @@ from collections.abc import Sequence
 from absl import flags
 from ml_collections import config_flags
 
-from experiments.cli.app import check_flags, join_processes, output_file, run_app, wide_console
+from experiments.cli.app import (
+    check_flags,
+    join_processes,
+    output_file,
+    refuse,
+    run_app,
+    wide_console,
+)
 from experiments.cli.tables import rich_table
 from experiments.settings import check_overrides
 from experiments.stages.runner import STAGES, open_run
@@ -64,9 +71,15 @@ def main(argv: Sequence[str]) -> None:
     choose("The command", argv[1], COMMANDS)
     if argv[1] == "prepare":
         check_flags([argv[0], *argv[2:]], "config", "workdir")
+        refuse("prepare shows nothing", "records", "seed", "output")
+        if _ENGINE.value == "beam":
+            refuse("--engine=beam has workers of its own", "workers")
+        else:
+            refuse("Without --engine=beam no pipeline is started", "beam")
         _prepare()
     else:
         check_flags([argv[0], *argv[2:]], "workdir")
+        refuse("inspect prepares nothing", "config", "corpus", "engine", "workers", "beam")
         _inspect()
 
 

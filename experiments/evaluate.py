@@ -21,7 +21,7 @@ from pathlib import Path
 from absl import flags
 
 from experiments.cli import fields
-from experiments.cli.app import check_flags, join_processes, run_app, stopwatch
+from experiments.cli.app import check_flags, join_processes, refuse, run_app, stopwatch
 from experiments.cli.compare import compare
 from experiments.cli.devices import chosen_mesh
 from experiments.stages.mirror import own_data
@@ -200,11 +200,7 @@ def check_files(settings: Settings) -> None:
 def main(argv: Sequence[str]) -> None:
     """Measures, or compares, as the flags ask."""
     if _COMPARE.value:
-        beside = [name for name in _measuring() if flags.FLAGS[name].present]
-        require(
-            not beside,
-            f"--compare measures nothing, so --{', --'.join(beside)} would change nothing; leave it out.",
-        )
+        refuse("--compare measures nothing", *_measuring())
         compare([*_COMPARE.value, *argv[1:]], _OUTPUT.value)
         return
     check_flags(argv)

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments.cli.app import check_flags, run_app
+from experiments.cli.app import check_flags, refuse, run_app
 from sdtt_jax.config import require
 from sdtt_jax.errors import DataError
 from sdtt_jax.paths import as_path, read_json
@@ -87,6 +87,10 @@ def main(argv: Sequence[str]) -> None:
     """Writes what the flags ask for, and the paths to standard output."""
     check_flags(argv)
     given = flags.FLAGS
+    if given.exact is not None:
+        refuse("--exact has no race", "race", "batch")
+    if given.race is None:
+        refuse("Without --race there is no batch size to show", "batch")
     for path in report(given.workdir, given.exact, given.picture, given.race, given.batch):
         print(path)
 

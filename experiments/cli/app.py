@@ -317,6 +317,16 @@ def check_flags(argv: Sequence[str], *required: str) -> None:
         require(flags.FLAGS[name].value not in (None, ""), f"--{name} is missing; see --help.")
 
 
+def refuse(reason: str, *names: str) -> None:
+    """Raises `ConfigError` if any of these flags is given; `reason` says why it would change nothing."""
+    given = [name for name in names if flags.FLAGS[name].present]
+    them = "them" if given[1:] else "it"
+    require(
+        not given,
+        f"{reason}, so --{', --'.join(given)} would change nothing; leave {them} out.",
+    )
+
+
 def run_app(
     main: Callable[[Sequence[str]], None],
     check: Callable[[Sequence[str]], None] | None = None,

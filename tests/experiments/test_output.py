@@ -12,6 +12,7 @@ from experiments.cli.app import exit_status
 from experiments.cli.lines import json_lines
 from experiments.cli.output import is_of_a_bucket, shorten
 from sdtt_jax.errors import ConfigError
+from tests.experiments.processes import SMOKE, call
 
 
 def defined_in(module, *arguments):
@@ -80,3 +81,24 @@ def test_what_an_output_held_is_lost_to_the_first_line_and_not_to_an_error(
         if refused:
             raise ConfigError("guidance=1 … but no text is given")
     assert file.read_text() == left
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (("data", "prepare", SMOKE, "--records=5", "--output=x"), "--records, --output would"),
+        (("data", "prepare", SMOKE, "--beam=--runner=DirectRunner"), "Without --engine=beam"),
+        (("data", "prepare", SMOKE, "--engine=beam", "--workers=2"), "so --workers would"),
+        (("data", "inspect", "--corpus=x", "--engine=beam"), "so --corpus, --engine would"),
+        (("report", "--batch=3"), "Without --race there is no batch size to show, so --batch"),
+        (("report", "--exact=x", "--picture=a.png", "--race=b.png"), "--exact has no race, so"),
+    ],
+)
+def test_flags_of_another_command_are_refused_before_anything_is_done(command, said, tmp_path):
+    workdir = [] if "--exact=x" in command else [f"--workdir={tmp_path}"]
+    done = call(*command, *workdir)
+    assert (done.status, done.stdout) == (2, "")
+    [line] = done.stderr.splitlines()
+    assert said in line
+    assert line.endswith(f"would change nothing; leave {'them' if ', --' in line else 'it'} out.")
+    assert [*tmp_path.iterdir()] == []
