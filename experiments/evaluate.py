@@ -152,16 +152,16 @@ def check_used(
         "--wrap is for the text of --held_out; a run's own sequences are as its data were prepared. Give "
         "--held_out, or leave it out.",
     )
-    if helper:
-        modes = [settings.mode] if {*suites} & {"generation", "budget", "latency"} else []
-        if "frontier" in suites:
-            modes += settings.modes.split() or [settings.mode]
-        asked = " ".join(dict.fromkeys(modes)) or "none, as nothing is written"
-        require(
-            any(parse_mode(mode)[0].helper for mode in modes),
-            f"--helper is for decoders that ask a second model, such as --mode=speculative, and the decoder "
-            f"is {asked}; leave it out, or choose such a decoder.",
-        )
+    modes = [settings.mode] if {*suites} & {"generation", "budget", "latency"} else []
+    if "frontier" in suites:
+        modes += settings.modes.split() or [settings.mode]
+    asked = " ".join(dict.fromkeys(modes)) or "none, as nothing is written"
+    require(
+        not helper or any(parse_mode(mode)[0].helper for mode in modes),
+        f"--helper is for decoders that ask a second model, such as --mode=speculative, and the decoder is "
+        f"{asked}; leave it out, or choose such a decoder.",
+    )
+    fields.require_helper(modes, helper)
     for field in dataclasses.fields(Settings):
         name = field.name
         if getattr(settings, name) == field.default:

@@ -16,6 +16,7 @@ from absl import flags
 
 from experiments.cli.app import check_flags, output_file, run_app
 from experiments.cli.fields import define_checkpoint, define_given, given_flags
+from experiments.stages.mirror import own_data
 from sdtt_jax.config import positive
 from sdtt_jax.evaluation.inspection import losses, own_reading, recognised
 from sdtt_jax.evaluation.settings import Settings
@@ -29,7 +30,9 @@ from sdtt_jax.paths import write_json
 _CHECKPOINT = define_checkpoint()
 define_given()
 _HELD_OUT = flags.DEFINE_string(
-    "held_out", "world_english_bible", "Real text: a file or folder, or a named set."
+    "held_out",
+    "world_english_bible",
+    "Real text: a file or folder, or a named set; empty for the validation split of the checkpoint's run.",
 )
 _TEXTS = flags.DEFINE_integer("texts", 8, "Number of texts to read.")
 _TOKENS = flags.DEFINE_integer("tokens", 128, "The most tokens to read of each text.")
@@ -57,7 +60,7 @@ def main(argv: Sequence[str]) -> None:
     else:
         length = min(_TOKENS.value, model.config.length)
         settings = Settings(held_out=_HELD_OUT.value, length=length, held_out_texts=_TEXTS.value)
-        subject = Subject(model, settings)
+        subject = Subject(model, settings, data=None if _HELD_OUT.value else own_data(model))
         tokens = held_out(subject)
         print(f"\nloss on {held_out_name(subject)}, {len(tokens)} texts of {length} tokens:")
         key = purpose_key(settings.seed, "evaluate.bound")

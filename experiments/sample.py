@@ -87,6 +87,7 @@ def main(argv: Sequence[str]) -> None:
     )
     sampling = fields.from_flags(Sampling)
     config = sampling.sampler(_NUM_STEPS.value)
+    fields.require_helper([config.mode], _HELPER.value)
     join_processes()
     file = processes.on_first("Checking --output", lambda: output_file(_OUTPUT.value))
     require(

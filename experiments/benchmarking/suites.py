@@ -160,7 +160,8 @@ class BenchmarkPlan:
             "--suite=demo must be measured alone, because its config differs.",
         )
         whole(1, **{"--batch_size": self.batch_size, "--repeats": self.repeats})
-        each(functools.partial(whole, 1), **{"--race_batches": self.race_batches})
+        several = {f"--{name}": getattr(self, name) for name in ("num_steps", "race_batches")}
+        each(functools.partial(whole, 1), **several)
         choose("--race_helper", self.race_helper, HELPERS)
         at_least(0, **{"--limit_s": self.limit_s})
         require(

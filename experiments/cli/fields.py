@@ -2,13 +2,16 @@
 
 import dataclasses
 import math
+import re
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
 from absl import flags
 
 from sdtt_jax.config import require
+from sdtt_jax.diffusion.decoders import parse_mode
+from sdtt_jax.diffusion.decoders.serving import HELPERS
 
 T = TypeVar("T")
 # A flag that is defined here belongs to the module that asks for it, and is listed in that module's --help.
@@ -42,6 +45,16 @@ def define_helper() -> flags.FlagHolder[str | None]:
         "causal model that verifies --mode=speculative, the causal model of energy, the denoiser "
         "that makes the later calls of staged, or the causal model that plans for skeleton.",
     )
+
+
+def require_helper(modes: Iterable[str], helper: str | None) -> None:
+    """Raises `ConfigError` if one of the decoders asks a second model, and --helper names none."""
+    for mode in modes:
+        kinds = [HELPERS[kind] for kind in parse_mode(mode)[0].helper]
+        require(
+            bool(helper) or not kinds,
+            f"mode={mode} needs another model, a {' or a '.join(kinds)}; name it with --helper.",
+        )
 
 
 def define_given() -> None:
@@ -106,7 +119,7 @@ def _items(name: str, of: type, value: list[str] | None) -> tuple[Any, ...]:
         return tuple(sorted({float(text) for text in texts}))
     for text in texts:
         require(
-            text.isdecimal(),
+            re.fullmatch("-?[0-9]+", text) is not None,
             f"--{name}: {text!r} is not a whole number; give whole numbers separated by commas.",
         )
     return tuple(sorted({int(text) for text in texts}))

@@ -133,8 +133,8 @@ class PodSpec:
         require(self.workdir != "", "workdir is missing; give gs://BUCKET/PATH.")
         require(
             not self.workdir.startswith("gs:") or _BUCKET.fullmatch(self.workdir) is not None,
-            f"workdir={self.workdir!r} must be gs://BUCKET/PATH, with the name of your bucket, which is in "
-            "lower case.",
+            f"workdir={self.workdir!r} must be gs://BUCKET/PATH, with the name of your bucket, which is 3 to "
+            "222 of a-z, 0-9, '.', '_' and '-', and begins and ends with a letter or digit.",
         )
         require(
             not (self.spot and self.reservation),

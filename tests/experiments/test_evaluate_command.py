@@ -124,6 +124,12 @@ def test_wrong_flags_are_one_line(given, said):
         (["judge"], {"texts": "x", "early_exit": 0.1}, None, "--early_exit is for"),
         (["likelihood"], {"wrap": True}, None, "--wrap is for the text of --held_out"),
         (["generation"], {}, "teacher", "the decoder is grid; leave it out"),
+        (
+            ["latency"],
+            {"mode": "speculative"},
+            None,
+            "a causal model or a denoiser; name it with --helper",
+        ),
         (["likelihood"], {"mode": "speculative"}, "teacher", "as nothing is written"),
         (["frontier"], {"mode": "speculative", "modes": "grid"}, "teacher", "decoder is grid;"),
         (["generation", "likelihood"], {"num_prompts": 2, "mode": "speculative"}, "teacher", None),

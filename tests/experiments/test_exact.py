@@ -82,10 +82,16 @@ def test_mixtures_are_sizes_from_two_or_none() -> None:
         exact.ExactPlan("out", mixtures=(1, 4))
 
 
-def test_numbers_are_read_from_flags_as_they_are_listed(tmp_path: Path) -> None:
-    done = command(f"--output={tmp_path / 'out'}", "--calls=1,x")
+@pytest.mark.parametrize(
+    ("calls", "said"),
+    [("1,x", "--calls: 'x' is not a whole number"), ("4,-8", "--calls must be positive, not -8.")],
+)
+def test_numbers_are_read_from_flags_as_they_are_listed(
+    tmp_path: Path, calls: str, said: str
+) -> None:
+    done = command(f"--output={tmp_path / 'out'}", f"--calls={calls}")
     assert (done.status, done.stdout) == (2, "")
-    assert "--calls: 'x' is not a whole number" in done.stderr
+    assert said in done.stderr
 
 
 def test_the_table_has_a_section_for_each_number_of_calls() -> None:

@@ -102,3 +102,15 @@ def test_flags_of_another_command_are_refused_before_anything_is_done(command, s
     assert said in line
     assert line.endswith(f"would change nothing; leave {'them' if ', --' in line else 'it'} out.")
     assert [*tmp_path.iterdir()] == []
+
+
+def test_an_inspection_without_held_out_text_reads_that_of_the_run(unbroken):
+    done = call(
+        "inspect",
+        f"--checkpoint={unbroken.root}",
+        "--held_out=",
+        "--texts=1",
+        "--num_maskings=1",
+    )
+    assert done.status == 0, done.stderr
+    assert "loss on validation split of the run, 1 texts of 32 tokens" in done.stdout
