@@ -13,6 +13,7 @@ shows the texts appear as they are denoised, one after the other. In Python,
 same command to each of several processes; the first one writes the texts.
 """
 
+import functools
 import itertools
 import sys
 import time
@@ -128,14 +129,21 @@ def _written(
     """Text, tokens and facts of each row of `x_init: [B, L]` int32 as it is written."""
     key, tokenizer, done = seed_key(sampling.seed), model.text_tokenizer, 0
 
+    def stopped(tokens: np.ndarray, given: np.ndarray) -> np.ndarray:
+        """Texts that end as --stop_at_eos says; `given: [texts, length]` int32 is what they began as."""
+        if not _STOP_AT_EOS.value:
+            return tokens
+        return ended(tokens, given != model.mask_id, tokenizer.bos_id, tokenizer.eos_id)
+
     def watched(params: Params, index: jax.Array, rows: jax.Array) -> Written:
         """Shows the first text as the batch is written, and then replays the others."""
         del params
         states = model.states(jax.random.fold_in(key, index), rows, config, helper)
+        finish = functools.partial(stopped, given=np.asarray(rows))
         # A batch that is not full is filled up with repeats.
         for row in range(min(len(rows), len(x_init) - int(index) * len(rows))):
             states, again = itertools.tee(states)
-            state = watch(again, tokenizer, config.num_steps, _PAUSE.value, row=row)
+            state = watch(again, tokenizer, config.num_steps, _PAUSE.value, row=row, finish=finish)
         return Written(state.x, jnp.full(len(rows), state.nfe))
 
     if _WATCH.value:
@@ -146,9 +154,7 @@ def _written(
         began = time.monotonic()
         tokens, nfe = write()
         seconds = time.monotonic() - began
-        if _STOP_AT_EOS.value:
-            given = x_init[done : done + len(tokens)] != model.mask_id
-            tokens = ended(tokens, given, tokenizer.bos_id, tokenizer.eos_id)
+        tokens = stopped(tokens, x_init[done : done + len(tokens)])
         done += len(tokens)
         facts = {"num_steps": config.num_steps, "nfe": int(nfe[0]), "seconds": seconds}
         for row in tokens:

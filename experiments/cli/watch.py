@@ -1,7 +1,7 @@
 """A text that appears in the terminal as it is denoised."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 from rich.console import Console, Group
@@ -37,11 +37,13 @@ def watch(
     pause: float,
     console: Console | None = None,
     row: int = 0,
+    finish: Callable[[np.ndarray], np.ndarray] = lambda tokens: tokens,
 ) -> SamplerState:
     """Shows one text of each state, in place of the one before it, and returns the last state.
 
     If standard output is not a terminal, only the last state is written. A state is shown for `pause`
-    seconds at least; the line below the text shows `num_steps`, the sampler's.
+    seconds at least; the line below the text shows `num_steps`, the sampler's. What stays is what `finish`
+    makes of the last state's `[batch, length]` int32, as by cutting texts at their ends.
     """
     console = console or Console()
     before: np.ndarray | None = None
@@ -60,6 +62,6 @@ def watch(
             if console.is_terminal:
                 time.sleep(max(0.0, pause - (time.monotonic() - began)))
         assert last is not None
-        assert before is not None
-        live.update(Group(frame(before, before, tokenizer), Text(line, MASKED), ""), refresh=True)
+        text = finish(np.asarray(last.x))[row]
+        live.update(Group(frame(text, text, tokenizer), Text(line, MASKED), ""), refresh=True)
     return last

@@ -45,6 +45,17 @@ def test_every_state_is_shown_in_place_and_the_last_stays(terminal):
     assert ("▒b▒" in shown) == terminal
 
 
+@pytest.mark.parametrize("terminal", [True, False])
+def test_what_stays_is_the_text_as_it_is_finished(terminal):
+    """As by --stop_at_eos, which takes what follows EOS away. Oracle: the shown text, and the raw state."""
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=terminal, width=60, color_system=None)
+    last = watch(states(), Letters(), 2, 0.0, console, finish=lambda x: np.where(x > 1, 25, x))
+    assert "abz" in out.getvalue().rpartition("abc")[2]
+    assert ("abc" in out.getvalue()) is terminal
+    np.testing.assert_array_equal(last.x, [[0, 1, 2]])
+
+
 def test_the_texts_that_are_watched_are_those_that_are_not(unbroken, tmp_path):
     """Five texts in batches of two: the last batch is not full, and its repeat is not shown."""
     words = f"--checkpoint={unbroken.root}", "--num_steps=2", "--num_samples=5", "--batch_size=2"
