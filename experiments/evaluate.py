@@ -124,6 +124,13 @@ def _measuring() -> list[str]:
     return ["checkpoint", "suite", "judge", "baseline", "helper", *given, *settings]
 
 
+def asked_settings() -> Settings:
+    """The settings that the flags describe; what a list names twice counts once."""
+    settings = fields.from_flags(Settings)
+    modes = dict.fromkeys(settings.modes.split())
+    return dataclasses.replace(settings, modes=" ".join(modes))
+
+
 def _users(name: str, settings: Settings, checkpoint: bool) -> tuple[str, ...]:
     """The suites to which a setting makes a difference, beside these others."""
     users: tuple[str, ...] = Settings.__dataclass_fields__[name].metadata["suites"] or tuple(SUITES)
@@ -208,7 +215,7 @@ def main(argv: Sequence[str]) -> None:
     require(bool(suites), f"--suite is missing; choose from {', '.join(SUITES)}.")
     for suite in suites:
         choose("--suite", suite, SUITES)
-    settings = fields.from_flags(Settings)
+    settings = asked_settings()
     for name, field in (("judge", "texts"), ("lambada", "task_file")):
         together = (name in suites) == bool(getattr(settings, field))
         require(together, f"--suite={name} and --{field} go together; give both or neither.")

@@ -10,7 +10,7 @@ from experiments.cli.tables import narrow_tables
 from sdtt_jax import markdown
 from sdtt_jax.config import require
 from sdtt_jax.errors import DataError
-from sdtt_jax.paths import as_path, write_text
+from sdtt_jax.paths import as_path, is_remote, write_text
 from sdtt_jax.reporting.evaluations import (
     Evaluation,
     race,
@@ -25,7 +25,8 @@ def compare(paths: Sequence[str], folder: str | None) -> None:
 
     If a folder is given, comparison.md and the pictures are written there.
     """
-    require(len(set(paths)) == len(paths), "--compare names a file twice; give each once.")
+    files = {path if is_remote(path) else as_path(path).resolve() for path in paths}
+    require(len(files) == len(paths), "--compare names a file twice; give each once.")
     evaluations = [read_evaluation(path) for path in paths]
     if len({evaluation.name for evaluation in evaluations}) < len(evaluations):
         evaluations = [

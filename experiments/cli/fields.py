@@ -78,7 +78,10 @@ def show_in_help(*names: str) -> None:
 
 
 def define_flags(kind: type) -> None:
-    """Defines a flag for every field of a dataclass; a tuple is given as a list separated by commas."""
+    """Defines a flag for every field of a dataclass; a tuple is given as a list separated by commas.
+
+    What a list names twice counts once, and numbers are sorted.
+    """
     for field, of, many in _fields(kind):
         text = field.metadata["help"]
         if many:
@@ -109,7 +112,7 @@ def _fields(kind: type) -> Iterator[tuple[Any, type, bool]]:
 def _items(name: str, of: type, value: list[str] | None) -> tuple[Any, ...]:
     texts = [text.strip() for text in value or []]
     if of is str:
-        return tuple(texts)
+        return tuple(dict.fromkeys(texts))
     if of is float:
         for text in texts:
             require(

@@ -8,6 +8,7 @@ from rich.console import Console
 from experiments.cli import compare as module
 from experiments.cli.compare import compare
 from experiments.cli.tables import narrow_tables
+from sdtt_jax.errors import ConfigError
 from sdtt_jax.evaluation.record import FORMAT
 from sdtt_jax.reporting.evaluations import race, read_evaluation, tables
 
@@ -99,3 +100,11 @@ def test_perplexities_of_different_judges_are_not_set_side_by_side_unmarked(tmp_
     compare([str(one), str(other)], str(tmp_path / "side"))
     assert "judge b: smollm2" in (tmp_path / "side" / "comparison.md").read_text()
     assert "cannot be compared" in capsys.readouterr().out
+
+
+def test_a_file_is_compared_once_however_it_is_named(tmp_path, monkeypatch):
+    file = results(tmp_path / "a.json", 19.3)
+    monkeypatch.chdir(tmp_path)
+    for other in ("a.json", "./a.json", f"../{tmp_path.name}/a.json"):
+        with pytest.raises(ConfigError, match="--compare names a file twice"):
+            compare([file, other], None)

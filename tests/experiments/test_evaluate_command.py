@@ -6,11 +6,12 @@ import inspect
 import itertools
 import json
 import re
+import types
 
 import numpy as np
 import pytest
 
-from experiments.evaluate import check_files, check_used, evaluate
+from experiments.evaluate import asked_settings, check_files, check_used, evaluate
 from sdtt_jax.errors import ConfigError, UserError
 from sdtt_jax.evaluation.settings import Settings
 from sdtt_jax.evaluation.subject import load_subject
@@ -162,6 +163,18 @@ def test_a_file_that_cannot_be_read_is_found_before_any_model_is_loaded(
         file.write_bytes(content)
     with pytest.raises(UserError, match=said):
         check_files(Settings(**{field: str(file)}))
+
+
+def test_what_a_list_names_twice_counts_once(monkeypatch):
+    given = {field.name: field.default for field in dataclasses.fields(Settings)}
+    given |= {"modes": "grid  grid first-hitting", "estimators": ["counts", "counts"]}
+    given |= {name: ["8", "4", "8"] for name in ("num_steps", "latency_steps", "latency_batches")}
+    given |= {"temperatures": ["1", "0.5", "1.0"]}
+    parsed = {name: types.SimpleNamespace(value=value) for name, value in given.items()}
+    monkeypatch.setattr("experiments.cli.fields.flags.FLAGS", parsed)
+    settings = asked_settings()
+    assert (settings.modes, settings.estimators) == ("grid first-hitting", ("counts",))
+    assert (settings.num_steps, settings.temperatures) == ((4, 8), (0.5, 1.0))
 
 
 def test_without_a_checkpoint_the_judge_is_measured_and_its_dtype_counts():
