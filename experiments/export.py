@@ -22,6 +22,7 @@ A model card, README.md, is added, with the measurements if the model is from a 
 token is taken from $HF_TOKEN.
 """
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,7 +30,7 @@ from pathlib import Path
 from absl import flags
 
 from experiments.cli import fields
-from experiments.cli.app import check_flags, run_app
+from experiments.cli.app import check_flags, refuse, run_app
 from sdtt_jax.config import choose, require
 from sdtt_jax.errors import CheckpointError
 from sdtt_jax.evaluation.settings import Decoding, Variation
@@ -93,10 +94,11 @@ def main(argv: Sequence[str]) -> None:
     """Exports as the flags ask."""
     check_flags(argv, "checkpoint", "output")
     choose("--format", _FORMAT.value, FORMATS)
-    for name, given in {"helper": _HELPER.value, "early_exit": _EARLY_EXIT.value}.items():
-        require(
-            _FORMAT.value == "stablehlo" or not given,
-            f"--{name} is for the sampler of --format=stablehlo; leave it out.",
+    if _FORMAT.value != "stablehlo":
+        decoding = [field.name for field in dataclasses.fields(Decoding)]
+        sampling = ("num_steps", "batch_size", "helper", "early_exit", *decoding)
+        refuse(
+            f"--format={_FORMAT.value} exports no sampler, as --format=stablehlo does", *sampling
         )
     fields.from_flags(Decoding)
     Variation(early_exit=_EARLY_EXIT.value)

@@ -65,7 +65,10 @@ class Decoding:
         suites=WRITING,
     )
     time_grid: str = setting(
-        SamplerConfig.time_grid, "Times of the sampler: uniform or cosine.", suites=WRITING
+        SamplerConfig.time_grid,
+        "Times of the sampler: uniform or cosine, for the decoders that go by times: "
+        f"{', '.join(name for name, decoder in DECODERS.items() if decoder.timed)}.",
+        suites=WRITING,
     )
     temperature: float = setting(
         SamplerConfig.temperature,
@@ -82,7 +85,7 @@ class Decoding:
         SamplerConfig.guidance,
         "How much stronger the influence of the given text on the predictions is made "
         "(classifier-free guidance), in two network calls for one; 0 is off.",
-        suites=WRITING,
+        suites=("generation", "frontier", "budget"),
     )
     top_k: int = setting(SamplerConfig.top_k, "Top-k filtering; 0 is off.", suites=WRITING)
     top_p: float = setting(SamplerConfig.top_p, "Nucleus filtering; 1 is off.", suites=WRITING)
@@ -95,14 +98,19 @@ class Decoding:
         """Filters of the token distribution, which causal models take too."""
         return {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p}
 
-    def sampler(self, num_steps: int) -> SamplerConfig:
-        """The sampler at a number of steps."""
+    def sampler(self, num_steps: int, *, given: bool = True) -> SamplerConfig:
+        """The sampler at a number of steps.
+
+        Args:
+          num_steps: of the sampler.
+          given: whether the texts begin with something; otherwise there is nothing that could guide.
+        """
         return SamplerConfig(
             num_steps=num_steps,
             mode=self.mode,
             time_grid=self.time_grid,
             cooling=self.cooling,
-            guidance=self.guidance,
+            guidance=self.guidance if given else 0.0,
             **self.filters,
         )
 
@@ -347,6 +355,7 @@ class Settings(Sampling):
         within("(0, inf)", temperatures=min(self.temperatures))
         for mode in self.modes.split():
             _check_mode(mode)
+            dataclasses.replace(self, mode=mode, modes="")  # with the other settings of the sampler
         for estimator in self.estimators:
             choose("estimators", estimator, ESTIMATORS)
 

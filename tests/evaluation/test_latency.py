@@ -116,3 +116,10 @@ def test_a_helper_and_a_stored_schedule_are_timed(tmp_path):
         found.append(measured.nfe)
     assert found[0] == 2
     assert found[1] >= 2
+
+
+def test_texts_without_a_prompt_are_timed_without_guidance():
+    """As the suite "generation" writes them, so that both meet in the race."""
+    model = as_model(TableDenoiser(), random_table(0))
+    settings = Settings(guidance=2.0, latency_steps=(2,))
+    assert racers(Subject(model, settings), jax.random.key(0))[-1].config.guidance == 0

@@ -47,6 +47,10 @@ def test_the_help_of_mode_names_every_decoder():
             "--modes=grid,first-hitting: modes are separated by spaces, as",
         ),
         ({"modes": "grid gird"}, r"--modes: mode='gird' is unknown .*first-hitting[^.]*\.$"),
+        (
+            {"modes": "grid first-hitting", "time_grid": "cosine"},
+            "mode='first-hitting' takes no steps on a grid of times",
+        ),
     ],
 )
 def test_settings_that_cannot_work_are_named(fields, named):

@@ -197,8 +197,9 @@ def test_no_suite_is_denied_a_setting_that_it_reads(suite):
         ("subject.length", ["length"]),
         (
             ".sampler(",
-            ["mode", "time_grid", "temperature", "cooling", "guidance", "top_k", "top_p"],
+            ["mode", "time_grid", "temperature", "cooling", "top_k", "top_p"],
         ),
+        ("check_guided(", ["guidance"]),
     ):
         read |= {*through} if called in source else {*()}
     assert [name for name in read if suites[name] and suite not in suites[name]] == []

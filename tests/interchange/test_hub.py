@@ -91,10 +91,15 @@ def test_a_token_that_the_hub_refuses_is_an_error_that_does_not_show_it(hub, pub
     assert (tmp_path / "out" / "model.safetensors").exists()
 
 
-def test_a_name_that_is_no_repository_is_refused(hub, published, tmp_path):
+def test_a_name_that_is_no_repository_and_flags_that_change_nothing_are_refused(
+    hub, published, tmp_path
+):
     done = export(hub, tmp_path, published, push="nonsense")
     assert done.status == 2
     assert "--push=nonsense is not OWNER/NAME" in done.stderr
+    done = export(hub, tmp_path, published, "--num_steps=4", "--mode=confidence")
+    assert done.status == 2
+    assert "so --num_steps, --mode would change nothing; leave them out." in done.stderr
 
 
 def test_several_files_come_with_their_tokenizer(hub, tmp_path):

@@ -47,7 +47,7 @@ def suite(subject: Subject, record: Record) -> None:
     real = held_out(subject, settings.num_texts)
     target = real_entropy(subject, real)
     record.log(f"  real text has an entropy of {target:.3f}")
-    for mode in settings.modes.split() or (settings.mode,):
+    for mode in dict.fromkeys(settings.modes.split()) or (settings.mode,):
         for num_steps in settings.num_steps:
             latest = _item(subject, record, mode, num_steps, real, target)
     _clean_calls(record, latest)

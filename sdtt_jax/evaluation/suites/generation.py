@@ -1,6 +1,5 @@
 """The suite "generation": texts at every number of steps, causal texts and real ones, all judged alike."""
 
-import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -155,9 +154,7 @@ def writers(subject: Subject, setup: Setup) -> list[Writer]:
         masked = ((0, 0), (0, free))
         x_init = np.pad(after_bos(model, setup.prompts), masked, constant_values=model.mask_id)
         for num_steps in settings.num_steps:
-            config = settled(settings.sampler(num_steps), model)
-            if not setup.given:  # nothing that could guide
-                config = dataclasses.replace(config, guidance=0.0)
+            config = settled(settings.sampler(num_steps, given=bool(setup.given)), model)
             key = purpose_key(settings.seed, name, num_steps)
             helper = subject.helper if parse_mode(config.mode)[0].helper else None
             batches = model.batches(key, x_init, config, settings.batch_size, helper)

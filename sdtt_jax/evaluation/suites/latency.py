@@ -142,7 +142,7 @@ def racers(subject: Subject, key: jax.Array) -> list[Racer]:
         result.append(causal("baseline", "the baseline", baseline.config, lambda: baseline))
     own = common | {"model": model.identity["digest"], "seed": settings.seed}
     for num_steps in settings.latency_steps:
-        sampler = settled(settings.sampler(num_steps), model)
+        sampler = settled(settings.sampler(num_steps, given=False), model)
         facts = {"kind": "diffusion", "num_steps": num_steps}
         inputs = own | {"sampler": to_mapping(sampler)}
         helper = subject.helper if parse_mode(sampler.mode)[0].helper else None
