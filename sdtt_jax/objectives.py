@@ -346,7 +346,7 @@ def coupled_loss(
     return loss
 
 
-def exits_loss(diffusion: MaskedDiffusion) -> LossFn:
+def exits_loss(diffusion: MaskedDiffusion, sequences: Sequences | None = None) -> LossFn:
     """KL(last layer ‖ exit) of a frozen network's exits, in nats per masked token and exit.
 
     The cross-entropy between exp(-KL) and each exit's prediction of it is added. The parameters are those of
@@ -355,6 +355,7 @@ def exits_loss(diffusion: MaskedDiffusion) -> LossFn:
 
     Args:
       diffusion: the model, whose network is a `Denoiser`.
+      sequences: how the batches were packed; None: all positions are alike.
     """
     network: Any = diffusion.denoiser
 
@@ -365,10 +366,12 @@ def exits_loss(diffusion: MaskedDiffusion) -> LossFn:
         return kl_fwd(ours, theirs, network.mask_id + 1)
 
     def loss(params: Tree, context: Tree, batch: Tokens, key: Key) -> Loss:
-        base = context[BASE]
-        t, _, x_t = masked_batch(diffusion, batch, key, NelboConfig(weighting="even"))
+        base, arrangement = context[BASE], arrange(batch, sequences)
+        segments = None if arrangement is None else arrangement.segments
+        model, config = diffusion.within(arrangement), NelboConfig(weighting="even")
+        t, _, x_t = masked_batch(model, batch, key, config)
         sigma, head = diffusion.schedule.sigma(t), network.head_params(base)
-        states, _ = layer_by_layer(network, base | {EXIT_PARAMS: params}, x_t, sigma)
+        states, _ = layer_by_layer(network, base | {EXIT_PARAMS: params}, x_t, sigma, segments)
         # Texts first, so that on a mesh every device keeps its own.
         states = jnp.moveaxis(states, 0, 1)
         exits = states.shape[1] - 1

@@ -41,7 +41,8 @@ def train_exits(
 
     Args:
       model: with a `Denoiser`.
-      tokens: `[texts, length]` int32, read in one random order, over and over.
+      tokens: `[texts, length]` int32, packed like the model's sequences; read in one random order, over and
+        over.
       seed: of that order and of the maskings.
       num_steps: of the training.
       batch_size: texts of a step, rounded up to a multiple of the mesh's parts.
@@ -62,7 +63,7 @@ def train_exits(
         try:
             state = train(
                 state,
-                make_train_step(exits_loss(model.diffusion), config),
+                make_train_step(exits_loss(model.diffusion, model.sequences), config),
                 lambda step: tokens[order[(step * size + np.arange(size)) % len(tokens)]],
                 purpose_key(seed, "evaluate.exits.training"),
                 config,

@@ -1,10 +1,11 @@
 """Early exits with a guarantee: a threshold calibrated on held-out text by Learn then Test.
 
 The guarantee: with probability `1 - failure` over the calibration texts, the mean share of masked
-positions whose likeliest token changes when texts leave early is at most `bound`. Thresholds are tested
-one after the other, downwards from one at which no text leaves early, each by the p-value of "its share
-is above the bound". The last threshold before the first that is not rejected is taken (arXiv 2110.01052,
-fixed-sequence testing with the Hoeffding-Bentkus inequality, proposition 5).
+positions whose likeliest token changes when texts leave early is at most `bound`. The mean is over texts in
+which something is masked; prompts and padding never are. Thresholds are tested one after the other, downwards
+from one at which no text leaves early, each by the p-value of "its share is above the bound". The last
+threshold before the first that is not rejected is taken (arXiv 2110.01052, fixed-sequence testing with the
+Hoeffding-Bentkus inequality, proposition 5).
 """
 
 import functools
@@ -23,6 +24,7 @@ from sdtt_jax.model.masked import Model
 from sdtt_jax.networks import Denoiser
 from sdtt_jax.networks.exiting import layer_by_layer
 from sdtt_jax.ops.head_loss import selected_losses
+from sdtt_jax.ops.sequences import Sequences, arrange
 
 # The file beside a checkpoint's parameters: thresholds by bound.
 EXITS_FILE = "exits.json"
@@ -35,8 +37,9 @@ class Calibrated(NamedTuple):
     """A threshold for `networks.exiting.Exiting`, and what it did to the texts it was calibrated on."""
 
     threshold: float
-    disagreement: float  # mean share of masked positions whose likeliest token changes
-    layers: float  # mean number of layers
+    # Both are means over the texts in which a token was masked.
+    disagreement: float  # share of masked positions whose likeliest token changes
+    layers: float  # number of layers
 
 
 def check_exits(model: Model) -> None:
@@ -95,15 +98,24 @@ def calibrate(
 
     Args:
       model: with a `Denoiser`.
-      tokens: `[texts, length]` int32, held-out and independent.
+      tokens: `[texts, length]` int32, held-out and independent, packed like the model's sequences.
       key: PRNG key.
       bound, failure: of the guarantee.
       least: layers that every text goes through.
       batch_size: texts at once.
+
+    Raises:
+      ConfigError: the network has no exits, or no token of any text was masked.
     """
     check_exits(model)
-    function = functools.partial(_profile, model.diffusion, key)
-    settled, differs = map_batches(function, model.params, tokens, batch_size)
+    function = functools.partial(_profile, model.diffusion, model.sequences, key)
+    profile = map_batches(function, model.params, tokens, batch_size)
+    # A text without a masked token makes no call and would count as one that leaves early without a loss.
+    settled, differs = (x[profile[2] > 0] for x in profile[:2])
+    require(
+        len(settled) > 0,
+        f"none of {len(tokens)} texts had a token masked, so they say nothing about exits; take more texts.",
+    )
     layers = settled.shape[1]
     # For each threshold, the first layer from `least` on that has settled, or else the last layer.
     may = settled[:, None, :] >= np.array(THRESHOLDS)[:, None]
@@ -116,18 +128,31 @@ def calibrate(
     return Calibrated(THRESHOLDS[chosen], *(float(mean) for mean in means))
 
 
-@functools.partial(jax.jit, static_argnames="diffusion")
+@functools.partial(jax.jit, static_argnames=("diffusion", "sequences"))
 def _profile(
-    diffusion: MaskedDiffusion, key: jax.Array, params: Any, index: jax.Array, x0: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """How settled texts are, and their share of masked tokens unlike the last layer's: `[texts, layers]`."""
+    diffusion: MaskedDiffusion,
+    sequences: Sequences | None,
+    key: jax.Array,
+    params: Any,
+    index: jax.Array,
+    x0: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """How settled texts are, their share of masked tokens unlike the last layer's, and how many are masked.
+
+    `[texts, layers]` float32 twice, and `[texts]` int32.
+    """
     key_t, key_mask = jax.random.split(jax.random.fold_in(key, index))
     t = jax.random.uniform(key_t, x0.shape[:1], jnp.float32)
     schedule, network = diffusion.schedule, diffusion.denoiser
-    x_t = q_xt(key_mask, x0, schedule.move_chance(t), diffusion.mask_id)
+    # What a sampler sees and fills: texts, prompts and padding as in training.
+    arrangement = arrange(x0, sequences)
+    free, segments = (
+        (None, None) if arrangement is None else (arrangement.free, arrangement.segments)
+    )
+    x_t = q_xt(key_mask, x0, schedule.move_chance(t), diffusion.mask_id, free)
     masked = x_t == diffusion.mask_id
     assert isinstance(network, Denoiser)
-    states, settled = layer_by_layer(network, params, x_t, schedule.sigma(t))
+    states, settled = layer_by_layer(network, params, x_t, schedule.sigma(t), segments)
 
     def best(logits: jax.Array, _: jax.Array) -> jax.Array:
         return jnp.argmax(logits[:, : network.mask_id], axis=-1)
@@ -139,5 +164,5 @@ def _profile(
 
     tokens = jax.lax.map(likeliest, states)
     differs = (masked & (tokens != tokens[-1])).sum(axis=-1, dtype=jnp.float32)
-    differs /= jnp.maximum(masked.sum(axis=-1), 1)
-    return settled.T, differs.T
+    count = masked.sum(axis=-1, dtype=jnp.int32)
+    return settled.T, (differs / jnp.maximum(count, 1)).T, count

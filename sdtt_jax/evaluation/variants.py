@@ -66,6 +66,12 @@ def _exiting(model: Model, bound: float) -> tuple[Model, dict[str, Any]]:
     remedy = f"calibrate it with experiments.evaluate --suite=exits --exit_bound={bound}"
     what = f"early_exit={bound}: its threshold"
     found = read_fitted(model, EXITS_FILE, str(bound), what, remedy)
+    kind = None if model.sequences is None else model.sequences.kind
+    require(
+        found.get("sequences") == kind,
+        f"{what}, stored beside {model.facts['path']}, was calibrated as if its sequences were "
+        f"{found.get('sequences', 'packed')}, but they are {kind or 'packed'}; {remedy} again.",
+    )
     if found.get("exits"):
         remedy += ", with the same --exit_training_steps"
         model = with_exits(model, read_exits(model, found["exits"], what, remedy))

@@ -130,7 +130,11 @@ def _mean_over(masked: jax.Array, values: jax.Array) -> PerSequence:
 
 
 def layer_by_layer(
-    network: Denoiser, params: Params, tokens: Tokens, sigma: PerSequence | None = None
+    network: Denoiser,
+    params: Params,
+    tokens: Tokens,
+    sigma: PerSequence | None = None,
+    segments: Segments | None = None,
 ) -> tuple[Hidden, jax.Array]:
     """What the head would read at every layer, and how far this has settled there.
 
@@ -138,12 +142,13 @@ def layer_by_layer(
       network, params: the denoiser; with trained exits, differentiable with respect to them.
       tokens: `[batch, length]` int32.
       sigma: `[batch]` float32, total noise.
+      segments: `[batch, length]` int32, as for the network's `hidden`; None: all positions see each other.
 
     Returns:
       `[layers, batch, length, embed]`, and `[layers, batch]` float32, the value that is compared with a
       threshold: `saturation`, or the agreement that trained exits predict.
     """
-    layer, read, settling, x = _parts(network, params, tokens, sigma, None)
+    layer, read, settling, x = _parts(network, params, tokens, sigma, segments)
 
     def deeper(carry: Any, index: jax.Array) -> Any:
         x, normed = carry

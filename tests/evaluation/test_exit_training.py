@@ -2,6 +2,7 @@
 and the network itself, which must stay what it is."""
 
 import dataclasses
+import functools
 import json
 
 import jax
@@ -24,6 +25,7 @@ from sdtt_jax.evaluation.variants import variant
 from sdtt_jax.networks import Denoiser
 from sdtt_jax.networks.exiting import EXIT_PARAMS, Exiting, layer_by_layer, untrained_exits
 from sdtt_jax.objectives import BASE, exits_loss
+from sdtt_jax.ops.sequences import Sequences, arrange
 from sdtt_jax.parallel.placement import unbox
 from tests.evaluation.test_variants import folder, model, text  # noqa: F401 (fixtures)
 from tests.networks.test_exiting import LAYERS, LENGTH, NETWORK, PARAMS, VOCAB, some_exits
@@ -34,24 +36,28 @@ TOKENS = np.random.default_rng(0).integers(0, VOCAB, (64, LENGTH)).astype(np.int
 KEY = jax.random.key(0)
 
 
-@jax.jit
-def loss_and_gradient(exits, params):
+@functools.partial(jax.jit, static_argnames="sequences")
+def loss_and_gradient(exits, params, sequences=None):
     def mean(exits):
-        loss = exits_loss(DIFFUSION)(exits, {BASE: params}, jnp.asarray(TOKENS), KEY)
+        loss = exits_loss(DIFFUSION, sequences)(exits, {BASE: params}, jnp.asarray(TOKENS), KEY)
         return loss.total / loss.weight, loss
 
     return jax.value_and_grad(mean, has_aux=True)(exits)
 
 
-def test_the_loss_is_the_mean_divergence_of_exits_from_the_last_layer():
+@pytest.mark.parametrize("sequences", [None, Sequences("padded", 0, 1)], ids=["packed", "padded"])
+def test_the_loss_is_the_mean_divergence_of_exits_from_the_last_layer(sequences):
     """Position by position and layer by layer, in float64; MASK has no probability. The cross-entropy of
-    the exits' estimate of exp(-KL) is added."""
-    exits = some_exits()
+    the exits' estimate of exp(-KL) is added. Padding is neither masked nor seen."""
+    exits, arrangement = some_exits(), arrange(TOKENS, sequences)
+    segments = None if arrangement is None else arrangement.segments
 
     @jax.jit
     def masked_and_states(params):
-        t, _, x_t = masked_batch(DIFFUSION, TOKENS, KEY, NelboConfig(weighting="even"))
-        return x_t, layer_by_layer(NETWORK, params, x_t, DIFFUSION.schedule.sigma(t))[0]
+        within, config = DIFFUSION.within(arrangement), NelboConfig(weighting="even")
+        t, _, x_t = masked_batch(within, TOKENS, KEY, config)
+        sigma = DIFFUSION.schedule.sigma(t)
+        return x_t, layer_by_layer(NETWORK, params, x_t, sigma, segments)[0]
 
     x_t, states = masked_and_states(PARAMS | {EXIT_PARAMS: exits})
     logits = np.float64(jax.jit(NETWORK.logits)(PARAMS, states))[..., :VOCAB]
@@ -65,7 +71,7 @@ def test_the_loss_is_the_mean_divergence_of_exits_from_the_last_layer():
             logit = states[layer][b, i] @ exits["agreement"][layer] + exits["offset"][layer]
             yes, no = special.log_expit(logit), special.log_expit(-logit)
             said.append(-np.exp(-kl[-1]) * yes - (1 - np.exp(-kl[-1])) * no)
-    (value, loss), gradient = jax.device_get(loss_and_gradient(exits, PARAMS))
+    (value, loss), gradient = jax.device_get(loss_and_gradient(exits, PARAMS, sequences))
     assert loss.weight == len(kl)
     assert loss.metrics["kl"] == pytest.approx(np.mean(kl), rel=1e-4)
     assert value == pytest.approx(np.mean(kl) + np.mean(said), rel=1e-4)

@@ -1,12 +1,20 @@
-"""Calibration of early exits. Oracles: exact binomial sums, and many calibrations of known losses."""
+"""Calibration of early exits. Oracles: exact binomial sums, many calibrations of known losses, and for models
+of padded texts the network as a sampler runs it."""
+
+import dataclasses
+import types
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import stats
 
+from sdtt_jax.diffusion.forward import q_xt
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.evaluation.exits import THRESHOLDS, calibrate, hoeffding_bentkus, learn_then_test
+from sdtt_jax.networks.exiting import Exiting
+from sdtt_jax.ops.sequences import arrange
 from tests.networks.test_exiting import LAYERS, LENGTH, NETWORK, PARAMS, VOCAB
 from tests.worlds import TableDenoiser, as_model, random_table
 
@@ -48,6 +56,41 @@ def test_the_threshold_follows_from_the_texts():
     assert 0 < found.disagreement < loose
     never = calibrate(model, tokens, key, bound=strict, least=1, batch_size=400)
     assert never == (THRESHOLDS[0], 0.0, LAYERS)
+
+
+def test_padding_is_neither_masked_nor_counted_nor_seen():
+    """Texts of 2 to 4 tokens in 8 positions. Oracle: the same masks, read by the network as a sampler runs
+    it, with and without exits; the mean share of changed tokens is over texts in which one is masked."""
+    tokenizer = types.SimpleNamespace(bos_id=0, eos_id=1)
+    model = dataclasses.replace(as_model(NETWORK, PARAMS), tokenizer=tokenizer)
+    model = dataclasses.replace(model, facts=model.facts | {"sequences": "padded"})
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(2, VOCAB, (400, LENGTH)).astype(np.int32)
+    tokens[np.arange(LENGTH) >= rng.integers(2, 5, (400, 1))] = tokenizer.eos_id
+    key = jax.random.key(0)
+    found = calibrate(model, tokens, key, bound=0.4, least=1, batch_size=400)
+
+    @jax.jit
+    def used(tokens):
+        key_t, key_mask = jax.random.split(jax.random.fold_in(key, 0))
+        t = jax.random.uniform(key_t, tokens.shape[:1], jnp.float32)
+        arrangement = arrange(tokens, model.sequences)
+        chance, sigma = model.schedule.move_chance(t), model.schedule.sigma(t)
+        x_t = q_xt(key_mask, tokens, chance, VOCAB, arrangement.free)
+        more = {"segments": arrangement.segments}
+        hidden, layers = Exiting(NETWORK, found.threshold, 1).leave(PARAMS, x_t, sigma, **more)
+        states = (hidden, NETWORK.hidden(PARAMS, x_t, sigma, **more))
+        best = [jnp.argmax(NETWORK.logits(PARAMS, x)[..., :VOCAB], axis=-1) for x in states]
+        return x_t == VOCAB, best[0] != best[1], layers
+
+    masked, differs, layers = jax.device_get(used(tokens))
+    some = masked.any(axis=1)
+    shares = (masked & differs).sum(axis=1)[some] / masked.sum(axis=1)[some]
+    assert 100 < some.sum() < 400
+    assert found.layers < LAYERS
+    assert found.disagreement == pytest.approx(shares.mean(), abs=0.01)
+    assert found.layers == pytest.approx(layers[some].mean(), abs=0.02)
+    assert 0.1 < found.disagreement < 0.4
 
 
 def test_other_networks_have_no_exits():

@@ -10,12 +10,12 @@ import pytest
 
 from sdtt_jax.data import TokenizerConfig, train_tokenizer
 from sdtt_jax.errors import ConfigError
-from sdtt_jax.evaluation.exits import THRESHOLDS
+from sdtt_jax.evaluation.exits import THRESHOLDS, Calibrated
 from sdtt_jax.evaluation.harness import Options
 from sdtt_jax.evaluation.record import Record, own_path
 from sdtt_jax.evaluation.settings import Sampling, Settings
 from sdtt_jax.evaluation.subject import Subject
-from sdtt_jax.evaluation.suites import SUITES
+from sdtt_jax.evaluation.suites import SUITES, exits
 from sdtt_jax.evaluation.variants import variant
 from sdtt_jax.networks.exiting import Exiting
 from tests.networks.test_exiting import LENGTH, NETWORK, PARAMS
@@ -62,6 +62,30 @@ def test_an_exit_is_calibrated_by_the_suite_and_then_used(model, text, folder):
     other = dataclasses.replace(model, params=jax.tree.map(lambda x: x + 1, PARAMS))
     with pytest.raises(ConfigError, match=r"exits.json, was fitted to other parameters"):
         variant(other, Sampling(early_exit=BOUND), None)
+
+
+def test_a_threshold_is_for_the_kind_of_sequences_that_it_was_calibrated_on(
+    model, text, folder, monkeypatch
+):
+    """Earlier versions stored thresholds without a kind, calibrated as if all sequences were packed."""
+    padded = dataclasses.replace(model, facts=model.facts | {"sequences": "padded"})
+    digest = {"params_digest": model.params_digest}
+    old = {"0.7": {"threshold": 0.5, "failure": 0.05, **digest}}
+    path = folder / "exits.json"
+    path.write_text(json.dumps((json.loads(path.read_text()) if path.exists() else {}) | old))
+    assert variant(model, Sampling(early_exit=0.7), None).denoiser == Exiting(NETWORK, 0.5)
+    with pytest.raises(
+        ConfigError, match=r"as if .* packed, but they are padded; calibrate it .*0.7 again"
+    ):
+        variant(padded, Sampling(early_exit=0.7), None)
+
+    monkeypatch.setattr(exits, "calibrate", lambda *_, **__: Calibrated(0.6, 0.1, 2.0))
+    record = Record(folder / "padded.out", padded.identity)
+    SUITES["exits"].run(Subject(padded, Settings(held_out=text, exit_bound=0.7)), record)
+    early = variant(padded, Sampling(early_exit=0.7), None)
+    assert early.denoiser == Exiting(NETWORK, 0.6)
+    with pytest.raises(ConfigError, match=r"sequences were padded, but they are packed"):
+        variant(model, Sampling(early_exit=0.7), None)
 
 
 def test_neighbours_say_what_stood_in_the_text(model, text):

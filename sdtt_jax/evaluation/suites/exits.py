@@ -23,6 +23,10 @@ def suite(subject: Subject, record: Record) -> None:
     tokens, batch_size = held_out(subject), settings.batch_size
     bound, failure = settings.exit_bound, settings.exit_failure
     inputs = subject.inputs(model, [tokens]) | {"failure": failure}
+    # Earlier versions also counted texts without a masked token, and took all sequences for packed ones.
+    inputs["mean"] = "over masked texts"
+    kind = {} if model.sequences is None else {"sequences": model.sequences.kind}
+    inputs |= kind
     exits = _trained(subject, model, record) if settings.exit_training_steps else None
     digest = params_digest(exits) if exits else ""
     inputs |= {"exits": digest} if exits else {}
@@ -52,7 +56,7 @@ def suite(subject: Subject, record: Record) -> None:
             f"{whole}; leave out --length"
         )
     elif model.folder is not None and processes.is_first():
-        entry = {name: result[name] for name in ("threshold", "failure")}
+        entry = {name: result[name] for name in ("threshold", "failure")} | kind
         if exits:
             store_exits(model, exits)
             entry["exits"] = digest
@@ -73,4 +77,6 @@ def _trained(subject: Subject, model: Model, record: Record) -> Arrays:
         return train_exits(model, texts, settings.seed, num_steps=steps, batch_size=size)
 
     inputs = subject.inputs(model, [texts], "training_texts") | {"steps": steps}
+    if model.sequences is not None:
+        inputs["sequences"] = model.sequences.kind
     return record.part("exits", inputs, "trained", compute)
