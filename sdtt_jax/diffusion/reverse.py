@@ -9,15 +9,19 @@ from sdtt_jax.diffusion.schedule import Schedule
 from sdtt_jax.ops.categorical import Filters
 from sdtt_jax.typing import Hidden, Key, Params, Tokens
 
+# k steps of 1 / k from time 1 end at 0, in float32 up to this far above it.
+ROUNDING = 2e-7
+
 
 def unmask_prob(schedule: Schedule, t: jax.Array, s: jax.Array) -> jax.Array:
     """`(alpha_s - alpha_t) / (1 - alpha_t)`: chance that a masked token is revealed from t to s < t.
 
-    `s` is clamped at 0, where everything is revealed.
+    1 where `s` is 0 or less: everything is revealed there, also what a schedule with noise at time 0 masks.
     """
     masked_t = schedule.move_chance(t)
     masked_s = schedule.move_chance(jnp.maximum(s, 0.0))
-    return jnp.clip((masked_t - masked_s) / jnp.maximum(masked_t, 1e-30), 0.0, 1.0)
+    revealed = jnp.clip((masked_t - masked_s) / jnp.maximum(masked_t, 1e-30), 0.0, 1.0)
+    return jnp.where(s <= ROUNDING, 1.0, revealed)
 
 
 def reverse_step(
