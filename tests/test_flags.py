@@ -15,7 +15,7 @@ from sdtt_jax.causal.sampler import generate
 from sdtt_jax.diffusion.decoders.base import Helper
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.estimators import ESTIMATORS, BoundConfig
-from sdtt_jax.diffusion.nelbo import NelboConfig, nelbo
+from sdtt_jax.diffusion.nelbo import NelboConfig, denoising_terms, nelbo
 from sdtt_jax.diffusion.sampler import SamplerConfig, prior_sample, sample
 from sdtt_jax.diffusion.schedule import SCHEDULES, ScheduleConfig, make_schedule
 from sdtt_jax.distillation.coupled import CoupledDistillConfig, states_along
@@ -79,9 +79,14 @@ def coupled(key):
     return states_along(model, Trajectories(noise, tokens), key, config, 1)[:3]
 
 
-def scored(key, schedule="log-linear", **options):
-    model = diffusion(schedule)
+def scored(key, **options):
+    model = diffusion()
     return nelbo(model, parameters(model.denoiser), TEXTS, key, NelboConfig(**options))
+
+
+def trained(schedule, key):
+    model = diffusion(schedule)
+    return denoising_terms(model, parameters(model.denoiser), TEXTS, key).total
 
 
 def estimated(name, key):
@@ -121,7 +126,7 @@ DRAWS = {
     "distillation": distilled,
     "the reference's times": functools.partial(distilled, reference_times=True),
     "cloze": lambda key: cloze._noise(BoundConfig(), key, LENGTH, jnp.int32(1), jnp.int32(0)),
-    **{f"{name} schedule": functools.partial(scored, schedule=name) for name in SCHEDULES},
+    **{f"{name} schedule": functools.partial(trained, name) for name in SCHEDULES},
     **{f"{name} bound": functools.partial(estimated, name) for name in ESTIMATORS},
 }
 

@@ -21,6 +21,8 @@ SIGMAS = {"linear": (0.0, 10.0), "geometric": (1e-3, 1.0)}
 # Not far below this, float32 makes alpha_1 0 or less, and sigma(1) infinite or NaN: log-linear's 1 - eps
 # rounds to 1 below 3e-8, and cos(pi / 2), to which cosine adds eps, is -4.4e-8.
 MIN_EPS = 1e-7
+# Of the move chances from 0 to 1, the share at both ends that a bound may leave out; log-linear's is 0.001.
+LEFT_OUT = 0.01
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +33,10 @@ class ScheduleConfig:
       kind: "log-linear" (default), "cosine", "cosine-squared", "linear" or "geometric".
       eps: log-linear, cosine, cosine-squared: `alpha_1`, the share left clean at time 1, at least `MIN_EPS`.
       sigma_min, sigma_max: linear and geometric: total noise at time 0 and 1; None takes it from `SIGMAS`.
+
+    A schedule that masks something at time 0 or leaves much clean at time 1 trains only on the move chances
+    between, "geometric" by default on 0.001 to 0.63. Its training loss is then no bound on -log p, as the
+    others are missing; evaluations add them (`covering`).
 
     A field that the kind does not read keeps its default.
     """
@@ -117,6 +123,28 @@ def make_schedule(config: ScheduleConfig | None = None) -> Schedule:
     # The constants are computed now even under `jit`: a schedule must not hold a trace's values.
     with jax.ensure_compile_time_eval():
         return SCHEDULES[config.kind](config)
+
+
+def covering(schedule: Schedule) -> tuple[Schedule, TimeFunction]:
+    """The schedule over whose times the bound on -log p is integrated, and what to tell the network.
+
+    The bound is one integral over all move chances from 0 to 1, whatever the schedule (MDLM, arXiv
+    2406.07524, equation 10). One whose own leave out more than `LEFT_OUT` of them would give less, so it is
+    replaced by log-linear. A time-conditioned network is told the nearest total noise of its own schedule.
+
+    Args:
+      schedule: the model's.
+
+    Returns:
+      `schedule` itself or log-linear, and a function of that one's total noise, of any shape.
+    """
+    with jax.ensure_compile_time_eval():
+        ends = jnp.array([0.0, 1.0], jnp.float32)
+        low, high = map(float, schedule.move_chance(ends))
+        least, most = map(float, schedule.sigma(ends))
+    if low + 1.0 - high <= LEFT_OUT:
+        return schedule, lambda sigma: sigma
+    return make_schedule(), lambda sigma: jnp.clip(sigma, least, most)
 
 
 def _log_linear(config: ScheduleConfig) -> Schedule:

@@ -11,6 +11,8 @@ import numpy as np
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.estimators import ESTIMATORS, NEVER, BoundConfig, MaskNoise, masking_bound
 from sdtt_jax.diffusion.forward import sample_t
+from sdtt_jax.diffusion.schedule import covering
+from sdtt_jax.evaluation.record import Json
 from sdtt_jax.model.batches import batched
 from sdtt_jax.model.masked import Model
 from sdtt_jax.ops.sequences import Sequences, arrange
@@ -26,6 +28,15 @@ class Bounds(NamedTuple):
     masked: Any
     # `[texts]` int32, number of tokens that count: neither padding nor prompt. A text weighs that much.
     counted: Any
+
+
+def bound_inputs(model: Model) -> Json:
+    """What a stored bound of the model also depends on: its range, where that is not the schedule's own.
+
+    Earlier versions kept to the schedule's own range, so their results are computed again there.
+    """
+    schedule, _ = covering(model.schedule)
+    return {} if schedule == model.schedule else {"range": "whole"}
 
 
 def text_bounds(

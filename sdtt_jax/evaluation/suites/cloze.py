@@ -9,6 +9,7 @@ from sdtt_jax.diffusion.estimators import BoundConfig
 from sdtt_jax.evaluation.bootstrap import bootstrap, exp_mean, said, share
 from sdtt_jax.evaluation.cloze import ItemScores, choice_hits, scores
 from sdtt_jax.evaluation.continuations import Choice, encode
+from sdtt_jax.evaluation.likelihood import bound_inputs
 from sdtt_jax.evaluation.record import Json, Record, digest_of
 from sdtt_jax.evaluation.settings import Settings
 from sdtt_jax.evaluation.subject import Subject
@@ -40,8 +41,8 @@ def _item(
     clozes = [cloze for choice in choices for cloze in choice.clozes()] if choices else task
     items = encode(model.text_tokenizer, clozes)
     inputs = subject.inputs(model, [ids for item in items for ids in item])
-    if how == "bound":
-        inputs["num_maskings"] = settings.num_maskings
+    if isinstance(model, Model):
+        inputs |= {"num_maskings": settings.num_maskings} | bound_inputs(model)
     if choices:
         inputs["choices"] = digest_of(
             np.array([choice.answer, *map(len, choice.endings)]) for choice in choices

@@ -10,7 +10,7 @@ from sdtt_jax.data import Tokenizer
 from sdtt_jax.diffusion.estimators import BoundConfig
 from sdtt_jax.evaluation.bootstrap import Interval, bootstrap, ratio, said, shares
 from sdtt_jax.evaluation.judge import behind, read, score_texts
-from sdtt_jax.evaluation.likelihood import Bounds, text_bounds
+from sdtt_jax.evaluation.likelihood import Bounds, bound_inputs, text_bounds
 from sdtt_jax.evaluation.quality import perplexity
 from sdtt_jax.evaluation.record import Json, Record
 from sdtt_jax.evaluation.subject import Subject
@@ -41,7 +41,7 @@ def _bound(
 ) -> None:
     settings, name = subject.settings, f"likelihood/{estimator}"
     config = BoundConfig(estimator, settings.num_maskings)
-    inputs = subject.inputs(model, [tokens])
+    inputs = subject.inputs(model, [tokens]) | bound_inputs(model)
     inputs |= {"estimator": estimator, "num_maskings": settings.num_maskings}
     if model.sequences is not None:
         inputs["mean"] = "over tokens"  # earlier versions took the mean over texts
