@@ -1,5 +1,6 @@
 """Noise schedules. Oracles: autodiff, the defining equations, and flatness of the weight."""
 
+import functools
 import pickle
 
 import jax
@@ -9,6 +10,7 @@ import pytest
 
 from sdtt_jax.config import from_mapping
 from sdtt_jax.diffusion.nelbo import nelbo_weight
+from sdtt_jax.diffusion.reverse import unmask_prob
 from sdtt_jax.diffusion.schedule import (
     MIN_EPS,
     SCHEDULES,
@@ -51,6 +53,21 @@ def test_alpha_falls_from_one(config):
     assert alpha[0] == pytest.approx(1.0, abs=2e-3)
     assert np.all(np.diff(alpha) < 0)
     np.testing.assert_allclose(alpha + np.asarray(move_chance), 1.0, atol=1e-6)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=IDS)
+def test_a_step_that_ends_at_time_zero_reveals_everything(config):
+    """Also where a schedule still masks something there, as "geometric" does.
+
+    In float32 the last of 20 steps from time 1 ends at 1.1e-8.
+    """
+    step = np.float32(1 / 20)
+    last = np.float32(1) - np.float32(19) * step
+    assert last - step > 0
+    begins = np.array([1e-5, 0.01, 1.0, last], np.float32)
+    ends = np.array([0.0, -0.3, 0.0, last - step], np.float32)
+    chance = functools.partial(unmask_prob, make_schedule(config))
+    assert (np.asarray(jax.jit(chance)(begins, ends)) == 1.0).all()
 
 
 @pytest.mark.parametrize("kind", ["log-linear", "cosine", "cosine-squared"])
