@@ -51,7 +51,9 @@ def recognised(model: Model | CausalModel) -> Json:
         "kind": facts["kind"],
         "config": dataclasses.asdict(model.config),
         "parameters": model.num_parameters,
-        "stored_as": facts.get("dtype", "F32"),
+        # Tensors of one file may differ.
+        "stored_as": ", ".join(sorted({*facts.get("dtypes", {}).values()}))
+        or facts.get("dtype", "F32"),
         "mask_row": facts.get("mask_row"),
         # Share of the training noise that was random tokens instead of MASK; this library draws no such
         # tokens.

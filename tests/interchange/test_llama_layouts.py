@@ -12,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 import sdtt_jax
 from sdtt_jax.errors import CheckpointError
+from sdtt_jax.evaluation.inspection import recognised
 from sdtt_jax.interchange.export import export_reference
 from sdtt_jax.interchange.tables.llama import FAMILIES
 from sdtt_jax.model.causal import CausalModel
@@ -62,7 +63,9 @@ def test_what_was_read_goes_out_bit_for_bit(tmp_path, name, norms):
         config = config | {"tie_word_embeddings": True}
     named = {k: v.astype(norms if v.ndim == 1 else ml_dtypes.bfloat16) for k, v in named.items()}
     folder = write(tmp_path / "in", config, named, shards=1 if norms == np.float32 else 2)
-    export_reference(sdtt_jax.load(folder), tmp_path / "out")
+    model = sdtt_jax.load(folder)
+    assert recognised(model)["stored_as"] == ("BF16, F32" if norms == np.float32 else "BF16")
+    export_reference(model, tmp_path / "out")
     assert json.loads((tmp_path / "out" / "config.json").read_text()) == config
     again = load_file(tmp_path / "out" / "model.safetensors")
     assert set(again) == set(named)
