@@ -17,6 +17,7 @@ import dataclasses
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
@@ -29,7 +30,7 @@ from sdtt_jax.config import choose, require
 from sdtt_jax.diffusion.decoders import parse_mode
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.evaluation.record import FOLDER, Record, own_path
-from sdtt_jax.evaluation.settings import Settings
+from sdtt_jax.evaluation.settings import PROMPTED, Settings
 from sdtt_jax.evaluation.subject import OWN, Subject, load_subject
 from sdtt_jax.evaluation.suites import SUITES
 from sdtt_jax.evaluation.tasks import read_task
@@ -124,16 +125,10 @@ def _measuring() -> list[str]:
     return ["checkpoint", "suite", "judge", "baseline", "helper", *given, *settings]
 
 
-def asked_settings() -> Settings:
-    """The settings that the flags describe; what a list names twice counts once."""
-    settings = fields.from_flags(Settings)
-    modes = dict.fromkeys(settings.modes.split())
-    return dataclasses.replace(settings, modes=" ".join(modes))
-
-
-def _users(name: str, settings: Settings, checkpoint: bool) -> tuple[str, ...]:
+def _users(field: dataclasses.Field[Any], settings: Settings, checkpoint: bool) -> tuple[str, ...]:
     """The suites to which a setting makes a difference, beside these others."""
-    users: tuple[str, ...] = Settings.__dataclass_fields__[name].metadata["suites"] or tuple(SUITES)
+    name = field.name
+    users: tuple[str, ...] = field.metadata["suites"] or tuple(SUITES)
     if name == "mode" and settings.modes:
         return tuple(user for user in users if user != "frontier")
     if name == "num_texts" and settings.prompts:
@@ -173,7 +168,7 @@ def check_used(
         name = field.name
         if getattr(settings, name) == field.default:
             continue
-        users = _users(name, settings, checkpoint)
+        users = _users(field, settings, checkpoint)
         named = " or ".join(filter(None, (", ".join(users[:-1]), users[-1])))
         instead = [_INSTEAD[suite, name] for suite in suites if (suite, name) in _INSTEAD]
         require(
@@ -189,6 +184,20 @@ def check_used(
     require(
         checkpoint or not settings.compute_dtype,
         "--compute_dtype is that of the --checkpoint, and there is none; give --judge_compute_dtype.",
+    )
+
+
+def check_guided(subject: Subject, suites: Sequence[str]) -> None:
+    """Raises `ConfigError` for --guidance if no suite writes behind a given text.
+
+    A model of instructions always does: behind the mark that ends its prompts.
+    """
+    settings = subject.settings
+    given = settings.prompted and bool({*PROMPTED} & {*suites})
+    require(
+        settings.guidance == 0 or given or subject.model.prompt_end is not None,
+        "--guidance makes the influence of given text stronger, and these texts are written from nothing; "
+        f"give prompts to --suite={' or '.join(PROMPTED)} (--num_prompts or --prompts), or leave it out.",
     )
 
 
@@ -215,7 +224,7 @@ def main(argv: Sequence[str]) -> None:
     require(bool(suites), f"--suite is missing; choose from {', '.join(SUITES)}.")
     for suite in suites:
         choose("--suite", suite, SUITES)
-    settings = asked_settings()
+    settings = fields.from_flags(Settings)
     for name, field in (("judge", "texts"), ("lambada", "task_file")):
         together = (name in suites) == bool(getattr(settings, field))
         require(together, f"--suite={name} and --{field} go together; give both or neither.")
@@ -235,6 +244,7 @@ def main(argv: Sequence[str]) -> None:
         chosen_mesh(),
         fields.given_flags(),
     )
+    check_guided(subject, suites)
     learnt_from = settings.neighbours, settings.exit_training_text if "exits" in suites else ""
     # Data in a bucket are copied, which may take long.
     data = own_data(subject.model) if OWN in learnt_from or not settings.held_out else None

@@ -116,7 +116,8 @@ def reverse_step(
     """
     schedule, mask_id = diffusion.schedule, diffusion.mask_id
     log_p_x0 = log_probs(_sizes(diffusion), params, x_t, schedule.sigma(t))
-    move_chance_s = schedule.move_chance(jnp.maximum(s, 0.0))
+    # Some schedules mask something even at time 0.
+    move_chance_s = jnp.where(s <= 0, 0.0, schedule.move_chance(jnp.maximum(s, 0.0)))
     log_q = reverse_log_probs(log_p_x0, schedule.move_chance(t), move_chance_s, mask_id)
     # "high": the default mode truncates the Gumbel tail. The lean path draws in the same mode.
     drawn = jax.random.categorical(key, log_q, axis=-1, mode="high")

@@ -8,7 +8,7 @@ from experiments.benchmarking import report
 from experiments.benchmarking.cases import CAUSAL, Job
 from experiments.benchmarking.report import Entry, Measured
 from experiments.settings import RunConfig
-from sdtt_jax.networks.flops import judge_flops, sample_flops
+from sdtt_jax.networks.flops import judge_flops
 
 
 def entry(config: RunConfig, jobs: Sequence[Job], measured: dict[str, Measured]) -> Entry:
@@ -32,17 +32,16 @@ def entry(config: RunConfig, jobs: Sequence[Job], measured: dict[str, Measured])
 def _entrant(config: RunConfig, job: Job, measured: Measured, causal: float | None) -> Entry:
     sizes, median = config.denoiser(job.vocab_size), measured.median()
     calls = measured.median("calls")
-    flops = (
-        judge_flops(sizes, job.batch_size)
-        if job.variant == CAUSAL
-        else sample_flops(sizes, job.batch_size, calls or job.num_steps)
-    )
+    if job.variant == CAUSAL:
+        flops: float | None = judge_flops(sizes, job.batch_size)
+    else:
+        flops = report.sampler_flops(config, job, calls)
     return report.details(measured) | {
         "median_s": median,
         "ratio": report.ratio(causal, median),
         "calls": calls,
         "tokens_per_s": report.ratio(job.batch_size * sizes.length, median),
-        "unavoidable_gflop": flops / 1e9,
+        "unavoidable_gflop": None if flops is None else flops / 1e9,
         "peak_gb": measured.peak_gb,
     }
 

@@ -119,16 +119,22 @@ def unavoidable_flops(config: RunConfig, job: Job, measured: dict[str, Measured]
     if "judge" in job.suite:
         return judge_flops(judge_sizes(job, config), batch)
     counted = lean if lean.median() is not None else measured["naive"]
-    count = counted.median("calls" if job.suite == "sample" else "masked")
-    # A call of mode "blocks" computes only a part of the text.
-    if count is None or job.mode.startswith("blocks"):
-        return None
     if job.suite == "sample":
-        return sample_flops(sizes, batch, count)
+        return sampler_flops(config, job, counted.median("calls"))
+    count = counted.median("masked")
+    if count is None:
+        return None
     if job.suite == "teacher":
         return teacher_flops(sizes, batch, count)
     k, trajectories = config.distill.num_distill_steps, config.distill.num_trajectories
     return distill_flops(sizes, batch, count, num_distill_steps=k, num_trajectories=trajectories)
+
+
+def sampler_flops(config: RunConfig, job: Job, calls: float | None) -> float | None:
+    """FLOPs of a generation; None if its calls were not counted, or compute only a part of the text each."""
+    if calls is None or job.mode.startswith("blocks"):
+        return None
+    return sample_flops(config.denoiser(job.vocab_size), job.batch_size, calls)
 
 
 def data_entry(config: RunConfig, measured: dict[str, Measured]) -> Entry:

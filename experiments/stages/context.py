@@ -20,7 +20,7 @@ from sdtt_jax.data.engines import Engine, in_process
 from sdtt_jax.data.loader import Mixture, open_mixture
 from sdtt_jax.data.records import INFO_FILE, read_info
 from sdtt_jax.data.tokenizer import CONFIG_FILE as TOKENIZER_FILE
-from sdtt_jax.errors import DataError, MismatchError, UserError
+from sdtt_jax.errors import ConfigError, DataError, MismatchError, UserError
 from sdtt_jax.interchange.adapters import network_shardings, read_delivered
 from sdtt_jax.interchange.load import load, load_network
 from sdtt_jax.model.causal import CausalModel
@@ -334,13 +334,17 @@ def stored_network(folder: Path, *kinds: str) -> Any:
       CheckpointError: the facts are damaged, or of another kind of network.
     """
     facts = load_facts(final(folder))
-    kind = stored_kind(facts.get("kind"))
-    if kind not in kinds:
-        raise MismatchError(
-            f"{final(folder)} is a checkpoint of another model: {facts.get('kind')}, not "
-            f"{' or '.join(kinds)}; restore it from a copy, or remove it and run the same command again."
-        )
-    return KINDS[kind].network(from_mapping(KINDS[kind].config, facts["model"], "model"))
+    kind, cause = stored_kind(facts.get("kind")), ""
+    if kind in kinds:
+        try:
+            return network_of(from_mapping(KINDS[kind].config, facts.get("model") or {}, "model"))
+        except ConfigError as error:
+            cause = f" ({error})"
+    raise MismatchError(
+        f"{final(folder)} is a checkpoint of another model: {facts.get('kind')}{cause}, not "
+        f"{' or '.join(kinds)} of this version; restore it from a copy, or remove it and run the same "
+        "command again."
+    )
 
 
 def missing(folder: Path, needed_by: str) -> UserError:

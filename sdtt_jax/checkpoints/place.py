@@ -41,8 +41,9 @@ class Place:
         """Raises `CheckpointError` if the folder was moved or removed."""
         if self.lost:
             raise CheckpointError(
-                f"{self.directory} was moved or removed while the run was writing to it; repeat the command "
-                "with the run's new place as --workdir, or, if it was removed, as it is to start again."
+                f"{self.directory} was moved or removed while the run was writing to it. If it was moved, "
+                "repeat the command with its new path as --workdir; if it was removed, repeat the same "
+                "command to start again."
             )
 
     def close(self) -> None:

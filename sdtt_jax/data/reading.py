@@ -144,8 +144,9 @@ def samples_digest(parts: Iterable[Part]) -> str:
     """SHA-256 of the sizes of the files on this machine and of samples of them: the start, the end, and 64 kB
     of each 64 MB between them.
 
-    It tells a file that was written anew from one that was only copied, which a time does not, and reads a
-    thousandth of a large file. A change between the samples that keeps the size is not seen.
+    It tells a file that was written anew from one that was only copied, which a time does not. Files up to
+    64 kB are read whole, of a large one a thousandth. A change between the samples that keeps the size is
+    not seen.
     """
     pieces = (piece for part in parts for piece in part.pieces)
     digest = hashlib.sha256()
@@ -156,7 +157,9 @@ def samples_digest(parts: Iterable[Part]) -> str:
                 size = size_of(path)
                 digest.update(size.to_bytes(8))
                 with as_path(path).open("rb") as file:
-                    for start in (*range(0, size, PART_BYTES), max(0, size - _SAMPLE_BYTES)):
+                    for start in sorted(
+                        {*range(0, size, PART_BYTES), max(0, size - _SAMPLE_BYTES)}
+                    ):
                         file.seek(start)
                         digest.update(file.read(_SAMPLE_BYTES))
     return digest.hexdigest()

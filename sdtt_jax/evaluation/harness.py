@@ -135,7 +135,7 @@ def generations(
     Args:
       model: with a tokenizer; a denoiser fills the positions after the context in `options.num_steps` steps.
       requests: context and the harness's settings, as `wanted` reads them. A long context loses its beginning
-        to make room for the tokens that are wanted, but keeps half of a row.
+        to make room for the tokens that are wanted; if these alone would fill a row, it keeps half of one.
       options: steps and seed, and how many tokens where a request does not say.
     """
     tokenizer = model.text_tokenizer
@@ -145,12 +145,13 @@ def generations(
     key = purpose_key(options.seed, "harness.generate")
     pairs = [(tokenizer.encode_part(context), wanted(settings)) for context, settings in requests]
     unused = {name for _, request in pairs for name in request.unused}
-    texts, repeats, short = [], collections.Counter[Any](), 0
+    texts, repeats, short, cut = [], collections.Counter[Any](), 0, 0
     for ids, request in pairs:
         asked = options.max_tokens if request.count is None else request.count
         kept = min(len(ids), most - (asked if asked < most else most - most // 2))
         count = min(asked, most - kept)
         short += request.count is not None and count < asked
+        cut += kept < len(ids)
         same = (ids.tobytes(), request)
         draw = jax.random.fold_in(jax.random.fold_in(key, zlib.crc32(same[0])), repeats[same])
         repeats[same] += not request.filters.greedy
@@ -161,9 +162,10 @@ def generations(
         for end in request.until:
             text = text.partition(end)[0]
         texts.append(text)
-    if unused or short:
+    if unused or short or cut:
         told = [f"not used: {', '.join(sorted(unused))}"] * bool(unused)
         told += [f"more tokens wanted than fit: {short} of {len(texts)} requests"] * bool(short)
+        told += [f"contexts that lost their beginning: {cut} of {len(texts)}"] * bool(cut)
         warnings.warn(f"Settings of generated text, {'; '.join(told)}.", stacklevel=2)
     return texts
 

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sdtt_jax.config import to_mapping
+from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.errors import DataError
 from sdtt_jax.evaluation import suites
 from sdtt_jax.evaluation.record import FOLDER, FORMAT, damage
@@ -240,7 +242,7 @@ def _table(
             evaluation.name,
             item,
             evaluation.judgings.get(f"{table.items}/{name}"),
-            evaluation.writing.get(f"{table.items}/{name}", {}).get("sampler") or {},
+            _sampler(evaluation.writing.get(f"{table.items}/{name}", {}), item),
         )
         for place, evaluation in enumerate(evaluations)
         for name, item in evaluation.under(table.items).items()
@@ -263,6 +265,21 @@ def _table(
         tuple(tuple(row[i] for i in kept) for row in rows),
         _note([judging for *_, judging, _ in items if judging is not None], letters),
     )
+
+
+def _sampler(writing: Item, item: Item) -> Item:
+    """The sampler of an item's texts; empty if it has none, or its file does not say.
+
+    Fields that are newer than the file have their defaults. A learnt schedule is named without its numbers,
+    which differ at every number of steps and may be one for each token.
+    """
+    found = writing.get("sampler") or {}
+    if not found or item.get("kind") != "diffusion":
+        return found
+    result = to_mapping(SamplerConfig(1)) | dict(found)
+    if result["mode"].startswith("learnt"):
+        result["mode"] = re.sub("(counts|temperatures)=[^,]*,?", "", result["mode"]).rstrip(":,")
+    return result
 
 
 def _differing(samplers: Sequence[Item]) -> list[str]:

@@ -170,7 +170,6 @@ def test_what_is_no_longer_known_to_be_clean_is_removed(subject, tmp_path, monke
         ({"data": None}, "give it with --held_out"),
         ({"judge": None}, "needs a --judge"),
         ({"settings": Settings(temperatures=(1.0,))}, "give at least two"),
-        ({"settings": Settings(guidance=2.0)}, "written from nothing"),
     ],
 )
 def test_what_it_cannot_do_without_is_named(subject, tmp_path, missing, said):

@@ -216,12 +216,6 @@ def test_texts_without_a_prompt_are_not_guided(model):
         assert writer.batches[0]().nfe.tolist() == [calls, calls]
 
 
-def test_guidance_without_any_prompt_is_refused(model, tmp_path):
-    settings = dataclasses.replace(SETTINGS, guidance=2.0, num_prompts=0)
-    with pytest.raises(ConfigError, match="these texts are written from nothing; add prompts"):
-        generation.suite(Subject(model, settings), Record(tmp_path / "x.json", model.identity))
-
-
 def test_a_baseline_begins_with_bos_where_it_has_no_prompt(model):
     """Whether the judge reads BOS is another matter; a prompt is continued without it, if so asked."""
     causal = causal_beside(model, model.tokenizer)

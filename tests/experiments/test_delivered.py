@@ -7,13 +7,14 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from experiments.stages import context
 from experiments.stages.evaluation import is_evaluated
 from experiments.stages.runner import open_run, run_stages
 from experiments.stages.training import check_found_elsewhere
 from experiments.stages.workdir import final
 from sdtt_jax.checkpoints.digests import params_digest
 from sdtt_jax.checkpoints.store import stored_digest
-from sdtt_jax.errors import CheckpointError, ConfigError, UserError
+from sdtt_jax.errors import CheckpointError, ConfigError, MismatchError, UserError
 from sdtt_jax.parallel.placement import unbox
 from tests.experiments.small import small
 
@@ -152,6 +153,13 @@ def test_a_model_that_cannot_judge_is_refused_before_a_teacher_is_trained(delive
         ),
     ):
         _ = run.judge
+
+
+def test_a_delivered_network_with_sizes_of_another_version_is_named(monkeypatch, tmp_path):
+    facts = {"kind": "causal", "model": {"width": 4}}
+    monkeypatch.setattr(context, "load_facts", lambda _: facts)
+    with pytest.raises(MismatchError, match="another model: causal .*width.*, not causal of"):
+        context.stored_network(tmp_path, "causal")
 
 
 def test_data_that_are_mixed_in_are_needed_to_train_and_no_longer(delivered, tmp_path):

@@ -11,10 +11,11 @@ import types
 import numpy as np
 import pytest
 
-from experiments.evaluate import asked_settings, check_files, check_used, evaluate
+from experiments.cli import fields
+from experiments.evaluate import check_files, check_guided, check_used, evaluate
 from sdtt_jax.errors import ConfigError, UserError
 from sdtt_jax.evaluation.settings import Settings
-from sdtt_jax.evaluation.subject import load_subject
+from sdtt_jax.evaluation.subject import Subject, load_subject
 from sdtt_jax.evaluation.suites import SUITES
 from sdtt_jax.networks import CausalConfig, CausalNetwork, DenoiserConfig
 from sdtt_jax.networks.denoiser import Denoiser
@@ -167,14 +168,25 @@ def test_a_file_that_cannot_be_read_is_found_before_any_model_is_loaded(
 
 def test_what_a_list_names_twice_counts_once(monkeypatch):
     given = {field.name: field.default for field in dataclasses.fields(Settings)}
-    given |= {"modes": "grid  grid first-hitting", "estimators": ["counts", "counts"]}
+    given |= {"estimators": ["counts", "counts"]}
     given |= {name: ["8", "4", "8"] for name in ("num_steps", "latency_steps", "latency_batches")}
     given |= {"temperatures": ["1", "0.5", "1.0"]}
     parsed = {name: types.SimpleNamespace(value=value) for name, value in given.items()}
     monkeypatch.setattr("experiments.cli.fields.flags.FLAGS", parsed)
-    settings = asked_settings()
-    assert (settings.modes, settings.estimators) == ("grid first-hitting", ("counts",))
+    settings = fields.from_flags(Settings)
+    assert settings.estimators == ("counts",)
     assert (settings.num_steps, settings.temperatures) == ((4, 8), (0.5, 1.0))
+
+
+def test_guidance_needs_a_suite_that_writes_behind_a_given_text():
+    plain, prompted = (types.SimpleNamespace(prompt_end=mark) for mark in (None, 1))
+    none, some = (Settings(guidance=2.0, num_prompts=n) for n in (0, 4))
+    check_guided(Subject(plain, Settings()), ["generation"])
+    check_guided(Subject(plain, some), ["generation", "frontier"])
+    check_guided(Subject(prompted, none), ["frontier"])
+    for settings, suites in ((none, ["generation"]), (some, ["frontier"])):
+        with pytest.raises(ConfigError, match="written from nothing; give prompts"):
+            check_guided(Subject(plain, settings), suites)
 
 
 def test_without_a_checkpoint_the_judge_is_measured_and_its_dtype_counts():
@@ -199,7 +211,7 @@ def test_no_suite_is_denied_a_setting_that_it_reads(suite):
             ".sampler(",
             ["mode", "time_grid", "temperature", "cooling", "top_k", "top_p"],
         ),
-        ("check_guided(", ["guidance"]),
+        ("given=bool(setup.given)", ["guidance"]),
     ):
         read |= {*through} if called in source else {*()}
     assert [name for name in read if suites[name] and suite not in suites[name]] == []

@@ -118,7 +118,6 @@ def test_what_is_drawn_does_not_depend_on_its_place_but_on_its_repetition(kind, 
         ("in the", {"max_new_tokens": 5}, 5),
         ("in the", {"max_gen_toks": None}, 6),  # what the options say
         ("in the", {"max_gen_toks": 20}, 20),  # more than half of a row of 32, and they fit
-        (TEXT, {"max_gen_toks": 20}, 20),  # the context loses its beginning
         ("in the", {"max_gen_toks": 31 - 6}, 31 - 6),
         ("", {"max_gen_toks": 31}, 31),
     ],
@@ -129,6 +128,14 @@ def test_as_many_tokens_are_written_as_are_wanted_and_fit(
     """Rows of 32 characters, BOS among them."""
     [text] = generations(request.getfixturevalue(kind), [(context, settings)], OPTIONS)
     assert len(text) == expected
+
+
+@pytest.mark.parametrize("kind", ["denoiser", "judge"])
+def test_a_context_that_loses_its_beginning_is_told(kind, request):
+    model = request.getfixturevalue(kind)
+    with pytest.warns(UserWarning, match="contexts that lost their beginning: 1 of 2"):
+        texts = generations(model, [(c, {"max_gen_toks": 20}) for c in (TEXT, "in the")], OPTIONS)
+    assert [len(text) for text in texts] == [20, 20]
 
 
 def test_more_than_fits_is_told_once(denoiser):

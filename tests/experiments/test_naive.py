@@ -160,6 +160,18 @@ def test_reverse_distribution_is_the_lean_ones_on_an_enumerable_world(t, s):
             assert found == pytest.approx(expected.get(tuple(outcome), 0.0), abs=1e-6)
 
 
+def test_a_step_to_time_0_reveals_everything_under_a_schedule_that_masks_something_there():
+    denoiser = worlds.tiny_network(time_conditioned=True)
+    diffusion = MaskedDiffusion(denoiser, make_schedule(ScheduleConfig("geometric")))
+    states = jnp.asarray(worlds.all_states())
+    times = (jnp.full(len(states), value) for value in (0.1, -0.1))
+    params = worlds.noisy_params(denoiser, 2)
+    step = jax.jit(functools.partial(naive.reverse_step, diffusion))
+    x_s, _ = step(params, jax.random.key(0), states, *times)
+    assert (states == worlds.MASK).any()
+    assert not (x_s == worlds.MASK).any()
+
+
 def test_sampler_fills_everything_and_calls_the_network_at_every_step(params):
     x_init = prior_sample(4, CONFIG.length, CONFIG.mask_id).at[:, 0].set(5)
     draw = jax.jit(functools.partial(naive.sample, DIFFUSION, num_steps=20))

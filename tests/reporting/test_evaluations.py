@@ -108,21 +108,41 @@ def test_tables_hold_every_result_and_no_empty_column(folder):
     assert all(len(row) == len(t.columns) for t in found.values() for row in t.rows)
 
 
-def test_where_samplers_differ_a_column_says_in_what(folder):
-    path = folder / FOLDER / "round_02.json"
-    for mode in ("grid", "confidence"):
-        for each in (folder / FOLDER).glob("*.json"):
-            content = json.loads(each.read_text())
-            for n in (8, 16):
-                used = {"num_steps": n, "mode": mode if each == path and n == 8 else "grid"}
-                item = content["items"][f"generation/unconditional/steps_{n:04d}"]
-                item["inputs"] = {"sampler": used | {"temperature": 1.0}}
-            each.write_text(json.dumps(content))
-        texts = next(t for t in tables(read_evaluations(folder)) if t.title == "Generated texts")
-        assert ("sampler" in texts.columns) is (mode == "confidence")
-    assert texts.columns[2] == "sampler"
-    ways = ["mode=grid", "mode=grid", "mode=confidence", "mode=grid", "–", "–"]
-    assert [row[2] for row in texts.rows] == ways
+def _writers(folder, used):
+    """The column of samplers, where the model's texts of 8 and of 16 steps were written as `used` says."""
+    for path in (folder / FOLDER).glob("*.json"):
+        content = json.loads(path.read_text())
+        for n in (8, 16):
+            inputs = {"sampler": {"num_steps": n} | used.get((path.stem, n), {})}
+            content["items"][f"generation/unconditional/steps_{n:04d}"]["inputs"] = inputs
+        path.write_text(json.dumps(content))
+    texts = next(t for t in tables(read_evaluations(folder)) if t.title == "Generated texts")
+    if "sampler" not in texts.columns:
+        return None
+    return [row[texts.columns.index("sampler")] for row in texts.rows]
+
+
+@pytest.mark.parametrize(
+    ("sampler", "said"),
+    [
+        ({"mode": "grid", "temperature": 1.0}, None),
+        ({"mode": "confidence"}, ["mode=grid", "mode=grid", "mode=confidence", "mode=grid"]),
+        # The others' file is older than the field.
+        ({"guidance": 2.0}, ["guidance=0.0", "guidance=0.0", "guidance=2.0", "guidance=0.0"]),
+    ],
+)
+def test_where_samplers_differ_a_column_says_in_what(folder, sampler, said):
+    column = _writers(folder, {("round_02", 8): sampler})
+    assert column == (said and [*said, "–", "–"])
+
+
+def test_a_learnt_schedule_is_named_without_its_numbers(folder):
+    """They differ at every number of steps, and there may be a thousand of them."""
+    learnt = {n: {"mode": f"learnt:counts={'2/' * n}2,stop=filled"} for n in (8, 16)}
+    used = {(name, n): learnt[n] for name in ("teacher", "round_02") for n in (8, 16)}
+    assert _writers(folder, used) is None
+    del used["teacher", 8]
+    assert _writers(folder, used)[:2] == ["mode=grid", "mode=learnt:stop=filled"]
 
 
 def test_the_race_pairs_quality_with_latency(folder):

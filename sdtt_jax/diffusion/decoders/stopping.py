@@ -67,7 +67,7 @@ def parse_stop(text: str, *, picks: bool) -> Stop:
         choose("stop", name, PREDICATES)
         require(
             name not in fields,
-            f"stop={text} has {name!r} twice, which can have but one number; give it once.",
+            f"stop={text} has {name!r} twice; give it once.",
         )
         number, second = PREDICATES[name], SECOND.get(name)
         given = value.split("/", 1) if second else [value]

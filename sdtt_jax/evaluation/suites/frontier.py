@@ -43,7 +43,6 @@ def suite(subject: Subject, record: Record) -> None:
         len(settings.temperatures) > 1,
         "--suite=frontier interpolates between --temperatures; give at least two.",
     )
-    generation.check_guided(subject, [generation.unprompted(subject, "frontier", None)])
     real = held_out(subject, settings.num_texts)
     target = real_entropy(subject, real)
     record.log(f"  real text has an entropy of {target:.3f}")

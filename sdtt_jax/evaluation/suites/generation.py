@@ -76,9 +76,7 @@ class Judged(NamedTuple):
 
 def suite(subject: Subject, record: Record) -> None:
     """Runs the suite; finished items are not computed again."""
-    asked = setups(subject)
-    check_guided(subject, asked)
-    for setup in asked:
+    for setup in setups(subject):
         every = writers(subject, setup)
         if said := _fewer(subject, setup):
             record.log(f"  {said}")
@@ -90,16 +88,6 @@ def suite(subject: Subject, record: Record) -> None:
             # What the file has is of another baseline, or of wrong ids.
             record.remove(f"generation/{setup.name}/autoregressive")
             record.log(f"  {setup.name.replace('_', ' ')}, autoregressive: none, {left_out}")
-
-
-def check_guided(subject: Subject, asked: list[Setup]) -> None:
-    """Raises `ConfigError` if guidance is asked for, and no set-up gives any text that could guide."""
-    guidance = subject.settings.guidance
-    require(
-        guidance == 0 or any(setup.given for setup in asked),
-        f"guidance={guidance:g} makes the influence of given text stronger, but these texts are written from "
-        "nothing; add prompts to --suite=generation (--num_prompts or --prompts), or leave guidance at 0.",
-    )
 
 
 def setups(subject: Subject) -> list[Setup]:
