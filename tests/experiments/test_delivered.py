@@ -158,7 +158,7 @@ def test_a_model_that_cannot_judge_is_refused_before_a_teacher_is_trained(delive
 def test_a_delivered_network_with_sizes_of_another_version_is_named(monkeypatch, tmp_path):
     facts = {"kind": "causal", "model": {"width": 4}}
     monkeypatch.setattr(context, "load_facts", lambda _: facts)
-    with pytest.raises(MismatchError, match="another model: causal .*width.*, not causal of"):
+    with pytest.raises(MismatchError, match=r"another model: causal .*width.*, not causal of"):
         context.stored_network(tmp_path, "causal")
 
 
