@@ -125,19 +125,20 @@ def _collectives(cost: hlo.Cost, topology: Topology) -> list[Record]:
             "calls": cost.count[what],
             "bytes": cost.data[what],
             "sent_bytes": sent,
-            "seconds": sent / _bandwidth(topology, what),
+            "seconds": sent / bandwidth(topology, what),
         }
         for what, sent in sorted(cost.sent.items(), key=lambda item: -item[1])
     ]
 
 
-def _bandwidth(topology: Topology, what: hlo.Collective) -> float:
+def bandwidth(topology: Topology, what: hlo.Collective) -> float:
     """Bytes/s that a chip sends within a group: one ring for each dimension of the torus that it spans.
 
-    An exchange that leaves its slice, or its node of GPUs, is as fast as the data-centre network.
+    An exchange of which any group or pair leaves its slice, or its node of GPUs, is as fast as the
+    data-centre network, however few devices take part.
     """
     chip = topology.chip
-    if hlo.SLICES in what.axes or what.group > math.prod(topology.sides):
+    if hlo.SLICES in what.axes:
         return chip.between
     side = max(topology.sides)
     spanned = math.ceil(math.log(what.group, side) - 1e-9) if side > 1 else 1

@@ -33,7 +33,7 @@ ATTENTION_KERNELS = {
     packed_kernel.BACKWARD: (5, 3),
 }
 _CHAIN = re.compile(r'chain_id="\d+"')
-# Stands for an axis in exchanges between slices; no mesh has an axis of this name.
+# Stands for an axis in exchanges between slices, or nodes of GPUs; no mesh has an axis of this name.
 SLICES = "slices"
 _BETWEEN = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 # Opcodes that go by the name of their operand: copies between memories, and parts of results.
@@ -53,7 +53,8 @@ class Collective:
     """One kind of exchange over one set of mesh axes."""
 
     kind: str  # opcode, "all-reduce" and so on
-    axes: tuple[str, ...]  # mesh axes whose devices take part together
+    # Mesh axes whose devices take part together, and `SLICES` if any of them lie on different slices.
+    axes: tuple[str, ...]
     group: int  # devices that take part together
 
 
@@ -116,7 +117,8 @@ class Module:
       text: `compiled.as_text()`.
       axes, sizes: the mesh, in the order of its devices.
       trips: the expected trips of a `while` whose count the compiler does not know.
-      slices: number of slices that the mesh spans; the TPU compiler sends between them through the hosts.
+      slices: number of slices that the mesh spans, one after the other in the order of its devices. The TPU
+        compiler sends between them through the hosts, with instructions of their own.
     """
 
     def __init__(
@@ -207,12 +209,13 @@ class Module:
         self, total: Cost, i: Instruction, kind: str, table: dict[str, Instruction]
     ) -> None:
         groups = device_groups(i.attributes, math.prod(self._sizes))
-        members = groups[0] if len(groups) else np.arange(math.prod(self._sizes))
-        if kind == "collective-permute":
-            axes = self._crossed(groups)
-            size = 2
-        else:
-            axes, size = self._crossed([members]), len(members)
+        pairs = kind == "collective-permute"
+        axes = self._crossed(groups if pairs else groups[:1])
+        size = 2 if pairs else len(groups[0])
+        # A group is as slow as its slowest link: two devices may lie on two slices.
+        per_slice = math.prod(self._sizes) // self._slices
+        if any(np.ptp(members // per_slice) for members in groups):
+            axes = (*axes, SLICES)
         data = sum(table[name].bytes for name in i.operands if name in table)
         # One exchange may be split over a chain of fusions, behind which it is hidden.
         chain = _CHAIN.search(i.attributes)
