@@ -27,7 +27,6 @@ from launch.ahead.search import Target, search
 from launch.ahead.topologies import compile_only, describe_devices, parse_topology
 from sdtt_jax.config import choose
 from sdtt_jax.parallel.mesh import make_mesh
-from sdtt_jax.paths import write_json
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The config file.", lock_config=True)
 _TOPOLOGY = flags.DEFINE_string(
@@ -55,7 +54,9 @@ _SEARCH_SECONDS = flags.DEFINE_integer(
     120,
     "Seconds after which the search starts no new compilation, once it has found a batch that fits.",
 )
-_OUTPUT = flags.DEFINE_string("output", None, "Also write everything to this file, as JSON.")
+_OUTPUT = flags.DEFINE_string(
+    "output", None, "Also write everything to this file, as JSON, program by program."
+)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -72,23 +73,19 @@ def main(argv: Sequence[str]) -> None:
     devices = describe_devices(topology)
     log = stopwatch()
     console = wide_console(markup=True)
-    records: list[Record] = []
-    for kind in kinds:
+
+    def find(kind: str) -> list[Record]:
         if _SEARCH.value:
             target = Target(kind, config, topology, devices, _NUM_STEPS.value)
-            analyses = search(target, _SEARCH_SECONDS.value, log)
-            records += analyses
-            report.show(analyses[0], console)
-        else:
-            mesh = make_mesh(config.mesh, devices)
-            program = build(kind, config, mesh, _BATCH.value * topology.chips, _NUM_STEPS.value)
-            log(f"{kind}: compiling")
-            records.append(analyse(program, topology, mesh))
-            report.show(records[-1], console)
-            if _BY_OPERATION.value and records[-1].get("memory_traffic_by_operation"):
-                console.print(report.operations(records[-1]))
+            return search(target, _SEARCH_SECONDS.value, log)
+        mesh = make_mesh(config.mesh, devices)
+        program = build(kind, config, mesh, _BATCH.value * topology.chips, _NUM_STEPS.value)
+        log(f"{kind}: compiling")
+        return [analyse(program, topology, mesh)]
+
+    by_operation = _BY_OPERATION.value
+    records = report.publish(map(find, kinds), console, output, by_operation=by_operation)
     if output is not None:
-        write_json(output, records)
         log(f"written to {output}")
     console.print(report.summary(records))
 

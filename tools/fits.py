@@ -18,10 +18,9 @@ from absl import flags
 from experiments.cli.app import check_flags, output_file, run_app, stopwatch
 from experiments.configs.llada_8b import of_published
 from experiments.configs.owt_small import SIZES, owt
-from launch.ahead.search import Target, least_split, search
+from launch.ahead.search import DoesNotFitError, Target, least_split, search
 from launch.ahead.topologies import Topology, compile_only, describe_devices, parse_topology
 from sdtt_jax.config import changed, choose
-from sdtt_jax.errors import ConfigError
 from sdtt_jax.markdown import table
 from sdtt_jax.networks.lora import LoraConfig
 
@@ -76,7 +75,7 @@ def row(target: Target, size: str, seconds: float, log: Any) -> list[str]:
     name = SLICES.get(str(target.topology), str(target.topology))
     try:
         record = search(target, seconds, log)[0]
-    except ConfigError:
+    except DoesNotFitError:
         return [size, name, "does not fit", *[""] * 5]
     predicted = record["predicted"]
     network = sum(entry["bytes"] for entry in record["collectives"]) / GB

@@ -88,7 +88,7 @@ def build(kind: str, config: RunConfig, mesh: Mesh, batch: int, num_steps: int) 
       ConfigError: sizes that the mesh does not divide.
     """
     planned = Planned(config)
-    train = None if kind in ("sample", CAUSAL) else getattr(config, kind).train
+    train = _train_of(kind, config)
     check_batch_size(batch, mesh, train.microbatches if train else 1, "the global batch")
     if kind == CAUSAL:
         return _causal(planned.denoiser, mesh, batch)
@@ -273,8 +273,18 @@ def _abstract_params(network: Network, mesh: Mesh, lora: LoraConfig = LoraConfig
 
 def state_of(config: RunConfig, mesh: Mesh) -> dict[str, float]:
     """Bytes per device of the parts of a distillation step's state; nothing is compiled."""
-    least = batch_pieces(mesh) * config.distill.train.microbatches
-    return build("distill", config, mesh, least, 1).state
+    return build("distill", config, mesh, least_batch("distill", config, mesh), 1).state
+
+
+def least_batch(kind: str, config: RunConfig, mesh: Mesh) -> int:
+    """The smallest batch, over all devices, that `build` takes; the others are its multiples."""
+    train = _train_of(kind, config)
+    return batch_pieces(mesh) * (train.microbatches if train else 1)
+
+
+def _train_of(kind: str, config: RunConfig) -> TrainConfig | None:
+    train: TrainConfig | None = None if kind in ("sample", CAUSAL) else getattr(config, kind).train
+    return train
 
 
 def _rows_per_shard(batch: int, sizes: TransformerConfig, mesh: Mesh) -> int:

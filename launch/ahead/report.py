@@ -1,16 +1,46 @@
 """Analyses as tables in the terminal."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from experiments.cli.tables import rich_table
 from launch.ahead.analysis import Record
+from sdtt_jax.paths import write_json
 
 GB = 1e9
 # Operations that each move less than this share of a program's bytes are summed in one row.
 SMALL = 0.003
+
+
+def publish(
+    found: Iterable[Sequence[Record]],
+    console: Console,
+    output: Path | None,
+    *,
+    by_operation: bool = False,
+) -> list[Record]:
+    """Prints and writes what is found, program by program, so that one that fails loses none before it.
+
+    Returns all records.
+
+    Args:
+      found: for each program its records, the best first, which is printed.
+      console: where to.
+      output: the JSON file that has the records so far, if any.
+      by_operation: also print the traffic of each operation, where it is known.
+    """
+    records: list[Record] = []
+    for analyses in found:
+        records += analyses
+        show(analyses[0], console)
+        if by_operation and analyses[0].get("memory_traffic_by_operation"):
+            console.print(operations(analyses[0]))
+        if output is not None:
+            write_json(output, records)
+    return records
 
 
 def show(record: Record, console: Console) -> None:

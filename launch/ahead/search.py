@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from experiments.settings import RunConfig
 from launch.ahead.analysis import Record, analyse
-from launch.ahead.programs import build, state_of
+from launch.ahead.programs import build, least_batch, state_of
 from launch.ahead.topologies import Topology
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.parallel.mesh import MeshConfig, make_mesh
@@ -24,6 +24,10 @@ ROOM = 0.1
 MESHES = 2
 
 Log = Callable[[str], None]
+
+
+class DoesNotFitError(ConfigError):
+    """A program for which a slice is too small, whatever the mesh and the batch."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +50,9 @@ def meshes(config: RunConfig, topology: Topology, devices: Sequence[Any]) -> Ite
     Args:
       config: the run's config.
       topology, devices: the slice.
+
+    Raises:
+      ConfigError: a config that is wrong on any mesh.
     """
     count, any_fits = topology.chips, False
     splits = sorted({math.prod(topology.sides[:k]) for k in range(len(topology.sides) + 1)})
@@ -57,6 +64,10 @@ def meshes(config: RunConfig, topology: Topology, devices: Sequence[Any]) -> Ite
                 mesh = make_mesh(MeshConfig(-1, fsdp, model), devices)
                 state = sum(state_of(config, mesh).values())
             except ConfigError:
+                if (
+                    fsdp * model == 1
+                ):  # nothing of the model is split, so it is not the mesh's fault
+                    raise
                 continue  # a size of the model that this mesh does not divide
             if state < (1 - ROOM) * topology.chip.usable:
                 any_fits = True
@@ -86,10 +97,12 @@ def search(target: Target, seconds: float, log: Log) -> list[Record]:
       log: called with a line when a compilation begins.
 
     Raises:
-      ConfigError: the state fits on no mesh.
+      DoesNotFitError: on no mesh does the state fit, or a batch with it.
+      ConfigError: a config that is wrong on any mesh.
     """
     began = time.monotonic()
     analyses: list[Record] = []
+    least: list[int] = []  # the smallest batch per chip on each mesh that was tried
 
     def in_time() -> bool:
         return not analyses or time.monotonic() - began < seconds
@@ -98,11 +111,18 @@ def search(target: Target, seconds: float, log: Log) -> list[Record]:
     for number, mesh in enumerate(tried):
         if number == MESHES or not in_time():
             break
+        least += batches_on(target, mesh)[:1]
         best = largest_batch(target, mesh, log, in_time)
         if best is not None:
             analyses.append(best)
+    if not analyses and least:
+        raise DoesNotFitError(
+            f"{target.kind} does not fit on {target.topology} with {min(least)} sequences per chip, the "
+            "fewest that its microbatches allow; take a larger slice, fewer microbatches or a smaller "
+            "config.model."
+        )
     if not analyses:
-        raise ConfigError(
+        raise DoesNotFitError(
             f"Parameters, optimizer, average and teacher do not fit on {target.topology} with any mesh; "
             "take a larger slice, or a smaller config.model."
         )
@@ -112,7 +132,7 @@ def search(target: Target, seconds: float, log: Log) -> list[Record]:
 def largest_batch(
     target: Target, mesh: Mesh, log: Log, in_time: Callable[[], bool]
 ) -> Record | None:
-    """The analysis at the largest batch per chip of `LADDER` that fits; None if none does.
+    """The analysis at the largest batch per chip of `ladder` that fits; None if none does.
 
     Args:
       target: the program and its slice.
@@ -122,7 +142,8 @@ def largest_batch(
     """
     tried: dict[int, Record] = {}
     topology = target.topology
-    guess: int | None = FIRST
+    batches = batches_on(target, mesh)
+    guess: int | None = min(batches, key=lambda batch: abs(batch - FIRST))
     while guess is not None and len(tried) < COMPILATIONS and (in_time() or not _fitting(tried)):
         shape = " × ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
         log(f"{target.kind} on {topology}, mesh {shape}, {guess} sequences per chip: compiling")
@@ -133,22 +154,43 @@ def largest_batch(
             {batch: a["peak_bytes"] for batch, a in tried.items()},
             sum(next(iter(tried.values()))["state_bytes"].values()),
             topology.chip.usable,
+            batches,
         )
     fitting = _fitting(tried)
     return tried[max(fitting)] if fitting else None
 
 
-def next_guess(peaks: dict[int, float], state: float, usable: float) -> int | None:
+def batches_on(target: Target, mesh: Mesh) -> tuple[int, ...]:
+    """The `ladder` of a program on a mesh of its slice."""
+    return ladder(least_batch(target.kind, target.config, mesh), target.topology.chips)
+
+
+def ladder(least: int, chips: int) -> tuple[int, ...]:
+    """Batches per chip to try, ascending: those that the program takes, of `LADDER` and its multiples.
+
+    Args:
+      least: a program takes batches, over all chips, that are multiples of this one.
+      chips: how many there are.
+    """
+    step = least // math.gcd(least, chips)
+    multiples = {step * b for b in LADDER if step * b <= max(step, LADDER[-1])}
+    return tuple(sorted(multiples | {b for b in LADDER if b % step == 0}))
+
+
+def next_guess(
+    peaks: dict[int, float], state: float, usable: float, batches: Sequence[int] = LADDER
+) -> int | None:
     """The batch to try next, or None when the largest that fits is known.
 
     Args:
       peaks: batch per chip -> peak bytes, for the batches tried so far.
       state: bytes that do not depend on the batch.
       usable: bytes that a program may use of a chip.
+      batches: those that may be tried, ascending.
     """
     low = max((b for b, peak in peaks.items() if peak <= usable), default=0)
-    high = min((b for b, peak in peaks.items() if peak > usable), default=LADDER[-1] + 1)
-    between = [b for b in LADDER if low < b < high]
+    high = min((b for b, peak in peaks.items() if peak > usable), default=batches[-1] + 1)
+    between = [b for b in batches if low < b < high]
     if not between:
         return None
     (b1, p1), (b2, p2) = (0, state), max(peaks.items())

@@ -12,6 +12,7 @@ import pytest
 from rich.console import Console
 
 from launch.ahead import report
+from sdtt_jax.errors import ConfigError
 from tests.forking import Finished, run_module
 
 ROOT = Path(__file__).parent.parent.parent
@@ -106,6 +107,27 @@ def test_the_table_by_operation_adds_up_and_gathers_what_is_small():
         ["norm", "1.00", "25.0%"],
         ["2 others", "0.00", "0.0%"],
     ]
+
+
+def test_what_is_found_is_kept_when_a_later_program_fails(tmp_path):
+    """Of a search, the best is printed, with its traffic by operation if that is asked for."""
+    output, console = tmp_path / "out.json", Console(width=200, record=True, file=io.StringIO())
+    found = {"topology": "v5e:2x4", "mesh": {"data": 8}, "chips": 8, "fits": True}
+    found |= {"program": "distill", "state_bytes": {}, "usable_bytes": 16e9, "peak_bytes": 2e9}
+    best = found | {"batch_per_chip": 32.0, "memory_traffic_by_operation": {"mix": 3e9}}
+    second = found | {"batch_per_chip": 8.0, "memory_traffic_by_operation": {"norm": 3e9}}
+
+    def programs():
+        yield [best, second]
+        raise ConfigError("the teacher's")
+
+    with pytest.raises(ConfigError, match="the teacher's"):
+        report.publish(programs(), console, output, by_operation=True)
+    assert json.loads(output.read_text()) == [best, second]
+    text = console.export_text()
+    assert "32 sequences per chip" in text
+    assert "mix" in text
+    assert "norm" not in text
 
 
 WRONG = (

@@ -2,12 +2,24 @@
 
 import jax
 import pytest
+from jax.sharding import AbstractMesh
 
 from experiments.configs.owt_small import owt
 from launch.accelerators import CHIPS
-from launch.ahead.search import COMPILATIONS, LADDER, meshes, next_guess
+from launch.ahead import search
+from launch.ahead.search import (
+    COMPILATIONS,
+    LADDER,
+    DoesNotFitError,
+    Target,
+    largest_batch,
+    meshes,
+    next_guess,
+)
 from launch.ahead.topologies import Topology, parse_topology
+from sdtt_jax.config import changed
 from sdtt_jax.errors import ConfigError
+from sdtt_jax.parallel.mesh import AXES, check_batch_size
 
 
 @pytest.mark.parametrize("slope", [0.1, 0.3, 0.9, 1.7, 5.0, 14.9])
@@ -26,6 +38,62 @@ def test_the_largest_batch_is_found_in_few_compilations(slope, bend):
 
 def test_a_chip_too_small_for_one_sequence_ends_the_search():
     assert next_guess({1: 20.0}, 1.0, 16.0) is None
+
+
+@pytest.mark.parametrize(
+    ("microbatches", "model", "slope", "expected"),
+    [
+        (1, 1, 4.5, 8),
+        (8, 1, 4.5, 8),  # not 12, which eight chips and eight microbatches do not divide
+        (16, 1, 1.5, 32),  # the first guess is 16
+        (3, 1, 4.5, 6),
+        (5, 1, 1.0, 40),
+        (16, 2, 4.5, 8),  # each sequence is on two chips
+        (16, 1, 4.5, None),  # 16 sequences need 102 GB
+        (512, 1, 0.01, 512),  # more than any batch of `LADDER`
+    ],
+)
+def test_only_batches_are_tried_that_devices_and_microbatches_divide(
+    monkeypatch, microbatches, model, slope, expected
+):
+    """Oracle: the check of a training step. Eight chips of 80 GB, 30 of which the state takes."""
+    mesh = AbstractMesh((8 // model, 1, model), AXES)
+    train = {"microbatches": microbatches, "batch_size": 8 * microbatches}
+    config = changed(owt("small"), distill={"train": train})
+
+    def build(kind, config, mesh, batch, _):
+        check_batch_size(batch, mesh, getattr(config, kind).train.microbatches)
+        return batch // 8
+
+    def analyse(batch, topology, _):
+        peak = 30e9 + slope * 1e9 * batch
+        fits = peak <= topology.chip.usable
+        return {"batch": batch, "peak_bytes": peak, "state_bytes": {"": 30e9}, "fits": fits}
+
+    monkeypatch.setattr(search, "build", build)
+    monkeypatch.setattr(search, "analyse", analyse)
+    target = Target("distill", config, parse_topology("h100:8"), ())
+    found = largest_batch(target, mesh, lambda _: None, lambda: True)
+    assert (found and found["batch"]) == expected
+    if expected is None:
+        monkeypatch.setattr(search, "meshes", lambda *_: [mesh])
+        with pytest.raises(DoesNotFitError, match="16 sequences per chip, the fewest"):
+            search.search(target, 1.0, lambda _: None)
+
+
+def test_what_does_not_fit_is_told_from_a_config_that_is_wrong(monkeypatch):
+    """Both are errors of the config, but only of the first may a table say that the slice is too small."""
+    target = Target("distill", owt("small"), Topology(CHIPS["v5e"], (1, 1)), jax.devices()[:1])
+    monkeypatch.setattr(search, "state_of", lambda *_: {"parameters": 1e12})
+    with pytest.raises(DoesNotFitError, match="larger slice"):
+        search.search(target, 1.0, lambda _: None)
+
+    def wrong(*_):
+        raise ConfigError("of another vocabulary")
+
+    monkeypatch.setattr(search, "state_of", wrong)
+    with pytest.raises(ConfigError, match="of another vocabulary"):
+        search.search(target, 1.0, lambda _: None)
 
 
 @pytest.mark.parametrize(
