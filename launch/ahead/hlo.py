@@ -20,10 +20,10 @@ from sdtt_jax.networks.attention import packed_kernel
 COLLECTIVES = (
     "all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "ragged-all-to-all",
 )  # fmt: skip
-# Opcodes that move no bytes: names for parts of other arrays, and control flow, whose bodies are counted.
+# Opcodes that move no bytes: names for parts of other arrays, and calls, whose computations are counted.
 FREE = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call",
-    "after-all", "partition-id", "replica-id", "iota", "opt-barrier", "async-done", "copy-done",
+    "after-all", "partition-id", "replica-id", "iota", "opt-barrier", "async-start", "async-update",
 }  # fmt: skip
 # Products of [length, length] of each kernel, and how many of query, key and value one operand packs.
 ATTENTION_KERNELS = {
@@ -243,6 +243,15 @@ class Module:
             return i.shapes[0].traffic + operands[0].traffic
         if i.opcode == "slice-start":  # (source, slice, context)
             return i.shapes[1].bytes + i.shapes[1].traffic
+        if i.opcode in ("send", "recv"):
+            return i.shapes[0].traffic  # what is sent or comes; the others are contexts
+        if i.opcode in (
+            "all-gather-start",
+            "collective-permute-start",
+        ):  # (operands, results, contexts)
+            arrays = [shape for operand in operands for shape in operand.shapes]
+            arrays += i.shapes[len(arrays) : 2 * len(arrays)]
+            return sum(shape.traffic for shape in arrays)
         if i.opcode != "fusion":
             return i.traffic + sum(o.traffic for o in operands)
         (name,) = i.called("calls")

@@ -42,3 +42,72 @@ def test_a_group_that_leaves_its_node_is_as_fast_as_the_network_between_nodes(
     (what,) = found.sent
     assert what.axes == axes
     assert bandwidth(topology, what) == gigabytes * 1e9
+
+
+TRANSFER = """HloModule m
+
+%wrapped (q: f32[1024]) -> f32[256] {{
+  %q = f32[1024]{{0}} parameter(0)
+  ROOT %s = f32[256]{{0}} reduce-scatter(%q), replica_groups=[1,4]<=[4], dimensions={{0}}, to_apply=%add
+}}
+
+ENTRY %main (p: f32[1024], on_chip: f32[1024]) -> f32[1024] {{
+  %p = f32[1024]{{0}} parameter(0)
+  %on_chip = f32[1024]{{0:S(1)}} parameter(1)
+  %go = token[] after-all()
+{body}
+}}
+"""
+PAIRS, GROUPS = "source_target_pairs={{0,1},{1,0}}", "replica_groups=[1,4]<=[4], dimensions={0}"
+BUFFER, GATHERED = "f32[1024]{0}", "f32[4096]{0}"
+
+
+@pytest.mark.parametrize(
+    ("body", "numbers"),
+    [
+        (f"ROOT %r = {BUFFER} collective-permute(%p), {PAIRS}", 2048),
+        (
+            f"%s = ({BUFFER}, {BUFFER}, u32[], u32[]) collective-permute-start(%p), {PAIRS}\n"
+            f"ROOT %r = {BUFFER} collective-permute-done(%s)",
+            2048,
+        ),
+        (f"ROOT %r = {GATHERED} all-gather(%p), {GROUPS}", 1024 + 4096),
+        (
+            f"%s = ({BUFFER}, {GATHERED}) all-gather-start(%p), {GROUPS}\n"
+            f"ROOT %r = {GATHERED} all-gather-done(%s)",
+            1024 + 4096,
+        ),
+        # Two gathers in one, one of them from and to the chip's own memory, which costs nothing.
+        (
+            "%s = ((f32[1024]{0}, f32[1024]{0:S(1)}), (f32[4096]{0}, f32[4096]{0:S(1)})) "
+            f"all-gather-start(%p, %on_chip), {GROUPS}\n"
+            "ROOT %r = (f32[4096]{0}, f32[4096]{0:S(1)}) all-gather-done(%s)",
+            1024 + 4096,
+        ),
+        (
+            f"%s = {BUFFER} all-reduce-start(%p), {GROUPS}, to_apply=%add\n"
+            f"ROOT %r = {BUFFER} all-reduce-done(%s)",
+            2048,
+        ),
+        # What the computation that it calls moves, and no more.
+        (
+            f"%s = (({BUFFER}), f32[256]{{0}}, u32[]) async-start(%p), calls=%wrapped\n"
+            f"%u = (({BUFFER}), f32[256]{{0}}, u32[]) async-update(%s)\n"
+            "ROOT %r = f32[256]{0} async-done(%u)",
+            1024 + 256,
+        ),
+        # One reading of what is sent, one writing of what comes.
+        (
+            f"%s = ({BUFFER}, u32[], token[]) send(%p, %go), channel_id=1\n"
+            "%sent = token[] send-done(%s)\n"
+            f"%v = ({BUFFER}, u32[], token[]) recv(%go), channel_id=2\n"
+            f"ROOT %r = ({BUFFER}, token[]) recv-done(%v)",
+            2048,
+        ),
+    ],
+    ids=lambda value: value.split("ROOT")[0][:60] if isinstance(value, str) else None,
+)
+def test_a_transfer_reads_and_writes_each_array_once_in_one_piece_or_in_two(body, numbers):
+    """The first part of an asynchronous one returns (operands, results, contexts); none is moved twice."""
+    text = TRANSFER.format(body="\n".join(f"  {line}" for line in body.split("\n")))
+    assert Module(text, ("data",), (4,), lambda _: 1.0).cost().bytes == 4 * numbers
