@@ -151,14 +151,6 @@ def _row(lean, naive):
     return report.entry(config, job, {"lean": lean, "naive": naive, MATMUL: matmul})
 
 
-def test_flops_are_known_of_calls_that_were_counted_and_read_whole_texts():
-    config, job = owt("small"), Job("race", "lean", {}, 50_257, 2, 16)
-    assert report.sampler_flops(config, job, 16.0) == sample_flops(SMALL, 2, 16)
-    assert report.sampler_flops(config, job, None) is None
-    blocks = dataclasses.replace(job, mode="blocks:length=64")
-    assert report.sampler_flops(config, blocks, 16.0) is None
-
-
 def _printed(record):
     stream = io.StringIO()
     suites.show(record, Console(file=stream, width=118))

@@ -4,11 +4,13 @@ import dataclasses
 
 import pytest
 
-from experiments.benchmarking import memory, suites, worker
+from experiments.benchmarking import memory, report, suites, worker
 from experiments.benchmarking.cases import Job
+from experiments.configs.owt_small import owt
 from experiments.configs.smoke import smoke
 from sdtt_jax.config import to_mapping
 from sdtt_jax.networks import CausalConfig
+from sdtt_jax.networks.flops import sample_flops
 from tests.experiments.test_benchmark import _printed as printed
 
 
@@ -65,3 +67,11 @@ def test_what_the_memory_does_not_hold_is_not_run(monkeypatch):
     measured = suites.measure("race", [job], 2, lambda _: None, in_process=True)
     assert measured["causal"].error == "not run: it needs 0.0 GB, but only 0.0 are free"
     assert measured["causal"].runs == []
+
+
+def test_flops_are_known_of_calls_that_were_counted_and_read_whole_texts():
+    config, job = owt("small"), Job("race", "lean", {}, 50_257, 2, 16)
+    assert report.sampler_flops(config, job, 16.0) == sample_flops(config.denoiser(50_257), 2, 16)
+    assert report.sampler_flops(config, job, None) is None
+    blocks = dataclasses.replace(job, mode="blocks:length=64")
+    assert report.sampler_flops(config, blocks, 16.0) is None

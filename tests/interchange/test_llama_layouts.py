@@ -62,8 +62,8 @@ def test_what_was_read_goes_out_bit_for_bit(tmp_path, name, norms):
         named["lm_head.weight"] = named["model.embed_tokens.weight"].copy()
         config = config | {"tie_word_embeddings": True}
     named = {k: v.astype(norms if v.ndim == 1 else ml_dtypes.bfloat16) for k, v in named.items()}
-    folder = write(tmp_path / "in", config, named, shards=1 if norms == np.float32 else 2)
-    model = sdtt_jax.load(folder)
+    shards = 1 if norms == np.float32 else 2
+    model = sdtt_jax.load(write(tmp_path / "in", config, named, shards=shards))
     assert recognised(model)["stored_as"] == ("BF16, F32" if norms == np.float32 else "BF16")
     export_reference(model, tmp_path / "out")
     assert json.loads((tmp_path / "out" / "config.json").read_text()) == config
@@ -394,8 +394,7 @@ def test_a_tensor_in_two_files_is_named(tmp_path):
     ],
 )
 def test_a_damaged_index_is_one_sentence(tmp_path, index, said):
-    folder = repository(tmp_path / "m", "llama")
-    file = folder / "other.safetensors.index.json"
+    file = repository(tmp_path / "m", "llama") / "other.safetensors.index.json"
     file.write_text(index)
     with pytest.raises(CheckpointError, match=said):
         sdtt_jax.load(file)
