@@ -191,6 +191,10 @@ def test_a_batch_script_gives_each_task_all_gpus():
     assert options["signal"] == "TERM@120"
     assert "requeue" in options
     assert "gpus-per-task" not in script
+    # srun does not take over the job's --cpus-per-task since Slurm 22.05 (its release notes).
+    (step,) = re.findall(r"^srun .*$", script, re.M)
+    assert options["cpus-per-task"] == "8"
+    assert "--cpus-per-task=8" in step.split()
     # Directives after the first command would be ignored.
     assert script.rindex("#SBATCH") < script.index("\nset -euo")
     image = dataclasses.replace(
