@@ -49,6 +49,10 @@ case $4 in
             cp "$STUB/was-cut" "$STUB/offline"
             exit 255
           fi
+          if [ -s "$STUB/cuts" ]; then # a line for each connection that is cut, with the queue in reach
+            sed -i 1d "$STUB/cuts"
+            exit 255
+          fi
           bash -c "${argument#--command=}"
           ;;
       esac
@@ -59,6 +63,14 @@ esac
     "docker": """
 command=$1
 shift
+case $command in
+  run | wait)
+    if [ -e "$STUB/no-docker" ]; then
+      echo "docker: Error response from daemon: No such container" >&2
+      exit 1
+    fi
+    ;;
+esac
 case $command in
   run)
     while [ "${1#--}" != "$1" ]; do shift; done

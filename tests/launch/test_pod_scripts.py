@@ -66,15 +66,25 @@ def test_tpu_vm_attaches_to_a_run_that_goes_on(stubs, tmp_path):
     assert stubs.runs == 1  # after the run that it found, which ended with 75
 
 
-def test_tpu_vm_attaches_again_when_the_connection_was_cut(stubs, tmp_path):
-    pod = write(tpu_vm.render(TPU), tmp_path / "pod")
-    (tmp_path / "cut").touch()
+def test_tpu_vm_attaches_again_whenever_the_connection_is_cut(stubs, tmp_path):
+    """However often: a cut says nothing about the run, and only failures of the run are counted."""
+    pod = write(tpu_vm.render(dataclasses.replace(TPU, max_restarts=0)), tmp_path / "pod")
+    (tmp_path / "cuts").write_text("cut\n" * 3)
     (tmp_path / "running").touch()
     (tmp_path / "exit").write_text("0\n")
     result = stubs.run(pod / "pod.sh", "run", codes=[])
     assert result.returncode == 0, result.stderr
     assert stubs.runs == 0
-    assert (tmp_path / "was-cut").exists()
+    assert result.stdout.count("connection was cut") == 3
+    assert "failed" not in result.stdout
+
+
+def test_tpu_vm_counts_a_container_that_does_not_start(stubs, tmp_path):
+    pod = write(tpu_vm.render(dataclasses.replace(TPU, max_restarts=1)), tmp_path / "pod")
+    (tmp_path / "no-docker").touch()
+    result = stubs.run(pod / "pod.sh", "run", codes=[])
+    assert result.returncode == 1
+    assert "[pod] failed 2 times; giving up" in result.stdout
 
 
 @pytest.mark.parametrize("calls", [1, 2, 9])
