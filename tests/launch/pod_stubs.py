@@ -24,6 +24,11 @@ if [ -s "$STUB/offline" ]; then # a line for each call that fails
   echo "ERROR: gcloud crashed (ConnectionError): Failed to establish a new connection" >&2
   exit 1
 fi
+if [ "$4" = "$(head -n1 "$STUB/refusals" 2>/dev/null)" ]; then # a line for each call that is refused
+  sed -i 1d "$STUB/refusals"
+  echo "ERROR: (gcloud.compute.tpus.queued-resources.$4) UNAVAILABLE: 503" >&2
+  exit 1
+fi
 case $4 in
   describe)
     if [ ! -e "$STUB/state" ]; then

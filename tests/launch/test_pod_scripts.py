@@ -102,6 +102,31 @@ def test_tpu_vm_waits_while_this_machine_is_offline_and_attaches_again(stubs, tm
     assert verbs == {"describe", "ssh"}
 
 
+@pytest.mark.parametrize(
+    ("state", "refusals", "verbs", "outcome"),
+    [
+        (None, ["create"] * 2, ["create"] * 3, 0),
+        ("SUSPENDED", ["delete", "create"], ["delete"] * 2 + ["create"] * 2, 0),
+        (None, ["create"] * 9, ["create"] * 5, 1),
+        ("FAILED", ["delete"] * 9, ["delete"] * 5, 1),
+    ],
+    ids=["create", "both", "create-for-good", "delete-for-good"],
+)
+def test_tpu_vm_asks_again_when_gcloud_refuses(stubs, tmp_path, state, refusals, verbs, outcome):
+    """503 may pass by the next call; five refusals in a row are an error that a person has to look at."""
+    pod = write(tpu_vm.render(TPU), tmp_path / "pod")
+    (tmp_path / "refusals").write_text("".join(f"{verb}\n" for verb in refusals))
+    if state:
+        (tmp_path / "state").write_text(f"{state}\n")
+    result = stubs.run(pod / "pod.sh", "run", codes=[0])
+    assert result.returncode == outcome, result.stderr
+    calls = [call.split()[3] for call in stubs.lines("gcloud")]
+    assert [verb for verb in calls if verb in ("create", "delete")] == verbs
+    said = [line for line in result.stdout.splitlines() if "[pod] gcloud refused to" in line]
+    assert len(said) == min(len(refusals), 5)
+    assert ("5 times in a row" in said[-1]) == (outcome == 1)
+
+
 def test_tpu_vm_asks_for_nothing_while_it_cannot_see_what_is_there(stubs, tmp_path):
     pod = write(tpu_vm.render(TPU), tmp_path / "pod")
     (tmp_path / "offline").write_text("offline\n")
