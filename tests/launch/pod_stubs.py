@@ -36,13 +36,19 @@ case $4 in
       exit 1
     fi
     cat "$STUB/state"
+    if grep -q SUSPENDING "$STUB/state"; then echo SUSPENDED >"$STUB/state"; fi
     ;;
   create) echo "${CREATED:-ACTIVE}" >"$STUB/state" ;;
-  delete) rm "$STUB/state" ;;
+  delete) rm -f "$STUB/state" ;;
   ssh)
     for argument in "$@"; do
       case $argument in
-        --command=action=install*) ;;
+        --command=action=install*)
+          if [ -e "$STUB/install" ]; then # what happens meanwhile, once
+            mv "$STUB/install" "$STUB/happened"
+            . "$STUB/happened"
+          fi
+          ;;
         --command=*)
           if [ -e "$STUB/preempt" ]; then
             mv "$STUB/preempt" "$STUB/preempted"

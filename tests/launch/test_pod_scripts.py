@@ -56,6 +56,38 @@ def test_tpu_vm_asks_again_for_a_slice_that_was_taken_away(stubs, tmp_path):
     assert len([call for call in calls if " delete " in call]) == 1
 
 
+@pytest.mark.parametrize(
+    ("state", "outcome", "said"),
+    [("SUSPENDING", 0, "taken away"), ("ACTIVE", 1, "failed 1 times; giving up")],
+)
+def test_tpu_vm_counts_a_pull_that_fails_unless_the_slice_was_taken_away(
+    stubs, tmp_path, state, outcome, said
+):
+    pod = write(tpu_vm.render(dataclasses.replace(TPU, max_restarts=0)), tmp_path / "pod")
+    (tmp_path / "install").write_text(f'echo {state} >"$STUB/state"; echo denied >&2; exit 1\n')
+    result = stubs.run(pod / "pod.sh", "run", codes=[0])
+    assert result.returncode == outcome, result.stdout
+    assert said in result.stdout
+    assert "denied" in result.stderr
+    if outcome:  # the log that the message names
+        assert "denied" in (pod / "run.log").read_text()
+    else:
+        assert "failed" not in result.stdout
+
+
+def test_tpu_vm_run_ends_when_the_slice_is_deleted_beside_it(stubs, tmp_path):
+    pod = write(tpu_vm.render(TPU), tmp_path / "pod")
+    (tmp_path / "install").write_text(f"bash '{pod}/pod.sh' delete; exit 1\n")
+    result = stubs.run(pod / "pod.sh", "run", codes=[0])
+    assert result.returncode == 1
+    assert "[pod] the slice was deleted: ending" in result.stdout
+    assert "taken away" not in result.stdout
+    assert not (tmp_path / "state").exists()
+    # A new `run` asks for another slice.
+    assert stubs.run(pod / "pod.sh", "run", codes=[0]).returncode == 0
+    assert len([call for call in stubs.lines("gcloud") if " create " in call]) == 2
+
+
 def test_tpu_vm_attaches_to_a_run_that_goes_on(stubs, tmp_path):
     pod = write(tpu_vm.render(TPU), tmp_path / "pod")
     (tmp_path / "state").write_text("ACTIVE\n")
