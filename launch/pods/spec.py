@@ -15,6 +15,8 @@ from sdtt_jax.config import require, to_mapping, whole
 
 _DNS_LABEL = re.compile(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?")
 _WORD = re.compile(r"[\w.@:/-]*")
+# '#' ends the registry in enroot's form; paths of .sqsh files may hold the others.
+_IMAGE = re.compile(r"[\w.@:/#+=-]*")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _BUCKET = re.compile(r"gs://[a-z0-9][a-z0-9._-]{1,220}[a-z0-9](/.*)?")
 
@@ -126,7 +128,11 @@ class PodSpec:
             self.grace_seconds >= 30,
             f"grace_seconds={self.grace_seconds} leaves no time to save; give at least 30.",
         )
-        _check_words(self, "image", "project", "zone", "reservation", "service_account")
+        _check_words(self, "project", "zone", "reservation", "service_account")
+        require(
+            _IMAGE.fullmatch(self.image) is not None,
+            f"image={self.image!r} may contain only . _ @ : / # + = -, letters and digits.",
+        )
         for name in ("config", "workdir"):
             _check_line(name, getattr(self, name))
         require(self.config.endswith(".py"), f"config={self.config!r} must be a Python file.")

@@ -32,7 +32,7 @@ PAGES = ROOT / "docs" / "guides" / "pods"
         ({"workdir": "gs://"}, "must be gs://BUCKET/PATH"),
         ({"workdir": "gs://b/x"}, "of your bucket, which is 3 to 222 of a-z, 0-9"),
         ({"workdir": "gs://b/a\nb"}, "one line"),
-        ({"image": "a b"}, "image='a b' may contain only . _"),
+        ({"image": "a b"}, "image='a b' may contain only . _ @ : / # + = -"),
         ({"zone": "$(x)"}, "zone="),
         ({"overrides": ("seed=1",)}, "must be like --config.FIELD=VALUE"),
         ({"overrides": ("--workdir=/x",)}, "are fields of the spec"),

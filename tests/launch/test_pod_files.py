@@ -198,10 +198,11 @@ def test_a_batch_script_gives_each_task_all_gpus():
     # Directives after the first command would be ignored.
     assert script.rindex("#SBATCH") < script.index("\nset -euo")
     image = dataclasses.replace(
-        example("h100_slurm"), image="docker://x/y:cuda", slurm=SlurmConfig()
+        example("h100_slurm"), image="docker://me@x.dev#p/x+y=z:cuda", slurm=SlurmConfig()
     )
     script = slurm.render(image)["job.sbatch"]
-    assert "--container-image=docker://x/y:cuda" in script
+    # enroot: docker://[USER@][REGISTRY#]IMAGE[:TAG]. The quotes keep the `#` for bash, too.
+    assert "'--container-image=docker://me@x.dev#p/x+y=z:cuda'" in script
     assert "--container-mounts=/shared/runs/sdtt-small:/shared/runs/sdtt-small" in script
 
 
