@@ -25,6 +25,16 @@ def render(spec: PodSpec) -> Files:
         "reservation: SkyPilot takes it from ~/.sky/config.yaml (gcp.specific_reservations); leave the "
         "field empty.",
     )
+    require(
+        spec.service_account == "",
+        "service_account: SkyPilot takes it from ~/.sky/config.yaml (gcp.remote_identity); leave the field "
+        "empty.",
+    )
+    require(
+        spec.grace_seconds == PodSpec.grace_seconds,
+        f"grace_seconds={spec.grace_seconds}: a task of SkyPilot has no field for it; leave it at "
+        f"{PodSpec.grace_seconds}, and save more often (--config.distill.train.save_every).",
+    )
     cloud = "gcp" if tpu or spec.zone else ""
     task = template(
         "task.yaml.j2",
@@ -42,7 +52,14 @@ def render(spec: PodSpec) -> Files:
 
 def next_steps(spec: PodSpec, directory: str) -> list[str]:
     """The commands that follow."""
+    # A task has no field for the project, nor may its `config` have one.
+    project = (
+        [f"gcloud config set project {spec.project}   # where SkyPilot takes it from"]
+        if spec.project
+        else []
+    )
     return [
+        *project,
         f"sky jobs launch --name {spec.name} {shlex.quote(f'{directory}/task.yaml')}   # in the checkout",
         "sky jobs queue",
         f"sky jobs logs --name {spec.name}",

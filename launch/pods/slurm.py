@@ -26,6 +26,10 @@ def render(spec: PodSpec) -> Files:
         f"workdir={spec.workdir!r} must be an absolute path that all nodes see, or gs://BUCKET/PATH.",
     )
     require(not spec.spot, "spot: SLURM has partitions for that; set spec.slurm.partition.")
+    require(
+        spec.service_account == "",
+        "service_account: SLURM's nodes use the credentials that they have; leave the field empty.",
+    )
     container = []
     command = spec.command
     if spec.image:

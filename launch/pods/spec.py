@@ -59,7 +59,7 @@ class GkeConfig:
 
     cluster: str = ""  # name of the cluster; xpk only
     namespace: str = "default"  # where the JobSet goes
-    queue: str = ""  # Kueue's LocalQueue; empty without Kueue
+    queue: str = ""  # Kueue's LocalQueue; empty without Kueue; xpk has its own
 
     def __post_init__(self) -> None:
         _check_words(self, "cluster", "namespace", "queue")

@@ -8,12 +8,30 @@ ends the job on every exit status except 42, 127 to 255 and those of --restart-o
 import shlex
 
 from launch.pods.spec import Files, PodSpec, require_cloud, require_tpu, template
+from sdtt_jax.config import require
+
+_QUEUE = "multislice-queue"  # LOCAL_QUEUE_NAME in src/xpk/core/
 
 
 def render(spec: PodSpec) -> Files:
     """`workload.sh`."""
     require_tpu(spec, "xpk")
     require_cloud(spec, "image", "zone", "gke.cluster")
+    require(
+        spec.service_account == "",
+        "service_account: a workload of xpk has that of the node pools, which `xpk cluster create` makes; "
+        "leave the field empty, or use gke.",
+    )
+    require(
+        spec.gke.queue in ("", _QUEUE),
+        f"gke.queue={spec.gke.queue!r}: xpk puts its workloads into {_QUEUE}; leave the field empty, or use "
+        "gke.",
+    )
+    require(
+        spec.gke.namespace == "default",
+        f"gke.namespace={spec.gke.namespace!r}: xpk puts its workloads into 'default'; leave it so, or use "
+        "gke.",
+    )
     capacity = (
         ["--spot"]
         if spec.spot

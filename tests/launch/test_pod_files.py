@@ -183,6 +183,14 @@ def test_a_task_of_skypilot_has_the_fields_of_its_schema(spec):
         subprocess.run(["bash", "-n"], input=task[part], text=True, check=True)
 
 
+def test_skypilot_says_where_the_project_is_set():
+    """A task has no field for it, and config keys of a task neither (OVERRIDEABLE_CONFIG_KEYS_IN_TASK)."""
+    spec = example("v5e_256")
+    first, *others = skypilot.next_steps(spec, "out")
+    assert first.startswith("gcloud config set project my-project ")
+    assert skypilot.next_steps(dataclasses.replace(spec, project=""), "out") == others
+
+
 def test_a_batch_script_gives_each_task_all_gpus():
     script = slurm.render(example("h100_slurm"))["job.sbatch"]
     options = dict(re.findall(r"^#SBATCH --([\w-]+)(?:=(.*))?$", script, re.M))
