@@ -139,8 +139,8 @@ class PodSpec:
         require(self.workdir != "", "workdir is missing; give gs://BUCKET/PATH.")
         require(
             not self.workdir.startswith("gs:") or _BUCKET.fullmatch(self.workdir) is not None,
-            f"workdir={self.workdir!r} must be gs://BUCKET/PATH, with the name of your bucket, which is 3 to "
-            "222 of a-z, 0-9, '.', '_' and '-', and begins and ends with a letter or digit.",
+            f"workdir={self.workdir!r} must be gs://BUCKET/PATH, with a bucket whose name has 3 to 222 "
+            "characters (a-z, 0-9, '.', '_', '-') and begins and ends with a letter or digit.",
         )
         require(
             not (self.spot and self.reservation),

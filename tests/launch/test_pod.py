@@ -30,7 +30,7 @@ PAGES = ROOT / "docs" / "guides" / "pods"
         ({"slices": 0}, "slices must be positive"),
         ({"workdir": ""}, "workdir is missing"),
         ({"workdir": "gs://"}, "must be gs://BUCKET/PATH"),
-        ({"workdir": "gs://b/x"}, "of your bucket, which is 3 to 222 of a-z, 0-9"),
+        ({"workdir": "gs://b/x"}, "a bucket whose name has 3 to 222 characters"),
         ({"workdir": "gs://b/a\nb"}, "one line"),
         ({"image": "a b"}, "image='a b' may contain only . _ @ : / # + = -"),
         ({"zone": "$(x)"}, "zone="),
