@@ -245,10 +245,8 @@ class Module:
             return i.shapes[1].bytes + i.shapes[1].traffic
         if i.opcode in ("send", "recv"):
             return i.shapes[0].traffic  # what is sent or comes; the others are contexts
-        if i.opcode in (
-            "all-gather-start",
-            "collective-permute-start",
-        ):  # (operands, results, contexts)
+        if i.opcode in ("all-gather-start", "collective-permute-start"):
+            # Its result is all operands, all results and contexts.
             arrays = [shape for operand in operands for shape in operand.shapes]
             arrays += i.shapes[len(arrays) : 2 * len(arrays)]
             return sum(shape.traffic for shape in arrays)

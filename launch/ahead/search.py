@@ -64,9 +64,8 @@ def meshes(config: RunConfig, topology: Topology, devices: Sequence[Any]) -> Ite
                 mesh = make_mesh(MeshConfig(-1, fsdp, model), devices)
                 state = sum(state_of(config, mesh).values())
             except ConfigError:
-                if (
-                    fsdp * model == 1
-                ):  # nothing of the model is split, so it is not the mesh's fault
+                # On a mesh that splits nothing of the model, the config is at fault.
+                if fsdp * model == 1:
                     raise
                 continue  # a size of the model that this mesh does not divide
             if state < (1 - ROOM) * topology.chip.usable:
