@@ -34,7 +34,7 @@ from sdtt_jax.evaluation.settings import PROMPTED, Settings
 from sdtt_jax.evaluation.subject import OWN, Subject, load_subject
 from sdtt_jax.evaluation.suites import SUITES
 from sdtt_jax.evaluation.tasks import read_task
-from sdtt_jax.evaluation.texts import held_out_name
+from sdtt_jax.evaluation.texts import check_corpus, held_out_name
 from sdtt_jax.evaluation.variants import variant
 from sdtt_jax.interchange.load import load
 from sdtt_jax.parallel import processes
@@ -209,6 +209,9 @@ def check_files(settings: Settings) -> None:
     """
     for path in filter(None, (settings.texts, settings.prompts)):
         next(text_lines(path), None)
+    for name in ("neighbours", "exit_training_text"):
+        if getattr(settings, name) not in ("", OWN):
+            check_corpus(name, getattr(settings, name))
     if settings.task_file:
         read_task(settings.task, settings.task_file)
 
@@ -233,6 +236,8 @@ def main(argv: Sequence[str]) -> None:
         "--output is missing: with --early_exit or --neighbours the results are not the run's; name a JSON "
         "file.",
     )
+    if _CHECKPOINT.value and not any(SUITES[suite].compares for suite in suites):
+        refuse("These suites compare with no other model", "judge", "baseline")
     check_used(settings, suites, _HELPER.value, checkpoint=_CHECKPOINT.value is not None)
     check_files(settings)
     join_processes()

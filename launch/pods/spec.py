@@ -102,6 +102,8 @@ class PodSpec:
     workdir: str = ""
     # Further options of `experiments.run`: --config.FIELD=VALUE, --stages=a,b.
     overrides: tuple[str, ...] = ()
+    # One spec serves several launchers, so that these may be set where a launcher has no need of them: the
+    # image with SkyPilot, project and zone with GKE and SLURM.
     image: str = ""  # container image (launch/docker/)
     project: str = ""  # Google Cloud project; empty for gcloud's default
     zone: str = ""  # Google Cloud zone

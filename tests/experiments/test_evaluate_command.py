@@ -84,6 +84,10 @@ def test_golden_gpt2_through_the_command(golden, tokens_file, tmp_path):
     [
         (("--suite=speed", "--checkpoint=x"), "--suite='speed' is unknown"),
         (("--compare=x", "y", "--num_texts=3"), "--compare measures nothing, so --num_texts would"),
+        (
+            ("--suite=exits,schedule", "--checkpoint=x", "--judge=gpt2"),
+            "These suites compare with no other model, so --judge would",
+        ),
     ],
 )
 def test_wrong_flags_are_one_line(given, said):
@@ -153,6 +157,8 @@ def test_flags_that_would_change_nothing_are_refused(suites, settings, helper, s
         ("prompts", b"\xff", "x.jsonl, line 1, .*UTF-8"),
         ("task_file", None, "x.jsonl does not exist; put the task's"),
         ("task_file", b'{"text": "a b"}\n{}', "x.jsonl, line 2, has no field 'text'"),
+        ("exit_training_text", None, "--exit_training_text=.*x.jsonl is neither a file"),
+        ("neighbours", None, "--neighbours=.*x.jsonl is neither a file"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_found_before_any_model_is_loaded(

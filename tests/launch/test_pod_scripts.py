@@ -111,6 +111,15 @@ def test_tpu_vm_attaches_again_whenever_the_connection_is_cut(stubs, tmp_path):
     assert "failed" not in result.stdout
 
 
+def test_tpu_vm_ends_when_its_requests_fail_again_and_again(stubs, tmp_path):
+    """As they do for want of quota, which gcloud refuses only when the request's turn comes."""
+    pod = write(tpu_vm.render(TPU), tmp_path / "pod")
+    result = stubs.run(pod / "pod.sh", "run", codes=[0], CREATED="FAILED")
+    assert result.returncode == 1
+    assert "failed 5 times in a row" in result.stdout
+    assert len([call for call in stubs.lines("gcloud") if " create " in call]) == 5
+
+
 def test_tpu_vm_counts_a_container_that_does_not_start(stubs, tmp_path):
     pod = write(tpu_vm.render(dataclasses.replace(TPU, max_restarts=1)), tmp_path / "pod")
     (tmp_path / "no-docker").touch()
