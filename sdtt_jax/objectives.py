@@ -203,9 +203,7 @@ def distill_loss(diffusion: MaskedDiffusion, config: DistillConfig) -> LossFn:
 def alpha_loss(diffusion: MaskedDiffusion, config: AlphaConfig) -> LossFn:
     """The Tsallis loss of the tokens that a call reveals, without a teacher; at alpha = 0 in nats per token.
 
-    Args:
-      diffusion: the student.
-      config: alpha, and the sampler that the student is trained for.
+    The arguments are those of `alpha_terms`.
     """
 
     def loss(params: Tree, context: Tree, batch: Tokens, key: Key) -> Loss:
@@ -220,12 +218,7 @@ def mixture_loss(
 ) -> LossFn:
     """The mixture's cross-entropy on what the teacher's calls reveal, in nats per token.
 
-    The context holds `teacher_params`.
-
-    Args:
-      diffusion: the student; it sees a latent value.
-      teacher: the teacher, which sees none.
-      config: the teacher's calls.
+    The arguments are those of `mixture_terms`; the context holds `teacher_params`.
     """
 
     def loss(params: Tree, context: Tree, batch: Tokens, key: Key) -> Loss:
@@ -238,12 +231,8 @@ def mixture_loss(
 def mmd_loss(diffusion: MaskedDiffusion, features: Features, config: MmdConfig) -> LossFn:
     """A loss whose gradient is the discrepancy's policy gradient, averaged over texts.
 
-    Only the metric `reward` shows progress. The context holds `teacher_params`, the parameters of `features`.
-
-    Args:
-      diffusion: the student.
-      features: computes the features of clean texts.
-      config: completions and kernel.
+    Only the metric `reward` shows progress. The arguments are those of `mmd_terms`; the context holds
+    `teacher_params`, the parameters of `features`.
     """
 
     def loss(params: Tree, context: Tree, batch: Tokens, key: Key) -> Loss:
@@ -257,11 +246,7 @@ def mmd_loss(diffusion: MaskedDiffusion, features: Features, config: MmdConfig) 
 def idlm_loss(diffusion: MaskedDiffusion, config: IdlmConfig) -> LossFn:
     """The sum of the student's and the fake's losses, in nats per token; the metrics hold each of the two.
 
-    The parameters are `{"student": …, "fake": …}`, and the context holds `teacher_params`.
-
-    Args:
-      diffusion: the network and schedule that teacher, student and fake share.
-      config: the sampler that the student is trained for.
+    The arguments and the parameters are those of `idlm_terms`; the context holds `teacher_params`.
     """
 
     def loss(params: Tree, context: Tree, batch: Tokens, key: Key) -> Loss:
@@ -277,10 +262,7 @@ def coupled_idlm_loss(
 ) -> LossFn:
     """`idlm_loss` of a student that sees noise; only the shape of the batch matters.
 
-    Args:
-      student: the student.
-      diffusion: teacher and fake.
-      config: the states at which the student learns.
+    The arguments and the parameters are those of `coupled_idlm_terms`.
     """
 
     def loss(params: Tree, context: Tree, batch: Tokens, key: Key) -> Loss:
