@@ -126,10 +126,10 @@ def _round(run: Run, number: int) -> TrainingJob:
 def round_loss(run: Run, number: int) -> LossFn:
     """The loss of a round, on batches of its pool."""
     config = run.config.coupled
-    length, student = run.config.data.length, _diffusion(run, run.coupled)
+    length, student = run.config.data.length, run.diffusion_of(run.coupled)
     _, teacher = _teacher(run, number)
     key = _noise_key(run, number)
-    return coupled_loss(student, _diffusion(run, teacher), config, number, key, length)
+    return coupled_loss(student, run.diffusion_of(teacher), config, number, key, length)
 
 
 def round_parts(run: Run, number: int) -> tuple[Pool | Fresh, Callable[[], TrainState], TrainState]:
@@ -260,7 +260,7 @@ def _make(run: Run, number: int, params: Params, parts: Path) -> dict[str, Any]:
     what = "texts in hindsight of" if config.hindsight else "trajectories of"
     run.log(f"  round {number}: {count:,} {what} {config.calls_of(number)} calls each")
     _, network = _teacher(run, number)
-    student, teacher = _diffusion(run, run.coupled), _diffusion(run, network)
+    student, teacher = run.diffusion_of(run.coupled), run.diffusion_of(network)
     key, sampler = _noise_key(run, number), config.trajectory(number)
     rows = {"index": np.arange(count, dtype=np.int32)}
     if config.hindsight:
@@ -316,10 +316,6 @@ def _teacher(run: Run, number: int) -> tuple[Path, Network]:
     if number == 1:
         return run.workdir.teacher, run.denoiser
     return run.workdir.round(number - 1, COUPLED), run.coupled
-
-
-def _diffusion(run: Run, network: Any) -> MaskedDiffusion:
-    return MaskedDiffusion(network, run.diffusion.schedule)
 
 
 def _noise_key(run: Run, number: int) -> Key:

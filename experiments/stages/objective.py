@@ -4,6 +4,7 @@ Runs train with these. `launch.ahead` compiles them for runs whose data and para
 """
 
 import abc
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -55,6 +56,10 @@ class Networks(abc.ABC):
     def diffusion(self) -> MaskedDiffusion:
         """Denoiser and noise schedule."""
         return MaskedDiffusion(self.denoiser, make_schedule(self.config.schedule))
+
+    def diffusion_of(self, network: Any) -> MaskedDiffusion:
+        """Another network with the same noise schedule."""
+        return dataclasses.replace(self.diffusion, denoiser=network)
 
     @functools.cached_property
     def coupled(self) -> CoupledDenoiser:

@@ -15,7 +15,7 @@ from sdtt_jax.config import to_mapping
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.distillation.idlm import FAKE, STUDENT
 from sdtt_jax.keys import purpose_key
-from sdtt_jax.networks.base import Network, abstract_params
+from sdtt_jax.networks.base import abstract_params
 from sdtt_jax.objectives import (
     alpha_loss,
     arranged,
@@ -37,15 +37,22 @@ class Parts(NamedTuple):
     told: str  # a line of progress that says what the round does
     loss: Callable[[Networks], LossFn]  # the loss of its training step
     network: Callable[[Networks], Any] = lambda run: run.denoiser  # the student's
-    # Shapes of everything that is trained, boxed as a network's `init` boxes them.
-    shapes: Callable[[Networks], Tree] = lambda run: abstract_params(run.denoiser)
     # Reads the parameters of another student that this one continues from; None: it starts from the teacher.
     source: Callable[[Run], Params] | None = None
-    # Makes the initial parameters of everything that is trained, from the teacher's, the source's, and a key.
-    begin: Callable[[Networks, Params, Params, Key], Tree] = lambda *given: given[2]
-    # Takes the student's from all parameters that are trained.
-    student: Callable[[Tree], Params] = lambda params: params
+    fake: bool = False  # whether a fake teacher is trained beside the student
     keeps_teacher: bool = True  # whether the loss reads the teacher
+
+    def shapes(self, run: Networks) -> Tree:
+        """Shapes of everything that is trained, boxed as a network's `init` boxes them."""
+        student = abstract_params(self.network(run))
+        return {STUDENT: student, FAKE: abstract_params(run.denoiser)} if self.fake else student
+
+    def begin(self, run: Networks, teacher: Params, source: Params, key: Key) -> Tree:
+        """Initial parameters of everything that is trained, from the teacher's, the source's, and a key."""
+        network, student = self.network(run), source
+        if self.source is None and network != run.denoiser:
+            student = network.init_from(teacher, key)
+        return {STUDENT: student, FAKE: teacher} if self.fake else student
 
 
 def abstract_state(parts: Parts, run: Networks, spec: StateSpec) -> TrainState:
@@ -92,7 +99,7 @@ def one_round(name: str) -> Rounds:
         run.deliver(
             run.workdir.round(number, name),
             parts.network(run),
-            parts.student(averaged(state)),
+            averaged(state)[STUDENT] if parts.fake else averaged(state),
             stage=name,
             round=number,
             settings=settings,
@@ -105,29 +112,13 @@ def one_round(name: str) -> Rounds:
     return Rounds(lambda _config: 1, lambda run: functools.partial(job, run), deliver, told)
 
 
-def _mixture_loss(run: Networks) -> LossFn:
-    student = MaskedDiffusion(run.mixture, run.diffusion.schedule)
-    return mixture_loss(student, run.diffusion, run.config.mixture)
-
-
 def _alpha_loss(run: Networks) -> LossFn:
     loss_of = functools.partial(alpha_loss, config=run.config.alpha)
     return arranged(loss_of, run.diffusion, run.sequences)
 
 
-def _idlm_loss(run: Networks) -> LossFn:
-    loss_of = functools.partial(idlm_loss, config=run.config.idlm)
-    return arranged(loss_of, run.diffusion, run.sequences)
-
-
-def _coupled_idlm_loss(run: Networks) -> LossFn:
-    student = MaskedDiffusion(run.coupled, run.diffusion.schedule)
-    return coupled_idlm_loss(student, run.diffusion, run.config.coupled_idlm)
-
-
-def _coupled_student(run: Run) -> Params:
-    folder = run.workdir.round(run.config.coupled.num_rounds, COUPLED)
-    return run.delivered(folder, run.coupled, "distill")
+def _mixture_loss(run: Networks) -> LossFn:
+    return mixture_loss(run.diffusion_of(run.mixture), run.diffusion, run.config.mixture)
 
 
 def _mmd_loss(run: Networks) -> LossFn:
@@ -141,12 +132,19 @@ def _mmd_loss(run: Networks) -> LossFn:
     return arranged(loss_of, run.diffusion, run.sequences)
 
 
-def _with_fake(_run: Networks, teacher: Params, source: Params, _key: Key) -> Tree:
-    return {STUDENT: source, FAKE: teacher}
+def _idlm_loss(run: Networks) -> LossFn:
+    loss_of = functools.partial(idlm_loss, config=run.config.idlm)
+    return arranged(loss_of, run.diffusion, run.sequences)
 
 
-def _with_fake_shapes(run: Networks, student: Network) -> Tree:
-    return {STUDENT: abstract_params(student), FAKE: abstract_params(run.denoiser)}
+def _coupled_idlm_loss(run: Networks) -> LossFn:
+    student = run.diffusion_of(run.coupled)
+    return coupled_idlm_loss(student, run.diffusion, run.config.coupled_idlm)
+
+
+def _coupled_student(run: Run) -> Params:
+    folder = run.workdir.round(run.config.coupled.num_rounds, COUPLED)
+    return run.delivered(folder, run.coupled, "distill")
 
 
 PARTS = {
@@ -159,8 +157,6 @@ PARTS = {
         "for each text, one of several students learns what the teacher's calls reveal together",
         _mixture_loss,
         network=lambda run: run.mixture,
-        shapes=lambda run: abstract_params(run.mixture),
-        begin=lambda run, _teacher, source, key: run.mixture.init_from(source, key),
     ),
     "mmd": Parts(
         "completions are compared with real texts by the teacher's hidden states", _mmd_loss
@@ -168,18 +164,14 @@ PARTS = {
     "idlm": Parts(
         "a fake teacher learns the student's texts, and the student learns what the teacher says about them",
         _idlm_loss,
-        shapes=lambda run: _with_fake_shapes(run, run.denoiser),
-        begin=_with_fake,
-        student=lambda params: params[STUDENT],
+        fake=True,
     ),
     "coupled_idlm": Parts(
         "a fake teacher learns the noise-coupled student's texts, and the student learns what the teacher "
         "says about them",
         _coupled_idlm_loss,
         network=lambda run: run.coupled,
-        shapes=lambda run: _with_fake_shapes(run, run.coupled),
         source=_coupled_student,
-        begin=_with_fake,
-        student=lambda params: params[STUDENT],
+        fake=True,
     ),
 }

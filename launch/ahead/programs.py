@@ -25,7 +25,6 @@ from launch.ahead.networks import Planned
 from sdtt_jax.causal.sampler import generate
 from sdtt_jax.diffusion import sampler
 from sdtt_jax.diffusion.decoders import filling
-from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.networks import CausalConfig, flops
 from sdtt_jax.networks.base import Network
 from sdtt_jax.networks.config import LlamaConfig, TransformerConfig, of_same_size
@@ -135,7 +134,7 @@ def _step(kind: str, planned: Planned, mesh: Mesh, batch: int) -> _Step:
     tokens: Tree = _tokens(batch, denoiser.config, mesh)
     if kind == COUPLED:
         denoiser, share = planned.coupled, with_full(config.coupled.full_share)
-        diffusion, key = MaskedDiffusion(denoiser, planned.diffusion.schedule), jax.random.key(0)
+        diffusion, key = planned.diffusion_of(denoiser), jax.random.key(0)
         stage, made, context = config.coupled, not config.coupled.num_trajectories, {}
         if made:  # by the step itself, which then needs the teacher
             context = {"teacher_params": unbox(jax.eval_shape(planned.denoiser.init, key))}
