@@ -9,6 +9,7 @@ import numpy as np
 from sdtt_jax.config import require
 from sdtt_jax.data import Tokenizer
 from sdtt_jax.errors import ConfigError
+from sdtt_jax.ops.sequences import ends_of_texts
 
 GAP = re.compile(r"\[(\d+)\]")
 # What may have been meant as a gap, such as "[7 ]" or "[-1]".
@@ -184,19 +185,14 @@ def closed(
 def text_lengths(tokens: np.ndarray, fixed: np.ndarray, bos_id: int, eos_id: int) -> np.ndarray:
     """Number of tokens of each text up to and including its first EOS, or all if it has none: `[texts]`.
 
-    An EOS counts only if something other than BOS and EOS precedes it (GPT-2 has one token for both, and a
-    text may begin with it) and neither it nor any later token was given. The EOS with which `closed` fills
-    the end of a text do not count as given.
+    `ops.sequences.ends_of_texts` defines which EOS end a text.
 
     Args:
       tokens: `[texts, length]` int32.
       fixed: `[texts, length]` bool, what was given.
       bos_id, eos_id: of the tokenizer.
     """
-    text_before = np.cumsum((tokens != bos_id) & (tokens != eos_id), axis=1) > 0
-    padding = np.logical_and.accumulate((fixed & (tokens == eos_id))[:, ::-1], axis=1)[:, ::-1]
-    given_after = np.cumsum((fixed & ~padding)[:, ::-1], axis=1)[:, ::-1] > 0
-    end = (tokens == eos_id) & text_before & ~given_after
+    end = ends_of_texts(tokens, ~fixed, bos_id, eos_id)
     return np.asarray((np.cumsum(end, axis=1) - end == 0).sum(axis=1))
 
 

@@ -4,7 +4,7 @@ A record holds nothing but tokens. EOS says where a text ends in it, and BOS whe
 arrangement is a pure function of the tokens and of how they were packed.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,8 @@ import numpy as np
 from sdtt_jax.ops.sequence_kinds import KINDS as KINDS
 from sdtt_jax.ops.sequence_kinds import Sequences as Sequences
 from sdtt_jax.typing import Hidden, PerSequence, PerToken, Positions, Scalar, Segments, Tokens
+
+_Array = TypeVar("_Array", jax.Array, np.ndarray)
 
 # The segment of padding: no text has it.
 PADDING = -1
@@ -110,6 +112,25 @@ def prompt_lengths(tokens: np.ndarray, sequences: Sequences | None) -> np.ndarra
     return np.asarray(((segments != PADDING) & ~free).sum(axis=1))
 
 
+def ends_of_texts(tokens: _Array, free: _Array, bos_id: int, eos_id: int) -> _Array:
+    """Where an EOS ends the text that is written in a sequence: `[batch, length]` bool.
+
+    Something other than BOS and EOS must precede it (GPT-2 has one token for both, and a text may begin with
+    it), and neither it nor any later token was given. The EOS with which `model.prompts.closed` fills the end
+    of a text do not count as given.
+
+    Args:
+      tokens: `[batch, length]` int32, of JAX or NumPy.
+      free: `[batch, length]` bool, what was not given.
+      bos_id, eos_id: of the tokenizer.
+    """
+    is_eos = tokens == eos_id
+    begun = (~is_eos & (tokens != bos_id)).cumsum(axis=1) > 0
+    filled_up = _from_here_on(free | ~is_eos) == 0
+    given_after = _from_here_on(~(free | filled_up)) > 0
+    return is_eos & begun & ~given_after
+
+
 def begins(segments: Segments) -> Positions:
     """Where a segment begins: `[batch, length]` bool."""
     first = jnp.ones_like(segments[:, :1], bool)
@@ -170,6 +191,11 @@ def text_sums(values: PerToken, arrangement: Arrangement | None) -> jax.Array:
         return values.sum(axis=-1)
     rows = jnp.arange(len(values))[:, None]
     return jnp.zeros_like(values).at[rows, jnp.maximum(arrangement.segments, 0)].add(values)
+
+
+def _from_here_on(where: _Array) -> _Array:
+    """The number of True entries at each position and after it."""
+    return where[:, ::-1].cumsum(axis=1)[:, ::-1]
 
 
 def _before(where: jax.Array) -> jax.Array:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from sdtt_jax.config import choose, require, whole, within
 from sdtt_jax.diffusion.decoders.base import Pick, entropy
+from sdtt_jax.ops.sequences import ends_of_texts
 from sdtt_jax.typing import PerToken, Positions, Tokens
 
 # Predicates by name, and the type of the number after the colon; None where there is no number.
@@ -32,7 +33,7 @@ class Stop:
     # call then reveals all of them. 0 is off.
     entropy: float = 0.0
     # "eos:1": this token was written and nothing before it is masked; what follows becomes EOS too. -1 is
-    # off. `model.prompts.text_lengths` defines which EOS end a text.
+    # off. `ops.sequences.ends_of_texts` defines which EOS end a text.
     eos: int = -1
     # "eos:1/0": BOS, where that is another token than EOS; a text may begin with both. -1: it is EOS.
     bos: int = -1
@@ -149,17 +150,9 @@ def ended(stop: Stop, mask_id: int, x: Tokens, free: Positions) -> Tokens:
 
 
 def _end(stop: Stop, mask_id: int, x: Tokens, free: Positions) -> Positions:
-    """Written EOS that end a text as far as it is known: `model.prompts.text_lengths`, where nothing is MASK.
-
-    Something other than BOS and EOS comes before it, and after it nothing was given but the EOS and padding
-    with which the end of a text is settled.
-    """
-    is_eos = x == stop.eos
+    """Written EOS that end a text, with nothing masked before them."""
     known = jnp.cumsum(x == mask_id, axis=-1) == 0
-    begun = jnp.cumsum(~is_eos & (x != stop.bos), axis=-1) > 0
-    settled = jax.lax.cumsum((free | ~is_eos).astype(jnp.int32), axis=1, reverse=True) == 0
-    given_after = jax.lax.cumsum((~(free | settled)).astype(jnp.int32), axis=1, reverse=True) > 0
-    return free & is_eos & known & begun & ~given_after
+    return free & known & ends_of_texts(x, free, stop.bos, stop.eos)
 
 
 def finishing(pick: Pick, bound: float) -> Pick:
