@@ -1,4 +1,4 @@
-"""Compiled generations; all decoders that only follow a plan share one program (`diffusion.planned`)."""
+"""Compiled generations; decoders that only follow a plan share one program (`diffusion.shared_program`)."""
 
 import functools
 from typing import Any
@@ -9,8 +9,13 @@ import jax.numpy as jnp
 from sdtt_jax.diffusion.decoders.base import Helper
 from sdtt_jax.diffusion.decoders.serving import check_unasked
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
-from sdtt_jax.diffusion.planned import common_config, follow, own_temperatures, wide_plan
 from sdtt_jax.diffusion.sampler import Plan, SamplerConfig, SamplerState, sample
+from sdtt_jax.diffusion.shared_program import (
+    common_config,
+    follow,
+    own_temperatures,
+    wide_plan,
+)
 from sdtt_jax.networks.base import rounded_once
 from sdtt_jax.ops.sequences import Sequences, arrange
 from sdtt_jax.typing import Key, Params, Tokens

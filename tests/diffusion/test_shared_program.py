@@ -4,11 +4,11 @@ import jax
 import numpy as np
 import pytest
 
-from sdtt_jax.diffusion import planned
+from sdtt_jax.diffusion import shared_program
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
-from sdtt_jax.diffusion.planned import common_config, follow, own_temperatures, wide_plan
 from sdtt_jax.diffusion.sampler import SamplerConfig, sample
 from sdtt_jax.diffusion.schedule import make_schedule
+from sdtt_jax.diffusion.shared_program import common_config, follow, own_temperatures, wide_plan
 from tests.worlds import LENGTH, MASK, TableDenoiser, random_table
 
 DIFFUSION, PARAMS = MaskedDiffusion(TableDenoiser(), make_schedule()), random_table(1)
@@ -69,5 +69,5 @@ def test_what_the_network_decides_needs_a_program_of_its_own(mode):
 
 
 def test_more_steps_than_a_plan_has_room_for():
-    assert common_config(SamplerConfig(planned.CAPACITY)) is not None
-    assert common_config(SamplerConfig(planned.CAPACITY + 1)) is None
+    assert common_config(SamplerConfig(shared_program.CAPACITY)) is not None
+    assert common_config(SamplerConfig(shared_program.CAPACITY + 1)) is None
