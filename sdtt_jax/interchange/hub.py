@@ -1,4 +1,4 @@
-"""The model hub: the names of the paper's checkpoints, downloading them, uploading ours.
+"""The model hub: downloading checkpoints, and uploading ours.
 
 Its library is imported only where it is used: the import takes 0.3 s, and most checkpoints are local.
 """
@@ -6,7 +6,7 @@ Its library is imported only where it is used: the import takes 0.3 s, and most 
 import os
 from pathlib import Path
 
-from sdtt_jax.config import choose, require, whole
+from sdtt_jax.config import require
 from sdtt_jax.errors import CheckpointError
 from sdtt_jax.interchange.safetensors import read_index
 from sdtt_jax.paths import as_path
@@ -17,41 +17,7 @@ CONFIG_FILE = "config.json"
 # Other files of a repository that are read.
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
-STUDENTS = "jdeschena/sdtt"
-MDLM = "kuleshov-group/mdlm-owt"
-LOSSES = ("kld", "mse", "tvd")
-SIZES = {"sm": "sm", "md": "md", "lg": "large"}
-ROUNDS = range(1, 8)
-STEPS_PER_ROUND = 10_000
 TOKEN_VARIABLE = "HF_TOKEN"
-
-
-def student_revision(loss: str, round: int) -> str:
-    """Revision of the paper's small student after a round, distilled with a loss."""
-    choose("loss", loss, LOSSES)
-    _check_round(round)
-    return f"baselines_{loss}_step_{round * STEPS_PER_ROUND}"
-
-
-def scaling_student_revision(size: str, round: int) -> str:
-    """Revision of a student of the scaling series; `size` is "sm", "md" or "lg"."""
-    _check_round(round)
-    return f"scaling_400k_{_size(size)}_step_{round * STEPS_PER_ROUND}"
-
-
-def scaling_teacher_revision(size: str) -> str:
-    """Revision of a teacher of the scaling series."""
-    return f"teacher_400k_{_size(size)}_step_400000"
-
-
-def _check_round(round: int) -> None:
-    whole(0, round=round)
-    require(round in ROUNDS, f"round={round} is not among the published rounds, 1 to {ROUNDS[-1]}.")
-
-
-def _size(size: str) -> str:
-    choose("size", size, SIZES)
-    return SIZES[size]
 
 
 def fetch(repo: str, revision: str | None = None) -> tuple[Path, Path | None]:

@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 
 from sdtt_jax.checkpoints.orbax import is_committed
 from sdtt_jax.checkpoints.store import PARTS
-from sdtt_jax.config import from_mapping, nearest, require, to_mapping, whole
+from sdtt_jax.config import choose, from_mapping, nearest, require, to_mapping, whole
 from sdtt_jax.data import Tokenizer, load_tokenizer
 from sdtt_jax.diffusion.schedule import ScheduleConfig, make_schedule
 from sdtt_jax.errors import CheckpointError
@@ -43,6 +43,11 @@ from sdtt_jax.parallel.placement import place as place_pieces
 from sdtt_jax.paths import as_path, is_remote, with_target
 from sdtt_jax.trees import flat_leaves
 
+# The paper's students: repository, losses, names of sizes in revisions, and rounds.
+STUDENTS = "jdeschena/sdtt"
+LOSSES = ("kld", "mse", "tvd")
+SIZES = {"sm": "sm", "md": "md", "lg": "large"}
+ROUNDS = range(1, 8)
 FINAL = "final"
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 NAMED = re.compile(rf"(?P<repo>{REPOSITORY.pattern})(?:@(?P<revision>.+))?")
@@ -198,22 +203,32 @@ def load_denoiser(
 
 def load_small_student(loss: str = "kld", round: int = 7) -> Model:
     """The paper's small student after `round` (1 to 7), distilled with "kld", "mse" or "tvd"."""
-    return load_denoiser(hub.STUDENTS, hub.student_revision(loss, round))
+    choose("loss", loss, LOSSES)
+    return load_denoiser(STUDENTS, f"baselines_{loss}_step_{_steps(round)}")
 
 
 def load_scaling_student(size: str = "sm", round: int = 7) -> Model:
     """A student of the paper's scaling series: size "sm", "md" or "lg", round 1 to 7."""
-    return load_denoiser(hub.STUDENTS, hub.scaling_student_revision(size, round))
+    choose("size", size, SIZES)
+    return load_denoiser(STUDENTS, f"scaling_400k_{SIZES[size]}_step_{_steps(round)}")
 
 
 def load_scaling_teacher(size: str = "sm") -> Model:
     """A teacher of the paper's scaling series: size "sm", "md" or "lg"."""
-    return load_denoiser(hub.STUDENTS, hub.scaling_teacher_revision(size))
+    choose("size", size, SIZES)
+    return load_denoiser(STUDENTS, f"teacher_400k_{SIZES[size]}_step_400000")
 
 
 def load_mdlm_small() -> Model:
     """The MDLM teacher of the paper's small students."""
-    return load_denoiser(hub.MDLM)
+    return load_denoiser("kuleshov-group/mdlm-owt")
+
+
+def _steps(round: int) -> int:
+    """Training steps of the paper's students up to the end of a round, as their revisions state them."""
+    whole(0, round=round)
+    require(round in ROUNDS, f"round={round} is not among the published rounds, 1 to {ROUNDS[-1]}.")
+    return 10_000 * round
 
 
 def _own(path: Path, mesh: Mesh | None, compute_dtype: DTypeLike | None) -> Model | CausalModel:
