@@ -10,14 +10,15 @@ import re
 from collections.abc import Callable, Sequence
 
 Replacement = str | Callable[[re.Match[str]], str]
-Rules = Sequence[tuple[re.Pattern[str], Replacement]]
 
 
-def _rules(*pairs: tuple[str, Replacement]) -> Rules:
-    return tuple((re.compile(pattern), replacement) for pattern, replacement in pairs)
+def _rules(*pairs: tuple[str, Replacement]) -> Callable[[str], str]:
+    """The function that applies these rules to a text."""
+    rules = [(re.compile(pattern), replacement) for pattern, replacement in pairs]
+    return functools.partial(_apply, rules)
 
 
-def _apply(rules: Rules, text: str) -> str:
+def _apply(rules: Sequence[tuple[re.Pattern[str], Replacement]], text: str) -> str:
     for pattern, replacement in rules:
         text = pattern.sub(replacement, text)
     return text
@@ -88,20 +89,16 @@ _SCIENTIFIC = _rules(
 )
 
 
-def _undo(rules: Rules) -> Callable[[str], str]:
-    return functools.partial(_apply, rules)
-
-
 DETOKENIZERS: dict[str, Callable[[str], str]] = {
     "none": str,
     # Penn Treebank: brackets, quotes, contractions; N becomes 1, and `<unk>` stays.
-    "ptb": _undo(_PTB),
+    "ptb": _PTB,
     # WikiText: `@-@`, `@,@` and `@.@`, headings, quotes, spacing; N becomes 1.
-    "wikitext": _undo(_WIKITEXT),
+    "wikitext": _WIKITEXT,
     # One Billion Words: spacing, contractions, hyphens and addresses.
-    "lm1b": _undo(_LM1B),
+    "lm1b": _LM1B,
     # LAMBADA: typographic and doubled quotes become straight ones.
-    "lambada": _undo(_LAMBADA),
+    "lambada": _LAMBADA,
     # The arXiv and PubMed corpora: spacing and line ends.
-    "scientific_papers": _undo(_SCIENTIFIC),
+    "scientific_papers": _SCIENTIFIC,
 }

@@ -13,6 +13,11 @@ SUFFIXES = (".txt", ".jsonl", ".parquet")
 CODECS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
 
 
+def codec_of(path: str) -> str | None:
+    """The codec of a file that its name says is compressed, as PyArrow calls it; None for other files."""
+    return CODECS.get(os.path.splitext(path.lower())[1])
+
+
 class Found(NamedTuple):
     """The files at a path."""
 

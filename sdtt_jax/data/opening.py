@@ -4,21 +4,15 @@ import bz2
 import contextlib
 import gzip
 import io
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from sdtt_jax.data.files import CODECS
+from sdtt_jax.data.files import codec_of
 from sdtt_jax.errors import DataError
 from sdtt_jax.paths import as_path, is_remote
 
 HUB = "hf://"
-
-
-def is_compressed(path: str) -> bool:
-    """Whether a file's name says that it is compressed."""
-    return os.path.splitext(path.lower())[1] in CODECS
 
 
 def _hub() -> Any:
@@ -80,7 +74,7 @@ def size_of(path: str) -> int:
 @contextlib.contextmanager
 def open_file(path: str) -> Iterator[IO[bytes]]:
     """Opens a file on this machine, in a bucket or on the hub, and decompresses it if it is compressed."""
-    codec = CODECS.get(os.path.splitext(path.lower())[1])
+    codec = codec_of(path)
     with _network(path):
         found: Any = _hub().open(path, "rb") if path.startswith(HUB) else as_path(path).open("rb")
     if is_remote(path):

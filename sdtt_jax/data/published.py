@@ -9,7 +9,7 @@ from typing import Any
 
 from sdtt_jax.data import reading
 from sdtt_jax.data.files import CODECS, SUFFIXES, Found, find_files
-from sdtt_jax.data.opening import HUB
+from sdtt_jax.data.opening import HUB, first_line
 from sdtt_jax.errors import ConfigError, DataError
 from sdtt_jax.paths import as_path, home
 
@@ -140,11 +140,10 @@ class PublishedCorpus:
                 )
                 files = [str(path) for path in as_path(folder).glob(pattern)]
         except Exception as error:  # of the hub's library, or of its HTTP client, whichever that is
-            reason = (str(error) or type(error).__name__).splitlines()[0]
             raise DataError(
-                f"{name} is not on this machine and the hub cannot be reached ({reason}). Where there is a "
-                f"network, download {pattern} of the data set {self.repo}, revision {self.revision}. "
-                f"{elsewhere}."
+                f"{name} is not on this machine and the hub cannot be reached ({first_line(error)}). Where "
+                f"there is a network, download {pattern} of the data set {self.repo}, revision "
+                f"{self.revision}. {elsewhere}."
             ) from None
         if not files:
             raise DataError(

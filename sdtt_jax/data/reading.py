@@ -13,9 +13,9 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import IO, Any, NamedTuple
 
-from sdtt_jax.data.files import CODECS, SUFFIXES, kind_of_file, listed
+from sdtt_jax.data.files import SUFFIXES, codec_of, kind_of_file, listed
 from sdtt_jax.data.normalize import PROMPT_END
-from sdtt_jax.data.opening import first_line, is_compressed, open_file, size_of
+from sdtt_jax.data.opening import first_line, open_file, size_of
 from sdtt_jax.errors import DataError
 from sdtt_jax.paths import as_path, decoded, is_remote, parse_json
 
@@ -132,7 +132,7 @@ def _pieces(path: str, part_bytes: int) -> Iterator[Piece]:
             return
     except (OSError, ValueError):
         size = 0  # Reading the file will show what is wrong.
-    if kind != ".jsonl" or size <= part_bytes or is_compressed(path):
+    if kind != ".jsonl" or size <= part_bytes or codec_of(path):
         yield Piece(kind, path, 0, -1, size)
         return
     for start in range(0, size, part_bytes):
@@ -174,8 +174,8 @@ def read_file(piece: Piece, fields: Fields) -> Iterator[ReadRow]:
                 "empty file", f"{path} is empty; remove it or give a file that holds text."
             )
             return
-        if is_compressed(path):
-            broken = "broken " + CODECS[os.path.splitext(path.lower())[1]]
+        if codec := codec_of(path):
+            broken = f"broken {codec}"
         with open_file(path) as file:
             yield from _READERS[piece.kind](file, piece, fields)
     except (OSError, EOFError, zlib.error) as error:

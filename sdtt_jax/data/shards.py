@@ -98,7 +98,7 @@ def write_shards(read: CorpusReading, tokenizer: Tokenizer, partial: Path) -> di
     manifest = _manifest(division, totals, tokenizer, lengths, digests)
     write_json(partial / MANIFEST_FILE, manifest)
     return {
-        "info": dataclasses.asdict(_info(read, division, tokenizer, tasks)),
+        "info": dataclasses.asdict(_info(read, division, totals, tokenizer, tasks)),
         "dtype": dtype.name,
         "tokenizer_digest": tokenizer.digest,
         "shards": [dataclasses.asdict(shard) for shard in shards],
@@ -118,9 +118,12 @@ def _num_sequences(config: DataConfig, split: str, tokens: int, sequences: Seque
 
 
 def _info(
-    read: CorpusReading, division: Ingested, tokenizer: Tokenizer, tasks: Sequence[WriteShard]
+    read: CorpusReading,
+    division: Ingested,
+    totals: dict[str, "collections.Counter[str]"],
+    tokenizer: Tokenizer,
+    tasks: Sequence[WriteShard],
 ) -> DataInfo:
-    totals = division.totals()
     train, validation = totals[TRAIN], totals[VALIDATION]
     num_train, num_validation = (
         sum(task.last - task.first for task in tasks if task.split == side)
