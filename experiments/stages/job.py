@@ -58,23 +58,13 @@ class Adapters:
         return state.replace(context=state.context | {BASE: base})
 
 
-@dataclasses.dataclass(frozen=True)
-class WithoutBase:
-    """Saves states without the base, which is stored only once."""
-
-    checkpoints: Checkpoints
+class WithoutBase(Checkpoints):
+    """Checkpoints without the base, which is stored only once."""
 
     def save(self, state: TrainState) -> bool:
         """Like `Checkpoints.save`."""
-        return self.checkpoints.save(_without_base(state))
-
-    def finish(self, state: TrainState) -> None:
-        """Like `Checkpoints.finish`."""
-        self.checkpoints.finish(_without_base(state))
-
-
-def _without_base(state: TrainState) -> TrainState:
-    return state.replace(context={name: x for name, x in state.context.items() if name != BASE})
+        context = {name: x for name, x in state.context.items() if name != BASE}
+        return super().save(state.replace(context=context))
 
 
 class Source(Protocol):

@@ -31,7 +31,7 @@ from experiments.stages.workdir import is_delivered
 from sdtt_jax.checkpoints.store import Checkpoints
 from sdtt_jax.config import differences, to_mapping
 from sdtt_jax.data.records import read_info
-from sdtt_jax.distillation.rounds import Student, Trained, delivered_params, next_round, round_dt
+from sdtt_jax.distillation.rounds import Student, delivered_params, next_round, round_dt
 from sdtt_jax.errors import CheckpointError, ConfigError, DataError
 from sdtt_jax.interchange.load import check_found, load, load_denoiser, load_network
 from sdtt_jax.keys import purpose_key
@@ -223,7 +223,7 @@ def _sdtt_round(run: Run, number: int, step_fn: TrainStep) -> TrainingJob:
             # The student of the round before is the teacher.
             folder = run.workdir.teacher if number == 1 else run.workdir.round(number - 1)
             teacher = run.delivered(folder, run.denoiser, "distill", config.lora)
-        previous: Trained = Student(teacher)
+        previous: Any = Student(teacher)
         if number > 1:
             with Checkpoints(run.workdir.round(number - 1)) as checkpoints:
                 restored = checkpoints.restore(abstract)
@@ -293,7 +293,8 @@ def _fit(job: TrainingJob) -> TrainState:
     )
     title = f"  {job.stage}, round {job.round}" if job.round else f"  {job.stage}"
     run.check_place()
-    with Checkpoints(
+    kind = WithoutBase if job.adapters else Checkpoints
+    with kind(
         job.folder, keep=config.keep, keep_every=config.keep_every, metadata=job.metadata
     ) as checkpoints:
         state = job.state(checkpoints)
@@ -311,7 +312,7 @@ def _fit(job: TrainingJob) -> TrainState:
                 job.batch_at,
                 job.key,
                 config,
-                checkpoints=WithoutBase(checkpoints) if job.adapters else checkpoints,
+                checkpoints=checkpoints,
                 log=TrainLog(
                     write=writer.write,
                     progress=progress.update,

@@ -9,7 +9,7 @@ Each round halves the number of sampling steps (for k = 2). A run is
 """
 
 import dataclasses
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -79,19 +79,6 @@ def round_dt(config: DistillConfig, round: int) -> float:
     return min(grown, 1.0 / (k * config.min_num_steps))
 
 
-class Trained(Protocol):
-    """A trained student, as the next round needs it. `TrainState` and `Student` both have these fields."""
-
-    @property
-    def params(self) -> Params: ...
-    @property
-    def ema_params(self) -> Params: ...
-    @property
-    def ema_count(self) -> jax.Array | int: ...
-    @property
-    def opt_state(self) -> Any: ...
-
-
 class Student(NamedTuple):
     """A student at the beginning of a round.
 
@@ -111,16 +98,19 @@ class Student(NamedTuple):
     context: Any = None
 
 
-def delivered_params(config: DistillConfig, student: Trained) -> Params:
-    """The parameters that a round delivers and the next one distils: the student's moving average
-    if `use_ema_on_growth` is set and there is one, else its parameters."""
+def delivered_params(config: DistillConfig, student: Any) -> Params:
+    """The parameters that a round delivers and the next one distils.
+
+    They are the moving average of `student`, a `Student` or `TrainState`, if `use_ema_on_growth` is set and
+    it has one, else its parameters.
+    """
     average = student.ema_params if config.use_ema_on_growth else None
     return student.params if average is None else average
 
 
 def next_round(
     config: DistillConfig,
-    previous: Trained,
+    previous: Any,
     number: int,
     *,
     teacher_params: Params = None,
@@ -133,8 +123,8 @@ def next_round(
 
     Args:
       config: the settings of the distillation.
-      previous: the student at the end of the previous round; before round 1, `Student(params)` with the first
-        teacher's parameters.
+      previous: the `Student` or `TrainState` at the end of the previous round; before round 1,
+        `Student(params)` with the first teacher's parameters.
       number: the round's number, counted from 1.
       teacher_params: the teacher; `delivered_params(config, previous)` if None.
       dt: the teacher's step; `round_dt(config, number)` if None.
