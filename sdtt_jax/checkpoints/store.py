@@ -31,6 +31,8 @@ from sdtt_jax.typing import Tree
 
 # What a folder of delivered parameters consists of.
 PARTS = ("params", "meta")
+# Consecutive failed saves after which `save` raises instead of logging.
+MOST_FAILED_SAVES = 3
 LOG = logging.getLogger(__name__)
 T = TypeVar("T")
 
@@ -43,7 +45,6 @@ class Checkpoints:
       keep: how many of the latest to keep; all if None.
       keep_every: also keep every step that this divides; 0 for none.
       metadata: JSON-ready, stored with every checkpoint (config fingerprint, stage, round).
-      max_failed_saves: consecutive failed saves after which `save` raises instead of logging.
 
     Attributes:
       seconds: how long `save` and `wait` have held up their caller, not counting its wait for devices.
@@ -57,13 +58,11 @@ class Checkpoints:
         keep: int | None = None,
         keep_every: int = 0,
         metadata: Mapping[str, Any] | None = None,
-        max_failed_saves: int = 3,
     ):
         self.directory = absolute(directory)
         self.metadata = dict(metadata or {})
         self.failed_saves = 0
         self.seconds = 0.0
-        self._max_failed_saves = max_failed_saves
         self._last_error: Exception | None = None  # of the last save that failed
         self._pending: tuple[int, Any] | None = None
         try:
@@ -242,7 +241,7 @@ class Checkpoints:
             self._orbax.wait()
         with contextlib.suppress(OSError):  # The directory itself may be what is gone.
             self._orbax.reload()
-        if self.failed_saves >= self._max_failed_saves:
+        if self.failed_saves >= MOST_FAILED_SAVES:
             raise CheckpointError(
                 f"Saving in {self.directory} failed {self.failed_saves} times in a row, most recently: "
                 f"{brief(error)}."

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from sdtt_jax.checkpoints import store
 from sdtt_jax.checkpoints.store import Checkpoints
 from sdtt_jax.errors import CheckpointError, ConfigError, MismatchError
 from tests.checkpoints import stored
@@ -230,10 +231,11 @@ def test_row_27_one_save_fails(tmp_path, caplog):
         assert (checkpoints.failed_saves, checkpoints.steps) == (0, [1, 3])
 
 
-def test_the_last_state_is_on_disk_when_a_training_ends(tmp_path):
+def test_the_last_state_is_on_disk_when_a_training_ends(tmp_path, monkeypatch):
     """The next stage used to go on from the checkpoint before, with other parameters and without a word."""
     last = state_at(2, WIDE)
-    with Checkpoints(tmp_path, max_failed_saves=9) as checkpoints:
+    monkeypatch.setattr(store, "MOST_FAILED_SAVES", 9)
+    with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.save(state_at(1, WIDE))
         checkpoints.wait()
         with DiskFull():
