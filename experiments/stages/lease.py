@@ -24,7 +24,7 @@ LOG = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def lease(root: Path, owner: str, renew: float = RENEW) -> Iterator[None]:
+def lease(root: Path, owner: str) -> Iterator[None]:
     """Holds a directory for as long as this process renews an object in it.
 
     Clocks are not compared: a process that finds the object watches whether it changes. So a run whose owner
@@ -33,7 +33,6 @@ def lease(root: Path, owner: str, renew: float = RENEW) -> Iterator[None]:
     Args:
       root: the directory; it only needs to support writing whole files.
       owner: description of this process, for the message that another one gets.
-      renew: seconds between renewals.
 
     Raises:
       UserError: another process renews the object.
@@ -44,15 +43,15 @@ def lease(root: Path, owner: str, renew: float = RENEW) -> Iterator[None]:
         LOG.warning(
             "%s was in use by %s; waiting to see whether it still is.", root, before.get("owner")
         )
-        _refuse_if_renewed(path, before, renew)
+        _refuse_if_renewed(path, before)
     _write(path, token, owner, 0)
-    time.sleep(min(SETTLE, renew))
+    time.sleep(min(SETTLE, RENEW))
     now = _read(path)
     if now.get("token") != token:
         raise _refusal(path, now)
     over = threading.Event()
     try:
-        with beside("lease", over, lambda: _renew(path, token, owner, renew, over)):
+        with beside("lease", over, lambda: _renew(path, token, owner, over)):
             yield
     finally:
         try:
@@ -64,9 +63,9 @@ def lease(root: Path, owner: str, renew: float = RENEW) -> Iterator[None]:
             )
 
 
-def _renew(path: Path, token: str, owner: str, renew: float, over: threading.Event) -> None:
+def _renew(path: Path, token: str, owner: str, over: threading.Event) -> None:
     count = 0
-    while not over.wait(renew):
+    while not over.wait(RENEW):
         count += 1
         try:
             if _read(path).get("token", token) != token:
@@ -81,10 +80,10 @@ def _renew(path: Path, token: str, owner: str, renew: float, over: threading.Eve
             LOG.warning("Cannot renew %s (%s); trying again.", path, error)
 
 
-def _refuse_if_renewed(path: Path, before: dict[str, Any], renew: float) -> None:
-    deadline = time.monotonic() + MISSED * renew
+def _refuse_if_renewed(path: Path, before: dict[str, Any]) -> None:
+    deadline = time.monotonic() + MISSED * RENEW
     while time.monotonic() < deadline:
-        time.sleep(renew / 4)
+        time.sleep(RENEW / 4)
         now = _read(path)
         if not now:
             return
