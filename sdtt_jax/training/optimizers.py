@@ -9,6 +9,7 @@ import optax
 from optax.contrib import MuonDimensionNumbers
 
 from sdtt_jax.config import at_least, one_of, positive, require, whole, within
+from sdtt_jax.trees import leaf_name
 from sdtt_jax.typing import Params
 
 NAMES = ("adamw", "adam", "muon")
@@ -165,7 +166,9 @@ def clip_by_norm(max_norm: float) -> optax.GradientTransformationExtraArgs:
 
 def decays(params: Params) -> Params:
     """Bool tree: which leaves weight decay applies to, the matrices (kernels and embeddings)."""
-    return _map_with_names(lambda names, _: names[-1] in ("kernel", "embedding"), params)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: leaf_name(path).split("/")[-1] in ("kernel", "embedding"), params
+    )
 
 
 def muon_dimension_numbers(params: Params) -> Params:
@@ -181,10 +184,11 @@ def muon_dimension_numbers(params: Params) -> Params:
 
     The axes not named are batch axes (`optax.contrib.MuonDimensionNumbers`).
     """
-    return _map_with_names(_muon_axes, params)
+    return jax.tree_util.tree_map_with_path(_muon_axes, params)
 
 
-def _muon_axes(names: tuple[str, ...], leaf: jax.Array) -> MuonDimensionNumbers | None:
+def _muon_axes(path: tuple[Any, ...], leaf: jax.Array) -> MuonDimensionNumbers | None:
+    names = leaf_name(path).split("/")
     if "blocks" not in names or names[-1] != "kernel" or "adaln" in names:
         return None
     match jnp.ndim(leaf):
@@ -197,12 +201,3 @@ def _muon_axes(names: tuple[str, ...], leaf: jax.Array) -> MuonDimensionNumbers 
         case 5:
             return MuonDimensionNumbers((1,), (3, 4))
     return None
-
-
-def _map_with_names(function: Any, params: Params) -> Params:
-    """Maps `function(names, leaf)` over leaves, `names` being the keys on the way to the leaf."""
-
-    def at(path: tuple[Any, ...], leaf: Any) -> Any:
-        return function(tuple(str(getattr(key, "key", key)) for key in path), leaf)
-
-    return jax.tree_util.tree_map_with_path(at, params)
