@@ -36,10 +36,6 @@ class Entry:
     # Our shape of one layer where it is not merely padded or transposed (split heads).
     reshape: tuple[int, ...] | None = None
 
-    def names(self, num_layers: int) -> list[str]:
-        """Names of all its tensors."""
-        return _names(self.name, num_layers)
-
     def flat_shape(self, padded_vocab: int) -> tuple[int, ...]:
         """Our shape of one layer, padded and transposed, before it is reshaped."""
         shape = list(self.shape)
@@ -178,7 +174,7 @@ def _read_entry(
     entry: Entry, table: Table, tensors: Mapping[str, Any], prefix: str, where: str
 ) -> np.ndarray:
     """Reads one of our parameters, copying each tensor into it as soon as it is read."""
-    names, value = entry.names(table.num_layers), np.zeros(0)
+    names, value = _names(entry.name, table.num_layers), np.zeros(0)
     for layer, name in enumerate(names):
         array = tensors[prefix + name]
         if array.shape != entry.shape:
@@ -218,7 +214,7 @@ def write_params(table: Table, params: Mapping[str, Any], prefix: str) -> dict[s
     tensors = {}
     for entry in table.entries:
         value = np.asarray(ours[entry.path])
-        names = entry.names(table.num_layers)
+        names = _names(entry.name, table.num_layers)
         layers = list(value) if LAYER in entry.name else [value]
         if len(layers) != len(names):
             raise CheckpointError(
@@ -289,6 +285,7 @@ def _size(entry: Entry, num_layers: int) -> int:
 
 
 def _names(template: str, num_layers: int) -> list[str]:
+    """Names of the tensors that an entry's name stands for."""
     if LAYER not in template:
         return [template]
     return [template.replace(LAYER, str(layer)) for layer in range(num_layers)]
@@ -300,7 +297,7 @@ def _check_names(table: Table, present: set[str], prefix: str, where: str) -> No
             f"{where} holds {len(present)} tensors, too few for the {table.num_layers} layers that its "
             "config gives."
         )
-    needed = {prefix + n for entry in table.entries for n in entry.names(table.num_layers)}
+    needed = {prefix + n for entry in table.entries for n in _names(entry.name, table.num_layers)}
     allowed = {prefix + n for name in table.ignored for n in _names(name, table.num_layers)}
     allowed |= {prefix + name for name in table.constants}
     missing = sorted(needed - present)
