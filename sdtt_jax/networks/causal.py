@@ -54,7 +54,6 @@ class CausalNetwork(Network):
         Raises:
           ConfigError: when the sequence is longer than `max_length`, or a GPT-2 is given segments.
         """
-        self._check_length(tokens.shape[1])
         hidden: Any = self._apply(params, tokens, segments, method="hidden")
         return hidden
 
@@ -64,7 +63,10 @@ class CausalNetwork(Network):
         Raises:
           ConfigError: when `length` exceeds `max_length`.
         """
-        self._check_length(length)
+        require(
+            self.max_length is None or length <= self.max_length,
+            f"length={length} exceeds the {self.max_length} positions of this network; reduce it.",
+        )
         return cache_for(self.config, batch, length)
 
     def decode(self, params: Params, tokens: Tokens, cache: KVCache) -> tuple[Hidden, KVCache]:
@@ -81,12 +83,6 @@ class CausalNetwork(Network):
         decoded: Any = self._apply(params, tokens, cache.past, cache.used, method="decode")
         hidden, new = decoded
         return hidden, extend(cache, new)
-
-    def _check_length(self, length: int) -> None:
-        require(
-            self.max_length is None or length <= self.max_length,
-            f"length={length} exceeds the {self.max_length} positions of this network; reduce it.",
-        )
 
 
 class CausalBlock(nn.Module):

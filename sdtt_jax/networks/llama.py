@@ -57,19 +57,9 @@ class LlamaDenoiser(AdaptedDenoiser):
         start: jax.Array | int = 0,
         visible: jax.Array | None = None,
     ) -> tuple[Hidden, LayerPast]:
-        """Hidden states of `n` consecutive positions, and their keys and values for a cache.
+        """As `Denoiser.decode`, of a network that sees both ways; keys and values have `kv_heads` heads.
 
-        Args:
-          params: unboxed parameters of a network that sees both ways.
-          tokens: `[batch, n]` int32, MASK included.
-          past: keys and values of other positions, `[layers, batch, kv_heads, capacity, kv]`; None for none.
-          start: `[]` int32, the position of the first token.
-          visible: `[n, capacity + n]` bool, what each position sees of the cache and of the `n` positions;
-            None: all of the latter and nothing of the cache.
-
-        Returns:
-          `[batch, n, embed]`, also with `shift` each at the position that computes it; and new keys and
-          values `[layers, batch, kv_heads, n, kv]`.
+        Also with `shift`, each hidden state is at the position that computes it.
         """
         if past is None:
             past = cache_for(self.config, len(tokens), 0).past
