@@ -26,8 +26,8 @@ from sdtt_jax.parallel import processes
 from sdtt_jax.paths import is_remote
 
 LOCK = ".lock"
-# Fields that may change when a run is resumed: they decide when and where things are computed, not what, or
-# how much bad input is too much.
+# Fields that may change when a run is resumed. They decide when and where things are computed, not what is
+# computed; `skip_bad` decides how much bad input is allowed.
 FREE_FIELDS = (
     "log_every",
     "save_every",

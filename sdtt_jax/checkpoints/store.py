@@ -356,8 +356,8 @@ def _read(path: Path, abstract: Tree, expect: Mapping[str, Any]) -> tuple[Tree, 
 
 
 def _agreed(read: Callable[[], T]) -> T:
-    """What `read` returns. A piece that one process cannot read is damaged for all: the others would wait in
-    the next computation for that process, which goes back to an earlier checkpoint."""
+    """What `read` returns. If one process cannot read it, all processes treat it as damaged; otherwise they
+    would wait in the next computation for that process, which goes back to an earlier checkpoint."""
     error = None
     try:
         found = read()

@@ -71,7 +71,7 @@ def local(workers: int) -> Engine:
                             "command with fewer --workers to go on from here."
                         ) from None
                 except BaseException:
-                    # Ctrl-C, or an error: the parts that are being read, half a minute each, are not awaited.
+                    # After Ctrl-C or an error, do not wait for the parts being read (half a minute each).
                     for worker in multiprocessing.active_children():
                         if worker not in others:
                             worker.kill()

@@ -1,4 +1,4 @@
-"""The checks of arrays of real numbers, and what is known of an array's values: of a traced one, nothing.
+"""The checks of arrays of real numbers, and the least and greatest value of an array that is not traced.
 
 A time step of NaN, or a number for each text in a column, passes through a loss without an error and gives a
 loss that looks like one.

@@ -94,9 +94,9 @@ def own_step(mode: str, scene: Scene, key: Key, now: Now) -> tuple[Tokens, jax.A
 
 
 def check_decided(mode: str) -> None:
-    """Raises `ConfigError` unless given noise determines what a decoder writes.
+    """Raises `ConfigError` if a decoder draws anything that given noise does not determine.
 
-    Other decoders also draw with the key: tokens of their own calls, what is masked again, or the order of
+    Such a decoder draws with the key as well: tokens of its own calls, what is masked again, or the order of
     positions that the network is equally sure of (all of them, where everything is MASK).
     """
     decoder, _ = parse_mode(mode)
