@@ -2,11 +2,12 @@
 
 import dataclasses
 import statistics
+from collections.abc import Sequence
 from typing import Any
 
 from rich.table import Table
 
-from experiments.benchmarking.cases import COUPLED, MATMUL, VARIANTS, Job, judge_sizes
+from experiments.benchmarking.cases import CAUSAL, COUPLED, MATMUL, VARIANTS, Job, judge_sizes
 from experiments.benchmarking.data import PHASES
 from experiments.settings import RunConfig
 from sdtt_jax.networks.flops import (
@@ -163,6 +164,41 @@ def data_entry(config: RunConfig, measured: dict[str, Measured]) -> Entry:
     }
 
 
+def race_entry(config: RunConfig, jobs: Sequence[Job], measured: dict[str, Measured]) -> Entry:
+    """The record of one race; `measured` is by the names of its jobs.
+
+    It holds batch, length, dtype and device and, under `entrants`, for each job's name: median seconds, how
+    many times as fast as the causal model (`ratio`), tokens per second, unavoidable GFLOP, peak memory, and
+    all details.
+    """
+    first = jobs[0]
+    causal = measured[CAUSAL].median()
+    return {
+        "batch_size": first.batch_size,
+        "length": config.data.length,
+        "compute_dtype": first.config["model"]["compute_dtype"],
+        "device": device(measured),
+        "entrants": {job.name: _entrant(config, job, measured[job.name], causal) for job in jobs},
+    }
+
+
+def _entrant(config: RunConfig, job: Job, measured: Measured, causal: float | None) -> Entry:
+    sizes, median = config.denoiser(job.vocab_size), measured.median()
+    calls = measured.median("calls")
+    if job.variant == CAUSAL:
+        flops: float | None = judge_flops(sizes, job.batch_size)
+    else:
+        flops = sampler_flops(config, job, calls)
+    return details(measured) | {
+        "median_s": median,
+        "ratio": ratio(causal, median),
+        "calls": calls,
+        "tokens_per_s": ratio(job.batch_size * sizes.length, median),
+        "unavoidable_gflop": None if flops is None else flops / 1e9,
+        "peak_gb": measured.peak_gb,
+    }
+
+
 def loading_share(data: Entry, train: Entry, batch_size: int) -> float | None:
     """Seconds of loading one training batch over those of one lean training step."""
     per_batch = data["load"].get("lean_s_per_batch")
@@ -284,6 +320,23 @@ def data_table(data: Entry) -> Table:
             _pair(*per_batch, ".2g") if any(per_batch) else "",
         )
     return table
+
+
+def race_table(title: str, race: Entry) -> Table:
+    """Seconds, ratio, tokens per second and peak memory of each entrant."""
+    columns = ("calls", "seconds: median (range)", "times as fast", "tokens/s", "peak GB")
+    caption = "times as fast: compared with the causal model and its cache"
+    shown = table_of(title, caption, *columns)
+    for name, row in race["entrants"].items():
+        shown.add_row(
+            name,
+            number(row["calls"], ".0f"),
+            spread(row["median_s"], row),
+            number(row["ratio"], ".2f"),
+            number(row["tokens_per_s"], ",.0f"),
+            number(row["peak_gb"], ".2f"),
+        )
+    return shown
 
 
 def _first(measured: dict[str, Measured], name: str) -> float | None:

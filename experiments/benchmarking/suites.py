@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from rich.console import Console
 
-from experiments.benchmarking import race, report
+from experiments.benchmarking import report
 from experiments.benchmarking.cases import (
     CAUSAL,
     COUPLED,
@@ -259,7 +259,7 @@ def benchmark(
     }
 
     def keep(title: str, jobs: Sequence[Job], measured: dict[str, Measured]) -> None:
-        record.setdefault("race", {})[title] = race.entry(config, jobs, measured)
+        record.setdefault("race", {})[title] = report.race_entry(config, jobs, measured)
         save(record)
 
     for suite, title, jobs in rows(config, plan):
@@ -324,7 +324,7 @@ def show(record: Entry, console: Console) -> None:
         for line in report.roofline_lines(shown) + report.coupled_lines(shown):
             console.print(line, highlight=False, soft_wrap=True)
     for title, row in record.get("race", {}).items():
-        console.print(race.table(title, row))
+        console.print(report.race_table(title, row))
     if "data" in record:
         console.print(report.data_table(record["data"]))
         share = record["data"].get("share_of_train_step")

@@ -81,10 +81,6 @@ class Worker:
         self._process.stdout.close()
         self._stderr.close()
 
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
     def prepare(self, on_phase: Callable[[str], None]) -> dict[str, Any]:
         """Compiles the job and warms it up; returns the measurements of building it.
 

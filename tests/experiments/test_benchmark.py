@@ -202,8 +202,8 @@ def test_a_killed_worker_is_reported_and_the_others_go_on(monkeypatch, interleav
 
     def run(self, limit_s):
         if self.job.variant == "naive" and not killed:
-            killed.append(self.pid)
-            os.kill(self.pid, signal.SIGKILL)
+            killed.append(self._process.pid)
+            os.kill(self._process.pid, signal.SIGKILL)
         return plain(self, limit_s)
 
     monkeypatch.setattr(worker.Worker, "run", run)
@@ -222,7 +222,7 @@ def test_what_takes_longer_than_the_limit_is_ended(monkeypatch):
     plain, lines = worker.Worker.run, []
 
     def run(self, limit_s):
-        os.kill(self.pid, signal.SIGSTOP)
+        os.kill(self._process.pid, signal.SIGSTOP)
         return plain(self, limit_s)
 
     monkeypatch.setattr(worker.Worker, "run", run)
