@@ -67,13 +67,13 @@ class Truth:
         return law_measures(law, self.chain, self.world.length)
 
     def measures(self, predictions: Array, steps: Sequence[int] = STEPS) -> Record:
-        """`Measures` of samples from `predictions` by number of steps.
+        """`sampler_measures` of `predictions` by number of steps.
 
         As many steps as a sequence has tokens are always among them.
         """
         counts = sorted({*steps, self.world.length})
         by_steps = sampler_measures(self.world, predictions, self.evidence, counts)
-        return {str(n): measures._asdict() for n, measures in by_steps.items()}
+        return {str(n): measures for n, measures in by_steps.items()}
 
     def mean_loss(self, student: Array, teacher: Array, dt: float, divergence: str) -> float:
         """The round's expected loss, nats per masked token."""

@@ -32,8 +32,6 @@ def train_in_turns(
 ) -> TrainState:
     """Trains for `settings.num_steps` steps with the usual training loop, several steps at a time.
 
-    (Seven arguments: what is trained and how, and the title of the progress shown.)
-
     Args:
       title: names the training in the progress shown.
       state: the state to begin with; donated.

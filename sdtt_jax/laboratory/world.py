@@ -19,7 +19,7 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,16 +89,6 @@ class World:
     def num_states(self) -> int:
         """(V + 1)^L."""
         return (self.vocab_size + 1) ** self.length
-
-
-class Measures(NamedTuple):
-    """Quality of the sampler's distribution, by exact sums over finished sequences."""
-
-    perplexity: float  # exp of the cross-entropy under the chain, per token
-    entropy: float  # of the samples' joint distribution, nats per token
-    kl: float  # KL(samples || chain) of whole sequences, nats
-    kl_reverse: float  # KL(chain || samples) of whole sequences, nats
-    tv: float  # total variation between the two, half the sum of absolute differences
 
 
 def sticky_world() -> World:
@@ -258,8 +248,10 @@ def reveal_ways(num_steps: int, length: int) -> Array:
 
 def sampler_measures(
     world: World, probabilities: Array, evidence: Array, steps: Iterable[int]
-) -> dict[int, Measures]:
-    """Perplexity and `law_measures` of the samples for each number of steps, without sampling.
+) -> dict[int, dict[str, float]]:
+    """`law_measures` of the samples for each number of steps, without sampling.
+
+    With them goes `perplexity`, the exponential of the samples' cross-entropy per token under the chain.
 
     Args:
       world: the chain that judges.
@@ -272,7 +264,7 @@ def sampler_measures(
     for num_steps in steps:
         law = sample_distribution(sums, num_steps)
         perplexity = math.exp(-float(law @ np.log(chain)) / world.length)
-        measures[num_steps] = Measures(perplexity, **law_measures(law, chain, world.length))
+        measures[num_steps] = {"perplexity": perplexity} | law_measures(law, chain, world.length)
     return measures
 
 

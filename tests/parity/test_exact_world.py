@@ -14,7 +14,6 @@ import pytest
 
 from sdtt_jax.laboratory.optimum import round_optimum
 from sdtt_jax.laboratory.world import (
-    Measures,
     finished_states,
     law_measures,
     sampler_measures,
@@ -32,11 +31,11 @@ def stored_worlds(folder: Path) -> list[Any]:
 
 
 def assert_measures(
-    stored: Mapping[str, Mapping[str, float]], computed: Mapping[int, Measures]
+    stored: Mapping[str, Mapping[str, float]], computed: Mapping[int, Mapping[str, float]]
 ) -> None:
     for steps, values in stored.items():
         for quantity, value in values.items():
-            got = getattr(computed[int(steps)], quantity)
+            got = computed[int(steps)][quantity]
             assert got == pytest.approx(value, abs=TOLERANCE[quantity], rel=0), (steps, quantity)
 
 
