@@ -115,7 +115,7 @@ def refine_step(options: Refine, table: StepTable, law: Array) -> tuple[Array, f
         doubted[:, place] = own < options.threshold
     masked = np.zeros_like(law)
     np.add.at(masked, finished + ((size - shown) * step * doubted).sum(axis=1), law[finished])
-    after, redrawn = step_law(masked, table.own, _reveal_all, length, size)
+    after, redrawn = step_law(masked, table.own, reveal_all)
     return after, float(law[finished].sum()) + redrawn
 
 
@@ -151,14 +151,12 @@ def energy_step(options: Energy, table: StepTable, law: Array) -> tuple[Array, f
 
 def skeleton_step(options: Skeleton, table: StepTable, law: Array) -> tuple[Array, float]:
     """Writes all of the helper's tokens one by one in the first step, some of the others in a later one."""
-    length, size, bones = table.length, table.size, range(0, table.length, options.every)
+    bones = range(0, table.length, options.every)
     if table.call > 0:
-        due = even_count(length - len(bones), table.num_steps - 1, table.call - 1)
-        return step_law(law, table.own, functools.partial(alike, due), length, size)
+        due = even_count(table.length - len(bones), table.num_steps - 1, table.call - 1)
+        return step_law(law, table.own, functools.partial(alike, due))
     for bone in bones:
-        law, _ = step_law(
-            law, table.helper, lambda *_, bone=bone: [((bone,), (), 1.0)], length, size
-        )
+        law, _ = step_law(law, table.helper, lambda *_, bone=bone: [((bone,), (), 1.0)])
     return law, len(bones)
 
 
@@ -187,22 +185,21 @@ def alike(count: int, places: Sequence[int], source: Array) -> Iterator[Any]:
         yield chosen, (), 1 / math.comb(len(places), count)
 
 
-def _reveal_all(pattern: tuple[int, ...], source: Array) -> list[Any]:
+def reveal_all(pattern: tuple[int, ...], source: Array) -> list[Any]:
+    """The only move of a call that reveals everything."""
     del source
     return [(pattern, (), 1.0)]
 
 
-def step_law(
-    law: Array, probabilities: Array, moves: Any, length: int, size: int
-) -> tuple[Array, float]:
+def step_law(law: Array, probabilities: Array, moves: Any) -> tuple[Array, float]:
     """The law after one call that draws its tokens independently, and the probability that it is made.
 
     Args:
       law: `[states]`.
       probabilities: `[states, length, size]`.
       moves: `(pattern, source) -> [(revealed, masked again, chance)]`, everything that can happen.
-      length, size: positions, and tokens without MASK.
     """
+    _, length, size = probabilities.shape
     step, after, made = strides(size, length), np.zeros_like(law), 0.0
     for pattern in patterns(length):
         source = states_with_pattern(pattern, size, length)

@@ -28,7 +28,14 @@ from sdtt_jax.diffusion.decoders.staged import Staged
 from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.keys import purpose_key
-from sdtt_jax.laboratory.decoder_steps import STEPS, StepTable, alike, even_count, step_law
+from sdtt_jax.laboratory.decoder_steps import (
+    STEPS,
+    StepTable,
+    alike,
+    even_count,
+    reveal_all,
+    step_law,
+)
 from sdtt_jax.laboratory.matched import tempered
 from sdtt_jax.laboratory.orders import Move, ordered_picks
 from sdtt_jax.laboratory.record import Truth
@@ -101,12 +108,12 @@ def decoder_law(
             drawn = tempered(drawn, options.scale(index))
         if isinstance(options, Staged) and options.whose(index, num_steps):
             drawn = table.helper
-        law, made = step_law(law, drawn, moves, length, size)
+        law, made = step_law(law, drawn, moves)
         calls += made
     masked = (all_states(size, length) == size).any(axis=1)
     calls += float(law[masked].sum())
     best = np.eye(size)[probabilities.argmax(axis=-1)]
-    law, _ = step_law(law, best, lambda pattern, _: [(pattern, (), 1.0)], length, size)
+    law, _ = step_law(law, best, reveal_all)
     return law[states_with_pattern((), size, length)], calls
 
 
@@ -200,10 +207,7 @@ def _by_chance(
     pattern: tuple[int, ...],
     source: Array,
 ) -> Iterator[Move]:
-    """Everything that a call can do where `pattern` is masked, for a decoder that does not ask the network.
-
-    (Seven arguments: the first five describe one decoder at one call.)
-    """
+    """All that a call can do where `pattern` is masked, for a decoder that does not ask the network."""
     if decoder.redo is not None:
         masked = (jnp.float32(1 - step / num_steps) for step in (index, index + 1))
         reveal, remask = (float(chance) for chance in decoder.redo(options, *masked))
