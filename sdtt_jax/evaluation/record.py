@@ -150,15 +150,7 @@ class Record:
         tokens: int,
         shown: bool = True,
     ) -> list[Arrays]:
-        """All batches of an item as arrays: read from the folder, or computed under a progress bar.
-
-        Args:
-          name, inputs: as for `part`.
-          batches: each computes one batch.
-          arrays_of: names the arrays of what a batch has computed.
-          tokens: of one batch, for the progress.
-          shown: False for work that needs no progress bar.
-        """
+        """`kept_batches` in the files of an item; `name` and `inputs` are those of `part`."""
         paths = [self._part(name, inputs, number) for number in range(len(batches))]
         return kept_batches(name, paths, batches, arrays_of, tokens=tokens, shown=shown)
 

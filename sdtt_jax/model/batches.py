@@ -57,15 +57,7 @@ def batched(function: BatchFunction, params: Any, rows: Any, batch_size: int) ->
 
 
 def map_batches(function: BatchFunction, params: Any, rows: Any, batch_size: int) -> Any:
-    """Applies a function to all rows, batch by batch, and concatenates the results.
-
-    Args:
-      function: a compiled function or a wrapper of one; `function(params, index, batch)` gives a tree of
-        `[rows, ...]`.
-      params: parameters, on a mesh or on one device.
-      rows: a tree of NumPy arrays `[rows, ...]`.
-      batch_size: rows at once, at most.
-    """
+    """Computes all batches of `batched`, which has the same arguments, and concatenates the results."""
     return join([batch() for batch in batched(function, params, rows, batch_size)])
 
 

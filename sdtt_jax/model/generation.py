@@ -33,12 +33,8 @@ def generate(
     """Runs `sampler.sample`, compiled, and returns its final state.
 
     Args:
-      diffusion, params: the model.
-      key: PRNG key.
-      x_init: `[batch, length]` int32; what is not MASK stays as it is.
-      config: steps, grid and filters.
+      diffusion, params, key, x_init, config, helper: as for `sample`.
       sequences: how the model's sequences are packed; None: each is one text.
-      helper: the second model of a decoder that needs one.
 
     Raises:
       ConfigError: the model, or its helper, cannot do what the decoder asks of it.
