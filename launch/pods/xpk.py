@@ -32,13 +32,9 @@ def render(spec: PodSpec) -> Files:
         f"gke.namespace={spec.gke.namespace!r}: xpk puts its workloads into 'default'; leave it so, or use "
         "gke.",
     )
-    capacity = (
-        ["--spot"]
-        if spec.spot
-        else [f"--reservation={spec.reservation}"]
-        if spec.reservation
-        else []
-    )
+    capacity = ["--spot"] if spec.spot else []
+    if spec.reservation:
+        capacity.append(f"--reservation={spec.reservation}")
     options = [
         *_place(spec),
         f"--tpu-type={spec.accelerator}",
