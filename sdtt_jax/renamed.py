@@ -15,6 +15,7 @@ MODULES = {
     "sdtt_jax.data.named": "sdtt_jax.data.corpora",
     "sdtt_jax.diffusion.choices": "sdtt_jax.diffusion.decoders.filling",
     "sdtt_jax.diffusion.masking": "sdtt_jax.diffusion.forward",
+    "experiments.benchmarking.race": "experiments.benchmarking.report",
     "experiments.evaluating": "sdtt_jax.evaluation",
     "experiments.evaluating.output": "sdtt_jax.evaluation.record",
     "sdtt_jax.diffusion.planned": "sdtt_jax.diffusion.shared_program",
