@@ -5,10 +5,8 @@ from typing import Any
 from markupsafe import Markup
 
 from sdtt_jax.data.inspection import most_frequent, summary, taken_away
-from sdtt_jax.reporting.drawing import both_widths
 from sdtt_jax.reporting.figures import Axis, Panel, Series
-from sdtt_jax.reporting.layout import draw_panel
-from sdtt_jax.reporting.report import NARROW, WIDE, page
+from sdtt_jax.reporting.report import NARROW, WIDE, page, panel_figure
 
 
 def render_data(found: dict[str, Any], name: str) -> str:
@@ -43,6 +41,4 @@ def _lengths(found: dict[str, Any]) -> Markup:
         series=tuple(series),
         note="share of the documents that were looked at",
     )
-    return both_widths(
-        lambda narrow: draw_panel(panel, *((NARROW, 300) if narrow else (WIDE, 340)))
-    )
+    return panel_figure(panel, (WIDE, 340), (NARROW, 300))

@@ -107,14 +107,14 @@ def figures(run: RecordedRun) -> dict[str, Markup | list[Markup]]:
         for curve in run.curves
     ]
     return {
-        "perplexity": _panel_figure(perplexity, (610, 440), (NARROW, 340)),
-        "entropy": _panel_figure(entropy, (430, 440), (NARROW, 280)),
-        "few_calls": _panel_figure(few_calls_panel(run), (WIDE, 380), (NARROW, 320)),
+        "perplexity": panel_figure(perplexity, (610, 440), (NARROW, 340)),
+        "entropy": panel_figure(entropy, (430, 440), (NARROW, 280)),
+        "few_calls": panel_figure(few_calls_panel(run), (WIDE, 380), (NARROW, 320)),
         "forest": _rows_figure(forest),
         "gain": _rows_figure(gain),
         "races": races(run),
         "frontiers": [
-            _panel_figure(panel, (WIDE, 400), (NARROW, 320))
+            panel_figure(panel, (WIDE, 400), (NARROW, 320))
             for panel in frontier_panels(run.evaluations, _colours(run))
         ],
         "losses": [draw_panel(loss, 336, 190).svg() for loss in losses if loss],
@@ -127,7 +127,7 @@ def races(run: RecordedRun) -> list[Markup]:
         race_panel(race(run.evaluations, batch), batch, _colours(run))
         for batch in race_batches(run.evaluations)
     ]
-    return [_panel_figure(panel, (WIDE, 400), (NARROW, 320)) for panel in panels if panel]
+    return [panel_figure(panel, (WIDE, 400), (NARROW, 320)) for panel in panels if panel]
 
 
 def _colours(run: RecordedRun) -> dict[str, str]:
@@ -138,9 +138,10 @@ def _colours(run: RecordedRun) -> dict[str, str]:
     return colours | {"teacher": "teacher"}
 
 
-def _panel_figure(
+def panel_figure(
     panel: Panel | None, wide: tuple[float, float], narrow: tuple[float, float]
 ) -> Markup:
+    """A panel in its two sizes (width, height), for wide and for narrow screens; empty without a panel."""
     if panel is None:
         return Markup("")
     return both_widths(lambda is_narrow: draw_panel(panel, *(narrow if is_narrow else wide)))

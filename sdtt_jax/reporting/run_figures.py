@@ -1,9 +1,10 @@
 """The figures of a run: quality against steps, what each round changed, training curves."""
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from sdtt_jax.reporting.figures import Axis, Panel, Row, RowChart, Series, Tip
 from sdtt_jax.reporting.findings import ENTROPY_TOLERANCE
@@ -199,12 +200,9 @@ def running_mean(values: Sequence[float]) -> list[float]:
     Centred, because a mean over the past alone lies above a falling curve.
     """
     reach = max(2, len(values) // 40)
-    sums = [0.0, *itertools.accumulate(values)]
-    means = []
-    for index in range(len(values)):
-        first, end = max(0, index - reach), min(len(values), index + reach + 1)
-        means.append((sums[end] - sums[first]) / (end - first))
-    return means
+    sums, index = np.cumsum([0.0, *values]), np.arange(len(values))
+    first, end = np.maximum(0, index - reach), np.minimum(len(values), index + reach + 1)
+    return ((sums[end] - sums[first]) / (end - first)).tolist()
 
 
 def _references(run: RecordedRun, entropy: bool) -> list[Series]:
