@@ -27,7 +27,6 @@ from sdtt_jax.evaluation.harness import Options, adapter
 from sdtt_jax.evaluation.subject import OWN
 from sdtt_jax.evaluation.variants import variant
 from sdtt_jax.interchange.load import load
-from sdtt_jax.networks.config import COMPUTE_DTYPES
 from sdtt_jax.paths import as_path, write_json
 
 _CHECKPOINT = fields.define_checkpoint()
@@ -35,11 +34,7 @@ _TASKS = flags.DEFINE_list("tasks", [], "Tasks of the harness, separated by comm
 _INCLUDE = flags.DEFINE_string("include", None, "A folder with further task files.")
 _LIMIT = flags.DEFINE_integer("limit", None, "Evaluate only this many items of each task.")
 _NUM_FEWSHOT = flags.DEFINE_integer("num_fewshot", None, "Solved examples before each item.")
-_DTYPE = flags.DEFINE_string(
-    "compute_dtype",
-    None,
-    f"Dtype to compute in: {', '.join(COMPUTE_DTYPES)}; by default that of training.",
-)
+_DTYPE = fields.define_compute_dtype()
 _OUTPUT = flags.DEFINE_string("output", None, "Also write the results to this JSON file.")
 fields.define_flags(Options)
 fields.define_given()

@@ -42,7 +42,6 @@ from sdtt_jax.model.base import Loaded
 from sdtt_jax.model.batches import Written, batched
 from sdtt_jax.model.masked import Model
 from sdtt_jax.model.prompts import ended, reading_notes
-from sdtt_jax.networks.config import COMPUTE_DTYPES
 from sdtt_jax.parallel import processes
 from sdtt_jax.typing import Params
 
@@ -64,11 +63,7 @@ _NUM_TOKENS = flags.DEFINE_integer(
     "num_tokens", None, "Tokens to write after the prompt, for a model of single texts."
 )
 _STOP_AT_EOS = flags.DEFINE_bool("stop_at_eos", False, "Leave out what follows the end of a text.")
-_DTYPE = flags.DEFINE_string(
-    "compute_dtype",
-    None,
-    f"Dtype to compute in: {', '.join(COMPUTE_DTYPES)}; by default that of training.",
-)
+_DTYPE = fields.define_compute_dtype()
 _WATCH = flags.DEFINE_bool("watch", False, "Show the texts as they appear, one after the other.")
 _PAUSE = flags.DEFINE_float(
     "pause", 0.15, "With --watch: show each step for at least this many seconds."

@@ -12,6 +12,7 @@ from absl import flags
 from sdtt_jax.config import require
 from sdtt_jax.diffusion.decoders import parse_mode
 from sdtt_jax.diffusion.decoders.serving import HELPERS
+from sdtt_jax.networks.config import COMPUTE_DTYPES
 
 T = TypeVar("T")
 # A flag that is defined here belongs to the module that asks for it, and is listed in that module's --help.
@@ -33,6 +34,15 @@ def define_checkpoint(*, causal: bool = True) -> flags.FlagHolder[str | None]:
         f"A run (its last finished round), {kinds} or a final folder (local or gs://); a "
         ".safetensors or .gguf file or its folder; a repository of the hub, OWNER/NAME[@REVISION]; or "
         "smollm2.",
+    )
+
+
+def define_compute_dtype() -> flags.FlagHolder[str | None]:
+    """Defines the flag that names the dtype in which a model computes."""
+    return flags.DEFINE_string(
+        "compute_dtype",
+        None,
+        f"Dtype to compute in: {', '.join(COMPUTE_DTYPES)}; by default that of training.",
     )
 
 
