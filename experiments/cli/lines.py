@@ -14,8 +14,8 @@ from sdtt_jax.errors import UserError
 def json_lines(file: Path | None) -> Iterator[Callable[[Any], None]]:
     """A function that adds a line of JSON to a file; None is for no file.
 
-    The first line replaces what the file held. If an error comes before it, as of work that is refused, the
-    file stays as it was; without an error and without lines, it ends empty.
+    The file is opened at the first line, which replaces what it held. If there is an error before that line,
+    the file is not changed; if there are no lines and no error, it is emptied.
 
     Raises:
       UserError: the file cannot be written to.

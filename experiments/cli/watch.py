@@ -41,9 +41,10 @@ def watch(
 ) -> SamplerState:
     """Shows one text of each state, in place of the one before it, and returns the last state.
 
-    If standard output is not a terminal, only the last state is written. A state is shown for `pause`
-    seconds at least; the line below the text shows `num_steps`, the sampler's. What stays is what `finish`
-    makes of the last state's `[batch, length]` int32, as by cutting texts at their ends.
+    If standard output is not a terminal, only the last state is written. Each state is shown for at least
+    `pause` seconds. The line below the text names the step out of `num_steps`, the sampler's. At the end,
+    `finish` is applied to the last tokens, `[batch, length]` int32 (it may cut texts at EOS), and the result
+    stays on the screen.
     """
     console = console or Console()
     before: np.ndarray | None = None

@@ -29,7 +29,8 @@ MEASURING = (*READING, "lambada", "latency")  # the checkpoint: all but "judge"
 def setting(default: Any, help_text: str, suites: tuple[str, ...] = ()) -> Any:
     """A field with the help of its flag, and the suites that read it; () is for all of them.
 
-    With other suites alone, experiments.evaluate refuses any value but the default: it would change nothing.
+    If none of these suites is asked for, experiments.evaluate accepts only the default: another value would
+    change nothing.
     """
     return dataclasses.field(default=default, metadata={"help": help_text, "suites": suites})
 

@@ -128,7 +128,7 @@ def judge_letters(evaluations: Iterable[Evaluation]) -> dict[Judging, str]:
 
 
 def judged_by(evaluation: Evaluation, item: str, letters: Mapping[Judging, str]) -> str:
-    """ ", judge b" for the label of an item in a figure; empty where all items have one judge."""
+    """The text `, judge b` for the label of an item in a figure; empty where all items have one judge."""
     judging = evaluation.judgings.get(item)
     letter = letters[judging] if judging is not None else ""
     return f", judge {letter}" if letter else ""

@@ -80,8 +80,8 @@ def write_frontier(evaluations: Sequence[Evaluation], path: Path | str) -> Path 
 def write_exact(record: Mapping[str, Any], path: Path | str) -> Path | None:
     """Draws what `experiments.exact` writes to results.json: one row per measure, one panel per divergence.
 
-    With one divergence the measures stand side by side. Returns the path, a .png or .svg; None if all samples
-    are exact, as of independent tokens: a logarithmic axis has no zero.
+    With one divergence the measures stand side by side. Returns the path, a .png or .svg; None if every
+    measure is 0 (for example, of independent tokens): a logarithmic axis has no zero.
     """
     rounds = max(len(entries) for entries in record["rounds"].values())
     drawn = (exact_panels(record, measure) for measure in measured(record))
