@@ -16,7 +16,7 @@ from experiments.cli.overrides import check_fields
 from experiments.settings import check_overrides
 from launch.pods.spec import PodSpec
 from sdtt_jax.interchange.layouts import LAYOUTS
-from sdtt_jax.interchange.tables.llama import FAMILIES
+from sdtt_jax.interchange.tables.families import FAMILIES
 from tests.test_architecture import ROOT, python_files, relative
 
 PAGES = sorted(

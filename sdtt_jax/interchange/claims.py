@@ -53,6 +53,49 @@ NUMBER = ValueKind(lambda value: value is None or _is_number(value), "a number")
 SEQUENCES = ValueKind(lambda value: value in KINDS, f"one of {', '.join(KINDS)}")
 TANH_GELU = ("gelu_new", "gelu_pytorch_tanh", "gelu_tanh")
 
+# Names that published configs give to one and the same thing.
+LENGTHS = (
+    *(
+        "length",
+        "model_length",
+        "model.max_length",
+        "max_position_embeddings",
+        "n_positions",
+        "n_ctx",
+    ),
+    *("max_seq_len", "max_seq_length", "max_sequence_length", "seq_len", "seq_length"),
+    *("context_length", "sequence_length"),
+)
+MASKS = ("mask_token_id", "mask_id", "mask_index", "mask_idx", "mask_token_index")
+# Fields that are true where a token sees only those before it, and where it sees all others. `is_decoder` is
+# not among them: it is false by default in the hub's configs, of causal models too.
+CAUSAL = ("causal", "causal_attention", "is_causal", "use_causal_mask")
+BIDIRECTIONAL = (
+    *("bidirectional", "is_bidirectional", "bidirectional_attention"),
+    "use_bidirectional_attention",
+)
+# The section or field of the noise schedule, and the fields that name its kind in the section.
+NOISE = ("noise", "noise_schedule")
+KINDS_OF_NOISE = ("type", "kind", "schedule", "name", "noise_schedule")
+
+
+def attention_claims(causal: bool) -> Allowed:
+    """What a config may say of the attention of a network that is causal, or else bidirectional."""
+    return dict.fromkeys(CAUSAL, (causal,)) | dict.fromkeys(BIDIRECTIONAL, (not causal,))
+
+
+# What other networks do to logits and positions; here logits are not scaled, and rotations encode positions.
+PLAIN_LOGITS: Allowed = {
+    "logit_scale": (1,),
+    **dict.fromkeys(("final_logit_softcapping", "final_logit_softcap", "logit_softcap"), ()),
+    **dict.fromkeys(("logits_soft_cap", "output_logit_soft_cap"), ()),
+    **dict.fromkeys(("attn_logit_softcapping", "attn_logit_softcap"), ()),
+}
+ROTATES: Allowed = {
+    **dict.fromkeys(("rope", "use_rope", "use_rotary_embeddings"), (True,)),
+    "position_embedding_type": ("rope", "rotary"),
+}
+
 
 def claims(content: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
     """Yields every field as `(dotted path, value)`: outermost, then in "model" and "config", then others."""
@@ -67,43 +110,89 @@ def claims(content: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, An
 
 
 def claimed(stored: Stored, names: tuple[str, ...], kind: ValueKind, default: Any) -> Any:
-    """The value of the first field with one of `names`, in any section, checked by `kind`; or `default`."""
-    for path, value in claims(stored.content):
-        name = path.split(".")[-1]
-        if name in names and not kind.accepts(value):
+    """The value of the fields with one of `names`, in any section; or `default` if there is none.
+
+    A name may be dotted: `"model.max_length"` is the field `max_length` of a section `model`.
+
+    Raises:
+      CheckpointError: `kind` does not accept a value, or two fields contradict each other.
+    """
+    found = [(path, value) for path, value in claims(stored.content) if _is_named(path, names)]
+    for path, value in found:
+        if not kind.accepts(value):
+            name = path.split(".")[-1]
             raise CheckpointError(f"{stored.where} says {name}={value!r}; it must be {kind.words}.")
-        if name in names:
-            return value
-    return default
+    found = [(path, value) for path, value in found if value is not None]
+    _require_one_value(stored, found)
+    return found[0][1] if found else default
+
+
+def _is_named(path: str, names: tuple[str, ...]) -> bool:
+    return any(path == name or path.endswith(f".{name}") for name in names)
+
+
+def _require_one_value(stored: Stored, found: list[tuple[str, Any]]) -> None:
+    """Raises `CheckpointError` if fields that mean the same have different values."""
+    for path, value in found[1:]:
+        if value != found[0][1]:
+            raise CheckpointError(
+                f"{stored.where} says {found[0][0]}={found[0][1]!r}, but also {path}={value!r}: correct the "
+                "one that is wrong."
+            )
 
 
 def published_schedule(stored: Stored) -> ScheduleConfig:
     """The noise schedule of a config, from its section "noise"; log-linear if there is none.
 
     Raises:
-      CheckpointError: the config names an unknown schedule, or values that the schedule cannot have.
+      CheckpointError: the config has such a section that does not name its schedule, names an unknown one or
+        two, or has values that the schedule cannot have.
     """
-    noise: Any = next(_sections(stored.content, "noise"), {})
-    kind = noise.get("type", noise.get("kind")) if isinstance(noise, Mapping) else noise
-    if kind is None:
-        return ScheduleConfig()
+    found, values = _said_of_noise(stored)
     kinds = {name.replace("-", ""): name for name in SCHEDULES}
-    name = kinds.get(str(kind).lower().replace("-", "").replace("_", ""))
-    if name is None:
-        raise CheckpointError(
-            f"{stored.where} says noise.type={kind!r}; it must be one of {', '.join(SCHEDULES)}."
-        )
+    named = []
+    for path, kind in found:
+        name = kinds.get(str(kind).lower().replace("-", "").replace("_", ""))
+        if name is None:
+            raise CheckpointError(
+                f"{stored.where} says {path}={kind!r}; it must be one of {', '.join(SCHEDULES)}."
+            )
+        named.append((path, name))
+    _require_one_value(stored, named)
+    if not named:
+        return ScheduleConfig()
+    name = named[0][1]
     # Configs carry the bounds of every schedule along; only those that this one reads are taken.
     fields = ("sigma_min", "sigma_max") if name in ("linear", "geometric") else ("eps",)
-    values = {
-        field: noise[field] for field in fields if isinstance(noise, Mapping) and field in noise
-    }
+    read = {field: values[field] for field in fields if field in values}
     try:
-        config = from_mapping(ScheduleConfig, {"kind": name} | values, "noise")
+        config = from_mapping(ScheduleConfig, {"kind": name} | read, "noise")
         make_schedule(config)
         return config
     except ConfigError as error:
         raise CheckpointError(f"{stored.where}: {error}") from None
+
+
+def _said_of_noise(stored: Stored) -> tuple[list[tuple[str, Any]], Mapping[str, Any]]:
+    """The fields that name a config's noise schedule, as `(path, value)`, and the section beside them."""
+    found: list[tuple[str, Any]] = []
+    values: Mapping[str, Any] = {}
+    for section in NOISE:
+        for noise in _sections(stored.content, section):
+            if not isinstance(noise, Mapping):
+                found.append((section if section != NOISE[0] else f"{section}.type", noise))
+                continue
+            values = values or noise
+            named = [field for field in KINDS_OF_NOISE if field in noise]
+            if noise and not named:
+                raise CheckpointError(
+                    f"{stored.where} says {section}={dict(noise)!r}, without a type; it must be one of "
+                    f"{', '.join(SCHEDULES)}."
+                )
+            found += [
+                (f"{section}.{field}", noise[field]) for field in named if noise[field] is not None
+            ]
+    return found, values
 
 
 def _sections(content: Mapping[str, Any], name: str) -> Iterator[Any]:

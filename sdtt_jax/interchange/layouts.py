@@ -23,8 +23,9 @@ from sdtt_jax.interchange.renaming import (
     read_params,
 )
 from sdtt_jax.interchange.safetensors import open_tensors
+from sdtt_jax.interchange.tables.families import FAMILIES
 from sdtt_jax.interchange.tables.gpt2 import DIFFUGPT, GPT2
-from sdtt_jax.interchange.tables.llama import FAMILIES, LLADA, LLAMA, LLAMA_GGUF
+from sdtt_jax.interchange.tables.llama import LLADA, LLAMA, LLAMA_GGUF
 from sdtt_jax.interchange.tables.reference import CAUSAL, DENOISER
 from sdtt_jax.paths import read_json
 

@@ -10,11 +10,13 @@ import numpy as np
 
 from sdtt_jax.data.tokenizer import HubTokenizer, Special, Tokenizer
 from sdtt_jax.errors import CheckpointError
+from sdtt_jax.interchange.claims import attention_claims
 from sdtt_jax.interchange.hub import CONFIG_FILE, TENSORS_FILE, TOKENIZER_FILES
 from sdtt_jax.interchange.renaming import Layout, Stored, write_params
 from sdtt_jax.interchange.safetensors import write_tensors
 from sdtt_jax.interchange.scaling import published_scaling
-from sdtt_jax.interchange.tables.llama import HUB, LLAMA, family_of
+from sdtt_jax.interchange.tables.families import family_of, signs_of_a_denoiser
+from sdtt_jax.interchange.tables.llama import HUB, LLAMA
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
 from sdtt_jax.networks.config import LlamaConfig, LlamaDenoiserConfig
@@ -109,6 +111,10 @@ def completed(
     said = dict(content) | {"length": config.length}
     if family is None or family.causal == denoises:
         said["model_type"] = ours["model_type"]
+    attention = {name: value for name, (value,) in attention_claims(not denoises).items()}
+    said |= {name: value for name, value in attention.items() if said.get(name) is not None}
+    if not denoises and signs_of_a_denoiser(Stored(said)):
+        said["is_causal"] = True
     return said | {name: ours[name] for name in ("mask_token_id", "shift") if denoises}
 
 

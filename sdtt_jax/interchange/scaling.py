@@ -95,8 +95,14 @@ def published_scaling(scaling: RotaryScaling) -> dict[str, Any]:
 def _scaling(said: Any, where: str, section: str) -> RotaryScaling:
     if not isinstance(said, Mapping):
         raise CheckpointError(f"{where} says {section}={said!r}; it must be a group of fields.")
-    name = "type" if "rope_type" not in said else "rope_type"
+    name = "type" if said.get("rope_type") is None else "rope_type"
     kind: Any = said.get(name) or (None if "factor" in said else UNSCALED[0])
+    older = said.get("type")
+    if older is not None and older != kind:
+        raise CheckpointError(
+            f"{where} says {section}.rope_type={kind!r}, but also {section}.type={older!r}: correct the one "
+            "that is wrong."
+        )
     if kind in UNSCALED:
         return NO_SCALING
     if str(kind) not in FIELDS:

@@ -9,7 +9,7 @@ from safetensors.numpy import load_file
 import sdtt_jax
 from sdtt_jax.errors import CheckpointError
 from sdtt_jax.evaluation.inspection import recognised as recognised_as
-from sdtt_jax.interchange.claims import published_schedule
+from sdtt_jax.interchange.claims import LENGTHS, published_schedule
 from sdtt_jax.interchange.layouts import recognised
 from sdtt_jax.interchange.renaming import Stored
 from sdtt_jax.interchange.tables.reference import CAUSAL, DENOISER
@@ -74,7 +74,16 @@ OTHERS = {
     "no length": ({"model_length": None}, "model_length=None"),
     "length as text": ({"length": "32"}, "length='32'"),
     "length 0": ({"model": {"length": 0}}, "length=0"),
-    "two lengths": ({"length": 32, "model": {"length": 64}}, "length=64"),
+    # The tensors say nothing of these two, so they are not blamed.
+    "two lengths": (
+        {"length": 32, "config": {"model": {"length": 64}}},
+        "length=32, but also config.model.length=64: correct the one that is wrong",
+    ),
+    "conditioned or not": (
+        {"time_conditioning": True, "config": {"time_conditioning": False}},
+        "time_conditioning=True, but also config.time_conditioning=False",
+    ),
+    "two lengths by two names": ({"length": 32, "n_ctx": 64}, "length=32, but also n_ctx=64"),
     "time as text": ({"time_conditioning": "False"}, "time_conditioning='False'"),
     "D3PM": ({"parameterization": "d3pm"}, "parameterization='d3pm'"),
     "score": ({"parameterization": {"name": "sedd"}}, "parameterization.name='sedd'"),
@@ -102,6 +111,23 @@ OTHERS = {
     "rotary base": ({"rope_theta": 500000.0}, "rope_theta=500000.0"),
     "quantised": ({"quantization_config": {"bits": 4}}, "quantization_config.bits=4"),
     "no modulation": ({"model": {"adaLN": False}}, "adaLN=False"),
+    "GIDD": ({"model": {"diffusion_process": "gidd"}}, "diffusion_process='gidd'"),
+    "GIDD by its noise": ({"p_uniform": 0.2}, "p_uniform=0.2"),
+    "SEDD by its class": ({"_class_name": "SEDD"}, "_class_name='SEDD'"),
+    "SEDD by its loss": ({"loss_type": "sedd"}, "loss_type='sedd'"),
+    "uniform, another word": ({"forward_process": "uniform"}, "forward_process='uniform'"),
+    "causal, the hub's word": ({"is_causal": True}, "is_causal=True"),
+    "scaled rotations": (
+        {"rope_scaling": {"type": "linear", "factor": 2}},
+        "rope_scaling.type='lin",
+    ),
+    "no rotations": ({"rope": False}, "rope=False"),
+    "learnt positions": ({"position_embedding_type": "absolute"}, "position_embedding_type='abs"),
+    "other heads": ({"num_attention_heads": 99}, "num_attention_heads=99"),
+    "other layers": ({"num_hidden_layers": 99}, "num_hidden_layers=99"),
+    "MASK elsewhere, short": ({"mask_idx": 3}, "mask_idx=3"),
+    "MASK elsewhere, long": ({"mask_token_index": 3}, "mask_token_index=3"),
+    "scaled logits": ({"logit_scale": 2.0}, "logit_scale=2.0"),
 }
 
 
@@ -110,6 +136,31 @@ def test_what_it_is_not_is_refused_by_field_and_value(teacher, name):
     content, said = OTHERS[name]
     with pytest.raises(CheckpointError, match=f"config.json says {said}"):
         read(teacher, content)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        *[{name: 16} for name in LENGTHS if "." not in name],
+        {"model": {"max_length": 16}},
+        {"max_length": 20, "config": {"model": {"max_length": 16}}},
+    ],
+    ids=str,
+)
+def test_a_length_is_read_by_all_its_names(teacher, said):
+    """The hub's `max_length` outside the section is the length of generated texts."""
+    assert read(teacher, said).length == 16
+
+
+def test_the_other_names_may_say_what_is_so(teacher):
+    content = {"num_attention_heads": 4, "num_hidden_layers": 2, "mask_idx": 96, "p_uniform": 0}
+    more = {
+        "is_causal": False,
+        "diffusion_process": "mdlm",
+        "rope_scaling": None,
+        "loss_type": "elbo",
+    }
+    assert read(teacher, content | more).num_layers == 2
 
 
 # The fields that classes of networks whose tensors have MDLM's names write into config.json, with the sizes
@@ -182,6 +233,15 @@ def test_the_schedule_is_the_configs():
     for noise in ({"type": "polynomial"}, "sine", linear | {"sigma_max": "much"}):
         with pytest.raises(CheckpointError, match=r"config.json.*noise"):
             published_schedule(Stored({"noise": noise}))
+    for name in ("schedule", "name", "kind"):
+        assert published_schedule(Stored({"noise": {name: "cosine"}})).kind == "cosine"
+    for noise in ("cosine", {"type": "Cosine"}):
+        assert published_schedule(Stored({"noise_schedule": noise})).kind == "cosine"
+    with pytest.raises(CheckpointError, match=r"noise=\{'eps': 0.001\}, without a type"):
+        published_schedule(Stored({"noise": {"eps": 1e-3}}))
+    two = {"noise": {"type": "loglinear"}, "config": {"noise_schedule": "cosine"}}
+    with pytest.raises(CheckpointError, match=r"noise\.type='log-linear', but also noise_s"):
+        published_schedule(Stored(two))
 
 
 @pytest.mark.parametrize("kind", ["rows", True, ["packed"], None])
@@ -189,5 +249,6 @@ def test_an_unknown_kind_of_sequences_is_refused(golden, tmp_path, kind):
     """Oracle: the kinds that runs have."""
     shutil.copy(golden / "reference_tiny/teacher_hub.safetensors", tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps(HUB | {"sequences": kind}))
-    with pytest.raises(CheckpointError, match=r"sequences=.* must be one of packed, documents"):
+    said = r"sequences=.* must be one of packed, documents"
+    with pytest.raises(CheckpointError, match=said):
         sdtt_jax.load(tmp_path)

@@ -14,7 +14,7 @@ import sdtt_jax
 from sdtt_jax.errors import CheckpointError
 from sdtt_jax.evaluation.inspection import recognised
 from sdtt_jax.interchange.export import export_reference
-from sdtt_jax.interchange.tables.llama import FAMILIES
+from sdtt_jax.interchange.tables.families import FAMILIES
 from sdtt_jax.model.causal import CausalModel
 from tests.interchange.llama_models import (
     IDS,

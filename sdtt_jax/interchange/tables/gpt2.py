@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from sdtt_jax.errors import CheckpointError, ConfigError
-from sdtt_jax.interchange.claims import TANH_GELU, Allowed, check_claims
+from sdtt_jax.interchange.claims import TANH_GELU, Allowed, attention_claims, check_claims
 from sdtt_jax.interchange.renaming import Entry, Layout, Stored, Table, shape_of
 from sdtt_jax.networks import kinds
 from sdtt_jax.networks.config import GPT2Config, GPT2DenoiserConfig
@@ -45,7 +45,7 @@ def _denoiser(
     tensors: Mapping[str, Any], prefix: str, stored: Stored, file: str
 ) -> GPT2DenoiserConfig:
     """The config of a DiffuGPT: MASK is the last row of its embedding."""
-    config = _config(tensors, prefix, stored, file)
+    config = _config(tensors, prefix, stored, file, causal=False)
     rows, _ = shape_of(tensors, EMBED, file, dims=2)
     if config.vocab_size not in (rows - 1, rows):
         raise CheckpointError(
@@ -56,14 +56,17 @@ def _denoiser(
     return GPT2DenoiserConfig(**fields)
 
 
-def _config(_tensors: Mapping[str, Any], _prefix: str, stored: Stored, file: str) -> GPT2Config:
+def _config(
+    _tensors: Mapping[str, Any], _prefix: str, stored: Stored, file: str, causal: bool = True
+) -> GPT2Config:
     """Our config from the hub's, which states all sizes."""
     mapping, where = stored.content, stored.where
     if not mapping:
         raise CheckpointError(
             f"{file} holds a GPT-2; its sizes are in its config.json: put that file beside it."
         )
-    check_claims(stored, "GPT-2", file, CLAIMS)
+    what = "GPT-2" if causal else "DiffuGPT"
+    check_claims(stored, what, file, {**CLAIMS, **attention_claims(causal)})
     try:
         embed = mapping["n_embd"]
         hidden = mapping.get("n_inner") or 4 * embed

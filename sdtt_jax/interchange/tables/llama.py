@@ -15,9 +15,13 @@ from sdtt_jax.errors import CheckpointError, ConfigError
 from sdtt_jax.interchange.claims import (
     COUNT,
     FLAG,
+    MASKS,
     NUMBER,
+    PLAIN_LOGITS,
+    ROTATES,
     TOKEN,
     Allowed,
+    attention_claims,
     check_claims,
     claimed,
 )
@@ -29,6 +33,7 @@ from sdtt_jax.interchange.scaling import (
     gguf_scaling,
     hub_scaling,
 )
+from sdtt_jax.interchange.tables.families import FAMILIES, Family, family_of, is_causal, shift_of
 from sdtt_jax.networks.config import LlamaConfig, LlamaDenoiserConfig
 from sdtt_jax.paths import as_path
 
@@ -103,28 +108,11 @@ def _names(column: int) -> Names:
 HUB, OLMO, GGUF = map(_names, range(3))
 
 
-class Family(NamedTuple):
-    """What is known of the models of one `model_type`."""
-
-    causal: bool  # they are causal models
-    shift: bool = False  # as denoisers they predict the next token
-    mask_id: int | None = None  # MASK, in their own numbering
-
-
-FAMILIES = {
-    "llama": Family(causal=True),
-    "qwen2": Family(causal=True),
-    "qwen3": Family(causal=True),
-    "dream": Family(causal=False, shift=True, mask_id=151_666),
-    "llada": Family(causal=False, mask_id=126_336),
-    "a2d-llama": Family(causal=False),
-    "a2d-qwen2": Family(causal=False),
-    "a2d-qwen3": Family(causal=False, mask_id=151_669),
-}
 WHAT = "a network of the Llama family"
 # Values that other fields of its config may have (null counts as absent); see `check_claims`.
 CLAIMS: Allowed = {
     **dict.fromkeys(("hidden_act", "activation_type"), ("silu",)),
+    **dict.fromkeys(("hidden_activation", "activation_function"), ("silu", "swish")),
     **dict.fromkeys(("mlp_bias", "include_bias", "use_sliding_window"), (False,)),
     **dict.fromkeys(("scale_logits", "input_emb_norm"), (False,)),
     "clip_qkv": (),
@@ -132,9 +120,15 @@ CLAIMS: Allowed = {
     **dict.fromkeys(("embedding_multiplier", "residual_multiplier", "logits_scaling"), (1,)),
     **dict.fromkeys(("scale_emb", "no_rope_layers"), (1,)),
     **dict.fromkeys(("scale_depth", "dim_model_base", "query_pre_attn_scalar"), ()),
-    **dict.fromkeys(("attn_logit_softcapping", "final_logit_softcapping"), ()),
+    **PLAIN_LOGITS,
+    **ROTATES,
     **dict.fromkeys(("alibi", "attention_layer_norm", "multi_query_attention"), (False,)),
-    "layer_norm_type": ("rms",),
+    **dict.fromkeys(("layer_norm_type", "norm_type"), ("rms", "rmsnorm", "rms_norm")),
+    # Attention beside the MLP instead of before it, neighbours turned together, Qwen's positions in images.
+    **dict.fromkeys(("parallel_attn", "parallel_residual", "use_parallel_residual"), (False,)),
+    **dict.fromkeys(("rope_interleave", "rope_interleaved", "rope_traditional"), (False,)),
+    "use_mrope": (False,),
+    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), (0, 1)),
     "block_type": ("llama",),
     "layer_types": ("full_attention",),
     **dict.fromkeys(("quantization_config", "expert_count"), ()),
@@ -230,7 +224,6 @@ def _config(
     allowed |= dict.fromkeys(WIDTHS, (embed,)) | dict.fromkeys(MLP_WIDTHS, (sizes["mlp_dim"],))
     if names is OLMO:
         del allowed["vocab_size"]  # OLMo's is the tokenizer's size
-        allowed["rope"] = (True,)
     try:
         config = _of_kind(names, sizes, stored)
         if names is GGUF and GGUF_DIVISORS in tensors:
@@ -239,8 +232,14 @@ def _config(
     except ConfigError as error:
         raise CheckpointError(f"{stored.where}: {error}") from None
     allowed["dimension_count"] = (config.head_dim,)
-    allowed["attention_multiplier"] = (config.head_dim**-0.5,)
+    scales = ("attention_multiplier", "attention_scale", "softmax_scale")
+    allowed |= dict.fromkeys(scales, (config.head_dim**-0.5,))
+    allowed |= {"rotary_pct": (config.rotary_share,), "rotary_dim": (config.rotary_dim,)}
     check_claims(stored, WHAT, file, allowed)
+    if stored.given.causal is None:
+        causal = not isinstance(config, LlamaDenoiserConfig)
+        kind = f"a {'causal model' if causal else 'denoiser'} since causal is not given"
+        check_claims(stored, kind, file, attention_claims(causal))
     _require_no_window(names, config, stored)
     return config
 
@@ -282,10 +281,7 @@ def _of_kind(names: Names, sizes: dict[str, Any], stored: Stored) -> LlamaConfig
         sizes["length"] = length
     # llama.cpp's converters reorder the features of queries and keys, whatever the network is read as.
     sizes["rotary_pairs"] = "neighbours" if names is GGUF else "halves"
-    causal = given.causal
-    if causal is None:
-        causal = given.mask_id is None if family is None else family.causal
-    if causal:
+    if is_causal(family, stored):
         denoisers = [name for name in given.said if name in ("mask_id", "shift")]
         if denoisers:
             raise CheckpointError(
@@ -295,14 +291,7 @@ def _of_kind(names: Names, sizes: dict[str, Any], stored: Stored) -> LlamaConfig
         return LlamaConfig(**sizes)
     if length is None:
         sizes["length"] = min(sizes["length"], LONGEST_DENOISED)
-    said = claimed(stored, ("shift",), FLAG, None)
-    known = (given.shift, said, family and family.shift)
-    shift = next((value for value in known if value is not None), None)
-    if shift is None:
-        raise CheckpointError(
-            f"{stored.where} does not say where the denoiser predicts a token: pass shift=False for the "
-            "token's own position, or shift=True for the one before it."
-        )
+    shift = shift_of(family, stored)
     rows = sizes["vocab_size"]
     config = LlamaDenoiserConfig(**sizes | {"vocab_size": rows - 1}, shift=shift)
     _mask_row(names, config, stored)
@@ -313,7 +302,7 @@ def _mask_row(names: Names, config: LlamaConfig, stored: Stored) -> int | None:
     """MASK in the published numbering; None for a causal model."""
     if not isinstance(config, LlamaDenoiserConfig):
         return None
-    family, said = _family(names, stored), claimed(stored, ("mask_token_id",), TOKEN, None)
+    family, said = _family(names, stored), claimed(stored, MASKS, TOKEN, None)
     known = (stored.given.mask_id, said, family and family.mask_id)
     mask = next((value for value in known if value is not None), None)
     mask = _mask_by_name(stored) if mask is None else mask
@@ -354,11 +343,6 @@ def _mask_by_name(stored: Stored) -> int | None:
 
 def _family(names: Names, stored: Stored) -> Family | None:
     return FAMILIES["llama"] if names is GGUF else family_of(stored.content)
-
-
-def family_of(content: Mapping[str, Any]) -> Family | None:
-    """The family that a config names; None if it is not known."""
-    return FAMILIES.get(str(content.get("model_type")).lower())
 
 
 def _layout(name: str, names: Names) -> Layout:

@@ -14,9 +14,14 @@ from sdtt_jax.errors import CheckpointError, ConfigError
 from sdtt_jax.interchange.claims import (
     COUNT,
     FLAG,
+    LENGTHS,
+    MASKS,
     NUMBER,
+    PLAIN_LOGITS,
+    ROTATES,
     TANH_GELU,
     Allowed,
+    attention_claims,
     check_claims,
     claimed,
 )
@@ -37,12 +42,12 @@ ROTARY_FREQUENCY = "rotary_emb.inv_freq"
 PUBLISHED_LENGTH = 1024
 # Our field -> names that published configs give it, at any depth.
 NAMES = {
-    "embed_dim": ("hidden_size", "hidden_dim"),
-    "num_layers": ("n_blocks",),
-    "num_heads": ("n_heads",),
+    "embed_dim": ("hidden_size", "hidden_dim", "d_model", "n_embd", "embed_dim"),
+    "num_layers": ("n_blocks", "n_layers", "n_layer", "num_layers", "num_hidden_layers"),
+    "num_heads": ("n_heads", "n_head", "num_heads", "num_attention_heads"),
     "mlp_ratio": ("mlp_ratio",),
     "cond_dim": ("cond_dim",),
-    "length": ("length", "model_length"),
+    "length": LENGTHS,
     "time_conditioned": ("time_conditioning",),
 }
 # Values that other fields of these configs may have (null counts as absent); see `check_claims`.
@@ -54,9 +59,22 @@ CLAIMS: Allowed = {
     **dict.fromkeys(("activation", "activation_function", "hidden_act"), TANH_GELU),
     **dict.fromkeys(("layer_norm_eps", "layer_norm_epsilon", "norm_eps"), (NORM_EPSILON,)),
     **dict.fromkeys(("rope_theta", "rotary_base"), (ROTARY_BASE,)),
+    **dict.fromkeys(("norm_type", "layer_norm_type"), ("layernorm", "layer_norm")),
+    **dict.fromkeys(("qk_norm", "use_qk_norm"), (False,)),
+    "rope_scaling": (),
+    **PLAIN_LOGITS,
+    **ROTATES,
 }
 # XDLM's names for the share of its noise that is other tokens and not MASK.
 UNIFORM_SHARE = ("k1", "k_uniform")
+# What these configs call noise that masks. A config says it of its process, but a schedule of its noise.
+MASKING = ("absorbing_state", "absorbing", "absorb", "masked", "masking", "mask", "mdlm")
+LOG_LINEAR = ("loglinear", "log-linear", "log_linear")
+# Losses of networks that predict the masked tokens themselves, and by which students learn from them.
+LOSSES = (
+    *("mdlm", "subs", "elbo", "nelbo", "low_var", "ce", "cross_entropy", "nll"),
+    *("mse", "tvd", "kld", "kl-fwd", "kl-bwd"),
+)
 # IDLM's students have their teacher's noise; if that is DUO's, which is uniform, another field says so.
 DENOISER_CLAIMS: Allowed = {
     "model_type": ("mdlm", "sdtt", "idlm", "xdlm"),
@@ -64,16 +82,22 @@ DENOISER_CLAIMS: Allowed = {
     "algo": ("mdlm", "sdtt", "idlm", "xdlm"),
     "parameterization": ("subs", "mdlm", "sdtt", "multi-round-sdtt", "idlm", "align"),
     "var_min": (),  # DUO's
-    "diffusion": ("absorbing_state", "absorbing", "absorb"),
+    "_class_name": ("mdlm", "sdtt", "multiroundsdtt", "idlm", "xdlm", "dit", "ddit"),
+    **dict.fromkeys(("diffusion", "diffusion_process", "forward_process", "forward"), MASKING),
+    "noise_type": (*MASKING, *LOG_LINEAR),
+    "p_uniform": (0,),  # GIDD's share of other tokens
+    "loss_type": LOSSES,
     "backbone": ("dit", "ddit", "ddit-orig", "hf_dit"),
     "adaLN": (True,),
-    **dict.fromkeys(("causal", "causal_attention", "is_decoder"), (False,)),
+    "is_decoder": (False,),
+    **attention_claims(causal=False),
 }
 CAUSAL_CLAIMS: Allowed = {
     **dict.fromkeys(("model_type", "architectures", "algo", "parameterization"), ("ar",)),
     "backbone": ("ar", "dit", "ddit"),
     "adaLN": (False,),
-    **dict.fromkeys(("causal", "causal_attention", "is_decoder"), (True,)),
+    "is_decoder": (True,),
+    **attention_claims(causal=True),
 }
 
 
@@ -177,8 +201,8 @@ def _config(
     }
     # Configs may or may not count MASK.
     ours |= dict.fromkeys(("vocab_size", "tokens"), (rows, rows + 1))
-    ours |= dict.fromkeys(("mask_index", "mask_token_id", "mask_id"), (rows,))
-    ours |= {"block_size": (length,), "intermediate_size": (width,)}
+    ours |= dict.fromkeys(MASKS, (rows,))
+    ours |= {"block_size": (length,)} | dict.fromkeys(("intermediate_size", "n_inner"), (width,))
     check_claims(stored, what, file, {**CLAIMS, **kind, **ours})
     try:
         return cls(**sizes)

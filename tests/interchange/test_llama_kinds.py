@@ -1,0 +1,135 @@
+"""Causal model or denoiser: what a config of the Llama family says of it, whatever its `model_type`.
+
+Oracle: the words of the fields. A bidirectional network that is read as a causal one gives other numbers.
+"""
+
+import pytest
+
+import sdtt_jax
+from sdtt_jax.errors import CheckpointError
+from sdtt_jax.interchange.export import export_reference
+from sdtt_jax.interchange.load import load_network
+from sdtt_jax.model.causal import CausalModel
+from sdtt_jax.networks.config import LlamaDenoiserConfig
+from tests.interchange.llama_models import MASK, repository
+
+SIGNS = {
+    "mask_token_id": MASK,
+    "mask_id": MASK,
+    "is_causal": False,
+    "use_bidirectional_attention": True,
+    "architectures": ["LlamaBidirectionalModel"],
+}
+CLASSES = ["LlamaForMaskedDiffusion", "LlamaForMaskedLM", "LlamaEncoderModel"]
+
+
+@pytest.mark.parametrize(
+    "sign", [*SIGNS.items(), *(("architectures", [c]) for c in CLASSES)], ids=str
+)
+def test_what_no_causal_model_says_is_asked_about(tmp_path, sign):
+    """One sentence names the field and what settles it; it then loads as the user says."""
+    name, value = sign
+    folder = repository(tmp_path / "m", "llama", **{name: value})
+    with pytest.raises(CheckpointError) as caught:
+        load_network(folder)
+    sentence = str(caught.value)
+    assert (
+        f"config.json says model_type='llama', whose networks are causal, but also {name}="
+        in sentence
+    )
+    assert "pass causal=True for a causal model, or causal=False with mask_id and shift" in sentence
+    assert isinstance(sdtt_jax.load(folder, causal=True), CausalModel)
+    denoiser = sdtt_jax.load(folder, causal=False, mask_id=MASK, shift=True)
+    assert isinstance(denoiser.config, LlamaDenoiserConfig)
+
+
+@pytest.mark.parametrize("name", SIGNS)
+def test_a_denoiser_by_its_config_loads_as_one_where_all_is_known(tmp_path, name):
+    more = {"mask_token_id": MASK, "shift": False, name: SIGNS[name]}
+    model = load_network(repository(tmp_path / "m", "qwen3", **more))
+    assert (type(model.config), model.config.shift) == (LlamaDenoiserConfig, False)
+    assert model.facts["mask_row"] == MASK
+
+
+@pytest.mark.parametrize(
+    "unsaid",
+    [
+        {"mask_token_id": None},
+        {"is_causal": True, "mask_token_id": MASK},
+        {"use_bidirectional_attention": False},
+        # The default of the hub's configs, which causal models state too.
+        {"is_decoder": False},
+        {"architectures": ["LlamaForCausalLM"]},
+        {"architectures": ["LlamaModel"]},
+    ],
+    ids=str,
+)
+def test_what_causal_models_say_changes_nothing(tmp_path, unsaid):
+    assert isinstance(load_network(repository(tmp_path / "m", "llama", **unsaid)), CausalModel)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "said"),
+    [
+        ("dream", {"is_causal": True}, "is_causal=True, .* read as a denoiser since causal is not"),
+        (
+            "llama",
+            {"is_causal": False, "causal": True},
+            "is_causal=False, .* read as a causal model",
+        ),
+    ],
+)
+def test_a_config_that_contradicts_its_kind_is_refused(tmp_path, name, change, said):
+    with pytest.raises(CheckpointError, match=said):
+        load_network(repository(tmp_path / "m", name, **change))
+
+
+def test_a_denoiser_that_goes_out_as_a_causal_model_says_so(tmp_path):
+    """Its MASK stays in its config, which would else be taken for a denoiser's."""
+    folder = repository(tmp_path / "in", "dream", use_bidirectional_attention=True)
+    model = sdtt_jax.load(folder, causal=True)
+    export_reference(model, tmp_path / "out")
+    assert isinstance(load_network(tmp_path / "out"), CausalModel)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"hidden_activation": "gelu_pytorch_tanh"}, "hidden_activation='gelu_pytorch_tanh'"),
+        ({"activation_function": "gelu"}, "activation_function='gelu'"),
+        ({"logit_scale": 0.5}, "logit_scale=0.5"),
+        ({"logits_soft_cap": 30.0}, "logits_soft_cap=30.0"),
+        ({"attn_logit_softcap": 30.0}, "attn_logit_softcap=30.0"),
+        ({"attention_scale": 1.0}, "attention_scale=1.0, .* need 0.408"),
+        ({"rotary_pct": 0.5}, "rotary_pct=0.5, .* need 1.0"),
+        ({"rotary_dim": 2}, "rotary_dim=2, .* need 6"),
+        ({"rope_traditional": True}, "rope_traditional=True"),
+        ({"use_rope": False}, "use_rope=False"),
+        ({"norm_type": "layernorm"}, "norm_type='layernorm'"),
+        ({"parallel_attn": True}, "parallel_attn=True"),
+        ({"use_parallel_residual": True}, "use_parallel_residual=True"),
+        ({"num_experts": 8}, "num_experts=8"),
+        ({"num_local_experts": 8}, "num_local_experts=8"),
+        (
+            {"rope_scaling": {"rope_type": "linear", "type": "yarn", "factor": 4}},
+            "rope_scaling.rope_type='linear', but also rope_scaling.type='yarn'",
+        ),
+    ],
+    ids=str,
+)
+def test_other_names_of_other_networks_are_refused_by_field(tmp_path, change, said):
+    with pytest.raises(CheckpointError, match=said):
+        load_network(repository(tmp_path / "m", "llama", **change))
+
+
+def test_the_same_names_may_say_what_is_so(tmp_path):
+    """Fields as published configs of the family carry them along."""
+    same = {"hidden_activation": "silu", "logit_scale": 1.0, "rotary_pct": 1.0, "rotary_dim": 6}
+    same |= {
+        "norm_type": "rmsnorm",
+        "parallel_attn": False,
+        "num_experts": 0,
+        "rope_interleaved": False,
+    }
+    same |= {"rope_scaling": {"rope_type": "linear", "type": "linear", "factor": 4}}
+    assert load_network(repository(tmp_path / "m", "llama", **same)).config.rotary_share == 1.0
