@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sdtt_jax.errors import CheckpointError
+from sdtt_jax.errors import CheckpointError, ConfigError
 from sdtt_jax.interchange.found import FOREIGN, PICKLED, TO_SAFETENSORS, describe
 from sdtt_jax.interchange.gguf import SUFFIX, GgufTensors
 from sdtt_jax.interchange.hub import CONFIG_FILE, INDEX_FILE, TENSORS_FILE
@@ -43,7 +43,8 @@ class Published(NamedTuple):
     prefix: str  # of the tensors' names
     config: Any  # the config of our network
     stored: Mapping[str, Any]  # the published config; empty if there is none
-    file: str  # the file that errors name
+    file: str  # the file of the tensors, for errors
+    config_file: str  # the file of that config, for errors
     dtype: str = "F32"  # of the tensors, by safetensors' name; "F32" if they differ
     dtypes: Mapping[str, str] = types.MappingProxyType({})  # of each; empty for GGUF
     # MASK in the published numbering of tokens, where it is not the last.
@@ -115,6 +116,10 @@ def recognised(
         )
     prefix = find_prefix(tensors, layout.anchor, layout.prefixes, file)
     config = layout.config(tensors, prefix, stored, file)
+    try:
+        config.check_filled()
+    except ConfigError as error:
+        raise CheckpointError(f"{stored.where if stored.content else file}: {error}") from None
     return Published(
         layout,
         tensors,
@@ -122,6 +127,7 @@ def recognised(
         config,
         stored.content,
         file,
+        stored.where,
         dtype=getattr(tensors, "dtype", "F32"),
         dtypes=getattr(tensors, "dtypes", {}),
         mask_row=layout.mask_row(config, stored),

@@ -296,7 +296,7 @@ def _published(
         # Waiting keeps at most one parameter in memory twice.
         return jax.block_until_ready(placed)
 
-    stored = Stored(published.stored, published.file)
+    stored = Stored(published.stored, published.config_file)
     llama = isinstance(config, LlamaConfig)
     facts = {
         "path": where,

@@ -249,6 +249,7 @@ def test_an_unknown_kind_of_sequences_is_refused(golden, tmp_path, kind):
     """Oracle: the kinds that runs have."""
     shutil.copy(golden / "reference_tiny/teacher_hub.safetensors", tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps(HUB | {"sequences": kind}))
-    said = r"sequences=.* must be one of packed, documents"
+    # The fault is the config's, which is the file to mend.
+    said = r"/config\.json says sequences=.* must be one of packed, documents"
     with pytest.raises(CheckpointError, match=said):
         sdtt_jax.load(tmp_path)

@@ -114,6 +114,8 @@ def test_a_denoiser_that_goes_out_as_a_causal_model_says_so(tmp_path):
             {"rope_scaling": {"rope_type": "linear", "type": "yarn", "factor": 4}},
             "rope_scaling.rope_type='linear', but also rope_scaling.type='yarn'",
         ),
+        # Sizes that make no network are the config's fault, too.
+        ({"max_position_embeddings": 0}, r"config\.json: length must be positive, not 0"),
     ],
     ids=str,
 )
