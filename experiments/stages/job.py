@@ -136,10 +136,13 @@ class TrainingJob:
 
         The config itself is compared by `claim`.
         """
-        # Which bits a key gives depends on its implementation, and for threefry on this flag of JAX's.
+        # Which bits a key gives depends on its implementation, and for threefry on the first of these flags
+        # of JAX's; the second one is added to every seed.
         random = str(self.key.dtype)
         if getattr(jax.config, "jax_threefry_partitionable", True):
             random += ", partitionable"
+        if offset := getattr(jax.config, "jax_random_seed_offset", 0):
+            random += f", seeds moved by {offset}"
         pool = {} if self.pool is None else {"pool": self.pool.facts}
         base = self.adapters.facts if self.adapters else {}
         return self.tags | {"data": self.run.data_digest, "random": random} | pool | base

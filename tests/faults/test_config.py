@@ -116,8 +116,16 @@ def test_row_30_another_default_prng(tmp_path):
         before = training_job(run, "judge").metadata
         with jax.default_prng_impl("rbg"):
             after = training_job(run, "judge").metadata
-    assert before["random"].startswith("key<fry>")
+        # JAX_RANDOM_SEED_OFFSET changes all keys and no implementation.
+        jax.config.update("jax_random_seed_offset", 7)
+        try:
+            moved = training_job(run, "judge").metadata
+        finally:
+            jax.config.update("jax_random_seed_offset", 0)
+    # As earlier checkpoints have it, which therefore continue.
+    assert before["random"] == "key<fry>, partitionable"
     assert after["random"].startswith("key<rbg>")
+    assert moved["random"] == "key<fry>, partitionable, seeds moved by 7"
 
 
 HOLD = """
