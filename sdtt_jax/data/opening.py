@@ -1,6 +1,5 @@
 """Opens and decompresses files on this machine, in a bucket or on the hub, and gives their sizes."""
 
-import bz2
 import contextlib
 import gzip
 import io
@@ -84,10 +83,8 @@ def open_file(path: str) -> Iterator[IO[bytes]]:
         if codec == "gzip":
             with gzip.open(raw) as file:
                 yield file  # type: ignore[misc]
-        elif codec == "bz2":
-            with bz2.open(raw) as file:
-                yield file  # type: ignore[misc]
         elif codec is not None:
+            # Python's own `bz2` would take what follows a stream and is none for the end of the file.
             import pyarrow
 
             with io.BufferedReader(pyarrow.CompressedInputStream(raw, codec)) as file:

@@ -81,6 +81,24 @@ def test_compressed_lines_are_read(tmp_path, name, pack):
     assert list(documents(DataConfig(str(tmp_path)))) == [text for text in TEXTS if text.strip()]
 
 
+@pytest.mark.parametrize("end", ["", "more", "cut", "damaged"])
+@pytest.mark.parametrize(
+    ("codec", "pack"), [("gz", gzip.compress), ("zst", zst), ("bz2", bz2.compress)]
+)
+def test_files_of_several_streams_are_read_to_their_end(tmp_path, codec, pack, end):
+    """As parallel compressors write them. Oracle: each stream by itself; what is none is a fault."""
+    second = pack(lines(TEXTS[20:]))
+    damaged = {"more": second + b"garbage", "cut": second[:-5], "damaged": b"?" + second[1:]}
+    path = tmp_path / f"x.jsonl.{codec}"
+    path.write_bytes(pack(lines(TEXTS[:20])) + damaged.get(end, second))
+    _, found = rows([path], 10**9)
+    if not end:
+        assert found == TEXTS
+        return
+    assert [row for row in found[:-1] if row not in TEXTS] == []
+    assert f"{path} cannot be read: " in str(found[-1])
+
+
 def test_rows_of_another_subset_are_left_out(tmp_path):
     content = [
         {"text": "mine", "meta": {"set": "a"}},
