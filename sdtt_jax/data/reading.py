@@ -302,6 +302,11 @@ def _parquet_rows(stream: IO[bytes], piece: Piece, fields: Fields) -> Iterator[R
                 "holds the text, or, for training, set data.text_field to its name.",
             )
             return
+        count = schema.names.count(column)
+        if count > 1:
+            twice = f"{path} has {count} columns {column!r}; rename all but the one that holds the text."
+            yield BadInputError("no text field", twice)
+            return
         kind = schema.field(column).type
         if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
             listed_type = getattr(kind, "value_type", None)  # of a list alone

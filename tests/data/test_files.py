@@ -131,11 +131,14 @@ def test_a_file_that_cannot_be_read_is_named_with_the_place(tmp_path, name, cont
         ({"text": [["a"]]}, r"column 'text' holds list<.*>, not text\.$"),
         ({"text": [[{"role": "user"}]]}, "not text; .*text_field='prompt>completion'"),
         ({"text": ["a", None]}, "row 2, column 'text' is null"),
+        ([("text", ["a"]), ("text", ["b"])], r"x\.parquet has 2 columns 'text'; rename all but"),
     ],
 )
 def test_a_parquet_column_that_cannot_be_read_is_named(tmp_path, column, message):
     path = tmp_path / "x.parquet"
-    pyarrow.parquet.write_table(pyarrow.table(column), path)
+    names, arrays = zip(*(column.items() if isinstance(column, dict) else column), strict=True)
+    table = pyarrow.table([pyarrow.array(values) for values in arrays], names=names)
+    pyarrow.parquet.write_table(table, path)
     with pytest.raises(DataError, match=message):
         list(documents(DataConfig(str(path))))
 
