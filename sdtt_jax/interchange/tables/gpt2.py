@@ -10,7 +10,13 @@ from typing import Any
 import numpy as np
 
 from sdtt_jax.errors import CheckpointError, ConfigError
-from sdtt_jax.interchange.claims import TANH_GELU, Allowed, attention_claims, check_claims
+from sdtt_jax.interchange.claims import (
+    PLAIN_LOGITS,
+    TANH_GELU,
+    Allowed,
+    attention_claims,
+    check_claims,
+)
 from sdtt_jax.interchange.renaming import Entry, Layout, Stored, Table, shape_of
 from sdtt_jax.networks import kinds
 from sdtt_jax.networks.config import GPT2Config, GPT2DenoiserConfig
@@ -38,6 +44,7 @@ CLAIMS: Allowed = {
     "add_cross_attention": (False,),
     "tie_word_embeddings": (True,),
     "quantization_config": (),
+    **PLAIN_LOGITS,
 }
 
 
