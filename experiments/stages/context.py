@@ -252,6 +252,7 @@ class Run(Networks):
             "schedule": to_mapping(self.config.schedule),
             "data": self.data_digest,
             "tokenizer": self.tokenizer.digest,
+            "normalize": self.tokenizer.normalize,
         } | self.packing
         if processes.is_first():
             # The results so far were measured with other parameters.

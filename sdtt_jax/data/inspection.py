@@ -11,7 +11,7 @@ from sdtt_jax.config import whole
 from sdtt_jax.data.corpora import SPLITS, TRAIN
 from sdtt_jax.data.loader import Split, open_split
 from sdtt_jax.data.packing import text_ends
-from sdtt_jax.data.records import read_info
+from sdtt_jax.data.records import made_with, read_info
 from sdtt_jax.data.shards import MANIFEST_FILE
 from sdtt_jax.data.tasks import check_sha256
 from sdtt_jax.data.tokenizer import Tokenizer, load_tokenizer
@@ -46,7 +46,7 @@ def inspect_data(
     whole(0, records=records, seed=seed)
     data_dir = as_path(data_dir)
     content, tokenizer = read_info(data_dir), load_tokenizer(tokenizer_dir)
-    if tokenizer.digest != content.get("tokenizer_digest"):
+    if not made_with(tokenizer, content):
         raise DataError(
             f"{tokenizer_dir} is not the tokenizer of {data_dir}; give the folder that is."
         )

@@ -116,7 +116,8 @@ def open_mixture(directory: str | Path, others: Mapping[str, float]) -> Split | 
     """The train split of a data folder, with weight 1, mixed with those of other folders by their weights.
 
     Raises:
-      DataError: a folder is not whole, or was prepared with another vocabulary, kind of sequences or `wrap`.
+      DataError: a folder is not whole, or was prepared with another vocabulary, normalisation, kind of
+        sequences or `wrap`.
       ConfigError: the sequences of the folders differ in length.
     """
     own = open_split(directory, "train")
@@ -126,8 +127,8 @@ def open_mixture(directory: str | Path, others: Mapping[str, float]) -> Split | 
     for folder in others:
         if (found := _alike(folder)) != facts:
             raise DataError(
-                f"{folder} was prepared with another vocabulary, data.sequences or data.wrap than "
-                f"{directory} ({found}, not {facts}); prepare them in the same way."
+                f"{folder} was prepared with another vocabulary, data.normalize, data.sequences or data.wrap "
+                f"than {directory} ({found}, not {facts}); prepare them in the same way."
             )
     splits = (own, *(open_split(folder, "train") for folder in others))
     return Mixture(splits, (1.0, *others.values()))
@@ -139,6 +140,7 @@ def _alike(directory: str | Path) -> dict[str, str | bool]:
     data = content.get("data", {})
     return {
         "vocabulary": content["tokenizer_digest"],
+        "normalize": data.get("normalize", "none"),
         "sequences": data.get("sequences", "packed"),
         "wrap": data.get("wrap", False),
     }

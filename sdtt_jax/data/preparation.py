@@ -20,7 +20,7 @@ from sdtt_jax.data.ingest import CorpusReading, Track, ingest, start_reading, un
 from sdtt_jax.data.making import given_tokenizer, train_tokenizer
 from sdtt_jax.data.normalize import PROMPT_END
 from sdtt_jax.data.reading import samples_digest
-from sdtt_jax.data.records import INFO_FILE, read_info
+from sdtt_jax.data.records import INFO_FILE, made_with, read_info
 from sdtt_jax.data.shards import TOKENIZER, DataInfo, write_shards
 from sdtt_jax.data.tokenizer import (
     CONFIG_FILE,
@@ -176,7 +176,7 @@ def _finished(asked: dict[str, Any], data_dir: Path, tokenizer_dir: Path) -> Dat
     newer = {"data": to_mapping(DataConfig()), "tokenizer": to_mapping(TokenizerConfig())}
     found = {name: newer[name] | content.get(name, {}) for name in asked}
     _refuse_differences(_without_limit(found), _without_limit(asked), data_dir)
-    if load_tokenizer(tokenizer_dir).digest != content.get("tokenizer_digest"):
+    if not made_with(load_tokenizer(tokenizer_dir), content):
         raise DataError(f"{tokenizer_dir} is not the tokenizer of {data_dir}; {PREPARE_AGAIN}.")
     return _info_from(content, data_dir)
 

@@ -4,12 +4,13 @@ import bisect
 import dataclasses
 import itertools
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from sdtt_jax.data.tokenizer import Tokenizer
 from sdtt_jax.errors import DataError
 from sdtt_jax.paths import as_path, is_remote, read_json
 
@@ -128,6 +129,16 @@ def read_info(directory: str | Path) -> dict[str, Any]:
     if not good:
         raise DataError(f"{path} is damaged; {_PREPARE_AGAIN}.")
     return dict(content)
+
+
+def made_with(tokenizer: Tokenizer, content: Mapping[str, Any]) -> bool:
+    """Whether data were made with a tokenizer, by the content of their `info.json`.
+
+    The digest is of the vocabulary alone: the same one may read texts that are normalised in another way.
+    """
+    normalize = content.get("data", {}).get("normalize", tokenizer.normalize)
+    told = content.get("tokenizer_digest"), normalize
+    return told == (tokenizer.digest, tokenizer.normalize)
 
 
 def _is_sound(shard: Shard) -> bool:

@@ -92,7 +92,7 @@ def export_orbax(model: Model | CausalModel, directory: PathLike) -> list[Path]:
     """Writes the parameters and the tokenizer for `sdtt_jax.load`; the model must have a tokenizer."""
     directory, tokenizer = as_path(directory), model.text_tokenizer
     facts = {name: value for name, value in model.facts.items() if name != "path"}
-    facts["tokenizer"] = tokenizer.digest
+    facts |= {"tokenizer": tokenizer.digest, "normalize": tokenizer.normalize}
     save_params(directory / FINAL, model.params, facts | {"model": to_mapping(model.config)})
     (directory / "tokenizer").mkdir(parents=True)
     save_tokenizer(tokenizer, directory / "tokenizer")

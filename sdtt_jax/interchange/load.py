@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -244,7 +245,8 @@ def _own(path: Path, mesh: Mesh | None, compute_dtype: DTypeLike | None) -> Mode
 def _tokenizer(folder: Path, facts: dict[str, Any], vocab_size: int) -> Tokenizer:
     """The tokenizer that a model was trained with, from a folder above it or above the target of its link.
 
-    Checkpoints of earlier versions do not say which one that is: the nearest must then have the right size.
+    Checkpoints of earlier versions do not say how it normalises texts, or do not say at all which one it is:
+    the nearest must then have the right size.
     """
     above = (p / "tokenizer" for path in with_target(folder) for p in path.parents)
     found = [place for place in above if place.is_dir()]
@@ -252,16 +254,19 @@ def _tokenizer(folder: Path, facts: dict[str, Any], vocab_size: int) -> Tokenize
         raise CheckpointError(
             f"There is no tokenizer folder above {folder}; copy the run's tokenizer/ beside it."
         )
-    digest = facts.get("tokenizer")
+    digest, normalize = facts.get("tokenizer"), facts.get("normalize")
     for place in found if digest else found[:1]:
         tokenizer = load_tokenizer(place)
-        if tokenizer.vocab_size == vocab_size and digest in (None, tokenizer.digest):
+        right = digest in (None, tokenizer.digest) and normalize in (None, tokenizer.normalize)
+        if right and tokenizer.vocab_size == vocab_size:
             return tokenizer
     nearest = load_tokenizer(found[0])
+    # Named only if it is known of both, as it is not if the checkpoint is an older one.
+    how, wanted = (f", normalize={n!r}" * bool(normalize) for n in (nearest.normalize, normalize))
     raise CheckpointError(
-        f"{found[0]} ({nearest.vocab_size} tokens, digest {nearest.digest[:12]}) is not the tokenizer that "
-        f"{folder} was trained with ({vocab_size} tokens, digest {(digest or 'not stored')[:12]}); copy that "
-        "run's tokenizer/ beside it."
+        f"{found[0]} ({nearest.vocab_size} tokens, digest {nearest.digest[:12]}{how}) is not the tokenizer "
+        f"that {folder} was trained with ({vocab_size} tokens, digest {(digest or 'not stored')[:12]}"
+        f"{wanted}); copy that run's tokenizer/ beside it."
     )
 
 
@@ -362,12 +367,22 @@ def _delivered(path: Path) -> Path:
 
 def _finished(path: Path) -> Path | None:
     """The folder of parameters in a folder of ours; None if there is none."""
-    rounds = sorted((path / "rounds").glob(f"*/{FINAL}"), reverse=True)
-    numbered = sorted(path.glob(f"[0-9][0-9]/{FINAL}"), reverse=True)
+    rounds = _last_first((path / "rounds").glob(f"*/{FINAL}"))
+    numbered = _last_first(f for f in path.glob(f"[0-9]*/{FINAL}") if f.parent.name.isdecimal())
     for candidate in (path, *rounds, path / "teacher" / FINAL, path / FINAL, *numbered):
         if is_committed(candidate) and all((candidate / part).is_dir() for part in PARTS):
             return candidate
     return None
+
+
+def _last_first(finals: Iterable[Path]) -> list[Path]:
+    """Delivered folders of rounds by their number, 100 before 99, and then those of another name."""
+
+    def place(final: Path) -> tuple[int, str]:
+        name = final.parent.name
+        return int(name) if name.isdecimal() else -1, name
+
+    return sorted(finals, key=place, reverse=True)
 
 
 def _is_model(path: Path) -> bool:

@@ -99,9 +99,11 @@ def test_a_file_that_was_changed_is_named(prepared, found, tmp_path):
 def test_data_of_another_tokenizer_are_refused(prepared, tmp_path):
     data = shutil.copytree(prepared.data, tmp_path / "data")
     info = json.loads((data / "info.json").read_text())
-    (data / "info.json").write_text(json.dumps(info | {"tokenizer_digest": "0"}))
-    with pytest.raises(DataError, match="is not the tokenizer of"):
-        inspect_data(data, prepared.tokenizer)
+    cased = {"data": info["data"] | {"normalize": "none"}}
+    for other in ({"tokenizer_digest": "0"}, cased):
+        (data / "info.json").write_text(json.dumps(info | other))
+        with pytest.raises(DataError, match="is not the tokenizer of"):
+            inspect_data(data, prepared.tokenizer)
     with pytest.raises(ConfigError, match=r"records must be a whole number, not 1\.5"):
         inspect_data(data, prepared.tokenizer, records=1.5)
 

@@ -166,15 +166,17 @@ def test_a_mixture_of_folders_has_one_vocabulary(prepared, tmp_path):
             DataConfig(mixture=(wrong,))
 
 
-@pytest.mark.parametrize("field", ["sequences", "wrap"])
+@pytest.mark.parametrize("field", ["sequences", "wrap", "normalize"])
 def test_a_mixture_has_one_kind_of_sequences(prepared, copied, field):
     """Half of the sequences would lack what the model's facts say of all. Older data are not wrapped."""
     path = copied / "info.json"
     content = json.loads(path.read_text())
-    del content["data"][field]
+    if field != "normalize":  # it was always stored
+        del content["data"][field]
     path.write_text(json.dumps(content))
     assert len(open_mixture(prepared.data, {str(copied): 1.0}).splits) == 2
-    content["data"][field] = {"sequences": "padded", "wrap": True}[field]
+    other = {"sequences": "padded", "wrap": True, "normalize": "none"}
+    content["data"][field] = other[field]
     path.write_text(json.dumps(content))
     with pytest.raises(DataError, match=rf"data\.{field}.* prepare them in the same way"):
         open_mixture(prepared.data, {str(copied): 1.0})

@@ -181,6 +181,11 @@ def test_data_with_another_tokenizer_beside_it_is_refused(prepared, tmp_path):
     path.write_text(json.dumps(content | {"tokenizer_digest": "0"}))
     with pytest.raises(DataError, match="is not the tokenizer of"):
         _prepare(prepared, tmp_path)
+    path.write_text(json.dumps(content))
+    own = tmp_path / "tokenizer" / "tokenizer.json"
+    own.write_text(json.dumps(json.loads(own.read_text()) | {"normalize": "none"}))
+    with pytest.raises(DataError, match="is not the tokenizer of"):
+        _prepare(prepared, tmp_path)
 
 
 def test_a_length_beyond_the_corpus_names_the_split(prepared, tmp_path):

@@ -329,6 +329,7 @@ def test_a_teacher_that_exists_is_taken_as_it_is(unbroken, tmp_path):
     original, _ = load_params(unbroken.root / "teacher" / "final")
     assert params_digest(taken) == params_digest(original)
     assert facts["source"] == str(unbroken.root / "teacher")
+    assert (facts["tokenizer"], facts["normalize"]) == (run.tokenizer.digest, "text8")
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 

@@ -97,7 +97,8 @@ def test_a_model_of_ours_goes_out_in_both_forms_and_comes_back(run, model, tmp_p
     export_reference(model, tmp_path / "reference")
     back = sdtt_jax.load(tmp_path / "orbax")
     assert back.config == model.config
-    assert back.text_tokenizer.digest == model.text_tokenizer.digest
+    assert back.text_tokenizer.digest == back.facts["tokenizer"] == model.text_tokenizer.digest
+    assert back.text_tokenizer.normalize == back.facts["normalize"] == "text8"
     jax.tree.map(np.testing.assert_array_equal, back.params, model.params)
     theirs = sdtt_jax.load(tmp_path / "reference")
     assert theirs.config == model.config

@@ -58,6 +58,23 @@ class TestTokenizers:
         shutil.copytree(run / "tokenizer", tmp_path / "tokenizer")
         assert sdtt_jax.load(tmp_path / "same" / "new" / "final").tokenizer.digest == digest
 
+    def test_one_that_only_normalises_otherwise_is_another_one(self, run, model, tmp_path):
+        """The digest is of the model file alone. Older checkpoints do not store how text is normalised."""
+        shutil.copytree(run / "tokenizer", tmp_path / "tokenizer")
+        for said in (None, "text8", "none"):
+            final = tmp_path / str(said) / "final"
+            with_facts(
+                run / "teacher" / "final", final, tokenizer=model.tokenizer.digest, normalize=said
+            )
+            if said != "none":
+                assert sdtt_jax.load(final).tokenizer.normalize == "text8"
+                continue
+            said_so = (
+                r"normalize='text8'\) is not the tokenizer that .*normalize='none'\); copy that"
+            )
+            with pytest.raises(CheckpointError, match=said_so):
+                sdtt_jax.load(final)
+
     def test_a_link_is_followed_to_the_tokenizer(self, run, model, tmp_path):
         (tmp_path / "latest").symlink_to(run / "rounds" / "01" / "final")
         assert sdtt_jax.load(tmp_path / "latest").tokenizer.digest == model.tokenizer.digest
@@ -102,6 +119,17 @@ class TestFolders:
         shutil.copytree(run / "tokenizer", tmp_path / "tokenizer")
         shutil.copytree(run / "teacher" / "final", tmp_path / "best")
         assert sdtt_jax.load(tmp_path / "best").facts["stage"] == "teacher"
+
+    @pytest.mark.parametrize("inner", ["rounds", "coupled", ""])
+    def test_the_last_round_is_that_of_the_largest_number(self, run, tmp_path, inner):
+        """A hundred rounds have names of three digits, which sort as text before those of two."""
+        shutil.copytree(run / "tokenizer", tmp_path / "tokenizer")
+        for number in ("99", "100"):
+            place = tmp_path / inner / number / "final"
+            place.parent.mkdir(parents=True)
+            place.symlink_to(run / "teacher" / "final")
+        asked = tmp_path if inner == "rounds" else tmp_path / inner
+        assert sdtt_jax.load(asked).facts["path"].endswith("100/final")
 
     @pytest.mark.parametrize(
         ("names", "said"),
