@@ -4,8 +4,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from sdtt_jax.config import require
-from sdtt_jax.errors import DataError, UserError
+from sdtt_jax.errors import ConfigError, DataError, UserError
 
 # Stands between a prompt and what follows it while both are one text: ASCII's record separator.
 PROMPT_END = "\x1e"
@@ -22,16 +21,23 @@ def text8(text: str) -> str:
 
 
 def without_traces_of_files(raw: str) -> str:
-    """The text with `\\n` for the line ends of all systems, and without a byte-order mark."""
+    """The text with `\\n` for the line ends of all systems, and without a byte-order mark.
+
+    Every text is read so before a tokenizer sees it, whether it comes from a file or from a caller;
+    `ConfigError` if it is no text.
+    """
+    require_text(raw)
     return raw.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
 
 
 def require_text(text: Any) -> None:
     """Raises `ConfigError` if something is no text; the letters of bytes are not known."""
-    require(
-        isinstance(text, str),
-        f"A text to encode must be a str, not {text!r:.60}; bytes become one with .decode('utf-8').",
-    )
+    if not isinstance(
+        text, str
+    ):  # `require` would build its message, the whole text's repr, each time
+        raise ConfigError(
+            f"A text to encode must be a str, not {text!r:.60}; bytes become one with .decode('utf-8')."
+        )
 
 
 def require_characters(text: str, error: type[UserError] = DataError) -> None:

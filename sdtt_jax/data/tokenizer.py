@@ -5,9 +5,7 @@ MASK belongs to none of the vocabularies: it is `mask_id == vocab_size`, one pas
 
 import abc
 import dataclasses
-import functools
 import hashlib
-import importlib.resources
 import itertools
 import json
 from collections.abc import Iterable, Sequence
@@ -18,10 +16,16 @@ import numpy as np
 import sentencepiece
 import tokenizers
 
-from sdtt_jax.config import from_mapping, require, to_mapping
+from sdtt_jax.config import choose, from_mapping, require, to_mapping
+from sdtt_jax.data import gpt2
 from sdtt_jax.data.config import TokenizerConfig
 from sdtt_jax.data.ids import one_text
-from sdtt_jax.data.normalize import NORMALIZERS, require_characters, require_text
+from sdtt_jax.data.normalize import (
+    NORMALIZERS,
+    require_characters,
+    require_text,
+    without_traces_of_files,
+)
 from sdtt_jax.data.vocabulary import SPACE_SYMBOL
 from sdtt_jax.errors import ConfigError, DataError, UserError
 from sdtt_jax.paths import as_path, read_json, write_json
@@ -30,9 +34,6 @@ MASK_PIECE = "▒"
 MODEL_FILE = "sentencepiece.model"
 HUB_FILE = "tokenizers.json"
 CONFIG_FILE = "tokenizer.json"
-# SHA-256 of the bytes of GPT-2's tokens, in the order of their ids and with a zero byte between them.
-GPT2_DIGEST = "80fc72dae333882a37b202858853685b0232e9dd624396c1024fb93536a62a83"
-
 PREPARE_AGAIN = "remove the data and tokenizer folders and prepare the data again"
 
 
@@ -93,8 +94,11 @@ class Tokenizer(abc.ABC):
         return np.asarray(self._encode_batch([normalized])[0], np.int32)
 
     def encode_part(self, text: str) -> np.ndarray:
-        """As `encode_piece`, for what a user gives; `ConfigError` if nothing of it is left (see `reads`)."""
-        ids = self.encode_piece(text, ConfigError)
+        """As `encode_piece`, for what a user gives, read as from a file (`without_traces_of_files`).
+
+        `ConfigError` if nothing of it is left (see `reads`).
+        """
+        ids = self.encode_piece(without_traces_of_files(text), ConfigError)
         require(self.reads(text, ids), f"{text!r} {self.reads_nothing}.")
         return ids
 
@@ -205,9 +209,9 @@ class Gpt2Tokenizer(Tokenizer):
 
     def __init__(self, config: TokenizerConfig, normalize: str):
         self.config, self.normalize = config, normalize
-        self._tokenizer = _gpt2()
+        self._tokenizer = gpt2.byte_level_bpe()
         self.vocab_size = self._tokenizer.get_vocab_size()
-        self.digest = GPT2_DIGEST
+        self.digest = gpt2.DIGEST
         self.bos_id = self.eos_id = self.vocab_size - 1
 
     def normalising(self, config: TokenizerConfig, normalize: str) -> "Gpt2Tokenizer":
@@ -229,19 +233,6 @@ class Gpt2Tokenizer(Tokenizer):
 
     def _piece(self, token: int) -> str:
         return self._decode_run([token])
-
-
-@functools.cache
-def _gpt2() -> tokenizers.Tokenizer:
-    folder = importlib.resources.files("sdtt_jax.data") / "gpt2_bpe"
-    vocabulary = json.loads((folder / "encoder.json").read_text("utf-8"))
-    # The first line says the version.
-    lines = (folder / "vocab.bpe").read_text("utf-8").split("\n")[1:]
-    merges = [(left, right) for left, right in (line.split(" ") for line in lines if line)]
-    bpe = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocabulary, merges=merges))
-    bpe.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = tokenizers.decoders.ByteLevel()
-    return bpe
 
 
 class Special(NamedTuple):
@@ -375,6 +366,7 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
     try:
         config = from_mapping(TokenizerConfig, content["config"], "tokenizer")
         normalize, digest = content["normalize"], content["digest"]
+        choose("normalize", normalize, NORMALIZERS)
     except (KeyError, TypeError, ConfigError) as error:
         raise DataError(f"{path} is damaged ({error}); {PREPARE_AGAIN}.") from None
     if config.kind == "gpt2":

@@ -9,6 +9,7 @@ import numpy as np
 
 from sdtt_jax.config import given, require, whole
 from sdtt_jax.data import Tokenizer
+from sdtt_jax.data.normalize import without_traces_of_files
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
 from sdtt_jax.ops.tokens import as_ids
@@ -107,9 +108,11 @@ def layout_of(model: Model | CausalModel) -> RowLayout:
 def encode(tokenizer: Tokenizer, clozes: Sequence[Cloze]) -> list[Continuation]:
     """Encodes texts, and cuts the ids where the prefix ends.
 
-    Spaces at the end of a prefix are moved to its suffix. The two are encoded as one text if its ids begin
-    with those of the prefix, and separately otherwise, so that words get their usual tokens.
+    The two are read as one text of a file (`without_traces_of_files`). Spaces at the end of a prefix are
+    moved to its suffix. The two are encoded as one text if its ids begin with those of the prefix, and
+    separately otherwise, so that words get their usual tokens.
     """
+    clozes = [_as_in_files(cloze) for cloze in clozes]
     stripped = [cloze.prefix.rstrip() for cloze in clozes]
     whole = tokenizer.encode_batch([cloze.prefix + cloze.suffix for cloze in clozes])
     prefixes = tokenizer.encode_batch(stripped)
@@ -127,6 +130,13 @@ def encode(tokenizer: Tokenizer, clozes: Sequence[Cloze]) -> list[Continuation]:
             require(tokenizer.reads(part, tokens), f"{part!r} {tokenizer.reads_nothing}.")
         found.append(Continuation(start, suffix))
     return found
+
+
+def _as_in_files(cloze: Cloze) -> Cloze:
+    prefix, text = (
+        without_traces_of_files(part) for part in (cloze.prefix, cloze.prefix + cloze.suffix)
+    )
+    return Cloze(prefix, text[len(prefix) :])
 
 
 class Rows(NamedTuple):

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from sdtt_jax.config import require, whole
+from sdtt_jax.data.normalize import without_traces_of_files
 from sdtt_jax.diffusion.estimators import BoundConfig
 from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.evaluation.cloze import ItemScores, scores
@@ -65,7 +66,7 @@ def rolling_log_likelihoods(
     room = _most(model) - 2  # for BOS and EOS
     windows, owners = [], []
     for owner, text in enumerate(texts):
-        ids = model.text_tokenizer.encode(text)
+        ids = model.text_tokenizer.encode(without_traces_of_files(text))
         require(len(ids) > 0, f"text {owner} has no tokens; there is nothing to score.")
         known = model.text_tokenizer.reads(text, ids)
         require(known, f"text {owner} {model.text_tokenizer.reads_nothing}.")

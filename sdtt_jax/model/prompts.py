@@ -8,6 +8,7 @@ import numpy as np
 
 from sdtt_jax.config import require
 from sdtt_jax.data import Tokenizer
+from sdtt_jax.data.normalize import without_traces_of_files
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.ops.sequences import ends_of_texts
 
@@ -110,7 +111,8 @@ def reading_notes(
                 yield f"The infill {text!r} has no gap; [12] leaves 12 tokens to the model."
             parts[::2] = [tokenizer.decode(tokenizer.encode_part(part)) for part in parts[::2]]
             parts[1::2] = [f"[{part}]" for part in parts[1::2]]
-            if (read := "".join(parts)) != text:
+            # Line ends and a byte-order mark, which nobody types, are changed without a word.
+            if (read := "".join(parts)) != without_traces_of_files(text):
                 yield f"The {name} {text!r} is read as {read!r}."
             if name == "prompt" and GAP.search(text):
                 yield f"The prompt {text!r} has no gaps: [12] leaves tokens to the model in --infill alone."

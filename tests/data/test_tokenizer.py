@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from sdtt_jax.data import TokenizerConfig, load_tokenizer, train_tokenizer
 from sdtt_jax.data.tokenizer import MASK_PIECE, MODEL_FILE, save_tokenizer
 from sdtt_jax.errors import ConfigError, DataError
+from sdtt_jax.paths import write_json
 
 ODD = " two  spaces\ttab\nline\n\n x\rcr\u00a0hard\u3000wide é日本語 <s> </s> <unk> ends "
 
@@ -126,6 +127,13 @@ def test_a_part_of_which_nothing_is_left_is_refused(sentencepiece, gpt2):
     assert gpt2.encode_part("\ufffd\x00").size > 0
 
 
+def test_a_part_is_read_as_from_a_file(sentencepiece, gpt2):
+    """Line ends and byte-order marks of systems are in no file that is read; encoding a text keeps them."""
+    for tokenizer in (sentencepiece, gpt2):
+        assert tokenizer.decode(tokenizer.encode_part("\ufeffa\r\nb\rc")) == "a\nb\nc"
+    assert gpt2.decode(gpt2.encode("a\r\nb")) == "a\r\nb"
+
+
 def test_characters_of_text8_need_27_pieces_and_three_specials():
     config = TokenizerConfig(model_type="char", vocab_size=512)
     letters = "abcdefghijklmnopqrstuvwxyz "
@@ -207,6 +215,11 @@ def test_damage_to_a_saved_tokenizer_is_named(sentencepiece, tmp_path):
     model.unlink()
     with pytest.raises(DataError, match=r"sentencepiece\.model is missing"):
         load_tokenizer(tmp_path)
+    content = json.loads((tmp_path / "tokenizer.json").read_text("utf-8"))
+    for unknown in ("nope", None, []):
+        write_json(tmp_path / "tokenizer.json", content | {"normalize": unknown})
+        with pytest.raises(DataError, match=r"tokenizer\.json is damaged \(.*normalize|unhash"):
+            load_tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{", "utf-8")
     with pytest.raises(DataError, match=r"tokenizer\.json is damaged"):
         load_tokenizer(tmp_path)

@@ -42,6 +42,20 @@ def test_a_space_at_the_end_of_the_prefix_belongs_to_the_next_word(gpt2):
     assert len(apart.suffix) == 1, "the word's usual token, space included"
 
 
+@pytest.mark.parametrize(
+    ("cloze", "read"),
+    [
+        (Cloze("\ufeffIn the\r\n", "beginning\rwas"), Cloze("In the\n", "beginning\nwas")),
+        (Cloze("In the\r", "\nbeginning"), Cloze("In the\n", "beginning")),
+        (Cloze("", "\ufeffbeginning"), Cloze("", "beginning")),
+    ],
+)
+def test_a_text_given_by_a_caller_is_read_as_one_in_a_file(gpt2, cloze, read):
+    """In files line ends are made one and byte-order marks removed, so no model of ours has seen them."""
+    for found, expected in zip(*encode(gpt2, [cloze, read]), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
 def test_where_the_cut_goes_through_a_token_both_sides_are_encoded_alone(gpt2):
     """ "un" and "believable" have other tokens than the whole word."""
     [found] = encode(gpt2, [Cloze("It is un", "believable")])

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 import sdtt_jax
+from sdtt_jax.data import TokenizerConfig, train_tokenizer
 from sdtt_jax.errors import ConfigError
+from sdtt_jax.evaluation import harness
 from sdtt_jax.evaluation.harness import (
     Options,
     adapter,
@@ -78,6 +80,20 @@ def test_text_goes_on_up_to_its_end(kind, request):
         for seed in range(3)
     ]
     assert len({texts[0] for texts in drawn}) > 1
+
+
+def test_a_text_of_the_harness_is_read_as_from_a_file(monkeypatch):
+    """Line ends and byte-order marks, which no file keeps, would be tokens that training never saw."""
+    tokenizer = train_tokenizer(TokenizerConfig(kind="gpt2"), [])
+    model = SimpleNamespace(text_tokenizer=tokenizer, config=SimpleNamespace(length=64))
+    scored = []
+    monkeypatch.setattr(
+        harness, "_scores", lambda _, items, __: (scored.extend(items), [np.zeros(1), [True]])[1]
+    )
+    rolling_log_likelihoods(model, ["\ufeffAnd it was so\r\nabc"], OPTIONS)
+    log_likelihoods(model, [("\ufeffAnd it\r\nwas", " so\rabc")], OPTIONS)
+    texts = [tokenizer.decode(np.concatenate(item)) for item in scored]
+    assert texts == ["And it was so\nabc", "And it\nwas so\nabc"]
 
 
 TEXT = "and god said let there be light and there was light"

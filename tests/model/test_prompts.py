@@ -102,6 +102,19 @@ def test_a_text_is_shown_as_it_is_read():
         given_tokens(tokenizer, 16, infill="in [2] 77 [2] the")
 
 
+def test_what_a_caller_gives_is_read_as_from_a_file():
+    """Line ends are made one and a byte-order mark is removed; no note says so, since nobody types them."""
+    tokenizer = train_tokenizer(TokenizerConfig(kind="gpt2"), [])
+    for typed in ({"prompt": "\ufeffIn the\r\nb\re"}, {"infill": "\ufeffIn\r\n[2]b\re"}):
+        [(name, text)] = typed.items()
+        read = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+        found, expected = (given_tokens(tokenizer, 16, **{name: each}) for each in (text, read))
+        np.testing.assert_array_equal(found, expected)
+        assert not list(
+            reading_notes(tokenizer, **{"prompts": [], "infills": [], f"{name}s": [text]})
+        )
+
+
 def rows(num_samples, prompt=None, infill=None):
     given = given_batch(Letters(), 4, num_samples, prompt, infill)
     return [written(*pair) for pair in zip(*given, strict=True)]
