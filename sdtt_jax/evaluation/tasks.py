@@ -4,7 +4,7 @@ Questions and endings are formatted as in lm-evaluation-harness (0.4), so that f
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,48 +14,96 @@ from sdtt_jax.errors import ConfigError, DataError
 from sdtt_jax.evaluation.continuations import Choice, Cloze
 from sdtt_jax.paths import as_path, parse_json, text_lines
 
+Row = Mapping[str, Any]
 _BRACKETS = re.compile(r"\[.*?\]")
 _MATH_OPTIONS = re.compile(r"[a-e] \) (.*?)(?=, [b-e] \) |$)", re.DOTALL)
 
 
-def lambada(row: Mapping[str, Any]) -> Cloze:
-    """`text`: the suffix is its last word with the space before it; trailing white space is ignored."""
-    prefix, space, word = row["text"].rstrip().rpartition(" ")
-    return Cloze(prefix, space + word)
+def lambada(row: Row) -> Cloze:
+    """`text`: the suffix is its last word with the white space before it; trailing white space is ignored.
+
+    The harness separates words at U+0020 alone, as they are in the published file.
+    """
+    text = _text(row, "text").rstrip()
+    words = text.split()
+    if not words:
+        return Cloze("", "")
+    require(len(words) > 1, "text is one word, with nothing before it")
+    require(any(map(str.isalnum, words[-1])), f"text ends with {words[-1]!r}, which is no word")
+    cut = len(text) - len(words[-1]) - 1
+    return Cloze(text[:cut], text[cut:])
 
 
-def arc(row: Mapping[str, Any]) -> Choice:
+def arc(row: Row) -> Choice:
     """`question`, `choices` (`text`, `label`), `answerKey`: ARC easy and challenge."""
     choices = row["choices"]
-    return _question(row["question"], choices["text"], choices["label"].index(row["answerKey"]))
+    require(isinstance(choices, dict), f"choices must hold text and label, not {choices!r:.60}")
+    texts, labels = _texts(choices, "text"), _texts(choices, "label")
+    require(
+        len(texts) == len(labels) == len({*labels}),
+        f"choices has {len(texts)} texts with the labels {', '.join(labels)}; each needs one of its own",
+    )
+    return _question(_text(row, "question"), texts, _place(row, "answerKey", labels))
 
 
-def hellaswag(row: Mapping[str, Any]) -> Choice:
+def hellaswag(row: Row) -> Choice:
     """`activity_label`, `ctx_a`, `ctx_b`, `endings`, `label`: without WikiHow's marks in brackets."""
-    context = f"{row['activity_label']}: {row['ctx_a']} {row['ctx_b'].capitalize()}"
-    endings = tuple(f" {_without_marks(ending)}" for ending in row["endings"])
-    return Choice(_without_marks(context), endings, int(row["label"]))
+    label, begun, going_on = (_text(row, name) for name in ("activity_label", "ctx_a", "ctx_b"))
+    context = f"{label}: {begun} {going_on.capitalize()}"
+    endings = tuple(f" {_without_marks(ending)}" for ending in _texts(row, "endings"))
+    return Choice(_without_marks(context), endings, _number(row, "label"))
 
 
-def mathqa(row: Mapping[str, Any]) -> Choice:
+def mathqa(row: Row) -> Choice:
     """`Problem`, `options` ("a ) 38 , b ) 27.675 , …"), `correct` (a letter)."""
-    options = [option.rstrip(" ,") for option in _MATH_OPTIONS.findall(row["options"])]
-    return _question(row["Problem"], options, "abcde".index(row["correct"]))
+    options = [option.rstrip(" ,") for option in _MATH_OPTIONS.findall(_text(row, "options"))]
+    return _question(_text(row, "Problem"), options, _place(row, "correct", "abcde"))
 
 
-def piqa(row: Mapping[str, Any]) -> Choice:
+def piqa(row: Row) -> Choice:
     """`goal`, `sol1`, `sol2`, `label`."""
-    return _question(row["goal"], [row["sol1"], row["sol2"]], int(row["label"]))
+    goal, *endings = (_text(row, name) for name in ("goal", "sol1", "sol2"))
+    return _question(goal, endings, _number(row, "label"))
 
 
-def winogrande(row: Mapping[str, Any]) -> Choice:
+def winogrande(row: Row) -> Choice:
     """`sentence` with `_`, `option1`, `option2`, `answer` ("1" or "2"): each option, then what follows."""
-    before, _, behind = row["sentence"].partition("_")
-    contexts = (before + row["option1"], before + row["option2"])
-    return Choice(contexts, (f" {behind.strip()}",) * 2, ("1", "2").index(row["answer"]))
+    sentence = _text(row, "sentence")
+    require(sentence.count("_") == 1, f"sentence must have one gap, _, not {sentence.count('_')}")
+    before, _, behind = sentence.partition("_")
+    contexts = tuple(before + _text(row, name) for name in ("option1", "option2"))
+    return Choice(contexts, (f" {behind.strip()}",) * 2, _place(row, "answer", "12"))
 
 
-TASKS: dict[str, Callable[[Mapping[str, Any]], Cloze | Choice]] = {
+def _text(row: Row, name: str) -> str:
+    value = row[name]
+    require(isinstance(value, str), f"{name} must be a text, not {value!r:.60}")
+    return str(value)
+
+
+def _texts(row: Row, name: str) -> list[str]:
+    value = row[name]
+    listed = isinstance(value, list) and all(isinstance(each, str) for each in value)
+    require(listed, f"{name} must be a list of texts, not {value!r:.60}")
+    return list(value)
+
+
+def _number(row: Row, name: str) -> int:
+    """The place of the right ending, a whole number or its digits, as the data sets have it."""
+    value = row[name]
+    digits = isinstance(value, str) and value.isdecimal()
+    require(digits or type(value) is int, f"{name} must be a whole number, not {value!r:.60}")
+    return int(value)
+
+
+def _place(row: Row, name: str, names: Iterable[str]) -> int:
+    """The place of the right ending, given by its name."""
+    value, known = row[name], list(names)
+    require(value in known, f"{name} must be one of {', '.join(known)}, not {value!r:.60}")
+    return known.index(value)
+
+
+TASKS: dict[str, Callable[[Row], Cloze | Choice]] = {
     "lambada": lambada,
     "arc": arc,
     "hellaswag": hellaswag,
@@ -79,9 +127,7 @@ def read_task(name: str, path: str | Path) -> list[Any]:
     return items
 
 
-def _items(
-    parse: Callable[[Mapping[str, Any]], Cloze | Choice], path: Path
-) -> Iterator[Cloze | Choice]:
+def _items(parse: Callable[[Row], Cloze | Choice], path: Path) -> Iterator[Cloze | Choice]:
     if not path.exists():
         raise ConfigError(f"{path} does not exist; put the task's JSONL file there.")
     for where, line in text_lines(path):

@@ -70,6 +70,62 @@ def test_the_last_word_is_no_white_space(tmp_path, end):
     assert read_task("lambada", path) == [Cloze("he\nwent", " home")]
 
 
+@pytest.mark.parametrize("space", ["\n", "\t", "\u00a0", "\u3000", " \n"])
+def test_words_are_separated_by_white_space_of_any_kind(tmp_path, space):
+    """The last word alone is scored; the character before it belongs to it."""
+    path = tmp_path / "task.jsonl"
+    path.write_text(json.dumps({"text": f"the last{space}word"}), "utf-8")
+    assert read_task("lambada", path) == [Cloze("the last" + space[:-1], space[-1] + "word")]
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "said"),
+    [
+        ("lambada", {"text": None}, "text must be a text, not None"),
+        ("lambada", {"text": "word"}, "text is one word, with nothing before it"),
+        ("lambada", {"text": " word"}, "text is one word, with nothing before it"),
+        ("lambada", {"text": "the last word ."}, r"text ends with '\.', which is no word"),
+        ("lambada", {"text": "the last \u200b"}, r"text ends with '\\u200b', which is no word"),
+        ("arc", {"question": None}, "question must be a text, not None"),
+        ("arc", {"question": {"stem": "a"}}, "question must be a text, not {'stem'"),
+        ("arc", {"choices": "ab"}, "choices must hold text and label, not 'ab'"),
+        ("arc", {"choices": {"text": "xy", "label": ["A", "B"]}}, "text must be a list of texts"),
+        ("arc", {"choices": {"text": ["x", "y"], "label": "AB"}}, "label must be a list of texts"),
+        (
+            "arc",
+            {"choices": {"text": ["x", "y", "z"], "label": ["A", "B"]}},
+            "has 3 texts with the",
+        ),
+        ("arc", {"choices": {"text": ["x", "y"], "label": ["B", "B"]}}, "with the labels B, B"),
+        ("arc", {"answerKey": "C"}, "answerKey must be one of A, B, not 'C'"),
+        ("hellaswag", {"activity_label": None}, "activity_label must be a text, not None"),
+        ("hellaswag", {"endings": "runs"}, "endings must be a list of texts, not 'runs'"),
+        ("hellaswag", {"endings": ["a", 2]}, "endings must be a list of texts"),
+        ("hellaswag", {"label": ""}, "label must be a whole number, not ''"),
+        ("mathqa", {"correct": ""}, "correct must be one of a, b, c, d, e, not ''"),
+        ("mathqa", {"correct": "ab"}, "correct must be one of .* not 'ab'"),
+        ("mathqa", {"options": ["a"]}, "options must be a text"),
+        ("piqa", {"label": 1.7}, r"label must be a whole number, not 1\.7"),
+        ("piqa", {"label": True}, "label must be a whole number, not True"),
+        ("piqa", {"label": -1}, "answer must be at least 0, not -1"),
+        ("piqa", {"sol1": None}, "sol1 must be a text, not None"),
+        ("piqa", {"goal": ["x"]}, r"goal must be a text, not \['x'\]"),
+        ("winogrande", {"sentence": "a _ b _ c"}, "sentence must have one gap, _, not 2"),
+        ("winogrande", {"sentence": "a b"}, "sentence must have one gap, _, not 0"),
+        ("winogrande", {"answer": ""}, "answer must be one of 1, 2, not ''"),
+        ("winogrande", {"option2": 3}, "option2 must be a text, not 3"),
+    ],
+)
+def test_a_row_that_is_none_of_the_task_says_which_field_is_wrong(tmp_path, name, fields, said):
+    """A value that Python turns into a text or a number would be scored as if it were the question."""
+    path = tmp_path / "task.jsonl"
+    path.write_text(json.dumps(ROWS[name][0] | fields), "utf-8")
+    with pytest.raises(
+        DataError, match=rf"task\.jsonl, line 1, is not of the task's form \(.*{said}"
+    ):
+        read_task(name, path)
+
+
 @pytest.mark.parametrize(
     ("name", "row"),
     [
