@@ -74,7 +74,7 @@ class SamplerConfig(Filters):
         one_of(self, time_grid=TIME_GRIDS)
         flags(self, "final_denoise")
         within("[0, 1)", self, "cooling")
-        within("[0, inf)", self, "guidance")
+        within("[0, 1e20]", self, "guidance")  # far from float32's end, where logits become NaN
         parse_mode(self.mode)
         stop_of(self.mode)
         check_guided(self.guidance, self.mode)

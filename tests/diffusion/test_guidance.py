@@ -151,6 +151,8 @@ def test_networks_that_cannot_be_guided_are_refused(network, said):
     [
         ({"guidance": -0.5}, "guidance"),
         ({"guidance": float("nan")}, "guidance"),
+        # From here on, hidden states would leave float32, and each token would be the first.
+        ({"guidance": 1e39}, r"guidance must lie in \[0, 1e20\], not 1e\+39"),
         ({"guidance": 1.0, "mode": "speculative"}, "also asks a second model"),
         (
             {"guidance": 1.0, "mode": "blocks:length=4"},
