@@ -1,5 +1,6 @@
 """`sdtt_jax.load`: our own checkpoints and published ones, from paths, buckets and the model hub."""
 
+import contextlib
 import dataclasses
 import os
 import re
@@ -340,8 +341,11 @@ def _model(
 def _computing(config: Any, compute_dtype: DTypeLike | None) -> Any:
     if compute_dtype is None:
         return config
-    # `jnp.bfloat16` and other forms of a dtype are taken too.
-    name = compute_dtype if isinstance(compute_dtype, str) else np.dtype(compute_dtype).name
+    name: Any = compute_dtype
+    if not isinstance(name, str):
+        # `jnp.bfloat16` and other forms of a dtype are taken too; the config names what is none.
+        with contextlib.suppress(TypeError):
+            name = np.dtype(name).name
     return dataclasses.replace(config, compute_dtype=name)
 
 

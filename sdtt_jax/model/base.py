@@ -48,11 +48,13 @@ class Loaded(abc.ABC):
     def __repr__(self) -> str:
         """One line: what it is, where it is from, and how large it is."""
         config = self.config
+        # `load_network` reads none.
+        count = f"{self.num_parameters:,} parameters" if self.params else "parameters not read"
         where = "" if self.mesh is None else f", on {self.mesh.size} devices"
         return (
             f"<{type(self).__name__} {self.facts.get('path', 'in memory')}: {config.num_layers} × "
-            f"{config.embed_dim}, {self.num_parameters:,} parameters, vocabulary of {config.vocab_size:,}, "
-            f"length {config.length}{where}>"
+            f"{config.embed_dim}, {count}, vocabulary of {config.vocab_size:,}, length {config.length}"
+            f"{where}>"
         )
 
     @property

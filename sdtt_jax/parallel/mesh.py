@@ -147,8 +147,8 @@ def mesh_of(tree: Tree) -> Mesh:
 
 
 def mesh_if_any(tree: Tree) -> Mesh | None:
-    """The mesh that the arrays of `tree` are placed on, or None if they are on one device."""
-    sharding = getattr(jax.tree.leaves(tree)[0], "sharding", None)
+    """The mesh that the arrays of `tree` are placed on; None for one device, or if there are no arrays."""
+    sharding = getattr(next(iter(jax.tree.leaves(tree)), None), "sharding", None)
     if not isinstance(sharding, NamedSharding):
         return None
     assert isinstance(sharding.mesh, Mesh)

@@ -14,7 +14,7 @@ from sdtt_jax.data import TokenizerConfig, train_tokenizer
 from sdtt_jax.data.tokenizer import save_tokenizer
 from sdtt_jax.errors import CheckpointError, ConfigError
 from sdtt_jax.interchange.card import measured_results, model_card
-from sdtt_jax.interchange.load import check_found
+from sdtt_jax.interchange.load import check_found, load_network
 
 OTHER_TEXT = ["the quick brown fox jumps over the lazy dog"] * 4
 
@@ -195,6 +195,12 @@ class TestFolders:
         with pytest.raises(CheckpointError, match=said):
             sdtt_jax.load(tmp_path)
 
+    def test_a_model_without_its_parameters_says_so(self, run, golden):
+        for path in (run, golden / "gpt2_tiny"):
+            model = load_network(path)
+            assert (model.mesh, model.params) == (None, {})
+            assert "parameters not read, vocabulary of" in repr(model)
+
     def test_what_would_be_found_is_known_without_reading_it(self, run, tmp_path):
         (tmp_path / "empty").mkdir()
         for path in (run, run / "teacher", "owner/name", "owner/name@main"):
@@ -259,6 +265,12 @@ def test_a_misspelt_name_is_answered_by_the_right_one():
 def test_what_is_said_is_of_its_kind(golden, given, said):
     with pytest.raises(ConfigError, match=said):
         sdtt_jax.load(golden / "gpt2_tiny", **{"causal": False} | given)
+
+
+@pytest.mark.parametrize("dtype", [3, [], "half", np.float16])
+def test_a_dtype_that_no_network_computes_in_is_named(golden, dtype):
+    with pytest.raises(ConfigError, match=r"compute_dtype=.* is unknown.*; choose one of float32"):
+        sdtt_jax.load(golden / "gpt2_tiny", compute_dtype=dtype)
 
 
 class TestFirstToken:
