@@ -10,6 +10,7 @@ import difflib
 import functools
 import math
 import operator
+import sys
 import types
 import typing
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -180,7 +181,9 @@ def within(interval: str, config: Any = None, *names: str, **values: float) -> N
 
 
 def inside(interval: str, value: float) -> bool:
-    """Whether a number lies in an interval such as "[0, 1)"; NaN lies in none."""
+    """Whether a number lies in an interval such as "[0, 1)"; NaN, and what exceeds float64, lie in none."""
+    if isinstance(value, int) and abs(value) > sys.float_info.max:
+        return False
     low, high = (float(bound) for bound in interval[1:-1].split(","))
     above = value > low if interval[0] == "(" else value >= low
     below = value < high if interval[-1] == ")" else value <= high
@@ -232,7 +235,15 @@ def _check(
             if hasattr(value, "dtype"):
                 plain = f"a plain number, such as {name}.item(), not an array"
                 hint = f"; give {plain}: under jit it must be a constant"
-        require(held, f"{name} must {what}, not {value!r}{hint}.")
+        if not held:
+            raise ConfigError(f"{name} must {what}, not {_shown(value)}{hint}.")
+
+
+def _shown(value: Any) -> str:
+    try:
+        return repr(value)
+    except ValueError:  # Python does not write whole numbers beyond 4300 digits
+        return "a number of thousands of digits"
 
 
 def _plain(value: Any) -> Any:
@@ -257,6 +268,10 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             raise ConfigError(f"{where} must be a list, not {value!r}.")
         return tuple(_convert(args[0], item, f"{where}[{i}]") for i, item in enumerate(value))
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        if abs(value) > sys.float_info.max:
+            raise ConfigError(
+                f"{where} must be a number that float64 holds, not {_shown(value):.60}."
+            )
         return float(value)
     if hint in (int, float, str, bool) and type(value) is not hint:
         raise ConfigError(f"{where} must be of type {hint.__name__}, not {value!r}.")

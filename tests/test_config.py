@@ -77,6 +77,7 @@ def test_defaults_are_in_one_place():
         ({"inner": {"width": 0}}, r"config\.inner: width must be positive, not 0"),
         ({"inner": 7}, r"config\.inner must be a group of fields"),
         ({"inner": {"width": 3}, "name": 5}, r"config\.name must be of type str"),
+        ({"inner": {"width": 3, "rate": 10**400}}, r"rate must be a number that float64 holds"),
     ],
 )
 def test_what_is_wrong_and_where(mapping, message):
@@ -115,6 +116,7 @@ class Sampler:
         lambda: positive(batch_size=1),
         lambda: at_least(4, Sampler(), "steps"),
         lambda: whole(1, steps=10**400),
+        lambda: whole(1, steps=10**5000),
         lambda: at_least(0, top_k=0),
         lambda: within("(0, 0.5]", Sampler(), "share"),
         lambda: within("[0, inf)", time=0.0),

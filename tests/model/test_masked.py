@@ -272,6 +272,9 @@ def test_what_is_not_there_is_named(run, tmp_path):
     [
         ({"temprature": 0.5}, "sample has no field 'temprature'; did you mean 'temperature'"),
         ({"temperature": jnp.float32(0.5)}, r"temperature must lie in \[0, inf\), not Array"),
+        ({"temperature": 10**400}, r"temperature must lie in \[0, inf\), not 1000"),
+        ({"temperature": 10**5000}, "inf\\), not a number of thousands of digits"),
+        ({"prompt": np.array("a")}, "prompt must be a text or a list of texts, not array"),
         ({"num_steps": jnp.int32(4)}, "num_steps must be a whole number, not Array"),
         ({"num_samples": jnp.int32(2)}, r"give a plain number, such as num_samples\.item\(\)"),
         ({"stop_at_eos": "no"}, "stop_at_eos must be True or False, not 'no'"),
