@@ -31,11 +31,19 @@ def as_ids(ids: ArrayLike, num_ids: int, name: str = "tokens") -> Any:
         array: Any = ids if isinstance(ids, jax.Array) else np.asarray(ids)
     except ValueError:
         raise ConfigError(f"{name} must be one array; these rows differ in length.") from None
+    whole = jnp.issubdtype(array.dtype, np.integer) or array.size == 0
+    if not whole and not hasattr(ids, "dtype"):
+        # NumPy has no dtype for whole numbers beyond 64 bits: a list that holds some becomes something else.
+        exact = np.asarray(ids, object)
+        whole = all(type(each) is int for each in exact.flat)
+        array = exact if whole else array
     require(
-        jnp.issubdtype(array.dtype, np.integer) or array.size == 0,
+        whole,
         f"{name} must be whole numbers, not {array.dtype}; an id is an index into the vocabulary.",
     )
-    wrong = next((end for end in extremes(array) or () if not 0 <= end < num_ids), None)
+    beyond = array.dtype == object and array.size
+    ends = (array.min(), array.max()) if beyond else extremes(array) or ()
+    wrong = next((end for end in ends if not 0 <= end < num_ids), None)
     require(
         wrong is None,
         f"{name}: there is no token {wrong}; ids are 0 … {num_ids - 1} here; use the tokenizer of "

@@ -323,8 +323,11 @@ def test_gpt2_pieces_are_as_many_as_ids(gpt2):
         (np.zeros((2, 3), np.int32), r"ids must be whole numbers \[length\], not int32\[2, 3\]"),
         (np.float32([1.5]), r"not float32\[1\]"),
         ("text", r"not <U1\[4\]"),
+        (None, r"not object\[\]"),
+        (5, r"not int64\[\]"),
+        ([[1], [2, 3]], "rows of other lengths"),
     ],
-    ids=["batch", "floats", "text"],
+    ids=["batch", "floats", "text", "nothing", "number", "ragged"],
 )
 def test_what_is_not_the_ids_of_one_text_is_named(sentencepiece, ids, named):
     for read in (sentencepiece.decode, sentencepiece.pieces):
@@ -332,6 +335,12 @@ def test_what_is_not_the_ids_of_one_text_is_named(sentencepiece, ids, named):
             read(ids)
     with pytest.raises(ConfigError, match="encode_batch takes a list of texts"):
         sentencepiece.encode_batch("text")
+
+
+def test_ids_may_lie_in_any_range(sentencepiece):
+    """Also beyond 64 bits, as in a list that another program wrote."""
+    for beyond in (2**63, 2**64 - 1, 10**30, -(2**70)):
+        assert sentencepiece.pieces([beyond, sentencepiece.bos_id]) == [MASK_PIECE, ""]
 
 
 @pytest.mark.parametrize("text", [b"in the", None, 5, ["in"]], ids=str)
