@@ -75,9 +75,11 @@ class DataConfig:
         Sequences(self.sequences, wrap=self.wrap)
         self.mixed()
         prompted = self.sequences == "prompted"
+        names = self.text_field.split(">")
         require(
-            prompted == (">" in self.text_field),
-            "sequences='prompted' and a text_field of two names, 'prompt>completion', go together.",
+            len(names) == 1 + prompted and all(name.strip() for name in names),
+            "sequences='prompted' and a text_field of two names, 'prompt>completion', go together; it is not "
+            f"{self.text_field!r}.",
         )
         require(
             not prompted or self.detokenize == self.normalize == "none",

@@ -71,10 +71,12 @@ def _require_known(tokenizer: SentencePieceTokenizer, characters: dict[str, int]
     ]
     if lost:
         named = ", ".join(f"U+{ord(character):04X}" for character in lost[:8])
+        # A vocabulary of characters cannot fall back to bytes.
+        bytes_too = "tokenizer.byte_fallback=True or " * (tokenizer.config.model_type != "char")
         raise DataError(
             f"The vocabulary cannot hold {named}{', …' if len(lost) > 8 else ''}, which occurs in document "
             f"{characters[lost[0]]} of the train split; remove it from the corpus, or choose "
-            "tokenizer.byte_fallback=True or tokenizer.kind='gpt2'."
+            f"{bytes_too}tokenizer.kind='gpt2'."
         )
 
 

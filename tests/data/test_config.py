@@ -24,6 +24,13 @@ def test_a_data_field_that_cannot_work_is_named(field, value):
         DataConfig(**{field: value})
 
 
+@pytest.mark.parametrize("names", ["p>c>d", "p>", ">c", " > ", ">"])
+def test_a_text_of_instructions_has_two_names(names):
+    """A third name would be of no use, and an empty one would be looked for in every row."""
+    with pytest.raises(ConfigError, match=f"text_field of two names.*go together.* not '{names}'"):
+        DataConfig(text_field=names, sequences="prompted")
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [

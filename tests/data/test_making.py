@@ -100,6 +100,17 @@ def test_a_sentencepiece_model_is_prepared_with(sentencepiece_model, tmp_path):
     assert lost.any()
 
 
+def test_a_character_that_cannot_be_learned_is_refused_with_what_would_help():
+    """Vocabularies of characters do not fall back to bytes."""
+    for kind, said in (
+        ("char", r"or choose tokenizer\.kind='gpt2'"),
+        ("bpe", "byte_fallback=True or"),
+    ):
+        config = TokenizerConfig(model_type=kind, vocab_size=32)
+        with pytest.raises(DataError, match=rf"cannot hold U\+0000, .*{said}"):
+            train_tokenizer(config, ["in the\0beginning was the word"])
+
+
 def test_data_of_another_file_are_not_gone_on_with(sentencepiece_model, tokenizer_json, tmp_path):
     _prepared(tmp_path, tokenizer_json)
     with pytest.raises(ConfigError, match=r"tokenizer\.file: .*tokenizer\.json.* -> .*\.model"):
