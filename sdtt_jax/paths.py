@@ -253,6 +253,16 @@ def parse_json(
     raise error(f"{where} {fault} ({said})" + (f"; {remedy}." if remedy else "."))
 
 
+# How compressed files begin; no line of text begins so.
+_COMPRESSED = {
+    b"\x1f\x8b": "gzip",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"BZh91AY&SY": "bzip2",
+    b"\xfd7zXZ\0": "xz",
+    b"PK\x03\x04": "zip",
+}
+
+
 def text_lines(path: PathLike) -> Iterator[tuple[str, str]]:
     """Place ("x.jsonl, line 3") and text of each line that is not blank; only a line feed ends a line.
 
@@ -260,13 +270,16 @@ def text_lines(path: PathLike) -> Iterator[tuple[str, str]]:
     begin with a byte-order mark.
 
     Raises:
-      DataError: the file cannot be read, or a line is not UTF-8.
+      DataError: the file cannot be read or is compressed, or a line is not UTF-8.
     """
     offset = 0
     try:
         with as_path(path).open("rb") as lines:
             for number, raw in enumerate(lines, start=1):
                 where = f"{path}, line {number}"
+                for mark, kind in _COMPRESSED.items() if number == 1 else ():
+                    if raw.startswith(mark):
+                        raise DataError(f"{path} is compressed ({kind}); decompress it first.")
                 body = raw.removeprefix(codecs.BOM_UTF8)
                 line = decoded(body, where + ",", DataError, offset + len(raw) - len(body))
                 offset += len(raw)

@@ -1,7 +1,10 @@
 """Paths that users give, and files of text and JSON. Oracles: a home; what was written."""
 
+import bz2
 import concurrent.futures
+import gzip
 import json
+import lzma
 import os
 import sys
 
@@ -109,6 +112,23 @@ def test_lines_end_at_a_line_feed_alone(tmp_path):
     path.write_bytes(BOM + lines[0] + b"\r\n\n \t\n" + lines[1])
     found = {where: parse_json(line, where) for where, line in text_lines(path)}
     assert found == {f"{path}, line 1": values[0], f"{path}, line 4": values[1]}
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (gzip.compress(b"{}"), "gzip"),
+        (bz2.compress(b"{}"), "bzip2"),
+        (lzma.compress(b"{}"), "xz"),
+        (b"\x28\xb5\x2f\xfd\x00", "zstd"),
+        (b"PK\x03\x04\x00", "zip"),
+    ],
+)
+def test_a_compressed_file_of_lines_says_that_it_is_one(tmp_path, content, kind):
+    path = tmp_path / "x.jsonl.gz"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=rf"x\.jsonl\.gz is compressed \({kind}\); decompress it"):
+        next(text_lines(path))
 
 
 def test_json_may_begin_with_a_byte_order_mark(tmp_path):
