@@ -51,19 +51,22 @@ def hellaswag(row: Row) -> Choice:
     label, begun, going_on = (_text(row, name) for name in ("activity_label", "ctx_a", "ctx_b"))
     context = f"{label}: {begun} {going_on.capitalize()}"
     endings = tuple(f" {_without_marks(ending)}" for ending in _texts(row, "endings"))
-    return Choice(_without_marks(context), endings, _number(row, "label"))
+    return Choice(_without_marks(context), endings, _number(row, "label", len(endings)))
 
 
 def mathqa(row: Row) -> Choice:
     """`Problem`, `options` ("a ) 38 , b ) 27.675 , …"), `correct` (a letter)."""
-    options = [option.rstrip(" ,") for option in _MATH_OPTIONS.findall(_text(row, "options"))]
-    return _question(_text(row, "Problem"), options, _place(row, "correct", "abcde"))
+    said = _text(row, "options")
+    options = [option.rstrip(" ,") for option in _MATH_OPTIONS.findall(said)]
+    require(len(options) > 1, f"options must be such as 'a ) 1 , b ) 2', not {said!r:.60}")
+    letters = "abcde"[: len(options)]
+    return _question(_text(row, "Problem"), options, _place(row, "correct", letters))
 
 
 def piqa(row: Row) -> Choice:
     """`goal`, `sol1`, `sol2`, `label`."""
     goal, *endings = (_text(row, name) for name in ("goal", "sol1", "sol2"))
-    return _question(goal, endings, _number(row, "label"))
+    return _question(goal, endings, _number(row, "label", 2))
 
 
 def winogrande(row: Row) -> Choice:
@@ -88,11 +91,12 @@ def _texts(row: Row, name: str) -> list[str]:
     return list(value)
 
 
-def _number(row: Row, name: str) -> int:
-    """The place of the right ending, a whole number or its digits, as the data sets have it."""
+def _number(row: Row, name: str, count: int) -> int:
+    """The place of the right one of `count` endings: a number or its digits, as the data sets have it."""
     value = row[name]
     digits = isinstance(value, str) and value.isdecimal()
-    require(digits or type(value) is int, f"{name} must be a whole number, not {value!r:.60}")
+    right = (digits or type(value) is int) and 0 <= int(value) < count
+    require(right, f"{name} must be a whole number below {count}, not {value!r:.60}")
     return int(value)
 
 
