@@ -123,6 +123,7 @@ def test_lines_end_at_a_line_feed_alone(tmp_path):
         (b"\x28\xb5\x2f\xfd\x00", "zstd"),
         (b"PK\x03\x04\x00", "zip"),
     ],
+    ids=["gzip", "bzip2", "xz", "zstd", "zip"],
 )
 def test_a_compressed_file_of_lines_says_that_it_is_one(tmp_path, content, kind):
     path = tmp_path / "x.jsonl.gz"
