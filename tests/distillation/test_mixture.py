@@ -16,7 +16,6 @@ from sdtt_jax.errors import ConfigError
 from sdtt_jax.networks.config import CoupledConfig, NoiseConfig
 from sdtt_jax.networks.coupled import CoupledDenoiser
 from sdtt_jax.ops.noise import LATENT, draw_noise, every_value
-from tests.compiling import optimized
 from tests.diffusion.test_sampler import exact_texts, text_counts
 from tests.statistics import assert_fits
 from tests.worlds import (
@@ -34,7 +33,9 @@ from tests.worlds import (
 SCHEDULE, VALUES = make_schedule(), 2
 TEACHER, TABLE = MaskedDiffusion(TableDenoiser(), SCHEDULE), random_table(1)
 LATENT_OF = NoiseConfig(LATENT, num_values=VALUES)
-NETWORK = CoupledDenoiser(CoupledConfig.of(tiny_network().config, LATENT_OF))
+# One layer: the tests run it on a hundred thousand texts.
+SIZES = dataclasses.replace(tiny_network().config, num_layers=1)
+NETWORK = CoupledDenoiser(CoupledConfig.of(SIZES, LATENT_OF))
 STUDENT, PARAMS = MaskedDiffusion(NETWORK, SCHEDULE), noisy_params(NETWORK, 3, spread=0.4)
 STATES = all_states()
 
@@ -97,7 +98,7 @@ def test_shares_are_those_of_the_values_when_one_call_wrote_what_is_shown():
 def test_a_sampler_keeps_a_texts_value_for_all_its_calls():
     """n = 50,000, standard error of a frequency at most 2.2e-3, seed 2."""
     config, x_init = SamplerConfig(2), prior_sample(50_000, LENGTH, MASK)
-    state, _ = optimized(sample, static_argnums=(0, 4))(
+    state, _ = jax.jit(sample, static_argnums=(0, 4))(
         STUDENT, PARAMS, jax.random.key(2), x_init, config
     )
     assert_fits(text_counts(state.x), np.mean([exact_texts(t, config) for t in tables()], axis=0))
