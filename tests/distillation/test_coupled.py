@@ -1,11 +1,13 @@
 """Noise-coupled distillation. Oracles: the enumerated laws of the sampler's tests, a trajectory by hand."""
 
+import functools
+
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.special import log_softmax
 
+from sdtt_jax import objectives
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.sampler import SamplerConfig, plan_generation, prior_sample, sample
 from sdtt_jax.diffusion.schedule import make_schedule
@@ -34,8 +36,14 @@ from tests.worlds import (
 
 TEACHER, TABLE = MaskedDiffusion(TableDenoiser(), make_schedule()), random_table(1)
 NETWORK = CoupledDenoiser(CoupledConfig.of(tiny_network().config, NoiseConfig(hidden_dim=8)))
-STUDENT, PARAMS = MaskedDiffusion(NETWORK, make_schedule()), noisy_params(NETWORK, 3)
-KEYS = jax.random.split(jax.random.key(5), 32)
+# Of the seeds 3 to 9, this one makes the most of its noise: ten different texts of 32.
+STUDENT, PARAMS = MaskedDiffusion(NETWORK, make_schedule()), noisy_params(NETWORK, 9)
+INDEX, NOISE_KEY, KEY = np.arange(32), jax.random.key(5), jax.random.key(0)
+# Those of the objective's noise, so that one program draws it for all tests.
+KEYS = jax.jit(jax.vmap(jax.random.fold_in, (None, 0)))(NOISE_KEY, INDEX)
+# Generations of one length, trajectories and states of one config: each is one program.
+CONFIG = SamplerConfig(LENGTH, mode="first-hitting", temperature=0.0)
+ONE_SHOT, CALLS = CoupledDistillConfig(4, full_share=0.25), SamplerConfig(4, mode="first-hitting")
 # Each is compiled as a whole: running operation by operation takes three times as long.
 _end = jax.jit(trajectory_end, static_argnames=("teacher", "config"))
 _noise = jax.jit(noise_of, static_argnames=("diffusion", "length"))
@@ -48,72 +56,76 @@ _plan = jax.jit(plan_generation, static_argnames=("diffusion", "config"))
 
 def test_a_sampler_draws_a_seeing_networks_noise_once():
     """The plan holds the noise of all calls; another key gives other texts."""
-    config, x_init = SamplerConfig(2, temperature=0.0), prior_sample(64, LENGTH, MASK)
-    plan = _plan(STUDENT, jax.random.key(0), x_init, config)
-    assert plan.noise.token.shape == (64, LENGTH, VOCAB)
+    x_init = prior_sample(32, LENGTH, MASK)
+    plan = _plan(STUDENT, KEY, x_init, CONFIG)
+    assert plan.noise.token.shape == (32, LENGTH, VOCAB)
     texts = [
-        np.asarray(_sample(STUDENT, PARAMS, jax.random.key(s), x_init, config)[0].x)
+        np.asarray(_sample(STUDENT, PARAMS, jax.random.key(s), x_init, CONFIG)[0].x)
         for s in (0, 0, 1)
     ]
     np.testing.assert_array_equal(texts[0], texts[1])
     assert (texts[0] != texts[2]).any()
-    plain = _plan(TEACHER, jax.random.key(0), x_init, config)
+    plain = jax.eval_shape(lambda key: plan_generation(TEACHER, key, x_init, CONFIG), KEY)
     assert plain.noise is None
 
 
 def test_all_ways_to_generate_show_a_network_the_noise_of_the_plan():
     """Oracle: each call by hand, with the noise as it was drawn."""
-    config, key = SamplerConfig(LENGTH, mode="first-hitting", temperature=0.0), jax.random.key(7)
+    key = jax.random.key(7)
     x = x_init = prior_sample(32, LENGTH, MASK)
-    plan = jax.device_get(_plan(STUDENT, key, x_init, config))
+    plan = jax.device_get(_plan(STUDENT, key, x_init, CONFIG))
     for call in range(LENGTH):
         said = np.asarray(_says(x, plan.noise)).argmax(axis=-1)
         x = np.where(plan.call == call, said, x).astype(np.int32)
     model = as_model(NETWORK, PARAMS)
-    np.testing.assert_array_equal(_sample(STUDENT, PARAMS, key, x_init, config)[0].x, x)
-    np.testing.assert_array_equal(model.denoise(key, x_init, config).x, x)
-    *_, last = model.states(key, x_init, config)
+    np.testing.assert_array_equal(_sample(STUDENT, PARAMS, key, x_init, CONFIG)[0].x, x)
+    np.testing.assert_array_equal(model.denoise(key, x_init, CONFIG).x, x)
+    *_, last = model.states(key, x_init, CONFIG)
     np.testing.assert_array_equal(last.x, x)
 
 
 def test_one_shot_states_lie_along_the_order_and_ask_for_all_that_is_masked():
-    noise, config = _noise(STUDENT, KEYS, LENGTH), CoupledDistillConfig(LENGTH, full_share=0.25)
-    tokens = jnp.zeros((len(KEYS), LENGTH), jnp.int32)
-    states = _states(STUDENT, Trajectories(noise, tokens), jax.random.key(0), config, 1)
-    masked = np.asarray(states.x_t == MASK)
+    noise, tokens = _noise(STUDENT, KEYS, LENGTH), np.zeros((len(KEYS), LENGTH), np.int32)
+    states = jax.device_get(_states(STUDENT, Trajectories(noise, tokens), KEY, ONE_SHOT, 1))
+    masked, order = states.x_t == MASK, np.asarray(noise.order)
     np.testing.assert_array_equal(states.reached, masked)
     np.testing.assert_array_equal(states.x_s, tokens)
     counts = np.bincount(masked.sum(axis=1), minlength=LENGTH + 1)
     # A quarter of 32 states is full; the rest, 24, is spread evenly over 1, 2 and 3 masked positions.
     np.testing.assert_allclose(counts, [0, 8, 8, 16], atol=1)
-    lowest_shown = np.where(masked, 2.0, noise.order).min(axis=1)
-    assert (np.where(masked, noise.order, -1.0).max(axis=1) < lowest_shown).all()
+    lowest_shown = np.where(masked, 2.0, order).min(axis=1)
+    assert (np.where(masked, order, -1.0).max(axis=1) < lowest_shown).all()
 
 
 def test_a_round_asks_for_the_next_calls_and_divides_their_number():
     config = CoupledDistillConfig(4, num_distill_calls=2, num_rounds=2, full_share=0.5)
     assert [config.calls_of(r) for r in (1, 2)] == [4, 2]
-    noise, tokens = _noise(STUDENT, KEYS, 8), jnp.zeros((len(KEYS), 8), jnp.int32)
-    trajectories = Trajectories(noise, tokens)
-    first = _states(STUDENT, trajectories, jax.random.key(0), config, 1)
+    noise, tokens = _noise(STUDENT, KEYS, 8), np.zeros((len(KEYS), 8), np.int32)
+    first, last = (
+        jax.device_get(_states(STUDENT, Trajectories(noise, tokens), KEY, config, round))
+        for round in (1, 2)
+    )
     masked, left = ((x == MASK).sum(axis=1) for x in (first.x_t, first.x_s))
-    assert set(np.asarray(masked).tolist()) == {4, 8}
+    assert set(masked.tolist()) == {4, 8}
     np.testing.assert_array_equal(first.reached.sum(axis=1), 4)
     np.testing.assert_array_equal(left, masked - 4)
-    last = _states(STUDENT, trajectories, jax.random.key(0), config, 2)
     np.testing.assert_array_equal(last.reached, 1)
 
 
+@functools.cache
+def made():
+    """Trajectories of the teacher's four calls."""
+    noise = _noise(STUDENT, KEYS, LENGTH)
+    return Trajectories(noise, _end(TEACHER, TABLE, noise, CALLS))
+
+
 def test_the_loss_is_the_cross_entropy_on_the_trajectorys_end():
-    noise, config, key = _noise(STUDENT, KEYS, LENGTH), CoupledDistillConfig(3), jax.random.key(0)
-    tokens = _end(TEACHER, TABLE, noise, config.trajectory(1))
-    trajectories = Trajectories(noise, tokens)
-    total, count = _terms(STUDENT, PARAMS, trajectories, key, config)
-    states = _states(STUDENT, trajectories, key, config, 1)
-    log_probs = np.asarray(_says(states.x_t, noise))
-    chosen = np.take_along_axis(log_probs, np.asarray(tokens)[..., None], axis=-1)[..., 0]
-    assert float(count) == float(states.reached.sum())
-    assert float(total) == pytest.approx(-float((chosen * states.reached).sum()), rel=1e-5)
+    total, count = _terms(STUDENT, PARAMS, made(), KEY, ONE_SHOT)
+    states = jax.device_get(_states(STUDENT, made(), KEY, ONE_SHOT, 1))
+    log_probs = np.asarray(_says(states.x_t, made().noise))
+    chosen = np.take_along_axis(log_probs, np.asarray(made().tokens)[..., None], axis=-1)[..., 0]
+    assert float(count) == states.reached.sum()
+    assert float(total) == pytest.approx(-(chosen * states.reached).sum(), rel=1e-5)
 
 
 @jax.jit
@@ -126,17 +138,15 @@ def _says(x_t, noise):
 def test_soft_targets_are_what_the_teacher_says_once_the_next_calls_are_made():
     """Oracle: trajectories followed position by position, with the teacher looked up at their states."""
     config = CoupledDistillConfig(4, num_distill_calls=2, num_rounds=2, soft_weight=0.5)
-    noise, key = _noise(STUDENT, KEYS, LENGTH), jax.random.key(0)
-    tokens = _end(TEACHER, TABLE, noise, config.trajectory(1))
-    trajectories = Trajectories(noise, tokens)
+    assert config.trajectory(1) == CALLS
     total, count = jax.jit(
         lambda trajectories: coupled_terms(
-            STUDENT, PARAMS, trajectories, key, config, 1, Teacher(TEACHER, TABLE)
+            STUDENT, PARAMS, trajectories, KEY, config, 1, Teacher(TEACHER, TABLE)
         )
-    )(trajectories)
-    states = _states(STUDENT, trajectories, key, config, 1)
-    says, x_t, tokens = jax.device_get((_says(states.x_t, noise), states.x_t, tokens))
-    noise, table = jax.device_get(noise), np.asarray(TABLE["table"], np.float64)
+    )(made())
+    noise, tokens = jax.device_get(made())
+    states = jax.device_get(_states(STUDENT, made(), KEY, config, 1))
+    says, x_t, table = np.asarray(_says(states.x_t, noise)), states.x_t, np.float64(TABLE["table"])
     order = np.argsort(-noise.order, axis=1)
     # Three tokens by four calls: the first two calls reveal two of them, the last two the third.
     by_hand, weights = 0.0, 0.0
@@ -160,30 +170,35 @@ def test_soft_targets_are_what_the_teacher_says_once_the_next_calls_are_made():
 
 def test_the_objective_is_the_loss_of_its_trajectories_and_holds_nothing_on_a_device():
     """Compiling a step fetches its program's constants, and on a GPU the training loop forbids that."""
-    config, index, key = CoupledDistillConfig(3), jnp.arange(4), jax.random.key(0)
-    loss = coupled_loss(STUDENT, TEACHER, config, 1, KEYS[0], LENGTH)
-    inputs = (PARAMS, {"teacher_params": TABLE}, {"index": index}, key)
-    assert not [x for x in jax.make_jaxpr(loss)(*inputs).consts if isinstance(x, jax.Array)]
-    noise = _noise(STUDENT, jax.vmap(jax.random.fold_in, (None, 0))(KEYS[0], index), LENGTH)
-    tokens = _end(TEACHER, TABLE, noise, config.trajectory(1))
-    total, count = _terms(STUDENT, PARAMS, Trajectories(noise, tokens), key, config)
-    found = jax.jit(loss)(*inputs)
+    loss = coupled_loss(STUDENT, TEACHER, ONE_SHOT, 1, NOISE_KEY, LENGTH)
+    inputs = (PARAMS, {"teacher_params": TABLE}, {"index": INDEX}, KEY)
+    traced = jax.jit(loss).trace(*inputs)
+    assert not [x for x in traced.jaxpr.consts if isinstance(x, jax.Array)]
+    total, count = _terms(STUDENT, PARAMS, made(), KEY, ONE_SHOT)
+    found = traced.lower().compile()(*inputs)
     assert float(found.total) == pytest.approx(float(total), rel=1e-5)
     assert float(found.weight) == float(count)
 
 
-def test_in_hindsight_the_objective_infers_the_noise_of_its_texts_or_is_given_it():
-    config, index, key = CoupledDistillConfig(3, hindsight=True), jnp.arange(4), jax.random.key(0)
-    loss = coupled_loss(STUDENT, TEACHER, config, 1, KEYS[0], LENGTH)
-    texts = jax.random.randint(jax.random.key(9), (4, LENGTH), 0, VOCAB)
-    fresh = _noise(STUDENT, jax.vmap(jax.random.fold_in, (None, 0))(KEYS[0], index), LENGTH)
-    noise = _hindsight(TEACHER, TABLE, fresh, texts, config.trajectory(1))
-    total, count = _terms(STUDENT, PARAMS, Trajectories(noise, texts), key, config)
-    given = {"index": index, "tokens": texts}
+def test_in_hindsight_the_objective_infers_the_noise_of_its_texts_or_is_given_it(monkeypatch):
+    """Oracle: the trajectories that it hands to the loss, which the test above computes."""
+    config = CoupledDistillConfig(4, hindsight=True)
+    loss = coupled_loss(STUDENT, TEACHER, config, 1, NOISE_KEY, LENGTH)
+    texts = np.random.default_rng(9).integers(0, VOCAB, (len(KEYS), LENGTH)).astype(np.int32)
+    noise = _hindsight(TEACHER, TABLE, made().noise, texts, CALLS)
+
+    def kept(diffusion, params, trajectories, key, used, round, soft):
+        assert (diffusion, used, round, soft) == (STUDENT, config, 1, None)
+        return trajectories, (params, key)
+
+    monkeypatch.setattr(objectives, "coupled_terms", kept)
+    given = {"index": INDEX, "tokens": texts}
     for context, batch in (({"teacher_params": TABLE}, given), ({}, given | {"noise": noise})):
-        found = jax.jit(loss)(PARAMS, context, batch, key)
-        assert float(found.total) == pytest.approx(float(total), rel=1e-5)
-        assert float(found.weight) == float(count)
+        found = jax.jit(loss)(PARAMS["head"], context, batch, KEY)
+        np.testing.assert_array_equal(found.total.tokens, texts)
+        jax.tree.map(np.testing.assert_allclose, found.total.noise, noise)
+        jax.tree.map(np.testing.assert_array_equal, found.weight[0], PARAMS["head"])
+        assert found.weight[1] == KEY
 
 
 @pytest.mark.parametrize("mode", ["refine", "remdm-confidence", "blocks:length=1,cache=none"])
