@@ -87,7 +87,7 @@ def random_table(seed: int, spread: float = 1.2) -> dict[str, jax.Array]:
     """A table without structure: every prediction is drawn by itself."""
     rng = np.random.default_rng(seed)
     table = spread * rng.standard_normal(((VOCAB + 1) ** LENGTH, LENGTH, VOCAB))
-    return {"table": jnp.asarray(table, jnp.float32)}
+    return {"table": jax.device_put(table.astype(np.float32))}  # `jnp.asarray` compiles a program
 
 
 def tiny_network(*, time_conditioned: bool = False) -> Denoiser:
@@ -123,9 +123,8 @@ def noisy_params(model: Any, seed: int, spread: float = 0.25) -> Any:
     def leaf(path: Any, shape: jax.ShapeDtypeStruct) -> jax.Array:
         centre = 1.0 if path[-1].key == "scale" else 0.0
         values = centre + spread * rng.standard_normal(shape.shape)
-        return jnp.asarray(
-            values.astype(np.float32)
-        )  # JAX would compile the conversion of each shape
+        # `jnp.asarray` would compile a program for each shape.
+        return jax.device_put(values.astype(np.float32))
 
     return jax.tree_util.tree_map_with_path(leaf, nn.unbox(abstract_params(model)))
 

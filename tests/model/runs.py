@@ -2,7 +2,6 @@
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -21,7 +20,8 @@ def random_params(network, seed):
     """Normal numbers of standard deviation 0.1, made by NumPy, so that nothing is compiled."""
     shapes = nn.unbox(jax.eval_shape(network.init, jax.random.key(0)))
     rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda x: jnp.asarray(0.1 * rng.normal(size=x.shape), x.dtype), shapes)
+    values = jax.tree.map(lambda x: (0.1 * rng.normal(size=x.shape)).astype(x.dtype), shapes)
+    return jax.device_put(values)
 
 
 @pytest.fixture(scope="module")
