@@ -48,7 +48,8 @@ STUDENT = seeing()
 PARAMS = noisy_params(STUDENT.denoiser, 3)
 # As many masks as there are tokens.
 MASKED = seeing(kind="masks", num_values=VOCAB)
-KEYS = jax.random.split(jax.random.key(5), 32)
+_split = jax.jit(jax.random.split, static_argnums=1)
+KEYS = _split(jax.random.key(5), 32)
 # Each is compiled as a whole: running operation by operation takes three times as long.
 _end = jax.jit(trajectory_end, static_argnames=("teacher", "config"))
 _drawn = jax.jit(draw_noise, static_argnums=(1, 2, 3))
@@ -57,11 +58,18 @@ _hindsight = jax.jit(hindsight_noise, static_argnames=("teacher", "config"))
 _sample = jax.jit(sample, static_argnames=("diffusion", "config"))
 
 
+MANY = _split(jax.random.key(6), 4096)
+
+
 @jax.jit(static_argnames=("student", "independent"))
-def _made(student, keys, texts=None, *, independent=False):
+def _make(student, keys, texts, independent):
     config = SamplerConfig(LENGTH, mode="first-hitting")
     teacher = Teacher(TEACHER, TABLE)
     return make_trajectories(student, teacher, keys, LENGTH, config, texts, independent=independent)
+
+
+def _made(student, texts=None, *, independent=False):
+    return _make(student, MANY, texts, independent)
 
 
 def _full_noise(seed, count):
@@ -85,10 +93,10 @@ def test_over_random_noise_a_trajectory_has_the_law_of_the_teachers_many_steps(m
 
 def test_a_trajectory_is_the_argmax_with_noise_in_the_order_of_the_noise():
     """Oracle: the same by hand, position after position."""
-    noise = _noise(STUDENT, KEYS, LENGTH)
+    noise = _full_noise(4, 50_000)
     end = _end(TEACHER, TABLE, noise, SamplerConfig(LENGTH, mode="first-hitting"))
     noise, table = jax.device_get(noise), np.asarray(TABLE["table"])
-    x = np.full((len(KEYS), LENGTH), MASK)
+    x = np.full((len(end), LENGTH), MASK)
     ranks = np.argsort(np.argsort(-noise.order, axis=-1), axis=-1)
     for rank in range(LENGTH):
         chosen = np.argmax(table[x @ [16, 4, 1]] + noise.token, axis=-1)
@@ -96,20 +104,20 @@ def test_a_trajectory_is_the_argmax_with_noise_in_the_order_of_the_noise():
     np.testing.assert_array_equal(end, x)
 
 
-@pytest.mark.parametrize("mode", ["grid", "first-hitting"])
-def test_in_hindsight_the_teacher_makes_the_given_texts_of_the_noise(mode):
+@pytest.mark.parametrize(("mode", "num_calls"), [("grid", 3), ("first-hitting", 2)])
+def test_in_hindsight_the_teacher_makes_the_given_texts_of_the_noise(mode, num_calls):
     """Oracles: the trajectories themselves, and the enumerated law of another teacher's texts.
 
     For texts that the teacher made in this order, the noise has the law of fresh noise. n = 50,000.
     """
-    config, other = SamplerConfig(2, mode=mode), random_table(7)
+    config, other = SamplerConfig(num_calls, mode=mode), random_table(7)
     fresh, again = _full_noise(4, 50_000), _full_noise(6, 50_000)
     texts, again = _end(TEACHER, TABLE, fresh, config), again.replace(order=fresh.order)
     noise = _hindsight(TEACHER, TABLE, again, texts, config)
     np.testing.assert_array_equal(noise.order, again.order)
     assert (np.asarray(_end(TEACHER, TABLE, noise, config)) != np.asarray(texts)).mean() < 1e-4
     exact = exact_texts if mode == "grid" else lambda t, c: exact_first_hitting(t, c.num_steps)
-    law = exact(predictions(TEACHER.denoiser, other), SamplerConfig(2))
+    law = exact(predictions(TEACHER.denoiser, other), SamplerConfig(num_calls))
     assert_fits(text_counts(_end(TEACHER, other, noise, config)), law)
 
 
@@ -129,25 +137,31 @@ def test_a_network_without_noise_features_is_refused():
         noise_of(TEACHER, KEYS, LENGTH)
 
 
-@pytest.mark.parametrize("texts", [None, np.arange(32 * LENGTH).reshape(32, LENGTH) % VOCAB])
+@pytest.mark.parametrize(
+    "texts",
+    [None, np.arange(len(MANY) * LENGTH, dtype=np.int32).reshape(-1, LENGTH) % VOCAB],
+)
 def test_masks_tell_of_the_noise_that_trajectories_are_drawn_with(texts):
     """Oracle: the full noise, of which the trajectory is a function; in hindsight too."""
-    full, found = _made(STUDENT, KEYS, texts), _made(MASKED, KEYS, texts)
+    full, found = _made(STUDENT, texts), _made(MASKED, texts)
+    masks = jax.jit(mask_of, static_argnums=1)(full.noise, VOCAB)
     np.testing.assert_array_equal(found.tokens, full.tokens)
-    np.testing.assert_array_equal(found.noise.token, mask_of(full.noise, VOCAB).token)
+    np.testing.assert_array_equal(found.noise.token, masks.token)
     np.testing.assert_array_equal(found.noise.order, full.noise.order)
     if texts is None:
-        again = noise_shown(MASKED, trajectory_noise(MASKED, KEYS, LENGTH), KEYS)
+        again = jax.jit(
+            lambda keys: noise_shown(MASKED, trajectory_noise(MASKED, keys, LENGTH), keys)
+        )(MANY)
         np.testing.assert_array_equal(again.token, found.noise.token)
 
 
 @pytest.mark.parametrize("student", [STUDENT, MASKED])
 def test_independent_noise_has_the_order_of_its_trajectory_and_nothing_else_of_it(student):
     """Oracle: a chi-square test of token and largest number over 4,096 texts; seed 6."""
-    keys, p_values = jax.random.split(jax.random.key(6), 4096), {}
-    made = {
-        alone: jax.device_get(_made(student, keys, independent=alone)) for alone in (False, True)
-    }
+    made, p_values = (
+        jax.device_get({a: _made(student, independent=a) for a in (False, True)}),
+        {},
+    )
     np.testing.assert_array_equal(made[True].tokens, made[False].tokens)
     np.testing.assert_array_equal(made[True].noise.order, made[False].noise.order)
     for alone, (noise, tokens) in made.items():
@@ -160,7 +174,7 @@ def test_independent_noise_has_the_order_of_its_trajectory_and_nothing_else_of_i
 
 def test_real_texts_beside_independent_noise_need_no_teacher():
     """Oracle: the noise and the texts as they were given."""
-    texts = np.zeros((len(KEYS), LENGTH), np.int32)
-    noise, tokens = _made(STUDENT, KEYS, texts, independent=True)
+    texts = np.zeros((len(MANY), LENGTH), np.int32)
+    noise, tokens = _made(STUDENT, texts, independent=True)
     np.testing.assert_array_equal(tokens, texts)
-    np.testing.assert_array_equal(noise.order, _noise(STUDENT, KEYS, LENGTH).order)
+    np.testing.assert_array_equal(noise.order, _made(STUDENT).noise.order)
