@@ -32,6 +32,9 @@ DT = 0.06
 _targets = jax.jit(teacher_targets, static_argnames=("diffusion", "config"))
 
 
+_times = jax.jit(step_times, static_argnums=2, static_argnames="reference_times")
+
+
 def targets_of(denoiser, params, keys, x_t, t, dt, **options):
     diffusion, config = MaskedDiffusion(denoiser, SCHEDULE), DistillConfig(**options)
     return _targets(diffusion, params, keys, x_t, t, jnp.float32(dt), config)
@@ -59,16 +62,12 @@ def _log_probs(denoiser, params, targets):
 def python_targets(denoiser, params, key, x_t, t, dt, k):
     """`[B, L, V]` log-probabilities: each masked position's at the step that reveals it, else the last."""
 
-    @jax.jit
-    def call(x, sigma):
-        logits = denoiser.logits(params, denoiser.hidden(params, x, sigma)).at[..., MASK].add(-1e6)
-        return logits, jax.nn.log_softmax(logits, axis=-1)
-
     x = x_t
     stored = np.zeros((*x_t.shape, denoiser.padded_vocab))
     for i in range(k):
         now = np.maximum(np.asarray(t, np.float64) - i * dt, 1e-5)
-        logits, log_probs = call(x, (-np.log1p(-KEEP * now)).astype(np.float32))
+        sigma = (-np.log1p(-KEEP * now)).astype(np.float32)
+        logits, log_probs = _called(denoiser, params, x, sigma)
         still = np.asarray(x) == MASK
         stored[still] = np.asarray(log_probs)[still]
         # t - i dt may be past 0 before this step or after it: everything is revealed then.
@@ -79,11 +78,18 @@ def python_targets(denoiser, params, key, x_t, t, dt, k):
     return stored
 
 
+@functools.partial(jax.jit, static_argnames="denoiser")
+def _called(denoiser, params, x, sigma):
+    """The logits of tokens, and the log-probabilities of all columns."""
+    logits = denoiser.logits(params, denoiser.hidden(params, x, sigma)).at[..., MASK].add(-1e6)
+    return logits[..., :MASK], jax.nn.log_softmax(logits, axis=-1)
+
+
 @jax.jit
 def _revealed(key, x, logits, chance):
     key_position, key_token = jax.random.split(key)
     hit = jax.random.uniform(key_position, x.shape) < chance[:, None]
-    return jnp.where((x == MASK) & hit, draw_each(key_token, logits[..., :MASK]), x)
+    return jnp.where((x == MASK) & hit, draw_each(key_token, logits), x)
 
 
 @pytest.mark.parametrize("make", [jax.random.key, jax.random.PRNGKey])
@@ -91,7 +97,8 @@ def test_one_key_is_not_an_array_of_keys(make):
     t, x_t = _batch(0)
     with pytest.raises(ConfigError, match="keys must be an array of keys"):
         targets_of(TIMED, TABLE, make(0), x_t, t, DT)
-    assert targets_of(TIMED, TABLE, make(0)[None], x_t, t, DT).shape == (1, BATCH, LENGTH, 3)
+    found = jax.eval_shape(lambda key: targets_of(TIMED, TABLE, key[None], x_t, t, DT), make(0))
+    assert found.shape == (1, BATCH, LENGTH, 3)
 
 
 @pytest.mark.parametrize("k", [2, 8])
@@ -126,14 +133,23 @@ def test_targets_of_the_network_equal_a_plain_loop():
 
 
 def test_first_call_is_shared_and_the_last_draw_is_not_made():
-    """1 + M (k - 1) calls instead of M k."""
-    calls = []
+    """1 + M (k - 1) calls instead of M k; one compilation serves all step sizes."""
+    calls, traces = [], []
     denoiser = TableDenoiser(on_call=lambda: calls.append(1))
     t, x_t = _batch(6)
-    targets = targets_of(denoiser, TABLE, _keys(7, 4), x_t, t, DT, num_distill_steps=3)
-    jax.block_until_ready(targets)
+
+    @jax.jit
+    def targets(dt):
+        traces.append(1)
+        return targets_of(denoiser, TABLE, _keys(7, 4), x_t, t, dt, num_distill_steps=3)
+
+    small = jax.device_get(targets(np.float32(0.01)))
     jax.effects_barrier()
     assert len(calls) == 1 + 4 * (3 - 1)
+    large = jax.device_get(targets(np.float32(0.2)))
+    jax.effects_barrier()
+    assert len(traces) == 1
+    assert (small != large).any()
 
 
 def test_no_gradient_reaches_the_teacher():
@@ -143,20 +159,6 @@ def test_no_gradient_reaches_the_teacher():
         return targets_of(TIMED, params, _keys(9), x_t, t, DT).sum()
 
     assert (np.asarray(jax.jit(jax.grad(total))(TABLE)["table"]) == 0).all()
-
-
-def test_one_compilation_serves_all_step_sizes():
-    traces = []
-    t, x_t = _batch(10)
-
-    @jax.jit
-    def targets(dt):
-        traces.append(1)
-        return targets_of(TIMED, TABLE, _keys(11), x_t, t, dt)
-
-    small, large = targets(jnp.float32(0.01)), targets(jnp.float32(0.2))
-    assert len(traces) == 1
-    assert (np.asarray(small) != np.asarray(large)).any()
 
 
 def test_a_huge_step_reveals_everything_at_once():
@@ -188,11 +190,12 @@ def test_share_of_positions_that_keep_the_first_call():
 def test_stitch_keeps_what_is_revealed():
     x = np.array([[MASK, 1, MASK]], np.int32)
     old, new = np.zeros((1, 3, 2), np.float32), np.ones((1, 3, 2), np.float32)
-    np.testing.assert_array_equal(stitch(old, new, x, MASK)[0, :, 0], [1, 0, 1])
+    found = np.asarray(stitch(old, new, x, MASK))
+    np.testing.assert_array_equal(found[0, :, 0], [1, 0, 1])
 
 
 def test_step_times_of_the_paper():
-    times = step_times(jnp.array([0.5, 0.1]), jnp.float32(0.2), 3)
+    times = _times(np.float32([0.5, 0.1]), np.float32(0.2), 3)
     np.testing.assert_allclose(times, [[0.5, 0.1], [0.3, 1e-5], [0.1, 1e-5]], rtol=1e-6)
 
 
@@ -200,7 +203,7 @@ def test_step_times_of_the_reference_code():
     """golden/README: max(t s + (1 - t)(t - K dt), 1e-5), s from 1 to 0 (an interpolation slip)."""
     t, dt, k = np.array([0.3, 0.5, 0.9]), 0.05, 4
     expected = [np.maximum(t * s + (1 - t) * (t - k * dt), 1e-5) for s in np.linspace(1, 0, k)]
-    times = step_times(jnp.asarray(t, jnp.float32), jnp.float32(dt), k, reference_times=True)
+    times = _times(np.float32(t), np.float32(dt), k, reference_times=True)
     np.testing.assert_allclose(times, expected, rtol=1e-5)
 
 
