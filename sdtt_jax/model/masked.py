@@ -298,6 +298,11 @@ class Model(Loaded):
     ) -> Iterator[SamplerState]:
         x_init = state.x
         plan = _plan(self.diffusion, self.params, key, x_init, config)
+        device = getattr(jax.tree.leaves(self.params)[0], "sharding", None)
+        if self.mesh is None and device is not None:
+            # The later states are committed to the device that holds the parameters. If the first were not,
+            # the step would be compiled twice.
+            state = jax.device_put(state, device)
         yield state
         for index in range(config.num_steps + 1):
             with self.on_mesh():
