@@ -10,15 +10,18 @@ import dataclasses
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from sdtt_jax.checkpoints.digests import params_digest
 from sdtt_jax.config import require
+from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.evaluation.record import Arrays, npz, read_npz
 from sdtt_jax.keys import purpose_key
 from sdtt_jax.model.masked import Model
 from sdtt_jax.networks.exiting import EXIT_PARAMS, untrained_exits
 from sdtt_jax.objectives import BASE, exits_loss
+from sdtt_jax.ops.sequences import Sequences
 from sdtt_jax.parallel import processes
 from sdtt_jax.parallel.mesh import MeshConfig, full_batch, make_mesh
 from sdtt_jax.parallel.placement import place_whole
@@ -28,7 +31,7 @@ from sdtt_jax.training.config import TrainConfig
 from sdtt_jax.training.loop import Interrupted, TrainLog, train
 from sdtt_jax.training.optimizers import OptimizerConfig
 from sdtt_jax.training.state import StateSpec
-from sdtt_jax.training.step import make_train_step
+from sdtt_jax.training.step import TrainStep, make_train_step
 
 FILE = "exits.npz"
 LEARNING_RATE = 3e-3
@@ -56,14 +59,14 @@ def train_exits(
     fresh = functools.partial(untrained_exits, model.config)
     # The state is donated together with its context, so the model keeps its own parameters.
     base = model.params if model.mesh else place_whole(model.params, mesh)
-    base = jax.tree.map(lambda x: x.copy(), base)
+    base = jax.jit(functools.partial(jax.tree.map, jnp.copy))(base)
     state = StateSpec(config, mesh).init(fresh).replace(context={BASE: base})
     order = np.random.default_rng(seed).permutation(len(tokens))
     with make_progress("exits", num_steps, shown=processes.is_first()) as bar:
         try:
             state = train(
                 state,
-                make_train_step(exits_loss(model.diffusion, model.sequences), config),
+                _step(model.diffusion, model.sequences, config),
                 lambda step: tokens[order[(step * size + np.arange(size)) % len(tokens)]],
                 purpose_key(seed, "evaluate.exits.training"),
                 config,
@@ -72,6 +75,13 @@ def train_exits(
         except Interrupted as stop:  # the training is too short to keep a part of it
             raise KeyboardInterrupt from stop
     return {name: processes.to_host(value) for name, value in state.params.items()}
+
+
+@functools.lru_cache(maxsize=1)  # Another training with the same settings compiles nothing.
+def _step(
+    diffusion: MaskedDiffusion, sequences: Sequences | None, config: TrainConfig
+) -> TrainStep:
+    return make_train_step(exits_loss(diffusion, sequences), config)
 
 
 def with_exits(model: Model, exits: Arrays) -> Model:
