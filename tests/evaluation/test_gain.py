@@ -36,7 +36,9 @@ DT = 0.2
 
 @dataclasses.dataclass(frozen=True)
 class RoundDenoiser(TableDenoiser):
-    """A table, or with `params["after"]` the exact optimum of a round whose teacher is that table.
+    """A table, or with `params["exact"]` the optimum of a round whose teacher is that table.
+
+    Which of the two it is, is a parameter, so that one program serves both.
 
     `after[state, position, j]` is the sum, over all sets of j other masked positions and all tokens
     there, of the probability of these tokens times the teacher's value at the position afterwards.
@@ -45,8 +47,15 @@ class RoundDenoiser(TableDenoiser):
     backward: bool = True
 
     def hidden(self, params: Any, tokens: jax.Array, sigma: jax.Array | None = None) -> jax.Array:
-        if "after" not in params:
-            return super().hidden(params, tokens, sigma)
+        def plain() -> jax.Array:
+            return super(RoundDenoiser, self).hidden(params, tokens, sigma)
+
+        def optimum() -> jax.Array:
+            return self._optimum(params, tokens, sigma)
+
+        return jax.lax.cond(params["exact"], optimum, plain)
+
+    def _optimum(self, params: Any, tokens: jax.Array, sigma: jax.Array | None) -> jax.Array:
         assert sigma is not None
         t = -jnp.expm1(-sigma) / KEEP
         r = jnp.minimum(1.0, DT / t)[:, None]
@@ -59,7 +68,7 @@ class RoundDenoiser(TableDenoiser):
         return mean if self.backward else jnp.log(mean)
 
 
-def optimum_params(log_table: np.ndarray, *, backward: bool) -> dict[str, jax.Array]:
+def optimum_params(log_table: np.ndarray, *, backward: bool) -> dict[str, np.ndarray]:
     states = all_states()
     value = log_table if backward else np.exp(log_table)
     after = np.zeros((len(states), LENGTH, LENGTH, VOCAB))
@@ -77,13 +86,28 @@ def optimum_params(log_table: np.ndarray, *, backward: bool) -> dict[str, jax.Ar
                             sum(log_table[number, i, v] for i, v in zip(chosen, drawn, strict=True))
                         )
                         after[number, position, j] += weight * value[revealed @ stride, position]
-    return {"after": jnp.asarray(after, jnp.float32), "now": jnp.asarray(value, jnp.float32)}
+    return table_params(log_table) | {
+        "after": np.float32(after),
+        "now": np.float32(value),
+        "exact": np.bool_(True),
+    }
+
+
+def table_params(log_table: np.ndarray) -> dict[str, np.ndarray]:
+    """A table without an optimum."""
+    states = len(log_table)
+    return {
+        "table": np.float32(log_table),
+        "after": np.zeros((states, LENGTH, LENGTH, VOCAB), np.float32),
+        "now": np.zeros((states, LENGTH, VOCAB), np.float32),
+        "exact": np.bool_(False),
+    }
 
 
 LOG_TABLE = np.asarray(
     special.log_softmax(np.asarray(random_table(30)["table"], np.float64), axis=-1)
 )
-TEACHER = {"table": jnp.asarray(LOG_TABLE, jnp.float32)}
+TEACHER = table_params(LOG_TABLE)
 TEXTS = np.random.default_rng(31).integers(0, VOCAB, (2048, LENGTH), dtype=np.int32)
 
 
@@ -134,7 +158,7 @@ def test_divergences_are_the_exact_expectations():
         loss = expected_divergence(student, teacher, DT, "kl-bwd")
         return mean_over_masked(loss, weight, VOCAB)
 
-    blind = {"table": jnp.asarray(np.log(np.maximum(optimum, 1e-30)), jnp.float32)}
+    blind = table_params(np.log(np.maximum(optimum, 1e-30)))
     gain = measure(blind)
     assert gain.teacher == pytest.approx(exact(teacher), rel=0.06)
     assert gain.student == pytest.approx(exact(optimum), rel=0.06)
