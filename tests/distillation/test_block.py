@@ -19,9 +19,9 @@ def test_a_block_is_what_one_of_the_samplers_calls_reveals(num_calls):
 
     n = 60,000 positions, standard error at most 2.1e-3, seed 0.
     """
-    x0 = jnp.ones((600, 100), jnp.int32)
+    x0 = np.ones((600, 100), np.int32)
     block = jax.jit(draw_block, static_argnums=(0, 3))(DIFFUSION, x0, jax.random.key(0), num_calls)
-    masked, revealed = np.asarray(block.x_t == MASK), np.asarray(block.revealed)
+    masked, revealed = np.asarray(block.x_t) == MASK, np.asarray(block.revealed)
     assert not (revealed & ~masked).any()
     assert masked.mean() == pytest.approx((num_calls + 1) / (2 * num_calls), abs=0.01)
     assert revealed.mean() == pytest.approx(1 / num_calls, abs=0.01)
@@ -33,24 +33,26 @@ def test_a_block_is_what_one_of_the_samplers_calls_reveals(num_calls):
 
 def test_log_probabilities_and_their_gradient_are_those_of_log_softmax():
     network = tiny_network()
-    params, rng = noisy_params(network, 0), np.random.default_rng(0)
-    x_t = jnp.array([[MASK, 1, MASK], [0, MASK, MASK], [2, 1, 0]])
-    tokens, selected = jnp.array([[0, 0, 2], [1, 1, 2], [0, 0, 0]]), x_t == MASK
-    factors = jnp.asarray(rng.standard_normal(x_t.shape), jnp.float32)
+    head, rng = network.head_params(noisy_params(network, 0)), np.random.default_rng(0)
+    x_t = np.array([[MASK, 1, MASK], [0, MASK, MASK], [2, 1, 0]])
+    tokens = np.array([[0, 0, 2], [1, 1, 2], [0, 0, 0]], np.int32)
+    tokens, selected = jax.device_put((tokens, x_t == MASK))
+    hidden = rng.standard_normal((*x_t.shape, network.config.embed_dim), np.float32)
+    factors = rng.standard_normal(x_t.shape, np.float32)
 
-    def ours(params):
-        head, hidden = network.head_params(params), network.hidden(params, x_t)
+    def ours(head, hidden):
         log_probs = token_log_probs(network, head, hidden, selected, tokens)
         return (jnp.exp(0.3 * log_probs) * factors).sum(), log_probs
 
-    def dense(params):
-        logits = network.logits(params, network.hidden(params, x_t))[..., :VOCAB]
+    def dense(head, hidden):
+        logits = network.logits(head, hidden)[..., :VOCAB]
         chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[..., None], -1)[..., 0]
         log_probs = jnp.where(selected, chosen, 0.0)
         return (jnp.exp(0.3 * log_probs) * factors).sum(), log_probs
 
     (gradient, found), (wanted, expected) = (
-        jax.jit(jax.grad(function, has_aux=True))(params) for function in (ours, dense)
+        jax.jit(jax.grad(function, argnums=(0, 1), has_aux=True))(head, hidden)
+        for function in (ours, dense)
     )
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
     jax.tree.map(

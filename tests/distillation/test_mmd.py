@@ -23,7 +23,7 @@ from tests.worlds import (
 )
 
 DIFFUSION, TABLE = MaskedDiffusion(TableDenoiser(), make_schedule()), random_table(5, spread=0.7)
-VECTORS = jnp.asarray(np.random.default_rng(0).standard_normal((VOCAB, 4)), jnp.float32)
+VECTORS = np.random.default_rng(0).standard_normal((VOCAB, 4), np.float32)
 GAMMA = 0.2
 
 
@@ -72,8 +72,7 @@ def test_the_gradient_is_that_of_the_expected_reward():
     config, count = MmdConfig(1, num_groups=2, group_size=2, gamma=GAMMA), 20_000
     text = np.array([0, 2, 1], np.int32)
     texts = np.array(list(itertools.product(range(VOCAB), repeat=LENGTH)), np.int32)
-    vectors = np.asarray(VECTORS)
-    made, real = features(vectors, texts), features(vectors, text[None])
+    made, real = features(VECTORS, texts), features(VECTORS, text[None])
     asked = np.ones((1, LENGTH), bool)
     pairs = np.array(list(itertools.product(range(len(texts)), repeat=2)))
     rewards = jax.jit(group_rewards)(
@@ -81,21 +80,21 @@ def test_the_gradient_is_that_of_the_expected_reward():
     )
 
     @jax.jit
+    @jax.value_and_grad
     def expected(table):
         log_probs = jax.nn.log_softmax(table["table"][-1])
         law = jnp.exp(sum(log_probs[i, texts[:, i]] for i in range(LENGTH)))
         return -(law[pairs[:, 0]] * law[pairs[:, 1]] * rewards).sum()
 
-    @jax.jit
     def estimated(table):
         x0 = jnp.tile(text, (count, 1))
         total, reward = mmd_terms(
-            DIFFUSION, table, VECTORS, features, x0, jax.random.key(0), config
+            DIFFUSION, table, jnp.asarray(VECTORS), features, x0, jax.random.key(0), config
         )
         return total / count, reward
 
-    gradient, reward = jax.device_get(jax.grad(estimated, has_aux=True)(TABLE))
-    value, wanted = jax.device_get(jax.value_and_grad(expected)(TABLE))
+    gradient, reward = jax.device_get(jax.jit(jax.grad(estimated, has_aux=True))(TABLE))
+    value, wanted = jax.device_get(expected(TABLE))
     wanted = wanted["table"][-1]
     assert float(reward) == pytest.approx(-float(value), abs=0.01)
     assert np.abs(wanted).max() > 0.02
@@ -134,15 +133,20 @@ def test_a_wrong_field_is_named(fields, named):
 def test_shown_tokens_are_not_drawn_again():
     """With all calls but the last one shown, completions differ from the text at masked positions alone."""
     x0, key, config, seen = np.zeros((8, LENGTH), np.int32), jax.random.key(1), MmdConfig(3), []
+    vectors = jnp.asarray(VECTORS)
 
     def watched(params, tokens):
         jax.debug.callback(lambda tokens: seen.append(np.asarray(tokens)), tokens)
         return features(params, tokens)
 
-    jax.jit(lambda: mmd_terms(DIFFUSION, TABLE, VECTORS, watched, x0, key, config))()
+    @jax.jit
+    def run():
+        mmd_terms(DIFFUSION, TABLE, vectors, watched, x0, key, config)
+        return draw_block(DIFFUSION, x0, jax.random.split(key)[0], config.num_calls).x_t
+
+    shown = np.asarray(run()) != MASK
     jax.effects_barrier()
-    x_t = draw_block(DIFFUSION, x0, jax.random.split(key)[0], config.num_calls).x_t
-    texts, shown = np.stack(seen), np.asarray(x_t != MASK)
+    texts = np.stack(seen)
     assert len(texts) == 1 + config.num_groups * config.group_size
     assert shown.any()
     assert not shown.all()
