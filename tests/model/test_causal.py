@@ -86,13 +86,14 @@ def test_a_judge_scores_and_writes(judge):
     np.testing.assert_allclose(judge.score(tokens), -log_probs[..., 0].mean(-1), rtol=1e-5)
 
     key = jax.random.key(2)
-    texts = judge.sample(key, 3, 5, "in", batch_size=2)
-    assert texts.shape == (3, 2 + 5)
-    prompt = np.tile(np.concatenate([[bos], judge.tokenizer.encode("in")]), (2, 1))
+    # With BOS, the three letters are as many tokens as the longest prompt below: one program for both.
+    texts = np.asarray(judge.sample(key, 3, 5, "god", batch_size=2))
+    assert texts.shape == (3, 3 + 5)
+    prompt = np.tile(np.concatenate([[bos], judge.tokenizer.encode("god")]), (2, 1))
     first = generate(
         judge.network, judge.params, jax.random.fold_in(key, 0), prompt=prompt, num_tokens=5
     )
-    np.testing.assert_array_equal(texts[:2], first[:, 1:])
+    np.testing.assert_array_equal(texts[:2], np.asarray(first)[:, 1:])
 
 
 @pytest.mark.parametrize("text", ["in", ""])
