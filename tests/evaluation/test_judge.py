@@ -38,9 +38,11 @@ def _log_probs(tokens):
 
 
 def _nll(context, text):
-    """Nats of `text` after `context`, in one piece and without padding."""
-    whole = np.concatenate([context, text])[None]
-    log_probs = np.asarray(_log_probs(whole[:, :-1]), np.float64)[0, len(context) - 1 :]
+    """Nats of `text` after `context`, in one piece; a causal network does not see the zeros behind it."""
+    row = np.zeros((1, SEEN), np.int32)
+    seen = np.concatenate([context, text])[:-1]
+    row[0, : len(seen)] = seen
+    log_probs = np.asarray(_log_probs(row), np.float64)[0, len(context) - 1 :]
     return -log_probs[np.arange(len(text)), text].sum()
 
 
