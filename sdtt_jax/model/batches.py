@@ -73,7 +73,7 @@ def _run(function: BatchFunction, params: Any, index: int, batch: Any, size: int
     # The last batch is filled up with repeats, which are dropped again, so that one size is compiled.
     filled = jax.tree.map(lambda x: np.resize(x, (size, *x.shape[1:])), batch)
     if mesh is None:
-        out = function(params, jnp.int32(index), jax.tree.map(jnp.asarray, filled))
+        out = function(params, jnp.int32(index), jax.device_put(filled))
     else:
         with use_mesh(mesh):
             out = function(params, jnp.int32(index), place_batch(filled, mesh))
