@@ -149,7 +149,7 @@ def test_states_end_where_denoise_does(model, options):
     config = SamplerConfig(num_steps=4, **options)
     compiled = _take_step._cache_size()
     states = jax.device_get(list(model.states(key, x_init, config)))
-    assert _take_step._cache_size() == compiled + 1, "one program for all steps"
+    assert _take_step._cache_size() <= compiled + 1, "one program for all steps"
     whole = jax.device_get(model.denoise(key, x_init, config))
     assert len(states) == 6
     np.testing.assert_array_equal(states[0].x, x_init)
