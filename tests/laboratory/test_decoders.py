@@ -63,7 +63,7 @@ def test_it_is_what_the_sampler_draws(mode: str) -> None:
 
 @pytest.mark.parametrize("num_steps", [1, 2, 5])
 def test_that_of_the_grid_is_the_sum_over_reveals(num_steps: int) -> None:
-    """Which is what the sampler draws: test_student.py."""
+    """Which is what the sampler draws: test_student.py, tests/diffusion/test_sampler.py."""
     predictions, _ = true_denoiser(WORLD)
     law, calls = decoder_law(predictions, "grid", num_steps)
     exact = sample_distribution(reveal_sums(predictions), num_steps)
