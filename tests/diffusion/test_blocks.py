@@ -1,17 +1,19 @@
 """Texts in blocks. Oracles: the same calls without a cache; a plain loop over a text's blocks and calls."""
 
 import dataclasses
+import functools
 import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import special
 
 from sdtt_jax.diffusion.decoders.base import Now, Scene
 from sdtt_jax.diffusion.decoders.block_cache import read
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
-from sdtt_jax.diffusion.sampler import SamplerConfig, prior_sample, sample
+from sdtt_jax.diffusion.sampler import SamplerConfig, sample
 from sdtt_jax.diffusion.schedule import make_schedule
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.networks import Denoiser, DenoiserConfig
@@ -27,20 +29,31 @@ LLAMA = small_llama(VOCAB, LENGTH, num_layers=2, rotary_share=0.5)
 SHIFTED = LlamaDenoiser(dataclasses.replace(LLAMA.config, shift=True))
 PARAMS, KEY = noisy_params(NETWORK, 0), jax.random.key(1)
 TOKENS = np.random.default_rng(0).integers(0, VOCAB, (2, LENGTH), np.int32)
-X_INIT = prior_sample(
-    16,
-    LENGTH,
-    VOCAB,
-    jnp.full((16, LENGTH), 3),
-    jnp.broadcast_to(jnp.arange(LENGTH) == 5, (16, LENGTH)),
-)
+# Another token is given in each of 16 texts, at the same position.
+X_INIT = np.where(np.arange(LENGTH) == 5, np.arange(16)[:, None], VOCAB).astype(np.int32)
 _sample = jax.jit(sample, static_argnames=("diffusion", "config", "keep_states"))
+
+
+@functools.partial(jax.jit, static_argnames="network")
+def _hidden(network, params, x):
+    return network.hidden(params, x)
+
+
+@functools.partial(jax.jit, static_argnames="network")
+def _logits(network, params, x):
+    return network.logits(network.head_params(params), network.hidden(params, x))
+
+
+@functools.partial(jax.jit, static_argnames="network")
+def _decode(network, params, *given):
+    return network.decode(params, *given)
 
 
 def written(network, options, num_steps=6, params=PARAMS, x_init=X_INIT, **fields):
     config = SamplerConfig(num_steps, mode=f"blocks:length={BLOCK},cache={options}", **fields)
     diffusion = MaskedDiffusion(network, make_schedule())
-    return _sample(diffusion, params, KEY, x_init, config, keep_states=True)
+    state, states = _sample(diffusion, params, KEY, x_init, config, keep_states=True)
+    return state, np.asarray(states)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +64,7 @@ def plain():
 def test_blocks_are_written_one_after_the_other_and_what_is_given_stays(plain):
     """Two calls for each of three blocks: two of four tokens a call; two and one where one is given."""
     state, states = plain
-    left = np.asarray((states == VOCAB).reshape(8, 16, 3, BLOCK).sum(axis=-1))
+    left = (states == VOCAB).reshape(8, 16, 3, BLOCK).sum(axis=-1)
     expected = [
         [4, 3, 4],
         [2, 3, 4],
@@ -63,97 +76,95 @@ def test_blocks_are_written_one_after_the_other_and_what_is_given_stays(plain):
         [0, 0, 0],
     ]
     np.testing.assert_array_equal(left, np.broadcast_to(np.array(expected)[:, None], left.shape))
-    assert (states[:, :, 5] == 3).all()
+    assert (states[:, :, 5] == np.arange(16)).all()
     assert int(state.nfe) == 6
 
 
 def test_the_prefix_cache_is_exact_for_block_causal_attention(plain):
-    """All 16 texts are the same; keys and values of two blocks take one more call each."""
+    """Keys and values of two blocks take one more call each."""
     state, states = written(BlockCausal(NETWORK, BLOCK), "prefix")
     np.testing.assert_array_equal(states, plain[1])
     assert int(state.nfe) == 8
 
 
-@pytest.mark.parametrize("score", ["probability", "margin,threshold=0.3"])
-def test_it_is_exact_where_the_surest_come_first(score):
-    network = BlockCausal(NETWORK, BLOCK)
-    cached, whole = (
-        written(network, f"{cache},score={score}", 9)[1] for cache in ("prefix", "none")
-    )
-    np.testing.assert_array_equal(cached, whole)
-
-
-@pytest.mark.parametrize(
-    ("cache", "score"), [("prefix", "random"), ("dual", "probability"), ("none", "random")]
-)
-def test_blocks_that_are_given_take_no_call(cache, score):
-    """A prompt of a block and a half: two blocks are left to write, and one is read into the prefix cache."""
-    given = jnp.broadcast_to(jnp.arange(LENGTH) < 6, (16, LENGTH))
-    x_init = prior_sample(16, LENGTH, VOCAB, jnp.full((16, LENGTH), 3), given)
-    state, states = written(NETWORK, f"{cache},score={score}", x_init=x_init)
-    assert (states[:3, :, 6:] == VOCAB).all()
-    assert (state.x < VOCAB).all()
-    assert int(state.nfe) == 4 + 2 * (cache == "prefix")
-
-
-def surest_first(x, calls, threshold, begin=0):
-    """One text, `calls` for each block, as arXiv 2502.09992 and 2505.22618 describe it, and the calls."""
-    logits = jax.jit(
-        lambda x: NETWORK.logits(NETWORK.head_params(PARAMS), NETWORK.hidden(PARAMS, x))
-    )
+def surest_first(network, x, calls, score="probability", threshold=0, begin=0):
+    """Text by text, `calls` for each block, as arXiv 2502.09992 and 2505.22618 describe it, and the calls."""
     x, made = x.copy(), 0
     for start in range(begin, LENGTH, BLOCK):
+        block = range(start, min(start + BLOCK, LENGTH))
         for left in range(calls, 0, -1):
-            masked = [i for i in range(start, min(start + BLOCK, LENGTH)) if x[i] == VOCAB]
-            if not masked:
+            if not (x[:, block] == VOCAB).any():
                 break
             made += 1
-            chances = np.asarray(jax.nn.softmax(logits(x[None])[0, :, :VOCAB]), np.float64)
-            sure = sorted(masked, key=lambda i: -chances[i].max())
-            count = -(-len(masked) // left)
-            if threshold:
-                count = max(1, sum(chances[i].max() >= threshold for i in masked))
-            for i in sure if left == 1 else sure[:count]:
-                x[i] = chances[i].argmax()
+            logits = np.asarray(_logits(network, PARAMS, x)[..., :VOCAB], np.float64)
+            for text, chances in zip(x, special.softmax(logits, axis=-1), strict=True):
+                masked = [i for i in block if text[i] == VOCAB]
+                first, second = np.sort(chances, axis=-1)[:, :-3:-1].T
+                surety = first - second if score == "margin" else first
+                sure = sorted(masked, key=lambda i, surety=surety: -surety[i])
+                count = -(-len(masked) // left)
+                if threshold:
+                    count = max(1, (surety[masked] >= threshold).sum())
+                for i in sure if left == 1 else sure[:count]:
+                    text[i] = chances[i].argmax()
     return x, made
 
 
-@pytest.mark.parametrize("threshold", [0, 0.12])
-def test_the_surest_of_a_block_come_first(threshold):
-    expected, made = surest_first(np.asarray(X_INIT[0]), 3, threshold)
+@pytest.mark.parametrize(
+    ("score", "threshold"), [("probability", 0), ("margin", 0.3)], ids=["all", "threshold"]
+)
+def test_it_is_exact_where_the_surest_come_first(score, threshold):
+    """A token is given in the first block, whose positions are otherwise all alike."""
+    network, x_init = BlockCausal(NETWORK, BLOCK), np.roll(X_INIT, -BLOCK, axis=1)
+    expected, made = surest_first(network, x_init, 3, score, threshold)
+    options = f"prefix,score={score},threshold={threshold}"
+    state, _ = written(network, options, 9, x_init=x_init, temperature=0)
+    np.testing.assert_array_equal(state.x, expected)
+    assert int(state.nfe) == made + 2
+
+
+@pytest.mark.parametrize(
+    ("network", "options", "fields"),
+    [
+        (BlockCausal(NETWORK, BLOCK), "prefix", {}),
+        (NETWORK, "dual,score=probability", {"temperature": 0}),
+        (BlockCausal(NETWORK, BLOCK), "none", {}),
+    ],
+    ids=["prefix", "dual", "none"],
+)
+def test_blocks_that_are_given_take_no_call(network, options, fields):
+    """A prompt of a block and a half: two blocks are left to write, and one is read into the prefix cache."""
+    x_init = np.where(np.arange(LENGTH) < 6, 3, np.full((16, 1), VOCAB)).astype(np.int32)
+    state, states = written(network, options, x_init=x_init, **fields)
+    assert (states[:3, :, 6:] == VOCAB).all()
+    assert (states[-1] < VOCAB).all()
+    assert int(state.nfe) == 4 + 2 * (options == "prefix")
+
+
+@pytest.mark.parametrize(("calls", "threshold"), [(2, 0), (3, 0.12)])
+def test_the_surest_of_a_block_come_first(calls, threshold):
+    expected, made = surest_first(NETWORK, X_INIT, calls, threshold=threshold)
     options = "none,score=probability" + f",threshold={threshold}" * (threshold > 0)
-    state, _ = written(NETWORK, options, 9, temperature=0)
-    np.testing.assert_array_equal(state.x, np.broadcast_to(expected, (16, LENGTH)))
+    state, _ = written(NETWORK, options, 3 * calls, temperature=0)
+    np.testing.assert_array_equal(state.x, expected)
     assert int(state.nfe) == made
-    assert made < 9 or not threshold, "several are sure enough"
+    assert made < 3 * calls or not threshold, "several are sure enough"
 
 
 def after_prompt(given):
     """16 texts that begin with so many tokens."""
-    where = jnp.broadcast_to(jnp.arange(LENGTH) < given, (16, LENGTH))
-    return prior_sample(16, LENGTH, VOCAB, jnp.asarray(np.tile(TOKENS[:1], (16, 1))), where)
+    return np.where(np.arange(LENGTH) < given, TOKENS[:1], np.full((16, 1), VOCAB)).astype(np.int32)
 
 
 @pytest.mark.parametrize("given", [1, 3, 6, LENGTH])
 def test_blocks_may_be_counted_from_the_end_of_the_prompt(given):
     """As LLaDA counts them; the last is shorter where they do not fit."""
     x_init = after_prompt(given)
-    expected, made = surest_first(np.asarray(x_init[0]), 2, 0, begin=given)
+    expected, made = surest_first(NETWORK, x_init, 2, begin=given)
     options = "none,start=prompt,score=probability"
     state, _ = written(NETWORK, options, 6, x_init=x_init, temperature=0)
-    np.testing.assert_array_equal(state.x, np.broadcast_to(expected, (16, LENGTH)))
+    np.testing.assert_array_equal(state.x, expected)
     assert int(state.nfe) == made
-
-
-@pytest.mark.parametrize("cache", ["prefix", "none"])
-def test_a_random_order_is_spread_evenly_over_blocks_behind_a_prompt(cache):
-    """Seven tokens behind a prompt of five: a block of four and one of three, in two calls each."""
-    state, states = written(NETWORK, f"{cache},start=prompt", x_init=after_prompt(5))
-    left = np.asarray((states == VOCAB).sum(axis=-1))
-    np.testing.assert_array_equal(left[:, 0], [7, 5, 3, 1, 0, 0, 0, 0])
-    assert (left == left[:, :1]).all()
-    assert (np.asarray(states[:3, :, 9:]) == VOCAB).all()
-    assert int(state.nfe) == 4 + 2 * (cache == "prefix")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,43 +183,59 @@ class SeesNothingLater(Wrapped):
         return self.network.decode(*arguments)
 
 
+BEHIND = SeesNothingLater(NETWORK, 5)
+
+
+@pytest.mark.parametrize("cache", ["prefix", "none"])
+def test_a_random_order_is_spread_evenly_over_blocks_behind_a_prompt(cache):
+    """Seven tokens behind a prompt of five: a block of four and one of three, in two calls each."""
+    state, states = written(BEHIND, f"{cache},start=prompt", x_init=after_prompt(5))
+    left = (states == VOCAB).sum(axis=-1)
+    np.testing.assert_array_equal(left[:, 0], [7, 5, 3, 1, 0, 0, 0, 0])
+    assert (left == left[:, :1]).all()
+    assert (states[:3, :, 9:] == VOCAB).all()
+    assert int(state.nfe) == 4 + 2 * (cache == "prefix")
+
+
 def test_the_prefix_cache_holds_the_prompt_too():
-    network, x_init = SeesNothingLater(NETWORK, 5), after_prompt(5)
     cached, whole = (
-        written(network, f"{cache},start=prompt", x_init=x_init) for cache in ("prefix", "none")
+        written(BEHIND, f"{cache},start=prompt", x_init=after_prompt(5))[1]
+        for cache in ("prefix", "none")
     )
-    np.testing.assert_array_equal(cached[1], whole[1])
+    np.testing.assert_array_equal(cached, whole)
 
 
 def test_the_shortest_prompt_of_a_batch_counts():
-    x_init = jnp.concatenate([after_prompt(7)[:8], after_prompt(2)[:8]])
-    _, states = written(NETWORK, "none,start=prompt", x_init=x_init)
-    left = np.asarray((states == VOCAB).sum(axis=-1))[:, [0, 8]]
+    x_init = np.concatenate([after_prompt(7)[:8], after_prompt(2)[:8]])
+    _, states = written(BEHIND, "none,start=prompt", x_init=x_init)
+    left = (states == VOCAB).sum(axis=-1)[:, [0, 8]]
     np.testing.assert_array_equal(left.T, [[5, 5, 5, 3, 2, 1, 0, 0], [10, 8, 6, 4, 2, 1, 0, 0]])
 
 
-@pytest.mark.parametrize("llama", [LLAMA, SHIFTED], ids=["own", "next"])
-def test_a_llama_denoiser_has_that_cache_too(llama):
-    """Also one that predicts the next token: the first of a block at the position before it."""
-    network, params = BlockCausal(llama, BLOCK), noisy_params(llama, 0)
+def test_a_network_that_predicts_the_next_token_has_that_cache_too():
+    """The first of a block comes from the position before it."""
+    network, params = BlockCausal(SHIFTED, BLOCK), noisy_params(SHIFTED, 0)
     cached, whole = (written(network, cache, params=params)[1] for cache in ("prefix", "none"))
     np.testing.assert_array_equal(cached, whole)
 
 
 def test_the_dual_cache_is_exact_at_the_first_call_of_each_block_and_not_after_it():
-    dual, none = written(NETWORK, "dual")[1], written(NETWORK, "none")[1]
+    dual, none = (
+        written(NETWORK, f"{cache},score=probability", temperature=0)[1]
+        for cache in ("dual", "none")
+    )
     np.testing.assert_array_equal(dual[:2], none[:2])
     assert (dual[-1] != none[-1]).any()
 
 
 @pytest.mark.parametrize("network", [NETWORK, LLAMA], ids=["ours", "llama"])
 def test_decoding_with_a_cache_is_the_whole_network(network):
-    params, decode = noisy_params(network, 0), jax.jit(network.decode)
-    whole, memory = decode(params, TOKENS)
-    np.testing.assert_allclose(whole, jax.jit(network.hidden)(params, TOKENS), atol=1e-5)
+    params = noisy_params(network, 0)
+    whole, memory = _decode(network, params, TOKENS)
+    np.testing.assert_allclose(whole, _hidden(network, params, TOKENS), atol=1e-5)
     outside = np.arange(LENGTH) // BLOCK != 1
     visible = np.tile(np.append(outside, np.full(BLOCK, True)), (BLOCK, 1))
-    block, _ = decode(params, TOKENS[:, 4:8], memory, 4, visible)
+    block, _ = _decode(network, params, TOKENS[:, 4:8], memory, 4, visible)
     np.testing.assert_allclose(block, whole[:, 4:8], atol=1e-5)
 
 
@@ -217,7 +244,8 @@ def test_a_block_is_read_from_the_dual_cache_as_in_the_whole_text(network):
     """As long as no token has changed since the cache was filled."""
     params, diffusion = noisy_params(network, 0), MaskedDiffusion(network, make_schedule())
     scene = Scene(diffusion, params, None, SamplerConfig(1), jnp.array([1.0, 0.0]))
-    whole, (_, memory) = network.hidden(params, TOKENS), network.decode(params, TOKENS)
+    whole = np.asarray(_hidden(network, params, TOKENS))
+    _, memory = _decode(network, params, TOKENS)
 
     @jax.jit
     def block(start, first):
@@ -232,14 +260,16 @@ def test_a_block_is_read_from_the_dual_cache_as_in_the_whole_text(network):
 def test_a_block_causal_network_may_predict_the_next_token():
     """Its state at i is the one computed at i - 1, which used to be left where it was."""
     params = noisy_params(SHIFTED, 0)
-    moved, kept = (BlockCausal(n, BLOCK).hidden(params, TOKENS) for n in (SHIFTED, LLAMA))
+    moved, kept = (
+        np.asarray(_hidden(BlockCausal(n, BLOCK), params, TOKENS)) for n in (SHIFTED, LLAMA)
+    )
     np.testing.assert_allclose(moved[:, 1:], kept[:, :-1], atol=1e-6)
 
 
 def test_a_block_does_not_see_what_follows_it():
-    hidden, changed = jax.jit(BlockCausal(NETWORK, BLOCK).hidden), TOKENS.copy()
+    network, changed = BlockCausal(NETWORK, BLOCK), TOKENS.copy()
     changed[:, 8:] = 0
-    before, after = (np.asarray(hidden(PARAMS, tokens)) for tokens in (TOKENS, changed))
+    before, after = (np.asarray(_hidden(network, PARAMS, x)) for x in (TOKENS, changed))
     np.testing.assert_array_equal(before[:, :8], after[:, :8])
     assert (np.abs(before[:, 8:] - after[:, 8:]).max(axis=-1) > 0).any()
 
