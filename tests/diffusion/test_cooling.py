@@ -45,26 +45,28 @@ def test_cooled_texts_have_their_exact_probabilities():
 def test_a_callers_temperatures_come_on_top_of_the_cooling():
     x_init, key = prior_sample(256, LENGTH, MASK), jax.random.key(4)
     diffusion, state = MaskedDiffusion(TABLE, SCHEDULE), SamplerState(x_init, np.int32(0))
-    config, given = SamplerConfig(2, cooling=0.5), np.array([2.0, 1.5, 1.0], np.float32)
-    plan = _plan(diffusion, key, x_init, config)
-    for index, temperature in enumerate((1.5 * 2.0, 0.5 * 1.5)):
+    # 1.5 times 0.5 at the first step and 0.5 times 1.5 at the second.
+    config, given = SamplerConfig(2, cooling=0.5), np.array([0.5, 1.5, 1.0], np.float32)
+    plan, step = _plan(diffusion, key, x_init, config), SamplerConfig(2, temperature=0.75)
+    for index in range(2):
         both = _step(
             diffusion, TABLE_PARAMS, plan, state, np.int32(index), config, temperatures=given
         )
-        step = SamplerConfig(2, temperature=temperature)
         state = _step(diffusion, TABLE_PARAMS, plan, state, np.int32(index), step)
         np.testing.assert_array_equal(both.x, state.x)
 
 
 @pytest.mark.parametrize("mode", ["grid", "confidence", "remdm:eta=0.1"])
 def test_every_decoder_of_one_call_a_step_cools(mode):
-    """Oracle: a loop in Python over steps, each with its own temperature."""
+    """Oracle: a loop in Python over steps, each with its own temperature, given by the caller."""
     x_init, key = prior_sample(256, LENGTH, MASK), jax.random.key(4)
     config = SamplerConfig(2, mode=mode, cooling=0.5, final_denoise=False)
     state, _ = run(TABLE, TABLE_PARAMS, key, x_init, config)
     diffusion = MaskedDiffusion(TABLE, SCHEDULE)
     plan, by_hand = _plan(diffusion, key, x_init, config), SamplerState(x_init, np.int32(0))
-    for index, temperature in enumerate((1.5, 0.5)):
-        step = dataclasses.replace(config, temperature=temperature, cooling=0.0)
-        by_hand = _step(diffusion, TABLE_PARAMS, plan, by_hand, np.int32(index), step)
+    step, given = dataclasses.replace(config, cooling=0.0), np.array([1.5, 0.5, 1.0], np.float32)
+    for index in range(2):
+        by_hand = _step(
+            diffusion, TABLE_PARAMS, plan, by_hand, np.int32(index), step, temperatures=given
+        )
     np.testing.assert_array_equal(state.x, by_hand.x)

@@ -14,11 +14,9 @@ from tests.worlds import LENGTH, MASK, TableDenoiser, random_table
 DIFFUSION, PARAMS = MaskedDiffusion(TableDenoiser(), make_schedule()), random_table(1)
 CONFIGS = [
     SamplerConfig(1),
-    SamplerConfig(3, time_grid="cosine", temperature=0.7),
-    SamplerConfig(2, mode="first-hitting"),
     SamplerConfig(3, temperature=0.0),
     SamplerConfig(3, temperature=1.7, top_k=2, top_p=0.9),
-    SamplerConfig(2, final_denoise=False),
+    SamplerConfig(2, time_grid="cosine", temperature=0.7, final_denoise=False),
     SamplerConfig(3, cooling=0.5),
     SamplerConfig(2, mode="first-hitting", temperature=0.8, cooling=0.9, top_k=2),
 ]

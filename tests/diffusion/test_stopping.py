@@ -66,10 +66,13 @@ def test_each_text_stops_where_a_loop_in_python_does(mode, stop, predicates):
             expected[end(expected.tolist()) :] = 1
         np.testing.assert_array_equal(state.x[row], expected)
     assert len(set(lengths)) > 2
-    looped, none = written(mode)
-    assert none is None
-    np.testing.assert_array_equal(looped.x, state.x)
-    assert int(looped.nfe) == int(state.nfe)
+    if (
+        eos in predicates
+    ):  # without the states the generation is another loop, the same for all predicates
+        looped, none = written(mode)
+        assert none is None
+        np.testing.assert_array_equal(looped.x, state.x)
+        assert int(looped.nfe) == int(state.nfe)
     # No call is made once all texts have stopped.
     longest = max(lengths)
     np.testing.assert_array_equal(
@@ -104,16 +107,17 @@ class Long(TableDenoiser):
 
 
 @pytest.mark.parametrize(
-    ("mode", "num_steps"), [("grid", 4), ("confidence:threshold=1", 2), ("remdm:eta=0", 4)]
+    ("mode", "num_steps", "bos"),
+    [("grid", 4, 1), ("grid", 4, 0), ("confidence:threshold=1", 2, 0), ("remdm:eta=0", 4, 1)],
 )
-@pytest.mark.parametrize("bos", [1, 0], ids=["BOS is EOS", "BOS is another token"])
 def test_a_text_ends_at_the_eos_at_which_the_samples_of_a_model_end(mode, num_steps, bos):
     """Oracle: `model.prompts.ended`, by NumPy, of what is written without `stop`.
 
-    Texts of nothing given, with BOS in front, with a given token amid gaps, with their end given, and with
-    a given EOS amid gaps. With few steps, the step that fills the rest writes EOS too.
+    BOS is EOS, 1, or another token, 0. Texts of nothing given, with BOS in front, with a given token amid
+    gaps, with their end given, and with a given EOS amid gaps. With few steps, the step that fills the rest
+    writes EOS too.
     """
-    table = jax.random.normal(jax.random.key(3), (5, 8, MASK))
+    table = np.random.default_rng(3).standard_normal((5, 8, MASK), np.float32)
     given = np.full((5, 8), MASK, np.int32)
     given[1, 0], given[2, 2:4], given[3, 5:], given[4, 3] = bos, 2, 1, 1
     x_init = given.repeat(24, axis=0)
