@@ -22,6 +22,7 @@ from sdtt_jax.laboratory.world import Array, states_with_pattern, strides
 
 StateTable = tuple[jax.Array, ...]
 _SMALLEST = 1e-30  # the least probability in a table
+_softmax = jax.jit(jax.nn.softmax)
 
 
 class Reveals(NamedTuple):
@@ -96,7 +97,7 @@ def to_predictions(layout: StateLayout, logits: StateTable, otherwise: Array) ->
     """
     predictions = otherwise.copy()
     for states, masked, rows in zip(layout.states, layout.positions, logits, strict=False):
-        own = np.asarray(jax.nn.softmax(rows), np.float64)
+        own = np.asarray(_softmax(rows), np.float64)
         own = np.maximum(own, _SMALLEST)
         predictions[states[:, None], masked] = own / own.sum(axis=-1, keepdims=True)
     return predictions

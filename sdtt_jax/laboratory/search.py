@@ -75,7 +75,7 @@ class SearchEnd(NamedTuple):
     """Where a search ended."""
 
     value: float  # of the objective
-    mixture: TableMixture
+    mixture: TableMixture  # of NumPy arrays
 
 
 class Problem(NamedTuple):
@@ -140,9 +140,10 @@ def make_problem(paths: Paths, example: TableMixture, ways: Array, chain: Array)
         ones = jnp.ones_like(mixture.shares)
         return jax.lax.rsqrt(ravel_pytree(TableMixture(ones, tuple(rows)))[0] + _RARELY_USED)
 
+    # With NumPy and in one program: outside of `jit` JAX would compile each operation for each shape.
     return Problem(
-        lambda mixture: np.asarray(ravel_pytree(mixture)[0]),
-        unflatten,
+        lambda mixture: np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(mixture)]),
+        jax.jit(unflatten),
         jax.jit(jax.value_and_grad(value)),
         jax.jit(scales),
     )
@@ -161,7 +162,7 @@ def search(
     ends = [first, OPTIMIZERS[optimizer](problem, first, shares, config)]
     values = [float(problem.evaluate(flat, shares, 0.0)[0]) for flat in ends]
     better = int(values[1] < values[0])  # not where it is NaN
-    return SearchEnd(values[better], problem.unflatten(jnp.asarray(ends[better])))
+    return SearchEnd(values[better], jax.device_get(problem.unflatten(ends[better])))
 
 
 @functools.cache

@@ -17,7 +17,7 @@ from sdtt_jax.laboratory.search import OBJECTIVES, SearchConfig, make_problem, s
 from sdtt_jax.laboratory.world import World, finished_states
 
 WORLD = World((0.5, 0.5), ((0.9, 0.1), (0.2, 0.8)), 3, (0.2, 0.4), name="weather")
-CONFIG = SearchConfig(lbfgs_steps=30, adam_steps=100)
+CONFIG = SearchConfig(lbfgs_steps=30, adam_steps=60)
 
 
 @pytest.fixture(scope="module")
