@@ -87,7 +87,7 @@ def random_table(seed: int, spread: float = 1.2) -> dict[str, jax.Array]:
     """A table without structure: every prediction is drawn by itself."""
     rng = np.random.default_rng(seed)
     table = spread * rng.standard_normal(((VOCAB + 1) ** LENGTH, LENGTH, VOCAB))
-    return {"table": jax.device_put(table.astype(np.float32))}  # `jnp.asarray` compiles a program
+    return {"table": jax.device_put(table.astype(np.float32))}
 
 
 def tiny_network(*, time_conditioned: bool = False) -> Denoiser:

@@ -101,7 +101,9 @@ def brute_force(divergence: str, weights: np.ndarray, values: np.ndarray, grid: 
     # Far finer than the bounds below, 1e-7 and 1e-6.
     options = {"xatol": 1e-9, "fatol": 1e-11, "maxiter": 4000, "maxfev": 4000}
     found = [
-        optimize.minimize(loss_at, np.log(point[:2] / point[2]), method="Nelder-Mead", options=options)
+        optimize.minimize(
+            loss_at, np.log(point[:2] / point[2]), method="Nelder-Mead", options=options
+        )
         for point in best
     ]
     return min(result.fun for result in found)
