@@ -314,20 +314,20 @@ def masks_measures(bench: StudentBench, kind: str, *, coupled: bool) -> Record:
 
 def noise_information(diffusion: MaskedDiffusion, params: Params, length: int, key: Key) -> float:
     """Mean KL(prediction || mean prediction over noise) at the first call, nats per token."""
+    return float(_information(diffusion, params, length, key))
+
+
+@functools.partial(jax.jit, static_argnames=("diffusion", "length"))
+def _information(diffusion: MaskedDiffusion, params: Params, length: int, key: Key) -> jax.Array:
     kind = diffusion.noise_kind
     assert kind is not None
-
-    @jax.jit
-    def information(params: Params, key: Key) -> jax.Array:
-        x = prior_sample(_NOISES, length, diffusion.mask_id)
-        noise = draw_noise(key, x.shape, diffusion.mask_id, kind)
-        hidden = diffusion.hidden(params, x, None, noise)
-        logits = diffusion.denoiser.logits(params, hidden)[..., : diffusion.mask_id]
-        log_probs = jax.nn.log_softmax(logits)
-        mean = jax.nn.logsumexp(log_probs, axis=0) - np.log(_NOISES)
-        return (jnp.exp(log_probs) * (log_probs - mean)).sum(axis=-1).mean()
-
-    return float(information(params, key))
+    x = prior_sample(_NOISES, length, diffusion.mask_id)
+    noise = draw_noise(key, x.shape, diffusion.mask_id, kind)
+    hidden = diffusion.hidden(params, x, None, noise)
+    logits = diffusion.denoiser.logits(params, hidden)[..., : diffusion.mask_id]
+    log_probs = jax.nn.log_softmax(logits)
+    mean = jax.nn.logsumexp(log_probs, axis=0) - np.log(_NOISES)
+    return (jnp.exp(log_probs) * (log_probs - mean)).sum(axis=-1).mean()
 
 
 def _by_calls(
