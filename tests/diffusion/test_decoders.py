@@ -299,7 +299,7 @@ def test_in_a_loop_the_network_is_told_the_noise_of_what_is_masked(mode):
     diffusion = MaskedDiffusion(Listening(), make_schedule())
     config = SamplerConfig(8, mode=f"{mode}:eta=0.3,loop=0.5,still=0.2", final_denoise=False)
     jax.block_until_ready(
-        sample(diffusion, random_table(2), KEY, prior_sample(64, LENGTH, MASK), config)
+        _sample(diffusion, random_table(2), KEY, prior_sample(64, LENGTH, MASK), config)
     )
     masked = 1 - np.exp(-np.asarray(heard))
     expected = [1.0, 0.75, 0.5, 0.25, 0.2, 0.2, 0.2, 0.2]
@@ -319,7 +319,7 @@ def test_second_thoughts_are_told_the_noise_of_one_masked_token():
     diffusion = MaskedDiffusion(Listening(), make_schedule(ScheduleConfig("cosine", eps=1e-3)))
     config = SamplerConfig(3, mode="refine:rounds=1,window=2,threshold=1")
     jax.block_until_ready(
-        sample(diffusion, random_table(2), KEY, prior_sample(8, LENGTH, MASK), config)
+        _sample(diffusion, random_table(2), KEY, prior_sample(8, LENGTH, MASK), config)
     )
     jax.effects_barrier()
     looked, drawn = heard[-2:]
