@@ -12,13 +12,14 @@ from sdtt_jax.diffusion.shared_program import common_config, follow, own_tempera
 from tests.worlds import LENGTH, MASK, TableDenoiser, random_table
 
 DIFFUSION, PARAMS = MaskedDiffusion(TableDenoiser(), make_schedule()), random_table(1)
+# Some share the program of `follow`: those with the same filters, and those without a last step.
 CONFIGS = [
     SamplerConfig(1),
     SamplerConfig(3, temperature=0.0),
     SamplerConfig(3, temperature=1.7, top_k=2, top_p=0.9),
     SamplerConfig(2, time_grid="cosine", temperature=0.7, final_denoise=False),
-    SamplerConfig(3, cooling=0.5),
-    SamplerConfig(2, mode="first-hitting", temperature=0.8, cooling=0.9, top_k=2),
+    SamplerConfig(3, cooling=0.5, final_denoise=False),
+    SamplerConfig(2, mode="first-hitting", temperature=0.8, cooling=0.9, top_k=2, top_p=0.9),
 ]
 _follow = jax.jit(follow, static_argnames=("diffusion", "config"))
 _sample = jax.jit(sample, static_argnames=("diffusion", "config"))
