@@ -82,7 +82,7 @@ class Problem(NamedTuple):
     """Mixtures of one size at one number of calls, as functions of one flat vector in float32."""
 
     flatten: Callable[[TableMixture], Array]
-    unflatten: Callable[[jax.Array], TableMixture]
+    unflatten: Callable[[Any], TableMixture]
     # (flat, shares of the objectives, kink) -> (value, gradient)
     evaluate: Callable[[Any, Array, float], tuple[jax.Array, jax.Array]]
     scales: Callable[[Any], jax.Array]  # of L-BFGS's coordinates
