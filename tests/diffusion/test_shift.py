@@ -44,10 +44,10 @@ _sample = jax.jit(sample, static_argnames=("diffusion", "config"))
 def table():
     straight = np.log(predictions(network(shift=False), PARAMS))
     moved = np.concatenate([straight[:, :1], straight[:, :-1]], axis=1)
-    return MaskedDiffusion(TableDenoiser(), make_schedule()), {"table": jnp.asarray(moved)}
+    return MaskedDiffusion(TableDenoiser(), make_schedule()), {"table": moved.astype(np.float32)}
 
 
-X0 = jnp.asarray(all_states()[[1, 6, 27 - 1, 9, 36, 41, 2, 5]] % VOCAB)
+X0 = all_states()[[1, 6, 27 - 1, 9, 36, 41, 2, 5]] % VOCAB
 
 
 def test_predictions_at_every_state(table):
@@ -70,12 +70,12 @@ def test_targets_and_loss_of_a_distillation(table):
     """The table's logits differ in the column of MASK, which no divergence sees."""
     diffusion, params = table
     config = DistillConfig(num_distill_steps=3)
-    other = jax.tree.map(lambda x: 1.3 * x, PARAMS)
+    other = jax.tree.map(lambda x: np.float32(1.3) * np.asarray(x), PARAMS)
     student = np.log(predictions(network(shift=False), other))
-    moved = {"table": jnp.asarray(np.concatenate([student[:, :1], student[:, :-1]], axis=1))}
-    key, dt = jax.random.key(2), jnp.float32(0.2)
+    moved = np.concatenate([student[:, :1], student[:, :-1]], axis=1, dtype=np.float32)
+    key, dt = jax.random.key(2), np.float32(0.2)
     total, count = _terms(DIFFUSION, other, PARAMS, X0, dt, key, config)
-    expected, same = _terms(diffusion, moved, params, X0, dt, key, config)
+    expected, same = _terms(diffusion, {"table": moved}, params, X0, dt, key, config)
     assert float(count) == float(same)
     assert float(total) > 0.01
     np.testing.assert_allclose(total, expected, rtol=1e-4)
@@ -87,7 +87,7 @@ def test_texts_and_infillings(table, given):
     start = np.full((64, LENGTH), MASK, np.int32)
     start[:, list(given)] = 1
     config, key = SamplerConfig(num_steps=2), jax.random.key(3)
-    found = _sample(DIFFUSION, PARAMS, key, jnp.asarray(start), config)[0].x
-    expected = _sample(diffusion, params, key, jnp.asarray(start), config)[0].x
+    found = _sample(DIFFUSION, PARAMS, key, start, config)[0].x
+    expected = _sample(diffusion, params, key, start, config)[0].x
     np.testing.assert_array_equal(found, expected)
     assert (np.asarray(found)[:, list(given)] == 1).all()

@@ -19,7 +19,7 @@ _sample = jax.jit(sample, static_argnames=("diffusion", "config", "keep_states")
 def written(mode, *, keep_states=False):
     config = SamplerConfig(8, mode=mode)
     diffusion, x_init = MaskedDiffusion(NETWORK, make_schedule()), prior_sample(BATCH, LENGTH, MASK)
-    return _sample(diffusion, PARAMS, KEY, x_init, config, keep_states=keep_states)
+    return jax.device_get(_sample(diffusion, PARAMS, KEY, x_init, config, keep_states=keep_states))
 
 
 def filled(states, step):
@@ -58,7 +58,7 @@ def test_each_text_stops_where_a_loop_in_python_does(mode, stop, predicates):
     state, stopped = written(mode, keep_states=True)
     lengths = []
     for row in range(BATCH):
-        text = np.asarray(states)[:, row]
+        text = states[:, row]
         steps = (s for s in range(1, 9) if any(holds(text, s) for holds in predicates))
         lengths.append(next(steps, 9))
         expected = text[lengths[-1]].copy()
@@ -66,9 +66,8 @@ def test_each_text_stops_where_a_loop_in_python_does(mode, stop, predicates):
             expected[end(expected.tolist()) :] = 1
         np.testing.assert_array_equal(state.x[row], expected)
     assert len(set(lengths)) > 2
-    if (
-        eos in predicates
-    ):  # without the states the generation is another loop, the same for all predicates
+    # Without the states the generation is another loop, which is the same for all predicates.
+    if eos in predicates:
         looped, none = written(mode)
         assert none is None
         np.testing.assert_array_equal(looped.x, state.x)
@@ -76,7 +75,7 @@ def test_each_text_stops_where_a_loop_in_python_does(mode, stop, predicates):
     # No call is made once all texts have stopped.
     longest = max(lengths)
     np.testing.assert_array_equal(
-        stopped[longest:-1], np.asarray(stopped)[longest : longest + 1].repeat(9 - longest, 0)
+        stopped[longest:-1], stopped[longest : longest + 1].repeat(9 - longest, 0)
     )
 
 
@@ -87,7 +86,7 @@ def test_what_is_left_is_revealed_at_once_where_it_has_little_entropy():
     state, states = written(f"confidence:stop=entropy:{bound}", keep_states=True)
     counts = []
     for row in range(BATCH):
-        text, calls = np.asarray(states)[:, row], 0
+        text, calls = states[:, row], 0
         while MASK in text[calls]:
             masked = text[calls] == MASK
             left = entropies[NUMBER[tuple(text[calls].tolist())]][masked].sum()
