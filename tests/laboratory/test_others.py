@@ -125,11 +125,21 @@ def test_noise_that_a_network_does_not_see_says_nothing():
     assert found == pytest.approx(0.0, abs=1e-5)
 
 
-def test_the_discrepancy_trains_and_is_measured(asked):
-    bench = asked.bench._replace(config=dataclasses.replace(CONFIG, num_steps=20))
-    found = measure_distillers(("mmd",), asked._replace(bench=bench))["mmd"]
+def test_the_discrepancy_has_a_gradient_and_is_measured(asked, teacher, monkeypatch):
+    """Its gradient is traced and not computed; a training with it: tests/experiments/test_one_round.py."""
+
+    def traced(bench, _title, loss, params, context, _rate):
+        batch = np.zeros((bench.sizes.batch_size, WORLD.length), np.int32)
+        gradient = jax.grad(lambda params, key: loss(params, context, batch, key).total)
+        found = jax.eval_shape(gradient, params, jax.random.key(0))
+        assert jax.tree.map(np.shape, found) == jax.tree.map(np.shape, params)
+        return params
+
+    asked.bench.start()  # trained, unless it was before
+    monkeypatch.setattr(others, "fit", traced)
+    found = measure_distillers(("mmd",), asked)["mmd"]
     assert set(found) == {"1"}
-    assert np.isfinite(list(found["1"].values())).all()
+    assert found["1"] == pytest.approx(teacher["1"], abs=0.02), "that of the start"
     assert DISTILLERS["mmd"].trains
 
 
