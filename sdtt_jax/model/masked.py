@@ -35,7 +35,7 @@ from sdtt_jax.model.learnt import settled
 from sdtt_jax.model.prompts import Texts, closed, ended, given_batch
 from sdtt_jax.networks import Denoiser, DenoiserConfig
 from sdtt_jax.ops.categorical import NEG_INFINITY
-from sdtt_jax.ops.sequences import Sequences, arrange
+from sdtt_jax.ops.sequences import Sequences, arrange, arrangement_of
 from sdtt_jax.ops.tokens import as_rows
 from sdtt_jax.ops.values import check_numbers
 from sdtt_jax.parallel.processes import to_host
@@ -289,7 +289,7 @@ class Model(Loaded):
         check_key(key)
         x_init, config, other = self.noisy(x_init), settled(config, self), helping(helper, self)
         check_given(config.guidance, x_init, self.mask_id)
-        model = self.diffusion.within(arrange(x_init, self.sequences))
+        model = self.diffusion.within(arrangement_of(x_init, self.sequences))
         begin = first_state(model, self.params, x_init, config, other)
         return self._states(key, begin, config, other)
 

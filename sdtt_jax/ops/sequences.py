@@ -63,6 +63,17 @@ def arrange(tokens: Tokens, sequences: Sequences | None) -> Arrangement | None:
     return Arrangement(jnp.where(padding, PADDING, 0), ~(padding | prompt))
 
 
+_arranged = jax.jit(arrange, static_argnames="sequences")
+
+
+def arrangement_of(tokens: Tokens | np.ndarray, sequences: Sequences | None) -> Arrangement | None:
+    """`arrange` outside of `jit`, where JAX would compile each of its operations for each shape."""
+    if sequences is None or sequences.kind == "packed":
+        return None
+    found: Arrangement = _arranged(tokens, sequences)
+    return found
+
+
 def single_texts(
     tokens: np.ndarray, sequences: Sequences | None
 ) -> tuple[list[np.ndarray], np.ndarray]:
@@ -75,7 +86,7 @@ def single_texts(
     Returns:
       int32 arrays `[n]`, and int64 `[texts]`.
     """
-    arrangement = arrange(jnp.asarray(tokens), sequences)
+    arrangement = arrangement_of(tokens, sequences)
     if arrangement is None:
         return list(tokens), np.zeros(len(tokens), np.int64)
     texts, prompts = [], []
@@ -105,7 +116,7 @@ def prompt_lengths(tokens: np.ndarray, sequences: Sequences | None) -> np.ndarra
       tokens: `[batch, length]` int32, on the host.
       sequences: how they were packed; None: there are no prompts.
     """
-    arrangement = arrange(jnp.asarray(tokens), sequences)
+    arrangement = arrangement_of(tokens, sequences)
     if arrangement is None:
         return np.zeros(len(tokens), np.int64)
     segments, free = map(np.asarray, arrangement)
