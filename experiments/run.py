@@ -12,11 +12,11 @@ for a step) no stage runs: one training step is taken twice, and the bits are co
 from collections.abc import Sequence
 
 from absl import flags
-from ml_collections import config_flags
 
 from experiments.cli.app import check_flags, join_processes, run_app
 from experiments.cli.fields import show_in_help
 from experiments.cli.memory import keep_freed_memory
+from experiments.cli.overrides import source_of
 from experiments.cli.run_flags import chosen_stages, define_flags
 from experiments.settings import check_overrides, run_config
 from experiments.stages.replay import replay
@@ -32,9 +32,8 @@ def main(argv: Sequence[str]) -> None:
     check_flags(argv, "config", "workdir")
     given, stages = flags.FLAGS, chosen_stages()
     keep_freed_memory(run_config(given.config).model)
-    config_file = str(config_flags.get_config_filename(flags.FLAGS["config"]))
     join_processes()
-    with open_run(given.config, as_path(str(given.workdir)), config_file) as run:
+    with open_run(given.config, as_path(str(given.workdir)), source_of()) as run:
         if given.replay is not None:
             replay(run, given.replay)
         else:

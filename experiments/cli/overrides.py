@@ -6,9 +6,11 @@ import typing
 from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_collections
+from absl import flags
+from ml_collections import config_flags
 
 from sdtt_jax.config import nearest, require, unknown_field
 from sdtt_jax.errors import ConfigError
@@ -16,6 +18,25 @@ from sdtt_jax.paths import as_path
 
 # The usual folder of the files that a flag names.
 FOLDERS = {"config": Path("experiments/configs"), "spec": Path("launch/specs")}
+
+
+class Source(NamedTuple):
+    """Where a run's config comes from, so that its report can say how to repeat it."""
+
+    # The config file, with what follows its colon; "" if there was none.
+    file: str = ""
+    # FIELD=VALUE for each --config.FIELD=VALUE; None: not known.
+    overrides: tuple[str, ...] | None = None
+
+
+UNKNOWN = Source()
+
+
+def source_of(flag: str = "config") -> Source:
+    """The config file and the fields that the command line gave to a flag, after absl has read it."""
+    given = config_flags.get_override_values(flags.FLAGS[flag])
+    file = str(config_flags.get_config_filename(flags.FLAGS[flag]))
+    return Source(file, tuple(f"{field}={value}" for field, value in given.items()))
 
 
 def check_fields(argv: Sequence[str], flag: str, kind: Any) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from experiments.cli.overrides import UNKNOWN, Source
 from experiments.distillers import COUPLED
 from experiments.settings import run_config
 from experiments.stages import evaluation, training
@@ -140,13 +141,13 @@ def _check_delivered_before(run: Run, names: Sequence[str]) -> None:
 
 
 @contextlib.contextmanager
-def open_run(config: Any, root: Path, config_file: str = "") -> Iterator[Run]:
+def open_run(config: Any, root: Path, source: Source = UNKNOWN) -> Iterator[Run]:
     """Validates the config, locks and claims the directory, makes the mesh.
 
     Args:
       config: what a config file returns, or the same as a mapping.
       root: the run's directory; made if missing.
-      config_file: where the config comes from, for the report.
+      source: where the config comes from, for the report.
 
     Raises:
       ConfigError: a field is wrong, or the directory holds another run.
@@ -158,7 +159,7 @@ def open_run(config: Any, root: Path, config_file: str = "") -> Iterator[Run]:
 
         def open_workdir() -> None:
             stack.enter_context(lock(root))
-            stack.enter_context(claimed(root, validated, config_file))
+            stack.enter_context(claimed(root, validated, source))
 
         processes.on_first("Opening --workdir", open_workdir)
         workdir = Workdir(root)

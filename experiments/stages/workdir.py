@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from experiments.cli.overrides import UNKNOWN, Source
 from experiments.distillers import DISTILLERS, SDTT, stage_of
 from experiments.settings import RunConfig
 from experiments.stages import mirror
@@ -115,13 +116,13 @@ def read_json(path: Path, remedy: str = "remove it and run again") -> dict[str, 
     return content
 
 
-def claim(root: Path, config: RunConfig, config_file: str = "") -> Workdir:
+def claim(root: Path, config: RunConfig, source: Source = UNKNOWN) -> Workdir:
     """Checks that the directory holds a run of this config, or begins one there.
 
     Args:
       root: the directory; made if missing.
       config: the run's config.
-      config_file: path of the file that it came from, stored for the report.
+      source: where it comes from, stored for the report.
 
     Raises:
       ConfigError: the directory holds a run of another config (the fields that differ are listed), or
@@ -147,7 +148,8 @@ def claim(root: Path, config: RunConfig, config_file: str = "") -> Workdir:
         raise ConfigError(
             f"{root} is not empty and holds no run (no config.json); give another --workdir."
         )
-    write_json(workdir.config, {"config": mapping, "config_file": config_file})
+    origin = {"config_file": source.file, "overrides": source.overrides}
+    write_json(workdir.config, {"config": mapping, **origin})
     return workdir
 
 
@@ -168,16 +170,16 @@ def _idle(workdir: Workdir, stored: dict[str, Any], config: RunConfig) -> set[st
 
 
 @contextlib.contextmanager
-def claimed(root: Path, config: RunConfig, config_file: str = "") -> Iterator[None]:
+def claimed(root: Path, config: RunConfig, source: Source = UNKNOWN) -> Iterator[None]:
     """Claims a directory, and releases it if a new run fails before it has produced anything.
 
     So a mistyped corpus or field can be corrected in the same directory.
 
     Args:
-      root, config, config_file: as for `claim`.
+      root, config, source: as for `claim`.
     """
     begins = not Workdir(root).config.exists()
-    workdir = claim(root, config, config_file)
+    workdir = claim(root, config, source)
     if begins and is_remote(root):
         # This host may have the data of an earlier run of the same name, which was removed from the bucket.
         paths.remove_tree(mirror.local_root(root))

@@ -1,5 +1,7 @@
 """Writes the report of a run: one self-contained HTML page."""
 
+import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -92,9 +94,35 @@ def render(run: RecordedRun) -> str:
         settings=settings(run),
         stages=stages(run),
         evaluation_tables=tables(run.evaluations),
-        config_file=run.config.get("config_file") or "CONFIG.py",
+        command=command(run),
+        has_file=bool(run.config.get("config_file")),
+        has_overrides=_overrides(run) is not None,
         entropy_tolerance=ENTROPY_TOLERANCE,
     )
+
+
+def command(run: RecordedRun) -> str:
+    """The command that repeats a run, quoted for a shell; of older runs without the fields that it gave."""
+    words = [
+        f"--config={quoted(str(run.config.get('config_file') or 'CONFIG.py'))}",
+        "--workdir=DIR",
+    ]
+    for override in _overrides(run) or ():
+        field, _, value = override.partition("=")
+        words.append(f"--config.{field}={quoted(value)}")
+    return " ".join(["python -m experiments.run", *words])
+
+
+def _overrides(run: RecordedRun) -> list[str] | None:
+    """Each FIELD=VALUE of the run's command line; None if they were not recorded."""
+    found = run.config.get("overrides")
+    return [str(each) for each in found] if isinstance(found, list) else None
+
+
+def quoted(value: str) -> str:
+    """A value as a shell reads it: bare if it can be, or in the quotes that it does not contain itself."""
+    double = "'" in value and not re.search(r'["$`\\!]', value)
+    return f'"{value}"' if double else shlex.quote(value)
 
 
 def figures(run: RecordedRun) -> dict[str, Markup | list[Markup]]:

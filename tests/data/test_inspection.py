@@ -9,6 +9,8 @@ import shutil
 import numpy as np
 import pytest
 
+from experiments.cli.overrides import Source
+from experiments.data import with_corpus
 from sdtt_jax.data import DataConfig, TokenizerConfig, load_tokenizer, open_split, prepare
 from sdtt_jax.data.inspection import inspect_data, summary
 from sdtt_jax.errors import ConfigError, DataError
@@ -121,11 +123,25 @@ def test_the_page_shows_it_and_escapes_the_texts(found):
 def test_the_command_prepares_a_run_and_looks_at_it(tmp_path, write_jsonl, chapters):
     """It runs the data stage of a run from another program; experiments.run then finds it done."""
     config = "--config=experiments/configs/smoke.py"
+    steps = "--config.evaluation.num_steps=(4,)"
     corpus = f"--corpus={write_jsonl(chapters)}"
     workdir, page = f"--workdir={tmp_path / 'run'}", tmp_path / "page.html"
-    made = call("data", "prepare", config, corpus, workdir, "--workers=1")
+    made = call("data", "prepare", config, steps, corpus, workdir, "--workers=1")
     assert "sequences of 32 to train on" in made.stdout
+    stored = json.loads((tmp_path / "run" / "config.json").read_text("utf-8"))
+    assert stored["config_file"] == "experiments/configs/smoke.py"
+    said = ["evaluation.num_steps=(4,)", corpus.replace("--corpus", "data.corpus")]
+    assert stored["overrides"] == said
     said = call("data", "inspect", workdir, f"--output={page}").stdout
     assert "digests of the shards: equal" in said
     assert "documents" in said
     assert "<h2" in page.read_text("utf-8")
+
+
+def test_two_corpora_are_refused():
+    """--corpus used to win in silence. Oracle: the rule, by hand."""
+    assert with_corpus(Source("a.py"), "x").overrides == ("data.corpus=x",)
+    both = Source("a.py", ("seed=1", "data.corpus=x"))
+    assert with_corpus(both, "x") == both
+    with pytest.raises(ConfigError, match=r"--corpus=y and --config\.data\.corpus=x name two"):
+        with_corpus(both, "y")

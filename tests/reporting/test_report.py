@@ -3,12 +3,16 @@
 import json
 import math
 import re
+import shlex
 from html.parser import HTMLParser
 
 import pytest
 
 from sdtt_jax.reporting import write_report
 from sdtt_jax.reporting.palette import duration, number
+from sdtt_jax.reporting.record import read_run
+from sdtt_jax.reporting.report import command
+from tests.reporting.conftest import FIELDS
 
 VOID = {"meta", "link", "input", "br", "hr", "img"}
 
@@ -168,6 +172,26 @@ def test_a_run_that_has_only_begun_still_has_a_page(tmp_path):
     outline(page)
     assert "This run has only begun" in page
     assert "--config=CONFIG.py" in page
+
+
+def test_the_command_that_repeats_a_run_has_the_fields_that_it_was_given(make_workdir):
+    """It used to leave them out, and to promise the same bits. Oracle: the words that a shell makes of it."""
+    given = ["seed=5", "distillers=('sdtt',)", "data.corpus=my texts/$1's.txt", "judge.checkpoint="]
+    config = {"config": FIELDS, "config_file": "my configs/a.py", "overrides": given}
+    workdir = make_workdir(config=config)
+    found = command(read_run(workdir))
+    words = [f"--config.{field}" for field in given]
+    program = ["python", "-m", "experiments.run", "--config=my configs/a.py", "--workdir=DIR"]
+    assert shlex.split(found) == [*program, *words]
+    assert """ --config.seed=5 --config.distillers="('sdtt',)" """ in found
+    page = write_report(workdir).read_text(encoding="utf-8")
+    assert "bit for bit" in page
+    assert "--config.seed=5" in page
+    del config["overrides"]  # as in runs of earlier versions
+    (workdir / "config.json").write_text(json.dumps(config))
+    page = write_report(workdir).read_text(encoding="utf-8")
+    assert "bit for bit" not in page
+    assert "did not record the fields" in page
 
 
 @pytest.mark.parametrize(
