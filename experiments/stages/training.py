@@ -33,9 +33,10 @@ from sdtt_jax.config import differences, to_mapping
 from sdtt_jax.data.records import read_info
 from sdtt_jax.distillation.rounds import Student, delivered_params, next_round, round_dt
 from sdtt_jax.errors import CheckpointError, ConfigError, DataError
-from sdtt_jax.interchange.load import check_found, load, load_denoiser, load_network
+from sdtt_jax.interchange.load import find_network, load, load_denoiser, load_network
 from sdtt_jax.keys import purpose_key
-from sdtt_jax.networks.base import abstract_params
+from sdtt_jax.networks import Denoiser
+from sdtt_jax.networks.base import Network, abstract_params
 from sdtt_jax.networks.kinds import kind_of
 from sdtt_jax.objectives import judge_loss, open_share
 from sdtt_jax.parallel import processes
@@ -85,9 +86,16 @@ def check_found_elsewhere(run: Run, names: Sequence[str]) -> None:
         checkpoint = getattr(run.config, stage).checkpoint
         if checkpoint and stage in names and not is_delivered(folder):
             try:
-                check_found(checkpoint)
+                found = find_network(checkpoint)
             except CheckpointError as error:
                 raise ConfigError(f"config.{stage}.checkpoint={checkpoint}: {error}") from None
+            if found is not None and stage == "judge":
+                _ = run.judge  # refuses a denoiser
+            elif found is not None:
+                # The size of the vocabulary is known only once the data are prepared.
+                config, vocab_size = run.config, found.config.vocab_size
+                wanted = run.denoiser if config.published else Denoiser(config.denoiser(vocab_size))
+                _check_sizes(run, checkpoint, found, wanted)
     for section in ahead:
         if _is_taken(run.config, section):
             continue
@@ -330,21 +338,7 @@ def _fit(job: TrainingJob) -> TrainState:
 def _adopt_teacher(run: Run, checkpoint: str) -> None:
     """Delivers an existing teacher, after checking that its sizes and vocabulary are those of the run."""
     model = load_denoiser(checkpoint, mesh=run.mesh)
-    if (kind := kind_of(model.denoiser)) != (wanted := kind_of(run.denoiser)):
-        raise ConfigError(
-            f"config.teacher.checkpoint={checkpoint} is a {kind} model; the first teacher must be a {wanted}."
-        )
-    # Numerics such as the compute dtype may differ; the network itself may not.
-    free: dict[str, Any] = {"compute_dtype": "", "remat": "", "unroll": 0}
-    if run.base is not None:
-        free["length"] = 0  # It has no position embeddings, or enough of them.
-    lines = differences(to_mapping(model.config) | free, to_mapping(run.denoiser.config) | free)
-    if lines:
-        raise ConfigError(
-            f"config.teacher.checkpoint={checkpoint} is not the network that config.model and config.data "
-            "ask for; give these fields the same values (the checkpoint's first):\n  "
-            + "\n  ".join(lines)
-        )
+    _check_sizes(run, checkpoint, model.denoiser, run.denoiser)
     if model.text_tokenizer.digest != run.tokenizer.digest:
         raise ConfigError(
             f"config.teacher.checkpoint={checkpoint} was trained with another vocabulary than "
@@ -353,6 +347,25 @@ def _adopt_teacher(run: Run, checkpoint: str) -> None:
     run.log(f"  taken from {checkpoint}")
     params = run.shortened(model.params)
     run.deliver(run.workdir.teacher, run.denoiser, params, stage="teacher", source=checkpoint)
+
+
+def _check_sizes(run: Run, checkpoint: str, network: Network, wanted: Network) -> None:
+    """Checks that an existing teacher's network is of the kind and sizes that the config asks for."""
+    if (kind := kind_of(network)) != (right := kind_of(wanted)):
+        raise ConfigError(
+            f"config.teacher.checkpoint={checkpoint} is a {kind} model; the first teacher must be a {right}."
+        )
+    # Numerics such as the compute dtype may differ; the network itself may not.
+    free: dict[str, Any] = {"compute_dtype": "", "remat": "", "unroll": 0}
+    if run.base is not None:
+        free["length"] = 0  # It has no position embeddings, or enough of them.
+    lines = differences(to_mapping(network.config) | free, to_mapping(wanted.config) | free)
+    if lines:
+        raise ConfigError(
+            f"config.teacher.checkpoint={checkpoint} is not the network that config.model and config.data "
+            "ask for; give these fields the same values (the checkpoint's first):\n  "
+            + "\n  ".join(lines)
+        )
 
 
 def check_judge(run: Run) -> None:

@@ -166,6 +166,9 @@ def _idle(workdir: Workdir, stored: dict[str, Any], config: RunConfig) -> set[st
         idle.add("distillers")
     if not workdir.judge.exists():
         idle.add("judge")
+    # A published teacher brings the tokenizer, with which the data may be prepared already.
+    if not begun and not workdir.teacher.exists() and config.tokenizer.kind != "hub":
+        idle |= {"teacher", "model"}
     return idle
 
 

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from sdtt_jax.checkpoints.orbax import is_committed
-from sdtt_jax.checkpoints.store import PARTS
+from sdtt_jax.checkpoints.store import PARTS, load_facts
 from sdtt_jax.config import choose, from_mapping, nearest, require, to_mapping, whole
 from sdtt_jax.data import Tokenizer, load_tokenizer
 from sdtt_jax.diffusion.schedule import ScheduleConfig, make_schedule
@@ -39,6 +39,7 @@ from sdtt_jax.interchange.tokenizers import has_its_own, published_tokenizer
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
 from sdtt_jax.networks import CausalNetwork
+from sdtt_jax.networks.base import Network
 from sdtt_jax.networks.config import LlamaConfig
 from sdtt_jax.networks.kinds import KINDS, kind_of, network_of, stored_kind
 from sdtt_jax.parallel.placement import place as place_pieces
@@ -111,11 +112,21 @@ def load_network(path: str | os.PathLike[str]) -> Model | CausalModel:
     return _published(*published, None, None, read=False)
 
 
-def check_found(path: str | os.PathLike[str]) -> None:
-    """Raises `CheckpointError` where `load` would find no model; reads no parameters and asks no hub."""
+def find_network(path: str | os.PathLike[str]) -> Network | None:
+    """The network that `load` would find, without reading parameters; None for a name of the hub.
+
+    Raises:
+      CheckpointError: `load` would find no model. The hub is not asked.
+    """
     text, named = _place(path, None)
-    if named is None and (is_remote(text) or not is_published(as_path(text))):
-        _delivered(as_path(text))
+    if named is not None:
+        return None
+    if not is_remote(text) and is_published(as_path(text)):
+        model = load_network(text)
+        return model.denoiser if isinstance(model, Model) else model.network
+    folder = _delivered(as_path(text))
+    network: Network = _network(folder, load_facts(folder), None)
+    return network
 
 
 def _find_published(

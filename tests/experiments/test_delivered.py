@@ -136,6 +136,9 @@ def test_a_model_that_cannot_judge_is_refused_before_a_teacher_is_trained(delive
                 continue
             with pytest.raises(ConfigError, match=message):
                 run_stages(run, ("data", "teacher"))
+            if message == "is a denoiser":
+                with pytest.raises(ConfigError, match=message):
+                    check_found_elsewhere(run, ("judge",))
         assert not run.workdir.teacher.exists()
     # Once it is delivered, the model that it was taken from may be gone.
     other.workdir.root.rename(tmp_path / "gone")

@@ -70,6 +70,8 @@ def test_a_finished_run_to_which_a_distiller_was_added_in_vain_takes_its_first_c
         (("sdtt",), {"distill": {"num_rounds": 1}}, "rounds/01", "distill.num_rounds: 2 -> 1"),
         (("coupled",), {"coupled": {"pool": "x"}}, "coupled/01", "coupled.pool: '' -> 'x'"),
         (("sdtt",), {"judge": {"checkpoint": "x"}}, "judge", "judge.checkpoint: '' -> 'x'"),
+        (("sdtt",), {"teacher": {"checkpoint": "x"}}, "teacher", "teacher.checkpoint: '' -> 'x'"),
+        (("sdtt",), {"model": {"num_layers": 9}}, "teacher", "model.num_layers: 2 -> 9"),
     ],
 )
 def test_settings_may_change_until_something_has_come_of_them(
@@ -82,7 +84,9 @@ def test_settings_may_change_until_something_has_come_of_them(
     first = changed(CONFIG, distillers=distillers)
     second = changed(first, **fields)
     workdir = claim(tmp_path, first)
-    final(workdir.teacher).mkdir(parents=True)
+    final(workdir.data).mkdir(parents=True)
+    if begun != "teacher":
+        final(workdir.teacher).mkdir(parents=True)
     claim(tmp_path, second)
     assert stored(workdir) == to_mapping(second)
     claim(tmp_path, first)

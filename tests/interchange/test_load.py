@@ -14,7 +14,7 @@ from sdtt_jax.data import TokenizerConfig, train_tokenizer
 from sdtt_jax.data.tokenizer import save_tokenizer
 from sdtt_jax.errors import CheckpointError, ConfigError
 from sdtt_jax.interchange.card import measured_results, model_card
-from sdtt_jax.interchange.load import check_found, load_network
+from sdtt_jax.interchange.load import find_network, load_network
 
 OTHER_TEXT = ["the quick brown fox jumps over the lazy dog"] * 4
 
@@ -203,11 +203,14 @@ class TestFolders:
 
     def test_what_would_be_found_is_known_without_reading_it(self, run, tmp_path):
         (tmp_path / "empty").mkdir()
-        for path in (run, run / "teacher", "owner/name", "owner/name@main"):
-            check_found(path)
+        model = sdtt_jax.load(run / "teacher")
+        for path in (run, run / "teacher"):
+            assert find_network(path) == model.denoiser
+        for path in ("owner/name", "owner/name@main"):
+            assert find_network(path) is None
         for path in (tmp_path / "none", tmp_path / "empty", run / "data"):
             with pytest.raises(CheckpointError):
-                check_found(path)
+                find_network(path)
 
     @pytest.mark.parametrize(
         ("name", "content", "said"),
