@@ -266,6 +266,10 @@ _KINDS = {
 }
 
 
+# What ml_collections puts before the stack of an error of a config file.
+_TRACED = "Error whilst parsing config file:\n\n"
+
+
 def parse_flags(argv: list[str], check: Callable[[Sequence[str]], None] | None) -> list[str]:
     """The arguments in `argv` that are not flags; a wrong or renamed flag ends the program with one line."""
     try:
@@ -302,7 +306,15 @@ def _require_utf8(argv: Sequence[str]) -> None:
 
 
 def clearer(message: str) -> str:
-    """absl's error, in clearer words than Python's where a value is of the wrong kind."""
+    """absl's error, clearer where a value is of the wrong kind, and without the stack of a config file."""
+    traced, _, trace = message.partition(_TRACED)
+    if trace:
+        # Of the last stack, if one error led to another: its innermost line, and what was raised there.
+        stack = trace.rpartition("Traceback (most recent call last):\n")[2].rstrip()
+        frames = re.findall(r'^  File "(.+)", line (\d+)', stack, re.MULTILINE)
+        raised = "\n".join(itertools.dropwhile(lambda line: line[:1] == " ", stack.split("\n")))
+        file, line = frames[-1] if frames else ("", "")
+        return f"{traced}{raised}" + (f" ({file}, line {line})" if file else "")
     found = re.fullmatch(r"flag (--[^=]+=.*?): (.*)", message, re.DOTALL)
     kind = next(
         (what for start, what in _KINDS.items() if found and found[2].startswith(start)), ""

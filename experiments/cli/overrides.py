@@ -1,5 +1,6 @@
 """Config fields as a command line gives them, checked before absl checks them."""
 
+import ast
 import dataclasses
 import re
 import typing
@@ -44,17 +45,21 @@ def check_fields(argv: Sequence[str], flag: str, kind: Any) -> None:
 
     `flag` is the name in `--FLAG=FILE` and `--FLAG.FIELD=VALUE`, `kind` the dataclass that has the fields.
     """
-    for argument, following in zip_longest(argv, argv[1:], fillvalue=""):
-        file = re.fullmatch(rf"--?{flag}(?:=(.*))?", argument)
+    for word, following in zip_longest(argv, argv[1:], fillvalue=""):
+        file = re.fullmatch(rf"--?{flag}(?:=(.*))?", word)
         if file is not None:
             name = following if file[1] is None else file[1]
-            path, _, _ = name.partition(":")  # what follows is the argument of get_config
+            path, colon, argument = name.partition(":")  # the argument of get_config
             require(
                 as_path(path).is_file(),
                 f"--{flag}={path}: there is no such file; {_hint(path, FOLDERS[flag])}",
             )
-            _require_python(as_path(path), f"--{flag}={path}")
-        match = re.match(rf"--?{flag}\.([\w.]+)", argument)
+            takes_argument = _takes_argument(as_path(path), f"--{flag}={path}")
+            require(
+                takes_argument or not colon,
+                f"--{flag}={name}: {path} takes no argument; leave {':' + argument!r} out.",
+            )
+        match = re.match(rf"--?{flag}\.([\w.]+)", word)
         if match is None:
             continue
         within: Any = kind
@@ -66,15 +71,21 @@ def check_fields(argv: Sequence[str], flag: str, kind: Any) -> None:
             within, where = hints[name], f"{where}.{name}"
 
 
-def _require_python(file: Path, where: str) -> None:
+def _takes_argument(file: Path, where: str) -> bool:
+    """Whether a file's `get_config` takes an argument, as far as its text tells; it must be Python."""
     try:
-        compile(file.read_bytes(), str(file), "exec", dont_inherit=True)
+        source = file.read_bytes()
+        compile(source, str(file), "exec", dont_inherit=True)
     except SyntaxError as error:
         said = re.sub(r" \(detected at line \d+\)", "", error.msg)
         line = "" if error.lineno is None else f", line {error.lineno}"
         raise ConfigError(
             f"{where} is not Python ({said}{line}); fix it, or give another file."
         ) from None
+    for entry in ast.parse(source).body:
+        if isinstance(entry, ast.FunctionDef) and entry.name == "get_config":
+            return bool(entry.args.posonlyargs or entry.args.args or entry.args.vararg)
+    return True
 
 
 def _hint(path: str, usual: Path) -> str:

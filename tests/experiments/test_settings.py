@@ -10,6 +10,7 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
+from experiments.cli.app import clearer
 from experiments.configs.smoke import smoke
 from experiments.distillers import DISTILLERS, REFUSED_SEQUENCES
 from experiments.settings import (
@@ -232,3 +233,28 @@ def test_overrides_on_the_command_line_are_checked(argument, message):
 
 def test_good_overrides_pass():
     check_overrides(["run", "--config.distill.train.num_steps=3", "--workdir=x", "--stages=data"])
+
+
+def test_an_argument_of_a_config_that_takes_none_is_refused(monkeypatch):
+    """It used to end in ml_collections' stack. Oracle: the files' own `get_config`."""
+    monkeypatch.chdir(CONFIGS.parents[1])
+    check_overrides(["--config=experiments/configs/owt_one_round.py:mmd"])
+    smoke_with_one = "experiments/configs/smoke.py:foo"
+    for given in ([f"--config={smoke_with_one}"], ["--config", smoke_with_one]):
+        with pytest.raises(ConfigError, match=r"smoke\.py takes no argument; leave ':foo' out"):
+            check_overrides(given)
+
+
+@pytest.mark.filterwarnings("ignore:.*load_module:DeprecationWarning")  # of ml_collections' loader
+def test_what_a_config_file_raises_is_one_line_with_its_place(tmp_path):
+    """It used to be ml_collections' stack as well. Oracle: the file, by hand."""
+    file = tmp_path / "a.py"
+    body = "try:\n        return {}[1]\n    except KeyError:\n        return int('x')"
+    file.write_text(f"def get_config():\n    {body}\n")
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values)
+    with pytest.raises(flags.Error, match="Traceback") as caught:
+        values(["run", f"--config={file}"])
+    said = clearer(str(caught.value)).partition("ValueError: ")
+    assert said[2] == f"invalid literal for int() with base 10: 'x' ({file}, line 5)"
+    assert "Traceback" not in said[0]
