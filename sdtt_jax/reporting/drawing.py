@@ -52,6 +52,7 @@ STYLES = {
     "ring": Style(fill="page", stroke="own", width=1.8),
     "track": Style(fill="page", ink=0.07),
     "bar": Style(fill="own"),
+    "cut": Style(stroke="page", width=2.5),
 }
 
 

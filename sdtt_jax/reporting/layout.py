@@ -17,12 +17,15 @@ TICK_GAP, PERCENT_GAP = 27.0, 46.0
 LEFT, TOP = 40.0, 34.0
 """Where the plot begins, in pixels."""
 
-LETTER = 7.5
-"""Pixels reserved per letter of a label, enough for the widest common font."""
+LETTER, SMALL_LETTER = 7.5, 7.0
+"""Pixels reserved per letter of a label and of a name in `RowChart`, enough for the widest common font."""
 
 HEAD, PITCH, BAR_PITCH, BAR, GROUP_GAP = 74.0, 19.0, 54.0, 18.0, 12.0
 """`RowChart`, in pixels: where the axis begins; heights of a row, a row with a bar, and a bar; gap between
 groups."""
+
+VALUE, NAME_AND_VALUE = 60.0, 190.0
+"""Room at the right of `RowChart`, in pixels."""
 
 
 def draw_panel(panel: Panel, width: float, height: float) -> Drawing:
@@ -54,30 +57,34 @@ def draw_panel(panel: Panel, width: float, height: float) -> Drawing:
 def draw_rows(chart: RowChart, width: float, *, narrow: bool = False) -> Drawing:
     """Draws rows in a width of pixels; the height follows from their number.
 
-    A narrow chart leaves out the names and values at the right of points.
+    In a narrow chart the head of a group of points stands above them, and their names at the left.
     """
-    bars = chart.bars
-    left, right = HEAD, width - (60 if bars else 12 if narrow else 190)
+    bars, stacked = chart.bars, narrow and not chart.bars
+    left, right = HEAD, width - (VALUE if bars or narrow else NAME_AND_VALUE)
+    if stacked:
+        left = max(left, SMALL_LETTER * max(len(row.name) for row in chart.rows) + 8)
     x = Scale(*chart.span, left, right)
-    top, pitch = 30.0, BAR_PITCH if bars else PITCH
+    pitch = BAR_PITCH if bars else PITCH
     begins: list[float] = []
+    end = 30.0
     for row in chart.rows:
         gap = GROUP_GAP if row.head and begins and not bars else 0
-        begins.append(begins[-1] + pitch + gap if begins else top)
-    bottom = begins[-1] + pitch
-    marks = [Text("title", 0, 14, chart.title), *_row_ticks(chart, x, top, bottom)]
+        begins.append(end + gap + (pitch if stacked and row.head else 0))
+        end = begins[-1] + pitch
+    middles = [begin + (BAR / 2 + 6 if bars else pitch / 2) for begin in begins]
+    # Where notes stand under bars, lines would run through them.
+    lines = [(m - BAR / 2 - 4, m + BAR / 2 + 4) for m in middles] if bars else [(26.0, end)]
+    marks = [Text("title", 0, 14, chart.title), *_row_ticks(chart, x, lines, end, width)]
     tips = []
-    for row, begin in zip(chart.rows, begins, strict=True):
-        middle = begin + (BAR / 2 + 6 if bars else pitch / 2)
-        marks.append(Text("group", 0, middle + 4, row.head))
+    for row, middle in zip(chart.rows, middles, strict=True):
+        marks.append(Text("group", 0, middle + 4 - (pitch if stacked else 0), row.head))
         marks += _bar(row, x, middle, narrow) if bars else _point(row, x, middle)
-        if not narrow and not bars:
-            marks.append(Text("tick", right + 16, middle + 4, row.name))
-        if bars or not narrow:
-            marks.append(Text("value", width, middle + 4, row.details[0][1], anchor="end"))
+        if not bars:
+            marks.append(Text("tick", 0 if narrow else right + 16, middle + 4, row.name))
+        marks.append(Text("value", width, middle + 4, row.details[0][1], anchor="end"))
         details = [(row.colour, *row.details[0]), *(("", *d) for d in row.details[1:])]
         tips.append({"at": round(middle, 1), "title": row.name, "rows": details})
-    height = bottom + (42 if any(chart.directions) else 26)
+    height = end + (42 if any(chart.directions) else 26)
     return Drawing(width, height, _shown(marks), chart.description, tuple(tips), "y", (left, right))
 
 
@@ -190,17 +197,21 @@ def _key(key: Sequence[Series], left: float, bottom: float) -> Iterator[Mark]:
         yield Text("group", left + 44, at + 4, entry.label)
 
 
-def _row_ticks(chart: RowChart, x: Scale, top: float, bottom: float) -> Iterator[Mark]:
+def _row_ticks(
+    chart: RowChart, x: Scale, lines: Sequence[tuple[float, float]], bottom: float, width: float
+) -> Iterator[Mark]:
+    """The labels of the axis, and at each of its ticks the vertical `lines`, from top to bottom."""
     last = -math.inf
     for value, text in chart.ticks:
         at = x(value)
-        yield Polyline("grid" if value else "zero", ((at, top - 4), (at, bottom)))
+        for start, stop in lines:
+            yield Polyline("grid" if value else "zero", ((at, start), (at, stop)))
         if at - last >= PERCENT_GAP or not value:
             yield Text("tick", at, bottom + 18, text, anchor="middle")
             last = at
     below, above = chart.directions
     yield Text("axis", x(0) - 8, bottom + 36, below, anchor="end")
-    if x.end - x(0) > 60:
+    if width - x(0) > LETTER * len(above):
         yield Text("axis", x(0) + 8, bottom + 36, above)
 
 
@@ -212,10 +223,15 @@ def _point(row: Row, x: Scale, middle: float) -> list[Mark]:
 
 
 def _bar(row: Row, x: Scale, middle: float, narrow: bool) -> list[Mark]:
-    start, end = x(0), x(max(x.low, min(x.high, row.value)))
-    width = max(abs(end - start), 1.5)
+    """A bar on its track; one that goes beyond the axis is cut there, with a break to show it."""
+    shown = max(x.low, min(x.high, row.value))
+    start, end = x(0), x(shown)
+    width, inwards = max(abs(end - start), 1.5), 10 if end < start else -10
+    top, bottom = middle - BAR / 2 - 1, middle + BAR / 2 + 1
+    breaks = [end + inwards, end + 1.7 * inwards] if shown != row.value else []
     return [
         Box("track", start, middle - BAR / 2, x(1) - start, BAR, radius=3),
         Box("bar", min(start, end), middle - BAR / 2, width, BAR, row.colour, 3),
+        *(Polyline("cut", ((at - 3, bottom), (at + 3, top))) for at in breaks),
         Text("note", 0 if narrow else x.start + 7, middle + BAR / 2 + 16, row.note),
     ]

@@ -67,10 +67,10 @@ def quality_panel(run: RecordedRun, *, entropy: bool = False) -> Panel | None:
 
 
 def few_calls_panel(run: RecordedRun) -> Panel | None:
-    """Teacher and noise-coupled students at very few calls, with 95 % bars; None if nothing can be drawn.
+    """Teacher and noise-coupled students at very few calls, with 95 % bands; None if nothing can be drawn.
 
-    All are at the entropy of real text; pairs that do not reach it are left out. The students' bars are their
-    paired intervals with the teacher.
+    All are at the entropy of real text; pairs that do not reach it are left out. The students' bands are
+    their paired intervals with the teacher.
     """
     teacher = run.teacher_few_calls
     if not run.few_calls or not teacher:
@@ -96,7 +96,7 @@ def few_calls_panel(run: RecordedRun) -> Panel | None:
 
 
 def _matched(label: str, colour: str, found: Sequence[FewCalls]) -> Series:
-    """A noise-coupled student at the entropy of real text, with its paired interval as bars."""
+    """A noise-coupled student at the entropy of real text, with its paired interval as a band."""
     found = [few for few in found if few.reached]
     low, high = (
         tuple(

@@ -117,6 +117,28 @@ def test_bars_grow_from_zero_in_proportion_and_are_cut_at_the_edge():
     assert cut.width == pytest.approx(2 * left.width)
 
 
+def test_a_bar_that_is_cut_has_a_break_near_its_end():
+    """It used to look like one that ends there. Oracle: the bar's own pixels."""
+    drawing = draw_rows(rows(-0.5, 0.5, -128.0, 9.0, bars=True), 720)
+    *_, low, high = marks(drawing, "bar")
+    breaks = [[x for x, _ in line.points] for line in marks(drawing, "cut")]
+    assert len(breaks) == 4
+    assert all(low.x < x < low.x + 25 for line in breaks[:2] for x in line)
+    end = high.x + high.width
+    assert all(end - 25 < x < end for line in breaks[2:] for x in line)
+
+
+@pytest.mark.parametrize("narrow", [False, True])
+def test_no_line_of_the_axis_runs_through_a_note(narrow):
+    """Oracle: a note's letters, 12 pixels high. Lines used to stand between its digits."""
+    chart = rows(-0.5, 0.5, bars=True)
+    noted = (dataclasses.replace(row, note="teacher 0.2234") for row in chart.rows)
+    drawing = draw_rows(dataclasses.replace(chart, rows=tuple(noted)), 344, narrow=narrow)
+    lines = [line for style in ("zero", "grid") for line in marks(drawing, style)]
+    for note in marks(drawing, "note"):
+        assert all(line.points[1][1] <= note.y - 9 or line.points[0][1] > note.y for line in lines)
+
+
 def test_rows_of_a_group_stand_closer_than_groups():
     chart = rows(0.1, 0.2, 0.3, bars=False)
     rest = (dataclasses.replace(row, head="") for row in chart.rows[1:])
@@ -124,11 +146,24 @@ def test_rows_of_a_group_stand_closer_than_groups():
     assert draw_rows(chart, 720).height == draw_rows(one_group, 720).height + 2 * 12
 
 
-def test_narrow_rows_leave_names_and_values_to_the_pointer():
-    wide, narrow = (draw_rows(rows(0.1, bars=False), 344, narrow=n) for n in (False, True))
-    assert len(marks(wide, "value")) == 1
-    assert marks(narrow, "value") == []
-    assert narrow.tips[0]["rows"] == [("r1", "n", "t")]
+@pytest.mark.parametrize("narrow", [False, True])
+def test_points_have_names_and_values_which_narrow_rows_put_under_their_head(narrow):
+    """A narrow chart used to leave them out: only colours told its points apart. Oracle: their pixels."""
+    chart = rows(0.1, 0.2, bars=False, span=(-1.5, 0.2))
+    named = [dataclasses.replace(row, name="coupled_idlm") for row in chart.rows]
+    chart = dataclasses.replace(chart, rows=tuple(named), directions=("better", "worse"))
+    drawing = draw_rows(chart, 344 if narrow else 720, narrow=narrow)
+    names = [mark for mark in marks(drawing, "tick") if mark.text == "coupled_idlm"]
+    values = marks(drawing, "value")
+    heads = marks(drawing, "group")
+    assert [mark.text for mark in values] == ["t", "t"]
+    for name, value, head in zip(names, values, heads, strict=True):
+        assert (name.y, value.x) == (value.y, drawing.width)
+        assert head.y == name.y - (19 if narrow else 0)
+    starts = [line.points[0][0] for line in marks(drawing, "interval")]
+    assert not narrow or min(starts) > 7 * len("coupled_idlm")
+    assert [mark.text for mark in marks(drawing, "axis")] == ["better", "worse"]
+    assert drawing.tips[0]["rows"] == [("r1", "n", "t")]
 
 
 def test_ticks_are_told_apart_with_no_digit_too_many():
