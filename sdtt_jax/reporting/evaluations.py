@@ -1,5 +1,6 @@
 """Reads the results of `experiments.evaluate`, for tables and for quality against latency."""
 
+import collections
 import dataclasses
 import math
 import re
@@ -233,8 +234,8 @@ def _table(
     """One table of a suite, without columns that have no value.
 
     Denoisers come first, in the order of their evaluations, then causal models, then real text. Rows that are
-    the same in several evaluations (a run's causal model, real text) appear once. Where texts were written by
-    different samplers, a column says in what they differ.
+    the same in several evaluations (a run's causal model, real text) appear once, and are of no model unless
+    they differ. Where texts were written by different samplers, a column says in what they differ.
     """
     items = [
         (
@@ -248,14 +249,23 @@ def _table(
         for name, item in evaluation.under(table.items).items()
     ]
     differing = _differing([sampler for *_, sampler in items])
+    denoisers = {name for _, name, item, *_ in items if not _rank(item)}
     found: dict[tuple[str, ...], tuple[str, ...]] = {}
+    beside: set[tuple[str, ...]] = set()  # rows of what was measured beside a denoiser
     for _, name, item, judging, sampler in sorted(items, key=lambda row: row[0]):
         who, *figures = (_cell(cell, item) for _, cell in table.columns)
         judge = letters[judging] if judging is not None else ""
         ways = ", ".join(f"{key}={sampler[key]}" for key in differing if key in sampler)
         cells = (who, ways or NOTHING, judge or NOTHING, *figures)
-        found.setdefault(cells if _rank(item) else (name, *cells), (name, *cells))
-    rows = list(found.values())
+        row = found.setdefault(cells if _rank(item) else (name, *cells), (name, *cells))
+        if _rank(item) and name in denoisers:
+            beside.add(row)
+    # How many evaluations have something else to say of real text, or of a causal model of that name.
+    sources = collections.Counter(who for _, who in {row[:2] for row in beside})
+    rows = [
+        (NOTHING if row in beside and sources[row[1]] == 1 else row[0], *row[1:])
+        for row in found.values()
+    ]
     first, *others = (head for head, _ in table.columns)
     heads = ("model", first, "sampler", "judge", *others)
     kept = [i for i in range(len(heads)) if any(row[i] != NOTHING for row in rows)]

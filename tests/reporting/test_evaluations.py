@@ -1,5 +1,6 @@
 """Results read back. Oracle: the numbers that were written into the file."""
 
+import dataclasses
 import json
 
 import pytest
@@ -91,14 +92,14 @@ def test_tables_hold_every_result_and_no_empty_column(folder):
         ("teacher", "16 steps"),
         ("round_02", "8 steps"),
         ("round_02", "16 steps"),
-        ("teacher", "causal"),
-        ("teacher", "real text"),
+        ("–", "causal"),
+        ("–", "real text"),
     ]
     assert "16.0 (15.0–17.0)" in texts.rows[2]
     assert [row[:3] for row in found["Latency"].rows[:3]] == [
         ("teacher", "8 steps", "8"),
         ("teacher", "16 steps", "8"),
-        ("teacher", "causal: as large", "8"),
+        ("–", "causal: as large", "8"),
     ]
     likelihood = found["Likelihood of held-out text"]
     assert likelihood.rows[0][3] == "≤ 5.50 (5.00–6.00)"
@@ -106,6 +107,20 @@ def test_tables_hold_every_result_and_no_empty_column(folder):
     assert likelihood.columns[4:] == ("bits per token", "masking error")
     assert likelihood.rows[0][4:] == ("2.460", "0.0144")
     assert all(len(row) == len(t.columns) for t in found.values() for row in t.rows)
+    # Real texts of two runs differ: each has the name of its evaluation.
+    here = read_evaluations(folder)
+    there = dataclasses.replace(here[0], name="there", items=_other_real_text(here[0].items))
+    texts = next(t for t in tables([*here, there]) if t.title == "Generated texts")
+    assert [row[:2] for row in texts.rows[-3:]] == [
+        ("–", "causal"),
+        ("teacher", "real text"),
+        ("there", "real text"),
+    ]
+
+
+def _other_real_text(items):
+    name = next(name for name, item in items.items() if item["kind"] == "real")
+    return dict(items) | {name: dict(items[name]) | {"gen_ppl": 99.0}}
 
 
 def _writers(folder, used):
