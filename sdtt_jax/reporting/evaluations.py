@@ -14,7 +14,7 @@ from sdtt_jax.errors import DataError
 from sdtt_jax.evaluation import suites
 from sdtt_jax.evaluation.record import FOLDER, FORMAT, damage
 from sdtt_jax.paths import as_path, read_json
-from sdtt_jax.reporting.palette import number
+from sdtt_jax.reporting.palette import number, steps_text
 
 NOTHING = number(None)
 Item = Mapping[str, Any]
@@ -328,7 +328,7 @@ def _cell(template: str, item: Item) -> str:
 def _who(item: Item) -> str:
     """The model, setting or text that an item describes."""
     if "num_steps" in item:
-        return f"{item['num_steps']} steps"
+        return steps_text(item["num_steps"])
     if item.get("kind") == "real":
         return "real text"
     if item.get("kind") == "autoregressive":

@@ -15,7 +15,7 @@ TICK_GAP, PERCENT_GAP = 27.0, 46.0
 """Pixels between neighbouring labels of a horizontal axis; one that is nearer is left out."""
 
 LEFT, TOP = 40.0, 34.0
-"""Where the plot begins, in pixels."""
+"""Where the plot begins, in pixels; further right if the labels of its vertical axis need more room."""
 
 LETTER, SMALL_LETTER = 7.5, 7.0
 """Pixels reserved per letter of a label and of a name in `RowChart`, enough for the widest common font."""
@@ -30,13 +30,14 @@ VALUE, NAME_AND_VALUE = 60.0, 190.0
 
 def draw_panel(panel: Panel, width: float, height: float) -> Drawing:
     """Draws a panel; width and height are those of the whole, in pixels."""
-    left, right = LEFT, width - _margin(panel, width)
+    right = width - _margin(panel, width)
     top, bottom = TOP + (18 if panel.note else 0), height - (42 if panel.x.label else 24)
     inset = 12 if any(s.marker for s in panel.series) else 0
-    values = [v for s in panel.series for v in s.x] + [*panel.x.reaches]
-    x = Scale(min(values), max(values), left + inset, right - inset, panel.x.log)
     values = [v for s in panel.series for v in (*s.y, *s.low, *s.high)] + [*panel.y.reaches]
     y = Scale(*padded(values, log=panel.y.log), bottom, top, panel.y.log)
+    left = max(LEFT, 7 + SMALL_LETTER * max(map(len, tick_texts(_ticks(panel.y, y))), default=0))
+    values = [v for s in panel.series for v in s.x] + [*panel.x.reaches]
+    x = Scale(min(values), max(values), left + inset, right - inset, panel.x.log)
     marks = [
         Text("title", 0, 14, panel.title),
         Text("note", 0, 32, panel.note),

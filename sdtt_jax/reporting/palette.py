@@ -84,9 +84,15 @@ def steps_text(steps: int) -> str:
 
 
 def percent(share: float, *, sign: bool = False) -> str:
-    """A share as percent: one decimal under 10 %, none above; a real minus sign."""
+    """A share as percent: one decimal under 10 %, none above; a real minus sign, and no sign of 0.0.
+
+    What one decimal would make zero has two.
+    """
     value = 100 * share
-    text = f"{value:{'+' if sign else ''}.{1 if abs(value) < 9.95 else 0}f}"
+    digits = 0 if abs(value) >= 9.95 else 1 if abs(value) >= 0.05 else 2
+    if abs(value) < 0.005:
+        value, digits, sign = 0.0, 1, False
+    text = f"{value:{'+' if sign else ''}.{digits}f}"
     return text.replace("-", "−") + "\u202f%"
 
 

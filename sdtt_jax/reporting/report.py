@@ -16,7 +16,15 @@ from sdtt_jax.reporting.figures import Panel, RowChart
 from sdtt_jax.reporting.findings import ENTROPY_TOLERANCE, find
 from sdtt_jax.reporting.frontier import frontier_panels
 from sdtt_jax.reporting.layout import draw_panel, draw_rows
-from sdtt_jax.reporting.palette import DARK, LIGHT, count, css_variables, duration, number
+from sdtt_jax.reporting.palette import (
+    DARK,
+    LIGHT,
+    count,
+    css_variables,
+    duration,
+    number,
+    steps_text,
+)
 from sdtt_jax.reporting.race import race_panel
 from sdtt_jax.reporting.record import LossCurve, RecordedRun, read_run
 from sdtt_jax.reporting.run_figures import (
@@ -33,6 +41,9 @@ WIDE, NARROW = 720.0, 344.0
 
 PAIRS_SHOWN = 3
 """Pairs of sampled texts that stand open; the others unfold."""
+
+ABBREVIATIONS = ("idlm", "mmd")
+"""Words in the names of stages that are written in capitals."""
 
 
 def write_report(workdir: Path | str) -> Path:
@@ -187,7 +198,9 @@ def _title_and_colour(curve: LossCurve, *, numbered: bool) -> tuple[str, str]:
         number_of_round = max(curve.round, 1)
         return f"Round {number_of_round}", f"r{number_of_round}"
     colour = curve.stage if curve.stage in ("teacher", "judge") else "muted"
-    return curve.stage.capitalize() + f", round {curve.round}" * numbered, colour
+    words = [word.upper() if word in ABBREVIATIONS else word for word in curve.stage.split("_")]
+    title = " ".join(words)
+    return title[:1].upper() + title[1:] + f", round {curve.round}" * numbered, colour
 
 
 def sample_sets(run: RecordedRun) -> list[dict[str, Any]]:
@@ -201,7 +214,7 @@ def sample_sets(run: RecordedRun) -> list[dict[str, Any]]:
             if texts.get(str(steps))
         ]
         if columns:
-            sets.append({"title": f"{steps} steps", "columns": columns})
+            sets.append({"title": steps_text(steps), "columns": columns})
     references = [
         (title, kind, run.texts[kind])
         for title, kind in (("Real text", "data"), ("Causal model", "autoregressive"))

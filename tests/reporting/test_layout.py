@@ -65,6 +65,14 @@ def test_labels_have_room_and_keep_apart():
     assert all(label.x + 7 * len(label.text) <= 600 for label in labels)
 
 
+def test_labels_of_the_vertical_axis_have_room():
+    """ "1.5·10⁻⁵" used to stick out at the left. Oracle: letters of 7 pixels, more than they are wide."""
+    small = draw_panel(panel(Series("a", "r1", (1.0, 2.0), (1.5e-5, 3.45e-5))), 300, 200)
+    texts = [m for m in marks(small, "tick") if m.anchor == "end"]
+    assert max(len(m.text) for m in texts) == 8
+    assert all(m.x - 7 * len(m.text) >= 0 for m in texts)
+
+
 def test_ticks_that_are_too_near_keep_their_mark_and_lose_their_label():
     axis = Axis("steps", ticks=(1.0, 2.0, 3.0, 1000.0))
     drawing = draw_panel(panel(Series("", "r1", (1.0, 1000.0), (1.0, 2.0)), x=axis), 300, 200)

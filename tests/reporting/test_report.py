@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 import pytest
 
 from sdtt_jax.reporting import write_report
-from sdtt_jax.reporting.palette import duration, number
+from sdtt_jax.reporting.palette import duration, number, percent
 from sdtt_jax.reporting.record import read_run
 from sdtt_jax.reporting.report import command
 from tests.reporting.conftest import FIELDS
@@ -84,12 +84,13 @@ def test_the_training_curves_of_several_rounds_have_their_numbers(make_workdir):
     workdir = make_workdir(rounds=2, evaluated=False)
     lines = (workdir / "metrics.jsonl").read_text()
     coupled = lines.replace('"distill"', '"coupled"')
-    alpha = '{"stage": "alpha", "round": 1, "step": 1, "loss": 2.0}\n'
-    (workdir / "metrics.jsonl").write_text(lines + coupled + alpha)
+    line = '{"stage": "alpha", "round": 1, "step": 1, "loss": 2.0}\n'
+    others = "".join(line.replace("alpha", name) for name in ("alpha", "coupled_idlm"))
+    (workdir / "metrics.jsonl").write_text(lines + coupled + others)
     page = write_report(workdir).read_text(encoding="utf-8")
     titles = re.findall(r"Training loss: ([^<\"]*)", page)
     stages = ["Teacher", "Judge", "Round 1", "Round 2"]
-    assert titles == [*stages, "Coupled, round 1", "Coupled, round 2", "Alpha"]
+    assert titles == [*stages, "Coupled, round 1", "Coupled, round 2", "Alpha", "Coupled IDLM"]
 
 
 def test_the_page_is_complete_and_needs_no_network(make_workdir):
@@ -208,6 +209,22 @@ def test_the_command_that_repeats_a_run_has_the_fields_that_it_was_given(make_wo
 )
 def test_numbers_read_without_computer_notation(value, text):
     assert number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [
+        (0.12, "+12"),
+        (-0.0349, "−3.5"),
+        (-0.0004, "−0.04"),
+        (0.0, "0.0"),
+        (-0.00001, "0.0"),
+        (0.0995, "+10"),
+    ],
+)
+def test_a_percentage_of_nothing_has_no_sign(share, text):
+    """Equal texts were "+0.0 %" apart, and an interval of small losses ended at "−0.0 %"."""
+    assert percent(share, sign=True) == f"{text}\u202f%"
 
 
 def test_durations_read_like_speech():
