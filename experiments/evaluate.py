@@ -90,7 +90,8 @@ def evaluate(subject: Subject, suites: Sequence[str], path: Path) -> None:
         log(subject.missing)
     for name, suite in SUITES.items():
         if name in suites:
-            log(f"{name}: {subject.model.facts['path']}")
+            asked = subject.judge if name == "judge" else subject.model
+            log(f"{name}: {(asked or subject.model).facts['path']}")
             suite.run(subject, record)
     log(f"written to {record.path}")
 
@@ -109,6 +110,11 @@ _NEEDED = {
         ("prompted", "--num_prompts or --prompts"),
     ),
     "exit_training_text": ("exit_training_steps", "--exit_training_steps"),
+}
+# Settings that another one replaces in a suite, and what it does there.
+_REPLACED = {
+    ("mode", "modes"): ("frontier", "compares the decoders that this names"),
+    ("num_texts", "prompts"): ("generation", "continues the prompts of that file alone"),
 }
 # What a suite reads in place of a setting.
 _INSTEAD = {
@@ -129,10 +135,9 @@ def _users(field: dataclasses.Field[Any], settings: Settings, checkpoint: bool) 
     """The suites to which a setting makes a difference, beside these others."""
     name = field.name
     users: tuple[str, ...] = field.metadata["suites"] or tuple(SUITES)
-    if name == "mode" and settings.modes:
-        return tuple(user for user in users if user != "frontier")
-    if name == "num_texts" and settings.prompts:
-        return tuple(user for user in users if user != "generation")
+    for (replaced, other), (suite, _) in _REPLACED.items():
+        if name == replaced and getattr(settings, other):
+            users = tuple(user for user in users if user != suite)
     # Neighbours are remembered in batches, and without a checkpoint it is the judge that is measured.
     always = {"batch_size": bool(settings.neighbours), "judge_compute_dtype": not checkpoint}
     return tuple(SUITES) if always.get(name) else users
@@ -169,6 +174,12 @@ def check_used(
         if getattr(settings, name) == field.default:
             continue
         users = _users(field, settings, checkpoint)
+        for (replaced, by), (suite, what) in _REPLACED.items():
+            changes = name != replaced or not getattr(settings, by) or suite not in suites
+            require(
+                changes or bool({*users} & {*suites}),
+                f"With --{by}, --suite={suite} {what}, so --{name} would change nothing; leave it out.",
+            )
         named = " or ".join(filter(None, (", ".join(users[:-1]), users[-1])))
         instead = [_INSTEAD[suite, name] for suite in suites if (suite, name) in _INSTEAD]
         require(

@@ -49,6 +49,7 @@ def test_golden_gpt2_through_the_command(golden, tokens_file, tmp_path):
         f"--output={tmp_path / 'judge.json'}",
     )
     assert judged.status == 0, judged.stderr
+    assert f"judge: {model}" in judged.stderr
     nll = values["nll"]
     with np.load(tmp_path / "arrays.npz") as file:
         np.testing.assert_allclose(file["nll"][:, : nll.shape[1]], nll, rtol=1e-5, atol=1e-5)
@@ -121,9 +122,14 @@ def test_wrong_flags_are_one_line(given, said):
         ),
         (["schedule"], {"guidance": 1.0}, None, "--guidance is for --suite=generation"),
         (["frontier"], {"temperature": 0.5}, None, "or give --temperatures in its place"),
-        (["frontier"], {"mode": "confidence", "modes": "grid"}, None, "--mode is for"),
+        (["frontier"], {"mode": "confidence", "modes": "grid"}, None, "With --modes, --su"),
         (["frontier"], {"mode": "confidence"}, None, None),
-        (["generation"], {"prompts": "x", "num_texts": 9}, None, "--num_texts is for"),
+        (
+            ["generation"],
+            {"prompts": "x", "num_texts": 9},
+            None,
+            "With --prompts, --suite=generation continues .* so --num_texts would change nothing",
+        ),
         (["latency"], {"num_steps": (8,)}, None, "or give --latency_steps in its place"),
         (["latency"], {"batch_size": 8}, None, "or give --latency_batches in its place"),
         (["latency"], {"batch_size": 8, "neighbours": "own"}, None, None),
