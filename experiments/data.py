@@ -28,7 +28,7 @@ from experiments.cli.app import (
     run_app,
     wide_console,
 )
-from experiments.cli.overrides import Source, source_of
+from experiments.cli.overrides import source_of, with_corpus
 from experiments.cli.tables import rich_table
 from experiments.settings import check_overrides
 from experiments.stages.runner import STAGES, open_run
@@ -95,18 +95,6 @@ def _prepare() -> None:
     with open_run(config, as_path(str(_WORKDIR.value)), source) as run:
         in_bucket = _ENGINE.value == "beam"
         STAGES[0].run(dataclasses.replace(run, engine=engine, in_bucket=in_bucket))
-
-
-def with_corpus(source: Source, corpus: str) -> Source:
-    """The source of a config that gets its corpus from --corpus; raises `ConfigError` if it names another."""
-    given = f"data.corpus={corpus}"
-    others = [field for field in source.overrides or () if field.partition("=")[0] == "data.corpus"]
-    for other in others:
-        require(
-            other == given,
-            f"--corpus={corpus} and --config.{other} name two corpora; leave one of them out.",
-        )
-    return source if others else source._replace(overrides=(*(source.overrides or ()), given))
 
 
 def _inspect() -> None:

@@ -40,6 +40,18 @@ def source_of(flag: str = "config") -> Source:
     return Source(file, tuple(f"{field}={value}" for field, value in given.items()))
 
 
+def with_corpus(source: Source, corpus: str) -> Source:
+    """The source of a config that gets its corpus from --corpus; raises `ConfigError` if it names another."""
+    given = f"data.corpus={corpus}"
+    others = [field for field in source.overrides or () if field.partition("=")[0] == "data.corpus"]
+    for other in others:
+        require(
+            other == given,
+            f"--corpus={corpus} and --config.{other} name two corpora; leave one of them out.",
+        )
+    return source if others else source._replace(overrides=(*(source.overrides or ()), given))
+
+
 def check_fields(argv: Sequence[str], flag: str, kind: Any) -> None:
     """Checks a command line's config file and fields before absl does, whose errors are less clear.
 

@@ -9,8 +9,7 @@ import shutil
 import numpy as np
 import pytest
 
-from experiments.cli.overrides import Source
-from experiments.data import with_corpus
+from experiments.cli.overrides import Source, with_corpus
 from sdtt_jax.data import DataConfig, TokenizerConfig, load_tokenizer, open_split, prepare
 from sdtt_jax.data.inspection import inspect_data, summary
 from sdtt_jax.errors import ConfigError, DataError
