@@ -1,6 +1,7 @@
 """Writes the files that start a run on a pod, and prints the commands to run next.
 
-  python -m launch.pod --launcher=gke --spec=launch/specs/v5e_256.py --spec.workdir=gs://BUCKET/PATH
+  python -m launch.pod --launcher=gke --spec=launch/specs/v5e_256.py \\
+    --spec.workdir=gs://BUCKET/PATH --spec.image=IMAGE
 
 Launchers: tpu_vm (gcloud, queued resources), gke (JobSet), xpk, skypilot, slurm. Any field of the
 spec can be given on the command line, for example --spec.slices=4 or --spec.gke.queue=QUEUE; what
@@ -34,6 +35,9 @@ LAUNCHERS: dict[str, tuple[Render, NextSteps]] = {
     "slurm": (slurm.render, slurm.next_steps),
 }
 
+EXAMPLE = "gs://my-bucket"
+"""The bucket of the specs in launch/specs, which is nobody's."""
+
 _LAUNCHER = flags.DEFINE_enum("launcher", None, list(LAUNCHERS), "The tool that starts the run.")
 _SPEC = config_flags.DEFINE_config_file("spec", None, "The spec file.", lock_config=True)
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the files instead of writing them.")
@@ -50,12 +54,17 @@ def pod_spec(spec: Any, overrides: Sequence[str] = ()) -> PodSpec:
     mapping = spec.to_dict()
     mapping["overrides"] = (*mapping["overrides"], *overrides)
     validated = from_mapping(PodSpec, mapping, where="spec")
+    require(
+        not validated.workdir.startswith(f"{EXAMPLE}/"),
+        f"workdir={validated.workdir!r} is the example's; give --spec.workdir=gs://BUCKET/PATH.",
+    )
     check_run([f"--config={validated.config}", *validated.overrides])
     return validated
 
 
 def write(files: Files, directory: Path) -> None:
     """Writes the files, and makes the directory if it is missing."""
+    require(not directory.is_file(), f"--output={directory} is a file; name a folder.")
     try:
         directory.mkdir(parents=True, exist_ok=True)
         for name, text in files.items():

@@ -1,8 +1,11 @@
-"""The paper's recipe at 12 × 768 on one v5e pod of 256 chips."""
+"""The paper's recipe at 12 × 768 on one v5e pod of 256 chips.
+
+The bucket, and what a launcher needs of image, project and cluster, are given on the command line.
+"""
 
 from ml_collections import ConfigDict
 
-from launch.pods.spec import GkeConfig, PodSpec, spec_dict
+from launch.pods.spec import PodSpec, spec_dict
 
 
 def get_config() -> ConfigDict:
@@ -13,9 +16,6 @@ def get_config() -> ConfigDict:
             accelerator="v5litepod-256",
             config="experiments/configs/owt_small.py",
             workdir="gs://my-bucket/sdtt/small",
-            image="us-docker.pkg.dev/my-project/sdtt/sdtt:tpu",
-            project="my-project",
             zone="us-west4-a",
-            gke=GkeConfig(cluster="my-cluster"),
         )
     )

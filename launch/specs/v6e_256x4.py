@@ -1,4 +1,7 @@
-"""The paper's recipe at 24 × 1536 on four v6e pods of 256 chips, from spot capacity, queued by Kueue."""
+"""The paper's recipe at 24 × 1536 on four v6e pods of 256 chips, from spot capacity, queued by Kueue.
+
+The bucket, and what a launcher needs of image, project and cluster, are given on the command line.
+"""
 
 from ml_collections import ConfigDict
 
@@ -14,10 +17,8 @@ def get_config() -> ConfigDict:
             slices=4,
             config="experiments/configs/owt_large.py",
             workdir="gs://my-bucket/sdtt/large",
-            image="us-docker.pkg.dev/my-project/sdtt/sdtt:tpu",
-            project="my-project",
             zone="us-east5-a",
             spot=True,
-            gke=GkeConfig(cluster="my-cluster", queue="multislice-queue"),
+            gke=GkeConfig(queue="multislice-queue"),
         )
     )

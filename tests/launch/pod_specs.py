@@ -22,7 +22,12 @@ GPU = dataclasses.replace(TPU, accelerator="h100", slices=4)
 
 
 def example(name):
-    return from_mapping(PodSpec, SPECS[name].get_config().to_dict(), where="spec")
+    """A spec of launch/specs with what is left to the command line."""
+    spec = from_mapping(PodSpec, SPECS[name].get_config().to_dict(), where="spec")
+    if spec.slice.chip.kind == "gpu":
+        return spec
+    gke = dataclasses.replace(spec.gke, cluster="my-cluster")
+    return dataclasses.replace(spec, image=TPU.image, project="my-project", gke=gke)
 
 
 def write(files, directory):

@@ -17,6 +17,8 @@ from tests.launch.pod_specs import LAUNCHERS, TPU
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PAGES = ROOT / "docs" / "guides" / "pods"
+# What the specs of launch/specs leave to the command line.
+GIVEN = ["--spec.workdir=gs://bucket/run", "--spec.image=image:tag"]
 
 
 @pytest.mark.parametrize(
@@ -112,6 +114,7 @@ def test_dry_run_prints_and_writes_nothing(tmp_path):
     result = command_line(
         "--launcher=gke",
         "--spec=launch/specs/v5e_256.py",
+        *GIVEN,
         "--spec.slices=2",
         "--dry_run",
         f"--output={out}",
@@ -128,7 +131,8 @@ def test_dry_run_prints_and_writes_nothing(tmp_path):
 
 def test_files_are_written_and_the_next_commands_printed(tmp_path):
     out = tmp_path / "a folder"
-    result = command_line("--launcher=tpu_vm", "--spec=launch/specs/v5e_256.py", f"--output={out}")
+    given = ["--launcher=tpu_vm", "--spec=launch/specs/v5e_256.py", *GIVEN]
+    result = command_line(*given, f"--output={out}")
     assert result.status == 0, result.stderr
     assert sorted(path.name for path in out.iterdir()) == ["host.sh", "pod.sh"]
     assert f"bash '{out}/pod.sh' run" in result.stdout
@@ -140,6 +144,10 @@ WRONG = (
     (["--launcher=gke", "--spec.workdir=/runs/x"], "give gs://BUCKET/PATH"),
     (["--launcher=gke", "--", "--config.distill.train.steps=3"], "has no field 'steps'"),
     (["--launcher=gke", "--", "--stages=distil,evluate"], "did you mean 'distill'"),
+    # The specs had "my-bucket" and the like, which went into the files.
+    (["--launcher=gke", "--spec.workdir=gs://my-bucket/sdtt/small"], "is the example's; give"),
+    (["--launcher=gke", "--spec.image="], "image is missing; set spec.image"),
+    (["--launcher=tpu_vm", "--nodry_run", "--output=LICENSE"], "is a file; name a folder"),
     (["--launcher=gke", "--spec=/v5e_255.py"], "did you mean 'launch/specs/v5e_256.py'"),
     (["--launcher=gke", "--spec=/nope.py"], "launch/specs holds some"),
     (["--launcher=cron"], "<tpu_vm|gke|xpk|skypilot|slurm>"),
@@ -150,7 +158,7 @@ WRONG = (
 def test_a_wrong_command_line_is_one_line_and_status_2():
     always = ["--spec=launch/specs/v5e_256.py", "--dry_run"]
     for arguments, fault in WRONG:
-        result = command_line(*always, *arguments)
+        result = command_line(*always, *GIVEN, *arguments)
         assert result.status == 2, result
         assert result.stdout == ""
         (line,) = result.stderr.splitlines()

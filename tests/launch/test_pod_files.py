@@ -189,6 +189,8 @@ def test_skypilot_says_where_the_project_is_set():
     first, *others = skypilot.next_steps(spec, "out")
     assert first.startswith("gcloud config set project my-project ")
     assert skypilot.next_steps(dataclasses.replace(spec, project=""), "out") == others
+    # The spec itself leaves it to gcloud; "my-project" used to be set there.
+    assert SPECS["v5e_256"].get_config().project == ""
 
 
 def test_a_batch_script_gives_each_task_all_gpus():
