@@ -41,9 +41,9 @@ def even_calls(share: PerToken, masked: Positions, num_steps: int) -> tuple[jax.
       num_steps: calls.
 
     Returns:
-      `call: [batch, length]` int32, `num_steps` at positions that are not masked; and
-      `first: [batch, num_steps]` float32, the share of the first position of each call (0 for a call that
-      reveals nothing).
+      call: `[batch, length]` int32, `num_steps` at positions that are not masked.
+      first: `[batch, num_steps]` float32, the share of the first position of each call (0 for a call that
+        reveals nothing).
 
     Raises:
       ConfigError: the product of the text's length and the number of calls would overflow int32.

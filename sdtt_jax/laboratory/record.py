@@ -93,10 +93,10 @@ def closed_form(
       log: called with a line for each divergence.
 
     Returns:
-      The record, and the optima's predictions [states, L, V] by divergence and round. An entry of
-      `record["rounds"][divergence]` holds the round's number and dt; `steps`, the measures;
-      `teacher_divergence` and `floor`, the round's loss of its teacher and of its optimum; and
-      `kl_from_teacher`, KL(optimum || teacher of the round), all per masked token.
+      record: an entry of `record["rounds"][divergence]` holds the round's number and dt; `steps`, the
+        measures; `teacher_divergence` and `floor`, the round's loss of its teacher and of its optimum; and
+        `kl_from_teacher`, KL(optimum || teacher of the round), all per masked token.
+      optima: their predictions [states, L, V] by divergence and round.
     """
     world = truth.world
     record: Record = {

@@ -163,7 +163,7 @@ def true_denoiser(world: World) -> tuple[Array, Array]:
     """The chain's own predictions, and the probability of what each state shows.
 
     Returns:
-      (probabilities, evidence): [states, L, V], p(x0 at a position | the unmasked tokens), and
+      `(probabilities, evidence)`: [states, L, V], p(x0 at a position | the unmasked tokens), and
       [states], the probability of the unmasked tokens under the chain.
     """
     size, length = world.vocab_size, world.length
