@@ -10,6 +10,8 @@ PICKLED = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 # Formats of other libraries.
 FOREIGN = (".h5", ".keras", ".msgpack", ".npz", ".onnx", ".ot", ".tflite")
 GGUF = ".gguf"
+# Of `experiments.export --format=stablehlo`.
+SAMPLER = "sampler.stablehlo"
 # The parts of a training step's checkpoint.
 STEP_PARTS = ("state", "meta")
 TO_SAFETENSORS = (
@@ -36,11 +38,17 @@ def describe_folder(folder: Path, models: Sequence[Path]) -> str:
 
 def describe(names: Collection[str], models: Sequence[Path] = ()) -> str:
     """Describes files and folders by name, in a sentence with a remedy; `models` are those with a model."""
-    names = sorted(names)
+    # Hidden files are no content: a run that was refused leaves its lock.
+    names = sorted(name for name in names if not name.startswith("."))
 
     def ending(*suffixes: str) -> str:
         return ", ".join(name for name in names if name.endswith(suffixes))
 
+    if SAMPLER in names:
+        return (
+            "It holds an exported sampler, which is not loaded but run (`python run.py SEED` there): give "
+            "the model that it was exported from."
+        )
     tensors = ending(".safetensors")
     if "adapter_model.safetensors" in names or "adapter_config.json" in names:
         return (
@@ -70,7 +78,7 @@ def describe(names: Collection[str], models: Sequence[Path] = ()) -> str:
         return "It holds an Orbax checkpoint of another program, or a part of one."
     # The last two, while it prepares its data.
     if {"teacher", "rounds", "metrics.jsonl"} & set(names) or {"config.json", "data"} <= set(names):
-        return "It holds a run none of whose stages has finished: finish it with experiments.run."
+        return "It holds a run none of whose models has finished: finish it with experiments.run."
     shown = ", ".join(names[:8]) + (" …" if len(names) > 8 else "")
     meant = f"; did you mean {' or '.join(map(str, models[:3]))}?" if models else "."
     return f"It holds {shown}{meant}" if names else "It is an empty folder."

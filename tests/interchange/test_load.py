@@ -150,10 +150,15 @@ class TestFolders:
                 ["100", "20"],
                 r"checkpoints \(steps 20, 100\) of a training run that has not finished",
             ),
-            (["config.json", "data", "metrics.jsonl"], "a run none of whose stages has finished"),
-            (["config.json", "data"], "a run none of whose stages has finished"),
+            (["config.json", "data", "metrics.jsonl"], "a run none of whose models has finished"),
+            (["config.json", "data"], "a run none of whose models has finished"),
             (["notes.txt"], "It holds notes.txt."),
             ([], "It is an empty folder"),
+            ([".lock"], "It is an empty folder"),
+            (
+                ["params.safetensors", "run.py", "sampler.json", "sampler.stablehlo"],
+                r"an exported sampler, .*`python run\.py SEED` there",
+            ),
         ],
         ids=str,
     )
