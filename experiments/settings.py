@@ -78,6 +78,12 @@ class TeacherConfig(NelboConfig):
             f"teacher.lora.rank={self.lora.rank} adapts a model, which teacher.init_from must name.",
         )
         whole(0, self, "attention_annealing", "init_layers")
+        for name in ("attention_annealing", "init_layers"):
+            require(
+                bool(self.init_from) or not getattr(self, name),
+                f"teacher.{name}={getattr(self, name)} is for a model that teacher.init_from names; leave it "
+                "out.",
+            )
         require(
             not self.init_from or self.attention_annealing <= self.train.num_steps,
             f"teacher.attention_annealing={self.attention_annealing} would leave attention half open after "

@@ -95,6 +95,9 @@ def read_outcomes(report: Path) -> dict[tuple[str, str], list[str]]:
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the tests and writes the page; the exit status is pytest's, or 1 if a row has no test."""
+    if {"-h", "--help"} & {*arguments}:
+        print(f"{__doc__}\nOptions are those of pytest (python -m pytest --help).")
+        return 0
     tested = promises()
     missing = missing_rows(tested)
     if missing:

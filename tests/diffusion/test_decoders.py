@@ -182,6 +182,8 @@ def test_a_decoder_is_a_module_of_at_most_150_lines():
     [
         ("confidnce", "mode='confidnce' is unknown .did you mean 'confidence'"),
         ("confidence:score=top", "score='top' is unknown"),
+        ("grid:foo=1", "mode grid has no field 'foo'; known fields: stop"),
+        ("confidence:scor=top", "mode confidence has no field 'scor'; did you mean 'score'"),
         ("confidence:treshold=0.5", "no field 'treshold'; did you mean 'threshold'"),
         ("confidence:0.5", "'0.5' is not of the form name=value"),
         ("grid:eta=1", "no field 'eta'"),

@@ -181,6 +181,16 @@ def test_importance_sampling_needs_the_bound_as_objective():
         TeacherConfig(weighting="even", importance=True)
 
 
+@pytest.mark.parametrize("name", ["attention_annealing", "init_layers"])
+def test_what_is_for_a_model_to_start_from_needs_one(name):
+    """It used to be taken and to change nothing."""
+    with pytest.raises(
+        ConfigError, match=rf"teacher\.{name}=1 is for a model that teacher.init_from"
+    ):
+        TeacherConfig(**{name: 1})
+    assert getattr(TeacherConfig(init_from="x", **{name: 1}), name) == 1
+
+
 def test_evaluation_must_have_steps():
     with pytest.raises(ConfigError, match="num_steps"):
         EvaluationConfig(num_steps=())

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from tools.faults import HEAD, PAGE, missing_rows, page, promises
+from tools.faults import HEAD, PAGE, main, missing_rows, page, promises
 
 PROMISES = promises()
 
@@ -33,6 +33,12 @@ def test_the_page_says_what_the_tests_say():
         return [line.rsplit(" | ", 1)[0] for line in content[len(HEAD) :].splitlines()]
 
     assert without_results(text) == without_results(page(PROMISES, {}))
+
+
+def test_help_is_of_the_tool_and_runs_nothing(capsys):
+    """It used to be pytest's."""
+    assert main(["--help"]) == 0
+    assert "writes docs/guides/faults.md" in capsys.readouterr().out
 
 
 def test_everything_on_the_page_passed():

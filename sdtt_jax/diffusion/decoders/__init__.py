@@ -17,11 +17,12 @@ It may use what `diffusion` may use, but not the sampler.
 
 import ast
 import contextlib
+import dataclasses
 import typing
 from collections.abc import Mapping
 from typing import Any
 
-from sdtt_jax.config import choose, from_mapping, require
+from sdtt_jax.config import choose, from_mapping, nearest, require
 from sdtt_jax.diffusion.decoders.base import (
     Decoder,
     FirstHitting,
@@ -84,6 +85,10 @@ def parse_mode(text: str) -> tuple[Decoder, Any]:
     name, words, _ = _parsed(text)
     options = DECODERS[name].options
     types = typing.get_type_hints(options)
+    known = [field.name for field in dataclasses.fields(options)] + ["stop"]
+    for word in words:
+        hint = nearest(word, known) or f"known fields: {', '.join(known)}."
+        require(word in known, f"mode {name} has no field {word!r}; {hint}")
     fields = {
         field: word if types.get(field) is str else _literal(word) for field, word in words.items()
     }
