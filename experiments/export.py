@@ -32,7 +32,7 @@ from absl import flags
 from experiments.cli import fields
 from experiments.cli.app import check_flags, refuse, run_app
 from sdtt_jax.config import choose, require
-from sdtt_jax.errors import CheckpointError
+from sdtt_jax.errors import MismatchError
 from sdtt_jax.evaluation.settings import Decoding, Variation
 from sdtt_jax.evaluation.variants import variant
 from sdtt_jax.interchange import hub
@@ -74,7 +74,7 @@ def write(model: Model | CausalModel, output: Path) -> list[Path]:
     if _FORMAT.value == "orbax":
         return export_orbax(model, output)
     if isinstance(model, CausalModel):
-        raise CheckpointError(
+        raise MismatchError(
             f"{model.facts['path']} holds a causal model; --format=stablehlo exports a denoiser's sampler."
         )
     config = fields.from_flags(Decoding).sampler(_NUM_STEPS.value)

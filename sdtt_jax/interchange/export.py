@@ -11,7 +11,7 @@ import numpy as np
 from sdtt_jax.checkpoints.store import save_params
 from sdtt_jax.config import to_mapping
 from sdtt_jax.data.tokenizer import save_tokenizer
-from sdtt_jax.errors import CheckpointError, ConfigError
+from sdtt_jax.errors import ConfigError, MismatchError
 from sdtt_jax.interchange.hub import CONFIG_FILE
 from sdtt_jax.interchange.layouts import LAYOUTS
 from sdtt_jax.interchange.llama_export import completed, export_llama, write_repository
@@ -38,7 +38,7 @@ def export_reference(model: Model | CausalModel, directory: PathLike) -> list[Pa
     family are written in the hub's layout.
 
     Raises:
-      CheckpointError: the reference has no such network.
+      MismatchError: the reference has no such network.
     """
     directory, facts = as_path(directory), model.facts
     layout = facts.get("layout", facts["kind"])
@@ -47,7 +47,7 @@ def export_reference(model: Model | CausalModel, directory: PathLike) -> list[Pa
         # A GGUF file's model was trained as `load` takes every published one to be.
         return export_llama(model, directory, {} if "layout" in facts else training(model))
     if layout not in LAYOUTS:
-        raise CheckpointError(
+        raise MismatchError(
             f"{facts['path']} holds a {facts['kind']!r} network, which sees noise; the reference's format "
             "has no place for its noise network. Export it as orbax."
         )

@@ -18,7 +18,7 @@ from sdtt_jax.checkpoints.store import PARTS, load_facts
 from sdtt_jax.config import choose, from_mapping, nearest, require, to_mapping, whole
 from sdtt_jax.data import Tokenizer, load_tokenizer
 from sdtt_jax.diffusion.schedule import ScheduleConfig, make_schedule
-from sdtt_jax.errors import CheckpointError
+from sdtt_jax.errors import CheckpointError, MismatchError
 from sdtt_jax.interchange import hub
 from sdtt_jax.interchange.adapters import network_shardings, read_delivered
 from sdtt_jax.interchange.claims import FLAG, SEQUENCES, claimed, published_schedule
@@ -160,7 +160,7 @@ def _find_published(
         published = open_published(where, None, said)
         return published, folder, str(where)
     if said.said:
-        raise CheckpointError(
+        raise MismatchError(
             f"{', '.join(said.said)} is for published networks of the Llama family, and {text} is "
             "not one; leave it out."
         )

@@ -21,7 +21,7 @@ from sdtt_jax.checkpoints.digests import params_digest
 from sdtt_jax.checkpoints.store import load_params, save_params
 from sdtt_jax.data.loader import shuffled
 from sdtt_jax.distillation.trajectories import noise_of, trajectory_end
-from sdtt_jax.errors import CheckpointError, ConfigError, MismatchError
+from sdtt_jax.errors import ConfigError, MismatchError
 from sdtt_jax.evaluation.judge import Scores
 from sdtt_jax.evaluation.suites.generation import Judged
 from sdtt_jax.interchange.export import export_orbax, export_reference
@@ -207,7 +207,7 @@ def test_it_is_loaded_sampled_and_exported_with_its_noise_network(unbroken, tmp_
         for seed in (0, 0)
     ]
     np.testing.assert_array_equal(texts[0], texts[1])
-    with pytest.raises(CheckpointError, match="sees noise; the reference's format"):
+    with pytest.raises(MismatchError, match="sees noise; the reference's format"):
         export_reference(model, tmp_path / "reference")
     export_orbax(model, tmp_path / "own")
     again = sdtt_jax.load(tmp_path / "own")

@@ -16,7 +16,7 @@ from experiments.stages import evaluation
 from experiments.stages.runner import open_run, run_stages
 from sdtt_jax.checkpoints.digests import params_digest
 from sdtt_jax.checkpoints.store import load_params
-from sdtt_jax.errors import CheckpointError, ConfigError
+from sdtt_jax.errors import ConfigError, MismatchError
 from sdtt_jax.interchange.export import export_reference
 from sdtt_jax.paths import read_json
 from sdtt_jax.reporting.evaluations import read_evaluations
@@ -154,7 +154,7 @@ def test_the_student_of_coupled_idlm_goes_on_from_that_of_coupled(unbroken):
 def test_a_mixture_carries_its_latent_and_the_references_format_refuses_it(unbroken, tmp_path):
     model = sdtt_jax.load(unbroken / "mixture")
     assert model.params["noise"]["values"].shape[0] == 2
-    with pytest.raises(CheckpointError, match="sees noise; the reference's format"):
+    with pytest.raises(MismatchError, match="sees noise; the reference's format"):
         export_reference(model, tmp_path / "reference")
     export_reference(sdtt_jax.load(unbroken / "alpha"), tmp_path / "alpha")
 

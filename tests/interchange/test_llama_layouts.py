@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import sdtt_jax
-from sdtt_jax.errors import CheckpointError
+from sdtt_jax.errors import CheckpointError, MismatchError
 from sdtt_jax.evaluation.inspection import recognised
 from sdtt_jax.interchange.export import export_reference
 from sdtt_jax.interchange.tables.families import FAMILIES
@@ -239,7 +239,7 @@ class TestWhatTheUserSays:
 def test_what_is_said_of_another_network_is_refused(golden):
     with pytest.raises(CheckpointError, match=r"layout 'gpt2'.*leave out causal, length"):
         sdtt_jax.load(golden / "gpt2_tiny", causal=False, length=3)
-    with pytest.raises(CheckpointError, match="shift is for published networks of the Llama fam"):
+    with pytest.raises(MismatchError, match="shift is for published networks of the Llama fam"):
         sdtt_jax.load(golden, shift=True)
 
 

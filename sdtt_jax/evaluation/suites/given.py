@@ -69,9 +69,9 @@ def suite(subject: Subject, record: Record) -> None:
         return facts | quality(kept_texts, scores, seed=settings.seed)
 
     result = record.item("judge/texts", inputs, compute)
-    texts = f"{result['num_texts']} text{'s' * (result['num_texts'] != 1)}"
+    judged = f"{result['num_texts']} text{'s' * (result['num_texts'] != 1)}"
     record.log(
-        f"  {texts}: perplexity {said(result, 'gen_ppl', 2)}, entropy {result['entropy']:.3f}"
+        f"  {judged}: perplexity {said(result, 'gen_ppl', 2)}, entropy {result['entropy']:.3f}"
     )
     if settings.arrays:
         _write_arrays(model, {index: reading.seen[index] for index in kept}, settings)
