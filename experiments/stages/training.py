@@ -355,10 +355,9 @@ def _check_sizes(run: Run, checkpoint: str, network: Network, wanted: Network) -
         raise ConfigError(
             f"config.teacher.checkpoint={checkpoint} is a {kind} model; the first teacher must be a {right}."
         )
-    # Numerics such as the compute dtype may differ; the network itself may not.
+    # Numerics may differ, and the length of a base: it has no position embeddings, or enough of them.
     free: dict[str, Any] = {"compute_dtype": "", "remat": "", "unroll": 0}
-    if run.base is not None:
-        free["length"] = 0  # It has no position embeddings, or enough of them.
+    free |= {"length": 0} if run.base is not None else {}
     lines = differences(to_mapping(network.config) | free, to_mapping(wanted.config) | free)
     if lines:
         raise ConfigError(

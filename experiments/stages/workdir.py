@@ -22,7 +22,7 @@ from sdtt_jax.config import differences, from_mapping, to_mapping
 from sdtt_jax.data.records import INFO_FILE
 from sdtt_jax.data.tokenizer import CONFIG_FILE as TOKENIZER_FILE
 from sdtt_jax.errors import ConfigError, UserError
-from sdtt_jax.interchange.load import FINAL
+from sdtt_jax.interchange.found import FINAL
 from sdtt_jax.parallel import processes
 from sdtt_jax.paths import is_remote
 

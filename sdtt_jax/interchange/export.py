@@ -12,10 +12,10 @@ from sdtt_jax.checkpoints.store import save_params
 from sdtt_jax.config import to_mapping
 from sdtt_jax.data.tokenizer import save_tokenizer
 from sdtt_jax.errors import ConfigError, MismatchError
+from sdtt_jax.interchange.found import FINAL
 from sdtt_jax.interchange.hub import CONFIG_FILE
 from sdtt_jax.interchange.layouts import LAYOUTS
 from sdtt_jax.interchange.llama_export import completed, export_llama, write_repository
-from sdtt_jax.interchange.load import FINAL
 from sdtt_jax.interchange.renaming import Table, write_params
 from sdtt_jax.interchange.safetensors import FLOATS
 from sdtt_jax.interchange.tables.gpt2 import DIFFUGPT, hub_config

@@ -1,11 +1,13 @@
-"""Describes a folder without a readable model, for errors that say what to do about it."""
+"""Finds the finished model in a folder of ours; describes a folder without one, for errors with a remedy."""
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
+from sdtt_jax.checkpoints.orbax import is_committed
 from sdtt_jax.checkpoints.store import PARTS
 
+FINAL = "final"  # the folder of a delivered model's parameters
 PICKLED = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 # Formats of other libraries.
 FOREIGN = (".h5", ".keras", ".msgpack", ".npz", ".onnx", ".ot", ".tflite")
@@ -17,6 +19,26 @@ STEP_PARTS = ("state", "meta")
 TO_SAFETENSORS = (
     "If you trust it, convert it with safetensors.torch.save_file(state_dict, 'model.safetensors')."
 )
+
+
+def finished(path: Path) -> Path | None:
+    """The folder of parameters in a folder of ours, such as a run or a stage; None if there is none."""
+    rounds = _last_first((path / "rounds").glob(f"*/{FINAL}"))
+    numbered = _last_first(f for f in path.glob(f"[0-9]*/{FINAL}") if f.parent.name.isdecimal())
+    for candidate in (path, *rounds, path / "teacher" / FINAL, path / FINAL, *numbered):
+        if is_committed(candidate) and all((candidate / part).is_dir() for part in PARTS):
+            return candidate
+    return None
+
+
+def _last_first(finals: Iterable[Path]) -> list[Path]:
+    """Delivered folders of rounds by their number, 100 before 99, and then those of another name."""
+
+    def place(final: Path) -> tuple[int, str]:
+        name = final.parent.name
+        return int(name) if name.isdecimal() else -1, name
+
+    return sorted(finals, key=place, reverse=True)
 
 
 def describe_folder(folder: Path, models: Sequence[Path]) -> str:

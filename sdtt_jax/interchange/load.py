@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import os
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from sdtt_jax.checkpoints.orbax import is_committed
-from sdtt_jax.checkpoints.store import PARTS, load_facts
+from sdtt_jax.checkpoints.store import load_facts
 from sdtt_jax.config import choose, from_mapping, nearest, require, to_mapping, whole
 from sdtt_jax.data import Tokenizer, load_tokenizer
 from sdtt_jax.diffusion.schedule import ScheduleConfig, make_schedule
@@ -22,7 +20,7 @@ from sdtt_jax.errors import CheckpointError, MismatchError
 from sdtt_jax.interchange import hub
 from sdtt_jax.interchange.adapters import network_shardings, read_delivered
 from sdtt_jax.interchange.claims import FLAG, SEQUENCES, claimed, published_schedule
-from sdtt_jax.interchange.found import describe_folder
+from sdtt_jax.interchange.found import describe_folder, finished
 from sdtt_jax.interchange.gguf import SMOLLM2, smollm2_file
 from sdtt_jax.interchange.hub import TOKENIZER_FILES
 from sdtt_jax.interchange.layouts import (
@@ -51,7 +49,6 @@ STUDENTS = "jdeschena/sdtt"
 LOSSES = ("kld", "mse", "tvd")
 SIZES = {"sm": "sm", "md": "md", "lg": "large"}
 ROUNDS = range(1, 8)
-FINAL = "final"
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 NAMED = re.compile(rf"(?P<repo>{REPOSITORY.pattern})(?:@(?P<revision>.+))?")
 
@@ -370,7 +367,7 @@ def _delivered(path: Path) -> Path:
             f"There is no checkpoint at {path}{near and f' ({near})'}; give a run, a round, a file, or "
             "OWNER/NAME of the hub."
         )
-    found = _finished(path)
+    found = finished(path)
     if found is not None:
         return found
     models = [] if is_remote(path) else [entry for entry in path.iterdir() if _is_model(entry)]
@@ -380,28 +377,8 @@ def _delivered(path: Path) -> Path:
     )
 
 
-def _finished(path: Path) -> Path | None:
-    """The folder of parameters in a folder of ours; None if there is none."""
-    rounds = _last_first((path / "rounds").glob(f"*/{FINAL}"))
-    numbered = _last_first(f for f in path.glob(f"[0-9]*/{FINAL}") if f.parent.name.isdecimal())
-    for candidate in (path, *rounds, path / "teacher" / FINAL, path / FINAL, *numbered):
-        if is_committed(candidate) and all((candidate / part).is_dir() for part in PARTS):
-            return candidate
-    return None
-
-
-def _last_first(finals: Iterable[Path]) -> list[Path]:
-    """Delivered folders of rounds by their number, 100 before 99, and then those of another name."""
-
-    def place(final: Path) -> tuple[int, str]:
-        name = final.parent.name
-        return int(name) if name.isdecimal() else -1, name
-
-    return sorted(finals, key=place, reverse=True)
-
-
 def _is_model(path: Path) -> bool:
     """Whether an entry of a folder is a folder that `load` takes."""
     # Orbax gives this name to what it has not finished writing.
     whole = path.is_dir() and not path.name.endswith(".orbax-checkpoint-tmp")
-    return whole and (is_published(path) or _finished(path) is not None)
+    return whole and (is_published(path) or finished(path) is not None)

@@ -17,7 +17,7 @@ from sdtt_jax import paths
 from sdtt_jax.checkpoints.store import load_params, save_params
 from sdtt_jax.data import DataConfig, TokenizerConfig, ingest, open_split, prepare
 from sdtt_jax.errors import CheckpointError, ConfigError, DataError
-from sdtt_jax.interchange.load import _finished
+from sdtt_jax.interchange.found import finished
 from sdtt_jax.parallel.placement import unbox
 from sdtt_jax.training.metrics import MetricsWriter, read_metrics
 from tests.data.conftest import chapters  # noqa: F401 - a fixture
@@ -162,12 +162,12 @@ def test_what_a_killed_run_left_half_written_is_not_delivered(bucket):
     assert not is_delivered(stage)
     save_params(final(stage), params, {"stage": "teacher"})
     assert is_delivered(stage)
-    assert _finished(stage) == final(stage)
+    assert finished(stage) == final(stage)
     (final(stage) / "commit_success.txt").unlink()
     with pytest.raises(CheckpointError, match="are damaged"):
         load_params(final(stage))
     assert not is_delivered(stage)
-    assert _finished(stage) is None
+    assert finished(stage) is None
     save_params(final(stage), params, {"stage": "teacher"})
     assert is_delivered(stage)
     assert load_params(final(stage))[1] == {"stage": "teacher"}
