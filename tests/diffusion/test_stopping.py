@@ -107,7 +107,7 @@ class Long(TableDenoiser):
 
 @pytest.mark.parametrize(
     ("mode", "num_steps", "bos"),
-    [("grid", 4, 1), ("grid", 4, 0), ("confidence:threshold=1", 2, 0)],
+    [("grid", 4, 1), ("grid", 4, 0), ("confidence:threshold=1", 2, 0), ("remdm:eta=0", 4, 1)],
 )
 def test_a_text_ends_at_the_eos_at_which_the_samples_of_a_model_end(mode, num_steps, bos):
     """Oracle: `model.prompts.ended`, by NumPy, of what is written without `stop`.
