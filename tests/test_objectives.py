@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from sdtt_jax.causal.nll import causal_nll
@@ -21,40 +20,54 @@ from tests.worlds import LENGTH, VOCAB, TableDenoiser, noisy_params, random_tabl
 
 WORLD, TABLE = MaskedDiffusion(TableDenoiser(), make_schedule()), random_table(0)
 X0, KEY = jnp.tile(jnp.array([[2, 0, 1], [1, 1, 0]]), (8, 1)), jax.random.key(0)
+EVEN = NelboConfig("even")
+
+
+@jax.jit
+def bounds(key):
+    """The losses of the teacher with both weights, the bound, and its terms."""
+    losses = [teacher_loss(WORLD, config)(TABLE, {}, X0, key) for config in (NelboConfig(), EVEN)]
+    return *losses, nelbo(WORLD, TABLE, X0, key).mean(), denoising_terms(WORLD, TABLE, X0, key)
 
 
 def test_the_teachers_loss_is_the_bound_per_token():
-    found = teacher_loss(WORLD, NelboConfig())(TABLE, {}, X0, KEY)
+    found, _, expected, _ = bounds(KEY)
     assert float(found.weight) == X0.size
-    expected = nelbo(WORLD, TABLE, X0, KEY).mean()
     assert float(found.total / found.weight) == pytest.approx(float(expected), rel=1e-6)
     assert 0 < float(found.metrics["masked_share"]) < 1
 
 
 def test_even_weights_count_masked_tokens_alike_and_report_the_bound():
-    found = teacher_loss(WORLD, NelboConfig("even"))(TABLE, {}, X0, KEY)
-    terms = denoising_terms(WORLD, TABLE, X0, KEY)
+    _, found, expected, terms = bounds(KEY)
     assert float(found.weight) == int(terms.masked.sum())
     assert float(found.total) == pytest.approx(float(terms.nll.sum()), rel=1e-6)
-    expected = nelbo(WORLD, TABLE, X0, KEY).mean()
     bound, tokens = found.metrics["nelbo"]
     assert float(bound / tokens) == pytest.approx(float(expected), rel=1e-6)
 
 
-def test_the_judges_loss_is_the_cross_entropy_per_token():
+@pytest.mark.parametrize("every", [1, 2])  # 2: the loss on texts of every second token
+def test_the_judges_loss_is_the_cross_entropy_per_token(every):
     network = CausalNetwork(CausalConfig(VOCAB, LENGTH, num_layers=1, embed_dim=8, num_heads=2))
-    params = noisy_params(network, 1)
-    for every in (1, 2):  # every=2: the loss on texts of every second token
+
+    @jax.jit
+    def both(params):
         found = judge_loss(network, bos_id=2, every=every)(params, {}, X0, KEY)
-        expected = np.mean(causal_nll(network, params, X0[:, ::every], 2))
-        assert float(found.total / found.weight) == pytest.approx(float(expected), rel=1e-6)
+        return found, causal_nll(network, params, X0[:, ::every], 2).mean()
+
+    found, expected = both(noisy_params(network, 1))
+    assert float(found.total / found.weight) == pytest.approx(float(expected), rel=1e-6)
 
 
 def test_the_rounds_loss_reads_teacher_and_step_from_the_context():
     config, dt, teacher = DistillConfig(num_trajectories=2), jnp.float32(0.2), random_table(1)
-    context = {"teacher_params": teacher, "dt": dt, "round": jnp.int32(3)}
-    found = distill_loss(WORLD, config)(TABLE, context, X0, KEY)
-    total, count = distillation_terms(WORLD, TABLE, teacher, X0, dt, KEY, config)
+
+    @jax.jit
+    def both(key):
+        context = {"teacher_params": teacher, "dt": dt, "round": jnp.int32(3)}
+        found = distill_loss(WORLD, config)(TABLE, context, X0, key)
+        return found, distillation_terms(WORLD, TABLE, teacher, X0, dt, key, config)
+
+    found, (total, count) = both(KEY)
     assert (float(found.total), float(found.weight)) == (float(total), float(count))
 
 
@@ -81,24 +94,37 @@ def test_every_nth_token_is_learnt_as_what_it_is_in_the_whole_sequence(kind, cou
     tokens = jnp.array(rows if kind != "documents" else [[0, 1, 4, 2, 1, 0, 2, 4, 1, 0, 1]])
     network = CausalNetwork(CausalConfig(5, 11, num_layers=1, embed_dim=8, num_heads=2))
     params = noisy_params(network, 1)
-    found = judge_loss(network, 3, Sequences(kind, 3, 4), every=3)(params, {}, tokens, KEY)
+    loss = judge_loss(network, 3, Sequences(kind, 3, 4), every=3)
     if counted is not None:
-        assert float(found.weight) == sum(map(len, counted))
+        weight = jax.jit(lambda params: loss(params, {}, tokens, KEY).weight)(params)
+        assert float(weight) == sum(map(len, counted))
         return
-    # Tokens 0, 3, 6 and 9 belong to three texts: 0; 3 and 6; 9.
-    pieces = ([[0]], [[2, 2]], [[0]])
-    expected = sum(float(causal_nll(network, params, jnp.array(p), 3).sum()) for p in pieces)
-    assert float(found.total) == pytest.approx(expected, rel=1e-5)
+
+    @jax.jit
+    def both(params):
+        # Tokens 0, 3, 6 and 9 belong to three texts: 0; 3 and 6; 9.
+        pieces = ([[0]], [[2, 2]], [[0]])
+        expected = [causal_nll(network, params, jnp.array(piece), 3).sum() for piece in pieces]
+        return loss(params, {}, tokens, KEY).total, sum(expected)
+
+    found, expected = both(params)
+    assert float(found) == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_the_bound_is_a_mean_over_tokens_however_the_batch_is_divided():
     """Oracle: the bounds of the pieces, of one text each, summed and divided by the number of all tokens."""
     config = NelboConfig("even", antithetic=False)
     loss = teacher_loss(WORLD, config)
-    found = _mean_gradient(loss, TABLE, {}, X0, KEY, microbatches=len(X0))[2]["nelbo"]
-    total = 0.0
-    for index in range(len(X0)):
-        key = jax.random.fold_in(KEY, index)
-        terms = denoising_terms(WORLD, TABLE, X0[index][None], key, config)
-        total += float((terms.nll * terms.weight[:, None]).sum())
+
+    @jax.jit
+    def whole(key):
+        return _mean_gradient(loss, TABLE, {}, X0, key, microbatches=len(X0))[2]["nelbo"]
+
+    @jax.jit
+    def piece(text, key):
+        terms = denoising_terms(WORLD, TABLE, text, key, config)
+        return (terms.nll * terms.weight[:, None]).sum()
+
+    found = whole(KEY)
+    total = sum(float(piece(X0[i][None], jax.random.fold_in(KEY, i))) for i in range(len(X0)))
     assert float(found) == pytest.approx(total / X0.size, rel=1e-5)
