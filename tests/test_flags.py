@@ -23,6 +23,7 @@ from sdtt_jax.distillation.rounds import DistillConfig
 from sdtt_jax.distillation.trajectories import Trajectories, noise_of, trajectory_end
 from sdtt_jax.evaluation import cloze, likelihood
 from sdtt_jax.networks import CausalConfig, CausalNetwork, Denoiser, DenoiserConfig
+from sdtt_jax.networks.base import abstract_params
 from sdtt_jax.networks.config import CoupledConfig
 from sdtt_jax.networks.coupled import CoupledDenoiser
 from sdtt_jax.networks.gpt2 import GPT2Config, GPT2Network
@@ -41,9 +42,15 @@ def diffusion(schedule="log-linear"):
 
 
 def parameters(network):
-    shapes = unbox(jax.eval_shape(network.init, jax.random.key(0)))
+    return jax.tree.map(jnp.asarray, _numbers(network))
+
+
+@functools.cache
+def _numbers(network):
+    """NumPy's, so that many traces can share them."""
     rng = np.random.default_rng(0)
-    return jax.tree.map(lambda s: jnp.asarray(rng.normal(size=s.shape), jnp.float32), shapes)
+    shapes = unbox(abstract_params(network))
+    return jax.tree.map(lambda s: rng.normal(size=s.shape).astype(np.float32), shapes)
 
 
 def generated(key, **options):
