@@ -26,9 +26,8 @@ def neighbours(model: sdtt_jax.Model, tokens: np.ndarray) -> float:
     parts = jax.device_put(store, jax.NamedSharding(mesh, jax.P("entries")))
     assert parts.keys.addressable_shards[0].data.shape == (512, model.config.embed_dim)
     whole = jax.NamedSharding(mesh, jax.P())
-    params, hidden = jax.device_put(
-        (model.params, model.denoiser.hidden(model.params, tokens)), whole
-    )
+    hidden = jax.jit(model.denoiser.hidden)(model.params, tokens)
+    params, hidden = jax.device_put((model.params, hidden), whole)
     found = [
         jax.jit(network.logits)(
             {"network": network.network.head_params(params), "store": x}, hidden
