@@ -33,6 +33,7 @@ from sdtt_jax.training import loop
 from tests.experiments.small import small
 from tests.forking import run_module
 from tests.training import toy
+from tests.worlds import noisy_params
 
 STAGES = ("data", "teacher", "distill")
 
@@ -50,10 +51,18 @@ def coupled(folder, **fields):
     return config_dict(dataclasses.replace(config, distillers=("coupled",), coupled=stage))
 
 
+def make_teacher(run, seed):
+    """Data, and a teacher with random parameters, since its training is of no matter here."""
+    run_stages(run, STAGES[:1])
+    params = noisy_params(run.denoiser, seed)
+    run.deliver(run.workdir.teacher, run.denoiser, params, stage="teacher")
+
+
 @pytest.fixture(scope="module")
 def unbroken(compiled_once, tmp_path_factory):  # noqa: ARG001
     folder = tmp_path_factory.mktemp("coupled")
     with open_run(coupled(folder), folder / "run") as run:
+        make_teacher(run, 0)
         run_stages(run, STAGES)
     return folder
 
@@ -131,7 +140,7 @@ def test_a_pool_in_hindsight_has_real_texts_from_their_noise(unbroken, tmp_path,
         with saving, pytest.raises(KeyboardInterrupt):
             open_pool(run, 1, params)
         monkeypatch.setattr(coupled_stage, "_made", stop)
-        made, read = (open_pool(run, 1, params).batch(1, 0, 8, run.mesh) for _ in range(2))
+        made, read = (open_pool(run, 1, params).batch(1, 0, 16, run.mesh) for _ in range(2))
         jax.tree.map(np.testing.assert_array_equal, made, read)
         assert are_real(run, read["tokens"])
         np.testing.assert_array_equal(written(run, params, read["noise"]), read["tokens"])
@@ -176,13 +185,9 @@ def test_a_student_with_several_masks_is_trained_stored_and_sampled(
 def test_more_masks_than_tokens_are_refused_before_a_teacher_is_trained(tmp_path):
     masks = {"hindsight": False, "num_distill_calls": 0, "num_rounds": 1, "soft_weight": 0.0}
     config = coupled(tmp_path, **masks, noise=NoiseConfig("masks", num_values=99))
-    with (
-        open_run(config, tmp_path / "run") as run,
-        pytest.raises(
-            ConfigError,
-            match=r"num_values=99 is more masks than there are tokens \((\d+)\); take at most \1,",
-        ),
-    ):
+    said = r"num_values=99 is more masks than there are tokens \((\d+)\); take at most \1,"
+    refused = pytest.raises(ConfigError, match=said)
+    with open_run(config, tmp_path / "run") as run, refused:
         run_stages(run, STAGES)
     assert not (tmp_path / "run" / "teacher").exists()
     run.config.coupled.check_vocabulary(99)
@@ -202,10 +207,8 @@ def test_it_is_loaded_sampled_and_exported_with_its_noise_network(unbroken, tmp_
     model = sdtt_jax.load(unbroken / "run" / "coupled")
     assert model.facts["stage"] == "coupled"
     assert model.facts["round"] == 2
-    texts = [
-        model.sample(jax.random.key(seed), 4, 1, temperature=0.0, mode="first-hitting")
-        for seed in (0, 0)
-    ]
+    options = {"temperature": 0.0, "mode": "first-hitting"}
+    texts = [model.sample(jax.random.key(seed), 4, 1, **options) for seed in (0, 0)]
     np.testing.assert_array_equal(texts[0], texts[1])
     with pytest.raises(MismatchError, match="sees noise; the reference's format"):
         export_reference(model, tmp_path / "reference")
@@ -298,7 +301,7 @@ def test_a_pool_of_another_teacher_is_refused(unbroken, tmp_path):
     """A pool of another run, for another round and with another teacher."""
     config = coupled(tmp_path, pool=str(unbroken / "run" / "coupled" / "02" / "pool"))
     with open_run(config, tmp_path / "run") as run:
-        run_stages(run, ("data", "teacher"))
+        make_teacher(run, 1)
         with pytest.raises(MismatchError, match="trajectories of another teacher") as caught:
             run_stages(run, ("distill",))
     assert "round: 2 -> 1" in str(caught.value)
@@ -355,6 +358,11 @@ def test_a_student_without_likelihood_is_inspected_all_the_same(unbroken, tmp_pa
     assert read_json(found)["config"] == load_params(checkpoint / "final")[1]["model"]
 
 
+# Trajectories are made in each step: three rounds of 8 * 10**6 steps of 128.
+THREE_ROUNDS = {"num_trajectories": 0, "num_rounds": 3, "num_distill_calls": 2}
+THREE_ROUNDS["train"] = {"num_steps": 8 * 10**6, "batch_size": 128}
+
+
 @pytest.mark.parametrize(
     ("fields", "named"),
     [
@@ -363,18 +371,7 @@ def test_a_student_without_likelihood_is_inspected_all_the_same(unbroken, tmp_pa
         ({"coupled": {"calls": (4, 2)}}, "calls"),
         ({"coupled": {"calls": (0, 2)}}, "calls must be positive, not 0"),
         ({"coupled": {"num_trajectories": 2**31}}, r"must be below 2\*\*31"),
-        (
-            # Trajectories made in each step: three rounds of 8 * 10**6 steps of 128.
-            {
-                "coupled": {
-                    "num_trajectories": 0,
-                    "num_rounds": 3,
-                    "num_distill_calls": 2,
-                    "train": {"num_steps": 8 * 10**6, "batch_size": 128},
-                }
-            },
-            "num_rounds .* = 3072000000",
-        ),
+        ({"coupled": THREE_ROUNDS}, "num_rounds .* = 3072000000"),
         ({"coupled": {"noise": {"kind": "gumbel"}}}, "kind='gumbel'"),
         ({"coupled": {"noise": {"kind": "latent"}}}, "one value for a whole text"),
         (
