@@ -232,7 +232,7 @@ def _small(tiny: bool) -> tuple[MaskedDiffusion, int, Tree]:
     params, rng = unbox(jax.jit(denoiser.init)(jax.random.key(SEED))), np.random.default_rng(SEED)
     # A fresh network's head is zero, and every loss trivial. NumPy's noise needs no compiling.
     moved = jax.tree.map(
-        lambda x: jnp.asarray(np.asarray(x) + 0.02 * rng.standard_normal(x.shape, np.float32)),
+        lambda x: jax.device_put(np.asarray(x) + 0.02 * rng.standard_normal(x.shape, np.float32)),
         params,
     )
     return MaskedDiffusion(denoiser, make_schedule()), length, moved
