@@ -122,12 +122,10 @@ def init(stage: str) -> Any:
     return jax.tree_util.tree_map_with_path(_around_one, scattered(DENOISER, 2))
 
 
-@functools.cache
 def scattered(network: Any, seed: int) -> Any:
     """Boxed numbers between -0.17 and 0.17 for all parameters, hashed from their places.
 
-    JAX's own draws for every leaf would take as long to compile as a step. These are NumPy's, so that the
-    programs of all meshes hold the same constants, and none traces the arithmetic.
+    JAX's own draws for every leaf would take as long to compile as a step.
     """
     shapes, structure = jax.tree.flatten(abstract_params(network))
     return jax.tree.unflatten(
@@ -135,16 +133,16 @@ def scattered(network: Any, seed: int) -> Any:
     )
 
 
-def _bits(x: jax.ShapeDtypeStruct, seed: int) -> np.ndarray:
-    bits = np.arange(x.size, dtype=np.uint32) + np.uint32(seed * 40_503)
+def _bits(x: jax.ShapeDtypeStruct, seed: int) -> jax.Array:
+    bits = jax.lax.iota(jnp.uint32, x.size) + jnp.uint32(seed * 40_503)
     for factor, shift in ((2_654_435_761, 15), (2_246_822_519, 13)):
-        bits = bits * np.uint32(factor)
-        bits = bits ^ (bits >> np.uint32(shift))
-    return np.float32(0.34 * (np.float32(bits >> np.uint32(8)) / 2**24 - 0.5)).reshape(x.shape)
+        bits = bits * jnp.uint32(factor)
+        bits = bits ^ (bits >> shift)
+    return (0.34 * ((bits >> 8).astype(jnp.float32) / 2**24 - 0.5)).reshape(x.shape)
 
 
-def _around_one(path: Any, x: np.ndarray) -> jax.Array:
-    return jnp.asarray(x + 1 if "scale" in jax.tree_util.keystr(path) else x)
+def _around_one(path: Any, x: jax.Array) -> jax.Array:
+    return x + 1 if "scale" in jax.tree_util.keystr(path) else x
 
 
 def run(
