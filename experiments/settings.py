@@ -80,7 +80,8 @@ class TeacherConfig(NelboConfig):
         whole(0, self, "attention_annealing", "init_layers")
         for name in ("attention_annealing", "init_layers"):
             require(
-                bool(self.init_from) or not getattr(self, name),
+                # A config that starts from a model may also be given a teacher in its place.
+                bool(self.init_from or self.checkpoint) or not getattr(self, name),
                 f"teacher.{name}={getattr(self, name)} is for a model that teacher.init_from names; leave it "
                 "out.",
             )

@@ -188,7 +188,8 @@ def test_what_is_for_a_model_to_start_from_needs_one(name):
         ConfigError, match=rf"teacher\.{name}=1 is for a model that teacher.init_from"
     ):
         TeacherConfig(**{name: 1})
-    assert getattr(TeacherConfig(init_from="x", **{name: 1}), name) == 1
+    for given in ("init_from", "checkpoint"):
+        assert getattr(TeacherConfig(**{given: "x", name: 1}), name) == 1
 
 
 def test_evaluation_must_have_steps():
