@@ -32,9 +32,8 @@ def without_traces_of_files(raw: str) -> str:
 
 def require_text(text: Any) -> None:
     """Raises `ConfigError` if something is no text; the letters of bytes are not known."""
-    if not isinstance(
-        text, str
-    ):  # `require` would build its message, the whole text's repr, each time
+    # Not by `require`, which would build its message, with the repr of the whole text, each time.
+    if not isinstance(text, str):
         raise ConfigError(
             f"A text to encode must be a str, not {text!r:.60}; bytes become one with .decode('utf-8')."
         )

@@ -55,23 +55,28 @@ TANH_GELU = ("gelu_new", "gelu_pytorch_tanh", "gelu_tanh")
 
 # Names that published configs give to one and the same thing.
 LENGTHS = (
-    *(
-        "length",
-        "model_length",
-        "model.max_length",
-        "max_position_embeddings",
-        "n_positions",
-        "n_ctx",
-    ),
-    *("max_seq_len", "max_seq_length", "max_sequence_length", "seq_len", "seq_length"),
-    *("context_length", "sequence_length"),
+    "length",
+    "model_length",
+    "model.max_length",
+    "max_position_embeddings",
+    "n_positions",
+    "n_ctx",
+    "max_seq_len",
+    "max_seq_length",
+    "max_sequence_length",
+    "seq_len",
+    "seq_length",
+    "context_length",
+    "sequence_length",
 )
 MASKS = ("mask_token_id", "mask_id", "mask_index", "mask_idx", "mask_token_index")
 # Fields that are true where a token sees only those before it, and where it sees all others. `is_decoder` is
 # not among them: it is false by default in the hub's configs, of causal models too.
 CAUSAL = ("causal", "causal_attention", "is_causal", "use_causal_mask")
 BIDIRECTIONAL = (
-    *("bidirectional", "is_bidirectional", "bidirectional_attention"),
+    "bidirectional",
+    "is_bidirectional",
+    "bidirectional_attention",
     "use_bidirectional_attention",
 )
 # The section or field of the noise schedule, and the fields that name its kind in the section.
@@ -87,9 +92,13 @@ def attention_claims(causal: bool) -> Allowed:
 # What other networks do to logits and positions; here logits are not scaled, and rotations encode positions.
 PLAIN_LOGITS: Allowed = {
     "logit_scale": (1,),
-    **dict.fromkeys(("final_logit_softcapping", "final_logit_softcap", "logit_softcap"), ()),
-    **dict.fromkeys(("logits_soft_cap", "output_logit_soft_cap"), ()),
-    **dict.fromkeys(("attn_logit_softcapping", "attn_logit_softcap"), ()),
+    "final_logit_softcapping": (),
+    "final_logit_softcap": (),
+    "logit_softcap": (),
+    "logits_soft_cap": (),
+    "output_logit_soft_cap": (),
+    "attn_logit_softcapping": (),
+    "attn_logit_softcap": (),
 }
 ROTATES: Allowed = {
     **dict.fromkeys(("rope", "use_rope", "use_rotary_embeddings"), (True,)),
