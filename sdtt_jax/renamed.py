@@ -19,7 +19,6 @@ MODULES = {
     "experiments.evaluating": "sdtt_jax.evaluation",
     "experiments.evaluating.output": "sdtt_jax.evaluation.record",
     "sdtt_jax.diffusion.planned": "sdtt_jax.diffusion.shared_program",
-    "sdtt_jax.diffusion.decoders.planned": "sdtt_jax.diffusion.decoders.base",
     "sdtt_jax.diffusion.retrieval": "sdtt_jax.networks.retrieval",
     "sdtt_jax.evaluation.batches": "sdtt_jax.model.batches",
     "sdtt_jax.evaluation.bounds": "sdtt_jax.diffusion.estimators",

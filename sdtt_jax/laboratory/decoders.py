@@ -17,12 +17,13 @@ import numpy as np
 
 from sdtt_jax.config import require
 from sdtt_jax.diffusion.decoders import parse_mode, stop_of
-from sdtt_jax.diffusion.decoders.base import Decoder, Grid
+from sdtt_jax.diffusion.decoders.base import Decoder
 from sdtt_jax.diffusion.decoders.blocks import RANDOM, Blocks
 from sdtt_jax.diffusion.decoders.confident import confidence
 from sdtt_jax.diffusion.decoders.doubting import DoubtingRemdm
 from sdtt_jax.diffusion.decoders.energy import Energy
 from sdtt_jax.diffusion.decoders.learnt import Learnt
+from sdtt_jax.diffusion.decoders.planned import Grid
 from sdtt_jax.diffusion.decoders.refine import Refine
 from sdtt_jax.diffusion.decoders.staged import Staged
 from sdtt_jax.diffusion.sampler import SamplerConfig

@@ -23,15 +23,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sdtt_jax.config import choose, from_mapping, nearest, require
-from sdtt_jax.diffusion.decoders.base import (
-    Decoder,
-    FirstHitting,
-    Grid,
-    Pick,
-    first_hitting_plan,
-    grid_plan,
-    no_plan,
-)
+from sdtt_jax.diffusion.decoders.base import Decoder, Pick, first_hitting_plan, no_plan
 from sdtt_jax.diffusion.decoders.blocks import (
     Blocks,
     block_plan,
@@ -55,6 +47,7 @@ from sdtt_jax.diffusion.decoders.learnt import (
     check_learnt,
     learnt_plan,
 )
+from sdtt_jax.diffusion.decoders.planned import FirstHitting, Grid, grid_plan
 from sdtt_jax.diffusion.decoders.refine import Refine, check_rounds, draft_plan, refine_step
 from sdtt_jax.diffusion.decoders.remasking import Remdm, remask_chances, remdm_plan
 from sdtt_jax.diffusion.decoders.skeleton import (

@@ -1,9 +1,5 @@
-"""What decoders are made of: the interface of a row of `DECODERS`, and what several decoders use.
+"""What decoders are made of: the interface of a row of `DECODERS`, and what several decoders use."""
 
-"grid" and "first-hitting" are here too: they are no more than the plans that other decoders begin with.
-"""
-
-import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,7 +7,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from sdtt_jax.diffusion.calls import even_calls, grid_calls, still_masked
+from sdtt_jax.diffusion.calls import even_calls
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.schedule import Schedule
 from sdtt_jax.ops.categorical import Filters
@@ -135,27 +131,6 @@ def sigma_of_masked(schedule: Schedule, masked: jax.Array) -> jax.Array:
     can tell, and the logarithm by itself would be infinite.
     """
     return jnp.minimum(-jnp.log1p(-masked), schedule.sigma(jnp.float32(1.0)))
-
-
-@dataclasses.dataclass(frozen=True)
-class Grid:
-    """Reverse steps on a grid of times, each of which reveals a random number of tokens."""
-
-
-def grid_plan(
-    options: Grid, share: PerToken, masked: Positions, schedule: Schedule, times: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """`Decoder.plan`: each position at a random step of the grid, as `share` decides."""
-    del options
-    return grid_calls(share, still_masked(schedule, times)), grid_sigmas(schedule, times, masked)
-
-
-@dataclasses.dataclass(frozen=True)
-class FirstHitting:
-    """Tokens in a random order, spread as evenly over the calls as whole numbers allow.
-
-    With as many calls as tokens it is the exact reverse process (arXiv 2409.02908, section 4.2).
-    """
 
 
 def first_hitting_plan(
