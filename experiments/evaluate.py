@@ -113,8 +113,8 @@ _NEEDED = {
 }
 # Settings that another one replaces in a suite, and what it does there.
 _REPLACED = {
-    ("mode", "modes"): ("frontier", "compares the decoders that this names"),
-    ("num_texts", "prompts"): ("generation", "continues the prompts of that file alone"),
+    "mode": ("modes", "frontier", "compares the decoders that this names"),
+    "num_texts": ("prompts", "generation", "continues the prompts of that file alone"),
 }
 # What a suite reads in place of a setting.
 _INSTEAD = {
@@ -135,9 +135,9 @@ def _users(field: dataclasses.Field[Any], settings: Settings, checkpoint: bool) 
     """The suites to which a setting makes a difference, beside these others."""
     name = field.name
     users: tuple[str, ...] = field.metadata["suites"] or tuple(SUITES)
-    for (replaced, other), (suite, _) in _REPLACED.items():
-        if name == replaced and getattr(settings, other):
-            users = tuple(user for user in users if user != suite)
+    by, replaced_in, _ = _REPLACED.get(name, ("", "", ""))
+    if by and getattr(settings, by):
+        users = tuple(user for user in users if user != replaced_in)
     # Neighbours are remembered in batches, and without a checkpoint it is the judge that is measured.
     always = {"batch_size": bool(settings.neighbours), "judge_compute_dtype": not checkpoint}
     return tuple(SUITES) if always.get(name) else users
@@ -174,16 +174,16 @@ def check_used(
         if getattr(settings, name) == field.default:
             continue
         users = _users(field, settings, checkpoint)
-        for (replaced, by), (suite, what) in _REPLACED.items():
-            changes = name != replaced or not getattr(settings, by) or suite not in suites
-            require(
-                changes or bool({*users} & {*suites}),
-                f"With --{by}, --suite={suite} {what}, so --{name} would change nothing; leave it out.",
-            )
+        used = bool({*users} & {*suites})
+        by, suite, what = _REPLACED.get(name, ("", "", ""))
+        require(
+            used or suite not in suites or not getattr(settings, by),
+            f"With --{by}, --suite={suite} {what}, so --{name} would change nothing; leave it out.",
+        )
         named = " or ".join(filter(None, (", ".join(users[:-1]), users[-1])))
         instead = [_INSTEAD[suite, name] for suite in suites if (suite, name) in _INSTEAD]
         require(
-            bool({*users} & {*suites}),
+            used,
             f"--{name} is for --suite={named}; add {'one of them' if users[1:] else 'that'}, or "
             f"{f'give --{instead[0]} in its place' if instead else 'leave it out'}.",
         )

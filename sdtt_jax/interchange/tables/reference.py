@@ -72,8 +72,19 @@ MASKING = ("absorbing_state", "absorbing", "absorb", "masked", "masking", "mask"
 LOG_LINEAR = ("loglinear", "log-linear", "log_linear")
 # Losses of networks that predict the masked tokens themselves, and by which students learn from them.
 LOSSES = (
-    *("mdlm", "subs", "elbo", "nelbo", "low_var", "ce", "cross_entropy", "nll"),
-    *("mse", "tvd", "kld", "kl-fwd", "kl-bwd"),
+    "mdlm",
+    "subs",
+    "elbo",
+    "nelbo",
+    "low_var",
+    "ce",
+    "cross_entropy",
+    "nll",
+    "mse",
+    "tvd",
+    "kld",
+    "kl-fwd",
+    "kl-bwd",
 )
 # IDLM's students have their teacher's noise; if that is DUO's, which is uniform, another field says so.
 DENOISER_CLAIMS: Allowed = {
