@@ -30,7 +30,7 @@ from sdtt_jax.networks.base import Network, abstract_params
 from sdtt_jax.objectives import coupled_loss
 from sdtt_jax.ops.noise import Noise
 from sdtt_jax.parallel import processes
-from sdtt_jax.parallel.mesh import RULES
+from sdtt_jax.parallel.mesh import RULES, full_batch
 from sdtt_jax.parallel.placement import place_rows, place_whole, replicated, tree_shardings, unbox
 from sdtt_jax.paths import as_path, remove_tree
 from sdtt_jax.training.state import StateSpec, TrainState
@@ -268,7 +268,11 @@ def _make(run: Run, number: int, params: Params, parts: Path) -> dict[str, Any]:
             purpose_seed(run.config.seed, "coupled.texts"), 0, count
         )
     function = functools.partial(_made, student, teacher, sampler, length, config.independent, key)
-    batches = batched(function, params, rows, POOL_BATCH)
+    # A trajectory depends on its row alone, so that a large mesh may make more of them at once.
+    size = full_batch(POOL_BATCH, run.mesh)
+    if size != POOL_BATCH:
+        parts = parts.with_name(f"{parts.name}-{size}")
+    batches = batched(function, params, rows, size)
 
     def arrays_of(made: dict[str, Any]) -> dict[str, np.ndarray]:
         if config.hindsight:
@@ -280,7 +284,7 @@ def _make(run: Run, number: int, params: Params, parts: Path) -> dict[str, Any]:
         [parts / f"{index:06d}.npz" for index in range(len(batches))],
         batches,
         arrays_of,
-        tokens=min(POOL_BATCH, count) * length,
+        tokens=min(size, count) * length,
     )
     return nested(join(made))
 

@@ -1,7 +1,6 @@
 """Bounds on the likelihood of text under a denoiser, in nats per token."""
 
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +12,7 @@ from sdtt_jax.diffusion.estimators import ESTIMATORS, NEVER, BoundConfig, MaskNo
 from sdtt_jax.diffusion.forward import sample_t
 from sdtt_jax.diffusion.schedule import covering
 from sdtt_jax.evaluation.record import Json
-from sdtt_jax.model.batches import batched
+from sdtt_jax.model.batches import Batch, batched
 from sdtt_jax.model.masked import Model
 from sdtt_jax.ops.sequences import Sequences, arrange
 from sdtt_jax.ops.tokens import as_rows
@@ -41,7 +40,7 @@ def bound_inputs(model: Model) -> Json:
 
 def text_bounds(
     model: Model, tokens: np.ndarray, key: jax.Array, config: BoundConfig, *, batch_size: int
-) -> list[Callable[[], Bounds]]:
+) -> list[Batch[Bounds]]:
     """Functions that estimate the bound of each text, one for each batch.
 
     Args:

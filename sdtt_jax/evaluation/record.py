@@ -18,6 +18,7 @@ import numpy as np
 from sdtt_jax.checkpoints.digests import canonical_sha256
 from sdtt_jax.config import differences
 from sdtt_jax.errors import ConfigError, UserError
+from sdtt_jax.model.batches import Batch
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
 from sdtt_jax.parallel import processes
@@ -144,7 +145,7 @@ class Record:
         self,
         name: str,
         inputs: Json,
-        batches: Sequence[Callable[[], Any]],
+        batches: Sequence[Batch[Any]],
         arrays_of: Callable[[Any], Arrays],
         *,
         tokens: int,
@@ -279,7 +280,7 @@ def _plain(content: Any) -> Any:
 def kept_batches(
     title: str,
     paths: Sequence[Path],
-    batches: Sequence[Callable[[], Any]],
+    batches: Sequence[Batch[Any]],
     arrays_of: Callable[[Any], Arrays],
     *,
     tokens: int,
@@ -291,11 +292,11 @@ def kept_batches(
       title: what is worked on.
       paths: the file of each batch, `.npz`.
       batches: each computes one batch, in all processes.
-      arrays_of: names the arrays of what a batch has computed.
+      arrays_of: names the arrays, `[rows, ...]`, of what a batch has computed.
       tokens: of one batch, for the progress.
       shown: False for work that needs no progress bar.
     """
-    found = [_agreed(path) for path in paths]
+    found = [_agreed(path, batch.rows) for path, batch in zip(paths, batches, strict=True)]
     missing = [number for number, arrays in enumerate(found) if arrays is None]
     finished, shown = len(found) - len(missing), shown and processes.is_first()
     for number in tracked(title, missing, tokens=tokens, finished=finished, shown=shown):
@@ -317,11 +318,14 @@ def _file_name(item: str) -> str:
     return item.replace("/", "_")
 
 
-def _agreed(path: Path) -> Arrays | None:
+def _agreed(path: Path, rows: int | None = None) -> Arrays | None:
     """The stored arrays of a part if process 0 has them; the others must then have them too."""
     stored = read_npz(path)
     # A file that was copied over another one is computed again. Earlier versions did not name the part.
     if stored is not None and str(stored.pop(PART, _part_name(path))) != _part_name(path):
+        stored = None
+    # Earlier versions made larger batches on some numbers of devices.
+    if stored is not None and rows is not None and any(len(x) != rows for x in stored.values()):
         stored = None
     return dict(_seen(stored, path)) if processes.agree(stored is not None) else None
 

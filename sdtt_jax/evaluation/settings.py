@@ -123,8 +123,7 @@ class Variation:
     seed: int = setting(0, "Equal seeds give equal texts.")
     batch_size: int = setting(
         32,
-        "Texts at once, rounded up to a multiple of the number of devices; another size draws other "
-        "texts.",
+        "Texts at once; another size draws other texts. Best a multiple of the number of devices.",
         suites=("judge", *(suite for suite in MEASURING if suite != "latency")),
     )
     early_exit: float = setting(

@@ -4,10 +4,11 @@ Everything that samples or scores many texts goes through `batched`, so that a k
 every caller: batch i is drawn with `fold_in(key, i)`.
 """
 
+import dataclasses
 import functools
 import operator
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,20 @@ from sdtt_jax.parallel.placement import place_batch
 from sdtt_jax.parallel.processes import stop_if_preempted, to_host
 
 BatchFunction = Callable[[Any, jax.Array, Any], Any]
-Batch = Callable[[], Any]
+
+
+Result = TypeVar("Result")
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch(Generic[Result]):
+    """One of the batches of some work; calling it computes it."""
+
+    compute: Callable[[], Result]  # gives a tree of `[rows, ...]`
+    rows: int
+
+    def __call__(self) -> Result:
+        return self.compute()
 
 
 class Written(NamedTuple):
@@ -29,31 +43,35 @@ class Written(NamedTuple):
     nfe: Any  # `[rows]` int32, network calls of the batch that each row was part of
 
 
-def batched(function: BatchFunction, params: Any, rows: Any, batch_size: int) -> list[Batch]:
-    """Splits work into batches: one function for each, which computes the batch when it is called.
+def batched(function: BatchFunction, params: Any, rows: Any, batch_size: int) -> list[Batch[Any]]:
+    """Splits work into batches, each of which is computed when it is called.
 
     Args:
       function: a compiled function or a wrapper of one; `function(params, index, batch)` gives a tree of
         `[rows, ...]`.
       params: parameters, on a mesh or on one device.
       rows: a tree of NumPy arrays `[rows, ...]`.
-      batch_size: rows at once, at most; rounded up to a multiple of the pieces that the mesh splits a batch
-        into.
+      batch_size: rows at once, at most. Where the mesh splits a batch into pieces of which this is no
+        multiple, repeats are computed beside them: which rows a batch holds does not depend on the mesh.
 
     Returns:
-      One function for each batch. It returns a tree of NumPy arrays `[rows, ...]`, floats widened to float64,
-      and raises KeyboardInterrupt if one of several processes was asked to stop (SIGTERM).
+      The batches. Each gives a tree of NumPy arrays `[rows, ...]`, floats widened to float64, and raises
+      KeyboardInterrupt if one of several processes was asked to stop (SIGTERM).
 
     Raises:
       ConfigError: `batch_size` is not a positive whole number.
     """
     whole(1, batch_size=batch_size)
     count = len(jax.tree.leaves(rows)[0])
-    size = full_batch(min(batch_size, count), mesh_if_any(params))
-    return [
-        functools.partial(_run, function, params, index, _take(rows, start, start + size), size)
-        for index, start in enumerate(range(0, count, size))
-    ]
+    size = min(batch_size, count)
+    computed = full_batch(size, mesh_if_any(params))
+
+    def batch(index: int, start: int) -> Batch[Any]:
+        taken = _take(rows, start, start + size)
+        compute = functools.partial(_run, function, params, index, taken, computed)
+        return Batch(compute, min(size, count - start))
+
+    return [batch(index, start) for index, start in enumerate(range(0, count, size))]
 
 
 def map_batches(function: BatchFunction, params: Any, rows: Any, batch_size: int) -> Any:
@@ -70,7 +88,7 @@ def _run(function: BatchFunction, params: Any, index: int, batch: Any, size: int
     stop_if_preempted()
     mesh = mesh_if_any(params)
     count = len(jax.tree.leaves(batch)[0])
-    # The last batch is filled up with repeats, which are dropped again, so that one size is compiled.
+    # A batch is filled up with repeats, which are dropped again, so that one size is compiled.
     filled = jax.tree.map(lambda x: np.resize(x, (size, *x.shape[1:])), batch)
     if mesh is None:
         out = function(params, jnp.int32(index), jax.device_put(filled))

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,7 +14,7 @@ from sdtt_jax.config import check_fields, require, whole
 from sdtt_jax.diffusion.decoders.base import Helper
 from sdtt_jax.keys import check_key
 from sdtt_jax.model.base import Loaded
-from sdtt_jax.model.batches import Written, batched
+from sdtt_jax.model.batches import Batch, Written, batched
 from sdtt_jax.networks.causal import CausalNetwork
 from sdtt_jax.networks.config import TransformerConfig
 from sdtt_jax.ops.categorical import Filters
@@ -89,7 +88,7 @@ class CausalModel(Loaded):
           num_samples: how many.
           num_tokens: how many tokens follow the prompt.
           prompt: text that every sample begins with.
-          batch_size: texts at once, rounded up to a multiple of the mesh's parts.
+          batch_size: texts at once.
           **filters: temperature, top_k, top_p.
 
         Raises:
@@ -111,14 +110,14 @@ class CausalModel(Loaded):
         num_tokens: int,
         batch_size: int = 32,
         **filters: Any,
-    ) -> list[Callable[[], Written]]:
+    ) -> list[Batch[Written]]:
         """Continues `prompts: [B, n]` int32: one function per batch writes texts `[rows, n + num_tokens]`.
 
         Args:
           key: PRNG key; batch i is drawn with `fold_in(key, i)`.
           prompts: with n at least 1, usually beginning with BOS.
           num_tokens: how many tokens follow, with one network call for each.
-          batch_size: texts at once, rounded up to a multiple of the mesh's parts.
+          batch_size: texts at once.
           **filters: temperature, top_k, top_p.
         """
         check_key(key)

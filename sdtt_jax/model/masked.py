@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -29,7 +29,7 @@ from sdtt_jax.diffusion.sampler import (
 from sdtt_jax.diffusion.schedule import Schedule
 from sdtt_jax.keys import check_key
 from sdtt_jax.model.base import Loaded, helping
-from sdtt_jax.model.batches import Written, batched
+from sdtt_jax.model.batches import Batch, Written, batched
 from sdtt_jax.model.generation import generate
 from sdtt_jax.model.learnt import settled
 from sdtt_jax.model.prompts import Texts, closed, ended, given_batch
@@ -135,8 +135,7 @@ class Model(Loaded):
           infill: text with gaps, "[12]" for 12 tokens; one for all or one for each.
           num_tokens: as `prior` takes it.
           stop_at_eos: what follows the first EOS of a text becomes EOS too.
-          batch_size: texts at once, rounded up to a multiple of the mesh's parts, as many as memory allows;
-            another size gives other draws.
+          batch_size: texts at once, as many as memory allows; another size gives other draws.
           helper: the second model, as `sdtt_jax.load` returns it, of a decoder that needs one, such as
             "speculative".
           **options: further fields of `SamplerConfig` (temperature, cooling, guidance, top_k,
@@ -170,7 +169,7 @@ class Model(Loaded):
         config: SamplerConfig,
         batch_size: int = 32,
         helper: Loaded | Helper | None = None,
-    ) -> list[Callable[[], Written]]:
+    ) -> list[Batch[Written]]:
         """Fills the MASK positions of `x_init: [B, L]` int32: one function per batch writes its texts.
 
         Args:
@@ -178,7 +177,7 @@ class Model(Loaded):
             noise.
           x_init: for example from `prior`.
           config: sampler.
-          batch_size: texts at once, rounded up to a multiple of the mesh's parts, as many as memory allows.
+          batch_size: texts at once, as many as memory allows.
           helper: the second model of a decoder that needs one.
         """
         check_key(key)

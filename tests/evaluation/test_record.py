@@ -7,6 +7,7 @@ import pytest
 
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.evaluation.record import FORMAT, Record, digest_of, npz
+from sdtt_jax.model.batches import Batch
 
 MODEL = {"path": "a model", "digest": "0" * 64}
 OTHER = {"path": "another", "digest": "1" * 64}
@@ -63,10 +64,11 @@ def test_parts_outlive_an_item_that_was_cut_off(tmp_path):
 
 def test_of_some_batches_those_that_lack_are_computed_and_shown(tmp_path, capsys):
     computed = [Counted(np.full(2, number)) for number in range(3)]
+    work = [Batch(compute, rows=2) for compute in computed]
 
     def batches():
         record = Record(tmp_path / "x.json", MODEL)
-        return record.batches("suite/a", {}, computed, lambda x: {"tokens": x}, tokens=2)
+        return record.batches("suite/a", {}, work, lambda x: {"tokens": x}, tokens=2)
 
     np.testing.assert_array_equal([arrays["tokens"][0] for arrays in batches()], [0, 1, 2])
     assert "suite/a: step 3/3" in capsys.readouterr().err
@@ -76,6 +78,10 @@ def test_of_some_batches_those_that_lack_are_computed_and_shown(tmp_path, capsys
     assert capsys.readouterr().err.startswith("suite/a: step 3/3")
     batches()
     assert capsys.readouterr().err == ""
+    # Of an earlier version, on a number of devices for which it made larger batches.
+    work[2] = Batch(computed[2], rows=1)
+    batches()
+    assert [batch.times for batch in computed] == [1, 2, 2]
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty"])

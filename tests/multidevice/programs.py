@@ -25,6 +25,7 @@ from sdtt_jax.checkpoints.store import Checkpoints
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.sampler import SamplerConfig, sample
 from sdtt_jax.diffusion.schedule import make_schedule
+from sdtt_jax.model.batches import map_batches
 from sdtt_jax.networks.base import ADAPTERS, abstract_params
 from sdtt_jax.networks.config import (
     CoupledConfig,
@@ -58,6 +59,7 @@ DENOISER = Denoiser(
         vocab_size=1000, length=LENGTH, num_layers=2, embed_dim=32, num_heads=8, cond_dim=8
     )
 )
+ROWS = np.arange(10, dtype=np.int32)
 NARROW_MESHES = (ONE, (2, 1, 1), (1, 2, 1), (1, 1, 2))
 LLAMA_MESHES = (ONE, (1, 1, 8), (2, 2, 2))
 LLAMA = LlamaDenoiser(
@@ -193,6 +195,7 @@ def run(
     result["values"] = {p: norms(x) for p, x in flat_leaves(states["distill"]).items()}
     if not brief:
         result["texts"] = texts(mesh, states["distill"].params)
+        result["batches"] = map_batches(_number, states["distill"].params, ROWS, 3).tolist()
         if sizes in COUPLED_MESHES:
             result["coupled"] = coupled(mesh, states["teacher"].params)
     with Checkpoints(directory) as checkpoints:
@@ -247,6 +250,13 @@ def texts(mesh: jax.sharding.Mesh, params: Any) -> list[list[int]]:
     x_init = place_rows(lambda rows: tokens[rows], tokens.shape, mesh)
     with use_mesh(mesh):
         return to_host(jax.jit(_texts)(params, x_init)).tolist()
+
+
+@jax.jit
+def _number(params: Any, index: jax.Array, rows: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The number of its batch beside each row."""
+    del params
+    return jnp.stack([rows, jnp.full_like(rows, index)], axis=1)
 
 
 def _texts(params: Any, x_init: jax.Array) -> jax.Array:

@@ -100,6 +100,12 @@ def test_texts_are_those_of_one_device(alone, several):
     assert differing <= 0.01, differing
 
 
+def test_which_rows_a_batch_holds_does_not_depend_on_the_mesh(alone, several):
+    """Oracle: ten rows in threes; a mesh of eight devices computes repeats beside them."""
+    found = [[row, row // 3] for row in range(10)]
+    assert several["batches"] == alone["batches"] == found
+
+
 def test_initial_parameters_do_not_depend_on_the_mesh(alone, several):
     """Bit for bit."""
     assert several["initial"] == alone["initial"]

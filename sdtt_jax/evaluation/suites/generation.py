@@ -1,6 +1,5 @@
 """The suite "generation": texts at every number of steps, causal texts and real ones, all judged alike."""
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +15,7 @@ from sdtt_jax.evaluation.subject import Subject
 from sdtt_jax.evaluation.texts import held_out, held_out_name, openings
 from sdtt_jax.keys import purpose_key
 from sdtt_jax.model.base import same_ids
-from sdtt_jax.model.batches import Written, join
+from sdtt_jax.model.batches import Batch, Written, join
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.learnt import settled
 from sdtt_jax.model.masked import Model
@@ -49,7 +48,7 @@ class Writer(NamedTuple):
     name: str  # of the item
     model: Model | CausalModel  # the texts are in its tokens
     # Write the texts, batch by batch; each text is the last tokens of its row.
-    batches: list[Callable[[], Written]]
+    batches: list[Batch[Written]]
     facts: Json  # of the result
     inputs: Json  # everything that determines the texts
     # Tokens at the start of the texts, or of each, that are a prompt: `[texts]`.
@@ -306,7 +305,15 @@ def _real(subject: Subject, setup: Setup, real: np.ndarray) -> Writer:
             lengths = np.array([len(text) for text in texts])
             if subject.settings.ends == "keep":
                 inputs["padding"] = "cut"  # earlier versions took it for text
-    return Writer("real_text", subject.model, [lambda: written], facts, inputs, given, lengths)
+    return Writer(
+        "real_text",
+        subject.model,
+        [Batch(lambda: written, len(written.tokens))],
+        facts,
+        inputs,
+        given,
+        lengths,
+    )
 
 
 def judging(subject: Subject) -> Json:
