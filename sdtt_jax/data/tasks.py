@@ -18,7 +18,7 @@ from sdtt_jax.data.corpora import SPLITS, Recipe, refuse_bad
 from sdtt_jax.data.division import DOCUMENT, Index, Rule, digest, split_number
 from sdtt_jax.data.packing import chunk_length, cut, encode_documents, ended
 from sdtt_jax.data.reading import BadInputError, Part
-from sdtt_jax.data.tokenizer import Tokenizer, load_tokenizer
+from sdtt_jax.data.tokenizer import CONFIG_FILE, Tokenizer, load_tokenizer
 from sdtt_jax.errors import DataError
 from sdtt_jax.ops.sequence_kinds import Sequences
 from sdtt_jax.paths import as_path, read_json, write_json, written_whole
@@ -165,8 +165,14 @@ def _entry(facts: tuple[int, int, int, int], tokens: int) -> tuple[int, ...]:
     return text, row, characters, tokens, split
 
 
-@functools.lru_cache(maxsize=1)
 def _tokenizer(folder: str) -> Tokenizer:
+    """The tokenizer that is in a folder now: another preparation may have put one of its own there."""
+    return _loaded(folder, (as_path(folder) / CONFIG_FILE).read_bytes())
+
+
+@functools.lru_cache(maxsize=1)
+def _loaded(folder: str, described: bytes) -> Tokenizer:
+    del described  # its digest, config and normalisation make the folder's content part of the key
     return load_tokenizer(folder)
 
 

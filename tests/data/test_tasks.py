@@ -1,11 +1,12 @@
 """The tasks of a preparation. Oracles: tokens joined in plain Python; the same run with enough disk space."""
 
 import resource
+import shutil
 
 import numpy as np
 import pytest
 
-from sdtt_jax.data import DataConfig, TokenizerConfig, prepare
+from sdtt_jax.data import DataConfig, TokenizerConfig, load_tokenizer, open_split, prepare
 from sdtt_jax.data.division import DOCUMENT
 from sdtt_jax.data.tasks import Store, split_stream
 
@@ -35,6 +36,22 @@ def test_any_stretch_of_a_split_is_read_from_the_parts(tmp_path):
         for stop in (start + 1, start + 7, len(expected)):
             found = list(split_stream(store, 1, tuple(ends), start, stop))
             assert np.concatenate(found).tolist() == expected[start:stop]
+
+
+def test_each_preparation_reads_with_its_own_vocabulary(write_jsonl, tmp_path):
+    """Oracle: the letters of the text. The second preparation of a process in the same folder used to be
+    encoded with the first one's vocabulary."""
+    data, tokenizer = tmp_path / "data", tmp_path / "tokenizer"
+    for letters in ("abcdefgh", "zyxwvutsrq"):
+        shutil.rmtree(data, ignore_errors=True)
+        shutil.rmtree(tokenizer, ignore_errors=True)
+        corpus = DataConfig(
+            str(write_jsonl([f"{letters} " * (1 + i) for i in range(20)])), length=8
+        )
+        info = prepare(corpus, TokenizerConfig(model_type="char"), data, tokenizer)
+        text = "".join(map(load_tokenizer(tokenizer).decode, open_split(data, "train").cached))
+        assert info.num_unknown == 0
+        assert set(text) <= set(f"{letters} \n")
 
 
 @pytest.mark.parametrize("limit", [3_000, 20_000, 70_000])
