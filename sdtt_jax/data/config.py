@@ -35,9 +35,10 @@ class DataConfig:
       deduplicate: leave out of the train split every document whose cleaned text, by its 64-bit digest, is in
         the validation split or occurred earlier. Among ten million documents the chance that even one is
         lost by a coincidence of digests is 3 in a million.
-      skip_bad: how many rows and files that cannot be read, and pairs that are longer than `length` or whose
-        own BOS or EOS would move the end of the prompt, are skipped, counted by kind and named in the
-        manifest; one more stops the preparation. 0 stops it at the first.
+      skip_bad: how many rows and files that cannot be read, texts that spell MASK (or, `padded`, go on behind
+        an EOS), and pairs that are longer than `length` or whose own BOS or EOS would move the end of the
+        prompt, are skipped, counted by kind and named in the manifest; one more stops the preparation. 0
+        stops it at the first.
       sequences: what a sequence holds. `packed`: a piece of the stream of all documents, whose positions all
         see each other, as in the papers. `documents`: the same, with attention confined to each document.
         `padded`: one document and padding, which is neither seen nor masked nor counted. `prompted`: the same

@@ -14,7 +14,7 @@ from sdtt_jax.data.packing import text_ends
 from sdtt_jax.data.records import made_with, read_info
 from sdtt_jax.data.shards import MANIFEST_FILE
 from sdtt_jax.data.tasks import check_sha256
-from sdtt_jax.data.tokenizer import Tokenizer, load_tokenizer
+from sdtt_jax.data.tokenizer import PREPARE_AGAIN, Tokenizer, load_tokenizer
 from sdtt_jax.errors import DataError
 from sdtt_jax.ops.sequence_kinds import Sequences
 from sdtt_jax.paths import as_path, read_json
@@ -87,6 +87,11 @@ def _split(
         rows = rows[:, 1:-1] if sequences.wrap else rows
         ended, padding = text_ends(rows, sequences)
         stream = rows[~padding]
+        if stream.max(initial=0) >= tokenizer.vocab_size:
+            raise DataError(
+                f"The {split.name} split holds MASK, token {tokenizer.mask_id}, which a text spelt and no "
+                f"model can predict; {PREPARE_AGAIN}."
+            )
         counts += np.bincount(stream, minlength=tokenizer.vocab_size)
         looked_at += len(stream)
         # Only documents that lie entirely within the stretch.

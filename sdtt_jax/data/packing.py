@@ -16,6 +16,9 @@ _DOCUMENTS_AT_ONCE = 256
 _CHARACTERS_AT_ONCE = 2**20
 # Before a space between two letters every pre-tokenizer of GPT-2's kind begins a new word.
 _BETWEEN_WORDS = re.compile(r"(?<=[A-Za-z])(?= [A-Za-z])")
+# Why a text must not hold a special token.
+_NO_MASK = "which no model of masked text can predict"
+_ENDS = "which ends a text here: what follows it would never be learnt"
 
 
 def _raise(error: BadInputError) -> None:
@@ -40,9 +43,9 @@ def encode_documents(
         kinds that is a character like any other.
       kind: the kind of the sequences that they are for, one of `sequence_kinds.KINDS`.
       length: the most tokens that a pair may have, its BOS and EOS included; None for any number.
-      refuse: called with the fault of a pair that is longer, or whose own BOS or EOS would move the end of
-        its prompt or completion, before another text is taken from `texts`. Such a pair is left out if it
-        returns.
+      refuse: called with the fault of a document in its place in the order: one that spells MASK, a pair that
+        is longer or whose own BOS or EOS would move the end of its prompt or completion, or a text of the
+        kind "padded" that goes on behind an EOS. Such a document is left out if it returns.
     """
     waiting: list[str] = []
     size = 0
@@ -55,7 +58,8 @@ def encode_documents(
             waiting.append(text)
             size += len(text)
         if alone or len(waiting) >= _DOCUMENTS_AT_ONCE or size >= _CHARACTERS_AT_ONCE:
-            yield from tokenizer.encode_batch(waiting)
+            batch = zip(waiting, tokenizer.encode_batch(waiting), strict=True)
+            yield from _without_faults(tokenizer, batch, kind, refuse)
             waiting, size = [], 0
         if pair:
             prompt, completion = text.split(PROMPT_END)
@@ -67,10 +71,47 @@ def encode_documents(
         elif alone:
             # Normalised as a whole: on its own a stretch would lose the space at its beginning.
             whole = NORMALIZERS[tokenizer.normalize](text)
-            yield np.concatenate(
-                [_encode_stretch(tokenizer, s) for s in _stretches(tokenizer, whole)]
-            )
-    yield from tokenizer.encode_batch(waiting)
+            parts = [_encode_stretch(tokenizer, s) for s in _stretches(tokenizer, whole)]
+            yield from _without_faults(tokenizer, [(text, np.concatenate(parts))], kind, refuse)
+    batch = zip(waiting, tokenizer.encode_batch(waiting), strict=True)
+    yield from _without_faults(tokenizer, batch, kind, refuse)
+
+
+def _without_faults(
+    tokenizer: Tokenizer,
+    encoded: Iterable[tuple[str, np.ndarray]],
+    kind: str,
+    refuse: Callable[[BadInputError], None],
+) -> Iterator[np.ndarray]:
+    """The ids of those encoded texts that can be learnt as they are; `refuse` gets the faults of the others.
+
+    Published vocabularies spell special tokens. In "padded" sequences the first EOS ends the text, so one at
+    the very end is that which `ended` adds.
+    """
+    for text, ids in encoded:
+        fault = _text_fault(tokenizer, text, ids, kind)
+        if fault is not None:
+            refuse(fault)
+        else:
+            yield ids[:-1] if kind == "padded" and tokenizer.eos_id in ids[-1:] else ids
+
+
+def _text_fault(
+    tokenizer: Tokenizer, text: str, ids: np.ndarray, kind: str
+) -> BadInputError | None:
+    if tokenizer.mask_id in ids:
+        name, token, why = "MASK", tokenizer.mask_id, _NO_MASK
+    elif kind == "padded" and tokenizer.eos_id in ids[:-1]:
+        name, token, why = "EOS", tokenizer.eos_id, _ENDS
+    else:
+        return None
+    at = int(np.argmax(ids == token))
+    behind = f"behind {tokenizer.decode(ids[max(0, at - 8) : at])!r}, " if at else ""
+    return BadInputError(
+        f"{name} in a text",
+        f"The text {text[:60]!r:.60} spells {name}, token {token}, {behind}{why}; take it out, leave the "
+        "text out of the file, or let data.skip_bad skip it.",
+    )
 
 
 def _encode_pair(
@@ -85,16 +126,17 @@ def _encode_pair(
     before, behind = (tokenizer.encode_piece(part) for part in (prompt, completion))
     kind, remedy = "BOS or EOS in a pair", "take it out, leave the pair out of the file"
     fault, size = "", len(before) + len(behind) + 2
-    if tokenizer.bos_id in before:
+    if tokenizer.mask_id in before or tokenizer.mask_id in behind:
+        kind = "MASK in a text"
+        spelt = f"MASK, token {tokenizer.mask_id}, {_NO_MASK}"
+        fault = f"The prompt {prompt!r:.60} or its completion spells {spelt}"
+    elif tokenizer.bos_id in before:
         fault = (
             f"The prompt {prompt!r:.60} spells BOS, token {tokenizer.bos_id}, which ends a prompt here: the "
             "rest of the prompt would be taken for the completion"
         )
     elif tokenizer.eos_id in behind[:-1]:
-        fault = (
-            f"The completion {completion!r:.60} spells EOS, token {tokenizer.eos_id}, which ends a text "
-            "here: what follows it would never be learnt"
-        )
+        fault = f"The completion {completion!r:.60} spells EOS, token {tokenizer.eos_id}, {_ENDS}"
     elif length is not None and size > length:
         kind, remedy = "pair too long", "take a larger length, leave the pair out of the file"
         fault = (

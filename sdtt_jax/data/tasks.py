@@ -103,7 +103,7 @@ class ReadPart(NamedTuple):
         unknown = 0
 
         def refuse(error: BadInputError) -> None:
-            found.pop()  # a pair is encoded before another text is read
+            found.popleft()  # a fault is met in its document's place
             files = ", ".join(dict.fromkeys(piece.path for piece in self.part.pieces[:2]))
             files += ", …" * (len(self.part.pieces) > 2)
             self._count_bad(BadInputError(error.kind, f"{files}: {error}"), counts, bad)

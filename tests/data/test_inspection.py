@@ -10,7 +10,14 @@ import numpy as np
 import pytest
 
 from experiments.cli.overrides import Source, with_corpus
-from sdtt_jax.data import DataConfig, TokenizerConfig, load_tokenizer, open_split, prepare
+from sdtt_jax.data import (
+    DataConfig,
+    TokenizerConfig,
+    inspection,
+    load_tokenizer,
+    open_split,
+    prepare,
+)
 from sdtt_jax.data.inspection import inspect_data, summary
 from sdtt_jax.errors import ConfigError, DataError
 from sdtt_jax.reporting.data_page import render_data
@@ -107,6 +114,20 @@ def test_data_of_another_tokenizer_are_refused(prepared, tmp_path):
             inspect_data(data, prepared.tokenizer)
     with pytest.raises(ConfigError, match=r"records must be a whole number, not 1\.5"):
         inspect_data(data, prepared.tokenizer, records=1.5)
+
+
+def test_mask_in_data_of_earlier_versions_is_named(prepared, monkeypatch):
+    """Their texts could spell it; this ended in a traceback."""
+
+    def with_mask(*arguments):
+        split = open_split(*arguments[:2])
+        rows = split.gather(np.arange(len(split)))
+        rows[3, 3] = prepared.info.vocab_size
+        return dataclasses.replace(split, cached=rows)
+
+    monkeypatch.setattr(inspection, "open_split", with_mask)
+    with pytest.raises(DataError, match="train split holds MASK, token 30, which a text spelt"):
+        inspect_data(prepared.data, prepared.tokenizer)
 
 
 def test_the_page_shows_it_and_escapes_the_texts(found):

@@ -146,14 +146,15 @@ def test_a_text_that_is_no_pair_is_refused_by_name(text):
         list(pack(encode_documents(tokenizer, [text], "prompted"), 16, sequences))
 
 
-def _spelling(bos, eos):
+def _spelling(bos, eos, mask=None):
     """A vocabulary of which texts can spell the special tokens, as those of published models."""
     words = tokenizers.Tokenizer(
         tokenizers.models.WordLevel({"[UNK]": 0, "a": 1, "b": 2}, unk_token="[UNK]")
     )
     words.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
-    words.add_special_tokens(["<s>", "</s>"])
-    special = Special(5, words.token_to_id(bos), words.token_to_id(eos))
+    words.add_special_tokens(["<s>", "</s>"] + [mask] * (mask is not None))
+    rows = words.get_vocab_size()
+    special = Special(rows, *(word and words.token_to_id(word) for word in (bos, eos, mask)))
     return HubTokenizer(TokenizerConfig(kind="hub"), "none", words.to_str().encode(), special)
 
 
@@ -190,3 +191,49 @@ def test_part_of_a_document_that_spells_bos_is_no_pair():
     tokenizer = _spelling("</s>", "</s>")
     with pytest.raises(DataError, match=r"has no prompt; data\.sequences='prompted' needs"):
         list(encode_documents(tokenizer, ["a </s> b"], "prompted"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("at_once", [2**20, 4])
+def test_a_text_that_spells_mask_is_refused_in_its_place(kind, at_once, monkeypatch):
+    """It was learnt: one MASK in a text cost the loss a million nats, and 16 bits stored it as token 0."""
+    tokenizer = _spelling("<s>", "</s>", "<|mask|>")
+    monkeypatch.setattr(packing, "_CHARACTERS_AT_ONCE", at_once)
+    order = []
+    texts = ["a b a b a b", "a b a <|mask|> b", "b", "<|mask|>", "b a b a"]
+    if kind == "prompted":
+        texts = [f"{text}{PROMPT_END}a" for text in texts[:3]] + [
+            f"b{PROMPT_END}{texts[3]}",
+            "\x1eb",
+        ]
+    for ids in encode_documents(tokenizer, texts, kind, None, order.append):
+        assert tokenizer.mask_id not in ids
+        order.append(ids.tolist())
+    assert [isinstance(each, DataError) for each in order] == [False, True, False, True, False]
+    assert order[1].kind == order[3].kind == "MASK in a text"
+    assert f"spells MASK, token {tokenizer.mask_id}, " in str(order[3])
+    where = "'a b a <|mask|> b' spells" if kind != "prompted" else "'a b a <|mask|> b' or"
+    assert where in str(order[1])
+    assert kind == "prompted" or "behind 'a b a', which no model" in str(order[1])
+
+
+@pytest.mark.parametrize("bos", ["<s>", "</s>"])
+@pytest.mark.parametrize("text", ["a b", "a b </s>", "</s>", "<s> a", "a </s> b", "a </s> </s>"])
+def test_a_padded_text_is_learnt_as_it_is_or_refused(bos, text):
+    """Oracle: `arrange`, by which the model learns. What follows an EOS in a text used to be padding."""
+    tokenizer, faults = _spelling(bos, "</s>"), []
+    sequences = Sequences("padded", tokenizer.bos_id, tokenizer.eos_id)
+    documents = encode_documents(tokenizer, [text], "padded", None, faults.append)
+    found = list(pack(documents, 2, sequences))
+    ids = tokenizer.encode(text).tolist()
+    if tokenizer.eos_id in ids[:-1]:
+        assert f"spells EOS, token {tokenizer.eos_id}, behind 'a', which ends" in str(faults[0])
+        assert found == []
+        return
+    assert faults == []
+    learnt = [
+        token for row in found for token in row[np.asarray(arrange(row[None], sequences).free[0])]
+    ]
+    # The EOS of a text that fills its sequence is not seen; it adds no sequence of its own.
+    whole = [token for token in ids if token != tokenizer.eos_id]
+    assert learnt == whole + [tokenizer.eos_id] * (len(whole) % 2 == 1 or not whole)

@@ -5,10 +5,15 @@ import shutil
 
 import numpy as np
 import pytest
+import tokenizers
 
 from sdtt_jax.data import DataConfig, TokenizerConfig, load_tokenizer, open_split, prepare
-from sdtt_jax.data.division import DOCUMENT
-from sdtt_jax.data.tasks import Store, split_stream
+from sdtt_jax.data.corpora import Recipe
+from sdtt_jax.data.division import DOCUMENT, Rule
+from sdtt_jax.data.reading import Fields, plan
+from sdtt_jax.data.tasks import ReadPart, Store, split_stream
+from sdtt_jax.data.tokenizer import HubTokenizer, Special, save_tokenizer
+from sdtt_jax.errors import DataError
 
 
 def test_any_stretch_of_a_split_is_read_from_the_parts(tmp_path):
@@ -52,6 +57,35 @@ def test_each_preparation_reads_with_its_own_vocabulary(write_jsonl, tmp_path):
         text = "".join(map(load_tokenizer(tokenizer).decode, open_split(data, "train").cached))
         assert info.num_unknown == 0
         assert set(text) <= set(f"{letters} \n")
+
+
+@pytest.mark.parametrize("kind", ["packed", "padded"])
+def test_the_index_is_that_of_the_texts_without_faults(write_jsonl, tmp_path, kind):
+    """Of a batch of texts, those that spell MASK are skipped. Oracle: a part that never held them."""
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "b": 1, "</s>": 2}))
+    words.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    words.add_special_tokens(["</s>", "<|mask|>"])
+    config, special = TokenizerConfig(kind="hub"), Special(4, 2, 2, 3)
+    folder = tmp_path / "tokenizer"
+    folder.mkdir()
+    save_tokenizer(HubTokenizer(config, "none", words.to_str().encode(), special), folder)
+    texts = ["a b", "a <|mask|>", "b", "<|mask|>", "a a a"]
+
+    def read(name, texts, skip_bad):
+        how = Recipe(Fields(), "none", "none", skip_bad, kind, 4)
+        store = Store(str(tmp_path / name), "uint16")
+        [part] = plan([write_jsonl(texts)], "train")
+        ReadPart(0, part, how, Rule("own"), store, str(folder)).run()
+        fields = ["digest", "characters", "tokens"]
+        return store.record(0), store.documents(0)[fields], store.path(0, ".tokens").read_bytes()
+
+    found, expected = read("some", texts, 2), read("all", texts[::2], 0)
+    np.testing.assert_array_equal(found[1], expected[1])
+    assert found[2] == expected[2]
+    assert found[0]["counts"] == {"rows": 5, "bad": 2, "bad: MASK in a text": 2}
+    assert "documents.jsonl: The text '<|mask|>'" in found[0]["bad"]["MASK in a text"][1]
+    with pytest.raises(DataError, match=r"spells MASK, token 3, .* number 2, but data\.skip_bad"):
+        read("one", texts, 1)
 
 
 @pytest.mark.parametrize("limit", [3_000, 20_000, 70_000])
