@@ -109,7 +109,7 @@ def _text_fault(
     behind = f"behind {tokenizer.decode(ids[max(0, at - 8) : at])!r}, " if at else ""
     return BadInputError(
         f"{name} in a text",
-        f"The text {text[:60]!r:.60} spells {name}, token {token}, {behind}{why}; take it out, leave the "
+        f"The text {text[:60]!r} spells {name}, token {token}, {behind}{why}; take it out, leave the "
         "text out of the file, or let data.skip_bad skip it.",
     )
 

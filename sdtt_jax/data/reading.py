@@ -8,6 +8,7 @@ or file that cannot be read appears as a `BadInputError` in its place; the calle
 import codecs
 import contextlib
 import hashlib
+import itertools
 import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -59,8 +60,8 @@ class Fields(NamedTuple):
     # and what follows it.
     text: str = "text"
     feature: str = "text"  # the feature of TFDS that holds it
-    # A field of JSON lines (with dots for nested objects) and a value; rows in which the field has another
-    # value are left out. None takes all rows.
+    # A field of JSON lines or column of Parquet (with dots for nested objects) and a value; rows in which it
+    # has another value are left out. None takes all rows.
     subset: tuple[str, str] | None = None
 
 
@@ -240,18 +241,23 @@ def _json_text(value: Any, fields: Fields, where: str) -> ReadRow:
         return BadInputError(
             "not JSON", f"{where} is not a JSON object but {type(value).__name__}."
         )
-    if fields.subset is not None:
-        found: Any = value
-        for name in fields.subset[0].split("."):
-            found = found.get(name) if isinstance(found, dict) else None
-        if found not in (None, fields.subset[1]):
-            return None
+    if not _in_subset(value, fields):
+        return None
     texts = [_json_field(value, name.strip(), where) for name in fields.text.split(">")]
     bad = next((text for text in texts if isinstance(text, BadInputError)), None)
     if bad is None and len(texts) > 1 and any(PROMPT_END in text for text in texts):
         held = f"{where} holds the character U+001E, which ends a prompt here; remove it."
         bad = BadInputError("not text", held)
     return bad or PROMPT_END.join(texts)
+
+
+def _in_subset(row: dict[str, Any], fields: Fields) -> bool:
+    if fields.subset is None:
+        return True
+    found: Any = row
+    for name in fields.subset[0].split("."):
+        found = found.get(name) if isinstance(found, dict) else None
+    return found in (None, fields.subset[1])
 
 
 # What to do with a conversation, as in the column "messages" of many data sets.
@@ -294,38 +300,72 @@ def _parquet_rows(stream: IO[bytes], piece: Piece, fields: Fields) -> Iterator[R
         )
         return
     with file:
-        schema = file.schema_arrow
-        if column not in schema.names:
-            yield BadInputError(
-                "no text field",
-                f"{path} has no column {column!r} (it has {listed(schema.names)}); rename the column that "
-                "holds the text, or, for training, set data.text_field to its name.",
-            )
+        names = file.schema_arrow.names
+        if fault := _column_fault(file.schema_arrow, column, path):
+            yield fault
             return
-        count = schema.names.count(column)
-        if count > 1:
-            twice = f"{path} has {count} columns {column!r}; rename all but the one that holds the text."
-            yield BadInputError("no text field", twice)
-            return
-        kind = schema.field(column).type
-        if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
-            listed_type = getattr(kind, "value_type", None)  # of a list alone
-            turns = listed_type is not None and pyarrow.types.is_struct(listed_type)
-            held = f"{path}, column {column!r} holds {kind}, not text"
-            yield BadInputError("not text", f"{held}{_TURNS if turns else ''}.")
-            return
+        told = (
+            fields.subset[0].split(".")[0] if fields.subset else ""
+        )  # says of which subset a row is
+        columns = [column, told] if told in names else [column]
         groups = range(file.num_row_groups)[piece.start : None if piece.stop < 0 else piece.stop]
         row = sum(file.metadata.row_group(group).num_rows for group in range(piece.start))
         try:
-            for batch in file.iter_batches(256, row_groups=list(groups), columns=[column]):
-                for text in batch.column(0).to_pylist():
+            for batch in file.iter_batches(256, row_groups=list(groups), columns=columns):
+                subsets = batch.column(told).to_pylist() if told in names else itertools.repeat("")
+                for text, subset in zip(_strings(batch.column(column)), subsets, strict=False):
                     row += 1
-                    null = f"{path}, row {row}, column {column!r} is null."
-                    yield BadInputError("null", null) if text is None else text
+                    if subset and not _in_subset({told: subset}, fields):
+                        yield None
+                    elif text is None:
+                        yield BadInputError(
+                            "null", f"{path}, row {row}, column {column!r} is null."
+                        )
+                    elif isinstance(text, bytes):
+                        yield _or_bad("invalid UTF-8", decoded, text, f"{path}, row {row},")
+                    else:
+                        yield text
         except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
             yield BadInputError(
                 "broken Parquet", f"{path} is damaged after row {row}: {first_line(error)}."
             )
+
+
+def _column_fault(schema: Any, column: str, path: str) -> BadInputError | None:
+    """Why a file of this Arrow schema has no column of texts under that name; None if it has."""
+    import pyarrow
+
+    count = schema.names.count(column)
+    if count == 1:
+        kind = schema.field(column).type
+        if pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind):
+            return None
+        listed_type = getattr(kind, "value_type", None)  # of a list alone
+        turns = listed_type is not None and pyarrow.types.is_struct(listed_type)
+        held = f"{path}, column {column!r} holds {kind}, not text"
+        return BadInputError("not text", f"{held}{_TURNS if turns else ''}.")
+    if count > 1:
+        fault = (
+            f"{path} has {count} columns {column!r}; rename all but the one that holds the text."
+        )
+    elif ">" in column:
+        fault = f"{path} is Parquet; prompts and completions are read from JSON lines alone: convert it."
+    else:
+        fault = (
+            f"{path} has no column {column!r} (it has {listed(schema.names)}); rename the column that "
+            "holds the text, or, for training, set data.text_field to its name."
+        )
+    return BadInputError("no text field", fault)
+
+
+def _strings(column: Any) -> list[Any]:
+    """The texts of an Arrow column of strings, or their bytes if one of them is not UTF-8."""
+    import pyarrow
+
+    try:
+        return column.to_pylist()  # type: ignore[no-any-return]
+    except UnicodeDecodeError:
+        return column.cast(pyarrow.large_binary()).to_pylist()  # type: ignore[no-any-return]
 
 
 _READERS: dict[str, Callable[[IO[bytes], Piece, Fields], Iterator[ReadRow]]] = {

@@ -99,16 +99,55 @@ def test_files_of_several_streams_are_read_to_their_end(tmp_path, codec, pack, e
     assert f"{path} cannot be read: " in str(found[-1])
 
 
-def test_rows_of_another_subset_are_left_out(tmp_path):
+@pytest.mark.parametrize("name", ["x.jsonl", "x.parquet"])
+def test_rows_of_another_subset_are_left_out(tmp_path, name):
+    """Parquet, which is how the hub converts The Pile, used to be taken whole."""
     content = [
         {"text": "mine", "meta": {"set": "a"}},
         {"text": "yours", "meta": {"set": "b"}},
         {"text": "of one subset only"},
     ]
-    (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content))
-    [part] = plan([tmp_path / "x.jsonl"], "test")
+    path = tmp_path / name
+    if name == "x.jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in content))
+    else:
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(content), path)
+    [part] = plan([path], "test")
     found = list(read_file(part.pieces[0], Fields(subset=("meta.set", "a"))))
     assert found == ["mine", None, "of one subset only"]
+    assert len(list(read_file(part.pieces[0], Fields()))) == 3
+
+
+@pytest.mark.parametrize("kind", [pyarrow.string(), pyarrow.large_string()])
+def test_a_row_of_parquet_that_is_not_utf_8_costs_that_row_alone(tmp_path, kind):
+    """Spark and PyArrow write such strings. Of the file, what follows used to be lost, as one fault.
+
+    Oracles: the rows that were written, and the same rows as JSON lines.
+    """
+    written = [b"one", None, "a b \u00e9".encode(), *[b"more"] * 300, b"caf\xe9", b"last"]
+    binary = pyarrow.binary() if kind == pyarrow.string() else pyarrow.large_binary()
+    column = pyarrow.Array.from_buffers(
+        kind, len(written), pyarrow.array(written, binary).buffers()
+    )
+    pyarrow.parquet.write_table(pyarrow.table({"text": column}), tmp_path / "x.parquet")
+    (tmp_path / "x.jsonl").write_bytes(
+        b"".join(b'{"text": %b}\n' % (b'"%b"' % row if row else b"null") for row in written)
+    )
+    (_, found), (_, lines_) = (rows([tmp_path / name], 10**9) for name in ("x.parquet", "x.jsonl"))
+    good = [row.decode() if row and row != b"caf\xe9" else "" for row in written]
+    for some in (found, lines_):
+        assert ["" if isinstance(row, DataError) else row for row in some] == good
+    assert [row.kind for row in found if isinstance(row, DataError)] == ["null", "invalid UTF-8"]
+    assert "x.parquet, row 304, is not UTF-8 text: the byte at offset 3" in str(found[303])
+
+
+def test_pairs_in_parquet_are_refused_by_that_name(tmp_path):
+    """The error used to ask for a column 'prompt>completion'."""
+    table = pyarrow.table({"prompt": ["q"], "completion": ["a"]})
+    pyarrow.parquet.write_table(table, tmp_path / "x.parquet")
+    [part] = plan([tmp_path / "x.parquet"], "train")
+    [fault] = read_file(part.pieces[0], Fields("prompt>completion"))
+    assert "x.parquet is Parquet; prompts and completions are read from JSON lines" in str(fault)
 
 
 def damage(folder):
