@@ -294,11 +294,22 @@ def _read(piece: reading.Piece, split: str, fields: reading.Fields) -> Iterator[
 def recipe(config: DataConfig) -> Recipe:
     """How the rows of a config's corpus become documents.
 
-    `detokenize` and `text_field` apply to the user's own files; a corpus of the table has its own.
+    `text_field` is for the user's own files: a corpus of the table has its own, as it has its detokenizer.
+
+    Raises:
+      ConfigError: there is no such corpus, or it is one of the table and `text_field` names another field.
     """
     corpus = find_corpus(config.corpus)
-    published = isinstance(corpus.source, PublishedCorpus)
-    fields = corpus.source.fields if published else reading.Fields(config.text_field)  # type: ignore[union-attr]
+    fields = reading.Fields(config.text_field)
+    if not isinstance(corpus.source, Found):
+        published = isinstance(corpus.source, PublishedCorpus)
+        fields = corpus.source.fields if published else reading.Fields()  # type: ignore[union-attr]
+        require(
+            config.text_field in ("text", fields.text),
+            f"data.text_field={config.text_field!r} is for files of your own, but {corpus.name} is a named "
+            f"corpus with its text in {fields.text!r}; rename the field, or give the files' path as "
+            "data.corpus.",
+        )
     own = corpus.detokenize if config.detokenize == "none" else config.detokenize
     kind, length = config.sequences, config.length
     return Recipe(fields, own, config.normalize, config.skip_bad, kind, length)
@@ -335,9 +346,10 @@ def documents(
           field.
     """
     corpus = find_corpus(config.corpus, field)
+    how = recipe(config)
     parts = corpus.parts(split, None if folder is None else as_path(folder))
     empty = True
-    for text in recipe(config).texts(parts):
+    for text in how.texts(parts):
         empty = False
         yield text
     if empty:

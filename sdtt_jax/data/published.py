@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from sdtt_jax.config import require
 from sdtt_jax.data import reading
 from sdtt_jax.data.files import CODECS, SUFFIXES, Found, find_files
 from sdtt_jax.data.opening import HUB, first_line
@@ -57,7 +58,7 @@ class PublishedCorpus:
           part_bytes: as for `reading.plan`.
 
         Raises:
-          ConfigError: `folder` lacks the split; the message says which file to put there.
+          ConfigError: `folder` lacks the split (the message says which file to put there), or has it twice.
           DataError: the text is in none of these places.
         """
         place = self._place(name, folder)
@@ -82,14 +83,20 @@ class PublishedCorpus:
         candidates = [*(f"{split}{suffix}" for suffix in SUFFIXES), split]
         compressed = [f"{split}{kind}{codec}" for kind in (".jsonl", ".txt") for codec in CODECS]
         entries = sorted(place.iterdir()) if place.is_dir() else []
-        lowered = {entry.with_suffix(entry.suffix.lower()).name: entry for entry in entries}
-        source = next((lowered[each] for each in candidates + compressed if each in lowered), None)
-        if source is None:
+        lowered = [(entry.with_suffix(entry.suffix.lower()).name, entry) for entry in entries]
+        wanted = candidates + compressed
+        sources = [entry for each in wanted for name, entry in lowered if name == each]
+        if not sources:
             raise ConfigError(
                 f"{place} holds no {split} split of {name}: put one of {', '.join(candidates)} there, with "
                 f"the text in {self.text_field!r}."
             )
-        return find_files(source)
+        names = ", ".join(source.name for source in sources)
+        require(
+            len(sources) == 1,
+            f"{place} holds the {split} split of {name} several times ({names}); leave one of them there.",
+        )
+        return find_files(sources[0])
 
     def _place(self, name: str, folder: Path | None) -> Path | None:
         """The folder that is read; None for the hub's copy."""

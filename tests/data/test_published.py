@@ -12,7 +12,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from sdtt_jax.data import DETOKENIZERS, DataConfig
-from sdtt_jax.data.corpora import documents, find_corpus
+from sdtt_jax.data.corpora import documents, find_corpus, recipe
 from sdtt_jax.data.reading import BadInputError
 from sdtt_jax.errors import ConfigError, DataError
 
@@ -159,6 +159,24 @@ def test_a_split_that_a_folder_lacks_is_named_with_the_files_to_put_there(tmp_pa
         ConfigError, match=r"put one of test\.txt, test\.jsonl, test\.parquet, test"
     ):
         list(documents(DataConfig("ptb"), "test", tmp_path))
+
+
+@pytest.mark.parametrize("names", ["train.txt, train.TXT, train", "train.parquet, train.jsonl.gz"])
+def test_a_split_that_a_folder_holds_twice_is_refused(tmp_path, names):
+    """A first part in train.jsonl used to be all that was read, whatever there was in train/."""
+    for name in names.split(", "):
+        write_parquet(tmp_path / name / "0000.parquet", "text")
+    message = f"train split of wikitext2 several times .*{names.rpartition(' ')[2]}.; leave one"
+    with pytest.raises(ConfigError, match=message):
+        list(documents(DataConfig("wikitext2"), "train", tmp_path))
+
+
+@pytest.mark.parametrize("name", ["text8", "world_english_bible"])
+def test_a_named_corpus_has_a_field_of_its_own(name):
+    """The field of the config used to be left out in silence, or in an error that asked to set it."""
+    with pytest.raises(ConfigError, match=f"'content' is for files of your own, but {name}"):
+        next(documents(DataConfig(name, text_field="content")))
+    assert recipe(DataConfig("arxiv", text_field="article")).fields.text == "article"
 
 
 def test_the_shared_folder_of_corpora_comes_before_the_hub(tmp_path, monkeypatch):
