@@ -2,12 +2,14 @@
 
 import contextlib
 import dataclasses
+import os
 import posixpath
 
 from sdtt_jax.config import at_least, check_types, one_of, require, within
 from sdtt_jax.data.detokenize import DETOKENIZERS
 from sdtt_jax.data.normalize import NORMALIZERS
 from sdtt_jax.ops.sequence_kinds import Sequences
+from sdtt_jax.paths import is_remote
 
 TOKENIZER_KINDS = ("sentencepiece", "gpt2", "hub", "file")
 MODEL_TYPES = ("unigram", "bpe", "char")
@@ -99,13 +101,20 @@ class DataConfig:
                 bool(folder) and 0 < found.get(folder, 0) < float("inf"),
                 f"mixture={item!r} must be a folder and a weight above 0, as in FOLDER=0.5.",
             )
-            path = posixpath.normpath(folder)
+            path = _spelt_out(folder)
             require(
                 path not in known,
                 f"mixture names {folder} twice; add its weights up, and name it once.",
             )
             known.add(path)
         return found
+
+
+def _spelt_out(folder: str) -> str:
+    """A folder's path from the root, by which two spellings of it are known to be the same."""
+    if is_remote(folder):
+        return posixpath.normpath(folder)
+    return os.path.abspath(os.path.expanduser(folder))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -159,8 +160,15 @@ def test_a_mixture_of_folders_has_one_vocabulary(prepared, tmp_path):
     prepare(cased, vocabulary, tmp_path / "data", tmp_path / "tokenizer")
     with pytest.raises(DataError, match="another vocabulary"):
         open_mixture(prepared.data, {str(tmp_path / "data"): 1.0})
-    with pytest.raises(ConfigError, match=r"mixture names \./folder/ twice; add its weights up"):
-        DataConfig(mixture=("folder=0.5", "other=1", "./folder/=0.5"))
+    home, here = Path.home(), Path.cwd()
+    for one, other in (
+        ("./d/", "d"),
+        (f"{home}/d", "~/d"),
+        (f"{here}/d", "d"),
+        ("gs://d", "gs://d/"),
+    ):
+        with pytest.raises(ConfigError, match=f"mixture names {other} twice; add its weights up"):
+            DataConfig(mixture=(f"{one}=0.5", "~/other=1", f"{other}=0.5"))
     for wrong in ("folder", "=1", "folder=0", "folder=much", "folder=inf"):
         with pytest.raises(ConfigError, match="a folder and a weight above 0"):
             DataConfig(mixture=(wrong,))
