@@ -28,7 +28,7 @@ class Found(NamedTuple):
     def __str__(self) -> str:
         """How many of the files are read, and of what kinds the others are."""
         total = len(self.files) + len(self.others)
-        kinds = sorted({path.suffix or path.name for path in self.others})
+        kinds = sorted({_shown(path.suffix or path.name) for path in self.others})
         left_out = f" (not read: {listed(kinds)})" if kinds else ""
         return f"{len(self.files)} of {total} files{left_out}"
 
@@ -45,10 +45,11 @@ def find_files(path: Path, field: str = "data.corpus") -> Found:
 
     Raises:
       ConfigError: the path is neither a file of a known kind nor a folder that holds one.
-      DataError: a link leads nowhere, or a folder cannot be listed.
+      DataError: a link leads nowhere, a folder cannot be listed, or the name of a file is not UTF-8.
     """
     kinds = ", ".join(SUFFIXES)
     _refuse_dangling(path)
+    _refuse_unwritable(path)
     if not path.is_dir():
         if kind_of_file(path) is None:
             raise ConfigError(
@@ -64,6 +65,8 @@ def find_files(path: Path, field: str = "data.corpus") -> Found:
         raise ConfigError(
             f"{field}: the folder {path} holds no {kinds} file; give a folder that does."
         )
+    for file in found.files:
+        _refuse_unwritable(file)
     return found
 
 
@@ -101,6 +104,19 @@ def _refuse_dangling(path: Path) -> None:
     if not path.exists():
         raise DataError(
             f"{path} is a link to {os.path.realpath(path)}, which does not exist; fix or remove it."
+        )
+
+
+def _shown(name: str) -> str:
+    r"""A name with `\xe9` for each byte that is not UTF-8, of which Python makes half of a surrogate pair."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def _refuse_unwritable(path: Path) -> None:
+    """Refuses a name that the records of a preparation cannot hold."""
+    if _shown(str(path)) != str(path):
+        raise DataError(
+            f"The name of {_shown(str(path))} is not UTF-8, as from an archive of another system; rename it."
         )
 
 

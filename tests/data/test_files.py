@@ -1,6 +1,7 @@
 """Files of text. Oracle: what was written to them."""
 
 import json
+import os
 
 import pyarrow
 import pyarrow.parquet
@@ -76,6 +77,20 @@ def test_a_link_that_leads_nowhere_is_named(corpus, name):
     (corpus / "b" / name).symlink_to(corpus / "b" / name if name == "loop" else "nowhere")
     with pytest.raises(DataError, match=f"b/{name} is a link to .*, which does not exist"):
         list(documents(DataConfig(str(corpus))))
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9.txt", b"caf\xe9/x.txt", b"x.caf\xe9"])
+def test_a_name_that_is_not_utf_8_is_refused_or_shown_as_its_bytes(tmp_path, name):
+    """JSON cannot hold it: a preparation began anew after a stop, and its manifest could not be read."""
+    path = tmp_path / os.fsdecode(name)
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("text", "utf-8")
+    (tmp_path / "good.txt").write_text("text", "utf-8")
+    if name.endswith(b".txt"):
+        with pytest.raises(DataError, match=r"The name of .*/caf\\xe9.* is not UTF-8"):
+            find_files(tmp_path)
+    else:
+        assert str(find_files(tmp_path)) == r"1 of 2 files (not read: .caf\xe9)"
 
 
 def test_a_folder_of_hidden_files_holds_none(tmp_path):
