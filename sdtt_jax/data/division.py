@@ -36,6 +36,8 @@ DOCUMENT = np.dtype(
 )
 DROPPED = len(SPLITS)  # the choice for a document that is in no split
 _SPACE = re.compile(r"\s+")
+# No word is longer than this many characters, or this share of a document.
+_WORD, _WORD_SHARE = 100, 0.01
 
 Index = np.ndarray  # [documents] of DOCUMENT
 
@@ -230,6 +232,9 @@ def pieces(
 
 
 def _cut_position(text: str, fraction: float) -> int:
+    """Before the next space, unless the script has none: then the next one may be far away."""
     wanted = max(1, round(len(text) * (1 - fraction)))
-    space = _SPACE.search(text, wanted)
-    return space.start() if space and space.end() < len(text) else wanted
+    space, word = _SPACE.search(text, wanted), max(_WORD, _WORD_SHARE * len(text))
+    if space and space.end() < len(text) and space.start() - wanted <= word:
+        return space.start()
+    return wanted

@@ -76,3 +76,20 @@ def test_a_text_that_has_changed_since_its_index_was_made_is_named(texts):
     part = Part("train", (Piece(".jsonl", "x.jsonl", 0, -1, 0),))
     with pytest.raises(DataError, match=r"x\.jsonl: the text has changed while it was prepared"):
         list(pieces(how, Rule("own"), [part], [np.zeros(2, np.uint8)], "train"))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("in the beginning was the word", "was the word"),
+        ("一" * 500 + "\n" + "中" * 9000 + " " + "文" * 10, "中" * 4745 + " " + "文" * 10),
+        ("一" * 5030 + "\n" + "中" * 4970, "中" * 4970),
+        ("一" * 10_000 + " ", "一" * 5000 + " "),
+    ],
+)
+def test_half_of_a_text_is_held_out_from_a_space_that_is_near(text, expected):
+    """Without spaces between words the next one may be at the end: next to nothing used to be held out."""
+    [(_, before), (split, tail)] = Rule("tails", fraction=0.5).cut(text, "train")
+    assert (split, tail) == ("validation", expected)
+    assert text.startswith(before)
+    assert len(before) + len(tail) in (len(text), len(text) - 1)
