@@ -184,8 +184,13 @@ def _sequences(
 ) -> np.ndarray:
     """The first sequences of a corpus, read as the model reads text: `[texts, length]` int32."""
     tokenizer, kind = model.text_tokenizer, model.facts.get("sequences", "packed")
+    require(
+        kind != "prompted",
+        f"{flag} is for models of plain text, but this one was trained on prompts and completions, which are "
+        "read from the data of its run alone: leave the flag out, with a checkpoint in its run's folder.",
+    )
     sequences = Sequences(kind, tokenizer.bos_id, tokenizer.eos_id, wrap)
-    ids = encode_documents(tokenizer, _documents(tokenizer, source, flag.partition("=")[0]))
+    ids = encode_documents(tokenizer, _documents(tokenizer, source, flag.partition("=")[0]), kind)
     packed = pack(ids, length, sequences)
     rows = list(itertools.islice(packed, limit))
     if not rows:

@@ -146,6 +146,23 @@ def test_text_that_cannot_be_read_is_said_of_the_flag_that_was_given(tmp_path, k
         training_texts(model, "train_on", str(tmp_path / path), None, 1)
 
 
+def test_files_of_text_are_not_for_models_of_pairs(tmp_path):
+    """The error used to ask for fields that no flag can name."""
+    path = tmp_path / "pairs.jsonl"
+    path.write_text('{"prompt": "who?", "completion": "he"}\n')
+    tokenizer = train_tokenizer(TokenizerConfig(kind="gpt2"), [])
+    model = dataclasses.replace(as_model(tiny_network(), {}), tokenizer=tokenizer)
+    model = dataclasses.replace(model, facts=model.facts | {"sequences": "prompted"})
+    with pytest.raises(
+        ConfigError, match=r"^--held_out=.*pairs\.jsonl is for models of plain text"
+    ):
+        held_out(Subject(model, Settings(held_out=str(path))))
+    with pytest.raises(
+        ConfigError, match=r"^--train_on=.*pairs\.jsonl is for models of plain text"
+    ):
+        training_texts(model, "train_on", str(path), None, 1)
+
+
 @pytest.mark.parametrize(
     ("asked", "lengths", "found"),
     [
