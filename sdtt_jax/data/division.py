@@ -102,6 +102,11 @@ def first_rule(config: DataConfig, parts: Iterable[Part]) -> Rule:
             return Rule("own")
     if not seen:
         raise no_text(config)
+    if config.sequences == "prompted":  # a pair cannot be cut
+        raise DataError(
+            f"data.corpus has only {len(seen)} different pairs; data.sequences='prompted' needs "
+            f"{FEWEST_DOCUMENTS} or more, of which some are held out."
+        )
     for split in SPLITS:
         if split not in splits:
             raise DataError(

@@ -183,8 +183,18 @@ def read_file(piece: Piece, fields: Fields) -> Iterator[ReadRow]:
         yield BadInputError(broken, f"{path} cannot be read: {first_line(error)}.")
 
 
+def _no_pairs(path: str) -> BadInputError:
+    return BadInputError(
+        "no text field",
+        f"{path} holds no pairs: prompts and completions are read from JSON lines alone; convert it, or take "
+        "it out of the folder.",
+    )
+
+
 def _text(file: IO[bytes], piece: Piece, fields: Fields) -> Iterator[ReadRow]:
-    del fields
+    if ">" in fields.text:
+        yield _no_pairs(piece.path)
+        return
     text = _or_bad("invalid UTF-8", decoded, file.read(), piece.path)
     yield text.removeprefix("\ufeff").strip() if isinstance(text, str) else text
 
@@ -349,7 +359,7 @@ def _column_fault(schema: Any, column: str, path: str) -> BadInputError | None:
             f"{path} has {count} columns {column!r}; rename all but the one that holds the text."
         )
     elif ">" in column:
-        fault = f"{path} is Parquet; prompts and completions are read from JSON lines alone: convert it."
+        return _no_pairs(path)
     else:
         fault = (
             f"{path} has no column {column!r} (it has {listed(schema.names)}); rename the column that "

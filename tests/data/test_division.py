@@ -9,7 +9,17 @@ import pytest
 
 from sdtt_jax.data import DataConfig, division
 from sdtt_jax.data.corpora import CORPORA, Corpus
-from sdtt_jax.data.division import DOCUMENT, DROPPED, Rule, choices, digest, make_rule, pieces
+from sdtt_jax.data.division import (
+    DOCUMENT,
+    DROPPED,
+    Rule,
+    choices,
+    corpus_parts,
+    digest,
+    first_rule,
+    make_rule,
+    pieces,
+)
 from sdtt_jax.data.reading import Part, Piece
 from sdtt_jax.errors import DataError
 
@@ -76,6 +86,15 @@ def test_a_text_that_has_changed_since_its_index_was_made_is_named(texts):
     part = Part("train", (Piece(".jsonl", "x.jsonl", 0, -1, 0),))
     with pytest.raises(DataError, match=r"x\.jsonl: the text has changed while it was prepared"):
         list(pieces(how, Rule("own"), [part], [np.zeros(2, np.uint8)], "train"))
+
+
+def test_pairs_that_are_all_alike_are_counted_once(tmp_path):
+    """A pair cannot be cut. The error used to be that a document has no prompt."""
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(f'{{"a": "ask {i % 19}", "b": "answer"}}\n' for i in range(500)))
+    config = DataConfig(str(path), sequences="prompted", text_field="a>b")
+    with pytest.raises(DataError, match=r"has only 19 different pairs; .* needs 20 or more"):
+        first_rule(config, corpus_parts(config, 2**20))
 
 
 @pytest.mark.parametrize(

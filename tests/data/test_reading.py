@@ -141,13 +141,17 @@ def test_a_row_of_parquet_that_is_not_utf_8_costs_that_row_alone(tmp_path, kind)
     assert "x.parquet, row 304, is not UTF-8 text: the byte at offset 3" in str(found[303])
 
 
-def test_pairs_in_parquet_are_refused_by_that_name(tmp_path):
-    """The error used to ask for a column 'prompt>completion'."""
-    table = pyarrow.table({"prompt": ["q"], "completion": ["a"]})
-    pyarrow.parquet.write_table(table, tmp_path / "x.parquet")
-    [part] = plan([tmp_path / "x.parquet"], "train")
+@pytest.mark.parametrize("name", ["x.parquet", "README.txt"])
+def test_a_file_that_can_hold_no_pairs_is_named(tmp_path, name):
+    """The errors used to ask for a column 'prompt>completion', and for 20 lines, without the file's name."""
+    path = tmp_path / name
+    if name == "README.txt":
+        path.write_text("Pairs of prompts and completions.")
+    else:
+        pyarrow.parquet.write_table(pyarrow.table({"prompt": ["q"], "completion": ["a"]}), path)
+    [part] = plan([path], "train")
     [fault] = read_file(part.pieces[0], Fields("prompt>completion"))
-    assert "x.parquet is Parquet; prompts and completions are read from JSON lines" in str(fault)
+    assert f"{name} holds no pairs: prompts and completions are read from JSON lines" in str(fault)
 
 
 def damage(folder):
