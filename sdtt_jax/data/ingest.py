@@ -127,9 +127,12 @@ def run_tasks(tasks: Sequence[Any], purpose: str, *, engine: Engine[Any], track:
 def ingest(read: CorpusReading, tokenizer: tuple[Path, np.dtype] | None) -> Ingested:
     """Reads a corpus, stores its tokens and an index of its documents, and divides the documents.
 
-    `tokenizer` is the vocabulary's folder and the dtype in which tokens are stored; None stores no tokens.
+    `tokenizer` is the vocabulary's folder and the dtype in which tokens are stored; None stores no tokens. A
+    vocabulary that was learned from the train split of an earlier call is met by the same train split, even
+    if pairs are skipped now that are too long for it.
     """
-    store, where = Store(str(read.work / INDEX), ""), ""
+    first = store = Store(str(read.work / INDEX), "")
+    where = ""
     if tokenizer is not None:
         store, where = Store(str(read.work / TOKENS), tokenizer[1].name), str(tokenizer[0])
     how = recipe(read.config)
@@ -140,7 +143,9 @@ def ingest(read: CorpusReading, tokenizer: tuple[Path, np.dtype] | None) -> Inge
     read.passes(tasks, "tokenising" if tokenizer else "reading the corpus")
     rows = [store.record(number)["counts"].get("rows", 0) for number in range(len(tasks))]
     division = Ingested(read, read.rule, store)
-    rule = make_rule(read.config, read.rule, rows, division.indices)
+    learned = first.path(0, ".json").exists()
+    divided = Ingested(read, read.rule, first) if learned else division
+    rule = make_rule(read.config, read.rule, rows, divided.indices)
     chosen = choices(rule, read.config.deduplicate, rows, division.indices)
     for number, sides in enumerate(chosen):
         with written(store.path(number, ".sides")) as file:

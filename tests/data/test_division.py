@@ -2,12 +2,13 @@
 
 import hashlib
 import itertools
+import json
 import types
 
 import numpy as np
 import pytest
 
-from sdtt_jax.data import DataConfig, division
+from sdtt_jax.data import DataConfig, TokenizerConfig, division
 from sdtt_jax.data.corpora import CORPORA, Corpus
 from sdtt_jax.data.division import (
     DOCUMENT,
@@ -20,7 +21,10 @@ from sdtt_jax.data.division import (
     make_rule,
     pieces,
 )
+from sdtt_jax.data.ingest import ingest, start_reading
+from sdtt_jax.data.making import train_tokenizer
 from sdtt_jax.data.reading import Part, Piece
+from sdtt_jax.data.tokenizer import save_tokenizer
 from sdtt_jax.errors import DataError
 
 
@@ -95,6 +99,29 @@ def test_pairs_that_are_all_alike_are_counted_once(tmp_path):
     config = DataConfig(str(path), sequences="prompted", text_field="a>b")
     with pytest.raises(DataError, match=r"has only 19 different pairs; .* needs 20 or more"):
         first_rule(config, corpus_parts(config, 2**20))
+
+
+@pytest.mark.parametrize("learned", [True, False])
+def test_pairs_that_are_skipped_do_not_move_held_out_ones_into_the_train_split(tmp_path, learned):
+    """A learned vocabulary has seen the train split alone. Oracle: the rule by which it was divided before a
+    pair was known to be too long."""
+    path = tmp_path / "pairs.jsonl"
+    rows = [{"a": f"ask {i}", "b": "answer" + " very long" * (20 * (i % 2))} for i in range(200)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    fields = {"sequences": "prompted", "text_field": "a>b", "length": 16, "skip_bad": 100}
+    config = DataConfig(str(path), validation_fraction=0.5, **fields)
+    read, folder = start_reading(config, tmp_path / "work"), tmp_path / "tokenizer"
+    folder.mkdir()
+    save_tokenizer(train_tokenizer(TokenizerConfig(kind="gpt2"), []), folder)
+    if learned:
+        ingest(read, None)
+    found = ingest(read, (folder, np.dtype("uint16")))
+    texts = [f"{row['a']}\x1e{row['b']}" for row in rows]
+    short, known = texts[::2], texts[:: 1 if learned else 2]
+    held_out = sorted(map(digest, known))[: len(known) // 2]
+    [index], [sides] = found.indices(), found.sides()
+    assert index["digest"].tolist() == list(map(digest, short))
+    assert sides.tolist() == [int(digest(text) in held_out) for text in short]
 
 
 @pytest.mark.parametrize(
