@@ -1,5 +1,6 @@
 """Opens and decompresses files on this machine, in a bucket or on the hub, and gives their sizes."""
 
+import bz2
 import contextlib
 import gzip
 import io
@@ -61,6 +62,37 @@ class _Remote(io.RawIOBase):
         super().close()
 
 
+class _Bzip2(io.RawIOBase):
+    """The streams of a bzip2 file, one behind the other; some of them may be empty.
+
+    Python's own `bz2` takes what is no stream for the end of the file, and PyArrow fails at an empty one.
+    """
+
+    def __init__(self, file: IO[bytes]):
+        self._file, self._stream = file, bz2.BZ2Decompressor()
+        self._begun = False  # whether something of the stream has been read
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while True:
+            waiting = self._stream.unused_data
+            if self._stream.eof:
+                self._stream, self._begun = bz2.BZ2Decompressor(), False
+            if self._stream.needs_input and not waiting:
+                waiting = self._file.read(2**16)
+                if not waiting and self._begun:
+                    raise EOFError("the file ends within a stream")
+                if not waiting:
+                    return 0
+            self._begun = True
+            found = self._stream.decompress(waiting, len(buffer))
+            if found:
+                buffer[: len(found)] = found
+                return len(found)
+
+
 def size_of(path: str) -> int:
     """Size of a file in bytes."""
     with _network(path):
@@ -83,8 +115,10 @@ def open_file(path: str) -> Iterator[IO[bytes]]:
         if codec == "gzip":
             with gzip.open(raw) as file:
                 yield file  # type: ignore[misc]
+        elif codec == "bz2":
+            with io.BufferedReader(_Bzip2(raw), 2**16) as file:
+                yield file
         elif codec is not None:
-            # Python's own `bz2` would take what follows a stream and is none for the end of the file.
             import pyarrow
 
             with io.BufferedReader(pyarrow.CompressedInputStream(raw, codec)) as file:
