@@ -253,14 +253,21 @@ def parse_json(
     raise error(f"{where} {fault} ({said})" + (f"; {remedy}." if remedy else "."))
 
 
-# How compressed files begin; no line of text begins so.
-_COMPRESSED = {
-    b"\x1f\x8b": "gzip",
-    b"\x28\xb5\x2f\xfd": "zstd",
-    b"BZh91AY&SY": "bzip2",
-    b"\xfd7zXZ\0": "xz",
-    b"PK\x03\x04": "zip",
+# How files begin that are something else than their name says; no line of text begins so.
+_OTHERS = {
+    b"\x1f\x8b": "compressed (gzip); decompress it first",
+    b"\x28\xb5\x2f\xfd": "compressed (zstd); decompress it first",
+    b"BZh91AY&SY": "compressed (bzip2); decompress it first",
+    b"\xfd7zXZ\0": "compressed (xz); decompress it first",
+    b"PK\x03\x04": "compressed (zip); decompress it first",
+    b"PAR1\x15": "Parquet; convert it to JSON lines",
+    b"version https://git-lfs.github.com/spec/": "a pointer of Git LFS; fetch the file that it stands for",
 }
+
+
+def other_format(begin: bytes) -> str | None:
+    """What a file is that begins so, and what to do about it; None if it may be text."""
+    return next((said for mark, said in _OTHERS.items() if begin.startswith(mark)), None)
 
 
 def text_lines(path: PathLike) -> Iterator[tuple[str, str]]:
@@ -270,16 +277,15 @@ def text_lines(path: PathLike) -> Iterator[tuple[str, str]]:
     begin with a byte-order mark.
 
     Raises:
-      DataError: the file cannot be read or is compressed, or a line is not UTF-8.
+      DataError: the file cannot be read or is of another format, or a line is not UTF-8.
     """
     offset = 0
     try:
         with as_path(path).open("rb") as lines:
             for number, raw in enumerate(lines, start=1):
                 where = f"{path}, line {number}"
-                for mark, kind in _COMPRESSED.items() if number == 1 else ():
-                    if raw.startswith(mark):
-                        raise DataError(f"{path} is compressed ({kind}); decompress it first.")
+                if number == 1 and (other := other_format(raw)):
+                    raise DataError(f"{path} is {other}.")
                 body = raw.removeprefix(codecs.BOM_UTF8)
                 line = decoded(body, where + ",", DataError, offset + len(raw) - len(body))
                 offset += len(raw)

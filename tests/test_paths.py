@@ -114,22 +114,29 @@ def test_lines_end_at_a_line_feed_alone(tmp_path):
     assert found == {f"{path}, line 1": values[0], f"{path}, line 4": values[1]}
 
 
+_LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+
+
+@pytest.mark.parametrize("reader", ["lines", ".jsonl", ".txt"])
 @pytest.mark.parametrize(
     ("content", "kind"),
     [
-        (gzip.compress(b"{}"), "gzip"),
-        (bz2.compress(b"{}"), "bzip2"),
-        (lzma.compress(b"{}"), "xz"),
-        (b"\x28\xb5\x2f\xfd\x00", "zstd"),
-        (b"PK\x03\x04\x00", "zip"),
+        (gzip.compress(b"{}"), r"compressed \(gzip\); decompress it"),
+        (bz2.compress(b"{}"), r"compressed \(bzip2\); decompress it"),
+        (lzma.compress(b"{}"), r"compressed \(xz\); decompress it"),
+        (b"\x28\xb5\x2f\xfd\x00", r"compressed \(zstd\); decompress it"),
+        (b"PK\x03\x04\x00", r"compressed \(zip\); decompress it"),
+        (b"PAR1\x15\x04\x15", "Parquet; convert it"),
+        (_LFS, "a pointer of Git LFS; fetch"),
     ],
-    ids=["gzip", "bzip2", "xz", "zstd", "zip"],
+    ids=["gzip", "bzip2", "xz", "zstd", "zip", "parquet", "lfs"],
 )
-def test_a_compressed_file_of_lines_says_that_it_is_one(tmp_path, content, kind):
-    path = tmp_path / "x.jsonl.gz"
+def test_a_file_of_another_format_says_what_it_is(tmp_path, content, kind, reader):
+    """A corpus and a file of lines. The former used to be "not UTF-8", and pointers were read as texts."""
+    path = tmp_path / f"x{'.jsonl' if reader == 'lines' else reader}"
     path.write_bytes(content)
-    with pytest.raises(DataError, match=rf"x\.jsonl\.gz is compressed \({kind}\); decompress it"):
-        next(text_lines(path))
+    with pytest.raises(DataError, match=rf"/x\.\w+ is {kind}"):
+        next(text_lines(path) if reader == "lines" else documents(DataConfig(str(path))))
 
 
 def test_json_may_begin_with_a_byte_order_mark(tmp_path):

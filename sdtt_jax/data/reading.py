@@ -18,7 +18,7 @@ from sdtt_jax.data.files import SUFFIXES, codec_of, kind_of_file, listed
 from sdtt_jax.data.normalize import PROMPT_END
 from sdtt_jax.data.opening import first_line, open_file, size_of
 from sdtt_jax.errors import DataError
-from sdtt_jax.paths import as_path, decoded, is_remote, parse_json
+from sdtt_jax.paths import as_path, decoded, is_remote, other_format, parse_json
 
 # The size of a part of uncompressed text or Parquet: half a minute for one worker with GPT-2's vocabulary.
 PART_BYTES = 64 * 2**20
@@ -178,6 +178,10 @@ def read_file(piece: Piece, fields: Fields) -> Iterator[ReadRow]:
         if codec := codec_of(path):
             broken = f"broken {codec}"
         with open_file(path) as file:
+            begin = b"" if piece.start or piece.kind == ".parquet" else file.peek(64)  # type: ignore[attr-defined]
+            if other := other_format(begin):
+                yield BadInputError("another format", f"{path} is {other}.")
+                return
             yield from _READERS[piece.kind](file, piece, fields)
     except (OSError, EOFError, zlib.error) as error:
         yield BadInputError(broken, f"{path} cannot be read: {first_line(error)}.")
