@@ -100,7 +100,8 @@ def given_tokenizer(config: TokenizerConfig, normalize: str = "none") -> Tokeniz
             pieces = SentencePieceTokenizer(config, normalize, content)
         except RuntimeError:
             raise DataError(
-                f"tokenizer.file: {path} is not a SentencePiece model, or is damaged; give a .model file."
+                f"tokenizer.file: {path} is not a SentencePiece model (Llama 3's tokenizer.model is none), "
+                "or is damaged; give one, or a tokenizer.json."
             ) from None
         if pieces.eos_id < 0:
             raise DataError(
