@@ -159,10 +159,10 @@ def stopwatch() -> Callable[[str], None]:
 def wide_console(width: int = 120, *, markup: bool = False) -> Console:
     """The terminal, or `width` columns without one: Rich would assume 80, and wrap the cells of tables.
 
-    Brackets in names and texts are printed as they are, unless `markup` is set.
+    Brackets in names and texts are printed as they are, unless `markup` is set; so is ":cat:".
     """
-    console = Console(markup=markup)
-    return console if console.is_terminal else Console(width=width, markup=markup)
+    console = Console(markup=markup, emoji=False)
+    return console if console.is_terminal else Console(width=width, markup=markup, emoji=False)
 
 
 def exit_status(

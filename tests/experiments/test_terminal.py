@@ -290,9 +290,9 @@ def test_only_commands_that_take_a_judge_offer_one():
         assert ("a judge or a final folder" in " ".join(shown.stdout.split())) is offered
 
 
-def test_brackets_in_what_tables_show_are_no_markup(capsys):
-    wide_console().print(rich_table(["a"], [["[red]'[/b]'"]], title="b[/i]"))
-    assert "[red]'[/b]'" in capsys.readouterr().out
+def test_texts_that_tables_show_are_no_markup(capsys):
+    wide_console().print(rich_table(["a"], [["[red]'[/b]' :cat:"]], title="b[/i]"))
+    assert "[red]'[/b]' :cat:" in capsys.readouterr().out
 
 
 def test_numbers_stand_at_the_right_of_their_column_and_names_at_the_left(capsys):
