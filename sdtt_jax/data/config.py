@@ -2,14 +2,14 @@
 
 import contextlib
 import dataclasses
-import os
 import posixpath
 
 from sdtt_jax.config import at_least, check_types, one_of, require, within
 from sdtt_jax.data.detokenize import DETOKENIZERS
 from sdtt_jax.data.normalize import NORMALIZERS
+from sdtt_jax.errors import ConfigError
 from sdtt_jax.ops.sequence_kinds import Sequences
-from sdtt_jax.paths import is_remote
+from sdtt_jax.paths import absolute
 
 TOKENIZER_KINDS = ("sentencepiece", "gpt2", "hub", "file")
 MODEL_TYPES = ("unigram", "bpe", "char")
@@ -112,9 +112,11 @@ class DataConfig:
 
 def _spelt_out(folder: str) -> str:
     """A folder's path from the root, by which two spellings of it are known to be the same."""
-    if is_remote(folder):
-        return posixpath.normpath(folder)
-    return os.path.abspath(os.path.expanduser(folder))
+    with contextlib.suppress(
+        ConfigError
+    ):  # the config of another machine: no such user, no such library
+        folder = str(absolute(folder))
+    return posixpath.normpath(folder)
 
 
 @dataclasses.dataclass(frozen=True)
