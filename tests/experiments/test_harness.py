@@ -102,9 +102,13 @@ END = "let there be no night"  # as long as the last window of the text
 
 @pytest.mark.parametrize("kind", ["denoiser", "judge"])
 def test_a_value_does_not_depend_on_its_place(kind, request):
-    """Few maskings, so that other draws would show; equal requests have equal values."""
-    model, few = request.getfixturevalue(kind), Options(num_maskings=2, batch_size=3)
-    pairs = [("in the be", "ginni"), ("let the", "re be"), ("in", " the"), ("let the", "re be")]
+    """Few maskings, so that other draws would show; equal requests have equal values.
+
+    Pairs are as long as the windows of the texts, and an odd number of maskings fills batches of two.
+    """
+    model, few = request.getfixturevalue(kind), Options(num_maskings=3, batch_size=2)
+    again = ("let there be", " no light")
+    pairs = [("in the begin", "ning god "), again, ("and god said let there be", " ligh"), again]
     values = np.array(log_likelihoods(model, pairs, few))
     backwards = np.array(log_likelihoods(model, pairs[::-1], few))[::-1]
     np.testing.assert_allclose(backwards, values, rtol=1e-5)
