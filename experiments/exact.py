@@ -66,7 +66,6 @@ from sdtt_jax.laboratory.search import SearchConfig
 from sdtt_jax.laboratory.student import StudentConfig
 from sdtt_jax.laboratory.world import Array, World, load_world, sticky_world
 from sdtt_jax.paths import as_path, write_json
-from sdtt_jax.reporting.picture import write_exact
 from sdtt_jax.training.loop import Interrupted
 
 _WIDTH = 120  # of the table in a log
@@ -202,6 +201,9 @@ def round_dts(world: World, rounds: int | None) -> tuple[float, ...]:
 
 def write(record: Record, folder: Path) -> list[Path]:
     """Writes results.json and the figure into --output; returns their paths."""
+    # Imported when needed: with Matplotlib, it would take twice as long to find a flag wrong.
+    from sdtt_jax.reporting.picture import write_exact
+
     try:
         write_json(folder / "results.json", record, indent=1)
         drawn = (write_exact(record, folder / f"exact.{kind}") for kind in ("svg", "png"))

@@ -26,13 +26,16 @@ from sdtt_jax.config import require
 from sdtt_jax.errors import DataError
 from sdtt_jax.paths import as_path, read_json
 from sdtt_jax.reporting import evaluations, write_report
-from sdtt_jax.reporting.picture import write_exact, write_quality, write_race
 
 SUFFIXES = (".png", ".svg")
 
 
 def write_exact_from(results: str, picture: Path) -> Path:
     """Draws a record of `experiments.exact`."""
+    from sdtt_jax.reporting.picture import (
+        write_exact,
+    )  # imported when needed, as it needs Matplotlib
+
     record = read_json(results)
     try:
         drawn = write_exact(record, picture)
@@ -54,6 +57,8 @@ def write_race_of(workdir: str, batch: int, picture: Path) -> Path:
         "batch size, with one length and one sampler; measure them with experiments.evaluate "
         "--suite=generation,latency.",
     )
+    from sdtt_jax.reporting.picture import write_race
+
     return write_race(points, batch, picture)
 
 
@@ -77,6 +82,8 @@ def report(
         return [write_exact_from(exact, as_path(str(picture)))]
     paths = [write_report(str(workdir))]
     if picture is not None:
+        from sdtt_jax.reporting.picture import write_quality
+
         paths.append(write_quality(str(workdir), picture))
     if race is not None:
         paths.append(write_race_of(str(workdir), batch, as_path(race)))

@@ -15,7 +15,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import optimize, special
+from scipy import special
 
 from sdtt_jax.config import choose
 from sdtt_jax.laboratory.record import Record, Truth
@@ -77,6 +77,8 @@ def matched_measures(
     def sums(log_temperature: float) -> Array:
         each = (reveal_sums(tempered(table, math.exp(log_temperature))) for table in tables)
         return np.mean([*each], axis=0)
+
+    from scipy import optimize  # imported when needed: as long as all else of a command
 
     found, grid, wanted = {}, [*map(float, np.log(_TEMPERATURES))], entropy_of(truth.chain)
     for n in calls:
