@@ -4,7 +4,6 @@ import gzip
 import json
 import types
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -18,12 +17,12 @@ from sdtt_jax.checkpoints.store import load_params, save_params
 from sdtt_jax.data import DataConfig, TokenizerConfig, ingest, open_split, prepare
 from sdtt_jax.errors import CheckpointError, ConfigError, DataError
 from sdtt_jax.interchange.found import finished
-from sdtt_jax.parallel.placement import unbox
 from sdtt_jax.training.metrics import MetricsWriter, read_metrics
 from tests.data.conftest import chapters  # noqa: F401 - a fixture
 from tests.experiments.processes import SMOKE
 from tests.experiments.small import TEXT, small
 from tests.forking import Finished, run_module
+from tests.worlds import noisy_params
 
 pytestmark = [
     # Warnings of gcsfs and its dependencies about each other.
@@ -181,7 +180,7 @@ def test_trajectories_that_a_killed_run_left_half_written_are_made_again(
     config = small(tmp_path)
     config.distillers, config.coupled.num_trajectories = ("coupled",), 8
     with open_run(config, bucket / "pooled") as run:
-        teacher = unbox(run.denoiser.init(jax.random.key(0)))
+        teacher = noisy_params(run.denoiser, 0)
         first = open_pool(run, 1, teacher)
         (run.workdir.round(1, "coupled") / "pool" / "commit_success.txt").unlink()
         again = open_pool(run, 1, teacher)
