@@ -16,7 +16,9 @@ CONFIG = CausalConfig(vocab_size=11, length=9, num_layers=3, embed_dim=16, num_h
 MODEL = CausalNetwork(CONFIG)
 PARAMS = noisy_params(MODEL, 0, spread=0.3)
 HIDDEN = jax.jit(MODEL.hidden)
-TOKENS = jax.random.randint(jax.random.key(1), (2, CONFIG.length), 0, CONFIG.vocab_size)
+TOKENS = jax.device_put(
+    np.random.default_rng(1).integers(0, CONFIG.vocab_size, (2, CONFIG.length), np.int32)
+)
 
 
 def _norm(x, scale):

@@ -16,7 +16,7 @@ from tests.worlds import noisy_params
 SIZES = {"vocab_size": 13, "length": 8, "num_layers": 2, "embed_dim": 12, "num_heads": 3}
 CONFIG = GPT2Config(**SIZES)
 MODEL = GPT2Network(CONFIG)
-TOKENS = jax.random.randint(jax.random.key(1), (2, 7), 0, CONFIG.vocab_size)
+TOKENS = jax.device_put(np.random.default_rng(1).integers(0, CONFIG.vocab_size, (2, 7), np.int32))
 PARAMS = noisy_params(MODEL, 0, spread=0.3)
 HIDDEN = jax.jit(MODEL.hidden)
 
