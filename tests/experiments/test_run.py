@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 import shutil
 import signal
@@ -24,7 +25,8 @@ from sdtt_jax.distillation.rounds import round_dt
 from sdtt_jax.errors import CheckpointError, ConfigError, DataError, UserError
 from sdtt_jax.parallel.mesh import AXES
 from sdtt_jax.parallel.placement import unbox
-from tests.experiments.processes import SMOKE, call, start
+from tests.experiments.processes import SMOKE, call
+from tests.forking import start_module
 
 TEXT = "the quick brown fox jumps over the lazy dog and runs far away from here\n"
 
@@ -264,8 +266,9 @@ class TestWholeRun:
         for name in ("data", "tokenizer", "teacher", "judge"):
             shutil.copytree(unbroken.root / name, root / name)
         shutil.copy2(unbroken.root / "config.json", root)
-        command = ("run", SMOKE, f"--workdir={root}", "--stages=distill")
-        process = start(*command)
+        command = (SMOKE, f"--workdir={root}", "--stages=distill")
+        files = [tmp_path / name for name in ("stdout", "stderr")]
+        process = start_module("experiments.run", command, files, os.environ)
         metrics = root / "metrics.jsonl"
         try:
             while process.poll() is None and '"round": 1' not in (
@@ -273,16 +276,17 @@ class TestWholeRun:
             ):
                 time.sleep(0.005)
             process.send_signal(signal.SIGINT)
-            _, stderr = process.communicate(timeout=600)
+            status = process.wait(600)
         finally:
             process.kill()
-        assert process.returncode == 75, stderr
+        stderr = files[1].read_text("utf-8")
+        assert status == 75, stderr
         stopped = re.search(r"Stopped by SIGINT after step (\d+)", stderr)
         assert stopped, stderr
         assert 0 < int(stopped[1]) < smoke().distill.train.num_steps
         assert not (root / "rounds" / "02" / "final").exists()
 
-        resumed = call(*command)
+        resumed = call("run", *command)
         assert resumed.status == 0, resumed.stderr
         results = json.loads((unbroken.root / "results.json").read_text())
         for record in results["rounds"]:
