@@ -289,9 +289,10 @@ def test_a_judge_with_another_tokenizer_reads_text(evaluated, tmp_path):
 
 
 def test_last_words_and_choices_by_the_model_and_by_the_causal_one(evaluated, tmp_path):
+    """Texts and answers are 24 letters long, for which one program scores them all."""
     _, subject, _, _ = evaluated
     rows = {
-        "lambada": [{"text": "the quick brown fox"}, {"text": "over the lazy dog"}],
+        "lambada": [{"text": "the quick brown fox runs"}, {"text": "and now the lazy dog ran"}],
         "piqa": [{"goal": "run", "sol1": "fast", "sol2": "away", "label": 0}],
     }
     said = []
