@@ -23,6 +23,7 @@ from sdtt_jax.reporting.evaluations import read_evaluations
 from sdtt_jax.reporting.record import read_run
 from sdtt_jax.trees import flat_leaves
 from tests.experiments.small import small
+from tests.worlds import noisy_params
 
 STAGES = ("data", "teacher", "distill")
 SMALL = {
@@ -58,8 +59,15 @@ def every_distiller(folder):
 
 @pytest.fixture(scope="module")
 def unbroken(compiled_once, tmp_path_factory):  # noqa: ARG001
+    """Teacher and judge have random parameters, since their training is of no matter here.
+
+    They are so small that the teacher doubts everything, and its texts reach the entropy of real ones.
+    """
     folder = tmp_path_factory.mktemp("one_round")
     with open_run(every_distiller(folder), folder / "run") as run:
+        run_stages(run, STAGES[:1])
+        for path, network in ((run.workdir.teacher, run.denoiser), (run.workdir.judge, run.judge)):
+            run.deliver(path, network, noisy_params(network, 0, spread=0.05), stage=path.name)
         run_stages(run, STAGES)
     return folder / "run"
 
