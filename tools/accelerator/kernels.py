@@ -41,7 +41,7 @@ SEED = 0
 def kernels(bench: Bench) -> None:
     """The part "kernels"."""
     _attention(bench)
-    for dtype in ("bfloat16",) if bench.tiny else ("bfloat16", "float32, highest"):
+    for dtype in ("bfloat16", "float32, highest"):
         what = {"what": "weighted_loss", "dtype": dtype}
         bench.row("head and loss", what, functools.partial(_head, dtype, bench.tiny))
     draws = functools.partial(bench.row, "draws and digests")

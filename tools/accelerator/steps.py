@@ -187,7 +187,7 @@ def tuning(bench: Bench) -> None:
     loops = [name for name in known if "loop" in name]
     pair = [max(loops, key=known.__getitem__), PLAIN] if loops else [PLAIN]
     cases = [("teacher", large), ("distill", large), ("distill", small)]
-    for kind, batch in cases[:1] if bench.tiny else cases:
+    for kind, batch in cases[-1:] if bench.tiny else cases:
         _tuned(bench, kind, batch, pair)
     _tuned(bench, "teacher", small, names[4:])
 
