@@ -48,7 +48,7 @@ def network(folder: Path, name: str) -> ReferenceNetwork:
     length = json.loads((folder / "config.json").read_text())["model"]["length"]
     tensors = Tensors(folder / f"{name}.safetensors")
     published = recognised(DENOISER, tensors, Stored({"length": length}))
-    params = jax.tree.map(jax.numpy.asarray, published_params(published))
+    params = jax.device_put(published_params(published))
     return ReferenceNetwork(Denoiser(published.config), params)
 
 

@@ -4,8 +4,9 @@ Oracle: `forward.npz`, `mdlm_nelbo.npz` and `reverse_step.npz` of a `reference_*
 (golden/README.md), float32, within 1e-5 relative.
 """
 
+import functools
+
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -20,29 +21,35 @@ def forward(reference_golden):
     return arrays(reference_golden, "forward")
 
 
-def test_noise_at_the_stored_times(forward, close):
-    t = jnp.asarray(forward["t"])
-    close("forward: sigma", SCHEDULE.sigma(t), forward["sigma"])
-    close("forward: move_chance", SCHEDULE.move_chance(t), forward["move_chance"])
-    close("forward: dsigma", SCHEDULE.dsigma(t), forward["dsigma"])
+@pytest.fixture(scope="module")
+def noise(forward):
+    """What the schedule says of the stored times, in one program."""
+    functions = {name: getattr(SCHEDULE, name) for name in ("sigma", "move_chance", "dsigma")}
+    functions["weight"] = functools.partial(nelbo_weight, SCHEDULE)
+    call = jax.jit(lambda t: {name: function(t) for name, function in functions.items()})
+    return jax.tree.map(np.asarray, call(forward["t"]))
 
 
-def test_masked_tokens(reference_golden, forward):
+def test_noise_at_the_stored_times(forward, noise, close):
+    for name in ("sigma", "move_chance", "dsigma"):
+        close(f"forward: {name}", noise[name], forward[name])
+
+
+def test_masked_tokens(reference_golden, forward, noise):
     """Same uniform numbers, same x_t, token by token."""
     mask_id = network(reference_golden, "teacher_hub").denoiser.mask_id
-    move_chance = SCHEDULE.move_chance(jnp.asarray(forward["t"]))
-    x_t = mask_tokens(forward["x0"], jnp.asarray(forward["mask_uniform"]), move_chance, mask_id)
+    uniform, move_chance = forward["mask_uniform"], noise["move_chance"]
+    x_t = jax.jit(mask_tokens)(forward["x0"], uniform, move_chance, mask_id)
     np.testing.assert_array_equal(x_t, forward["xt"])
 
 
-def test_nelbo(reference_golden, forward, close):
+def test_nelbo(reference_golden, forward, noise, close):
     stored = arrays(reference_golden, "mdlm_nelbo")
     teacher = network(reference_golden, "teacher_hub")
-    t = jnp.asarray(forward["t"])
     nll = jax.jit(masked_nll, static_argnames="diffusion")(
-        teacher.diffusion, teacher.params, forward["x0"], forward["xt"], SCHEDULE.sigma(t)
+        teacher.diffusion, teacher.params, forward["x0"], forward["xt"], noise["sigma"]
     )
-    per_token = nll * nelbo_weight(SCHEDULE, t)[:, None]
+    per_token = np.asarray(nll) * noise["weight"][:, None]
     close("nelbo: per token", per_token, stored["per_token"])
     close("nelbo: mean", per_token.mean(), stored["mean"])
 
@@ -51,20 +58,19 @@ def test_reverse_step(reference_golden, close):
     """q(x_s | x_t): the reference's two samplers are both our single one, position by position."""
     stored = arrays(reference_golden, "reverse_step")
     student = network(reference_golden, "student_hub")
-    denoiser, x_t, t = student.denoiser, stored["xt"], jnp.asarray(stored["t"])
-    prob = unmask_prob(SCHEDULE, t, t - float(stored["dt"]))
+    denoiser, x_t = student.denoiser, stored["xt"]
 
     @jax.jit
-    def tokens(params):
+    def predicted(params, t, dt):
         logits = denoiser.logits(params, denoiser.hidden(params, x_t, SCHEDULE.sigma(t)))
-        return jnp.exp(masked_log_probs(logits, denoiser.mask_id))
+        return unmask_prob(SCHEDULE, t, t - dt), masked_log_probs(logits, denoiser.mask_id)
 
-    masked = x_t == denoiser.mask_id
-    stay = jnp.arange(denoiser.padded_vocab) == denoiser.mask_id
-    moved = prob[:, None, None] * tokens(student.params)
-    moved = moved + (1 - prob)[:, None, None] * stay
-    carried = jax.nn.one_hot(x_t, denoiser.padded_vocab)
-    ours = np.asarray(jnp.where(masked[..., None], moved, carried))
+    found = predicted(student.params, stored["t"], np.float32(stored["dt"]))
+    prob, log_probs = map(np.asarray, found)
+    masked, one_hot = x_t == denoiser.mask_id, np.eye(denoiser.padded_vocab, dtype=np.float32)
+    prob, stay = prob[:, None, None], one_hot[denoiser.mask_id]
+    moved = prob * np.exp(log_probs) + (1 - prob) * stay
+    ours = np.where(masked[..., None], moved, one_hot[x_t])
     assert np.all(ours[..., denoiser.mask_id + 1 :] == 0), "padding got probability"
     ours = ours[..., student.columns]
     # Typical probabilities are about 1 / vocabulary; the scale makes errors relative down to there.

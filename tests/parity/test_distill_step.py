@@ -36,12 +36,15 @@ def batch(reference_golden):
     """The stored batch and its targets as hidden states: `(x_t, targets)`."""
     stored = arrays(reference_golden, "targets_k2_ancestral")
     denoiser, params = network(reference_golden, "teacher_hub")
-    call = jax.jit(denoiser.hidden)
-    hidden = [call(params, x) for x in stored["trajectory"][:-1]]
-    target = hidden[0]
-    for x, state in zip(stored["trajectory"], hidden, strict=False):
-        target = stitch(target, state, x, denoiser.mask_id)
-    return jnp.asarray(stored["xt"]), target[None]
+
+    @jax.jit
+    def target_of(params, x, target):
+        return stitch(target, denoiser.hidden(params, x), x, denoiser.mask_id)
+
+    target = np.zeros((*stored["xt"].shape, denoiser.config.embed_dim), np.float32)
+    for x in stored["trajectory"][:-1]:
+        target = target_of(params, x, target)
+    return jax.device_put(stored["xt"]), target[None]
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,9 @@ within 1e-12 relative. What the reference calls "tvd" is our "log-l1"; ours of t
 variation distance, whose oracle is in tests/distillation/test_divergence.py.
 """
 
+import functools
+
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -21,7 +22,24 @@ NEG_INFINITY = -1e6
 def _padded(log_probs, dtype):
     """Adds columns that are no tokens, as in the network's own output."""
     rows = np.asarray(log_probs, dtype)
-    return jnp.asarray(np.pad(rows, ((0, 0), (0, PADDING)), constant_values=NEG_INFINITY))
+    return np.pad(rows, ((0, 0), (0, PADDING)), constant_values=NEG_INFINITY)
+
+
+@functools.cache
+def found(folder, bits):
+    """Value and gradient of every divergence, in one program."""
+    stored, dtype = arrays(folder, "divergences"), f"float{bits}"
+    entries = stored["student_log_probs"].shape[-1]
+
+    @jax.jit
+    def each(student, teacher):
+        def mean(log_probs, name):
+            return DIVERGENCES[name](log_probs, teacher, entries).mean()
+
+        return {name: jax.value_and_grad(mean)(student, ours) for name, ours in OURS.items()}
+
+    with jax.enable_x64(bits == 64):
+        return each(*(_padded(stored[f"{who}_log_probs"], dtype) for who in ("student", "teacher")))
 
 
 @pytest.mark.parametrize(("bits", "tolerance"), [(32, 1e-5), (64, 1e-12)])
@@ -29,16 +47,8 @@ def _padded(log_probs, dtype):
 def test_value_and_gradient(reference_golden, close, name, bits, tolerance):
     stored = arrays(reference_golden, "divergences")
     entries = stored["student_log_probs"].shape[-1]
-    with jax.enable_x64(bits == 64):
-        dtype = np.dtype(f"float{bits}")
-        student = _padded(stored["student_log_probs"], dtype)
-        teacher = _padded(stored["teacher_log_probs"], dtype)
-
-        def mean(log_probs):
-            return DIVERGENCES[OURS[name]](log_probs, teacher, entries).mean()
-
-        value, gradient = jax.value_and_grad(mean)(student)
-        assert value.dtype == gradient.dtype == dtype
+    value, gradient = found(reference_golden, bits)[name]
+    assert value.dtype == gradient.dtype == f"float{bits}"
     close(f"divergence {name}: float{bits}", value, stored[f"{name}_{bits}"], tolerance)
     gradient = np.asarray(gradient)
     assert np.isfinite(gradient).all()

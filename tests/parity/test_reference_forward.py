@@ -4,6 +4,7 @@ Oracle: `forward.npz` and `ar_forward.npz` of a `reference_*` folder (golden/REA
 within 1e-5 relative.
 """
 
+import functools
 import json
 
 import jax
@@ -25,18 +26,17 @@ def _settings(folder):
     return json.loads((folder / "config.json").read_text())
 
 
+@functools.partial(jax.jit, static_argnames="model")
+def _logits(model, params, tokens, sigma):
+    return model.logits(params, model.hidden(params, tokens, sigma))
+
+
 def _denoiser_logits(folder, name, tokens, sigma, *, time_conditioned=False):
     stored = _settings(folder)["model"] | {"time_conditioning": time_conditioned}
     tensors = Tensors(folder / f"{name}.safetensors")
     published = recognised(DENOISER, tensors, Stored(stored))
-    params = published_params(published)
     model = Denoiser(published.config)
-
-    @jax.jit
-    def logits(params, tokens, sigma):
-        return model.logits(params, model.hidden(params, tokens, sigma))
-
-    return logits(params, tokens, sigma), model
+    return _logits(model, published_params(published), tokens, sigma), model
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def test_subs_log_probabilities(reference_golden, forward, weights, time_conditi
     logits, model = _denoiser_logits(
         reference_golden, weights, x_t, forward["sigma"], time_conditioned=time_conditioned
     )
-    log_probs = subs_log_probs(logits, x_t, model.mask_id)
+    log_probs = jax.jit(subs_log_probs, static_argnums=2)(logits, x_t, model.mask_id)
     columns = log_probs[..., : model.config.vocab_size + 1]
     np.testing.assert_allclose(columns, forward[values], **TOLERANCE)
 

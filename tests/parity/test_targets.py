@@ -6,7 +6,6 @@ stitching is ours.
 """
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from sdtt_jax.diffusion.forward import masked_log_probs
@@ -20,8 +19,13 @@ def test_targets_of_replayed_trajectories(reference_golden, close):
     denoiser, params = network(reference_golden, "teacher_hub")
 
     @jax.jit
-    def target_of(x, target, sigma):
-        return stitch(target, denoiser.hidden(params, x, sigma), x, denoiser.mask_id)
+    def target_of(params, x, target, t):
+        hidden = denoiser.hidden(params, x, SCHEDULE.sigma(t))
+        return stitch(target, hidden, x, denoiser.mask_id)
+
+    @jax.jit
+    def log_probs_of(params, target):
+        return masked_log_probs(denoiser.logits(params, target), denoiser.mask_id)
 
     for name in files:
         stored = arrays(reference_golden, name)
@@ -29,21 +33,19 @@ def test_targets_of_replayed_trajectories(reference_golden, close):
         np.testing.assert_array_equal(trajectory[0], stored["xt"])
         np.testing.assert_array_equal(masked, stored["xt"] == denoiser.mask_id)
         k = len(trajectory) - 1
-        target = jnp.zeros((*stored["xt"].shape, denoiser.config.embed_dim))
+        target = np.zeros((*stored["xt"].shape, denoiser.config.embed_dim), np.float32)
         for x, t in zip(trajectory[:k], stored["step_t"], strict=True):
-            target = target_of(x, target, SCHEDULE.sigma(jnp.asarray(t)))
-        log_probs = masked_log_probs(denoiser.logits(params, target), denoiser.mask_id)
-        columns = np.asarray(log_probs)[masked][:, : denoiser.mask_id + 1]
+            target = target_of(params, x, target, t)
+        columns = np.asarray(log_probs_of(params, target))[masked][:, : denoiser.mask_id + 1]
         close(
             f"targets: {name.removeprefix('targets_')}", columns, stored["target_log_probs_on_mask"]
         )
 
 
 def test_reference_step_times(reference_golden, close):
+    call = jax.jit(step_times, static_argnums=2, static_argnames="reference_times")
     for name in target_files(reference_golden):
         stored = arrays(reference_golden, name)
         k = len(stored["trajectory"]) - 1
-        times = step_times(
-            jnp.asarray(stored["t"]), jnp.float32(stored["dt"]), k, reference_times=True
-        )
+        times = call(stored["t"], np.float32(stored["dt"]), k, reference_times=True)
         close("targets: step times", times, stored["step_t"])
