@@ -53,7 +53,7 @@ class CausalModel(Loaded):
 
     def log_probs(self, tokens: jax.Array) -> jax.Array:
         """Normalised `logits`: `[B, L, V]` float32."""
-        return jax.nn.log_softmax(self.logits(tokens))
+        return _log_softmax(self.logits(tokens))
 
     def score(self, tokens: jax.Array) -> jax.Array:
         """-log p of each sequence `[B, L]` after BOS: `[B]` float32, nats per token that counts in training.
@@ -138,6 +138,9 @@ class CausalModel(Loaded):
 def _logits(network: CausalNetwork, params: Any, tokens: jax.Array) -> jax.Array:
     logits = network.logits(params, network.hidden(params, tokens))
     return logits[..., : network.config.vocab_size]
+
+
+_log_softmax = jax.jit(jax.nn.log_softmax)  # one program instead of one for each operation
 
 
 @functools.partial(jax.jit, static_argnames=("network", "bos_id", "sequences"))

@@ -85,9 +85,8 @@ class Model(Loaded):
 
     def log_probs(self, x_t: Tokens, sigma: ArrayLike = 0.0) -> LogProbs:
         """SUBS log-probabilities `[B, L, V]` float32, -inf where impossible; `sigma` as in `logits`."""
-        x_t = jnp.asarray(self._rows(x_t, self.mask_id + 1))
-        log_probs = subs_log_probs(self.logits(x_t, sigma), x_t, self.mask_id)
-        return jnp.where(log_probs > 0.5 * NEG_INFINITY, log_probs, -jnp.inf)
+        x_t = self._rows(x_t, self.mask_id + 1)
+        return _log_probs(self.logits(x_t, sigma), x_t, self.mask_id)
 
     def require_likelihood(self) -> None:
         """Raises `ConfigError` if the network is a function of noise, not a distribution."""
@@ -348,6 +347,12 @@ class Model(Loaded):
 def _logits(denoiser: Denoiser, params: Params, tokens: Tokens, sigma: jax.Array) -> jax.Array:
     hidden = denoiser.hidden(params, tokens, jnp.broadcast_to(sigma, tokens.shape[:1]))
     return denoiser.logits(params, hidden)[..., : denoiser.mask_id + 1]
+
+
+@functools.partial(jax.jit, static_argnames="mask_id")
+def _log_probs(logits: Logits, x_t: Tokens, mask_id: int) -> LogProbs:
+    log_probs = subs_log_probs(logits, x_t, mask_id)
+    return jnp.where(log_probs > 0.5 * NEG_INFINITY, log_probs, -jnp.inf)
 
 
 @functools.partial(jax.jit, static_argnames=("diffusion", "sequences"))
