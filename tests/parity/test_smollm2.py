@@ -53,12 +53,12 @@ def logits(model, texts):
 
     Nothing after a text's last token is looked at, so the rows may end in anything.
     """
-    rows = np.zeros((4, 40), np.int32)
-    for row, text in zip(rows, texts, strict=False):
-        row[: len(text)] = text
-    return [
-        row[: len(text)] for row, text in zip(np.asarray(model.logits(rows)), texts, strict=False)
-    ]
+    lengths = [len(text) for text in texts]
+    rows = np.zeros((max(4, len(texts)), max(40, *lengths)), np.int32)
+    for row, text, length in zip(rows, texts, lengths, strict=False):
+        row[:length] = text
+    found = np.asarray(model.logits(rows))
+    return [found[index, :length] for index, length in enumerate(lengths)]
 
 
 def test_text_becomes_the_tokens_of_the_file(model, expected):
