@@ -3,13 +3,17 @@
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from launch.local import environment, free_port, without_noise
+from sdtt_jax.errors import EXIT_INTERRUPTED
 from sdtt_jax.parallel.environment import virtual_devices
 from tests.forking import ROOT, run_module, start_module
 
@@ -34,13 +38,6 @@ def start(processes: int, devices: int, *command: str) -> subprocess.Popen:
     )
 
 
-def call(processes: int, devices: int, *command: str) -> str:
-    process = start(processes, devices, *command)
-    output, _ = process.communicate()
-    assert process.returncode == 0, output
-    return output
-
-
 def environments(processes: int, devices: int) -> list[dict[str, str]]:
     """What `launch.local` sets for each process, but for what a fork cannot obey."""
     port = free_port()
@@ -48,8 +45,17 @@ def environments(processes: int, devices: int) -> list[dict[str, str]]:
     return [{k: v for k, v in env.items() if k != "PYTHONUNBUFFERED"} for env in found]
 
 
-def together(processes: int, devices: int, module: str, *arguments: str) -> list[str]:
-    """The outputs of the processes, which must succeed; forked, which spares each the imports."""
+def together(
+    processes: int,
+    devices: int,
+    module: str,
+    *arguments: str,
+    stop_when: Callable[[], bool] | None = None,
+) -> list[str]:
+    """The outputs of the processes, which must succeed; forked, which spares each the imports.
+
+    With `stop_when`, all of them get SIGTERM once it is true, and must say that they were interrupted.
+    """
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         files = [Path(folder) / str(index) for index in range(processes)]
         started = [
@@ -58,10 +64,18 @@ def together(processes: int, devices: int, module: str, *arguments: str) -> list
         ]
         for process in started:
             stack.callback(process.kill)
+        if stop_when is not None:
+            deadline = time.monotonic() + 400
+            while not stop_when() and all(process.poll() is None for process in started):
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            for process in started:
+                process.send_signal(signal.SIGTERM)
+        expected = 0 if stop_when is None else EXIT_INTERRUPTED
         statuses = [process.wait(600) for process in started]
         written = [file.read_text("utf-8").splitlines(keepends=True) for file in files]
         outputs = ["".join(without_noise(lines)) for lines in written]
-        assert not any(statuses), "\n".join(outputs)
+        assert statuses == [expected] * processes, "\n".join(outputs)
         return outputs
 
 
