@@ -33,7 +33,7 @@ from sdtt_jax.diffusion.calls import ranks
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.forward import SAMPLING_EPS, mask_tokens
 from sdtt_jax.diffusion.nelbo import masked_nll, nelbo_weight
-from sdtt_jax.diffusion.schedule import Schedule, covering
+from sdtt_jax.diffusion.schedule import Schedule, covering, values_at
 
 # Stands in for the random numbers of tokens that must not be masked.
 NEVER = 2.0
@@ -153,9 +153,8 @@ def _by_count(
 
 def _move_chances(schedule: Schedule) -> tuple[float, float]:
     """The move chances at the smallest time and at time 1."""
-    with jax.ensure_compile_time_eval():
-        low, high = schedule.move_chance(jnp.array([SAMPLING_EPS, 1.0], jnp.float32))
-        return float(low), float(high)
+    (low, high), _ = values_at(schedule, SAMPLING_EPS, 1.0)
+    return low, high
 
 
 ESTIMATORS: dict[str, Estimator] = {

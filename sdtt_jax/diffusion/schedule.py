@@ -5,11 +5,13 @@ Formulas as in MDLM (arXiv 2406.07524) and SEDD (arXiv 2310.16834).
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sdtt_jax.config import given, instance, one_of, require, within
 
@@ -125,6 +127,18 @@ def make_schedule(config: ScheduleConfig | None = None) -> Schedule:
         return SCHEDULES[config.kind](config)
 
 
+def values_at(schedule: Schedule, *times: float) -> tuple[list[float], list[float]]:
+    """Move chances and total noise at some times, as numbers even under `jit`."""
+    with jax.ensure_compile_time_eval():
+        chances, sigmas = np.asarray(_values(schedule, np.array(times, np.float32))).tolist()
+    return chances, sigmas
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _values(schedule: Schedule, t: jax.Array) -> jax.Array:
+    return jnp.stack([schedule.move_chance(t), schedule.sigma(t)])
+
+
 def covering(schedule: Schedule) -> tuple[Schedule, TimeFunction]:
     """The schedule over whose times the bound on -log p is integrated, and what to tell the network.
 
@@ -138,10 +152,7 @@ def covering(schedule: Schedule) -> tuple[Schedule, TimeFunction]:
     Returns:
       `schedule` itself or log-linear, and a function of that one's total noise, of any shape.
     """
-    with jax.ensure_compile_time_eval():
-        ends = jnp.array([0.0, 1.0], jnp.float32)
-        low, high = map(float, schedule.move_chance(ends))
-        least, most = map(float, schedule.sigma(ends))
+    (low, high), (least, most) = values_at(schedule, 0.0, 1.0)
     if low + 1.0 - high <= LEFT_OUT:
         return schedule, lambda sigma: sigma
     return make_schedule(), lambda sigma: jnp.clip(sigma, least, most)
@@ -149,7 +160,7 @@ def covering(schedule: Schedule) -> tuple[Schedule, TimeFunction]:
 
 def _log_linear(config: ScheduleConfig) -> Schedule:
     keep = 1.0 - config.eps
-    sigma_0, sigma_1 = config.eps, -jnp.log(jnp.float32(config.eps))
+    sigma_0, sigma_1 = config.eps, -np.log(np.float32(config.eps))
 
     def importance_t(u: jax.Array) -> jax.Array:
         return -jnp.expm1(-_flat_sigma(u, sigma_0, sigma_1)) / keep
@@ -223,7 +234,7 @@ def _geometric(config: ScheduleConfig) -> Schedule:
     return Schedule(config, sigma=sigma, dsigma=lambda t: sigma(t) * log_ratio, importance_t=None)
 
 
-def _flat_sigma(u: jax.Array, sigma_0: float | jax.Array, sigma_1: float | jax.Array) -> jax.Array:
+def _flat_sigma(u: jax.Array, sigma_0: float, sigma_1: float | np.floating) -> jax.Array:
     log_masked = u * jax.nn.log1mexp(sigma_1) + (1 - u) * jax.nn.log1mexp(sigma_0)
     return -jax.nn.log1mexp(-log_masked)
 
