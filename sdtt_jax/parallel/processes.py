@@ -199,7 +199,9 @@ def to_host(array: jax.Array) -> np.ndarray:
         "This works on values and cannot be traced by jit, vmap or grad; inside them, use a function of "
         "arrays, such as sdtt_jax.sample, or a model's denoise and score.",
     )
-    if isinstance(array, jax.Array) and not array.is_fully_addressable:
+    # Of an array that every device holds whole, this process has a copy, which needs no program to gather it.
+    here = not isinstance(array, jax.Array) or array.is_fully_addressable
+    if not (here or array.is_fully_replicated):
         array = multihost_utils.process_allgather(array, tiled=True)
     return np.asarray(array)
 
