@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jax.typing import ArrayLike
@@ -79,7 +78,8 @@ class Loaded(abc.ABC):
     def placed(self, rows: ArrayLike) -> jax.Array:
         """`rows: [B, …]` split over the mesh if the mesh divides B, else replicated on every device."""
         if self.mesh is None:
-            return jnp.asarray(rows)
+            # `jnp.asarray` compiles a program for each shape (JAX 0.10).
+            return jax.device_put(rows)
         host = np.asarray(rows)
         whole = len(host) % batch_pieces(self.mesh) != 0
         place = place_whole if whole else place_batch
