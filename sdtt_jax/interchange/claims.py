@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from sdtt_jax.config import from_mapping
+from sdtt_jax.data.normalize import NORMALIZERS
 from sdtt_jax.diffusion.schedule import SCHEDULES, ScheduleConfig, make_schedule
 from sdtt_jax.errors import CheckpointError, ConfigError
 from sdtt_jax.interchange.renaming import Stored
@@ -51,6 +52,7 @@ COUNT = ValueKind(lambda value: type(value) is int and value > 0, "a positive wh
 TOKEN = ValueKind(lambda value: value is None or type(value) is int, "the number of a token")
 NUMBER = ValueKind(lambda value: value is None or _is_number(value), "a number")
 SEQUENCES = ValueKind(lambda value: value in KINDS, f"one of {', '.join(KINDS)}")
+NORMALIZE = ValueKind(lambda value: value in NORMALIZERS, f"one of {', '.join(NORMALIZERS)}")
 TANH_GELU = ("gelu_new", "gelu_pytorch_tanh", "gelu_tanh")
 
 # Names that published configs give to one and the same thing.

@@ -21,7 +21,7 @@ from sdtt_jax.interchange.safetensors import FLOATS
 from sdtt_jax.interchange.tables.gpt2 import DIFFUGPT, hub_config
 from sdtt_jax.interchange.tables.llama import LLAMA_GGUF
 from sdtt_jax.interchange.tables.reference import HUB_PREFIX
-from sdtt_jax.interchange.tokenizers import unsaid_ends
+from sdtt_jax.interchange.tokenizers import facts_of, unsaid_ends
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
 from sdtt_jax.networks.config import GPT2Config, LlamaConfig
@@ -100,8 +100,9 @@ def export_orbax(model: Model | CausalModel, directory: PathLike) -> list[Path]:
 
 
 def training(model: Model | CausalModel) -> dict[str, Any]:
-    """How a model of ours was trained, in fields that `sdtt_jax.load` reads: its texts, its noise."""
-    said: dict[str, Any] = {
+    """How a model of ours was trained, in fields that `sdtt_jax.load` reads: texts, tokenizer, noise."""
+    said: dict[str, Any] = {} if model.tokenizer is None else facts_of(model.tokenizer)
+    said |= {
         "begins_with_bos": bool(model.facts.get("begins_with_bos")),
         "sequences": model.facts.get("sequences", "packed"),
     }

@@ -33,7 +33,7 @@ from sdtt_jax.interchange.layouts import (
 )
 from sdtt_jax.interchange.renaming import Given, Stored
 from sdtt_jax.interchange.tables.reference import uniform_share
-from sdtt_jax.interchange.tokenizers import has_its_own, published_tokenizer
+from sdtt_jax.interchange.tokenizers import published_ends, published_tokenizer
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
 from sdtt_jax.networks import CausalNetwork
@@ -148,7 +148,7 @@ def _find_published(
         if mask_is_named_elsewhere(config):
             hub.fetch_beside(named["repo"], named["revision"], TOKENIZER_FILES[1])
         published = open_published(tensors, config, said)
-        for name in TOKENIZER_FILES if has_its_own(published) else ():
+        for name in TOKENIZER_FILES:
             hub.fetch_beside(named["repo"], named["revision"], name)
         return published, tensors.parent, named[0]
     where = as_path(text)
@@ -327,6 +327,13 @@ def _published(
         "uniform_share": uniform_share(stored),
     }
     tokenizer = published_tokenizer(published, folder)
+    if tokenizer is None:
+        facts["ends"] = published_ends(published)
+        if facts["ends"] is None and facts["sequences"] != "packed":
+            raise CheckpointError(
+                f"{stored.where} says sequences={facts['sequences']!r}, but not which tokens begin and end a "
+                "text; add bos_token_id and eos_token_id, or put the model's tokenizer.json beside it."
+            )
     params = published_params(published, place) if read else {}
     return _model(network, params, tokenizer, facts)
 

@@ -11,11 +11,12 @@ from sdtt_jax.data import Gpt2Tokenizer, Tokenizer, TokenizerConfig
 from sdtt_jax.data.making import special_names
 from sdtt_jax.data.tokenizer import HubTokenizer, Special, ends
 from sdtt_jax.errors import CheckpointError, DataError
+from sdtt_jax.interchange.claims import NORMALIZE, claimed
 from sdtt_jax.interchange.gguf import GgufTensors
 from sdtt_jax.interchange.gguf_tokenizers import gguf_tokenizer
 from sdtt_jax.interchange.hub import TOKENIZER_FILES
 from sdtt_jax.interchange.layouts import LLAMA_LAYOUTS, Published
-from sdtt_jax.networks.config import GPT2Config
+from sdtt_jax.interchange.renaming import Stored
 
 # The least share of an embedding's rows that are tokens; a published model's last rows may be padding.
 LEAST_SHARE = 7 / 8
@@ -25,7 +26,8 @@ def published_tokenizer(model: Published, folder: Path) -> Tokenizer | None:
     """The tokenizer of a published model; None where there is none that can be read.
 
     A GGUF file's own is taken if its kind is known, else the tokenizer.json in the folder. A model
-    of GPT-2's size has GPT-2's tokenizer if there is no such file, or if it holds GPT-2's vocabulary.
+    of GPT-2's size has GPT-2's tokenizer if there is no such file, or if it holds GPT-2's vocabulary, unless
+    its config names another by its digest.
 
     Raises:
       CheckpointError: it is damaged, has more tokens than the model's embedding has rows, or does not say
@@ -35,9 +37,11 @@ def published_tokenizer(model: Published, folder: Path) -> Tokenizer | None:
         found = gguf_tokenizer(model.tensors, model.config.columns, model.mask_row)
         if found is not None:
             return found
-    gpt2 = None if model.layout in LLAMA_LAYOUTS else _gpt2(model.config.vocab_size)
+    stored = Stored(model.stored, model.config_file)
+    normalize = claimed(stored, ("tokenizer_normalize",), NORMALIZE, "none")
+    gpt2 = None if model.layout in LLAMA_LAYOUTS else _gpt2(model, normalize)
     file, beside = (folder / name for name in TOKENIZER_FILES)
-    if not (has_its_own(model) and file.is_file()):
+    if not file.is_file():
         return gpt2
     try:
         content = file.read_bytes()
@@ -45,7 +49,7 @@ def published_tokenizer(model: Published, folder: Path) -> Tokenizer | None:
         if gpt2 is not None and gpt2.is_vocabulary_of(theirs):
             return gpt2
         special = _special(model, theirs, beside)
-        return HubTokenizer(TokenizerConfig(kind="hub"), "none", content, special)
+        return HubTokenizer(TokenizerConfig(kind="hub"), normalize, content, special)
     except (DataError, json.JSONDecodeError) as error:
         raise CheckpointError(f"{file}: {error}") from None
     except CheckpointError:
@@ -56,23 +60,16 @@ def published_tokenizer(model: Published, folder: Path) -> Tokenizer | None:
         ) from None
 
 
-def has_its_own(model: Published) -> bool:
-    """Whether a model's own tokenizer.json counts; without one it has GPT-2's tokenizer or none.
-
-    Networks of GPT-2's kind for other languages often have as many tokens as GPT-2, and others.
-    """
-    return model.layout in LLAMA_LAYOUTS or isinstance(model.config, GPT2Config)
-
-
-def _gpt2(vocab_size: int) -> Gpt2Tokenizer | None:
-    """GPT-2's tokenizer if it has this size."""
-    gpt2 = Gpt2Tokenizer(TokenizerConfig(kind="gpt2"), "none")
-    return gpt2 if gpt2.vocab_size == vocab_size else None
+def _gpt2(model: Published, normalize: str) -> Gpt2Tokenizer | None:
+    """GPT-2's tokenizer if it has the model's size, and the config does not name another one."""
+    gpt2 = Gpt2Tokenizer(TokenizerConfig(kind="gpt2"), normalize)
+    named = model.stored.get("tokenizer_digest") in (None, gpt2.digest)
+    return gpt2 if named and gpt2.vocab_size == model.config.vocab_size else None
 
 
 def _special(model: Published, tokenizer: tokenizers.Tokenizer, beside: Path) -> Special:
     """BOS and EOS, by number in the model's config, or else by name in tokenizer_config.json."""
-    mask, rows = model.mask_row, model.config.columns
+    mask, rows = _numbering(model)
     # The last row need not be a named token: it is MASK where a causal model was made a denoiser.
     named_by_file = mask not in (None, model.given.mask_id, rows - 1)
     if named_by_file and tokenizer.id_to_token(mask or 0) is None:
@@ -99,6 +96,35 @@ def _special(model: Published, tokenizer: tokenizers.Tokenizer, beside: Path) ->
             "text (eos_token_id)."
         )
     return Special(rows, *both, mask)
+
+
+def _numbering(model: Published) -> tuple[int | None, int]:
+    """MASK and the number of tokens, in the numbering of the tokenizer.json."""
+    if model.layout in LLAMA_LAYOUTS:
+        return model.mask_row, model.config.columns
+    # The tensors of these layouts have MASK last, wherever the tokenizer has it.
+    mask = model.stored.get("tokenizer_mask_row", model.mask_row)
+    return mask, model.config.vocab_size + (mask is not None)
+
+
+def published_ends(model: Published) -> tuple[int, int] | None:
+    """BOS and EOS, in our numbering, of a model without a tokenizer; None if its config does not say."""
+    found = ends(_said(model.stored, "bos"), _said(model.stored, "eos"))
+    mask = model.mask_row
+    return found if found is None or mask is None else tuple(i - (i > mask) for i in found)  # type: ignore[return-value]
+
+
+def facts_of(tokenizer: Tokenizer) -> dict[str, Any]:
+    """What the config of an exported model says of its tokenizer, so that no other one is taken for it."""
+    said: dict[str, Any] = {
+        "tokenizer_digest": tokenizer.digest,
+        "tokenizer_normalize": tokenizer.normalize,
+    }
+    if isinstance(tokenizer, HubTokenizer):
+        special = tokenizer.special
+        said |= {"bos_token_id": special.bos_id, "eos_token_id": special.eos_id}
+        return said | {"tokenizer_mask_row": special.mask_row}
+    return said | {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
 
 
 def unsaid_ends(content: Mapping[str, Any], tokenizer: Tokenizer | None) -> dict[str, int]:

@@ -97,13 +97,20 @@ class Loaded(abc.ABC):
         """This model as the helper of another model's decoder."""
 
     @property
+    def ends(self) -> tuple[int, int] | None:
+        """BOS and EOS; None if neither a tokenizer nor a published config says which tokens they are."""
+        if self.tokenizer is not None:
+            return self.tokenizer.bos_id, self.tokenizer.eos_id
+        found = self.facts.get("ends")
+        return None if found is None else (found[0], found[1])
+
+    @property
     def sequences(self) -> Sequences | None:
         """How the training sequences were packed; None if all positions see each other."""
         kind = self.facts.get("sequences", "packed")
-        if self.tokenizer is None or kind == "packed":
+        if self.ends is None or kind == "packed":
             return None
-        wrap = bool(self.facts.get("begins_with_bos"))
-        return Sequences(kind, self.tokenizer.bos_id, self.tokenizer.eos_id, wrap)
+        return Sequences(kind, *self.ends, wrap=bool(self.facts.get("begins_with_bos")))
 
     @property
     def prompt_end(self) -> int | None:
@@ -190,8 +197,8 @@ class Loaded(abc.ABC):
             remedy = (
                 "no tokenizer.json is beside it; put the model's own there."
                 if own
-                else "its format has none, and its vocabulary is not GPT-2's; export it from its run with "
-                "--format=orbax."
+                else "no tokenizer.json is beside it, and its vocabulary is not GPT-2's; export it from its "
+                "run with --format=orbax."
             )
             raise CheckpointError(
                 f"{self.facts['path']} has no tokenizer, so it can handle tokens but not text: {remedy}"

@@ -205,9 +205,9 @@ class Model(Loaded):
         A prompt then follows it, as in the reference's README: a network that has always seen BOS at
         position 0 has learnt nothing about text there.
         """
-        if self.tokenizer is None or not self.facts.get("begins_with_bos"):
+        if self.ends is None or not self.facts.get("begins_with_bos"):
             return None
-        return self.tokenizer.bos_id
+        return self.ends[0]
 
     def prior(
         self,

@@ -129,14 +129,20 @@ TRAININGS = {
 
 def of_ours(layout, **facts):
     """A denoiser as `load` gives one that was trained here, with a tokenizer that its layout can hold."""
-    kind, config, more = DENOISERS[layout]
+    return of_network(layout, tokenizer_of(layout), **facts)
+
+
+def tokenizer_of(layout, normalize="none"):
     if layout == "Llama":
         words = {word: i for i, word in enumerate([*"abcdefgh", "<s>", "</s>"])}
         special = Special(len(words) + 1, words["<s>"], words["</s>"], len(words))
         content = vocabulary(words).to_str().encode()
-        tokenizer = HubTokenizer(TokenizerConfig(kind="hub"), "none", content, special)
-    else:
-        tokenizer = train_tokenizer(TokenizerConfig(kind="gpt2"), [])
+        return HubTokenizer(TokenizerConfig(kind="hub"), normalize, content, special)
+    return train_tokenizer(TokenizerConfig(kind="gpt2"), [], normalize)
+
+
+def of_network(layout, tokenizer, **facts):
+    kind, config, more = DENOISERS[layout]
     denoiser = kind(config(vocab_size=tokenizer.vocab_size, **SIZES, **more))
     return Model(
         params=random_params(denoiser, 0),
@@ -145,6 +151,65 @@ def of_ours(layout, **facts):
         denoiser=denoiser,
         schedule=make_schedule(from_mapping(ScheduleConfig, facts["schedule"])),
     )
+
+
+def words_of(size, mask_row=None):
+    """A vocabulary of `size` words, of which one may be MASK."""
+    named = {0: "<s>", 1: "</s>", 2: "a", mask_row or 3: "<mask>"}
+    words = {named.get(i, f"w{i}"): i for i in range(size)}
+    content = vocabulary(words).to_str().encode()
+    special = Special(size, 0, 1, mask_row)
+    return HubTokenizer(TokenizerConfig(kind="hub"), "none", content, special)
+
+
+VOCABULARIES = {
+    "as many words as GPT-2 has": lambda: words_of(50_257),
+    "MASK among the words": lambda: words_of(12, mask_row=5),
+    "words, normalised": lambda: tokenizer_of("Llama", "text8"),
+    "GPT-2's, normalised": lambda: tokenizer_of("GPT-2", "text8"),
+}
+
+
+@pytest.mark.parametrize(
+    ("layout", "name"),
+    [
+        ("DiT", "as many words as GPT-2 has"),
+        *((layout, "MASK among the words") for layout in DENOISERS),
+        *((layout, "words, normalised") for layout in DENOISERS),
+        ("DiT", "GPT-2's, normalised"),
+        ("GPT-2", "GPT-2's, normalised"),
+    ],
+)
+def test_its_tokenizer_goes_out_and_comes_back(layout, name, tmp_path):
+    """Oracle: the tokenizer that goes out, of a text and of each of its tokens."""
+    tokenizer = VOCABULARIES[name]()
+    training = {"schedule": to_mapping(ScheduleConfig())}
+    export_reference(of_network(layout, tokenizer, **training), tmp_path)
+    back = sdtt_jax.load(tmp_path).text_tokenizer
+    text = "w2 w11 In 1984, a B </s> w7"
+    np.testing.assert_array_equal(back.encode(text), tokenizer.encode(text))
+    tokens = range(min(tokenizer.vocab_size, 300))
+    assert back.pieces(tokens) == tokenizer.pieces(tokens)
+    assert (back.vocab_size, back.normalize) == (tokenizer.vocab_size, tokenizer.normalize)
+    assert (back.bos_id, back.eos_id) == (tokenizer.bos_id, tokenizer.eos_id)
+
+
+@pytest.mark.parametrize("layout", DENOISERS)
+def test_sequences_come_back_where_the_tokenizer_cannot(layout, tmp_path):
+    """A vocabulary learnt here has no place in the layout, not even one as large as GPT-2's."""
+    learnt = train_tokenizer(TokenizerConfig(model_type="char", vocab_size=32), ["a bad cab"] * 9)
+    learnt.vocab_size = 50_257  # as if it had so many
+    facts = {"schedule": to_mapping(ScheduleConfig()), "begins_with_bos": True}
+    ours = of_network(layout, learnt, **facts, sequences="documents")
+    export_reference(ours, tmp_path)
+    back = sdtt_jax.load(tmp_path)
+    assert back.tokenizer is None
+    assert (back.sequences, back.first_token) == (ours.sequences, ours.first_token)
+    file = tmp_path / "config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps(config | {"bos_token_id": None, "eos_token_id": None}))
+    with pytest.raises(CheckpointError, match="not which tokens begin and end a text; add bos_tok"):
+        sdtt_jax.load(tmp_path)
 
 
 @pytest.mark.parametrize("training", TRAININGS)

@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 import sdtt_jax
 from sdtt_jax.errors import CheckpointError, ConfigError
 from sdtt_jax.interchange import load as loading
+from sdtt_jax.interchange.hub import TOKENIZER_FILES
 from sdtt_jax.interchange.renaming import write_params
 from sdtt_jax.interchange.tables.reference import HUB_PREFIX, denoiser_table
 from sdtt_jax.parallel.mesh import MeshConfig, make_mesh
@@ -224,7 +225,8 @@ class TestHub:
     )
     def test_published_names(self, asked, call, repo, revision):
         model = call()
-        assert asked == [(repo, "model.safetensors", revision), (repo, "config.json", revision)]
+        names = ("model.safetensors", "config.json", *TOKENIZER_FILES)
+        assert asked == [(repo, name, revision) for name in names]
         assert model.facts["path"] == (f"{repo}@{revision}" if revision else repo)
 
     @pytest.mark.parametrize(
