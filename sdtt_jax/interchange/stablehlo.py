@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from sdtt_jax.diffusion.decoders.base import Helper
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.sampler import SamplerConfig, sample
 from sdtt_jax.interchange.safetensors import write_tensors
+from sdtt_jax.interchange.token_texts import read_tokens, token_texts
 from sdtt_jax.keys import MAX_SEED
 from sdtt_jax.model.base import Loaded, helping
 from sdtt_jax.model.learnt import settled
@@ -37,9 +39,13 @@ RUNNER = '''\
 
 The texts are those of the first batch of `python -m experiments.sample --seed=SEED`, at an equal batch size.
 """
-import json, pathlib, signal, sys
+import itertools, json, pathlib, signal, sys
+from collections.abc import Iterable
+from typing import Any
 import jax, jax.export, numpy as np
 from safetensors.numpy import load_file
+
+READ_TOKENS
 sys.stdout.reconfigure(errors="backslashreplace")
 if hasattr(signal, "SIGPIPE"):
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # ends quietly in a pipe to head
@@ -59,8 +65,8 @@ guidance = info["sampler"]["guidance"]
 if guidance and (start == info["mask_id"]).all():
     sys.exit(f"Error: guidance={guidance:g} needs a given text; put a prompt into `start` in {__file__}.")
 for row in np.asarray(sampler.call(params, first, start)):
-    print("".join(info["pieces"][i] for i in row) if info["pieces"] else row.tolist(), flush=True)
-'''.replace("MAX_SEED", str(MAX_SEED))
+    print(read_tokens(info, row) if info["pieces"] else row.tolist(), flush=True)
+'''.replace("MAX_SEED", str(MAX_SEED)).replace("READ_TOKENS", inspect.getsource(read_tokens))
 
 
 def exported_sampler(
@@ -113,8 +119,6 @@ def export_stablehlo(
     exported = exported_sampler(model, config, batch_size, helper=helper)
     directory = as_path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    # Each id behind itself: as it reads within a text, where decoders keep the space before a word.
-    twice = np.repeat(np.arange(model.config.vocab_size), 2)
     description = {
         "batch_size": batch_size,
         "length": model.config.length,
@@ -123,7 +127,7 @@ def export_stablehlo(
         "start": np.asarray(model.prior(1))[0].tolist(),
         "platforms": list(exported.platforms),
         "sampler": to_mapping(settled(config, model)),
-        "pieces": model.tokenizer.pieces(twice)[1::2] if model.tokenizer is not None else None,
+        **({"pieces": None} if model.tokenizer is None else token_texts(model.tokenizer)),
     }
     (directory / SAMPLER_FILE).write_bytes(exported.serialize())
     params = {name: np.asarray(leaf) for name, leaf in all_params(model, helper).items()}

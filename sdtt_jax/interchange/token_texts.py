@@ -1,0 +1,129 @@
+"""What a vocabulary's tokens read as, in numbers and texts alone, so that a program without it can decode."""
+
+import itertools
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import sentencepiece
+import tokenizers
+
+from sdtt_jax.data import Gpt2Tokenizer, Tokenizer
+from sdtt_jax.data.gpt2 import byte_level_bpe
+from sdtt_jax.data.tokenizer import HubTokenizer, SentencePieceTokenizer
+
+UNREADABLE = "\ufffd"  # what bytes that are no UTF-8 decode to
+_BYTE = re.compile("<0x([0-9A-F]{2})>")
+
+
+def token_texts(tokenizer: Tokenizer) -> dict[str, Any]:
+    """What `read_tokens` needs to decode as the tokenizer does; JSON-ready.
+
+    `pieces`: the text of each id behind itself, as it reads within a text, where decoders keep the space
+    before a word. `first`: the texts that differ where a text begins; `strips`: whether all spaces there are
+    left out, not one alone. `bytes`: in hexadecimal, those of the ids that spell a part of a character.
+    `unreadable`: what becomes U+FFFD of bytes that are no UTF-8 ("run": all of a run of such ids if one is;
+    "byte": each; "part": each part of a character). `ends`: BOS and EOS.
+    """
+    special = {tokenizer.bos_id, tokenizer.eos_id}
+    alone = [tokenizer.decode([token]) for token in range(tokenizer.vocab_size)]
+    # One that reads as itself, to see what others read as behind it.
+    before = next((i for i, text in enumerate(alone) if text.strip() and UNREADABLE not in text), 0)
+    pieces, first, spelt, unreadable = [], {}, {}, "part"
+    for token, name in enumerate(_names(tokenizer)):
+        both = tokenizer.decode([before, token])
+        begun = both.startswith(alone[before])
+        pieces.append(both[len(alone[before]) :] if begun else alone[token])
+        if token in special or name is None:
+            continue
+        if alone[token] != pieces[token]:
+            first[str(token)] = alone[token]
+        byte = _BYTE.fullmatch(name)
+        if byte and name not in both:  # the vocabulary falls back to bytes
+            spelt[str(token)] = byte[1]
+            unreadable = "byte" if isinstance(tokenizer, SentencePieceTokenizer) else "run"
+        elif UNREADABLE in alone[token] and (found := _byte_level(name)):
+            spelt[str(token)] = found
+    space = next((i for i, text in enumerate(pieces) if text == " " and not alone[i]), None)
+    return {
+        "pieces": pieces,
+        "first": first,
+        "strips": space is not None and not tokenizer.decode([space, space]),
+        "bytes": spelt,
+        "unreadable": unreadable,
+        "ends": sorted(special),
+    }
+
+
+def read_tokens(info: dict[str, Any], row: Iterable[int]) -> str:
+    """The text of a row of ids, as `Tokenizer.decode` reads it."""
+
+    def kind(i: int) -> str:
+        known = 0 <= i < len(info["pieces"])
+        return "end" if i in info["ends"] else "text" if known else "mask"
+
+    def spelt(data: bytes) -> str:
+        try:
+            return data.decode("utf-8")
+        except UnicodeDecodeError:
+            if info["unreadable"] == "part":
+                return data.decode("utf-8", "replace")
+            if info["unreadable"] == "run":
+                return "\ufffd" * len(data)
+        read = data.decode("utf-8", "surrogateescape")
+        return "".join("\ufffd" if "\udc80" <= c <= "\udcff" else c for c in read)
+
+    texts = [""]
+    for what, run in itertools.groupby(map(int, row), kind):
+        ids = list(run)
+        if what == "end":
+            texts += [""] if texts[-1] else []
+        elif what == "mask":
+            texts[-1] += "▒" * len(ids)
+        else:
+            parts: list[str] = []
+            while len(parts) < len(ids) and not "".join(parts) and (info["strips"] or not parts):
+                token = str(ids[len(parts)])
+                if token in info["bytes"] or token not in info["first"]:
+                    break
+                parts.append(info["first"][token])
+            for in_bytes, some in itertools.groupby(
+                ids[len(parts) :], lambda i: str(i) in info["bytes"]
+            ):
+                table = info["bytes"] if in_bytes else info["pieces"]
+                read = "".join(table[str(i) if in_bytes else i] for i in some)
+                parts.append(spelt(bytes.fromhex(read)) if in_bytes else read)
+            texts[-1] += "".join(parts)
+    return "\n".join(texts if texts[-1] else texts[:-1])
+
+
+def _names(tokenizer: Tokenizer) -> list[str | None]:
+    """Each token as its vocabulary writes it; None for ids that belong to no token."""
+    ids = list(range(tokenizer.vocab_size))
+    if isinstance(tokenizer, SentencePieceTokenizer):
+        pieces = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.model)
+        return [pieces.id_to_piece(i) for i in ids]
+    if isinstance(tokenizer, HubTokenizer):
+        mask = tokenizer.special.mask_row
+        theirs = tokenizers.Tokenizer.from_buffer(tokenizer.model)
+        return [theirs.id_to_token(i + (mask is not None and i >= mask)) for i in ids]
+    assert isinstance(tokenizer, Gpt2Tokenizer)
+    return [byte_level_bpe().id_to_token(i) for i in ids]
+
+
+def _byte_level(name: str) -> str | None:
+    """The bytes of a byte-level token, in hexadecimal; None if its name is not of that kind."""
+    known = all(character in _BYTE_OF for character in name)
+    return bytes(_BYTE_OF[character] for character in name).hex() if known else None
+
+
+def _bytes_of_characters() -> dict[str, int]:
+    """The characters by which byte-level vocabularies write bytes: printable Latin-1, and from U+0100 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    rest = [byte for byte in range(0x100) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {
+        chr(0x100 + number): byte for number, byte in enumerate(rest)
+    }
+
+
+_BYTE_OF = _bytes_of_characters()
