@@ -15,7 +15,7 @@ from sdtt_jax.interchange.hub import CONFIG_FILE, TENSORS_FILE, TOKENIZER_FILES
 from sdtt_jax.interchange.renaming import Layout, Stored, write_params
 from sdtt_jax.interchange.safetensors import write_tensors
 from sdtt_jax.interchange.scaling import published_scaling
-from sdtt_jax.interchange.tables.families import family_of, signs_of_a_denoiser
+from sdtt_jax.interchange.tables.families import FAMILIES, family_of, signs_of_a_denoiser
 from sdtt_jax.interchange.tables.llama import HUB, LLAMA
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
@@ -111,6 +111,8 @@ def completed(
     said = dict(content) | {"length": config.length}
     if family is None or family.causal == denoises:
         said["model_type"] = ours["model_type"]
+        if config.rotary_pairs != FAMILIES[ours["model_type"]].rotary_pairs:
+            said["rotary_pairs"] = config.rotary_pairs
     attention = {name: value for name, (value,) in attention_claims(not denoises).items()}
     said |= {name: value for name, value in attention.items() if said.get(name) is not None}
     if not denoises and signs_of_a_denoiser(Stored(said)):

@@ -115,6 +115,15 @@ MODELS = {
         {**QWEN, "model_type": "qwen3", "layer_types": ["full_attention"] * LAYERS},
         {"qk_norm": True, "tied": True},
     ),
+    # They turn features 2 i and 2 i + 1 together.
+    "ernie4_5": LlamaCase(
+        {**HUB_CONFIG, "model_type": "ernie4_5", "use_bias": False},
+        {"tied": True},
+        plain={"neighbours": True},
+    ),
+    "helium": LlamaCase(
+        {**LLAMA, "model_type": "helium"}, {"tied": True}, plain={"neighbours": True}
+    ),
     "dream": LlamaCase(
         {**QWEN, "model_type": "Dream", "architectures": ["DreamModel"], "mask_token_id": MASK},
         {"bias": True},

@@ -84,6 +84,18 @@ def test_a_config_that_contradicts_its_kind_is_refused(tmp_path, name, change, s
         load_network(repository(tmp_path / "m", name, **change))
 
 
+@pytest.mark.parametrize("name", ["block_size", "block_length", "bd_size"])
+def test_denoisers_of_blocks_are_refused(tmp_path, name):
+    """SDAR, Fast-dLLM v2 and dLLM's BD3-LM: a token sees none of the blocks after its own."""
+    folder = repository(tmp_path / "m", "a2d-qwen3", **{name: 32})
+    with pytest.raises(
+        CheckpointError, match=rf"config.json says {name}=32: a token sees no block"
+    ):
+        load_network(folder)
+    assert load_network(repository(tmp_path / "whole", "a2d-qwen3", **{name: 4096}))
+    assert load_network(repository(tmp_path / "causal", "qwen3", **{name: 32}))  # of its texts
+
+
 def test_a_denoiser_that_goes_out_as_a_causal_model_says_so(tmp_path):
     """Its MASK stays in its config, which would else be taken for a denoiser's."""
     folder = repository(tmp_path / "in", "dream", use_bidirectional_attention=True)

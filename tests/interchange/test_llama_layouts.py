@@ -85,6 +85,7 @@ AS_DENOISER = {"causal": False, "shift": True, "mask_id": MASK}
         ("smollm2", {"length": 9}, ["length"]),
         ("dream", {"causal": True}, ["length", "model_type"]),
         ("llada", {"causal": True}, ["length", "model_type"]),
+        ("helium", AS_DENOISER, ["length", "mask_token_id", "model_type", "rotary_pairs", "shift"]),
     ],
     ids=str,
 )
@@ -376,25 +377,3 @@ def test_a_tensor_in_two_files_is_named(tmp_path):
     said = rf"model\.norm\.weight is in two of the files .*, {first.name} and {second.name};"
     with pytest.raises(CheckpointError, match=said):
         sdtt_jax.load(folder)
-
-
-@pytest.mark.parametrize(
-    ("index", "said"),
-    [
-        ("{", "cannot be read as JSON"),
-        ("{}", "has no weight_map"),
-        ('{"weight_map": {"a": "../a.safetensors"}}', "outside its folder"),
-        ('{"weight_map": {"a": ""}}', "outside its folder"),
-        ('{"weight_map": {"a": "."}}', "outside its folder"),
-        (
-            '{"weight_map": {"a": "model.safetensors", "b": "b.safetensors"}}',
-            r"names 2 files, of which b\.safetensors is not beside it",
-        ),
-        ('{"weight_map": {"a": "model.safetensors"}}', "says that a is in model.safetensors"),
-    ],
-)
-def test_a_damaged_index_is_one_sentence(tmp_path, index, said):
-    file = repository(tmp_path / "m", "llama") / "other.safetensors.index.json"
-    file.write_text(index)
-    with pytest.raises(CheckpointError, match=said):
-        sdtt_jax.load(file)

@@ -7,8 +7,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+import sdtt_jax
 from sdtt_jax.errors import CheckpointError
 from sdtt_jax.interchange.safetensors import Tensors, write_tensors
+from tests.interchange.llama_models import repository
 
 
 def test_what_is_written_is_read_back_bit_for_bit(tmp_path):
@@ -63,3 +65,25 @@ def test_the_umask_says_who_may_read_a_file(tmp_path, umask):
         os.umask(before)
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
     assert modes == dict.fromkeys(("plain", "model.safetensors"), 0o666 & ~umask)
+
+
+@pytest.mark.parametrize(
+    ("index", "said"),
+    [
+        ("{", "cannot be read as JSON"),
+        ("{}", "has no weight_map"),
+        ('{"weight_map": {"a": "../a.safetensors"}}', "outside its folder"),
+        ('{"weight_map": {"a": ""}}', "outside its folder"),
+        ('{"weight_map": {"a": "."}}', "outside its folder"),
+        (
+            '{"weight_map": {"a": "model.safetensors", "b": "b.safetensors"}}',
+            r"names 2 files, of which b\.safetensors is not beside it",
+        ),
+        ('{"weight_map": {"a": "model.safetensors"}}', "says that a is in model.safetensors"),
+    ],
+)
+def test_a_damaged_index_is_one_sentence(tmp_path, index, said):
+    file = repository(tmp_path / "m", "llama") / "other.safetensors.index.json"
+    file.write_text(index)
+    with pytest.raises(CheckpointError, match=said):
+        sdtt_jax.load(file)

@@ -19,12 +19,16 @@ class Family(NamedTuple):
     causal: bool  # they are causal models
     shift: bool = False  # as denoisers they predict the next token
     mask_id: int | None = None  # MASK, in their own numbering
+    rotary_pairs: str = "halves"  # which features their rotations turn together: see `LlamaConfig`
 
 
 FAMILIES = {
     "llama": Family(causal=True),
     "qwen2": Family(causal=True),
     "qwen3": Family(causal=True),
+    # Their configs have no field that says which features are turned together.
+    "ernie4_5": Family(causal=True, rotary_pairs="neighbours"),
+    "helium": Family(causal=True, rotary_pairs="neighbours"),
     "dream": Family(causal=False, shift=True, mask_id=151_666),
     "llada": Family(causal=False, mask_id=126_336),
     "a2d-llama": Family(causal=False),

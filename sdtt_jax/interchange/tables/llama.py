@@ -21,6 +21,7 @@ from sdtt_jax.interchange.claims import (
     ROTATES,
     TOKEN,
     Allowed,
+    ValueKind,
     attention_claims,
     check_claims,
     claimed,
@@ -34,9 +35,11 @@ from sdtt_jax.interchange.scaling import (
     hub_scaling,
 )
 from sdtt_jax.interchange.tables.families import FAMILIES, Family, family_of, is_causal, shift_of
-from sdtt_jax.networks.config import LlamaConfig, LlamaDenoiserConfig
+from sdtt_jax.networks.config import ROTARY_PAIRS, LlamaConfig, LlamaDenoiserConfig
 from sdtt_jax.paths import as_path
 
+# Exports say it, where the family does not.
+PAIRS = ValueKind(lambda value: value in ROTARY_PAIRS, f"one of {', '.join(ROTARY_PAIRS)}")
 # The longest sequences of a denoiser, unless the user gives a length.
 LONGEST_DENOISED = 1024
 
@@ -93,6 +96,9 @@ _FIELDS = {
 }
 
 
+# Names of the length of blocks that confine attention: of any network, and then of block-causal denoisers. A
+# causal model's `block_size` is the length of its texts.
+BLOCKS = ("attention_chunk_size", "block_size", "block_length", "bd_size")
 # The hub's, OLMo's and GGUF files' names for sizes that the tensors tell.
 WIDTHS = ("hidden_size", "d_model", "embedding_length")
 MLP_WIDTHS = ("intermediate_size", "mlp_hidden_size", "feed_forward_length")
@@ -250,8 +256,9 @@ def _require_known(names: Names, stored: Stored) -> None:
     if _family(names, stored) is None and given.causal is None and given.mask_id is None:
         raise CheckpointError(
             f"{stored.where} says model_type={stored.content.get('model_type')!r}, which is not known (known "
-            f"are {', '.join(FAMILIES)}): pass causal=True for a causal model, or causal=False with mask_id "
-            "and shift for a denoiser."
+            f"are {', '.join(FAMILIES)}): if its code computes what Llama's does (rotations of halves, "
+            "attention without blocks or windows), pass causal=True for a causal model, or causal=False with "
+            "mask_id and shift for a denoiser."
         )
 
 
@@ -259,7 +266,15 @@ def _require_no_window(names: Names, config: LlamaConfig, stored: Stored) -> Non
     """Raises `CheckpointError` where a token would not see all others, as in Mistral's long texts.
 
     What known families say of a window counts for nothing, nor what comes with use_sliding_window=False.
+    Block-causal denoisers see none of the blocks after their own.
     """
+    for name in BLOCKS if isinstance(config, LlamaDenoiserConfig) else BLOCKS[:1]:
+        block = claimed(stored, (name,), NUMBER, None)
+        if block is not None and block < config.length:
+            raise CheckpointError(
+                f"{stored.where} says {name}={block!r}: a token sees no block of {block} after its own, or "
+                "none but its own; this library's networks have no such blocks."
+            )
     unused = stored.content.get("use_sliding_window") is False
     if unused or _family(names, stored) is not None:
         return
@@ -280,7 +295,8 @@ def _of_kind(names: Names, sizes: dict[str, Any], stored: Stored) -> LlamaConfig
     if length is not None:
         sizes["length"] = length
     # llama.cpp's converters reorder the features of queries and keys, whatever the network is read as.
-    sizes["rotary_pairs"] = "neighbours" if names is GGUF else "halves"
+    pairs = "neighbours" if names is GGUF else family.rotary_pairs if family else "halves"
+    sizes["rotary_pairs"] = claimed(stored, ("rotary_pairs",), PAIRS, pairs)
     if is_causal(family, stored):
         denoisers = [name for name in given.said if name in ("mask_id", "shift")]
         if denoisers:
