@@ -189,7 +189,7 @@ def _said_of_noise(stored: Stored) -> tuple[list[tuple[str, Any]], Mapping[str, 
     found: list[tuple[str, Any]] = []
     values: Mapping[str, Any] = {}
     for section in NOISE:
-        for noise in _sections(stored.content, section):
+        for noise in sections(stored.content, section):
             if not isinstance(noise, Mapping):
                 found.append((section if section != NOISE[0] else f"{section}.type", noise))
                 continue
@@ -206,13 +206,13 @@ def _said_of_noise(stored: Stored) -> tuple[list[tuple[str, Any]], Mapping[str, 
     return found, values
 
 
-def _sections(content: Mapping[str, Any], name: str) -> Iterator[Any]:
+def sections(content: Mapping[str, Any], name: str) -> Iterator[Any]:
     """The sections of a name at any depth, the outermost first."""
     if content.get(name) is not None:
         yield content[name]
     for section in content.values():
         if isinstance(section, Mapping):
-            yield from _sections(section, name)
+            yield from sections(section, name)
 
 
 def check_claims(stored: Stored, what: str, file: str, allowed: Allowed) -> None:

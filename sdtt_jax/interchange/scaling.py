@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdtt_jax.errors import CheckpointError, ConfigError
-from sdtt_jax.interchange.claims import NUMBER
+from sdtt_jax.interchange.claims import NUMBER, sections
 from sdtt_jax.interchange.renaming import Stored
 from sdtt_jax.networks.attention.rotary import (
     LINEAR,
@@ -39,13 +39,29 @@ def hub_scaling(stored: Stored) -> RotaryScaling:
     """The scaling that a hub config specifies.
 
     Raises:
-      CheckpointError: it is of an unknown kind, lacks a number, or has numbers that make no scaling.
+      CheckpointError: it is of an unknown kind, lacks a number, or has numbers that make no scaling; or the
+        config says two different ones.
     """
-    for section in SECTIONS:
-        said = stored.content.get(section)
-        if said:
-            return _scaling(said, stored.where, section)
-    return NO_SCALING
+    found = [
+        (section, _scaling(each, stored.where, section))
+        for section in SECTIONS
+        for said in sections(stored.content, section)
+        if said
+        # The hub's libraries also group them by the layers' kind of attention.
+        for each in (_groups(said) or [said])
+    ]
+    for section, scaling in found[1:]:
+        if scaling != found[0][1]:
+            raise CheckpointError(
+                f"{stored.where} says two scalings of rotations, {found[0][0]}={found[0][1]} and "
+                f"{section}={scaling}: correct the one that is wrong."
+            )
+    return found[0][1] if found else NO_SCALING
+
+
+def _groups(said: Any) -> list[Mapping[str, Any]]:
+    values = said.values() if isinstance(said, Mapping) else ()
+    return [value for value in values if isinstance(value, Mapping)]
 
 
 def gguf_scaling(stored: Stored) -> RotaryScaling:

@@ -13,6 +13,7 @@ import sdtt_jax
 from sdtt_jax.config import from_mapping, to_mapping
 from sdtt_jax.errors import CheckpointError
 from sdtt_jax.interchange.export import export_reference
+from sdtt_jax.interchange.load import load_network
 from sdtt_jax.networks.attention.rotary import NO_SCALING, RotaryScaling
 from sdtt_jax.networks.config import LlamaDenoiserConfig, as_denoiser
 from tests import plain_llama
@@ -57,6 +58,34 @@ def test_the_older_name_of_the_kind_is_read_too(tmp_path):
     old = {"type": "linear", "factor": 4.0}
     model = sdtt_jax.load(repository(tmp_path / "m", "llama", rope_scaling=old))
     assert model.config.rotary_scaling == RotaryScaling("linear", factor=4.0)
+
+
+@pytest.mark.parametrize(
+    "nested",
+    [
+        {"text_config": {"rope_scaling": LINEAR}},
+        {"rope_parameters": {"full_attention": LINEAR}},
+        {"rope_scaling": LINEAR, "rope_parameters": {"type": "linear", "factor": 4}},
+    ],
+    ids=str,
+)
+def test_it_is_found_in_any_section(tmp_path, nested):
+    model = load_network(repository(tmp_path / "m", "llama", **nested))
+    assert model.config.rotary_scaling == RotaryScaling("linear", factor=4.0)
+
+
+@pytest.mark.parametrize(
+    ("nested", "said"),
+    [
+        ({"text_config": {"rope_scaling": {"type": "yarn", "factor": 4}}}, "type='yarn'"),
+        ({"rope_scaling": LINEAR, "rope_parameters": {**LINEAR, "factor": 2.0}}, "two scalings"),
+        ({"rope_parameters": {"a": LINEAR, "b": {"rope_type": "default"}}}, "two scalings"),
+    ],
+    ids=str,
+)
+def test_two_that_differ_or_one_below_that_is_unknown_are_refused(tmp_path, nested, said):
+    with pytest.raises(CheckpointError, match=said):
+        load_network(repository(tmp_path / "m", "llama", **nested))
 
 
 @pytest.mark.parametrize(
