@@ -20,14 +20,16 @@ from sdtt_jax.interchange.renaming import Stored
 
 # The least share of an embedding's rows that are tokens; a published model's last rows may be padding.
 LEAST_SHARE = 7 / 8
+# Texts that a tokenizer with GPT-2's vocabulary reads otherwise if it normalises or cuts them otherwise.
+PROBES = ("Hello world", " Hello\n\n  it's 1984 ", "ÉCOLE e\u0301 “日本”")
 
 
 def published_tokenizer(model: Published, folder: Path) -> Tokenizer | None:
     """The tokenizer of a published model; None where there is none that can be read.
 
-    A GGUF file's own is taken if its kind is known, else the tokenizer.json in the folder. A model
-    of GPT-2's size has GPT-2's tokenizer if there is no such file, or if it holds GPT-2's vocabulary, unless
-    its config names another by its digest.
+    A GGUF file's own is taken if its kind is known, else the tokenizer.json in the folder. A model of GPT-2's
+    size has GPT-2's tokenizer if there is no such file, or if it holds GPT-2's vocabulary and reads texts as
+    GPT-2's does, unless its config names another by its digest.
 
     Raises:
       CheckpointError: it is damaged, has more tokens than the model's embedding has rows, or does not say
@@ -36,6 +38,8 @@ def published_tokenizer(model: Published, folder: Path) -> Tokenizer | None:
     if isinstance(model.tensors, GgufTensors):
         found = gguf_tokenizer(model.tensors, model.config.columns, model.mask_row)
         if found is not None:
+            special = found.special
+            _require_own_mask(model, special.mask_row, (special.bos_id, special.eos_id))
             return found
     stored = Stored(model.stored, model.config_file)
     normalize = claimed(stored, ("tokenizer_normalize",), NORMALIZE, "none")
@@ -46,9 +50,15 @@ def published_tokenizer(model: Published, folder: Path) -> Tokenizer | None:
     try:
         content = file.read_bytes()
         theirs = tokenizers.Tokenizer.from_buffer(content)
+        theirs.no_truncation()
+        usual = None
         if gpt2 is not None and gpt2.is_vocabulary_of(theirs):
-            return gpt2
-        special = _special(model, theirs, beside)
+            usual = gpt2.bos_id, gpt2.eos_id
+            read = theirs.encode_batch(list(PROBES), add_special_tokens=False)
+            ours = gpt2.encode_normalized(list(PROBES))
+            if all(a.ids == b.tolist() for a, b in zip(read, ours, strict=True)):
+                return gpt2
+        special = _special(model, theirs, beside, usual)
         return HubTokenizer(TokenizerConfig(kind="hub"), normalize, content, special)
     except (DataError, json.JSONDecodeError) as error:
         raise CheckpointError(f"{file}: {error}") from None
@@ -67,9 +77,14 @@ def _gpt2(model: Published, normalize: str) -> Gpt2Tokenizer | None:
     return gpt2 if named and gpt2.vocab_size == model.config.vocab_size else None
 
 
-def _special(model: Published, tokenizer: tokenizers.Tokenizer, beside: Path) -> Special:
-    """BOS and EOS, by number in the model's config, or else by name in tokenizer_config.json."""
-    mask, rows = _numbering(model)
+def _special(
+    model: Published,
+    tokenizer: tokenizers.Tokenizer,
+    beside: Path,
+    usual: tuple[int, int] | None,
+) -> Special:
+    """BOS and EOS, by number in the model's config, or else by name in tokenizer_config.json, or as usual."""
+    mask, rows = _numbering(model, tokenizer)
     # The last row need not be a named token: it is MASK where a causal model was made a denoiser.
     named_by_file = mask not in (None, model.given.mask_id, rows - 1)
     if named_by_file and tokenizer.id_to_token(mask or 0) is None:
@@ -89,29 +104,44 @@ def _special(model: Published, tokenizer: tokenizers.Tokenizer, beside: Path) ->
         said = _said(model.stored, which)
         return named.number(tokenizer, which) if said is None else said
 
-    both = ends(number("bos"), number("eos"))
+    both = ends(number("bos"), number("eos")) or usual
     if both is None:
         raise CheckpointError(
             f"{model.file}: neither config.json nor tokenizer_config.json beside it says which token ends a "
             "text (eos_token_id)."
         )
+    _require_own_mask(model, mask, both)
     return Special(rows, *both, mask)
 
 
-def _numbering(model: Published) -> tuple[int | None, int]:
+def _numbering(model: Published, tokenizer: tokenizers.Tokenizer) -> tuple[int | None, int]:
     """MASK and the number of tokens, in the numbering of the tokenizer.json."""
     if model.layout in LLAMA_LAYOUTS:
         return model.mask_row, model.config.columns
     # The tensors of these layouts have MASK last, wherever the tokenizer has it.
-    mask = model.stored.get("tokenizer_mask_row", model.mask_row)
-    return mask, model.config.vocab_size + (mask is not None)
+    mask, size = model.stored.get("tokenizer_mask_row", model.mask_row), model.config.vocab_size
+    if mask is None and tokenizer.get_vocab_size() > size:
+        mask = getattr(model.config, "mask_id", None)
+    return mask, size + (mask is not None)
 
 
 def published_ends(model: Published) -> tuple[int, int] | None:
     """BOS and EOS, in our numbering, of a model without a tokenizer; None if its config does not say."""
     found = ends(_said(model.stored, "bos"), _said(model.stored, "eos"))
     mask = model.mask_row
+    if found is not None:
+        _require_own_mask(model, mask, found)
     return found if found is None or mask is None else tuple(i - (i > mask) for i in found)  # type: ignore[return-value]
+
+
+def _require_own_mask(model: Published, mask: int | None, both: tuple[int, int]) -> None:
+    """Raises `CheckpointError` if MASK also begins or ends texts, which could then not end."""
+    if mask in both:
+        raise CheckpointError(
+            f"{model.file}: token {mask} is said to be MASK, but also to "
+            f"{'begin' if mask == both[0] else 'end'} texts; pass mask_id=…, or correct bos_token_id or "
+            f"eos_token_id in {model.config_file}."
+        )
 
 
 def facts_of(tokenizer: Tokenizer) -> dict[str, Any]:

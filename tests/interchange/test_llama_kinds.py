@@ -121,6 +121,13 @@ def test_a_denoiser_that_goes_out_as_a_causal_model_says_so(tmp_path):
         ({"parallel_attn": True}, "parallel_attn=True"),
         ({"use_parallel_residual": True}, "use_parallel_residual=True"),
         ({"num_experts": 8}, "num_experts=8"),
+        ({"rope_ratio": 50}, "rope_ratio=50"),
+        ({"lm_head_multiplier": 0.1}, "lm_head_multiplier=0.1"),
+        ({"layer_sharing": True}, "layer_sharing=True"),
+        ({"attn_temperature_tuning": True}, "attn_temperature_tuning=True"),
+        ({"norm_after": True}, "norm_after=True"),
+        ({"attention_chunk_size": 4}, "attention_chunk_size=4: a token sees no block"),
+        ({"no_rope_layer_interval": 2}, "no_rope_layer_interval=2, .* need none"),
         ({"num_local_experts": 8}, "num_local_experts=8"),
         (
             {"rope_scaling": {"rope_type": "linear", "type": "yarn", "factor": 4}},
@@ -136,6 +143,23 @@ def test_other_names_of_other_networks_are_refused_by_field(tmp_path, change, sa
         load_network(repository(tmp_path / "m", "llama", **change))
 
 
+@pytest.mark.parametrize(
+    ("theirs", "others", "value"),
+    [
+        ("rms_norm_eps", ["norm_eps", "layer_norm_eps", "layer_norm_epsilon"], 0.25),
+        ("rope_theta", ["rotary_base", "rope_base", "rotary_emb_base"], 5e5),
+    ],
+)
+def test_epsilon_and_base_have_other_names_too(tmp_path, theirs, others, value):
+    """What the hub's libraries call them counts more, if it is there."""
+    for other in others:
+        alone = repository(tmp_path / f"{other}1", "llama", **{theirs: None, other: value})
+        config = load_network(alone).config
+        assert value in (config.norm_epsilon, config.rotary_base)
+        both = load_network(repository(tmp_path / f"{other}2", "llama", **{other: value})).config
+        assert (both.norm_epsilon, both.rotary_base) == (1e-3, 500.0)
+
+
 def test_the_same_names_may_say_what_is_so(tmp_path):
     """Fields as published configs of the family carry them along."""
     same = {"hidden_activation": "silu", "logit_scale": 1.0, "rotary_pct": 1.0, "rotary_dim": 6}
@@ -144,6 +168,8 @@ def test_the_same_names_may_say_what_is_so(tmp_path):
         "parallel_attn": False,
         "num_experts": 0,
         "rope_interleaved": False,
+        "no_rope_layers": [1, 1],
+        "no_rope_layer_interval": 2,
     }
     same |= {"rope_scaling": {"rope_type": "linear", "type": "linear", "factor": 4}}
     assert load_network(repository(tmp_path / "m", "llama", **same)).config.rotary_share == 1.0

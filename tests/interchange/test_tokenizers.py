@@ -16,6 +16,8 @@ import sdtt_jax
 from sdtt_jax.data import Gpt2Tokenizer
 from sdtt_jax.errors import CheckpointError, DataError
 from sdtt_jax.interchange.export import export_reference
+from sdtt_jax.interchange.load import load_network
+from sdtt_jax.interchange.tables.families import FAMILIES
 from tests.interchange.llama_models import IDS, MASK, ROWS, repository, vocabulary
 
 
@@ -117,6 +119,31 @@ class TestTokenizers:
             sdtt_jax.load(folder)
         assert sdtt_jax.load(folder, mask_id=MASK).facts["mask_row"] == MASK
 
+    @pytest.mark.parametrize(("name", "beside"), [("qwen", 12), (None, None), ("unnumbered", None)])
+    def test_mask_is_what_its_tokenizer_names_before_what_is_usual(
+        self, tmp_path, monkeypatch, name, beside
+    ):
+        """Fine-tuned with one more special token before MASK. Oracle: the file, else the family's number."""
+        usual = FAMILIES["a2d-qwen3"]._replace(mask_id=MASK)
+        monkeypatch.setitem(FAMILIES, "a2d-qwen3", usual)
+        folder = repository(tmp_path / "m", "a2d-qwen3", mask_token_id=None)
+        added = {"12": {"content": "qwen"}}
+        names = {"mask_token": name, "added_tokens_decoder": added}
+        (folder / "tokenizer_config.json").write_text(json.dumps(names))
+        assert load_network(folder).facts["mask_row"] == (MASK if beside is None else beside)
+
+    @pytest.mark.parametrize("which", ["bos", "eos"])
+    @pytest.mark.parametrize("own", [True, False])
+    def test_mask_neither_begins_nor_ends_texts(self, tmp_path, which, own):
+        folder = repository(tmp_path / "m", "dream", **{f"{which}_token_id": MASK})
+        if own:
+            self.put(folder)
+        wrong = "begin" if which == "bos" else "end"
+        with pytest.raises(
+            CheckpointError, match=f"token {MASK} is said to be MASK, but also to {wrong} texts"
+        ):
+            load_network(folder)
+
     def test_mask_is_a_token_unless_the_user_says_so(self, tmp_path):
         folder = repository(tmp_path / "m", "dream")
         self.put(folder, {word: i for word, i in self.WORDS.items() if i != MASK} | {"<mask>": 19})
@@ -172,7 +199,7 @@ class TestGpt2sSize:
         made.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
         made.save(str(folder / "tokenizer.json"))
 
-    def put_gpt2s(self, folder, *more):
+    def put_gpt2s(self, folder, *more, prefix=False, normalizer=None):
         """The hub's, from the vocabulary and merges that OpenAI published."""
         files = importlib.resources.files("sdtt_jax.data") / "gpt2_bpe"
         merges = (files / "vocab.bpe").read_text("utf-8").split("\n")[1:-1]
@@ -181,7 +208,9 @@ class TestGpt2sSize:
             merges=[tuple(line.split(" ")) for line in merges],
         )
         made = tokenizers.Tokenizer(model)
-        made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+        made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=prefix)
+        if normalizer is not None:
+            made.normalizer = normalizer
         made.add_special_tokens(["<|endoftext|>", *more])
         made.save(str(folder / "tokenizer.json"))
 
@@ -199,6 +228,24 @@ class TestGpt2sSize:
         tokenizer = sdtt_jax.load(folder).tokenizer
         assert isinstance(tokenizer, Gpt2Tokenizer)
         assert tokenizer.encode("Hello world").tolist() == [15496, 995]  # as published
+
+    @pytest.mark.parametrize(
+        ("how", "ids"),
+        [
+            ({"prefix": True}, [18435, 995]),  # " Hello", " world"
+            ({"normalizer": tokenizers.normalizers.Lowercase()}, [31373, 995]),  # "hello", " world"
+        ],
+        ids=["prefix", "lower case"],
+    )
+    @pytest.mark.parametrize("ends", [{}, {"bos_token_id": None, "eos_token_id": None}], ids=str)
+    def test_gpt2s_vocabulary_with_other_reading_is_read_so(self, folder, how, ids, ends):
+        """Oracle: GPT-2's published ids of the text that its normaliser or prefix makes."""
+        self.put_gpt2s(folder, **how)
+        config = json.loads((folder / "config.json").read_text()) | ends
+        (folder / "config.json").write_text(json.dumps(config))
+        tokenizer = load_network(folder).tokenizer
+        assert tokenizer.encode("Hello world").tolist() == ids
+        assert tokenizer.eos_id == (self.ROWS - 1 if ends else 0)
 
     @pytest.mark.parametrize("own", [True, False])
     def test_of_the_hub_its_file_is_asked_for_and_need_not_exist(self, folder, own, monkeypatch):

@@ -7,6 +7,7 @@ that the config names; if none of them does, an error asks the user.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -96,6 +97,11 @@ _FIELDS = {
 }
 
 
+# What other libraries call a field, where it is not there under the hub's name.
+OTHER_FIELDS = {
+    "norm_epsilon": ("norm_eps", "layer_norm_eps", "layer_norm_epsilon"),
+    "rotary_base": ("rotary_base", "rope_base", "rotary_emb_base"),
+}
 # Names of the length of blocks that confine attention: of any network, and then of block-causal denoisers. A
 # causal model's `block_size` is the length of its texts.
 BLOCKS = ("attention_chunk_size", "block_size", "block_length", "bd_size")
@@ -124,7 +130,8 @@ CLAIMS: Allowed = {
     "clip_qkv": (),
     # Factors of Granite, MiniCPM and Gemma; in SmolLM3 and Llama 4, the layers that rotate.
     **dict.fromkeys(("embedding_multiplier", "residual_multiplier", "logits_scaling"), (1,)),
-    **dict.fromkeys(("scale_emb", "no_rope_layers"), (1,)),
+    **dict.fromkeys(("scale_emb", "lm_head_multiplier", "rope_ratio", "no_rope_layers"), (1,)),
+    **dict.fromkeys(("attn_temperature_tuning", "layer_sharing", "norm_after"), (False,)),
     **dict.fromkeys(("scale_depth", "dim_model_base", "query_pre_attn_scalar"), ()),
     **PLAIN_LOGITS,
     **ROTATES,
@@ -210,6 +217,8 @@ def _config(
         sizes["norm_epsilon"] = 1e-6  # what its libraries take where the config does not say it
     for field, theirs in names.fields.items():
         value = claimed(stored, (theirs,), NUMBER, None)
+        if value is None:
+            value = claimed(stored, OTHER_FIELDS.get(field, ()), NUMBER, None)
         if value is not None:
             sizes[field] = value
     for field in ("num_layers", "num_heads", "length"):
@@ -228,6 +237,12 @@ def _config(
     allowed: dict[str, tuple[Any, ...]] = {"rope_type": (*UNSCALED, scaling.kind)}
     allowed |= dict.fromkeys(("vocab_size", "embedding_size"), (rows,))
     allowed |= dict.fromkeys(WIDTHS, (embed,)) | dict.fromkeys(MLP_WIDTHS, (sizes["mlp_dim"],))
+    interval = claimed(stored, ("no_rope_layer_interval",), NUMBER, None)
+    if (
+        stored.content.get("no_rope_layers") is None
+        and (interval or math.inf) <= sizes["num_layers"]
+    ):
+        allowed["no_rope_layer_interval"] = ()  # SmolLM3: every so many layers, one does not rotate
     if names is OLMO:
         del allowed["vocab_size"]  # OLMo's is the tokenizer's size
     try:
@@ -319,9 +334,10 @@ def _mask_row(names: Names, config: LlamaConfig, stored: Stored) -> int | None:
     if not isinstance(config, LlamaDenoiserConfig):
         return None
     family, said = _family(names, stored), claimed(stored, MASKS, TOKEN, None)
-    known = (stored.given.mask_id, said, family and family.mask_id)
-    mask = next((value for value in known if value is not None), None)
-    mask = _mask_by_name(stored) if mask is None else mask
+    mask, usual = stored.given.mask_id, family and family.mask_id
+    mask = said if mask is None else mask
+    # What the model's own tokenizer says counts more than what is usual in its family.
+    mask = _mask_by_name(stored, usual) if mask is None else mask
     if mask is None:
         raise CheckpointError(
             f"{stored.where} does not say which token is MASK (mask_token_id), nor does {NAMES_FILE} beside "
@@ -335,13 +351,16 @@ def _mask_row(names: Names, config: LlamaConfig, stored: Stored) -> int | None:
     return int(mask)
 
 
-def _mask_by_name(stored: Stored) -> int | None:
-    """MASK as the tokenizer's own config names it, like that of dLLM's models (a2d); None if it does not."""
+def _mask_by_name(stored: Stored, usual: int | None) -> int | None:
+    """MASK as the tokenizer's own config names it, like that of dLLM's models (a2d).
+
+    `usual` is the family's, which is taken if the tokenizer's config names none, or none with a number.
+    """
     beside = as_path(stored.where).with_name(NAMES_FILE)
     named = special_names(beside, CheckpointError)
     name, added = named.token("mask"), named.content.get("added_tokens_decoder") or {}
     if name is None:
-        return None
+        return usual
     try:
         numbers = {entry["content"]: int(number) for number, entry in added.items()}
     except (AttributeError, KeyError, TypeError, ValueError):
@@ -349,12 +368,12 @@ def _mask_by_name(stored: Stored) -> int | None:
             f"{beside}: added_tokens_decoder does not map numbers to tokens; download the file again, or "
             "pass mask_id=…."
         ) from None
-    if name not in numbers:
+    if name not in numbers and usual is None:
         raise CheckpointError(
             f"{beside} calls MASK {name!r}, which is not among its {len(numbers)} tokens in "
             "added_tokens_decoder: pass mask_id=…."
         )
-    return numbers[name]
+    return numbers.get(name, usual)
 
 
 def _family(names: Names, stored: Stored) -> Family | None:
