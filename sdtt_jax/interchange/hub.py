@@ -16,6 +16,8 @@ INDEX_FILE = "model.safetensors.index.json"
 CONFIG_FILE = "config.json"
 # Other files of a repository that are read.
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+# Where there is no tokenizer.json.
+BPE_FILES = ("vocab.json", "merges.txt")
 
 TOKEN_VARIABLE = "HF_TOKEN"
 

@@ -24,6 +24,7 @@ from sdtt_jax.interchange.found import describe_folder, finished
 from sdtt_jax.interchange.gguf import SMOLLM2, smollm2_file
 from sdtt_jax.interchange.hub import TOKENIZER_FILES
 from sdtt_jax.interchange.layouts import (
+    LLAMA_LAYOUTS,
     Published,
     is_published,
     mask_is_named_elsewhere,
@@ -148,8 +149,12 @@ def _find_published(
         if mask_is_named_elsewhere(config):
             hub.fetch_beside(named["repo"], named["revision"], TOKENIZER_FILES[1])
         published = open_published(tensors, config, said)
-        for name in TOKENIZER_FILES:
-            hub.fetch_beside(named["repo"], named["revision"], name)
+        beside = [
+            hub.fetch_beside(named["repo"], named["revision"], name) for name in TOKENIZER_FILES
+        ]
+        if beside[0] is None and published.layout in LLAMA_LAYOUTS:
+            for name in hub.BPE_FILES:
+                hub.fetch_beside(named["repo"], named["revision"], name)
         return published, tensors.parent, named[0]
     where = as_path(text)
     if not is_remote(text) and is_published(where):

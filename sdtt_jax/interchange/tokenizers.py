@@ -11,6 +11,7 @@ from sdtt_jax.data import Gpt2Tokenizer, Tokenizer, TokenizerConfig
 from sdtt_jax.data.making import special_names
 from sdtt_jax.data.tokenizer import HubTokenizer, Special, ends
 from sdtt_jax.errors import CheckpointError, DataError
+from sdtt_jax.interchange.bpe_files import tokenizer_of_files
 from sdtt_jax.interchange.claims import NORMALIZE, claimed
 from sdtt_jax.interchange.gguf import GgufTensors
 from sdtt_jax.interchange.gguf_tokenizers import gguf_tokenizer
@@ -27,9 +28,10 @@ PROBES = ("Hello world", " Hello\n\n  it's 1984 ", "ÉCOLE e\u0301 “日本”"
 def published_tokenizer(model: Published, folder: Path) -> Tokenizer | None:
     """The tokenizer of a published model; None where there is none that can be read.
 
-    A GGUF file's own is taken if its kind is known, else the tokenizer.json in the folder. A model of GPT-2's
-    size has GPT-2's tokenizer if there is no such file, or if it holds GPT-2's vocabulary and reads texts as
-    GPT-2's does, unless its config names another by its digest.
+    A GGUF file's own is taken if its kind is known, else the tokenizer.json in the folder, or for the Llama
+    family what vocab.json and merges.txt amount to (`bpe_files`). A model of GPT-2's size has GPT-2's
+    tokenizer if there is no such file, or if it holds GPT-2's vocabulary and reads texts as GPT-2's does,
+    unless its config names another by its digest.
 
     Raises:
       CheckpointError: it is damaged, has more tokens than the model's embedding has rows, or does not say
@@ -43,12 +45,14 @@ def published_tokenizer(model: Published, folder: Path) -> Tokenizer | None:
             return found
     stored = Stored(model.stored, model.config_file)
     normalize = claimed(stored, ("tokenizer_normalize",), NORMALIZE, "none")
-    gpt2 = None if model.layout in LLAMA_LAYOUTS else _gpt2(model, normalize)
+    llama = model.layout in LLAMA_LAYOUTS
+    gpt2 = None if llama else _gpt2(model, normalize)
     file, beside = (folder / name for name in TOKENIZER_FILES)
-    if not file.is_file():
+    content = None if file.is_file() or not llama else tokenizer_of_files(folder)
+    if content is None and not file.is_file():
         return gpt2
     try:
-        content = file.read_bytes()
+        content = content or file.read_bytes()
         theirs = tokenizers.Tokenizer.from_buffer(content)
         theirs.no_truncation()
         usual = None

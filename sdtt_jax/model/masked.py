@@ -200,7 +200,7 @@ class Model(Loaded):
 
     @property
     def first_token(self) -> int | None:
-        """BOS if every training sequence began with it, as for published models; else None.
+        """BOS if every training sequence began with it, as for the reference's models; else None.
 
         A prompt then follows it, as in the reference's README: a network that has always seen BOS at
         position 0 has learnt nothing about text there.
