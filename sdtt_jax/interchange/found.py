@@ -12,6 +12,7 @@ PICKLED = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 # Formats of other libraries.
 FOREIGN = (".h5", ".keras", ".msgpack", ".npz", ".onnx", ".ot", ".tflite")
 GGUF = ".gguf"
+ADAPTER_FILE = "adapter_model.safetensors"  # low-rank adapters without their base model
 # Of `experiments.export --format=stablehlo`.
 SAMPLER = "sampler.stablehlo"
 # The parts of a training step's checkpoint.
@@ -53,6 +54,11 @@ def describe_folder(folder: Path, models: Sequence[Path]) -> str:
         if all((place / part).is_dir() for part in STEP_PARTS):
             part = "" if place == folder else "a part of "
             return f"It is {part}a training checkpoint: give {place.parent}."
+    snapshots = sorted((folder / "snapshots").glob("*/"))
+    if snapshots and (folder / "refs").is_dir():  # of the hub's cache
+        return (
+            f"It is a repository in the hub's cache: give {' or '.join(map(str, snapshots[:3]))}."
+        )
     if all((folder.parent / part).is_dir() for part in PARTS):
         return f"It is a part of a model: give {folder.parent}."
     return describe([entry.name for entry in folder.iterdir()], models)
@@ -72,7 +78,7 @@ def describe(names: Collection[str], models: Sequence[Path] = ()) -> str:
             "the model that it was exported from."
         )
     tensors = ending(".safetensors")
-    if "adapter_model.safetensors" in names or "adapter_config.json" in names:
+    if ADAPTER_FILE in names or "adapter_config.json" in names:
         return (
             "It holds an adapter (LoRA), which is not a model: merge it into its base model first."
         )

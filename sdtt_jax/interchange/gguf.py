@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from sdtt_jax.errors import CheckpointError
-from sdtt_jax.interchange.safetensors import TensorFile
+from sdtt_jax.interchange.safetensors import TensorFile, require_content
 from sdtt_jax.paths import as_path
 
 SUFFIX = ".gguf"
@@ -33,6 +33,7 @@ class GgufTensors(TensorFile):
 
     def __init__(self, path: Path):
         gguf = _gguf(path)
+        require_content(path)
         try:
             reader = gguf.GGUFReader(path)
             fields = {name: field.contents() for name, field in reader.fields.items()}

@@ -1,6 +1,7 @@
 """The table of layouts of published checkpoints: safetensors, with or without their config, and GGUF."""
 
 import dataclasses
+import re
 import types
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sdtt_jax.errors import CheckpointError, ConfigError
-from sdtt_jax.interchange.found import FOREIGN, PICKLED, TO_SAFETENSORS, describe
+from sdtt_jax.interchange.found import ADAPTER_FILE, FOREIGN, PICKLED, TO_SAFETENSORS, describe
 from sdtt_jax.interchange.gguf import SUFFIX, GgufTensors
 from sdtt_jax.interchange.hub import CONFIG_FILE, INDEX_FILE, TENSORS_FILE
 from sdtt_jax.interchange.renaming import (
@@ -22,13 +23,15 @@ from sdtt_jax.interchange.renaming import (
     find_prefix,
     read_params,
 )
-from sdtt_jax.interchange.safetensors import open_tensors
+from sdtt_jax.interchange.safetensors import open_tensors, require_content
 from sdtt_jax.interchange.tables.families import FAMILIES
 from sdtt_jax.interchange.tables.gpt2 import DIFFUGPT, GPT2
 from sdtt_jax.interchange.tables.llama import LLADA, LLAMA, LLAMA_GGUF
 from sdtt_jax.interchange.tables.reference import CAUSAL, DENOISER
 from sdtt_jax.paths import read_json
 
+# A file of a model that is stored in several.
+SHARD = re.compile(r"-\d+-of-(?P<parts>\d+)\.safetensors$")
 # Each of their models has a tokenizer of its own.
 LLAMA_LAYOUTS = (LLAMA, LLADA, LLAMA_GGUF)
 # In the order in which they are tried: a denoiser has the causal baseline's tensors too.
@@ -74,11 +77,22 @@ def open_published(
     file = path
     if path.is_dir():
         file = path / (TENSORS_FILE if (path / TENSORS_FILE).is_file() else INDEX_FILE)
+        if (path / ADAPTER_FILE).is_file():
+            raise CheckpointError(
+                f"{path} holds an adapter (LoRA) beside {file.name}: merge it into the model first, or give "
+                f"{file} to load the model without it."
+            )
+    part = SHARD.search(file.name)
+    if part is not None and int(part["parts"]) > 1:
+        raise CheckpointError(
+            f"{file} is one of the {int(part['parts'])} files of a model: give their folder, {file.parent}, "
+            f"with {INDEX_FILE}."
+        )
     if file.suffix in PICKLED:
         raise CheckpointError(
             f"{file} is pickled and is not read: unpickling a file runs the code in it. {TO_SAFETENSORS}"
         )
-    if file.name.endswith(FOREIGN):
+    if file.name == ADAPTER_FILE or file.name.endswith(FOREIGN):
         raise CheckpointError(f"{file} is not a model that can be read. {describe([file.name])}")
     if file.suffix.lower() == SUFFIX:
         gguf = GgufTensors(file)
@@ -161,7 +175,8 @@ def stored_config(path: Path | None) -> Stored:
     """The config in a file; an empty one if `path` is None."""
     if path is None:
         return NOTHING_STORED
-    content = read_json(path, CheckpointError, fault="cannot be read as JSON")
+    require_content(path)
+    content = read_json(path, CheckpointError, "download it again", "cannot be read as JSON")
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} does not hold a JSON object; download it again.")
     return Stored(content, str(path))

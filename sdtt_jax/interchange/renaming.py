@@ -269,8 +269,13 @@ def shape_of(
     It must have `dims` dimensions, or at least one if None; errors name the file or repository `where`.
     """
     if name not in tensors:
+        module = name.removesuffix(".weight").rpartition(".")[0]
+        near = sorted(other for other in tensors if other.startswith(f"{module}.")) or sorted(
+            tensors
+        )
         raise CheckpointError(
-            f"{where}: tensor {name} is missing; the file is incomplete: download it again."
+            f"{where}: tensor {name} is missing (there are {_shorten(near)}); the file is incomplete, or "
+            "belongs to a network that this library lacks."
         )
     shape = tuple(map(int, tensors[name].shape))
     if not shape or dims not in (None, len(shape)):

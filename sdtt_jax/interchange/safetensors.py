@@ -28,8 +28,14 @@ LENGTH_BYTES = 8
 METADATA = "__metadata__"
 SUFFIX = ".safetensors"
 LFS = b"version https://git-lfs"
-# What torch.compile, and DataParallel and DistributedDataParallel, put into names.
-WRAPPERS = ("_orig_mod", "module")
+# What torch.compile, (Distributed)DataParallel, DeepSpeed, FSDP and activation checkpointing put into names.
+WRAPPERS = (
+    "_orig_mod",
+    "module",
+    "_forward_module",
+    "_fsdp_wrapped_module",
+    "_checkpoint_wrapped_module",
+)
 
 
 class TensorFile(Mapping[str, np.ndarray]):
@@ -88,10 +94,7 @@ class Tensors(TensorFile):
                 pass
             size, header = _header(path)
         except (SafetensorError, OSError, ValueError) as error:
-            if path.is_file() and np.fromfile(path, np.uint8, len(LFS)).tobytes() == LFS:
-                raise CheckpointError(
-                    f"{path} is a Git LFS pointer to a file that was not downloaded; run git lfs pull."
-                ) from None
+            require_content(path)
             if path.is_file() and path.suffix != SUFFIX:
                 raise CheckpointError(
                     f"{path} is not a {SUFFIX} or .gguf file; give one, or a folder with a model."
@@ -135,6 +138,17 @@ class Tensors(TensorFile):
     def dtypes(self) -> dict[str, str]:
         """The dtype of each tensor."""
         return {name: str(entry["dtype"]) for name, entry in self._entries.items()}
+
+
+def require_content(path: Path) -> None:
+    """Raises `CheckpointError` if a file only points to its content, as in a clone without Git LFS."""
+    if path.is_file():
+        with path.open("rb") as file:
+            pointer = file.read(len(LFS)) == LFS
+        if pointer:
+            raise CheckpointError(
+                f"{path} is a Git LFS pointer to a file that was not downloaded; run git lfs pull."
+            ) from None
 
 
 def _header(path: Path) -> tuple[int, Any]:
@@ -199,7 +213,8 @@ class ShardedTensors(collections.ChainMap[str, np.ndarray]):
 
 def read_index(index: Path) -> dict[str, str]:
     """Maps each tensor to the name of the file, beside the index, that holds it."""
-    content: Any = read_json(index, CheckpointError, fault="cannot be read as JSON")
+    require_content(index)
+    content: Any = read_json(index, CheckpointError, "download it again", "cannot be read as JSON")
     named = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(named, dict) or not named:
         raise CheckpointError(

@@ -15,9 +15,10 @@ from sdtt_jax.interchange.bpe_files import tokenizer_of_files
 from sdtt_jax.interchange.claims import NORMALIZE, claimed
 from sdtt_jax.interchange.gguf import GgufTensors
 from sdtt_jax.interchange.gguf_tokenizers import gguf_tokenizer
-from sdtt_jax.interchange.hub import TOKENIZER_FILES
+from sdtt_jax.interchange.hub import BPE_FILES, TOKENIZER_FILES
 from sdtt_jax.interchange.layouts import LLAMA_LAYOUTS, Published
 from sdtt_jax.interchange.renaming import Stored
+from sdtt_jax.interchange.safetensors import require_content
 
 # The least share of an embedding's rows that are tokens; a published model's last rows may be padding.
 LEAST_SHARE = 7 / 8
@@ -45,6 +46,8 @@ def published_tokenizer(model: Published, folder: Path) -> Tokenizer | None:
             return found
     stored = Stored(model.stored, model.config_file)
     normalize = claimed(stored, ("tokenizer_normalize",), NORMALIZE, "none")
+    for name in (*TOKENIZER_FILES, *BPE_FILES):
+        require_content(folder / name)
     llama = model.layout in LLAMA_LAYOUTS
     gpt2 = None if llama else _gpt2(model, normalize)
     file, beside = (folder / name for name in TOKENIZER_FILES)

@@ -195,8 +195,8 @@ class Loaded(abc.ABC):
         if self.tokenizer is None:
             own = isinstance(self.config, GPT2Config | LlamaConfig)
             remedy = (
-                "no tokenizer.json is beside it; put the model's own there, or what AutoTokenizer of the hub's "
-                "libraries makes of its tokenizer.model (save_pretrained)."
+                "no tokenizer.json is beside it; put the model's own there, or what the hub's libraries "
+                "make of its tokenizer.model (AutoTokenizer, save_pretrained)."
                 if own
                 else "no tokenizer.json is beside it, and its vocabulary is not GPT-2's; export it from its "
                 "run with --format=orbax."

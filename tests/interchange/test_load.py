@@ -15,7 +15,10 @@ from sdtt_jax.data.tokenizer import save_tokenizer
 from sdtt_jax.errors import CheckpointError, ConfigError
 from sdtt_jax.interchange.card import measured_results, model_card
 from sdtt_jax.interchange.load import find_network, load_network
+from tests.interchange.llama_models import MASK, model_of, repository, tensors, write
 
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 100\n"
+POINTED = ["model.safetensors", "model.safetensors.index.json", "model.gguf"]
 OTHER_TEXT = ["the quick brown fox jumps over the lazy dog"] * 4
 
 
@@ -186,6 +189,13 @@ class TestFolders:
         with pytest.raises(CheckpointError, match=said):
             sdtt_jax.load(tmp_path / "teacher" / "560" / part)
 
+    def test_the_hubs_cache_names_its_snapshots(self, tmp_path):
+        snapshot = tmp_path / "models--owner--name" / "snapshots" / "abc"
+        for folder in (snapshot, snapshot.parents[1] / "refs", snapshot.parents[1] / "blobs"):
+            folder.mkdir(parents=True)
+        with pytest.raises(CheckpointError, match=f"the hub's cache: give {snapshot}"):
+            sdtt_jax.load(snapshot.parents[1])
+
     def test_a_part_of_a_model_names_the_model(self, run):
         final = run / "teacher" / "final"
         with pytest.raises(CheckpointError, match=f"It is a part of a model: give {final}\\."):
@@ -223,7 +233,9 @@ class TestFolders:
             ("model.gguf", b"GGUF", "cannot be read as GGUF"),
             ("results.json", b'{"teacher": 1}', "results.json is not a .safetensors or .gguf file"),
             ("model.safetensors.index.json", b"{}", "has no weight_map"),
-            ("model.safetensors", b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+            *((name, POINTER, f"{name} is a Git LFS pointer .* git lfs pull") for name in POINTED),
+            ("adapter_model.safetensors", b"", r"an adapter \(LoRA\)"),
+            ("model-00002-of-00003.safetensors", b"", "one of the 3 files .* give their folder"),
         ],
     )
     def test_a_file_of_another_kind_says_so(self, tmp_path, name, content, said):
@@ -232,13 +244,47 @@ class TestFolders:
             sdtt_jax.load(tmp_path / name)
 
 
-@pytest.mark.parametrize("wrap", ["_orig_mod.{}", "module.{}", "module._orig_mod.{}", "inner"])
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "tokenizer.json"])
+def test_a_pointer_beside_a_model_is_named(tmp_path, name):
+    folder = repository(tmp_path / "m", "a2d-qwen2", mask_token_id=None)
+    (folder / name).write_bytes(POINTER)
+    with pytest.raises(CheckpointError, match=f"{name} is a Git LFS pointer"):
+        sdtt_jax.load(folder, mask_id=None if name == "tokenizer_config.json" else MASK)
+
+
+def test_a_model_with_an_adapter_beside_it_is_asked_about(tmp_path):
+    """Other libraries apply the adapter."""
+    folder = repository(tmp_path / "m", "llama")
+    (folder / "adapter_model.safetensors").touch()
+    with pytest.raises(CheckpointError, match=r"an adapter \(LoRA\) beside model.safetensors"):
+        load_network(folder)
+    assert load_network(folder / "model.safetensors").config.num_layers == 2
+
+
+def test_tensors_of_another_network_are_not_called_incomplete_alone(tmp_path):
+    """Fused projections, as Phi 3's and GLM's."""
+    config, _, weights = model_of("llama")
+    named = tensors("llama", weights)
+    gate = "model.layers.0.mlp.gate_proj.weight"
+    named[gate.replace("gate", "gate_up")] = named.pop(gate)
+    folder = write(tmp_path / "m", config | {"model_type": "phi3"}, named)
+    said = (
+        r"gate_proj.weight is missing \(there are .*mlp\.gate_up_proj.* belongs to a network that"
+    )
+    with pytest.raises(CheckpointError, match=said):
+        sdtt_jax.load(folder, causal=True)
+
+
+WRAPS = ["_orig_mod.{}", "module.{}", "module._orig_mod.{}", "_forward_module.{}", "inner"]
+
+
+@pytest.mark.parametrize("wrap", WRAPS)
 def test_names_are_read_without_what_wraps_a_module(golden, tmp_path, wrap):
-    """torch.compile and DataParallel prefix all names with a word, or those of one part."""
+    """torch.compile, DataParallel, DeepSpeed and FSDP prefix all names with a word, or those of one part."""
     path = golden / "reference_tiny" / "teacher_hub.safetensors"
 
     def renamed(name):
-        inner = name.replace("backbone.", "backbone._orig_mod.", 1)
+        inner = name.replace("backbone.", "backbone._fsdp_wrapped_module.", 1)
         return inner if wrap == "inner" else wrap.format(name)
 
     tensors = load_file(path)

@@ -28,6 +28,7 @@ from sdtt_jax.interchange.claims import (
     claimed,
 )
 from sdtt_jax.interchange.renaming import LAYER, Entry, Layout, Stored, Table, kernel, shape_of
+from sdtt_jax.interchange.safetensors import require_content
 from sdtt_jax.interchange.scaling import (
     GGUF_DIVISORS,
     UNSCALED,
@@ -123,7 +124,9 @@ HUB, OLMO, GGUF = map(_names, range(3))
 WHAT = "a network of the Llama family"
 # Values that other fields of its config may have (null counts as absent); see `check_claims`.
 CLAIMS: Allowed = {
-    **dict.fromkeys(("hidden_act", "activation_type"), ("silu",)),
+    **dict.fromkeys(
+        ("hidden_act", "activation_type"), ("silu", "swish")
+    ),  # two names of one function
     **dict.fromkeys(("hidden_activation", "activation_function"), ("silu", "swish")),
     **dict.fromkeys(("mlp_bias", "include_bias", "use_sliding_window"), (False,)),
     **dict.fromkeys(("scale_logits", "input_emb_norm"), (False,)),
@@ -357,6 +360,7 @@ def _mask_by_name(stored: Stored, usual: int | None) -> int | None:
     `usual` is the family's, which is taken if the tokenizer's config names none, or none with a number.
     """
     beside = as_path(stored.where).with_name(NAMES_FILE)
+    require_content(beside)
     named = special_names(beside, CheckpointError)
     name, added = named.token("mask"), named.content.get("added_tokens_decoder") or {}
     if name is None:
