@@ -122,6 +122,7 @@ def test_a_denoiser_that_goes_out_as_a_causal_model_says_so(tmp_path):
         ({"use_parallel_residual": True}, "use_parallel_residual=True"),
         ({"num_experts": 8}, "num_experts=8"),
         ({"rope_ratio": 50}, "rope_ratio=50"),
+        ({"embed_scale": 4.0}, "embed_scale=4.0"),
         ({"lm_head_multiplier": 0.1}, "lm_head_multiplier=0.1"),
         ({"layer_sharing": True}, "layer_sharing=True"),
         ({"attn_temperature_tuning": True}, "attn_temperature_tuning=True"),

@@ -18,10 +18,7 @@ from sdtt_jax.interchange.claims import (
     FLAG,
     MASKS,
     NUMBER,
-    PLAIN_LOGITS,
-    ROTATES,
     TOKEN,
-    Allowed,
     ValueKind,
     attention_claims,
     check_claims,
@@ -37,6 +34,7 @@ from sdtt_jax.interchange.scaling import (
     hub_scaling,
 )
 from sdtt_jax.interchange.tables.families import FAMILIES, Family, family_of, is_causal, shift_of
+from sdtt_jax.interchange.tables.llama_claims import LLAMA_CLAIMS
 from sdtt_jax.networks.config import ROTARY_PAIRS, LlamaConfig, LlamaDenoiserConfig
 from sdtt_jax.paths import as_path
 
@@ -122,33 +120,6 @@ HUB, OLMO, GGUF = map(_names, range(3))
 
 
 WHAT = "a network of the Llama family"
-# Values that other fields of its config may have (null counts as absent); see `check_claims`.
-CLAIMS: Allowed = {
-    **dict.fromkeys(
-        ("hidden_act", "activation_type"), ("silu", "swish")
-    ),  # two names of one function
-    **dict.fromkeys(("hidden_activation", "activation_function"), ("silu", "swish")),
-    **dict.fromkeys(("mlp_bias", "include_bias", "use_sliding_window"), (False,)),
-    **dict.fromkeys(("scale_logits", "input_emb_norm"), (False,)),
-    "clip_qkv": (),
-    # Factors of Granite, MiniCPM and Gemma; in SmolLM3 and Llama 4, the layers that rotate.
-    **dict.fromkeys(("embedding_multiplier", "residual_multiplier", "logits_scaling"), (1,)),
-    **dict.fromkeys(("scale_emb", "lm_head_multiplier", "rope_ratio", "no_rope_layers"), (1,)),
-    **dict.fromkeys(("attn_temperature_tuning", "layer_sharing", "norm_after"), (False,)),
-    **dict.fromkeys(("scale_depth", "dim_model_base", "query_pre_attn_scalar"), ()),
-    **PLAIN_LOGITS,
-    **ROTATES,
-    **dict.fromkeys(("alibi", "attention_layer_norm", "multi_query_attention"), (False,)),
-    **dict.fromkeys(("layer_norm_type", "norm_type"), ("rms", "rmsnorm", "rms_norm")),
-    # Attention beside the MLP instead of before it, neighbours turned together, Qwen's positions in images.
-    **dict.fromkeys(("parallel_attn", "parallel_residual", "use_parallel_residual"), (False,)),
-    **dict.fromkeys(("rope_interleave", "rope_interleaved", "rope_traditional"), (False,)),
-    "use_mrope": (False,),
-    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), (0, 1)),
-    "block_type": ("llama",),
-    "layer_types": ("full_attention",),
-    **dict.fromkeys(("quantization_config", "expert_count"), ()),
-}
 
 
 def llama_table(names: Names, config: LlamaConfig) -> Table:
@@ -210,7 +181,7 @@ def _config(
             "that beside the file."
         )
     # Checked before the tensors, which other networks (quantised, other activations) may name otherwise.
-    check_claims(stored, WHAT, file, CLAIMS)
+    check_claims(stored, WHAT, file, LLAMA_CLAIMS)
     _require_known(names, stored)
     rows, embed = shape_of(tensors, f"{prefix}{names.embed}.weight", file, dims=2)
     gate = f"{prefix}{names.gate}.weight".replace(LAYER, "0")
