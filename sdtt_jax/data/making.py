@@ -16,6 +16,7 @@ from sdtt_jax.data.tokenizer import (
     Tokenizer,
     ends,
 )
+from sdtt_jax.data.tokenizer_json import read_tokenizer
 from sdtt_jax.data.vocabulary import Sample, learn_pieces
 from sdtt_jax.errors import DataError, UserError
 from sdtt_jax.paths import as_path, read_json
@@ -109,7 +110,7 @@ def given_tokenizer(config: TokenizerConfig, normalize: str = "none") -> Tokeniz
             )
         return pieces
     try:
-        found = tokenizers.Tokenizer.from_buffer(content)
+        found = read_tokenizer(content)
     except Exception as error:  # `tokenizers` raises no narrower class
         raise DataError(f"tokenizer.file: {path} cannot be read ({error}).") from None
     named = special_names(path.parent / NAMES_FILE, DataError)

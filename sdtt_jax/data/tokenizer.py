@@ -7,7 +7,6 @@ import abc
 import dataclasses
 import hashlib
 import itertools
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +25,7 @@ from sdtt_jax.data.normalize import (
     require_text,
     without_traces_of_files,
 )
+from sdtt_jax.data.tokenizer_json import read_tokenizer, unk_row, without_panics
 from sdtt_jax.data.vocabulary import SPACE_SYMBOL
 from sdtt_jax.errors import ConfigError, DataError, UserError
 from sdtt_jax.paths import as_path, read_json, write_json
@@ -263,12 +263,9 @@ class HubTokenizer(Tokenizer):
         self.config, self.normalize = config, normalize
         self.model, self.special = model, special
         try:
-            self._tokenizer = tokenizers.Tokenizer.from_buffer(model)
+            self._tokenizer = read_tokenizer(model)
         except Exception as error:  # `tokenizers` raises no narrower class
             raise DataError(f"The tokenizer cannot be read ({error}).") from None
-        # Some files ask for texts to be truncated, or padded, for the model that the files belong to.
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
         count = 1 + max(self._tokenizer.get_vocab().values(), default=-1)
         if count > special.rows:
             raise DataError(
@@ -284,7 +281,7 @@ class HubTokenizer(Tokenizer):
         self.vocab_size = special.rows - (special.mask_row is not None)
         self.digest = hashlib.sha256(model + repr(tuple(special)).encode()).hexdigest()
         self.bos_id, self.eos_id = self._ours([special.bos_id, special.eos_id])
-        unk = _unk_row(self._tokenizer, model)
+        unk = unk_row(self._tokenizer, model)
         # Byte-level vocabularies, which need no unk, often name as unk the token that ends a text.
         if unk is not None and unk not in (special.bos_id, special.eos_id):
             [self.unk_id] = self._ours([unk])
@@ -305,7 +302,8 @@ class HubTokenizer(Tokenizer):
 
     def _encode_batch(self, texts: list[str]) -> list[list[int]]:
         try:
-            rows = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+            with without_panics():
+                rows = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         except Exception as error:  # `tokenizers` raises no narrower class
             raise DataError(
                 f"The tokenizer cannot read a text ({error}); take the file that belongs to the model."
@@ -328,14 +326,6 @@ class HubTokenizer(Tokenizer):
         """What the token adds behind another one, which is itself here."""
         alone, twice = self._decode_run([token]), self._decode_run([token, token])
         return twice[len(alone) :] if twice.startswith(alone) else alone
-
-
-def _unk_row(tokenizer: tokenizers.Tokenizer, content: bytes) -> int | None:
-    model: Any = tokenizer.model
-    if isinstance(model, tokenizers.models.Unigram):
-        # The only kind of model whose object does not give its unk token.
-        return json.loads(content)["model"].get("unk_id")  # type: ignore[no-any-return]
-    return tokenizer.token_to_id(model.unk_token) if model.unk_token else None
 
 
 def save_tokenizer(tokenizer: Tokenizer, directory: str | Path) -> None:

@@ -10,6 +10,7 @@ import tokenizers
 from sdtt_jax.data import Gpt2Tokenizer, Tokenizer, TokenizerConfig
 from sdtt_jax.data.making import special_names
 from sdtt_jax.data.tokenizer import HubTokenizer, Special, ends
+from sdtt_jax.data.tokenizer_json import read_tokenizer
 from sdtt_jax.errors import CheckpointError, DataError
 from sdtt_jax.interchange.bpe_files import tokenizer_of_files
 from sdtt_jax.interchange.claims import NORMALIZE, claimed
@@ -56,8 +57,7 @@ def published_tokenizer(model: Published, folder: Path) -> Tokenizer | None:
         return gpt2
     try:
         content = content or file.read_bytes()
-        theirs = tokenizers.Tokenizer.from_buffer(content)
-        theirs.no_truncation()
+        theirs = read_tokenizer(content)
         usual = None
         if gpt2 is not None and gpt2.is_vocabulary_of(theirs):
             usual = gpt2.bos_id, gpt2.eos_id

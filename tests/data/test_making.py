@@ -157,6 +157,19 @@ def test_a_byte_level_vocabulary_has_no_unknowns(tmp_path):
     assert train_tokenizer(TokenizerConfig(kind="file", file=str(path)), ()).unk_id is None
 
 
+@pytest.mark.parametrize("charsmap", [None, "", "AAAA"])
+def test_a_file_at_which_its_library_panics_is_an_error_in_words(tokenizer_json, charsmap):
+    """Its panics are no `Exception`. Files of another library have no map of characters."""
+    content = json.loads(tokenizer_json.read_text("utf-8"))
+    content["normalizer"] = {"type": "Precompiled", "precompiled_charsmap": charsmap}
+    tokenizer_json.write_text(json.dumps(content), "utf-8")
+    said = "cannot be read .*" + (
+        "no precompiled_charsmap; take" if not charsmap else "Precompiled"
+    )
+    with pytest.raises(DataError, match=rf"tokenizer\.file: .*tokenizer\.json {said}"):
+        train_tokenizer(TokenizerConfig(kind="file", file=str(tokenizer_json)), ())
+
+
 def test_a_file_that_is_no_vocabulary_is_named(tmp_path):
     config = TokenizerConfig(kind="file", file=str(tmp_path / "no.model"))
     with pytest.raises(ConfigError, match=r"tokenizer\.file: .*no\.model does not exist"):
