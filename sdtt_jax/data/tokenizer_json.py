@@ -26,9 +26,10 @@ def without_panics() -> Iterator[None]:
 
 
 def read_tokenizer(content: bytes) -> tokenizers.Tokenizer:
-    """The tokenizer of a tokenizer.json.
+    """The tokenizer of a tokenizer.json, which gives a text the same ids each time, and all of them.
 
-    Some files ask for texts to be truncated, or padded, for the model that they belong to.
+    Some files ask for texts to be truncated, or padded, for the model that they belong to, or for merges to
+    be left out at random, as its training did (dropout).
 
     Raises:
       Exception: it is damaged, or of a kind that `tokenizers` does not know; it raises no narrower class.
@@ -42,6 +43,8 @@ def read_tokenizer(content: bytes) -> tokenizers.Tokenizer:
         tokenizer = tokenizers.Tokenizer.from_buffer(content)
     tokenizer.no_truncation()
     tokenizer.no_padding()
+    if isinstance(tokenizer.model, models.BPE):
+        tokenizer.model.dropout = None
     return tokenizer
 
 

@@ -157,6 +157,16 @@ def test_a_byte_level_vocabulary_has_no_unknowns(tmp_path):
     assert train_tokenizer(TokenizerConfig(kind="file", file=str(path)), ()).unk_id is None
 
 
+def test_a_text_has_the_same_ids_each_time(tmp_path):
+    """A file may ask for merges to be left out at random (dropout), which is for training."""
+    model = models.BPE({"a": 0, "b": 1, "ab": 2, "</s>": 3}, [("a", "b")], dropout=0.5)
+    made, path = tokenizers.Tokenizer(model), tmp_path / "tokenizer.json"
+    made.add_special_tokens(["</s>"])
+    made.save(str(path))
+    tokenizer = train_tokenizer(TokenizerConfig(kind="file", file=str(path)), ())
+    assert tokenizer.encode("ab" * 50).tolist() == [2] * 50
+
+
 @pytest.mark.parametrize("charsmap", [None, "", "AAAA"])
 def test_a_file_at_which_its_library_panics_is_an_error_in_words(tokenizer_json, charsmap):
     """Its panics are no `Exception`. Files of another library have no map of characters."""
