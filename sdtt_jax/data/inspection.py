@@ -101,6 +101,8 @@ def _split(
         some = stream[: 32 * split.length]
         decoded += len(some)
         size += len(tokenizer.decode(some, separator="").encode())
+    # An unk that is EOS cannot be told from the end of a document.
+    unk = None if tokenizer.unk_id == tokenizer.eos_id else tokenizer.unk_id
     frequent = [int(i) for i in np.argsort(-counts, kind="stable") if i != tokenizer.eos_id]
     chosen = np.random.default_rng(seed).choice(len(split), min(records, len(split)), replace=False)
     return {
@@ -114,7 +116,7 @@ def _split(
             if counts[i]
         ],
         "used": float(np.count_nonzero(counts) / tokenizer.vocab_size),
-        "unknown": 0.0 if tokenizer.unk_id is None else float(counts[tokenizer.unk_id] / looked_at),
+        "unknown": 0.0 if unk is None else float(counts[unk] / looked_at),
         "bytes_per_token": size / decoded,
         "texts": [tokenizer.decode(row) for row in split.gather(np.sort(chosen))],
     }

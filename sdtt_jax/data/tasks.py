@@ -16,6 +16,7 @@ import numpy as np
 
 from sdtt_jax.data.corpora import SPLITS, Recipe, refuse_bad
 from sdtt_jax.data.division import DOCUMENT, Index, Rule, digest, split_number
+from sdtt_jax.data.normalize import PROMPT_END
 from sdtt_jax.data.packing import chunk_length, cut, encode_documents, ended
 from sdtt_jax.data.reading import BadInputError, Part
 from sdtt_jax.data.tokenizer import CONFIG_FILE, Tokenizer, load_tokenizer
@@ -115,6 +116,13 @@ class ReadPart(NamedTuple):
                 unknown += 0 if unk_id is None else int(np.count_nonzero(ids == unk_id))
                 yield ids
 
+        def read(tokenizer: Tokenizer) -> Iterator[str]:
+            nonlocal unknown
+            for text in texts:
+                parts = text.split(PROMPT_END) if self.how.sequences == "prompted" else [text]
+                unknown += sum(map(tokenizer.count_lost, parts))
+                yield text
+
         if not self.tokenizer:
             index += [_entry(found.popleft(), 0) for _ in texts]
         else:
@@ -122,7 +130,7 @@ class ReadPart(NamedTuple):
             with written(self.store.path(self.number, ".tokens")) as file:
                 kind = Sequences(self.how.sequences, tokenizer.bos_id, tokenizer.eos_id)
                 length = self.how.length
-                documents = encode_documents(tokenizer, texts, kind.kind, length, refuse)
+                documents = encode_documents(tokenizer, read(tokenizer), kind.kind, length, refuse)
                 for ids in ended(counted(documents, tokenizer.unk_id), length, kind):
                     file.write(ids.astype(self.store.dtype).tobytes())
                     index.append(_entry(found.popleft(), len(ids) - 1))

@@ -25,7 +25,13 @@ from sdtt_jax.data.normalize import (
     require_text,
     without_traces_of_files,
 )
-from sdtt_jax.data.tokenizer_json import read_tokenizer, unk_row, without_panics
+from sdtt_jax.data.tokenizer_json import (
+    losses,
+    read_tokenizer,
+    spells_bytes,
+    unk_row,
+    without_panics,
+)
 from sdtt_jax.data.vocabulary import SPACE_SYMBOL
 from sdtt_jax.errors import ConfigError, DataError, UserError
 from sdtt_jax.paths import as_path, read_json, write_json
@@ -141,6 +147,11 @@ class Tokenizer(abc.ABC):
         """
         read = {"end": lambda _: "", "text": self._piece, "mask": lambda _: MASK_PIECE}
         return [read[self._kind(token)](token) for token in one_text(ids)]
+
+    def count_lost(self, text: str) -> int:
+        """How many characters (or bytes) of a text vanish when it is encoded, where there is no unk."""
+        del text
+        return 0
 
     def _kind(self, token: int) -> str:
         if token in (self.bos_id, self.eos_id):
@@ -281,9 +292,11 @@ class HubTokenizer(Tokenizer):
         self.vocab_size = special.rows - (special.mask_row is not None)
         self.digest = hashlib.sha256(model + repr(tuple(special)).encode()).hexdigest()
         self.bos_id, self.eos_id = self._ours([special.bos_id, special.eos_id])
+        self._losses = losses(self._tokenizer)
         unk = unk_row(self._tokenizer, model)
         # Byte-level vocabularies, which need no unk, often name as unk the token that ends a text.
-        if unk is not None and unk not in (special.bos_id, special.eos_id):
+        serves = unk not in (special.bos_id, special.eos_id) or not spells_bytes(self._tokenizer)
+        if unk is not None and serves:
             [self.unk_id] = self._ours([unk])
 
     def normalising(self, config: TokenizerConfig, normalize: str) -> "HubTokenizer":
@@ -326,6 +339,9 @@ class HubTokenizer(Tokenizer):
         """What the token adds behind another one, which is itself here."""
         alone, twice = self._decode_run([token]), self._decode_run([token, token])
         return twice[len(alone) :] if twice.startswith(alone) else alone
+
+    def count_lost(self, text: str) -> int:
+        return 0 if self._losses is None else self._losses.count(NORMALIZERS[self.normalize](text))
 
 
 def save_tokenizer(tokenizer: Tokenizer, directory: str | Path) -> None:

@@ -1,13 +1,13 @@
-"""What a tokenizer.json asks of the library `tokenizers` that wrote it."""
+"""What a tokenizer.json asks of the library `tokenizers` that wrote it, and what its vocabulary can spell."""
 
 import contextlib
 import json
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import tokenizers
-from tokenizers import models
+from tokenizers import models, pre_tokenizers
 
 # `tokenizers` panics, and prints a page, on these files of another library (its issue 1645).
 _NO_CHARACTERS = re.compile(rb'"precompiled_charsmap"\s*:\s*(null|"")')
@@ -55,3 +55,44 @@ def unk_row(tokenizer: tokenizers.Tokenizer, content: bytes) -> int | None:
         # The only kind of model whose object does not give its unk token.
         return json.loads(content)["model"].get("unk_id")  # type: ignore[no-any-return]
     return tokenizer.token_to_id(model.unk_token) if model.unk_token else None
+
+
+def spells_bytes(tokenizer: tokenizers.Tokenizer) -> bool:
+    """Whether a token for each byte lets the vocabulary spell any text."""
+    vocabulary = tokenizer.get_vocab()
+    fallback = getattr(tokenizer.model, "byte_fallback", False)
+    return all(byte in vocabulary for byte in pre_tokenizers.ByteLevel.alphabet()) or (
+        fallback and all(f"<0x{byte:02X}>" in vocabulary for byte in range(256))
+    )
+
+
+class Losses(NamedTuple):
+    """Counts what vanishes from texts: BPE without unk leaves out each character that is no token."""
+
+    tokenizer: tokenizers.Tokenizer
+    known: dict[int, None]  # the characters that are tokens, as a table of `str.translate`
+    whole: re.Pattern[str]  # tokens that are taken out of a text before it is cut into words
+
+    def count(self, text: str) -> int:
+        """The number of characters, or bytes if the vocabulary is of bytes, that vanish from a text."""
+        normalizer, cutter = self.tokenizer.normalizer, self.tokenizer.pre_tokenizer
+        lost = 0
+        for part in self.whole.split(text):
+            part = normalizer.normalize_str(part) if normalizer else part
+            words = cutter.pre_tokenize_str(part) if cutter else [(part, None)]
+            lost += sum(len(word.translate(self.known)) for word, _ in words)
+        return lost
+
+
+def losses(tokenizer: tokenizers.Tokenizer) -> Losses | None:
+    """What counts the losses of a tokenizer; None if nothing vanishes, or only by its normalisation."""
+    model: Any = tokenizer.model
+    if not isinstance(model, models.BPE) or model.unk_token or spells_bytes(tokenizer):
+        return None
+    marks = model.continuing_subword_prefix or "", model.end_of_word_suffix or ""
+    # A character is a token with or without the mark of its place in a word.
+    bare = (token.removeprefix(marks[0]).removesuffix(marks[1]) for token in tokenizer.get_vocab())
+    known = {ord(token): None for token in bare if len(token) == 1}
+    added = [token.content for token in tokenizer.get_added_tokens_decoder().values()]
+    whole = re.compile("|".join(map(re.escape, added)) or r"(?!)")  # which no text matches
+    return Losses(tokenizer, known, whole)

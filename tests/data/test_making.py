@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import sentencepiece
 import tokenizers
-from tokenizers import models, pre_tokenizers
+from tokenizers import decoders, models, pre_tokenizers
+from tokenizers.pre_tokenizers import ByteLevel
 
 from sdtt_jax.data import DataConfig, TokenizerConfig, load_tokenizer, prepare, train_tokenizer
 from sdtt_jax.data.inspection import inspect_data
@@ -148,13 +149,54 @@ def test_a_name_beside_the_file_that_is_no_token_is_refused(
         train_tokenizer(TokenizerConfig(kind="file", file=str(tokenizer_json)), ())
 
 
-def test_a_byte_level_vocabulary_has_no_unknowns(tmp_path):
+@pytest.mark.parametrize("kind", ["byte-level", "byte-fallback"])
+def test_a_vocabulary_with_all_bytes_has_no_unknowns(tmp_path, kind):
     """Such a vocabulary often names its end-of-text token as the unknown one."""
     path = tmp_path / "tokenizer.json"
-    made = _word_level(unk="</s>")
+    fallback = kind == "byte-fallback"
+    spelt = [f"<0x{b:02X}>" for b in range(256)] if fallback else sorted(ByteLevel.alphabet())
+    vocabulary = {token: i for i, token in enumerate([*spelt, "</s>"])}
+    made = tokenizers.Tokenizer(
+        models.BPE(vocabulary, [], unk_token="</s>", byte_fallback=fallback)
+    )
+    made.pre_tokenizer = None if fallback else ByteLevel(add_prefix_space=False)
     made.add_special_tokens(["</s>"])
     made.save(str(path))
-    assert train_tokenizer(TokenizerConfig(kind="file", file=str(path)), ()).unk_id is None
+    tokenizer = train_tokenizer(TokenizerConfig(kind="file", file=str(path)), ())
+    assert tokenizer.unk_id is None
+    assert len(tokenizer.encode("é 語")) == 6
+    assert tokenizer.count_lost("é 語") == 0
+
+
+def test_unknown_words_are_counted_also_if_they_become_the_end_of_a_text(tmp_path):
+    """Otherwise "w1 strange w2" is two texts without a word; "strange" stands once in each text."""
+    made, path = _word_level(unk="</s>"), tmp_path / "tokenizer.json"
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    made.add_special_tokens(["</s>"])
+    made.save(str(path))
+    info, tokenizer, _ = _prepared(tmp_path, path)
+    assert tokenizer.unk_id == tokenizer.eos_id
+    assert info.num_unknown == len(TEXTS)
+
+
+@pytest.mark.parametrize("kind", ["byte-level", "characters"])
+def test_characters_that_vanish_are_counted(tmp_path, kind):
+    """BPE without unk leaves them out. "strange" has five letters that the vocabulary lacks, once a text."""
+    path = tmp_path / "tokenizer.json"
+    space = {"byte-level": "Ġ", "characters": " "}[kind]
+    tokens = [*"w0123456789", space, "s", "t", "w1", "w2", "</s>", "12"]
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    made = tokenizers.Tokenizer(models.BPE(vocabulary, [("w", "1"), ("w", "2")]))
+    if kind == "byte-level":
+        made.pre_tokenizer = ByteLevel(add_prefix_space=False)
+        made.decoder = decoders.ByteLevel()
+    made.add_special_tokens(["</s>"])
+    made.save(str(path))
+    info, tokenizer, _ = _prepared(tmp_path, path)
+    assert info.num_unknown == 5 * len(TEXTS)
+    # The letters of a token that a text spells are not looked for. Of é the bytes are.
+    lost = {"w1 strange</s>w2": 5, "w1": 0, "": 0, "é": 2 if kind == "byte-level" else 1}
+    assert {text: tokenizer.count_lost(text) for text in lost} == lost
 
 
 def test_a_text_has_the_same_ids_each_time(tmp_path):
