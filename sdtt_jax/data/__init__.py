@@ -5,7 +5,8 @@ A text goes through the modules in this order; `preparation` runs all of them up
 * `corpora` names it: `files` at a path, `published` data sets, `embedded` texts; `opening` opens the files.
 * `reading` turns files into rows, and `detokenize` and `normalize` turn a row into a document.
 * `ingest` stores documents, in `tasks` that `engines` run, and `division` decides the split of each.
-* `tokenizer` turns text into ids; `making` and `vocabulary` learn a vocabulary, or read the user's.
+* `tokenizer` turns text into ids, on `tokenizer_base` and `tokenizer_json`; `making` and `vocabulary` learn a
+  vocabulary, or read the user's.
 * `packing` turns ids into sequences, and `shards` and `builders` write them; `records` reads the folder.
 * `loader` makes batches, and `inspection` examines the prepared data.
 

@@ -3,28 +3,21 @@
 MASK belongs to none of the vocabularies: it is `mask_id == vocab_size`, one past the last id.
 """
 
-import abc
 import dataclasses
 import hashlib
-import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import sentencepiece
 import tokenizers
 
-from sdtt_jax.config import choose, from_mapping, require, to_mapping
+from sdtt_jax.config import choose, from_mapping, to_mapping
 from sdtt_jax.data import gpt2
 from sdtt_jax.data.config import TokenizerConfig
-from sdtt_jax.data.ids import one_text
-from sdtt_jax.data.normalize import (
-    NORMALIZERS,
-    require_characters,
-    require_text,
-    without_traces_of_files,
-)
+from sdtt_jax.data.normalize import NORMALIZERS
+from sdtt_jax.data.tokenizer_base import MASK_PIECE as MASK_PIECE
+from sdtt_jax.data.tokenizer_base import Tokenizer as Tokenizer
 from sdtt_jax.data.tokenizer_json import (
     losses,
     read_tokenizer,
@@ -33,140 +26,13 @@ from sdtt_jax.data.tokenizer_json import (
     without_panics,
 )
 from sdtt_jax.data.vocabulary import SPACE_SYMBOL
-from sdtt_jax.errors import ConfigError, DataError, UserError
+from sdtt_jax.errors import ConfigError, DataError
 from sdtt_jax.paths import as_path, read_json, write_json
 
-MASK_PIECE = "▒"
 MODEL_FILE = "sentencepiece.model"
 HUB_FILE = "tokenizers.json"
 CONFIG_FILE = "tokenizer.json"
 PREPARE_AGAIN = "remove the data and tokenizer folders and prepare the data again"
-
-
-class Tokenizer(abc.ABC):
-    """Text to ids and back.
-
-    Attributes:
-      config: what it was made from.
-      normalize: name, in `NORMALIZERS`, of the normalisation that `encode` applies first.
-      vocab_size: number of ids, MASK not counted.
-      digest: SHA-256 of its model file; equal digests, equal ids.
-      bos_id, eos_id: never produced by `encode`; they come from packing only.
-      unk_id: the id of characters that no other id can spell; None if there are no such characters.
-    """
-
-    config: TokenizerConfig
-    normalize: str
-    vocab_size: int
-    digest: str
-    bos_id: int
-    eos_id: int
-    unk_id: int | None = None
-
-    @property
-    def mask_id(self) -> int:
-        return self.vocab_size
-
-    def encode(self, text: str) -> np.ndarray:
-        """Text to int32 ids `[n]`, without BOS and EOS."""
-        return self.encode_batch([text])[0]
-
-    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Texts to a list of int32 ids `[n_i]`, without BOS and EOS."""
-        right = isinstance(texts, Iterable) and not isinstance(texts, str | bytes)
-        require(right, f"encode_batch takes a list of texts, not {texts!r:.60}.")
-        texts = list(texts)
-        for text in texts:
-            require_text(text)
-        normalize = NORMALIZERS[self.normalize]
-        return self.encode_normalized([normalize(text) for text in texts])
-
-    def encode_normalized(self, texts: list[str]) -> list[np.ndarray]:
-        """Already normalised texts, or parts of them, to a list of int32 ids `[n_i]`."""
-        for text in texts:
-            require_characters(text)
-        return [np.asarray(row, np.int32) for row in self._encode_batch(texts)]
-
-    def encode_piece(self, text: str, error: type[UserError] = DataError) -> np.ndarray:
-        """Part of a longer text to int32 ids `[n]`, keeping spaces at its beginning and end.
-
-        Normalisation strips whole documents, and a prompt or the text between two gaps is not one. `error` is
-        raised if the text holds half of a surrogate pair.
-        """
-        require_text(text)
-        # Between two letters, which every normalisation leaves alone.
-        normalized = NORMALIZERS[self.normalize](f"a{text}a")[1:-1]
-        require_characters(normalized, error)
-        return np.asarray(self._encode_batch([normalized])[0], np.int32)
-
-    def encode_part(self, text: str) -> np.ndarray:
-        """As `encode_piece`, for what a user gives, read as from a file (`without_traces_of_files`).
-
-        `ConfigError` if nothing of it is left (see `reads`).
-        """
-        ids = self.encode_piece(without_traces_of_files(text), ConfigError)
-        require(self.reads(text, ids), f"{text!r} {self.reads_nothing}.")
-        return ids
-
-    def reads(self, text: str, ids: Iterable[int]) -> bool:
-        """Whether the ids keep more of the text than white space and unk; True for a blank text."""
-        known = [int(token) for token in ids if token != self.unk_id]
-        return not text.strip() or bool(self._decode_run(known).strip())
-
-    @property
-    def reads_nothing(self) -> str:
-        """The end of an error message about a text of which `reads` is False."""
-        dropped = f" after normalize={self.normalize!r}" * (self.normalize != "none")
-        nothing = f"holds nothing that the vocabulary knows{dropped}"
-        return f"{nothing}; give text like that of the corpus"
-
-    def decode(self, ids: Iterable[int], *, mask: str = MASK_PIECE, separator: str = "\n") -> str:
-        """Ids to text.
-
-        Args:
-          ids: `[n]` integers, in any range.
-          mask: what MASK and ids out of range become; `""` leaves them out.
-          separator: what a BOS or EOS (or several in a row) between two texts becomes. At the
-            beginning and end they vanish.
-        """
-        texts = [""]
-        for kind, run in itertools.groupby(one_text(ids), self._kind):
-            if kind == "end":
-                texts += [""] if texts[-1] else []
-            elif kind == "text":
-                texts[-1] += self._decode_run(list(run))
-            else:
-                texts[-1] += mask * len(list(run))
-        return separator.join(texts if texts[-1] else texts[:-1])
-
-    def pieces(self, ids: Iterable[int]) -> list[str]:
-        """The text of each id on its own, for animations; as many as there are ids.
-
-        BOS and EOS are `""`; MASK and ids out of range are `MASK_PIECE`. Joined, the pieces read like
-        `decode`, except that a character spelled by several byte tokens shows as U+FFFD.
-        """
-        read = {"end": lambda _: "", "text": self._piece, "mask": lambda _: MASK_PIECE}
-        return [read[self._kind(token)](token) for token in one_text(ids)]
-
-    def count_lost(self, text: str) -> int:
-        """How many characters (or bytes) of a text vanish when it is encoded, where there is no unk."""
-        del text
-        return 0
-
-    def _kind(self, token: int) -> str:
-        if token in (self.bos_id, self.eos_id):
-            return "end"
-        return "text" if 0 <= token < self.vocab_size else "mask"
-
-    @abc.abstractmethod
-    def _encode_batch(self, texts: list[str]) -> list[list[int]]: ...
-
-    @abc.abstractmethod
-    def _decode_run(self, ids: list[int]) -> str:
-        """Text of ids that are neither special nor out of range."""
-
-    @abc.abstractmethod
-    def _piece(self, token: int) -> str: ...
 
 
 def ends(bos: int | None, eos: int | None) -> tuple[int, int] | None:
@@ -326,19 +192,8 @@ class HubTokenizer(Tokenizer):
     def _decode_run(self, ids: list[int]) -> str:
         return self._tokenizer.decode(self._theirs(ids), skip_special_tokens=False)
 
-    def pieces(self, ids: Iterable[int]) -> list[str]:
-        tokens = one_text(ids)
-        found = super().pieces(tokens)
-        kinds = ["", *(self._kind(token) for token in tokens)]
-        for place, (before, kind) in enumerate(itertools.pairwise(kinds)):
-            if kind == "text" != before:  # where a text begins, decoders strip its space
-                found[place] = self._decode_run([tokens[place]])
-        return found
-
     def _piece(self, token: int) -> str:
-        """What the token adds behind another one, which is itself here."""
-        alone, twice = self._decode_run([token]), self._decode_run([token, token])
-        return twice[len(alone) :] if twice.startswith(alone) else alone
+        return self._decode_behind([token])
 
     def count_lost(self, text: str) -> int:
         return 0 if self._losses is None else self._losses.count(NORMALIZERS[self.normalize](text))

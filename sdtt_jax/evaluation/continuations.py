@@ -105,12 +105,20 @@ def layout_of(model: Model | CausalModel) -> RowLayout:
     return RowLayout(bos_id, mark_id=mark, eos_id=tokenizer.eos_id, max_length=model.config.length)
 
 
-def encode(tokenizer: Tokenizer, clozes: Sequence[Cloze]) -> list[Continuation]:
+def encode(
+    tokenizer: Tokenizer, clozes: Sequence[Cloze], mark: int | None = None
+) -> list[Continuation]:
     """Encodes texts, and cuts the ids where the prefix ends.
 
     The two are read as one text of a file (`without_traces_of_files`). Spaces at the end of a prefix are
     moved to its suffix. The two are encoded as one text if its ids begin with those of the prefix, and
     separately otherwise, so that words get their usual tokens.
+
+    Args:
+      tokenizer: of the model.
+      clozes: the texts.
+      mark: a token that will stand between prefix and suffix, behind which a text begins, as in training;
+        None for none.
     """
     clozes = [_as_in_files(cloze) for cloze in clozes]
     stripped = [cloze.prefix.rstrip() for cloze in clozes]
@@ -121,7 +129,8 @@ def encode(tokenizer: Tokenizer, clozes: Sequence[Cloze]) -> list[Continuation]:
         if np.array_equal(ids[: len(start)], start):
             suffix = ids[len(start) :]
         else:
-            suffix = tokenizer.encode(cloze.prefix[len(text) :] + cloze.suffix)
+            behind = mark is None and len(start) > 0
+            suffix = tokenizer.encode(cloze.prefix[len(text) :] + cloze.suffix, behind=behind)
         require(
             len(suffix) > 0,
             f"the suffix {cloze.suffix!r} has no tokens; there is nothing to score.",

@@ -54,7 +54,7 @@ def log_likelihoods(
     """
     if not pairs:
         return []
-    items = encode(model.text_tokenizer, [Cloze(*pair) for pair in pairs])
+    items = encode(model.text_tokenizer, [Cloze(*pair) for pair in pairs], model.prompt_end)
     nll, greedy = _scores(model, items, options)
     return [(-float(n), bool(g)) for n, g in zip(nll, greedy, strict=True)]
 
@@ -159,7 +159,8 @@ def generations(
         start = layout.opening(ids[len(ids) - kept :])
         tokens = _continued(model, draw, start, count, request.filters, options.num_steps)
         ends = np.flatnonzero(np.isin(tokens, (tokenizer.bos_id, tokenizer.eos_id)))
-        text = tokenizer.decode(tokens[: ends[0] if len(ends) else None])
+        behind = kept > 0 and model.prompt_end is None
+        text = tokenizer.decode(tokens[: ends[0] if len(ends) else None], behind=behind)
         for end in request.until:
             text = text.partition(end)[0]
         texts.append(text)

@@ -99,11 +99,19 @@ def read(
         convert = functools.partial(retokenise, source=tokenizer, target=theirs)
         # Prompt and continuation are converted separately: a token that spans both would count as one of
         # them.
-        parts = [(convert(t[:n]), convert(t[n:])) for t, n in zip(texts, prompts, strict=True)]
+        parts = [
+            (convert(t[:n]), convert(t[n:], behind=_goes_on(tokenizer, t[:n])))
+            for t, n in zip(texts, prompts, strict=True)
+        ]
         starts = np.array([len(prompt) for prompt, _ in parts])
         seen = [np.concatenate(both) for both in parts]
     check_vocabulary(judge, seen)
     return ReadTexts(texts, seen, starts, facts)
+
+
+def _goes_on(tokenizer: Tokenizer, prompt: np.ndarray) -> bool:
+    """Whether what follows a prompt continues its text; behind BOS or EOS a text begins."""
+    return len(prompt) > 0 and prompt[-1] not in (tokenizer.bos_id, tokenizer.eos_id)
 
 
 def score_texts(
@@ -213,17 +221,32 @@ def same_tokens(one: Tokenizer, other: Tokenizer) -> bool:
     return one.digest == other.digest and one.normalize == other.normalize
 
 
-def retokenise(tokens: np.ndarray, source: Tokenizer, target: Tokenizer) -> np.ndarray:
+def joins_again(source: Tokenizer | None, target: Tokenizer | None) -> bool:
+    """Whether a judge reads texts in its own tokens, and one of the tokenizers puts a space before each."""
+    if source is None or target is None or same_tokens(source, target):
+        return False
+    return source.puts_space or target.puts_space
+
+
+def retokenise(
+    tokens: np.ndarray, source: Tokenizer, target: Tokenizer, *, behind: bool = False
+) -> np.ndarray:
     """Converts ids of one tokenizer to those of another through text: `[n]` to `[m]` int32.
 
     Texts separated by BOS or EOS are separated by the target's EOS; at either end BOS and EOS are dropped.
+    With `behind` they continue other text, so that the first one keeps or lacks a space as it does.
     """
     special = np.isin(tokens, (source.bos_id, source.eos_id))
     edges = np.flatnonzero(np.diff(special)) + 1
     runs = zip(np.split(tokens, edges), np.split(special, edges), strict=True)
-    texts = [source.decode(run) for run, between in runs if len(run) and not between[0]]
+    behind = behind and len(tokens) > 0 and not special[0]
+    found = [run for run, between in runs if len(run) and not between[0]]
+    texts = [source.decode(run, behind=behind and n == 0) for n, run in enumerate(found)]
+    rows = target.encode_batch(texts)
+    if behind:
+        rows[0] = target.encode(texts[0], behind=True)
     end = np.array([target.eos_id], np.int32)
-    pieces = [part for ids in target.encode_batch(texts) for part in (end, ids)]
+    pieces = [part for ids in rows for part in (end, ids)]
     return np.concatenate(pieces[1:]) if texts else np.zeros(0, np.int32)
 
 

@@ -1,5 +1,6 @@
 """The given parts of texts that a model completes: prompts, texts with gaps, ends of texts."""
 
+import itertools
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -43,7 +44,7 @@ def given_tokens(
     parts = GAP.split(infill) if infill is not None else [prompt or ""]
     for part in parts[::2] if infill is not None else ():
         _require_no_slip(tokenizer, part)
-    texts = [tokenizer.encode_part(part) for part in parts[::2]]
+    texts = [ids for ids, _ in _encoded(tokenizer, parts)]
     if mark is not None:
         texts[-1] = np.append(texts[-1], np.int32(mark))
     # Python refuses to convert thousands of digits.
@@ -65,6 +66,15 @@ def given_tokens(
         fixed[position : position + len(ids)] = True
         position += len(ids) + gap
     return tokens, fixed
+
+
+def _encoded(tokenizer: Tokenizer, parts: Sequence[str]) -> Iterator[tuple[np.ndarray, bool]]:
+    """The ids of each text among `parts`, every other of which is a gap, and whether it begins the whole."""
+    begins = True
+    for part, gap in itertools.zip_longest(parts[::2], parts[1::2], fillvalue=""):
+        ids = tokenizer.encode_part(part, behind=not begins)
+        yield ids, begins
+        begins = begins and not len(ids) and not gap.strip("0")
 
 
 def _require_no_slip(tokenizer: Tokenizer, text: str) -> None:
@@ -109,11 +119,12 @@ def reading_notes(
             parts = GAP.split(text) if name == "infill" else [text]
             if name == "infill" and len(parts) == 1:
                 yield f"The infill {text!r} has no gap; [12] leaves 12 tokens to the model."
-            parts[::2] = [tokenizer.decode(tokenizer.encode_part(part)) for part in parts[::2]]
+            read = _encoded(tokenizer, parts)
+            parts[::2] = [tokenizer.decode(ids, behind=not begins) for ids, begins in read]
             parts[1::2] = [f"[{part}]" for part in parts[1::2]]
             # Line ends and a byte-order mark, which nobody types, are changed without a word.
-            if (read := "".join(parts)) != without_traces_of_files(text):
-                yield f"The {name} {text!r} is read as {read!r}."
+            if (shown := "".join(parts)) != without_traces_of_files(text):
+                yield f"The {name} {text!r} is read as {shown!r}."
             if name == "prompt" and GAP.search(text):
                 yield f"The prompt {text!r} has no gaps: [12] leaves tokens to the model in --infill alone."
 

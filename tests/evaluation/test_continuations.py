@@ -6,6 +6,7 @@ import pytest
 from sdtt_jax.data import TokenizerConfig, train_tokenizer
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.evaluation.continuations import Cloze, Continuation, RowLayout, encode, lay_out
+from tests.spaces import KINDS, spacing
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +62,22 @@ def test_where_the_cut_goes_through_a_token_both_sides_are_encoded_alone(gpt2):
     [found] = encode(gpt2, [Cloze("It is un", "believable")])
     np.testing.assert_array_equal(found.prefix, gpt2.encode("It is un"))
     np.testing.assert_array_equal(found.suffix, gpt2.encode("believable"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_where_the_cut_goes_through_a_token_no_space_comes_in(kind):
+    """Tokenizers put one before each text, and so before the text behind a mark, as it was trained."""
+    tokenizer = spacing(kind)
+    for cloze in (
+        Cloze("the th", "ing in"),
+        Cloze("a d", "in"),
+        Cloze("", "the"),
+        Cloze("a", " tin"),
+    ):
+        [(prefix, suffix)] = encode(tokenizer, [cloze])
+        assert tokenizer.decode([*prefix, *suffix]) == cloze.prefix + cloze.suffix
+    [found] = encode(tokenizer, [Cloze("the th", "ing in")], mark=1)
+    np.testing.assert_array_equal(found.suffix, tokenizer.encode("ing in"))
 
 
 def test_a_suffix_without_tokens_is_refused(gpt2):

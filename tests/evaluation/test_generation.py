@@ -24,6 +24,7 @@ from sdtt_jax.evaluation.suites.generation import (
 from sdtt_jax.model.masked import Model
 from sdtt_jax.networks import CausalConfig, CausalNetwork
 from tests.model.runs import model, random_params, run
+from tests.spaces import KINDS, spacing
 from tests.worlds import as_causal
 
 __all__ = ["model", "run"]
@@ -114,6 +115,38 @@ def test_all_suites_begin_where_sampling_begins(model, tmp_path, monkeypatch, fa
     text = prompted[0, len(given) - 4 : len(given)]
     asked = given if instructed else [model.tokenizer.bos_id, *text]
     assert row[row != model.mask_id].tolist() == list(asked)
+
+
+def test_scores_whose_spaces_were_lost_are_computed_again(model):
+    """They are stored with what they depend on, which now says so; of other tokenizers they are kept."""
+    gpt2 = train_tokenizer(TokenizerConfig(kind="gpt2"), [])
+    spaced = [spacing(kind) for kind in KINDS[:2]]
+    network = CausalNetwork(CausalConfig(8, length=8, num_layers=1, embed_dim=8, num_heads=2))
+    for written, judged, again in (
+        (spaced[0], gpt2, True),
+        (gpt2, spaced[0], True),
+        (*spaced, True),
+        (spaced[0], spaced[0], False),
+        (model.tokenizer, gpt2, False),
+        (spaced[0], None, False),
+    ):
+        writer = dataclasses.replace(model, tokenizer=written)
+        judge = as_causal(network, {}, judged)
+        found = generation.judging(Subject(writer, SETTINGS, judge))
+        assert ("spaces" in found) == again
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("sequences", "text"), [("packed", " tin"), ("prompted", "tin")])
+def test_a_text_that_goes_on_keeps_its_space(model, monkeypatch, kind, sequences, text):
+    """The harness appends it to its context. Behind a token that ends a prompt a text begins."""
+    tokenizer = spacing(kind)
+    tin = tokenizer.encode("tin")
+    monkeypatch.setattr(harness, "_continued", lambda *_: tin)
+    facts = model.facts | ({"sequences": sequences} if sequences == "prompted" else {})
+    spaced = dataclasses.replace(model, tokenizer=tokenizer, facts=facts)
+    requests = [("the", {"max_gen_toks": 2}), ("", {"max_gen_toks": 2})]
+    assert harness.generations(spaced, requests, harness.Options()) == [text, "tin"]
 
 
 def test_a_model_of_instructions_is_asked_for_completions_alone(model):

@@ -18,6 +18,7 @@ from sdtt_jax.evaluation.judge import (
     score_texts,
 )
 from sdtt_jax.networks.gpt2 import GPT2Config, GPT2Network
+from tests.spaces import KINDS, spacing
 from tests.worlds import as_causal, noisy_params
 
 SEEN = 8
@@ -132,6 +133,28 @@ def test_texts_are_cut_at_their_end_if_that_is_asked_for(tokenizers):
     np.testing.assert_array_equal(seen.seen[0], np.concatenate(expected))
     assert seen.starts.tolist() == [len(expected[0])]
     assert seen.facts["retokenised"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("prompt", ["the th", "the thin", "the thin "])
+def test_a_continuation_keeps_and_gets_no_space(tokenizers, kind, prompt):
+    """Also if its tokenizer, or the judge's, puts one before each text. Oracle: the whole text."""
+    _, gpt2 = tokenizers
+    text = "the thin thing in the tin"
+    spaced, other = spacing(kind), spacing("prepend", denoiser=True)
+    for source, target in ((spaced, gpt2), (gpt2, spaced), (other, spaced)):
+        judge = as_causal(GPT2, None, target)
+        start = source.encode(prompt)
+        ids = np.concatenate([start, source.encode(text[len(prompt) :], behind=True)])
+        ended = np.append(ids, source.eos_id)
+        for row in (ids, ended):
+            [seen] = read(judge, [row], source, "keep", given=len(start)).seen
+            assert target.decode(seen) == text
+        # Behind a token that ends a prompt, as of instructions, a text begins.
+        parted = np.insert(ids, len(start), source.bos_id)
+        found = read(judge, [parted], source, "keep", given=len(start) + 1)
+        expected = target.encode(source.decode(ids[len(start) :]))
+        np.testing.assert_array_equal(found.seen[0][found.starts[0] :], expected)
 
 
 @pytest.mark.parametrize("token", [11, -1])

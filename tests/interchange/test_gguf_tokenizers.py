@@ -103,7 +103,7 @@ def test_llama_2s_text_is_read_as_sentencepiece_reads_it(tmp_path):
     for words in ("the tin", "so  then,\nthings!", "things in things"):
         ids = tokenizer.encode(words)
         assert "".join(tokenizer.pieces(ids)) == words
-        # Behind MASK a text begins anew, as `decode` reads it.
+        # Behind MASK a text goes on, as `decode` reads it.
         with_mask = [*ids, tokenizer.mask_id, *ids]
         assert "".join(tokenizer.pieces(with_mask)) == tokenizer.decode(with_mask)
     fields["scores"] = fields["scores"][:-1]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from sdtt_jax.data import TokenizerConfig, train_tokenizer
+from sdtt_jax.data.tokenizer import MASK_PIECE
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.model.prompts import (
     closed,
@@ -15,12 +16,14 @@ from sdtt_jax.model.prompts import (
     reading_notes,
     text_lengths,
 )
+from tests.spaces import KINDS, spacing
 
 
 class Letters:
     """A tokenizer whose ids are places in the alphabet."""
 
-    def encode_part(self, text):
+    def encode_part(self, text, *, behind=False):
+        del behind
         return np.array([ord(letter) - ord("a") for letter in text], np.int32)
 
 
@@ -100,6 +103,22 @@ def test_a_text_is_shown_as_it_is_read():
             given_tokens(tokenizer, 16, infill=f"in [2] {slip} the")
     with pytest.raises(ConfigError, match="' 77 ' holds nothing"):
         given_tokens(tokenizer, 16, infill="in [2] 77 [2] the")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "infill", ["the th[1]g in[0] the tin", "[0]the[0][0]tin[2]", "[2] the tin", "the [1]in", "t[1]"]
+)
+def test_around_a_gap_no_space_comes_or_goes(kind, infill):
+    """Also of tokenizers that put one before each text. Oracle: what was typed."""
+    tokenizer = spacing(kind)
+    tokens, fixed = given_tokens(tokenizer, 24, infill=infill)
+    row = np.where(fixed, tokens, tokenizer.mask_id)
+    read = re.sub(r"\[(\d+)\]", lambda gap: MASK_PIECE * int(gap[1]), infill)
+    assert tokenizer.decode(row).rstrip(MASK_PIECE) == read.rstrip(MASK_PIECE)
+    assert not list(reading_notes(tokenizer, [], [infill]))
+    if infill.startswith("[0]"):
+        np.testing.assert_array_equal(row[:1], tokenizer.encode("the"))
 
 
 def test_what_a_caller_gives_is_read_as_from_a_file():

@@ -39,7 +39,7 @@ def _item(
     name = f"lambada/{settings.task}_{how}"
     choices = [item for item in task if isinstance(item, Choice)]
     clozes = [cloze for choice in choices for cloze in choice.clozes()] if choices else task
-    items = encode(model.text_tokenizer, clozes)
+    items = encode(model.text_tokenizer, clozes, model.prompt_end)
     inputs = subject.inputs(model, [ids for item in items for ids in item])
     if isinstance(model, Model):
         inputs |= {"num_maskings": settings.num_maskings} | bound_inputs(model)

@@ -7,7 +7,15 @@ import numpy as np
 from sdtt_jax.config import require, to_mapping
 from sdtt_jax.diffusion.decoders import parse_mode
 from sdtt_jax.evaluation.bootstrap import said
-from sdtt_jax.evaluation.judge import ReadTexts, Scores, behind, bos_of, read, score_texts
+from sdtt_jax.evaluation.judge import (
+    ReadTexts,
+    Scores,
+    behind,
+    bos_of,
+    joins_again,
+    read,
+    score_texts,
+)
 from sdtt_jax.evaluation.mauve import MauveConfig, mauve_score, text_features
 from sdtt_jax.evaluation.quality import quality
 from sdtt_jax.evaluation.record import Json, Record, digest_of
@@ -319,12 +327,15 @@ def _real(subject: Subject, setup: Setup, real: np.ndarray) -> Writer:
 def judging(subject: Subject) -> Json:
     """What the scores of texts depend on, besides the texts."""
     settings, judge = subject.settings, subject.judge
-    return {
+    inputs: Json = {
         "judge": judge and {"path": judge.facts["path"]} | judge.fingerprint,
         "first_token": settings.first_token,
         "ends": settings.ends,
         "resampling_seed": settings.seed,
     }
+    if judge is not None and joins_again(subject.model.tokenizer, judge.tokenizer):
+        inputs["spaces"] = "kept"  # earlier versions lost or added one behind a prompt
+    return inputs
 
 
 def _lines(judged: Judged, model: Model | CausalModel) -> list[Json]:

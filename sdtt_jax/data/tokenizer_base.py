@@ -1,0 +1,229 @@
+"""What all tokenizers have in common: whole texts, parts of texts and ids, there and back."""
+
+import abc
+import contextlib
+import functools
+import itertools
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from sdtt_jax.config import require
+from sdtt_jax.data.config import TokenizerConfig
+from sdtt_jax.data.ids import one_text
+from sdtt_jax.data.normalize import (
+    NORMALIZERS,
+    require_characters,
+    require_text,
+    without_traces_of_files,
+)
+from sdtt_jax.errors import ConfigError, DataError, UserError
+
+MASK_PIECE = "▒"
+# Vocabularies merge some of them with what follows, but hardly all.
+_ANCHORS = "☺.a0\nQx"
+
+
+class Tokenizer(abc.ABC):
+    """Text to ids and back.
+
+    Attributes:
+      config: what it was made from.
+      normalize: name, in `NORMALIZERS`, of the normalisation that `encode` applies first.
+      vocab_size: number of ids, MASK not counted.
+      digest: SHA-256 of its model file; equal digests, equal ids.
+      bos_id, eos_id: never produced by `encode`; they come from packing only.
+      unk_id: the id of characters that no other id can spell; None if there are no such characters.
+    """
+
+    config: TokenizerConfig
+    normalize: str
+    vocab_size: int
+    digest: str
+    bos_id: int
+    eos_id: int
+    unk_id: int | None = None
+
+    @property
+    def mask_id(self) -> int:
+        return self.vocab_size
+
+    def encode(self, text: str, *, behind: bool = False) -> np.ndarray:
+        """Text to int32 ids `[n]`, without BOS and EOS.
+
+        Args:
+          text: a whole text, or the end of one.
+          behind: whether other text stands before it. Tokenizers that put a space before each text then put
+            none before this one.
+        """
+        [ids] = self.encode_batch([text])
+        return self._behind(NORMALIZERS[self.normalize](text), ids) if behind else ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Texts to a list of int32 ids `[n_i]`, without BOS and EOS."""
+        right = isinstance(texts, Iterable) and not isinstance(texts, str | bytes)
+        require(right, f"encode_batch takes a list of texts, not {texts!r:.60}.")
+        texts = list(texts)
+        for text in texts:
+            require_text(text)
+        normalize = NORMALIZERS[self.normalize]
+        return self.encode_normalized([normalize(text) for text in texts])
+
+    def encode_normalized(self, texts: list[str]) -> list[np.ndarray]:
+        """Already normalised texts, or parts of them, to a list of int32 ids `[n_i]`."""
+        for text in texts:
+            require_characters(text)
+        return [np.asarray(row, np.int32) for row in self._encode_batch(texts)]
+
+    def encode_piece(
+        self, text: str, error: type[UserError] = DataError, *, behind: bool = False
+    ) -> np.ndarray:
+        """Part of a longer text to int32 ids `[n]`, keeping spaces at its beginning and end.
+
+        Normalisation strips whole documents, and a prompt or the text between two gaps is not one. `error` is
+        raised if the text holds half of a surrogate pair; `behind` is as for `encode`.
+        """
+        require_text(text)
+        # Between two letters, which every normalisation leaves alone.
+        normalized = NORMALIZERS[self.normalize](f"a{text}a")[1:-1]
+        require_characters(normalized, error)
+        ids = np.asarray(self._encode_batch([normalized])[0], np.int32)
+        return self._behind(normalized, ids) if behind else ids
+
+    def _behind(self, text: str, alone: np.ndarray) -> np.ndarray:
+        """A normalised text to ids `[n]` behind other text, given its ids `alone: [n]`.
+
+        They differ if the ids read as having one space more than the text. It is then encoded behind a
+        character that does not merge with it. If there is none, the space stays.
+        """
+        read = self.decode(alone, behind=True)
+        if _spaces(read) <= _spaces(text):
+            return alone
+        for anchor in _ANCHORS:
+            with contextlib.suppress(DataError):  # a vocabulary that has neither the anchor nor unk
+                start, both = self._encode_batch([anchor, anchor + text])
+                found = both[len(start) :]
+                if both == start + found and self.decode(found, behind=True) == read[1:]:
+                    return np.asarray(found, np.int32)
+        return alone
+
+    def encode_part(self, text: str, *, behind: bool = False) -> np.ndarray:
+        """As `encode_piece`, for what a user gives, read as from a file (`without_traces_of_files`).
+
+        `ConfigError` if nothing of it is left (see `reads`).
+        """
+        ids = self.encode_piece(without_traces_of_files(text), ConfigError, behind=behind)
+        require(self.reads(text, ids), f"{text!r} {self.reads_nothing}.")
+        return ids
+
+    def reads(self, text: str, ids: Iterable[int]) -> bool:
+        """Whether the ids keep more of the text than white space and unk; True for a blank text."""
+        known = [int(token) for token in ids if token != self.unk_id]
+        return not text.strip() or bool(self._decode_run(known).strip())
+
+    @property
+    def reads_nothing(self) -> str:
+        """The end of an error message about a text of which `reads` is False."""
+        dropped = f" after normalize={self.normalize!r}" * (self.normalize != "none")
+        nothing = f"holds nothing that the vocabulary knows{dropped}"
+        return f"{nothing}; give text like that of the corpus"
+
+    def decode(
+        self,
+        ids: Iterable[int],
+        *,
+        mask: str = MASK_PIECE,
+        separator: str = "\n",
+        behind: bool = False,
+    ) -> str:
+        """Ids to text.
+
+        Args:
+          ids: `[n]` integers, in any range.
+          mask: what MASK and ids out of range become; `""` leaves them out.
+          separator: what a BOS or EOS (or several in a row) between two texts becomes. At the
+            beginning and end they vanish.
+          behind: whether other text stands before them. A space with which they begin is then kept also by
+            tokenizers that put one before each text, and so take it away.
+        """
+        texts = [""]
+        for kind, run in itertools.groupby(one_text(ids), self._kind):
+            if kind == "end":
+                texts += [""] if texts[-1] else []
+                behind = False
+            elif kind == "text":
+                read = self._decode_behind if behind or texts[-1] else self._decode_run
+                texts[-1] += read(list(run))
+            else:
+                texts[-1] += mask * len(list(run))
+        return separator.join(texts if texts[-1] else texts[:-1])
+
+    def pieces(self, ids: Iterable[int]) -> list[str]:
+        """The text of each id on its own, for animations; as many as there are ids.
+
+        BOS and EOS are `""`; MASK and ids out of range are `MASK_PIECE`. Joined, the pieces read like
+        `decode`, except that a character spelled by several byte tokens shows as U+FFFD.
+        """
+        read = {
+            "end": lambda _: "",
+            "first": lambda token: self._decode_run([token]),
+            "text": self._piece,
+            "mask": lambda _: MASK_PIECE,
+        }
+        found, before = [], "end"
+        for token in one_text(ids):
+            kind = self._kind(token)
+            found.append(read["first" if kind == "text" and before == "end" else kind](token))
+            before = kind
+        return found
+
+    def count_lost(self, text: str) -> int:
+        """How many characters (or bytes) of a text vanish when it is encoded, where there is no unk."""
+        del text
+        return 0
+
+    @functools.cached_property
+    def _letter(self) -> int | None:
+        """A token that reads as letters or digits; None if there is none."""
+        texts = (token for token in range(self.vocab_size) if self._kind(token) == "text")
+        return next((token for token in texts if self._decode_run([token]).isalnum()), None)
+
+    @functools.cached_property
+    def puts_space(self) -> bool:
+        """Whether a text gets a space before it that it does not have, unless it stands behind another."""
+        if self._letter is None:
+            return False
+        with contextlib.suppress(
+            DataError
+        ):  # it may spell only words that its normalisation does not make
+            [ids] = self._encode_batch([self._decode_run([self._letter])])
+            return self.decode(ids, behind=True).startswith(" ")
+        return False
+
+    def _decode_behind(self, ids: list[int]) -> str:
+        """As `_decode_run`, behind other text, which is a letter here."""
+        alone = self._decode_run(ids)
+        if self._letter is None:
+            return alone
+        start, both = self._decode_run([self._letter]), self._decode_run([self._letter, *ids])
+        # Damaged bytes may take the letter with them.
+        return both[len(start) :] if both.startswith(start) else alone
+
+    def _kind(self, token: int) -> str:
+        if token in (self.bos_id, self.eos_id):
+            return "end"
+        return "text" if 0 <= token < self.vocab_size else "mask"
+
+    @abc.abstractmethod
+    def _encode_batch(self, texts: list[str]) -> list[list[int]]: ...
+
+    @abc.abstractmethod
+    def _decode_run(self, ids: list[int]) -> str:
+        """Text of ids that are neither special nor out of range."""
+
+    @abc.abstractmethod
+    def _piece(self, token: int) -> str: ...
+
+
+def _spaces(text: str) -> int:
+    return len(text) - len(text.lstrip(" "))
