@@ -65,7 +65,11 @@ def prompt_features(model: Model, x_init: np.ndarray, batch_size: int) -> np.nda
       model: the denoiser.
       x_init: `[prompts, length]` int32, MASK where text is to be written.
       batch_size: prompts at once.
+
+    Raises:
+      ConfigError: the model is a function of its noise; what its first call leaves open is in the noise.
     """
+    model.require_likelihood()
     function = functools.partial(_features, model.diffusion, model.sequences)
     return np.asarray(map_batches(function, model.params, x_init, batch_size))
 

@@ -104,8 +104,10 @@ def suffix_bounds(
       layout: what stands around the texts; None is the model's own.
 
     Raises:
-      ConfigError: as `lay_out`, or no draw masked anything.
+      ConfigError: as `lay_out`, no draw masked anything, or the model is a function of its noise and has no
+        likelihood.
     """
+    model.require_likelihood()
     layout = layout or layout_of(model)
     score = functools.partial(_bound_batch, model.diffusion, config, key)
     rows = lay_out(items, layout, model.mask_id)
@@ -131,6 +133,7 @@ def greedy_hits(
 
     Their mean is LAMBADA's accuracy. Every item is one row; arguments and errors as for `suffix_bounds`.
     """
+    model.require_likelihood()
     layout = layout or layout_of(model)
     score = functools.partial(_hit_batch, model.diffusion)
     rows = lay_out(items, layout, model.mask_id)

@@ -77,14 +77,16 @@ class Model(Loaded):
         """`[B, L]` int32, MASK or tokens → `[B, L, V]` float32, V with MASK and without padding.
 
         `sigma` is the total noise, one number or `[B]`; only a time-conditioned network reads it.
+        `ConfigError` if the network is a function of noise, without which it was never trained.
         """
+        self.require_likelihood()
         tokens = self.noisy(tokens)
         check_numbers("[0, inf)", (), tokens.shape[:1], sigma=sigma)
         with self.on_mesh():
             return _logits(self.denoiser, self.params, tokens, jnp.asarray(sigma, jnp.float32))
 
     def log_probs(self, x_t: Tokens, sigma: ArrayLike = 0.0) -> LogProbs:
-        """SUBS log-probabilities `[B, L, V]` float32, -inf where impossible; `sigma` as in `logits`."""
+        """SUBS log-probabilities `[B, L, V]` float32, -inf where impossible; all else as in `logits`."""
         x_t = self._rows(x_t, self.mask_id + 1)
         return _log_probs(self.logits(x_t, sigma), x_t, self.mask_id)
 

@@ -10,6 +10,7 @@ import pytest
 
 from sdtt_jax.diffusion.estimators import BoundConfig
 from sdtt_jax.errors import ConfigError
+from sdtt_jax.evaluation.budget import prompt_features
 from sdtt_jax.evaluation.cloze import (
     causal_scores,
     choice_hits,
@@ -17,6 +18,11 @@ from sdtt_jax.evaluation.cloze import (
     suffix_bounds,
 )
 from sdtt_jax.evaluation.continuations import Choice, Continuation, RowLayout
+from sdtt_jax.evaluation.record import Record
+from sdtt_jax.evaluation.settings import Settings
+from sdtt_jax.evaluation.subject import Subject
+from sdtt_jax.evaluation.suites import budget
+from sdtt_jax.evaluation.suites.cloze import suite
 from sdtt_jax.networks import CausalConfig
 from sdtt_jax.networks.causal import CausalNetwork
 from sdtt_jax.networks.gpt2 import GPT2Config, GPT2Network
@@ -254,6 +260,44 @@ def test_a_choice_lists_its_endings_after_their_contexts():
 def test_what_cannot_be_scored_is_refused(call, message):
     with pytest.raises(ConfigError, match=message):
         call()
+
+
+class Coupled(TableDenoiser):
+    """A denoiser that is a function of noise."""
+
+    noise_kind = "full"
+
+
+STUDENT = as_model(Coupled(), TABLE)
+ROW = np.array([[2, MASK, 0]], np.int32)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: suffix_bounds(
+            STUDENT, ITEMS, jax.random.key(0), BoundConfig("counts", 1), WHOLE, batch_size=4
+        ),
+        lambda: greedy_hits(STUDENT, ITEMS, WHOLE, batch_size=4),
+        lambda: prompt_features(STUDENT, ROW, 1),
+        lambda: budget.suite(Subject(STUDENT, Settings()), None),
+        lambda: STUDENT.logits(ROW),
+        lambda: STUDENT.log_probs(ROW),
+        lambda: STUDENT.score(ROW % MASK, jax.random.key(0)),
+    ],
+    ids=["bounds", "greedy", "features", "budget", "logits", "log_probs", "score"],
+)
+def test_a_function_of_noise_has_no_probabilities(call):
+    with pytest.raises(ConfigError, match="is a function of its noise and has no likelihood"):
+        call()
+
+
+def test_the_suite_says_that_a_function_of_noise_has_no_likelihood(tmp_path):
+    task, told = tmp_path / "task.jsonl", []
+    task.write_text('{"text": "a b"}\n')
+    record = Record(tmp_path / "out.json", {}, told.append)
+    suite(Subject(STUDENT, Settings(task_file=str(task))), record)
+    assert (told, record.items) == (["  lambada: none, the model is a function of its noise"], {})
 
 
 def test_a_causal_network_needs_bos_and_sees_no_eos(causal):

@@ -15,6 +15,7 @@ from sdtt_jax.evaluation.suites import generation
 def suite(subject: Subject, record: Record) -> None:
     """Runs the suite: continuations of prompts at each of `num_steps`, judged; finished items are kept."""
     settings, model = subject.settings, subject.denoiser("budget")
+    model.require_likelihood()  # before texts are written: the features would be refused after them
     if subject.judge is None:
         raise ConfigError("--suite=budget needs a --judge.")
     require(settings.prompted, "--suite=budget continues prompts; give --num_prompts or --prompts.")

@@ -26,8 +26,11 @@ def suite(subject: Subject, record: Record) -> None:
     settings = subject.settings
     require(bool(settings.task_file), "--suite=lambada needs a --task_file.")
     task = read_task(settings.task, settings.task_file)
-    if isinstance(subject.model, Model):
-        _item(subject, subject.model, record, "bound", task)
+    model = subject.model
+    if isinstance(model, Model) and model.diffusion.noise_kind is not None:
+        record.log("  lambada: none, the model is a function of its noise")
+    elif isinstance(model, Model):
+        _item(subject, model, record, "bound", task)
     if subject.causal is not None:
         _item(subject, subject.causal, record, "autoregressive", task)
 
