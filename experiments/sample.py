@@ -9,8 +9,8 @@
 
 --prompt and --infill apply to all texts if given once; otherwise give one for each text. --watch
 shows the texts appear as they are denoised, one after the other. In Python,
-`model.sample(jax.random.key(SEED), …)` gives the same texts. All devices share each batch. Give the
-same command to each of several processes; the first one writes the texts.
+`model.sample(jax.random.key(SEED), …)` gives the same texts (with JAX's default keys). All devices
+share each batch. Give the same command to each of several processes; the first one writes the texts.
 """
 
 import functools

@@ -14,6 +14,11 @@ import numpy as np
 from sdtt_jax.config import require
 
 MAX_SEED = 2**32 - 1
+# The library's own keys, whatever JAX_DEFAULT_PRNG_IMPL says: what a text, position or trajectory draws is to
+# depend on its own key.
+IMPLEMENTATION = "threefry2x32"
+# Under `vmap`, all keys of a batch of these draw with the first one.
+FIRST_OF_BATCH = ("rbg", "unsafe_rbg")
 
 
 def check_seed(seed: int) -> None:
@@ -29,27 +34,47 @@ def check_seed(seed: int) -> None:
 
 
 def seed_key(seed: int) -> jax.Array:
-    """The typed PRNG key of a seed, `jax.random.key(seed)`, shape `[]`.
+    """The typed PRNG key of a seed, `jax.random.key(seed, impl=IMPLEMENTATION)`, shape `[]`.
 
     Raises:
       ConfigError: the seed is not a whole number from 0 to `MAX_SEED`.
     """
     check_seed(seed)
-    return jax.random.key(int(seed))
+    return jax.random.key(int(seed), impl=IMPLEMENTATION)
 
 
 def check_key(key: Any) -> None:
-    """Raises `ConfigError` unless `key` is one PRNG key, from `jax.random.key` or the older `PRNGKey`."""
+    """Raises `ConfigError` unless `key` is one PRNG key, from `jax.random.key` or the older `PRNGKey`.
+
+    Keys that cannot be batched are refused as in `check_batched`.
+    """
     dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", None)
     typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
-    # Raw keys: Threefry's have 2 words, RBG's 4.
-    raw = dtype == np.uint32 and shape in ((2,), (4,))
+    # Raw keys are of JAX's default implementation: Threefry's have 2 words, RBG's 4.
+    raw = dtype == np.uint32 and shape == jax.random.key_data(jax.random.key(0)).shape
     found = f"an array {dtype}{list(shape)}" if shape is not None else repr(key)
     hint = "; take one of them, keys[0]" if typed and shape else ""
     require(
         (typed and shape == ()) or raw,
         f"key must be one jax.random.key(SEED), not {found:.60}{hint}.",
     )
+    check_batched(key)
+
+
+def check_batched(keys: Any) -> None:
+    """Raises `ConfigError` if keys (one or several) are of an implementation whose batches share one key."""
+    implementation = str(jax.random.key_impl(keys))
+    require(
+        implementation not in FIRST_OF_BATCH,
+        f"key is one of {implementation!r}, which draws a whole batch with the first of its keys, so that a "
+        f"text would depend on those beside it; give jax.random.key(SEED, impl={IMPLEMENTATION!r}).",
+    )
+
+
+def numbered_keys(key: jax.Array, numbers: jax.Array) -> jax.Array:
+    """The keys `fold_in(key, n)` of `numbers: [N]`, to be batched: shape `[N]`; errors as `check_batched`."""
+    check_batched(key)
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
 
 
 def purpose_key(seed: int, purpose: str, round: int = 0) -> jax.Array:

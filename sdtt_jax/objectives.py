@@ -33,6 +33,7 @@ from sdtt_jax.distillation.trajectories import (
     noise_shown,
     trajectory_noise,
 )
+from sdtt_jax.keys import numbered_keys
 from sdtt_jax.networks.causal import CausalNetwork
 from sdtt_jax.networks.exiting import EXIT_PARAMS, agreement_logits, layer_by_layer
 from sdtt_jax.networks.lora import LoraConfig, with_adapters
@@ -312,7 +313,7 @@ def coupled_loss(
         if "noise" in batch:
             return Trajectories(batch["noise"], tokens)
         all_noise = jax.random.wrap_key_data(words, impl=impl)
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(all_noise, batch["index"])
+        keys = numbered_keys(all_noise, batch["index"])
         alone = config.independent
         if tokens is not None and not config.hindsight:
             noise = trajectory_noise(diffusion, keys, length)

@@ -11,10 +11,20 @@ import numpy as np
 import pytest
 
 from experiments.settings import RunConfig
+from sdtt_jax.diffusion.denoiser import MaskedDiffusion
+from sdtt_jax.diffusion.schedule import make_schedule
+from sdtt_jax.distillation.trajectories import noise_of
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.evaluation.harness import Options
 from sdtt_jax.evaluation.settings import Sampling
-from sdtt_jax.keys import MAX_SEED, check_key, purpose_key, purpose_seed, seed_key
+from sdtt_jax.keys import (
+    MAX_SEED,
+    check_key,
+    numbered_keys,
+    purpose_key,
+    purpose_seed,
+    seed_key,
+)
 from sdtt_jax.laboratory.student import StudentConfig
 
 
@@ -95,10 +105,52 @@ def test_a_key_of_either_kind_is_one(key):
         (None, "not None"),
         ([0, 1], r"not \[0, 1\]"),
         (jnp.zeros(2), r"not an array float32\[2\]"),
+        (np.zeros(4, np.uint32), r"not an array uint32\[4\]"),
         (jax.random.split(jax.random.key(0), 3), r"key<fry>\[3\]; take one of them, keys\[0\]"),
     ],
-    ids=["seed", "none", "list", "floats", "several"],
+    ids=["seed", "none", "list", "floats", "words", "several"],
 )
 def test_what_is_not_a_key_is_named(key, named):
     with pytest.raises(ConfigError, match=rf"key must be one jax\.random\.key\(SEED\), .*{named}"):
         check_key(key)
+
+
+def test_a_run_s_keys_are_threefry_s_whatever_the_default():
+    """Oracle: the same keys under JAX's own default; a raw key of two words is none under another."""
+    expected = _data(purpose_key(3, "distill", 2))
+    with jax.default_prng_impl("rbg"):
+        assert _data(purpose_key(3, "distill", 2)) == expected
+        check_key(seed_key(0))
+        with pytest.raises(ConfigError, match=r"not an array uint32\[2\]"):
+            check_key(np.zeros(2, np.uint32))
+        with pytest.raises(ConfigError, match="key is one of 'rbg'"):
+            check_key(jax.random.PRNGKey(0))
+
+
+class _SeesNoise:
+    mask_id, noise_kind = 3, "full"
+
+
+@pytest.mark.parametrize("implementation", ["rbg", "unsafe_rbg"])
+@pytest.mark.parametrize(
+    "draw",
+    [
+        check_key,
+        lambda key: numbered_keys(key, jnp.arange(3)),
+        lambda key: jax.jit(numbered_keys)(key, jnp.arange(3)),
+        lambda key: noise_of(
+            MaskedDiffusion(_SeesNoise(), make_schedule()), jax.random.split(key, 2), 4
+        ),
+    ],
+    ids=["one", "numbered", "traced", "noise"],
+)
+def test_keys_whose_batch_draws_with_the_first_are_refused(implementation, draw):
+    """As JAX documents of `vmap` over RBG's keys: a text would depend on its place in the batch."""
+    with pytest.raises(ConfigError, match=rf"'{implementation}'.*impl='threefry2x32'"):
+        draw(jax.random.key(0, impl=implementation))
+
+
+def test_numbered_keys_are_folded_one_by_one():
+    found = numbered_keys(jax.random.key(5), jnp.array([4, 0, 7]))
+    one_by_one = [_data(jax.random.fold_in(jax.random.key(5), n)) for n in (4, 0, 7)]
+    assert [_data(key) for key in found] == one_by_one

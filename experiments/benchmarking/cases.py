@@ -38,7 +38,7 @@ from sdtt_jax.distillation.trajectories import (
     make_trajectories,
     noise_of,
 )
-from sdtt_jax.keys import purpose_key
+from sdtt_jax.keys import purpose_key, seed_key
 from sdtt_jax.networks import CausalConfig, CausalNetwork, Denoiser, DenoiserConfig
 from sdtt_jax.networks.config import TransformerConfig, of_same_size
 from sdtt_jax.networks.coupled import CoupledDenoiser
@@ -155,7 +155,7 @@ def _training(job: Job, config: RunConfig, log: Log) -> Case:
 def _trajectory_call(job: Job, config: RunConfig, student: MaskedDiffusion) -> float:
     """Seconds of one teacher call while making the trajectories that a noise-coupled student learns."""
     _, denoiser, teacher = _network(dataclasses.replace(job, variant="lean"), config)
-    params, keys = random_params(denoiser), jax.random.split(jax.random.key(0), job.batch_size)
+    params, keys = random_params(denoiser), jax.random.split(seed_key(0), job.batch_size)
     sampler = dataclasses.replace(config.coupled.trajectory(1), num_steps=TRAJECTORY_CALLS)
 
     @jax.jit

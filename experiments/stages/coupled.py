@@ -24,7 +24,7 @@ from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.distillation.trajectories import Teacher, make_trajectories
 from sdtt_jax.errors import MismatchError
 from sdtt_jax.evaluation.record import kept_batches
-from sdtt_jax.keys import purpose_key, purpose_seed
+from sdtt_jax.keys import numbered_keys, purpose_key, purpose_seed
 from sdtt_jax.model.batches import batched, join
 from sdtt_jax.networks.base import Network, abstract_params
 from sdtt_jax.objectives import coupled_loss
@@ -305,7 +305,7 @@ def _made(
 ) -> dict[str, Any]:
     """What is stored of some trajectories: their final tokens, and noise that no key can draw again."""
     del batch
-    keys, texts = jax.vmap(jax.random.fold_in, (None, 0))(key, rows["index"]), rows.get("tokens")
+    keys, texts = numbered_keys(key, rows["index"]), rows.get("tokens")
     noise, tokens = make_trajectories(
         student, Teacher(teacher, params), keys, length, config, texts, independent=independent
     )

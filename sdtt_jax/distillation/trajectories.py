@@ -15,6 +15,7 @@ from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.forward import masked_log_probs
 from sdtt_jax.diffusion.sampler import SamplerConfig, plan_generation, prior_sample, sample
 from sdtt_jax.errors import ConfigError
+from sdtt_jax.keys import check_batched, seed_key
 from sdtt_jax.ops.noise import FULL, Noise, draw_noise, mask_of, noise_given, num_values
 from sdtt_jax.ops.rows import MAX_ENTRIES
 from sdtt_jax.typing import Hidden, Keys, Params, Tokens
@@ -29,7 +30,7 @@ def noise_of(diffusion: MaskedDiffusion, keys: Keys, length: int) -> Noise:
       length: positions of a sequence.
 
     Raises:
-      ConfigError: the model sees no noise.
+      ConfigError: the model sees no noise, or the keys cannot be batched (`check_batched`).
     """
     kind = diffusion.noise_kind
     if kind is None:
@@ -41,6 +42,7 @@ def noise_of(diffusion: MaskedDiffusion, keys: Keys, length: int) -> Noise:
 
 
 def _drawn(diffusion: MaskedDiffusion, keys: Keys, length: int, kind: str) -> Noise:
+    check_batched(keys)
     return jax.vmap(lambda key: draw_noise(key, (length,), diffusion.mask_id, kind))(keys)
 
 
@@ -90,7 +92,7 @@ def trajectory_end(
     if teacher.noise_kind is not None:
         config = dataclasses.replace(config, temperature=0.0)
     # Nothing is drawn with this key: the noise determines both order and tokens.
-    state, _ = sample(teacher, params, jax.random.key(0), x_init, config, noise=noise)
+    state, _ = sample(teacher, params, seed_key(0), x_init, config, noise=noise)
     return jax.lax.stop_gradient(state.x)
 
 
@@ -112,7 +114,7 @@ def hindsight_noise(
     denoiser = teacher.denoiser
     batch, length = tokens.shape
     x_init = prior_sample(batch, length, teacher.mask_id)
-    plan = plan_generation(teacher, jax.random.key(0), x_init, config, noise)
+    plan = plan_generation(teacher, seed_key(0), x_init, config, noise)
 
     def call(index: jax.Array, seen: Hidden) -> Hidden:
         """Keeps the teacher's states at the positions that this call reveals."""

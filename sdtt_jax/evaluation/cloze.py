@@ -30,6 +30,7 @@ from sdtt_jax.evaluation.continuations import (
     lay_out,
     layout_of,
 )
+from sdtt_jax.keys import check_key
 from sdtt_jax.model.batches import map_batches
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
@@ -108,6 +109,7 @@ def suffix_bounds(
         likelihood.
     """
     model.require_likelihood()
+    check_key(key)
     layout = layout or layout_of(model)
     score = functools.partial(_bound_batch, model.diffusion, config, key)
     rows = lay_out(items, layout, model.mask_id)

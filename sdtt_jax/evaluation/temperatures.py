@@ -24,7 +24,7 @@ from sdtt_jax.diffusion.calls import ranks
 from sdtt_jax.diffusion.decoders.base import sigma_of_share
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.nelbo import masked_nll
-from sdtt_jax.keys import purpose_key
+from sdtt_jax.keys import numbered_keys, purpose_key
 from sdtt_jax.model.batches import map_batches
 from sdtt_jax.model.masked import Model
 from sdtt_jax.ops.categorical import draw
@@ -109,7 +109,7 @@ def _two_sided(
     def read(rows: Any, shared: Any) -> tuple[Any, tuple[()]]:
         (hidden, places), (head, key) = rows, shared
         logits = network.logits(head, hidden)[:, :mask_id]
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, places)
+        keys = numbered_keys(key, places)
 
         log_p = jax.nn.log_softmax(logits)
 

@@ -15,9 +15,12 @@ from experiments.settings import config_dict
 from experiments.stages.runner import open_run, run_stages
 from experiments.stages.training import training_job
 from experiments.stages.workdir import FREE_FIELDS, claim, lock, write_json
+from sdtt_jax.checkpoints.store import Checkpoints
 from sdtt_jax.config import to_mapping
 from sdtt_jax.errors import ConfigError, MismatchError, UserError
 from sdtt_jax.parallel.placement import unbox
+from tests.checkpoints.stored import state_at
+from tests.training import toy
 
 CONFIG = smoke()
 TEXT = "the quick brown fox jumps over the lazy dog and runs far away from here\n"
@@ -108,7 +111,7 @@ def test_row_24_other_data(tmp_path):
 @pytest.mark.fault(
     row=30,
     fault="the default PRNG implementation is another than the run began with",
-    promise="refused: checkpoints know the implementation of their keys",
+    promise="continues: a run's keys are Threefry's; checkpoints with keys of another one are refused",
 )
 def test_row_30_another_default_prng(tmp_path):
     config = with_corpus(tmp_path / "corpus.txt", TEXT * 200)
@@ -116,6 +119,13 @@ def test_row_30_another_default_prng(tmp_path):
         before = training_job(run, "judge").metadata
         with jax.default_prng_impl("rbg"):
             after = training_job(run, "judge").metadata
+            with Checkpoints(tmp_path / "kept", metadata=after | {"random": "key<rbg>"}) as kept:
+                kept.save(state_at(1))
+        with (
+            Checkpoints(tmp_path / "kept") as kept,
+            pytest.raises(MismatchError, match=r"random.*key<rbg>"),
+        ):
+            kept.restore(toy.abstract_like(state_at(1)), expect=after)
         # JAX_RANDOM_SEED_OFFSET changes all keys and no implementation.
         jax.config.update("jax_random_seed_offset", 7)
         try:
@@ -124,7 +134,7 @@ def test_row_30_another_default_prng(tmp_path):
             jax.config.update("jax_random_seed_offset", 0)
     # As earlier checkpoints have it, which therefore continue.
     assert before["random"] == "key<fry>, partitionable"
-    assert after["random"].startswith("key<rbg>")
+    assert after == before
     assert moved["random"] == "key<fry>, partitionable, seeds moved by 7"
 
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from sdtt_jax.config import whole, within
 from sdtt_jax.diffusion.decoders.base import Memory, Now, Scene
 from sdtt_jax.diffusion.decoders.filling import CHUNKS, reveal_due
+from sdtt_jax.keys import numbered_keys
 from sdtt_jax.ops.categorical import draw, filter_logits
 from sdtt_jax.ops.rows import map_selected
 from sdtt_jax.ops.sequences import preceded
@@ -60,7 +61,7 @@ def _candidates(
     def read(rows: tuple[Any, Any], shared: Any) -> tuple[Any, tuple[()]]:
         (hidden, places), (head, key) = rows, shared
         logits = filter_logits(network.logits(head, hidden)[:, : network.mask_id], scene.filters)
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, places)
+        keys = numbered_keys(key, places)
         several = jnp.broadcast_to(logits[:, None], (len(logits), count, logits.shape[-1]))
         tokens = jax.vmap(draw)(keys, several)
         log_probs = jax.nn.log_softmax(logits)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from sdtt_jax.diffusion.decoders.base import Now, Pick, Scene
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
+from sdtt_jax.keys import numbered_keys
 from sdtt_jax.ops.categorical import Filters, divided, draw, filter_logits
 from sdtt_jax.ops.noise import Noise, noisy_argmax
 from sdtt_jax.ops.rows import Chunks, map_selected
@@ -125,7 +126,7 @@ def drawn(filters: Filters) -> Choice:
 
     def choose(key: Key, logits: Logits, places: jax.Array, noise: Any) -> jax.Array:
         del noise
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, places)
+        keys = numbered_keys(key, places)
         return jax.vmap(draw)(keys, filter_logits(logits, filters))
 
     return choose
