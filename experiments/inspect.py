@@ -7,7 +7,7 @@
 For a network of the Llama family or a GPT-2, it prints the loss with and without shift, and with
 bidirectional and with causal attention. If the recognised reading does not have by far the lowest
 loss, the checkpoint was recognised wrongly. A noise-coupled student is a function of its noise, and
-has no loss.
+has no loss, nor has a model of every n-th token.
 """
 
 from collections.abc import Sequence
@@ -24,6 +24,7 @@ from sdtt_jax.evaluation.subject import Subject
 from sdtt_jax.evaluation.texts import held_out, held_out_name
 from sdtt_jax.interchange.load import load
 from sdtt_jax.keys import purpose_key
+from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
 from sdtt_jax.paths import write_json
 
@@ -57,6 +58,10 @@ def main(argv: Sequence[str]) -> None:
         print("There is no tokenizer, so no text can be read.")
     elif isinstance(model, Model) and model.diffusion.noise_kind is not None:
         print("There is no loss: the model is a function of its noise and has no likelihood.")
+    elif isinstance(model, CausalModel) and model.every is not None:
+        print(
+            f"There is no loss of text: it models only one token in {model.every}, for mode=skeleton."
+        )
     else:
         length = min(_TOKENS.value, model.config.length)
         settings = Settings(held_out=_HELD_OUT.value, length=length, held_out_texts=_TEXTS.value)

@@ -158,8 +158,9 @@ def causal_scores(
         model's own.
 
     Raises:
-      ConfigError: as `lay_out`, or a layout without BOS or with EOS.
+      ConfigError: as `lay_out`, a layout without BOS or with EOS, or a model of every n-th token.
     """
+    model.require_whole_texts()
     network = model.network
     layout = layout or layout_of(model)
     bos_id = layout.bos_id

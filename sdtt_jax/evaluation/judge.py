@@ -134,8 +134,10 @@ def score_texts(
       given: tokens at the start of the texts, or of each, that are read but not scored (a prompt).
 
     Raises:
-      ConfigError: BOS is needed but not known, or a token is not in the judge's vocabulary.
+      ConfigError: BOS is needed but not known, a token is not in the judge's vocabulary, or it is a model of
+        every n-th token.
     """
+    model.require_whole_texts()
     check_vocabulary(model, texts)
     rows, owners = make_rows(
         texts, bos_id=bos_of(model, first_token), given=given, limit=model.network.max_length

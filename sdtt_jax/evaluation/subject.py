@@ -84,13 +84,16 @@ def load_subject(
       given: what the user specifies about the checkpoint's network, as `load` takes it.
 
     Raises:
-      ConfigError: there is neither a checkpoint nor a judge, or the length exceeds the model's.
+      ConfigError: there is neither a checkpoint nor a judge, the length exceeds the model's, or one of the
+        models is of every n-th token, for `mode=skeleton`.
       CheckpointError: a judge or baseline is not causal, or one of the models cannot be loaded.
     """
     compute_dtype = settings.compute_dtype or None
     model = None
     if checkpoint is not None:
         model = load(checkpoint, mesh=mesh, compute_dtype=compute_dtype, **given or {})
+        if isinstance(model, CausalModel):
+            model.require_whole_texts()
     run = None if model is None else model.run_folder
     own = str(run / "judge") if run is not None and (run / "judge" / "final").is_dir() else NONE
 
@@ -100,11 +103,7 @@ def load_subject(
             return None
         loaded = load(name, mesh=mesh, compute_dtype=compute_dtype)
         if isinstance(loaded, CausalModel):
-            every = loaded.facts.get("every")
-            require(
-                every is None,
-                f"--{flag}={name} models only one token in {every}, for mode=skeleton; give another model.",
-            )
+            loaded.require_whole_texts()
             return loaded
         raise CheckpointError(
             f"--{flag}={name} holds a denoiser; a {flag} is causal: smollm2, a GPT-2, a run's judge folder."

@@ -45,6 +45,19 @@ class CausalModel(Loaded):
         every = self.facts.get("every", 1 if self.facts.get("stage") == "judge" else 0)
         return Helper(self.params, self.network, self.text_tokenizer.bos_id, every)
 
+    @property
+    def every(self) -> int | None:
+        """n, for a model of texts of every n-th token (`mode=skeleton`); None for any other."""
+        return self.facts.get("every")
+
+    def require_whole_texts(self) -> None:
+        """Raises `ConfigError` if the model is one of every n-th token, to which a text is another one."""
+        require(
+            self.every is None,
+            f"{self.facts['path']} models only one token in {self.every}; it can be the helper of "
+            "mode=skeleton, but neither scores nor writes texts.",
+        )
+
     def logits(self, tokens: jax.Array) -> jax.Array:
         """`[B, L]` int32 → `[B, L, V]` float32: position i predicts token i + 1; V without MASK."""
         tokens = self.placed(as_rows(tokens, self.config.vocab_size))
@@ -62,7 +75,9 @@ class CausalModel(Loaded):
 
         Raises:
           CheckpointError: the model has no tokenizer to say what BOS is.
+          ConfigError: it is a model of every n-th token (`require_whole_texts`).
         """
+        self.require_whole_texts()
         bos_id = self.text_tokenizer.bos_id
         tokens = self.placed(as_rows(tokens, self.config.vocab_size))
         with self.on_mesh():
@@ -92,7 +107,8 @@ class CausalModel(Loaded):
           **filters: temperature, top_k, top_p.
 
         Raises:
-          ConfigError: more positions than the network has, or a filter is out of range.
+          ConfigError: more positions than the network has, a filter is out of range, or it is a model of
+            every n-th token.
         """
         whole(1, num_samples=num_samples)
         require(isinstance(prompt, str), f"prompt must be one text, not {prompt!r:.60}.")
@@ -120,6 +136,7 @@ class CausalModel(Loaded):
           batch_size: texts at once.
           **filters: temperature, top_k, top_p.
         """
+        self.require_whole_texts()
         check_key(key)
         check_fields(Filters, filters, "sample")
         prompts = to_host(as_rows(prompts, self.config.vocab_size, "prompts"))

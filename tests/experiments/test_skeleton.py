@@ -10,9 +10,16 @@ from experiments.settings import run_config
 from experiments.stages.runner import open_run, run_stages
 from experiments.stages.training import training_job
 from sdtt_jax.errors import ConfigError
+from sdtt_jax.evaluation.harness import (
+    Options,
+    generations,
+    log_likelihoods,
+    rolling_log_likelihoods,
+)
 from sdtt_jax.evaluation.settings import Settings
 from sdtt_jax.evaluation.subject import load_subject
 from tests.experiments.small import small
+from tests.forking import run_module
 from tests.worlds import noisy_params
 
 LETTERS, EVERY, MODE = "abcdefghij", 4, "skeleton:every=4"
@@ -72,9 +79,27 @@ def test_only_tokens_that_are_trained_count_for_its_speed(root):
     assert [job.tokens_per_batch // job.config.batch_size for job in jobs] == [16, 16 // EVERY]
 
 
-def test_it_judges_nothing(root):
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda path: load_subject(Settings(), None, path, "none", None),
+        lambda path: load_subject(Settings(), path, "none", "none", None),
+        lambda path: sdtt_jax.load(path).score(np.zeros((1, 4), np.int32)),
+        lambda path: sdtt_jax.load(path).sample(jax.random.key(0), 1, 4),
+        lambda path: log_likelihoods(sdtt_jax.load(path), [("ab", "cd")], Options()),
+        lambda path: rolling_log_likelihoods(sdtt_jax.load(path), ["abcd"], Options()),
+        lambda path: generations(sdtt_jax.load(path), [("ab", {})], Options(max_tokens=2)),
+    ],
+    ids=["judge", "subject", "score", "sample", "likelihoods", "rolling", "generations"],
+)
+def test_to_it_a_text_is_another_one_so_it_judges_and_writes_nothing(root, call):
     with pytest.raises(ConfigError, match="models only one token in 4"):
-        load_subject(Settings(), None, str(root / "skeleton"), "none", None)
+        call(str(root / "skeleton"))
+
+
+def test_it_is_inspected_all_the_same(root):
+    done = run_module("experiments.inspect", [f"--checkpoint={root / 'skeleton'}"])
+    assert (done.status, "models only one token in 4" in done.stdout) == (0, True), done.stderr
 
 
 @pytest.mark.parametrize(("every", "said"), [(1, "the judge itself"), (17, "data.length >= 17")])
