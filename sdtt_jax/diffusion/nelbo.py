@@ -33,7 +33,7 @@ from sdtt_jax.diffusion.forward import q_xt, sample_t, token_nll
 from sdtt_jax.diffusion.schedule import Schedule, covering
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.ops.head_loss import selected_losses, weighted_loss
-from sdtt_jax.ops.sequences import mean_counted
+from sdtt_jax.ops.sequences import nats_per_token
 from sdtt_jax.ops.tokens import as_rows
 from sdtt_jax.typing import Key, Params, PerSequence, PerToken, Positions, Scalar, Tokens
 
@@ -207,7 +207,8 @@ def nelbo(
     Its exponential bounds the perplexity from above (MDLM, arXiv 2406.07524, equation 10), but for the
     thousandth of a text that log-linear leaves clean. Under a schedule that leaves out more, times are drawn
     from log-linear (`schedule.covering`), where the training loss is no bound. Values only: under `jit`
-    differentiating it raises; train on `denoising_terms(…).total`.
+    differentiating it raises; train on `denoising_terms(…).total`. NaN for a sequence in which nothing
+    counts, such as a prompt alone.
 
     Args:
       diffusion, params: the model.
@@ -223,4 +224,4 @@ def nelbo(
     whole = dataclasses.replace(diffusion, schedule=schedule)
     t, weight, x_t = masked_batch(whole, x0, key, config or NelboConfig())
     nll = masked_nll(diffusion, params, x0, x_t, told(schedule.sigma(t)))
-    return mean_counted(nll * weight[:, None], diffusion.free)
+    return nats_per_token(nll * weight[:, None], diffusion.free)

@@ -18,7 +18,7 @@ from sdtt_jax.model.batches import Batch, Written, batched
 from sdtt_jax.networks.causal import CausalNetwork
 from sdtt_jax.networks.config import TransformerConfig
 from sdtt_jax.ops.categorical import Filters
-from sdtt_jax.ops.sequences import Sequences, arrange, mean_counted
+from sdtt_jax.ops.sequences import Sequences, arrange, nats_per_token
 from sdtt_jax.ops.tokens import as_rows
 from sdtt_jax.parallel.processes import to_host
 
@@ -72,6 +72,7 @@ class CausalModel(Loaded):
         """-log p of each sequence `[B, L]` after BOS: `[B]` float32, nats per token that counts in training.
 
         Each text of a sequence begins after BOS and sees no other one; prompts and padding do not count.
+        NaN if nothing does, as in a prompt alone.
 
         Raises:
           CheckpointError: the model has no tokenizer to say what BOS is.
@@ -170,4 +171,4 @@ def _score(
 ) -> jax.Array:
     arrangement = arrange(tokens, sequences)
     nll = causal_nll(network, params, tokens, bos_id, arrangement)
-    return mean_counted(nll, None if arrangement is None else arrangement.free)
+    return nats_per_token(nll, None if arrangement is None else arrangement.free)

@@ -321,6 +321,8 @@ class Model(Loaded):
     def score(self, tokens: Tokens, key: Key, num_samples: int = 1) -> PerSequence:
         """Monte Carlo estimate of the NELBO of each sequence: `[B]` float32, nats per token.
 
+        NaN for a sequence in which nothing counts, such as a prompt alone.
+
         Args:
           tokens: `[B, L]` int32, text: no MASK.
           key: PRNG key.

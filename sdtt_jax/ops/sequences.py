@@ -180,7 +180,7 @@ def number_counted(tokens: Tokens, free: Positions | None) -> Scalar:
 
 
 def mean_counted(values: PerToken, free: Positions | None) -> PerSequence:
-    """The mean of each sequence over the positions that count: `[batch]` float32.
+    """The mean of each sequence over the positions that count: `[batch]` float32; 0 if none does.
 
     Args:
       values: `[batch, length]` float32, 0 where nothing counts.
@@ -189,6 +189,15 @@ def mean_counted(values: PerToken, free: Positions | None) -> PerSequence:
     if free is None:
         return values.mean(axis=-1)
     return values.sum(axis=-1) / jnp.maximum(free.sum(axis=-1), 1)
+
+
+def nats_per_token(nll: PerToken, free: Positions | None) -> PerSequence:
+    """`mean_counted` of losses: `[batch]` float32, NaN for a sequence in which nothing counts.
+
+    A 0 there, as of a prompt without a completion, would be the best score that there is.
+    """
+    means = mean_counted(nll, free)
+    return means if free is None else jnp.where(free.any(axis=-1), means, jnp.nan)
 
 
 def text_sums(values: PerToken, arrangement: Arrangement | None) -> jax.Array:

@@ -139,6 +139,13 @@ def test_the_denoising_loss_is_that_of_a_loop_over_texts(kind):
     np.testing.assert_allclose((bound * free.sum(axis=1)).sum(), expected, rtol=1e-5)
 
 
+def test_a_sequence_in_which_nothing_counts_has_no_bound():
+    """It was 0 nats per token, which no text reaches."""
+    tokens = np.stack([BATCHES["prompted"][0], [*[5] * (LENGTH - 1), BOS]]).astype(np.int32)
+    _, _, bound = _on_batch("prompted", _denoising, tokens)
+    assert np.isnan(bound).tolist() == [False, True]
+
+
 def _distilling(model, x):
     """What is masked, and the loss of a step that reveals nothing."""
     # Traced, because a step of 0 is refused where it is known.

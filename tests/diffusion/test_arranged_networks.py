@@ -124,6 +124,8 @@ def test_a_causal_models_score_is_that_of_a_loop_over_texts(kind):
     """Oracle: `causal_nll` of every text by itself, over its tokens behind the prompt."""
     network, _ = NETWORKS["causal"]
     params, tokens = noisy_params(network, 4, spread=0.3), BATCHES[kind]
+    if kind == "prompted":  # and a prompt alone, in which nothing counts
+        tokens = np.concatenate([tokens, [[*[5] * (LENGTH - 1), BOS]]])
     model = as_causal(network, params, _sequences(kind))
     model = dataclasses.replace(model, facts=model.facts | {"sequences": kind})
     found = [[] for _ in tokens]
@@ -131,4 +133,5 @@ def test_a_causal_models_score_is_that_of_a_loop_over_texts(kind):
         text = tokens[row, place]
         prompt = int(np.argmax(text == BOS)) + 1 if kind == "prompted" else 0
         found[row] += np.asarray(CAUSAL_NLL(network, params, text[None], BOS))[0, prompt:].tolist()
-    np.testing.assert_allclose(model.score(tokens), [np.mean(nats) for nats in found], rtol=1e-5)
+    expected = [np.mean(nats) if nats else np.nan for nats in found]
+    np.testing.assert_allclose(model.score(tokens), expected, rtol=1e-5)
