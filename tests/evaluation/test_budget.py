@@ -49,6 +49,17 @@ def test_with_noise_each_prompt_still_gets_its_own_number():
     assert found["fixed_excess"] == pytest.approx(0.05, abs=3 * 0.014)
 
 
+def test_a_prompt_that_a_number_of_steps_left_empty_is_in_neither_half():
+    """Oracle: the same prompts without those."""
+    features, nats, _ = world(100, noise=0.3)
+    empty = np.insert(nats, [0, 50], [[np.nan, 1.0, 1.0], [1.0, 1.0, np.nan]], axis=0)
+    found = halves(np.insert(features, [0, 50], 9.0, axis=0), empty, STEPS, 0.06)
+    assert found.pop("prompts_not_scored") == 2
+    expected = halves(features, nats, STEPS, 0.06)
+    assert expected.pop("prompts_not_scored") == 0
+    assert found == expected
+
+
 def test_the_features_are_entropies_of_what_is_masked():
     network = tiny_network()
     params = noisy_params(network, 0)
@@ -100,8 +111,9 @@ def test_fewer_prompts_than_features_are_refused():
 
 def test_an_empty_continuation_does_not_count_as_one_without_loss():
     """Oracle: nats over tokens of each prompt by hand; with equal lengths, the mean over continuations."""
-    scores = Scores(np.array([8.0, 0.0, 3.0, 1.0]), np.array([4, 0, 1, 3]), np.ones(4, int))
-    np.testing.assert_allclose(of_prompts(scores, 2), [2.0, 1.0])
+    nll, scored = np.array([8.0, 0.0, 3.0, 1.0, 0.0, 0.0]), np.array([4, 0, 1, 3, 0, 0])
+    scores = Scores(nll, scored, np.ones(6, int))
+    np.testing.assert_allclose(of_prompts(scores, 2), [2.0, 1.0, np.nan])
     nll = np.random.default_rng(0).random(12)
     even = Scores(nll, np.full(12, 7), np.ones(12, int))
     np.testing.assert_array_equal(of_prompts(even, 3), even.per_token.reshape(4, 3).mean(axis=1))

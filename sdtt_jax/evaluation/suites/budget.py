@@ -28,6 +28,8 @@ def suite(subject: Subject, record: Record) -> None:
     every = [w for w in generation.writers(subject, setup) if w.facts["kind"] == "diffusion"]
     every.sort(key=lambda writer: writer.facts["num_steps"])
     inputs: Json = {"texts": [writer.inputs for writer in every], "delta": settings.budget_delta}
+    if settings.ends == "cut":
+        inputs["empty"] = "left out"  # earlier versions counted nothing written as nothing lost
 
     def compute() -> Json:
         judged = [generation.judged_texts(subject, record, setup, writer) for writer in every]
@@ -44,25 +46,32 @@ def suite(subject: Subject, record: Record) -> None:
     record.log(
         f"  {result['steps']:.2f} steps on average lose {result['excess']:.4f} nats per token; the fewest "
         f"with one number for all, {result['fixed_steps']}, lose {result['fixed_excess']:.4f}"
+        + f"; {result['prompts_not_scored']} prompts with nothing to score"
+        * bool(result.get("prompts_not_scored"))
     )
 
 
 def of_prompts(scores: Scores, continuations: int) -> np.ndarray:
-    """Nats per token of the continuations of each prompt together: `[prompts]`; 0 if all are empty."""
+    """Nats per token of the continuations of each prompt together: `[prompts]`; NaN if all are empty."""
     nats, scored = (x.reshape(-1, continuations) for x in (scores.per_token, scores.scored))
-    share = np.nan_to_num(shares(scored))  # 1 for continuations of equal length
+    share = shares(scored)  # 1 for continuations of equal length
     return (nats * share).mean(axis=1)
 
 
 def halves(features: np.ndarray, nats: np.ndarray, steps: np.ndarray, delta: float) -> Json:
     """Fits a budget on every other prompt, and compares it on the rest with one number of steps for all.
 
+    Prompts whose continuations by one of the settings are all empty are left out: to write nothing loses
+    nothing, and would be the best that the setting can do.
+
     Args:
       features: `[prompts, features]`.
-      nats: `[prompts, settings]`, per token.
+      nats: `[prompts, settings]`, per token; NaN where nothing was scored.
       steps: `[settings]`, rising.
       delta: nats per token that may be lost.
     """
+    scored = np.isfinite(nats).all(axis=1)
+    features, nats = features[scored], nats[scored]
     excess = nats - nats[:, -1:]
     known, new = excess[::2], excess[1::2]
     budget = fit(features[::2], known)
@@ -71,6 +80,7 @@ def halves(features: np.ndarray, nats: np.ndarray, steps: np.ndarray, delta: flo
     return {
         "delta": delta,
         "prompts": len(new),
+        "prompts_not_scored": int((~scored).sum()),
         "steps": float(steps[chosen].mean()),
         "excess": float(new[np.arange(len(new)), chosen].mean()),
         "fixed_steps": int(steps[fixed]),
