@@ -21,6 +21,9 @@ from sdtt_jax.errors import ConfigError
 T = TypeVar("T")
 # Every int32 is below this.
 INT32 = 2**31
+# What is computed with is float32: below its least number of full precision XLA takes a number for 0, and
+# above its greatest one it is infinite.
+LEAST, MOST = 2.0**-126, (2 - 2.0**-23) * 2.0**127
 
 
 def from_mapping(cls: type[T], mapping: Mapping[str, Any], where: str = "config") -> T:
@@ -125,22 +128,23 @@ def require(condition: bool, message: str) -> None:
 
 
 def positive(config: Any = None, *names: str, **values: float) -> None:
-    """Checks that the fields `names` of `config`, and `values`, are above 0 and finite."""
+    """Checks that the fields `names` of `config`, and `values`, are above 0 and finite, in float32 too."""
     _check(lambda value: value > 0, "be positive", config, names, values)
-    _check(lambda value: value < math.inf, "be finite", config, names, values)
+    _check(lambda value: value >= LEAST, "be 1.2e-38 or more, as in float32", config, names, values)
+    _finite(config, names, values)
 
 
 def at_least(least: float, config: Any = None, *names: str, **values: float) -> None:
-    """Checks that the fields `names` of `config`, and `values`, are `least` or more, and finite."""
+    """Checks that the fields `names` of `config`, and `values`, are `least` or more, finite in float32."""
     _check(lambda value: value >= least, f"be at least {least}", config, names, values)
-    _check(lambda value: value < math.inf, "be finite", config, names, values)
+    _finite(config, names, values)
 
 
 def whole(least: int, config: Any = None, *names: str, **values: Any) -> None:
     """Checks that the fields `names` of `config`, and `values`, are whole numbers, `least` or more."""
     _check(lambda value: operator.index(value) == value, "be a whole number", config, names, values)
-    check = positive if least == 1 else functools.partial(at_least, least)
-    check(config, *names, **values)
+    what = "be positive" if least == 1 else f"be at least {least}"
+    _check(lambda value: value >= least, what, config, names, values)
 
 
 def flags(config: Any = None, *names: str, **values: Any) -> None:
@@ -169,7 +173,7 @@ def given(config: Any, *names: str) -> list[str]:
 
 
 def within(interval: str, config: Any = None, *names: str, **values: float) -> None:
-    """Checks that the fields `names` of `config`, and `values`, lie in `interval`.
+    """Checks that the fields `names` of `config`, and `values`, lie in `interval`, and are finite in float32.
 
     Args:
       interval: for example "[0, 1)", which contains 0 and not 1, or "(0, inf)".
@@ -178,6 +182,7 @@ def within(interval: str, config: Any = None, *names: str, **values: float) -> N
       **values: other values, by name.
     """
     _check(functools.partial(inside, interval), f"lie in {interval}", config, names, values)
+    _finite(config, names, values)
 
 
 def inside(interval: str, value: float) -> bool:
@@ -216,6 +221,11 @@ def _named(
 ) -> Iterable[tuple[str, Any]]:
     """The fields `names` of `config`, and `values`, each with its name."""
     return ({name: getattr(config, name) for name in names} | dict(values)).items()
+
+
+def _finite(config: Any, names: Iterable[str], values: Mapping[str, float]) -> None:
+    _check(lambda value: value < math.inf, "be finite", config, names, values)
+    _check(lambda value: value <= MOST, "be 3.4e38 or less, as in float32", config, names, values)
 
 
 def _check(

@@ -163,3 +163,8 @@ def test_zero_is_taken_where_it_has_a_meaning():
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, True])
 def test_what_is_measured_is_a_number(value):
     assert taken(float, value) == []
+
+
+def test_what_is_measured_is_finite_in_float32():
+    """Larger numbers become infinite there, and their products with 0 NaN."""
+    assert taken(float, 1e39) == []

@@ -74,7 +74,9 @@ class Retrieving(Wrapped):
         closeness = jnp.where(store.valid, closeness, NEG_INFINITY)
         count = min(self.neighbours, len(keys))
         closest, places = jax.lax.approx_max_k(closeness, count, recall_target=self.recall)
-        weight = jax.nn.softmax(closest / self.temperature, axis=-1)
+        # A low temperature takes differences from the nearest beyond float32, but not the nearest itself.
+        farther = closest - closest.max(axis=-1, keepdims=True)
+        weight = jax.nn.softmax(farther / self.temperature, axis=-1)
         rows = jnp.arange(len(query))[:, None]
         said = jnp.zeros((len(query), self.mask_id), jnp.float32)
         said = said.at[rows, store.tokens[places]].add(weight)

@@ -54,6 +54,7 @@ class TrainConfig:
             self.spike_factor == 0 or 1 < self.spike_factor < math.inf,
             f"spike_factor={self.spike_factor} must be above 1 and finite, or 0 to accept all.",
         )
+        within("[0, inf)", self, "spike_factor")
         within("[0, 1)", self, "ema_decay")
         require(
             self.batch_size % self.microbatches == 0,

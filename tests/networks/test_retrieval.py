@@ -92,9 +92,12 @@ def test_a_model_with_neighbours_writes_in_every_dtype(params, compute_dtype):
 
 
 def test_a_smaller_datastore_has_fewer_neighbours():
-    store = Datastore(np.zeros((2, 16), np.float32), np.array([0, 1]), np.array([True, True]))
-    network = Retrieving(NETWORK, neighbours=16, share=0.5)
+    """Equally near ones share the weight at the lowest temperature too: 16 divided by it is infinite."""
+    store = Datastore(np.ones((2, 16), np.float32), np.array([0, 1]), np.array([True, True]))
+    network = Retrieving(NETWORK, neighbours=16, share=0.5, temperature=1.2e-38)
     near = jax.jit(network._near)(store, np.ones((3, 16), np.float32))
     np.testing.assert_allclose(near, np.tile([0.5, 0.5, 0.0], (3, 1)), atol=1e-6)
     with pytest.raises(ConfigError, match="share must lie in"):
         Retrieving(NETWORK, share=1.0)
+    with pytest.raises(ConfigError, match=r"temperature must be 1\.2e-38 or more"):
+        Retrieving(NETWORK, temperature=1e-40)

@@ -165,6 +165,8 @@ def test_the_gradient_is_clipped_before_anything_else(params, grads):
         ({"schedule": "step"}, "schedule='step'"),
         ({"learning_rate": 0.0}, "learning_rate"),
         ({"b2": 1.0}, "b2 must lie"),
+        # 0 in float32, and so is an entry's gradient that a batch does not look up: 0 / 0.
+        ({"eps": 1e-46}, "eps must be 1.2e-38 or more, as in float32, not 1e-46"),
         ({"name": "adam", "weight_decay": 0.1}, "weight_decay=0.1"),
         ({"adam_learning_rate": 0.1}, "adam_learning_rate=0.1"),
         ({"clip_norm": -1.0}, "clip_norm"),
