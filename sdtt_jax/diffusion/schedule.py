@@ -23,6 +23,9 @@ SIGMAS = {"linear": (0.0, 10.0), "geometric": (1e-3, 1.0)}
 # Not far below this, float32 makes alpha_1 0 or less, and sigma(1) infinite or NaN: log-linear's 1 - eps
 # rounds to 1 below 3e-8, and cos(pi / 2), to which cosine adds eps, is -4.4e-8.
 MIN_EPS = 1e-7
+# Total noise other than 0 lies between: beyond, float32 makes its rate, its gradient or the bound's weight
+# infinite or NaN at some time from 1e-5 to 1.
+MIN_SIGMA, MAX_SIGMA = 1e-30, 1e30
 # Of the move chances from 0 to 1, the share at both ends that a bound may leave out; log-linear's is 0.001.
 LEFT_OUT = 0.01
 
@@ -35,6 +38,7 @@ class ScheduleConfig:
       kind: "log-linear" (default), "cosine", "cosine-squared", "linear" or "geometric".
       eps: log-linear, cosine, cosine-squared: `alpha_1`, the share left clean at time 1, at least `MIN_EPS`.
       sigma_min, sigma_max: linear and geometric: total noise at time 0 and 1; None takes it from `SIGMAS`.
+        `MIN_SIGMA` to `MAX_SIGMA`; linear's may begin at 0.
 
     A schedule that masks something at time 0 or leaves much clean at time 1 trains only on the move chances
     between, "geometric" by default on 0.001 to 0.63. Its training loss is then no bound on -log p, as the
@@ -67,7 +71,13 @@ class ScheduleConfig:
             low, high = self.sigmas
             open_end = "(" if self.kind == "geometric" else "["
             within(f"{open_end}0, inf)", sigma_min=low)
-            require(low < high, f"sigma_min={low} must be below sigma_max={high}.")
+            within(
+                f"[{MIN_SIGMA}, {MAX_SIGMA}]", sigma_max=high, **({"sigma_min": low} if low else {})
+            )
+            require(
+                np.float32(low) < np.float32(high),
+                f"sigma_min={low} must be below sigma_max={high}, in float32 too.",
+            )
 
     @property
     def sigmas(self) -> tuple[float, float]:

@@ -12,7 +12,9 @@ from sdtt_jax.config import from_mapping
 from sdtt_jax.diffusion.nelbo import nelbo_weight
 from sdtt_jax.diffusion.reverse import unmask_prob
 from sdtt_jax.diffusion.schedule import (
+    MAX_SIGMA,
     MIN_EPS,
+    MIN_SIGMA,
     SCHEDULES,
     SIGMAS,
     ScheduleConfig,
@@ -78,10 +80,12 @@ def test_eps_is_what_is_left_at_time_one(kind, eps):
 
 
 @pytest.mark.parametrize("kind", SCHEDULES)
-def test_everything_is_finite_with_the_smallest_eps(kind):
+def test_everything_is_finite_at_the_ends_of_what_is_taken(kind):
     """At all times at which a text may be masked, from 1e-5 to 1; with 1e-8 sigma(1) was infinite or NaN."""
-    eps = {} if kind in SIGMAS else {"eps": MIN_EPS}
-    schedule = make_schedule(ScheduleConfig(kind, **eps))
+    ends: dict = {"sigma_max": MAX_SIGMA} if kind in SIGMAS else {"eps": MIN_EPS}
+    if kind == "geometric":
+        ends["sigma_min"] = MIN_SIGMA
+    schedule = make_schedule(ScheduleConfig(kind, **ends))
     t = np.append(np.geomspace(1e-5, 1, 2001), 1 - np.geomspace(6e-8, 0.1, 501)).astype(np.float32)
 
     @jax.jit
@@ -170,6 +174,14 @@ def test_importance_sampling_flattens_the_weight(config):
         ({"kind": "linear", "sigma_max": jnp.inf}, r"sigma_max must lie in \[0, inf\), not inf"),
         ({"kind": "geometric", "sigma_max": jnp.inf}, r"sigma_max must lie in"),
         ({"sigma_min": jnp.nan}, r"sigma_min must lie in \[0, inf\), not nan"),
+        ({"kind": "linear", "sigma_max": 1e39}, "sigma_max must be 3.4e38 or less, as in float32"),
+        ({"kind": "linear", "sigma_max": 1e-40}, r"sigma_max must lie in \[1e-30, 1e\+30\]"),
+        ({"kind": "geometric", "sigma_max": 1e37}, r"sigma_max must lie in \[1e-30, 1e\+30\]"),
+        ({"kind": "geometric", "sigma_min": 1e-50}, r"sigma_min must lie in \[1e-30, 1e\+30\]"),
+        (
+            {"kind": "linear", "sigma_min": 1.0, "sigma_max": 1 + 1e-10},
+            "sigma_min=1.0 must be below sigma_max=1.0000000001, in float32 too",
+        ),
     ],
 )
 def test_a_wrong_field_is_named(fields, named):
