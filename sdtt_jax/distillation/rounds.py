@@ -9,6 +9,7 @@ Each round halves the number of sampling steps (for k = 2). A run is
 """
 
 import dataclasses
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +19,10 @@ from sdtt_jax.config import flags, instance, one_of, require, whole
 from sdtt_jax.distillation.divergence import DIVERGENCES
 from sdtt_jax.ops.values import check_numbers
 from sdtt_jax.typing import Params
+
+# A shorter step than 2^-23 may end, in float32, at the time at which it begins. Teacher and target are then
+# the same, and the loss is 0.
+MOST_STEPS = 2**23
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +63,17 @@ class DistillConfig:
             f"num_distill_steps={self.num_distill_steps} must be at least 2: with one teacher step the "
             "student's target is the teacher itself.",
         )
+        fewest = self.num_distill_steps * self.min_num_steps
+        both = (
+            f"num_distill_steps={self.num_distill_steps} times min_num_steps={self.min_num_steps}"
+        )
+        teacher = f"teacher_num_steps={self.teacher_num_steps}"
+        for steps, named in ((self.teacher_num_steps, teacher), (fewest, both)):
+            require(
+                steps <= MOST_STEPS,
+                f"{named} makes steps so short that float32 does not tell their times apart; take at most "
+                f"{MOST_STEPS}.",
+            )
         one_of(self, divergence=DIVERGENCES)
         flags(self, "use_ema_on_growth", "reset_optimizer_on_growth")
         flags(self, "antithetic", "reference_times")
@@ -75,8 +91,10 @@ def round_dt(config: DistillConfig, round: int) -> float:
     instance(DistillConfig, config=config)
     whole(1, round=round)
     k = config.num_distill_steps
-    grown = k ** (round - 1) / config.teacher_num_steps
-    return min(grown, 1.0 / (k * config.min_num_steps))
+    longest = 1.0 / (k * config.min_num_steps)
+    if (round - 1) * math.log2(k) > math.log2(config.teacher_num_steps):
+        return longest  # before the power grows beyond float64
+    return min(k ** (round - 1) / config.teacher_num_steps, longest)
 
 
 class Student(NamedTuple):

@@ -31,6 +31,14 @@ def test_the_student_never_steps_further_than_the_fewest_steps_allow():
     assert [round_dt(config, r) for r in (1, 2, 3, 9)] == [1 / 16, 1 / 8, 1 / 8, 1 / 8]
     whole = DistillConfig(teacher_num_steps=2)
     assert round_dt(whole, 5) == 0.5, "two teacher steps cover all of time"
+    # Beyond float64, as 2^1099 / 1024 is.
+    assert round_dt(DistillConfig(), 1100) == 0.5
+    assert round_dt(DistillConfig(num_distill_steps=10**6), 60) == 1e-6
+
+
+def test_the_shortest_step_that_is_taken_ends_earlier_than_it_begins():
+    shortest = np.float32(round_dt(DistillConfig(teacher_num_steps=2**23), 1))
+    assert np.float32(1) - shortest < 1
 
 
 @pytest.mark.parametrize(
@@ -42,6 +50,9 @@ def test_the_student_never_steps_further_than_the_fewest_steps_allow():
         ({"teacher_num_steps": 0}, "teacher_num_steps"),
         ({"min_num_steps": -1}, "min_num_steps"),
         ({"num_trajectories": 0}, "num_trajectories"),
+        ({"teacher_num_steps": 2**23 + 1}, "teacher_num_steps=8388609 makes steps so short"),
+        ({"teacher_num_steps": 10**46}, "take at most 8388608"),
+        ({"min_num_steps": 2**22 + 1}, "num_distill_steps=2 times min_num_steps=4194305 makes"),
     ],
 )
 def test_a_wrong_field_is_named(fields, named):
