@@ -359,6 +359,8 @@ def run_app(
             logging.get_absl_logger().addFilter(shorten)
             # gcsfs raises what it logs, and logs it with a page of its own stack.
             python_logging.getLogger("gcsfs").setLevel(python_logging.CRITICAL)
+        # JAX_NUMPY_RANK_PROMOTION=raise is for a user's own code; ours adds rows to matrices, as NumPy does.
+        jax.config.update("jax_numpy_rank_promotion", "allow")
         if cache:
             keep_compiled_programs()
         status = exit_status(main, argv, goes_on=goes_on)

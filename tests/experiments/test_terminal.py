@@ -109,9 +109,11 @@ def test_help_may_be_cut_off_by_a_pipe(monkeypatch, capsys):
     assert capsys.readouterr().err == ""
 
 
-# Run by a numeric user without a home, in a terminal that cannot show a dash, and piped into `head`.
+# Run by a numeric user without a home, whose own code may add no row to a matrix, in a terminal that cannot
+# show a dash, and piped into `head`.
 NARROW = """
 import os, pwd
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 os.environ.pop("HOME", None)
 os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
 def nobody(uid): raise KeyError(uid)
@@ -119,7 +121,8 @@ pwd.getpwuid = nobody
 import jax
 from experiments.cli.app import run_app
 def main(argv):
-    print("cache:", jax.config.jax_compilation_cache_dir, "—")
+    matrix = jax.numpy.ones((2, 3))
+    print("cache:", jax.config.jax_compilation_cache_dir, "—", (matrix + matrix[0]).shape)
     for number in range(100_000):
         print(number)
 run_app(main)
@@ -136,7 +139,7 @@ def test_commands_work_without_a_home_in_ascii_and_end_quietly_in_a_pipe_to_head
         text=True,
         check=False,
     )
-    assert (done.stdout, done.stderr) == ("cache: None \\u2014\n", "")
+    assert (done.stdout, done.stderr) == ("cache: None \\u2014 (2, 3)\n", "")
     assert done.returncode == 141
 
 
