@@ -75,7 +75,7 @@ class ScheduleConfig:
                 f"[{MIN_SIGMA}, {MAX_SIGMA}]", sigma_max=high, **({"sigma_min": low} if low else {})
             )
             require(
-                np.float32(low) < np.float32(high),
+                bool(np.float32(low) < np.float32(high)),
                 f"sigma_min={low} must be below sigma_max={high}, in float32 too.",
             )
 
