@@ -14,7 +14,6 @@ import argparse
 import functools
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from experiments.cli.app import run_script
@@ -27,7 +26,7 @@ from sdtt_jax.config import changed
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.nelbo import NelboConfig
 from sdtt_jax.diffusion.schedule import make_schedule
-from sdtt_jax.keys import purpose_key, purpose_seed
+from sdtt_jax.keys import purpose_key, purpose_seed, seed_key
 from sdtt_jax.markdown import table
 from sdtt_jax.model.masked import Model
 from sdtt_jax.networks.config import LlamaConfig, as_denoiser
@@ -81,7 +80,7 @@ def curve(run: Run, denoiser: Any, params: Any, marks: list[int], texts: Any) ->
             denoiser=denoiser,
             schedule=diffusion.schedule,
         )
-        found[mark] = float(jnp.mean(model.score(texts, jax.random.key(1), MASKINGS)))
+        found[mark] = float(jnp.mean(model.score(texts, seed_key(1), MASKINGS)))
         start = "from scratch" if params is None else "adapted"
         run.log(f"{start}, {mark} steps: {found[mark]:.3f} nats per token")
     return found

@@ -25,6 +25,7 @@ from launch.ahead.networks import Planned
 from sdtt_jax.causal.sampler import generate
 from sdtt_jax.diffusion import sampler
 from sdtt_jax.diffusion.decoders import filling
+from sdtt_jax.keys import seed_key
 from sdtt_jax.networks import CausalConfig, flops
 from sdtt_jax.networks.base import Network
 from sdtt_jax.networks.config import LlamaConfig, TransformerConfig, of_same_size
@@ -134,7 +135,7 @@ def _step(kind: str, planned: Planned, mesh: Mesh, batch: int) -> _Step:
     tokens: Tree = _tokens(batch, denoiser.config, mesh)
     if kind == COUPLED:
         denoiser, share = planned.coupled, with_full(config.coupled.full_share)
-        diffusion, key = planned.diffusion_of(denoiser), jax.random.key(0)
+        diffusion, key = planned.diffusion_of(denoiser), seed_key(0)
         stage, made, context = config.coupled, not config.coupled.num_trajectories, {}
         if made:  # by the step itself, which then needs the teacher
             context = {"teacher_params": unbox(jax.eval_shape(planned.denoiser.init, key))}
@@ -262,7 +263,7 @@ def _causal(denoiser: Any, mesh: Mesh, batch: int) -> Program:
 
 
 def _abstract_params(network: Network, mesh: Mesh, lora: LoraConfig = LoraConfig()) -> Tree:
-    boxed = jax.eval_shape(network.init, jax.random.key(0))
+    boxed = jax.eval_shape(network.init, seed_key(0))
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
         jax.eval_shape(functools.partial(frozen, config=lora), unbox(boxed)),
@@ -295,7 +296,7 @@ def _tokens(batch: int, sizes: TransformerConfig, mesh: Mesh) -> jax.ShapeDtypeS
 
 
 def _key(mesh: Mesh) -> jax.ShapeDtypeStruct:
-    key = jax.eval_shape(lambda: jax.random.key(0))
+    key = jax.eval_shape(lambda: seed_key(0))
     return jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated(mesh))
 
 

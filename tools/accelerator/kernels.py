@@ -19,6 +19,7 @@ from sdtt_jax.diffusion.nelbo import NelboConfig
 from sdtt_jax.diffusion.sampler import SamplerConfig, prior_sample, sample
 from sdtt_jax.diffusion.schedule import make_schedule
 from sdtt_jax.distillation.rounds import DistillConfig
+from sdtt_jax.keys import seed_key
 from sdtt_jax.networks import Denoiser, DenoiserConfig
 from sdtt_jax.networks.attention import attend, causal_mask, plain_attention
 from sdtt_jax.networks.attention.dispatch import FORMS, form
@@ -112,7 +113,7 @@ def _attention(bench: Bench) -> None:
 
 def _random(kind: str, *shape: int) -> list[jax.Array]:
     """Queries, keys, values, and a gradient with respect to attention's output."""
-    keys = jax.random.split(jax.random.key(SEED), 4)
+    keys = jax.random.split(seed_key(SEED), 4)
     return [jax.random.normal(key, shape).astype(kind) for key in keys]
 
 
@@ -203,7 +204,7 @@ def _head(dtype: str, tiny: bool) -> BenchRow:
     sizes, kind = (300, 32) if tiny else (50_257, 256), dtype.split(",")[0]
     config = DenoiserConfig(*sizes, embed_dim=64, num_heads=2, compute_dtype=kind)
     denoiser = Denoiser(config)
-    keys = jax.random.split(jax.random.key(SEED), 4)
+    keys = jax.random.split(seed_key(SEED), 4)
     shape = (4, config.length)
     kernel = jax.random.normal(keys[0], (config.embed_dim, config.padded_vocab)) * 0.1
     head = {"head": {"linear": {"kernel": kernel, "bias": jnp.zeros(config.padded_vocab)}}}
@@ -229,7 +230,7 @@ def _small(tiny: bool) -> tuple[MaskedDiffusion, int, Tree]:
     length, num_layers, embed_dim = (16, 1, 32) if tiny else (128, 2, 128)
     config = DenoiserConfig(500, length, num_layers, embed_dim, num_heads=2)
     denoiser = Denoiser(config)
-    params, rng = unbox(jax.jit(denoiser.init)(jax.random.key(SEED))), np.random.default_rng(SEED)
+    params, rng = unbox(jax.jit(denoiser.init)(seed_key(SEED))), np.random.default_rng(SEED)
     # A fresh network's head is zero, and every loss trivial. NumPy's noise needs no compiling.
     moved = jax.tree.map(
         lambda x: jax.device_put(np.asarray(x) + 0.02 * rng.standard_normal(x.shape, np.float32)),
@@ -243,14 +244,14 @@ def _loss(name: str, tiny: bool) -> BenchRow:
     diffusion, length, params = _small(tiny)
     config: Any = {"teacher_loss": NelboConfig, "distill_loss": DistillConfig}[name]()
     loss_fn = getattr(objectives, name)(diffusion, config)
-    tokens = jax.random.randint(jax.random.key(SEED), (4, length), 0, diffusion.mask_id)
+    tokens = jax.random.randint(seed_key(SEED), (4, length), 0, diffusion.mask_id)
 
     def value_and_gradients(params: Tree, tokens: jax.Array) -> Any:
         teacher = jax.tree.map(lambda x: 1.1 * x, params)
         context = {"teacher_params": teacher, "dt": jnp.float32(1 / 16)}
 
         def total(params: Tree) -> jax.Array:
-            loss = loss_fn(params, context, tokens, jax.random.key(SEED))
+            loss = loss_fn(params, context, tokens, seed_key(SEED))
             return loss.total / loss.weight
 
         with _precision("highest"):
@@ -267,7 +268,7 @@ def _generation(tiny: bool) -> BenchRow:
     def write(params: Tree) -> jax.Array:
         x_init = prior_sample(8, length, diffusion.mask_id)
         with _precision("highest"):
-            return sample(diffusion, params, jax.random.key(SEED), x_init, SamplerConfig(8))[0].x
+            return sample(diffusion, params, seed_key(SEED), x_init, SamplerConfig(8))[0].x
 
     return _agreement(*on_both(write, params))
 
@@ -279,7 +280,7 @@ def _agreement(ours: Any, theirs: Any) -> BenchRow:
 
 def _digests() -> BenchRow:
     kinds = ["bfloat16", "float16", "float32", "int8", "int32", "uint8", "uint32", "bool", "int16"]
-    x = jax.random.normal(jax.random.key(SEED), (300, 129)) * 50
+    x = jax.random.normal(seed_key(SEED), (300, 129)) * 50
     arrays = {kind: x.astype(kind) for kind in kinds}
     ours, theirs = on_both(lambda arrays: {k: digest(v) for k, v in arrays.items()}, arrays)
     return verdict(ours, theirs, 0.0)
@@ -287,8 +288,8 @@ def _digests() -> BenchRow:
 
 def _draws(tiny: bool) -> BenchRow:
     """Draws with one key and equal logits, which must be equal but for ties within rounding."""
-    logits = 3 * jax.random.normal(jax.random.key(SEED), (16 if tiny else 1024, 50_257))
-    return _agreement(*on_both(lambda x: draw(jax.random.key(SEED + 1), x), logits))
+    logits = 3 * jax.random.normal(seed_key(SEED), (16 if tiny else 1024, 50_257))
+    return _agreement(*on_both(lambda x: draw(seed_key(SEED + 1), x), logits))
 
 
 def _frequencies(tiny: bool) -> BenchRow:
@@ -297,7 +298,7 @@ def _frequencies(tiny: bool) -> BenchRow:
     law = jax.nn.softmax(jnp.arange(8.0) - 7)
 
     def frequencies(law: jax.Array) -> jax.Array:
-        drawn = draw(jax.random.key(SEED), jnp.broadcast_to(jnp.log(law), (count, 8)))
+        drawn = draw(seed_key(SEED), jnp.broadcast_to(jnp.log(law), (count, 8)))
         return jnp.bincount(drawn, length=8) / count
 
     measured, exact = np.asarray(jax.jit(frequencies)(law), np.float64), np.asarray(law, np.float64)
