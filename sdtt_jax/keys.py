@@ -19,6 +19,8 @@ MAX_SEED = 2**32 - 1
 IMPLEMENTATION = "threefry2x32"
 # Under `vmap`, all keys of a batch of these draw with the first one.
 FIRST_OF_BATCH = ("rbg", "unsafe_rbg")
+# What `generator` says where no flag of JAX's is changed.
+DEFAULT_GENERATOR = "key<fry>, partitionable"
 
 
 def check_seed(seed: int) -> None:
@@ -97,3 +99,26 @@ def purpose_seed(seed: int, purpose: str) -> int:
     """A seed in [0, 2**31) for host-side shuffling, the same in any process; `seed` is at most `MAX_SEED`."""
     check_seed(seed)
     return zlib.crc32(f"{seed}/{purpose}".encode()) >> 1
+
+
+def generator() -> str:
+    """In words, which numbers a key gives under the flags of JAX that are set.
+
+    They depend on the implementation of keys, and for threefry on `jax_threefry_partitionable`;
+    `jax_random_seed_offset` is added to every seed.
+    """
+    found = str(seed_key(0).dtype)
+    if getattr(jax.config, "jax_threefry_partitionable", True):
+        found += ", partitionable"
+    if offset := getattr(jax.config, "jax_random_seed_offset", 0):
+        found += f", seeds moved by {offset}"
+    return found
+
+
+def unusual_generator() -> dict[str, str]:
+    """`{"random": generator()}`, for the facts of what was drawn; empty where it is the default.
+
+    Facts that earlier versions stored do not name it, and are taken for those of the default.
+    """
+    found = generator()
+    return {} if found == DEFAULT_GENERATOR else {"random": found}

@@ -24,6 +24,7 @@ from sdtt_jax.keys import (
     purpose_key,
     purpose_seed,
     seed_key,
+    unusual_generator,
 )
 from sdtt_jax.laboratory.student import StudentConfig
 
@@ -50,6 +51,16 @@ def test_definition():
     crc = 0x414FA339  # CRC-32 of this very sentence, from the literature
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(5), crc), 1)
     assert _data(purpose_key(5, "The quick brown fox jumps over the lazy dog", 1)) == _data(key)
+
+
+def test_the_generator_is_named_where_a_flag_changes_it():
+    """Oracle: whether the same seed gives the same words."""
+    found = {}
+    for offset in (0, 7, 0):
+        jax.config.update("jax_random_seed_offset", offset)
+        found.setdefault(_data(seed_key(3)), []).append(unusual_generator())
+    usual, moved = found.values()
+    assert (usual, [list(facts) for facts in moved]) == ([{}, {}], [["random"]])
 
 
 def test_seeds_do_not_depend_on_the_process():

@@ -24,7 +24,7 @@ from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.distillation.trajectories import Teacher, make_trajectories
 from sdtt_jax.errors import MismatchError
 from sdtt_jax.evaluation.record import kept_batches
-from sdtt_jax.keys import numbered_keys, purpose_key, purpose_seed
+from sdtt_jax.keys import numbered_keys, purpose_key, purpose_seed, unusual_generator
 from sdtt_jax.model.batches import batched, join
 from sdtt_jax.networks.base import Network, abstract_params
 from sdtt_jax.objectives import coupled_loss
@@ -142,9 +142,7 @@ def round_parts(run: Run, number: int) -> tuple[Pool | Fresh, Callable[[], Train
         _, network = _teacher(run, number)
         context["teacher_params"] = unbox(abstract_params(network))
     abstract = spec.abstract(abstract_params(run.coupled), context)
-    begun = processes.agree(
-        any(path.name.isdigit() for path in run.workdir.round(number, COUPLED).glob("*"))
-    )
+    begun = _has_begun(run, number)
     # `start` takes the teacher from this list, so that nothing holds it while the student trains. A round
     # that continues from a checkpoint needs none.
     held = [] if begun else [teacher]
@@ -154,6 +152,12 @@ def round_parts(run: Run, number: int) -> tuple[Pool | Fresh, Callable[[], Train
         return spec.from_params(_begin(run, number, params), dict.fromkeys(context, params))
 
     return pool, start, abstract
+
+
+def _has_begun(run: Run, number: int) -> bool:
+    """Whether a round has a checkpoint to continue from; all processes get the same answer."""
+    folder = run.workdir.round(number, COUPLED)
+    return processes.agree(any(path.name.isdigit() for path in folder.glob("*")))
 
 
 def teacher_params(run: Run, number: int) -> Params:
@@ -203,7 +207,8 @@ def open_pool(run: Run, number: int, teacher: Params) -> Pool | Fresh:
 
     Raises:
       ConfigError: the pool that the config names is not there.
-      MismatchError: the stored trajectories were made with another teacher, vocabulary or setting.
+      MismatchError: the stored trajectories were made with another teacher, vocabulary, setting or generator
+        of random numbers.
     """
     config = run.config.coupled
     folder = run.workdir.round(number, COUPLED) / "pool"
@@ -233,17 +238,22 @@ def open_pool(run: Run, number: int, teacher: Params) -> Pool | Fresh:
     if not config.num_trajectories:
         texts = run.train_split.batch if config.hindsight else None
         return Fresh(texts, run.config.data.length, facts)
+    # Training draws the noise again, which under other flags of JAX's would not be that of the stored texts.
+    # A checkpoint names the generator itself.
+    drawn = facts | unusual_generator()
     if not given and not processes.agree(is_committed(folder)):
         parts = folder.with_name(PARTS)
-        rows = _make(run, number, teacher, parts / canonical_sha256(facts)[:12])
-        save_params(folder, place_whole(rows, run.mesh), facts)
+        rows = _make(run, number, teacher, parts / canonical_sha256(drawn)[:12])
+        save_params(folder, place_whole(rows, run.mesh), drawn)
         processes.on_first("Removing the parts of the pool", lambda: remove_tree(parts))
         return Pool(_noise_in(rows), facts)
     stored, found = load_params(folder, replicated(run.mesh))
-    if found != facts:
+    if "random" not in found and _has_begun(run, number):
+        drawn = facts  # an earlier version began this round with this pool
+    if found != drawn:
         raise MismatchError(
             f"{folder} holds trajectories of another teacher, tokenizer or setting; give another pool, or "
-            "remove it to have it made again:\n  " + "\n  ".join(differences(found, facts))
+            "remove it to have it made again:\n  " + "\n  ".join(differences(found, drawn))
         )
     return Pool(_noise_in(jax.tree.map(processes.to_host, stored)), facts)
 

@@ -22,7 +22,7 @@ from sdtt_jax.evaluation.settings import Settings
 from sdtt_jax.evaluation.subject import Subject
 from sdtt_jax.evaluation.suites import generation, likelihood
 from sdtt_jax.evaluation.texts import held_out
-from sdtt_jax.keys import purpose_key, purpose_seed
+from sdtt_jax.keys import purpose_key, purpose_seed, unusual_generator
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
 from sdtt_jax.networks.kinds import kind_of
@@ -254,7 +254,7 @@ def _gain(run: Run, number: int, student: MeasuredModel) -> Json:
         "trajectories": settings.gain_trajectories,
         "batch_size": settings.batch_size,
         "seed": run.config.seed,
-    }
+    } | unusual_generator()
     if run.sequences is not None:
         inputs["sequences"] = run.sequences.kind  # which earlier versions took for packed ones
 

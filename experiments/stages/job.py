@@ -16,7 +16,7 @@ from experiments.stages.context import Run
 from experiments.stages.workdir import final, is_delivered
 from sdtt_jax.checkpoints.store import Checkpoints
 from sdtt_jax.interchange.adapters import adapter_facts, read_base
-from sdtt_jax.keys import purpose_key, purpose_seed
+from sdtt_jax.keys import generator, purpose_key, purpose_seed
 from sdtt_jax.networks.lora import LoraConfig, frozen
 from sdtt_jax.objectives import BASE
 from sdtt_jax.parallel import processes
@@ -136,16 +136,9 @@ class TrainingJob:
 
         The config itself is compared by `claim`.
         """
-        # Which bits a key gives depends on its implementation, and for threefry on the first of these flags
-        # of JAX's; the second one is added to every seed.
-        random = str(self.key.dtype)
-        if getattr(jax.config, "jax_threefry_partitionable", True):
-            random += ", partitionable"
-        if offset := getattr(jax.config, "jax_random_seed_offset", 0):
-            random += f", seeds moved by {offset}"
         pool = {} if self.pool is None else {"pool": self.pool.facts}
         base = self.adapters.facts if self.adapters else {}
-        return self.tags | {"data": self.run.data_digest, "random": random} | pool | base
+        return self.tags | {"data": self.run.data_digest, "random": generator()} | pool | base
 
     def state(self, checkpoints: Checkpoints, before: int | None = None) -> TrainState:
         """The state to continue from: of the latest checkpoint (below step `before`), or a new one."""

@@ -13,6 +13,7 @@ from sdtt_jax.errors import CheckpointError, ConfigError
 from sdtt_jax.evaluation.record import Json, digest_of
 from sdtt_jax.evaluation.settings import Settings
 from sdtt_jax.interchange.load import load
+from sdtt_jax.keys import unusual_generator
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
 
@@ -56,7 +57,7 @@ class Subject:
     ) -> Json:
         """What determines a result of a model on some arrays, which the record keeps under `name`."""
         own = {"batch_size": self.settings.batch_size, "seed": self.settings.seed}
-        return {"model": model.fingerprint, name: digest_of(arrays)} | own
+        return {"model": model.fingerprint, name: digest_of(arrays)} | own | unusual_generator()
 
     @property
     def causal(self) -> CausalModel | None:
