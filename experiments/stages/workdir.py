@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from experiments.cli.overrides import UNKNOWN, Source
-from experiments.distillers import DISTILLERS, SDTT, stage_of
+from experiments.distillers import COUPLED, COUPLED_IDLM, DISTILLERS, SDTT, stage_of
 from experiments.settings import RunConfig
 from experiments.stages import mirror
 from experiments.stages.lease import FILE as LEASE
 from experiments.stages.lease import lease
 from sdtt_jax import paths
+from sdtt_jax.checkpoints.aside import CORRUPT
 from sdtt_jax.checkpoints.orbax import is_committed
 from sdtt_jax.checkpoints.place import Place
 from sdtt_jax.config import differences, from_mapping, to_mapping
@@ -72,6 +73,10 @@ class Workdir:
         """The checkpoints of a round of a distiller, counted from 1."""
         return self.stage(stage_of(distiller), number)
 
+    def rounds(self, distiller: str) -> list[Path]:
+        """The folders of a distiller's rounds that are there, ascending."""
+        return sorted(path for path in self.round(1, distiller).parent.glob("*") if path.is_dir())
+
     def stage(self, stage: str, number: int = 0) -> Path:
         """The checkpoints of a training: a stage's, or a round's if the stage has rounds."""
         if not number:
@@ -95,6 +100,18 @@ class Workdir:
 def final(stage: Path) -> Path:
     """The folder of the parameters that a stage or round delivers; it is whole once they are delivered."""
     return stage / FINAL
+
+
+def has_begun(stage: Path) -> bool:
+    """Whether the training of a stage or round has left anything to continue from, whole or damaged.
+
+    Its folder is made before the first step, and pools of trajectories say themselves what determined them.
+    """
+    kept = stage.iterdir() if stage.is_dir() else ()
+    return any(
+        (path.name.isdigit() or path.name in (FINAL, CORRUPT)) and is_committed(path)
+        for path in kept
+    )
 
 
 def is_delivered(stage: Path) -> bool:
@@ -136,7 +153,8 @@ def claim(root: Path, config: RunConfig, source: Source = UNKNOWN) -> Workdir:
         changed = []
         for line in differences(stored, mapping):
             fields = line.split(":")[0].split(".")
-            if fields[0] not in idle and not any(field in FREE_FIELDS for field in fields):
+            may_change = {fields[0], ".".join(fields[:2])} & idle
+            if not may_change and not any(field in FREE_FIELDS for field in fields):
                 changed.append(line)
         if changed:
             raise ConfigError(
@@ -154,21 +172,28 @@ def claim(root: Path, config: RunConfig, source: Source = UNKNOWN) -> Workdir:
 
 
 def _idle(workdir: Workdir, stored: dict[str, Any], config: RunConfig) -> set[str]:
-    """The sections of the config that may still change, because nothing has been made from them yet.
+    """The parts of the config that may still change, because nothing is there that was made from them.
 
     An error in the settings of a late stage may show only after earlier stages have trained, and it must
     still be possible to correct it. Distillers may be added and, if they have not begun, removed again.
     """
-    had = [name for name in stored.get("distillers", []) if name in DISTILLERS]
-    begun = [name for name in had if workdir.round(1, name).exists()]
-    idle = {stage_of(name) for name in DISTILLERS if name not in begun}
+    made = [name for name in DISTILLERS if any(map(has_begun, workdir.rounds(name)))]
+    begun = [name for name in stored.get("distillers", []) if name in made]
+    idle = {stage_of(name) for name in DISTILLERS if name not in made}
+    if COUPLED_IDLM in made:
+        idle.discard(COUPLED)  # whose student it started from
     if [name for name in config.distillers if name in begun] == begun:
         idle.add("distillers")
-    if not workdir.judge.exists():
+    if not (has_begun(workdir.judge) or has_begun(workdir.skeleton)):
         idle.add("judge")
-    # A published teacher brings the tokenizer, with which the data may be prepared already.
-    if not begun and not workdir.teacher.exists() and config.tokenizer.kind != "hub":
-        idle |= {"teacher", "model"}
+    if not made and not has_begun(workdir.teacher):
+        idle.add("teacher.train")
+        # A published teacher brings the tokenizer, with which the data may be prepared already.
+        if config.tokenizer.kind != "hub" and not has_begun(workdir.base):
+            idle |= {"teacher", "model"}
+    # What is measured knows its settings, and is measured again with others.
+    if not workdir.results.exists():
+        idle.add("evaluation")
     return idle
 
 

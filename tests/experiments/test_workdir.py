@@ -39,12 +39,12 @@ def test_a_directory_of_something_else_is_refused(tmp_path):
 
 def test_a_distiller_may_be_added_with_its_settings_and_none_that_has_begun_be_taken_away(tmp_path):
     workdir = claim(tmp_path / "run", CONFIG)
-    workdir.round(1).mkdir(parents=True)
+    final(workdir.round(1)).mkdir(parents=True)
     idlm = {"num_calls": CONFIG.idlm.num_calls + 1}
     claim(tmp_path / "run", changed(CONFIG, idlm=idlm))
     more = changed(CONFIG, idlm=idlm, distillers=(*CONFIG.distillers, "idlm"))
     claim(tmp_path / "run", more)
-    workdir.round(1, "idlm").mkdir(parents=True)
+    final(workdir.round(1, "idlm")).mkdir(parents=True)
     with pytest.raises(ConfigError, match="idlm"):
         claim(tmp_path / "run", changed(more, idlm=dataclasses.asdict(CONFIG.idlm)))
     with pytest.raises(ConfigError, match="distillers"):
@@ -56,7 +56,7 @@ def test_a_distiller_may_be_added_with_its_settings_and_none_that_has_begun_be_t
 def test_a_finished_run_to_which_a_distiller_was_added_in_vain_takes_its_first_command(tmp_path):
     """The distiller's settings were wrong, so nothing came of it: both its settings and it may go."""
     workdir = claim(tmp_path, CONFIG)
-    workdir.round(1).mkdir(parents=True)
+    final(workdir.round(1)).mkdir(parents=True)
     wrong = changed(CONFIG, distillers=(*CONFIG.distillers, "alpha"), alpha={"num_calls": 7})
     claim(tmp_path, wrong)
     claim(tmp_path, changed(wrong, alpha={"num_calls": 8}))
@@ -64,37 +64,71 @@ def test_a_finished_run_to_which_a_distiller_was_added_in_vain_takes_its_first_c
     assert stored(workdir) == to_mapping(CONFIG)
 
 
+HINDSIGHT = {"coupled": {"hindsight": not CONFIG.coupled.hindsight}}
+STEPS = {"train": {"num_steps": 77}}
+
+
 @pytest.mark.parametrize(
-    ("distillers", "fields", "begun", "line"),
+    ("fields", "begun", "line"),
     [
-        (("sdtt",), {"distill": {"num_rounds": 1}}, "rounds/01", "distill.num_rounds: 2 -> 1"),
-        (("coupled",), {"coupled": {"pool": "x"}}, "coupled/01", "coupled.pool: '' -> 'x'"),
-        (("sdtt",), {"judge": {"checkpoint": "x"}}, "judge", "judge.checkpoint: '' -> 'x'"),
-        (("sdtt",), {"teacher": {"checkpoint": "x"}}, "teacher", "teacher.checkpoint: '' -> 'x'"),
-        (("sdtt",), {"model": {"num_layers": 9}}, "teacher", "model.num_layers: 2 -> 9"),
+        ({"distill": {"num_rounds": 1}}, "rounds/01", "distill.num_rounds: 2 -> 1"),
+        ({"distill": {"num_rounds": 1}}, "rounds/02", "distill.num_rounds: 2 -> 1"),
+        ({"coupled": {"pool": "x"}}, "coupled/01", "coupled.pool: '' -> 'x'"),
+        (HINDSIGHT, "coupled/02", "coupled.hindsight: "),
+        (HINDSIGHT, "coupled_idlm/01", "coupled.hindsight: "),
+        ({"judge": {"checkpoint": "x"}}, "judge", "judge.checkpoint: '' -> 'x'"),
+        ({"judge": {"skeleton": 4}}, "skeleton", "judge.skeleton: 0 -> 4"),
+        ({"teacher": {"checkpoint": "x"}}, "teacher", "teacher.checkpoint: '' -> 'x'"),
+        ({"teacher": {"checkpoint": "x"}}, "base", "teacher.checkpoint: '' -> 'x'"),
+        ({"teacher": STEPS}, "idlm/01", "teacher.train.num_steps: "),
+        ({"model": {"num_layers": 9}}, "teacher", "model.num_layers: 2 -> 9"),
+        ({"model": {"num_layers": 9}}, "rounds/02", "model.num_layers: 2 -> 9"),
     ],
 )
-def test_settings_may_change_until_something_has_come_of_them(
-    tmp_path, distillers, fields, begun, line
-):
+def test_settings_may_change_until_something_has_come_of_them(tmp_path, fields, begun, line):
     """A wrong one may show when earlier stages have trained; the run used to refuse the correction as well.
+    A stage whose folder was removed could be made again otherwise, beside what was made from the first one.
 
-    Oracle: the directories, made by hand, and the config that is stored.
+    Oracle: the directories, made by hand (an empty one is of a training that has saved nothing), and the
+    config that is stored.
     """
-    first = changed(CONFIG, distillers=distillers)
+    first = changed(CONFIG, distillers=("sdtt", "coupled", "coupled_idlm", "idlm"))
     second = changed(first, **fields)
     workdir = claim(tmp_path, first)
     final(workdir.data).mkdir(parents=True)
-    if begun != "teacher":
+    if begun not in ("teacher", "base") and "teacher" not in fields and "model" not in fields:
         final(workdir.teacher).mkdir(parents=True)
+    (tmp_path / begun / "pool").mkdir(parents=True)
     claim(tmp_path, second)
     assert stored(workdir) == to_mapping(second)
     claim(tmp_path, first)
-    (tmp_path / begun).mkdir(parents=True)
+    (tmp_path / begun / "20").mkdir()
     with pytest.raises(ConfigError, match="holds a run of another config") as refused:
         claim(tmp_path, second)
-    assert str(refused.value).endswith(f":\n  {line}")
+    assert f":\n  {line}" in str(refused.value)
+    assert str(refused.value).count("\n") == 1
     assert stored(workdir) == to_mapping(first)
+
+
+@pytest.mark.parametrize(
+    ("fields", "done"),
+    [
+        ({"teacher": STEPS}, "teacher/final"),
+        ({"evaluation": {"batch_size": 1}}, "results.json"),
+    ],
+)
+def test_what_too_little_memory_asks_for_may_change(tmp_path, fields, done):
+    """ "Take a smaller batch" was refused once the adapters' base, or a teacher to evaluate, was there."""
+    second = changed(CONFIG, **fields)
+    workdir = claim(tmp_path, CONFIG)
+    final(workdir.base).mkdir(parents=True)
+    if "evaluation" in fields:
+        final(workdir.teacher).mkdir(parents=True)
+    claim(tmp_path, second)
+    assert stored(workdir) == to_mapping(second)
+    (tmp_path / done).mkdir(parents=True)
+    with pytest.raises(ConfigError, match="holds a run of another config"):
+        claim(tmp_path, CONFIG)
 
 
 def test_another_limit_of_bad_input_goes_on(tmp_path):

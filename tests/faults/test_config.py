@@ -51,7 +51,7 @@ def with_corpus(path, text):
 )
 def test_row_24_another_config(tmp_path, field, changed, line):
     workdir = claim(tmp_path, CONFIG)
-    workdir.round(1).mkdir(parents=True)
+    (workdir.round(1) / "final").mkdir(parents=True)
     before = workdir.config.read_bytes()
     with pytest.raises(ConfigError, match="holds a run of another config") as error:
         claim(tmp_path, replaced(CONFIG, field, changed))
@@ -75,7 +75,7 @@ def replaced(config, field, value):
     "field", sorted(set(FREE_FIELDS) - {"mesh", "watchdog_seconds", "skip_bad"})
 )
 def test_row_24_free_fields(tmp_path, field):
-    claim(tmp_path, CONFIG).round(1).mkdir(parents=True)
+    (claim(tmp_path, CONFIG).round(1) / "final").mkdir(parents=True)
     claim(tmp_path, replaced(CONFIG, f"distill.train.{field}", 3))
     claim(tmp_path, replaced(CONFIG, "mesh.fsdp", 2))
     claim(tmp_path, replaced(CONFIG, "watchdog_seconds", 60.0))
