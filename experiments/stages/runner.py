@@ -11,7 +11,7 @@ import jax
 from experiments.cli.overrides import UNKNOWN, Source
 from experiments.distillers import COUPLED
 from experiments.settings import run_config
-from experiments.stages import evaluation, training
+from experiments.stages import adoption, evaluation, training
 from experiments.stages.context import Run, missing
 from experiments.stages.workdir import Workdir, claimed, is_delivered, lock, timed
 from sdtt_jax.checkpoints.place import Place
@@ -45,7 +45,7 @@ def _data(run: Run) -> None:
     if info.num_unknown:
         run.log(f"  {info.num_unknown:,} tokens of the text are unknown to the vocabulary")
     # Checked before a teacher is trained and left in the directory of an impossible config.
-    training.check_judge(run)
+    adoption.check_vocabulary(run)
     if COUPLED in run.config.distillers:
         run.config.coupled.check_vocabulary(info.vocab_size)
 

@@ -9,7 +9,7 @@ import jax
 
 from experiments.distillers import COUPLED, ONE_ROUND, SDTT, stage_of
 from experiments.settings import RunConfig
-from experiments.stages import coupled
+from experiments.stages import adoption, coupled
 from experiments.stages.context import Run
 from experiments.stages.job import (
     Adapters,
@@ -29,15 +29,11 @@ from experiments.stages.objective import (
 from experiments.stages.one_round import one_round
 from experiments.stages.workdir import is_delivered
 from sdtt_jax.checkpoints.store import Checkpoints
-from sdtt_jax.config import differences, to_mapping
 from sdtt_jax.data.records import read_info
 from sdtt_jax.distillation.rounds import Student, delivered_params, next_round, round_dt
-from sdtt_jax.errors import CheckpointError, ConfigError, DataError
-from sdtt_jax.interchange.load import find_network, load, load_denoiser, load_network
+from sdtt_jax.errors import ConfigError, DataError
 from sdtt_jax.keys import purpose_key
-from sdtt_jax.networks import Denoiser
-from sdtt_jax.networks.base import Network, abstract_params
-from sdtt_jax.networks.kinds import kind_of
+from sdtt_jax.networks.base import abstract_params
 from sdtt_jax.objectives import judge_loss, open_share
 from sdtt_jax.parallel import processes
 from sdtt_jax.parallel.mesh import check_batch_size
@@ -83,19 +79,8 @@ def check_found_elsewhere(run: Run, names: Sequence[str]) -> None:
         except DataError as error:
             raise ConfigError(f"config.data.mixture: {error}") from None
     for stage, folder in (("teacher", run.workdir.teacher), ("judge", run.workdir.judge)):
-        checkpoint = getattr(run.config, stage).checkpoint
-        if checkpoint and stage in names and not is_delivered(folder):
-            try:
-                found = find_network(checkpoint)
-            except CheckpointError as error:
-                raise ConfigError(f"config.{stage}.checkpoint={checkpoint}: {error}") from None
-            if found is not None and stage == "judge":
-                _ = run.judge  # refuses a denoiser
-            elif found is not None:
-                # The size of the vocabulary is known only once the data are prepared.
-                config, vocab_size = run.config, found.config.vocab_size
-                wanted = run.denoiser if config.published else Denoiser(config.denoiser(vocab_size))
-                _check_sizes(run, checkpoint, found, wanted)
+        if getattr(run.config, stage).checkpoint and stage in names and not is_delivered(folder):
+            adoption.check(run, stage)
     for section in ahead:
         if _is_taken(run.config, section):
             continue
@@ -130,7 +115,7 @@ def train_teacher(run: Run) -> None:
     """Trains the masked diffusion model that the first round distils."""
     config = run.config.teacher
     if config.checkpoint:
-        _adopt_teacher(run, config.checkpoint)
+        adoption.adopt_teacher(run, config.checkpoint)
         return
     if config.lora.rank:
         deliver_base(run)
@@ -144,7 +129,7 @@ def train_judge(run: Run) -> None:
     if is_delivered(run.workdir.judge):
         run.log("  judge: finished before")
     elif run.config.judge.checkpoint:
-        _adopt_judge(run, run.config.judge.checkpoint)
+        adoption.adopt_judge(run, run.config.judge.checkpoint)
     else:
         state = _fit(training_job(run, "judge"))
         run.deliver(run.workdir.judge, run.judge, averaged(state), stage="judge")
@@ -333,59 +318,6 @@ def _fit(job: TrainingJob) -> TrainState:
         seconds = time.monotonic() - began
     run.log(f"  {seconds:.1f} s, of which saving held it up for {checkpoints.seconds:.1f}")
     return state
-
-
-def _adopt_teacher(run: Run, checkpoint: str) -> None:
-    """Delivers an existing teacher, after checking that its sizes and vocabulary are those of the run."""
-    model = load_denoiser(checkpoint, mesh=run.mesh)
-    _check_sizes(run, checkpoint, model.denoiser, run.denoiser)
-    if model.text_tokenizer.digest != run.tokenizer.digest:
-        raise ConfigError(
-            f"config.teacher.checkpoint={checkpoint} was trained with another vocabulary than "
-            "config.tokenizer and config.data give; use its tokenizer and corpus."
-        )
-    run.log(f"  taken from {checkpoint}")
-    params = run.shortened(model.params)
-    run.deliver(run.workdir.teacher, run.denoiser, params, stage="teacher", source=checkpoint)
-
-
-def _check_sizes(run: Run, checkpoint: str, network: Network, wanted: Network) -> None:
-    """Checks that an existing teacher's network is of the kind and sizes that the config asks for."""
-    if (kind := kind_of(network)) != (right := kind_of(wanted)):
-        raise ConfigError(
-            f"config.teacher.checkpoint={checkpoint} is a {kind} model; the first teacher must be a {right}."
-        )
-    # Numerics may differ, and the length of a base: it has no position embeddings, or enough of them.
-    free: dict[str, Any] = {"compute_dtype": "", "remat": "", "unroll": 0}
-    free |= {"length": 0} if run.base is not None else {}
-    lines = differences(to_mapping(network.config) | free, to_mapping(wanted.config) | free)
-    if lines:
-        raise ConfigError(
-            f"config.teacher.checkpoint={checkpoint} is not the network that config.model and config.data "
-            "ask for; give these fields the same values (the checkpoint's first):\n  "
-            + "\n  ".join(lines)
-        )
-
-
-def check_judge(run: Run) -> None:
-    """Checks that the judge that `judge.checkpoint` names is causal and has the run's vocabulary."""
-    checkpoint = run.config.judge.checkpoint
-    if not checkpoint or is_delivered(run.workdir.judge):
-        return
-    _ = run.judge  # refuses a denoiser
-    if load_network(checkpoint).text_tokenizer.digest != run.tokenizer.digest:
-        raise ConfigError(
-            f"config.judge.checkpoint={checkpoint} has another vocabulary than the run; take a causal model "
-            "with its tokenizer, or leave it out to have one trained."
-        )
-
-
-def _adopt_judge(run: Run, checkpoint: str) -> None:
-    """Delivers an existing judge."""
-    check_judge(run)
-    run.log(f"  taken from {checkpoint}")
-    params = load(checkpoint, mesh=run.mesh).params
-    run.deliver(run.workdir.judge, run.judge, params, stage="judge", source=checkpoint)
 
 
 ROUNDS = {

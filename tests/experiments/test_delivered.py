@@ -1,6 +1,8 @@
 """What stages have delivered, and whether the results belong to it. Oracles: its digests and the messages."""
 
+import contextlib
 import json
+import re
 import shutil
 
 import jax
@@ -156,6 +158,38 @@ def test_a_model_that_cannot_judge_is_refused_before_a_teacher_is_trained(delive
         ),
     ):
         _ = run.judge
+
+
+@pytest.mark.parametrize(
+    ("stage", "name", "fields", "said"),
+    [
+        ("teacher", "teacher", {"normalize": "none"}, "data.normalize: 'text8' -> 'none'"),
+        ("teacher", "teacher", {"sequences": "padded"}, "data.sequences: 'packed' -> 'padded'"),
+        ("teacher", "rounds/02", {"wrap": True}, "data.wrap: False -> True"),
+        ("judge", "judge", {"sequences": "padded"}, "data.sequences: 'packed' -> 'padded'"),
+        ("judge", "skeleton", {}, "skeleton models only one token in 4"),
+        ("judge", "judge", {}, None),
+        ("teacher", "teacher", {}, None),
+    ],
+)
+def test_a_model_of_texts_of_another_kind_is_refused_before_data_are_prepared(
+    run, tmp_path, stage, name, fields, said
+):
+    """Its copy was ever after taken for a model of the run's own texts. Oracle: how it was delivered."""
+    if stage == "judge":
+        every = {"every": 4} if name == "skeleton" else {}
+        params = filled(run.judge, 0)
+        run.deliver(run.workdir.stage(name), run.judge, params, stage=name, **every)
+    config = small(tmp_path)
+    config.data.update(fields)
+    config[stage].checkpoint = str(run.workdir.root / name)
+    with open_run(config, tmp_path / "other") as other:
+        refused = contextlib.nullcontext()
+        if said:
+            refused = pytest.raises(ConfigError, match=re.escape(said))
+        with refused:
+            check_found_elsewhere(other, (stage,))
+        assert not other.workdir.local.data.exists()
 
 
 def test_a_delivered_network_with_sizes_of_another_version_is_named(monkeypatch, tmp_path):

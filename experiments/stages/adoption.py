@@ -1,0 +1,135 @@
+"""Models from elsewhere that a run takes for its teacher or judge, instead of training them."""
+
+from typing import Any
+
+from experiments.stages.context import Run
+from experiments.stages.workdir import is_delivered
+from sdtt_jax.checkpoints.store import load_facts
+from sdtt_jax.config import differences, require, to_mapping
+from sdtt_jax.errors import CheckpointError, ConfigError
+from sdtt_jax.interchange.found import finished
+from sdtt_jax.interchange.layouts import is_published
+from sdtt_jax.interchange.load import find_network, load, load_denoiser, load_network
+from sdtt_jax.networks import Denoiser
+from sdtt_jax.networks.base import Network
+from sdtt_jax.networks.kinds import kind_of
+from sdtt_jax.paths import as_path, is_remote
+
+
+def check(run: Run, stage: str) -> None:
+    """Checks what can be known of a model, before the data are prepared and without its parameters.
+
+    Args:
+      run: the run that takes it.
+      stage: "teacher" or "judge", whose section of the config names it in `checkpoint`.
+
+    Raises:
+      ConfigError: there is no model there, it is of another kind or size, or its texts were of another kind.
+    """
+    checkpoint = getattr(run.config, stage).checkpoint
+    try:
+        found = find_network(checkpoint)
+    except CheckpointError as error:
+        raise ConfigError(f"config.{stage}.checkpoint={checkpoint}: {error}") from None
+    if found is None:
+        return  # on the hub, which is not asked yet
+    if stage == "judge":
+        _ = run.judge  # refuses a denoiser
+    else:
+        # The size of the vocabulary is known only once the data are prepared.
+        config, vocab_size = run.config, found.config.vocab_size
+        wanted = run.denoiser if config.published else Denoiser(config.denoiser(vocab_size))
+        _check_sizes(run, checkpoint, found, wanted)
+    _check_texts(run, stage, _facts_of_a_run(checkpoint))
+
+
+def check_vocabulary(run: Run) -> None:
+    """Checks that the judge that `judge.checkpoint` names is causal and has the run's vocabulary."""
+    checkpoint = run.config.judge.checkpoint
+    if not checkpoint or is_delivered(run.workdir.judge):
+        return
+    _ = run.judge  # refuses a denoiser
+    if load_network(checkpoint).text_tokenizer.digest != run.tokenizer.digest:
+        raise ConfigError(
+            f"config.judge.checkpoint={checkpoint} has another vocabulary than the run; take a causal model "
+            "with its tokenizer, or leave it out to have one trained."
+        )
+
+
+def adopt_teacher(run: Run, checkpoint: str) -> None:
+    """Delivers an existing teacher, after checking that its sizes and vocabulary are those of the run."""
+    model = load_denoiser(checkpoint, mesh=run.mesh)
+    _check_sizes(run, checkpoint, model.denoiser, run.denoiser)
+    if model.text_tokenizer.digest != run.tokenizer.digest:
+        raise ConfigError(
+            f"config.teacher.checkpoint={checkpoint} was trained with another vocabulary than "
+            "config.tokenizer and config.data give; use its tokenizer and corpus."
+        )
+    run.log(f"  taken from {checkpoint}")
+    params = run.shortened(model.params)
+    run.deliver(run.workdir.teacher, run.denoiser, params, stage="teacher", source=checkpoint)
+
+
+def adopt_judge(run: Run, checkpoint: str) -> None:
+    """Delivers an existing judge."""
+    check_vocabulary(run)
+    run.log(f"  taken from {checkpoint}")
+    has, length = run.judge.config.length, run.config.data.length
+    if has < length:
+        run.log(
+            f"  it reads {has} tokens at once: it scores texts of {length} in pieces, and as the "
+            "baseline writes them beyond what it has learnt"
+        )
+    params = load(checkpoint, mesh=run.mesh).params
+    run.deliver(run.workdir.judge, run.judge, params, stage="judge", source=checkpoint)
+
+
+def _facts_of_a_run(checkpoint: str) -> dict[str, Any]:
+    """What a run stored beside a model; empty for published ones, which do not say how they were trained."""
+    path = as_path(checkpoint)
+    if not is_remote(path) and is_published(path):
+        return {}
+    folder = finished(path)
+    facts = {} if folder is None else load_facts(folder)
+    return facts if "stage" in facts else {}
+
+
+def _check_texts(run: Run, stage: str, facts: dict[str, Any]) -> None:
+    """Checks that a run's model was trained on texts of the kind that this run has.
+
+    The copy that is delivered is read as a model of this run's texts ever after.
+    """
+    name = f"config.{stage}.checkpoint={getattr(run.config, stage).checkpoint}"
+    every = facts.get("every")
+    require(
+        every is None,
+        f"{name} models only one token in {every}, for mode=skeleton; give another model.",
+    )
+    stored = {"normalize": "normalize", "sequences": "sequences", "wrap": "begins_with_bos"}
+    ours = {field: getattr(run.config.data, field) for field in stored}
+    # Earlier versions did not store all of them.
+    theirs = {field: facts.get(fact, ours[field]) for field, fact in stored.items()}
+    lines = differences(theirs, ours, "data.")
+    require(
+        not lines,
+        f"{name} was trained on texts of another kind; give these fields the same values (the checkpoint's "
+        "first):\n  " + "\n  ".join(lines),
+    )
+
+
+def _check_sizes(run: Run, checkpoint: str, network: Network, wanted: Network) -> None:
+    """Checks that an existing teacher's network is of the kind and sizes that the config asks for."""
+    if (kind := kind_of(network)) != (right := kind_of(wanted)):
+        raise ConfigError(
+            f"config.teacher.checkpoint={checkpoint} is a {kind} model; the first teacher must be a {right}."
+        )
+    # Numerics may differ, and the length of a base: it has no position embeddings, or enough of them.
+    free: dict[str, Any] = {"compute_dtype": "", "remat": "", "unroll": 0}
+    free |= {"length": 0} if run.base is not None else {}
+    lines = differences(to_mapping(network.config) | free, to_mapping(wanted.config) | free)
+    if lines:
+        raise ConfigError(
+            f"config.teacher.checkpoint={checkpoint} is not the network that config.model and config.data "
+            "ask for; give these fields the same values (the checkpoint's first):\n  "
+            + "\n  ".join(lines)
+        )
