@@ -5,7 +5,7 @@
 Stages: data, teacher, judge, distill, evaluate, report; `--stages=distill,evaluate` runs only some
 of them. Stop it at any moment (Ctrl-C) and repeat the command: it continues where it stopped. Any
 field of the config can be given on the command line, for example
---config.distill.train.num_steps=100. With `--replay=teacher` (or judge, distill/2, or distill/2@57
+--config.distill.num_rounds=3. With `--replay=teacher` (or judge, distill/2, or distill/2@57
 for a step) no stage runs: one training step is taken twice, and the bits are compared.
 """
 

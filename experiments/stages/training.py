@@ -41,6 +41,7 @@ from sdtt_jax.progress import make_progress
 from sdtt_jax.training.config import TrainConfig
 from sdtt_jax.training.loop import TrainLog, train
 from sdtt_jax.training.metrics import MetricsWriter
+from sdtt_jax.training.optimizers import greatest_share
 from sdtt_jax.training.state import StateSpec, TrainState
 from sdtt_jax.training.step import LossFn, TrainStep, make_train_step
 from sdtt_jax.training.watchdog import watchdog
@@ -286,6 +287,13 @@ def _fit(job: TrainingJob) -> TrainState:
     )
     title = f"  {job.stage}, round {job.round}" if job.round else f"  {job.stage}"
     run.check_place()
+    if (share := greatest_share(config.optimizer, config.num_steps)) < 1:
+        section = "judge" if job.stage == "skeleton" else job.stage
+        run.log(
+            f"  the learning rate reaches only {share:.0%} of its peak, because the warm-up outlasts the "
+            f"training: {section}.train.optimizer.warmup_steps={config.optimizer.warmup_steps}, "
+            f"num_steps={config.num_steps}"
+        )
     kind = WithoutBase if job.adapters else Checkpoints
     with kind(
         job.folder, keep=config.keep, keep_every=config.keep_every, metadata=job.metadata

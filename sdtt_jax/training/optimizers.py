@@ -97,6 +97,18 @@ def learning_rate_schedule(
     return optax.join_schedules([warmup, after], [config.warmup_steps])
 
 
+def greatest_share(config: OptimizerConfig, num_steps: int) -> float:
+    """The greatest learning rate of a training as a share of the peak, from 0 to 1.
+
+    Below 1 the warm-up outlasts the training, which only a constant schedule allows.
+
+    Args:
+      config: the schedule's kind and warm-up.
+      num_steps: updates in all.
+    """
+    return min(1.0, (num_steps - 1) / config.warmup_steps) if config.warmup_steps else 1.0
+
+
 def make_optimizer(
     config: OptimizerConfig, num_steps: int
 ) -> optax.GradientTransformationExtraArgs:

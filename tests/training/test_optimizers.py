@@ -178,6 +178,18 @@ def test_a_bad_field_is_named(fields, message):
         opt.OptimizerConfig(**fields)
 
 
+@pytest.mark.parametrize(
+    ("num_steps", "schedule"),
+    [(1, "constant"), (100, "constant"), (501, "constant"), (900, "cosine")],
+)
+def test_it_is_known_how_much_of_the_rate_a_training_reaches(num_steps, schedule):
+    """Oracle: the greatest rate of all its updates."""
+    config = opt.OptimizerConfig(schedule=schedule)
+    rates = opt.learning_rate_schedule(config, num_steps)(np.arange(num_steps))
+    share = opt.greatest_share(config, num_steps)
+    assert share == pytest.approx(float(rates.max()) / config.learning_rate)
+
+
 def test_a_warm_up_longer_than_the_decay_is_refused():
     config = opt.OptimizerConfig(schedule="cosine", warmup_steps=100)
     with pytest.raises(ConfigError, match="warmup_steps=100"):
