@@ -16,6 +16,7 @@ from experiments.stages.context import Run, missing
 from experiments.stages.workdir import Workdir, claimed, is_delivered, lock, timed
 from sdtt_jax.checkpoints.place import Place
 from sdtt_jax.errors import UserError
+from sdtt_jax.evaluation.record import FOLDER
 from sdtt_jax.parallel import processes
 from sdtt_jax.parallel.mesh import make_mesh
 from sdtt_jax.paths import modified
@@ -66,7 +67,10 @@ def _is_reported(run: Run) -> bool:
     """Whether the report is newer than every file that it shows."""
     page = run.workdir.report
     shown = run.workdir.results, run.workdir.samples, run.workdir.metrics
-    newest = page.exists() and all(p.exists() and modified(p) <= modified(page) for p in shown)
+    evaluations = (run.workdir.root / FOLDER).glob("*.json")
+    newest = page.exists() and all(
+        path.exists() and modified(path) <= modified(page) for path in (*shown, *evaluations)
+    )
     return processes.agree(newest)
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import re
 import shutil
 
@@ -11,7 +12,7 @@ import pytest
 
 from experiments.stages import context
 from experiments.stages.evaluation import is_evaluated
-from experiments.stages.runner import open_run, run_stages
+from experiments.stages.runner import STAGES, open_run, run_stages
 from experiments.stages.training import check_found_elsewhere
 from experiments.stages.workdir import final
 from sdtt_jax.checkpoints.digests import params_digest
@@ -84,6 +85,22 @@ def test_results_of_another_form_are_damaged(run, content):
     run.workdir.results.write_text(content)
     with pytest.raises(UserError, match=r"results\.json is damaged .*; remove it and run again\."):
         is_evaluated(run)
+
+
+def test_a_page_that_is_older_than_what_it_shows_is_written_again(run):
+    """Also an evaluation: `experiments.evaluate` writes the page only at its end."""
+    workdir, [report] = run.workdir, [stage for stage in STAGES if stage.name == "report"]
+    evaluation = workdir.root / "evaluations" / "teacher.json"
+    evaluation.parent.mkdir()
+    shown = [workdir.results, workdir.samples, workdir.metrics, evaluation]
+    for second, path in enumerate([*shown, workdir.report]):
+        path.touch()
+        os.utime(path, (second, second))
+    assert report.is_finished(run)
+    for path in shown:
+        os.utime(path, (9, 9))
+        assert not report.is_finished(run)
+        os.utime(path, (0, 0))
 
 
 def test_what_another_stage_delivered_is_refused(run):
