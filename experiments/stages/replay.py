@@ -13,6 +13,7 @@ from sdtt_jax.checkpoints.digests import leaf_digests
 from sdtt_jax.checkpoints.store import Checkpoints
 from sdtt_jax.config import require
 from sdtt_jax.errors import ConfigError, UserError
+from sdtt_jax.parallel import processes
 from sdtt_jax.parallel.placement import place_whole
 from sdtt_jax.training.state import TrainState
 from sdtt_jax.trees import flat_leaves
@@ -34,7 +35,7 @@ def replay(run: Run, name: str) -> None:
         the checkpoint before it.
 
     Raises:
-      ConfigError: there is no such stage, round or step.
+      ConfigError: there is no such stage, round or step, or it has not begun.
       ReplayError: leaves differ; the message names them.
     """
     job, wanted = _named(run, name)
@@ -80,11 +81,17 @@ def _named(run: Run, name: str) -> tuple[TrainingJob, int | None]:
     rounds = stages[match[2]].count(run.config) if match[2] else 0
     if match[2] is not None and not 1 <= number <= rounds:
         raise ConfigError(f"--replay={name}: rounds are 1 to {rounds}; choose one of them.")
-    job = training_job(run, match[2] or match[1], number)
-    step = None if match[4] is None else int(match[4])
-    if step is not None and not 1 <= step <= job.config.num_steps:
-        raise ConfigError(f"--replay={name}: its steps are 1 to {job.config.num_steps}.")
-    return job, step
+    stage, step = match[2] or match[1], int(match[4] or 1)
+    steps = getattr(run.config, "judge" if stage == "skeleton" else stage).train.num_steps
+    if not 1 <= step <= steps:
+        raise ConfigError(f"--replay={name}: its steps are 1 to {steps}.")
+    # One that stopped at its first steps has no checkpoint; a bucket then has no folder either.
+    workdir = run.workdir
+    if not processes.agree(workdir.stage(stage, number).exists() or workdir.rejected.exists()):
+        raise ConfigError(
+            f"--replay={name}: this training has not begun; leave --replay out to begin it."
+        )
+    return training_job(run, stage, number), step if match[4] else None
 
 
 def _copy(state: TrainState) -> TrainState:

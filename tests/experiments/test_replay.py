@@ -12,6 +12,7 @@ from experiments.stages.replay import ReplayError, replay
 from experiments.stages.runner import open_run, run_stages
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.objectives import teacher_loss
+from sdtt_jax.training.optimizers import OptimizerConfig
 from tests.experiments.small import small
 
 BAD = 2  # The number of the batch that fails, in step 3.
@@ -21,7 +22,8 @@ BAD = 2  # The number of the batch that fails, in step 3.
 def run(compiled_once, tmp_path, monkeypatch, capsys):  # noqa: ARG001
     """A run whose teacher has been trained with a loss that is NaN on one batch; its output is kept."""
     del capsys
-    with open_run(small(tmp_path), tmp_path / "run") as run:
+    optimizer = OptimizerConfig(warmup_steps=6)
+    with open_run(small(tmp_path, optimizer=optimizer), tmp_path / "run") as run:
         sums = [int(_batch(run, step).sum()) for step in range(4)]
         assert sums.count(sums[BAD]) == 1
 
@@ -46,6 +48,7 @@ def _batch(run, step):
 
 def test_a_rejected_update_is_told_and_can_be_taken_again(run, capsys):
     said = capsys.readouterr().out
+    assert "reaches only 50% of its peak, because the warm-up outlasts the training" in said
     assert "step 3: loss nan" in said
     assert "rejected; its batch is named in rejected.jsonl" in said
     [record] = map(json.loads, run.workdir.rejected.read_text().splitlines())
@@ -87,6 +90,8 @@ def test_different_bits_are_an_error_that_names_the_arrays(run, monkeypatch):
         ("teacher@5", "its steps are 1 to 4"),
         ("teacher@0", "its steps are 1 to 4"),
         ("skeleton", "the run trains no skeleton"),
+        ("teacher", "this training has not begun"),
+        ("distill/2@3", "this training has not begun"),
     ],
 )
 def test_what_cannot_be_taken_again_is_named(tmp_path, name, message):
@@ -95,3 +100,5 @@ def test_what_cannot_be_taken_again_is_named(tmp_path, name, message):
         pytest.raises(ConfigError, match=message),
     ):
         replay(run, name)
+    made = {path.name for path in (tmp_path / "run").iterdir() if not path.name.startswith(".")}
+    assert made == {"config.json"}
