@@ -208,7 +208,7 @@ def read_run(workdir: Path | str) -> RecordedRun:
         return RecordedRun(
             name=workdir.resolve().name,
             config=config,
-            curves=read_curves(workdir / "metrics.jsonl"),
+            curves=tuple(c for c in read_curves(workdir / "metrics.jsonl") if _is_asked(c, config)),
             teacher=_qualities(teacher.get("steps")),
             teacher_val_ppl=_number(teacher.get("val_ppl")),
             rounds=tuple(
@@ -235,6 +235,19 @@ def read_run(workdir: Path | str) -> RecordedRun:
             f"{where} is not of the expected form ({type(error).__name__}: {error}). "
             "Run the evaluate stage again, or delete the file."
         ) from error
+
+
+def _is_asked(curve: LossCurve, config: Mapping[str, Any]) -> bool:
+    """Whether a run with this `config.json` trains what the curve shows.
+
+    It may have trained something else before: a teacher that was then taken from elsewhere, or a distiller
+    that was taken away.
+    """
+    fields = config.get("config", config)
+    if curve.stage in ("teacher", "judge"):
+        return not (fields.get(curve.stage) or {}).get("checkpoint")
+    name = "sdtt" if curve.stage == "distill" else curve.stage
+    return curve.stage == "skeleton" or name in fields.get("distillers", [name])
 
 
 def read_curves(path: Path) -> tuple[LossCurve, ...]:

@@ -41,6 +41,24 @@ def test_a_line_cut_by_a_kill_is_passed_over_and_others_are_not(tmp_path):
         read_curves(path)
 
 
+@pytest.mark.parametrize(
+    ("fields", "shown"),
+    [
+        ({}, ["teacher", "judge", "distill", "idlm"]),
+        ({"distillers": ["sdtt", "idlm"]}, ["teacher", "judge", "distill", "idlm"]),
+        ({"distillers": ["idlm"], "judge": {"checkpoint": "x"}}, ["teacher", "idlm"]),
+        ({"distillers": ["sdtt"], "teacher": {"checkpoint": "x"}}, ["judge", "distill"]),
+    ],
+)
+def test_trainings_that_are_not_the_runs_any_more_are_not_shown(tmp_path, fields, shown):
+    """A teacher that was then taken from elsewhere, and a distiller that was taken away."""
+    stages = {"teacher": 0, "judge": 0, "distill": 1, "idlm": 1}
+    lines = [{"stage": s, "round": r, "step": 1, "loss": 2.0} for s, r in stages.items()]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "config.json").write_text(json.dumps({"config": fields}))
+    assert [curve.stage for curve in read_run(tmp_path).curves] == shown
+
+
 def test_values_that_are_not_numbers_count_as_not_measured(make_workdir):
     def spoil(results):
         results["teacher"]["steps"]["4"]["gen_ppl"] = float("nan")
