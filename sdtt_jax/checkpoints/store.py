@@ -288,13 +288,10 @@ def load_params(
       CheckpointError: there is nothing, or it is damaged.
     """
     path = absolute(directory)
-    if not path.is_dir():
-        raise CheckpointError(f"There are no parameters at {directory}; give a folder named final.")
     with _naming_damaged(directory):
         metadata, table = _agreed(lambda: _stored_metadata(path))
         shapes = {p: jax.ShapeDtypeStruct(s, jax.numpy.dtype(d)) for p, (d, s, _) in table.items()}
-        if callable(shardings):
-            shardings = shardings(metadata)
+        shardings = shardings(metadata) if callable(shardings) else shardings
         if shardings is None or isinstance(shardings, jax.sharding.Sharding):
             one = shardings or SingleDeviceSharding(jax.local_devices()[0])
             placement = dict.fromkeys(shapes, one)
@@ -330,6 +327,10 @@ def stored_digest(directory: str | os.PathLike[str]) -> str:
 
 @contextlib.contextmanager
 def _naming_damaged(directory: str | os.PathLike[str]) -> Iterator[None]:
+    if not absolute(directory).is_dir():
+        raise CheckpointError(
+            f"There are no parameters at {directory}; give a folder named final, or restore it from a copy."
+        )
     try:
         yield
     except DamagedError as error:

@@ -10,7 +10,13 @@ from jax.experimental import multihost_utils
 
 from sdtt_jax.checkpoints import metadata, store
 from sdtt_jax.checkpoints.digests import params_digest
-from sdtt_jax.checkpoints.store import Checkpoints, load_params, save_params
+from sdtt_jax.checkpoints.store import (
+    Checkpoints,
+    load_facts,
+    load_params,
+    save_params,
+    stored_digest,
+)
 from sdtt_jax.errors import CheckpointError
 from sdtt_jax.parallel import processes
 from sdtt_jax.parallel.mesh import MeshConfig, make_mesh
@@ -34,6 +40,12 @@ def test_the_latest_comes_back_bit_for_bit_with_its_metadata(three):
     state, stored = restore(three)
     toy.assert_same(state, state_at(3))
     assert stored == {"fingerprint": "f", "round": 1, "step": 3}
+
+
+@pytest.mark.parametrize("read", [load_params, load_facts, stored_digest])
+def test_a_folder_that_is_not_there_is_not_called_damaged(tmp_path, read):
+    with pytest.raises(CheckpointError, match=r"no parameters at .*base; .*restore it from a copy"):
+        read(tmp_path / "base")
 
 
 def test_nothing_saved_is_none(tmp_path):
