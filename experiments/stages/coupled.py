@@ -24,7 +24,13 @@ from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.distillation.trajectories import Teacher, make_trajectories
 from sdtt_jax.errors import MismatchError
 from sdtt_jax.evaluation.record import kept_batches
-from sdtt_jax.keys import numbered_keys, purpose_key, purpose_seed, unusual_generator
+from sdtt_jax.keys import (
+    DEFAULT_GENERATOR,
+    numbered_keys,
+    purpose_key,
+    purpose_seed,
+    unusual_generator,
+)
 from sdtt_jax.model.batches import batched, join
 from sdtt_jax.networks.base import Network, abstract_params
 from sdtt_jax.objectives import coupled_loss
@@ -251,9 +257,11 @@ def open_pool(run: Run, number: int, teacher: Params) -> Pool | Fresh:
     if "random" not in found and _has_begun(run, number):
         drawn = facts  # an earlier version began this round with this pool
     if found != drawn:
+        usual = {"random": DEFAULT_GENERATOR}
         raise MismatchError(
             f"{folder} holds trajectories of another teacher, tokenizer or setting; give another pool, or "
-            "remove it to have it made again:\n  " + "\n  ".join(differences(found, drawn))
+            "remove it to have it made again:\n  "
+            + "\n  ".join(differences(usual | found, usual | drawn))
         )
     return Pool(_noise_in(jax.tree.map(processes.to_host, stored)), facts)
 
