@@ -135,9 +135,14 @@ def test_a_run_that_was_moved_delivers_nothing_to_its_old_place(run, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_model_that_cannot_judge_is_refused_before_a_teacher_is_trained(delivered, tmp_path):
-    """Another vocabulary used to show only when the teacher was finished."""
-    with open_run(small(tmp_path), tmp_path / "judged") as other:
+def test_a_model_that_cannot_judge_is_refused_before_a_teacher_is_trained(
+    delivered, tmp_path, capsys
+):
+    """Another vocabulary used to show only when the teacher was finished. A judge of shorter texts judges;
+    that the baseline then writes beyond them is said."""
+    shorter = small(tmp_path)
+    shorter.data.length = 8
+    with open_run(shorter, tmp_path / "judged") as other:
         other.deliver(other.workdir.judge, other.judge, filled(other.judge, 0), stage="judge")
     cases = [
         (other.workdir.judge, "another vocabulary"),
@@ -152,6 +157,9 @@ def test_a_model_that_cannot_judge_is_refused_before_a_teacher_is_trained(delive
         with open_run(config, tmp_path / str(number)) as run:
             if message is None:
                 run_stages(run, ("data", "judge"))
+                assert (
+                    "it reads 8 tokens at once: it scores texts of 16 in" in capsys.readouterr().out
+                )
                 continue
             with pytest.raises(ConfigError, match=message):
                 run_stages(run, ("data", "teacher"))
