@@ -31,6 +31,7 @@ from absl import flags
 
 from experiments.cli import fields
 from experiments.cli.app import check_flags, refuse, run_app
+from sdtt_jax.checkpoints.orbax import require_plain
 from sdtt_jax.config import choose, require
 from sdtt_jax.errors import MismatchError
 from sdtt_jax.evaluation.settings import Decoding, Variation
@@ -106,6 +107,8 @@ def main(argv: Sequence[str]) -> None:
     require(not is_remote(folder), f"--output={folder} must be a local folder; copy it from there.")
     output = as_path(folder)
     require_empty(output)
+    if _FORMAT.value == "orbax":
+        require_plain(output)
     require(
         _PUSH.value is not None or not _PUBLIC.value,
         "--public needs --push; leave it out, or name a repository with --push.",

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from experiments.settings import RunConfig
 from experiments.stages.context import Run
 from experiments.stages.workdir import final, is_delivered
+from sdtt_jax.checkpoints.orbax import require_plain
 from sdtt_jax.checkpoints.store import Checkpoints
 from sdtt_jax.interchange.adapters import adapter_facts, read_base
 from sdtt_jax.keys import generator, purpose_key, purpose_seed
@@ -114,6 +115,14 @@ class TrainingJob:
     def folder(self) -> Path:
         """The folder of the training's checkpoints."""
         return self.run.workdir.stage(self.stage, self.round)
+
+    def checkpoints(self) -> Checkpoints:
+        """The checkpoints in `folder`, to add to; `ConfigError` if none could be read again from there."""
+        require_plain(self.folder)
+        kind, config = WithoutBase if self.adapters else Checkpoints, self.config
+        return kind(
+            self.folder, keep=config.keep, keep_every=config.keep_every, metadata=self.metadata
+        )
 
     @property
     def tokens_per_batch(self) -> int:

@@ -15,7 +15,6 @@ from experiments.stages.job import (
     Adapters,
     Rounds,
     TrainingJob,
-    WithoutBase,
     averaged,
     deliver_base,
     report_rejected,
@@ -294,10 +293,7 @@ def _fit(job: TrainingJob) -> TrainState:
             f"training: {section}.train.optimizer.warmup_steps={config.optimizer.warmup_steps}, "
             f"num_steps={config.num_steps}"
         )
-    kind = WithoutBase if job.adapters else Checkpoints
-    with kind(
-        job.folder, keep=config.keep, keep_every=config.keep_every, metadata=job.metadata
-    ) as checkpoints:
+    with job.checkpoints() as checkpoints:
         state = job.state(checkpoints)
         began, checkpoints.seconds = time.monotonic(), 0.0
         step = int(jax.device_get(state.step))

@@ -17,7 +17,7 @@ from experiments.stages.lease import FILE as LEASE
 from experiments.stages.lease import lease
 from sdtt_jax import paths
 from sdtt_jax.checkpoints.aside import CORRUPT
-from sdtt_jax.checkpoints.orbax import is_committed
+from sdtt_jax.checkpoints.orbax import is_committed, require_plain
 from sdtt_jax.checkpoints.place import Place
 from sdtt_jax.config import differences, from_mapping, to_mapping
 from sdtt_jax.data.records import INFO_FILE
@@ -143,7 +143,7 @@ def claim(root: Path, config: RunConfig, source: Source = UNKNOWN) -> Workdir:
 
     Raises:
       ConfigError: the directory holds a run of another config (the fields that differ are listed), or
-        something that is not a run.
+        something that is not a run, or checkpoints could not be read again from there.
     """
     workdir = Workdir(root)
     mapping = to_mapping(config)
@@ -166,6 +166,8 @@ def claim(root: Path, config: RunConfig, source: Source = UNKNOWN) -> Workdir:
         raise ConfigError(
             f"{root} is not empty and holds no run (no config.json); give another --workdir."
         )
+    else:
+        require_plain(root)
     origin = {"config_file": source.file, "overrides": source.overrides}
     write_json(workdir.config, {"config": mapping, **origin})
     return workdir

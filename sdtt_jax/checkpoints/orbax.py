@@ -7,8 +7,33 @@ from typing import Any
 import jax
 from orbax.checkpoint import v1 as ocp
 
+from sdtt_jax.config import require
+from sdtt_jax.paths import PathLike, absolute
+
 # Orbax's name for the file that it writes last into a folder in a bucket.
 COMMITTED = "commit_success.txt"
+# What a search for files by a pattern does not take literally.
+IN_PATTERNS = "*?[\\"
+
+
+def require_plain(folder: PathLike) -> None:
+    """Refuses a folder that Orbax cannot write to so that it can be read again.
+
+    What was written elsewhere and copied there can be read, unless the path has a backslash.
+
+    Orbax searches for what each process has written with the folder's whole path as part of a pattern. If
+    that finds nothing, it logs a line, and calls a checkpoint whole that lacks its arrays.
+
+    Raises:
+      ConfigError: the path has a character that patterns do not take literally.
+    """
+    path = os.fspath(absolute(folder))
+    found = sorted({*path} & {*IN_PATTERNS})
+    require(
+        not found,
+        f"{path} has {' and '.join(found)} in its path, where Orbax writes checkpoints that cannot be read "
+        f"again; give a folder without any of {' '.join(IN_PATTERNS)}",
+    )
 
 
 def kept(keep: int | None, keep_every: int) -> Any:

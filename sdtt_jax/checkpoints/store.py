@@ -61,8 +61,7 @@ class Checkpoints:
     ):
         self.directory = absolute(directory)
         self.metadata = dict(metadata or {})
-        self.failed_saves = 0
-        self.seconds = 0.0
+        self.failed_saves, self.seconds = 0, 0.0
         self._last_error: Exception | None = None  # of the last save that failed
         self._pending: tuple[int, Any] | None = None
         try:
@@ -105,11 +104,12 @@ class Checkpoints:
           Whether a save was started: a step that is there already is not written again.
 
         Raises:
-          CheckpointError: a leaf is not finite, the last saves all failed, or the directory was moved or
-            removed.
+          CheckpointError: a leaf is not finite, the last saves all failed, or the directory is gone.
+          ConfigError: as `orbax.require_plain`.
         """
         # The step that computes the state is not part of what saving costs.
         jax.block_until_ready(state)
+        orbax.require_plain(self.directory)
         with self._timed():
             self._finish()
             self._place.check()
@@ -194,8 +194,7 @@ class Checkpoints:
 
         Raises:
           CheckpointError: every checkpoint is damaged.
-          MismatchError: the latest one that is whole belongs to another model or run (the leaf or
-            the field is named); nothing is moved.
+          MismatchError: the latest whole one is another model's or run's (it is named); nothing is moved.
         """
         self.wait()
         damaged: dict[int, Exception] = {}
@@ -260,7 +259,9 @@ def save_params(
 
     Raises:
       CheckpointError: a leaf is not finite, or writing failed.
+      ConfigError: as `orbax.require_plain`.
     """
+    orbax.require_plain(directory)
     leaves = flat_leaves(params)
     content = {"params": nested(leaves), "meta": stored.signed(metadata or {}, leaves)}
     try:

@@ -37,6 +37,15 @@ def test_a_directory_of_something_else_is_refused(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+def test_a_run_does_not_begin_where_no_checkpoint_could_be_read_again(tmp_path):
+    """One that was copied there may be read, evaluated and reported."""
+    with pytest.raises(ConfigError, match=r"lr\[1\] has \[ in its path"):
+        claim(tmp_path / "lr[1]", CONFIG)
+    assert list(tmp_path.rglob("config.json")) == []
+    claim(tmp_path / "run", CONFIG).root.rename(tmp_path / "lr[1]")
+    claim(tmp_path / "lr[1]", CONFIG)
+
+
 def test_a_distiller_may_be_added_with_its_settings_and_none_that_has_begun_be_taken_away(tmp_path):
     workdir = claim(tmp_path / "run", CONFIG)
     final(workdir.round(1)).mkdir(parents=True)

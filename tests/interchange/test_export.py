@@ -85,6 +85,15 @@ def test_a_folder_with_something_in_it_is_left_alone(published, tmp_path):
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["mine.txt"]
 
 
+def test_orbax_writes_nothing_where_it_could_not_be_read_again(tmp_path):
+    """Said before the model is looked for."""
+    output = tmp_path / "ex[1]"
+    done = call("export", "--format=orbax", "--checkpoint=none", f"--output={output}")
+    assert done.status == 2
+    assert "has [ in its path" in done.stderr
+    assert not output.exists()
+
+
 def test_orbax_needs_a_tokenizer_and_writes_nothing_without(published, tmp_path):
     with pytest.raises(CheckpointError, match="has no tokenizer"):
         export_orbax(sdtt_jax.load(published), tmp_path / "out")
