@@ -5,6 +5,7 @@ A remote path is an `epath.Path`, which has pathlib's methods; this module hides
 
 import codecs
 import contextlib
+import errno
 import importlib.util
 import json
 import os
@@ -85,8 +86,38 @@ def with_target(path: PathLike) -> list[Path]:
     return [here] if is_remote(here) else list(dict.fromkeys([here, here.resolve()]))
 
 
+def followed(path: PathLike) -> Path:
+    """The path itself, or what symbolic links of that name lead to, be it there or not."""
+    path = as_path(path)
+    # Linux follows as many, and then calls it a loop.
+    for _ in range(40 * (not is_remote(path))):
+        if not path.is_symlink() or _is_open(path):
+            break
+        path = Path(os.path.realpath(path.parent)) / os.readlink(path)
+    return path
+
+
+def _is_open(path: Path) -> bool:
+    """Whether the path is another name of an open file, as /proc/self/fd/1 is of the output."""
+    return Path(os.path.realpath(path.parent)).is_relative_to("/proc")
+
+
+def is_irregular(path: PathLike) -> bool:
+    """Whether there is something of that name that is neither a file nor a folder: a device, or a pipe."""
+    path = as_path(path)
+    return not is_remote(path) and path.exists() and not path.is_file() and not path.is_dir()
+
+
+def _is_written_in_place(path: Path) -> bool:
+    """Whether a path of `followed` is of a file that cannot be replaced, or must not be."""
+    if is_remote(path) or is_irregular(path) or _is_open(path):
+        return True
+    # A single file that is mounted into a container, for example.
+    return path.exists() and not os.access(path.parent, os.W_OK)
+
+
 def write_bytes(path: PathLike, content: bytes) -> None:
-    """Writes a file so that readers see the whole old or the whole new one, even after a crash."""
+    """Writes a file as `written_whole` does."""
     with written_whole(path) as partial:
         partial.write_bytes(content)
 
@@ -104,15 +135,18 @@ def remove_tree(path: PathLike) -> None:
 def written_whole(path: PathLike) -> Iterator[Path]:
     """A local file to write, which is put in its place when the block ends, and never if the block fails.
 
-    For a disk it is written beside its place and then moved; for a bucket, among the temporary files and then
-    uploaded. Its permissions follow from the umask, whatever the block sets.
+    For a disk it is written beside its place and then moved, so that readers see the whole old or the whole
+    new one, even after a crash. For a bucket it is written among the temporary files and then uploaded; to
+    what cannot be replaced (a device, a pipe, a file in a folder that is not writable) it is copied from
+    there. A symbolic link stays one. The permissions follow from the umask, whatever the block sets.
     """
-    path = as_path(path)
+    path = followed(path)
+    in_place = _is_written_in_place(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         # Another thread, or a process left over from a killed run, may be writing the same file.
         name = f".{path.name}.{secrets.token_hex(4)}"
-        if is_remote(path):
+        if in_place:
             partial = Path(stack.enter_context(tempfile.TemporaryDirectory())) / name
         else:
             partial = path.with_name(name)
@@ -123,9 +157,8 @@ def written_whole(path: PathLike) -> Iterator[Path]:
                 partial.touch()
                 mode = stat.S_IMODE(partial.stat().st_mode)
                 yield partial
-                if is_remote(path):
-                    with partial.open("rb") as source, path.open("wb") as target:
-                        shutil.copyfileobj(source, target, 2**24)
+                if in_place:
+                    _copy(partial, path)
                 else:
                     # Otherwise a power cut soon afterwards may leave an empty file under the new name.
                     with partial.open("rb") as written:
@@ -133,9 +166,20 @@ def written_whole(path: PathLike) -> Iterator[Path]:
                     # The library of safetensors writes files that their owner alone can read.
                     if stat.S_IMODE(partial.stat().st_mode) != mode:
                         partial.chmod(mode)
-                    os.replace(partial, path)
+                    try:
+                        os.replace(partial, path)
+                    except OSError as error:
+                        # A file that is a mount of its own, or another user's in /tmp, may yet be written to.
+                        if error.errno not in (errno.EBUSY, errno.EPERM):
+                            raise
+                        _copy(partial, path)
         finally:
             partial.unlink(missing_ok=True)
+
+
+def _copy(file: Path, to: Path) -> None:
+    with file.open("rb") as source, to.open("wb") as target:
+        shutil.copyfileobj(source, target, 2**24)
 
 
 @contextlib.contextmanager
@@ -155,7 +199,7 @@ def alone(path: PathLike) -> Iterator[None]:
     The system releases the lock however a process ends. Buckets, and disks that know no locks, have none;
     there nobody waits.
     """
-    path = as_path(path)
+    path = followed(path)
     if is_remote(path):
         yield
         return

@@ -34,7 +34,7 @@ from sdtt_jax.config import require
 from sdtt_jax.errors import EXIT_INTERRUPTED, ConfigError, UserError
 from sdtt_jax.parallel import ending, processes
 from sdtt_jax.parallel.environment import threads_to_wait_in
-from sdtt_jax.paths import as_path, home, is_remote
+from sdtt_jax.paths import as_path, followed, home, is_remote
 from sdtt_jax.renamed import FLAGS
 from sdtt_jax.training.loop import Interrupted
 
@@ -82,15 +82,17 @@ def output_file(path: str | None) -> Path | None:
         raise ConfigError(f"--output={path} is a folder; name a file.")
     if is_remote(file):
         return file
+    written = followed(file)
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
+        written.parent.mkdir(parents=True, exist_ok=True)
     except FileExistsError:
         raise ConfigError(
-            f"--output={path} cannot be written to: {file.parent} is a file."
+            f"--output={path} cannot be written to: {written.parent} is a file."
         ) from None
     except OSError as error:
         raise ConfigError(f"--output={path} cannot be written to: {error.strerror}.") from None
-    if not os.access(file if file.exists() else file.parent, os.W_OK):
+    # A file that is there is replaced or, where its folder forbids that, written to.
+    if not os.access(written if written.exists() else written.parent, os.W_OK):
         raise ConfigError(f"--output={path} cannot be written to: permission denied.")
     return file
 

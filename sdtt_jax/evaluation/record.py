@@ -22,7 +22,15 @@ from sdtt_jax.model.batches import Batch
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
 from sdtt_jax.parallel import processes
-from sdtt_jax.paths import alone, as_path, read_json, write_bytes, write_json, write_text
+from sdtt_jax.paths import (
+    alone,
+    as_path,
+    is_irregular,
+    read_json,
+    write_bytes,
+    write_json,
+    write_text,
+)
 from sdtt_jax.progress import tracked
 
 FORMAT = "sdtt_jax evaluation 1"
@@ -78,6 +86,10 @@ class Record:
         self._removed: set[str] = set()
         if self.path.is_dir():
             raise ConfigError(f"--output={self.path} is a folder; name a file.")
+        if is_irregular(self.path):
+            raise ConfigError(
+                f"--output={self.path} is a device or a pipe, which keeps no results; name a file."
+            )
         self._content["items"] = self._earlier()
         self._content["environment"] = environment()
         try:
