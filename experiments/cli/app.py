@@ -3,10 +3,8 @@
 import contextlib
 import functools
 import gc
-import itertools
 import logging as python_logging
 import os
-import re
 import signal
 import sys
 import threading
@@ -20,6 +18,13 @@ import jax
 from absl import app, flags, logging
 from rich.console import Console
 
+from experiments.cli.arguments import (
+    IN_FLAGS,
+    in_words,
+    last_config_files,
+    require_utf8,
+    with_config_files,
+)
 from experiments.cli.output import (
     EXIT_CONFIG,
     EXIT_FAILED,
@@ -37,9 +42,6 @@ from sdtt_jax.parallel.environment import threads_to_wait_in
 from sdtt_jax.paths import as_path, followed, home, is_remote
 from sdtt_jax.renamed import FLAGS
 from sdtt_jax.training.loop import Interrupted
-
-# Flags that name config files.
-CONFIG_FLAGS = ("config", "spec")
 
 _DISTRIBUTED = flags.DEFINE_enum(
     "distributed",
@@ -233,50 +235,13 @@ def _status(main: Callable[[Sequence[str]], None], argv: Sequence[str], goes_on:
     return 0
 
 
-def with_config_files(argv: Sequence[str]) -> list[str]:
-    """`argv` with `~` expanded in the names of config files, as in the library's paths; absl opens them."""
-    found: list[str] = []
-    for argument in argv:
-        flag, equals, value = argument.partition("=")
-        if equals and flag.lstrip("-") in CONFIG_FLAGS and value.startswith("~"):
-            argument = f"{flag}={as_path(value)}"
-        elif argument.startswith("~") and found and found[-1].lstrip("-") in CONFIG_FLAGS:
-            argument = str(as_path(argument))
-        found.append(argument)
-    return found
-
-
-# What is raised by flags, and by the config files that are run while flags are parsed.
-IN_FLAGS = (
-    flags.Error,
-    ConfigError,
-    OSError,
-    AttributeError,
-    TypeError,
-    ValueError,
-    ImportError,
-    NameError,
-    SyntaxError,
-)
-
-
-# How the errors of absl's flags begin, and what the value should have been.
-_KINDS = {
-    "invalid literal for int": "a whole number",
-    "could not convert string to float": "a number",
-    "('Non-boolean": "true or false",
-}
-
-
-# What ml_collections puts before the stack of an error of a config file.
-_TRACED = "Error whilst parsing config file:\n\n"
-
-
 def parse_flags(argv: list[str], check: Callable[[Sequence[str]], None] | None) -> list[str]:
     """The arguments in `argv` that are not flags; a wrong or renamed flag ends the program with one line."""
     try:
-        _require_utf8(argv)
-        argv = with_config_files(argv)
+        require_utf8(argv)
+        # What files of flags hold is checked like the rest.
+        argv = [argv[0], *flags.FLAGS.read_flags_from_files(argv[1:], force_gnu=False)]
+        argv = last_config_files(with_config_files(argv))
         if check is not None:
             check(argv)
         return list(flags.FLAGS(argv))
@@ -287,41 +252,9 @@ def parse_flags(argv: list[str], check: Callable[[Sequence[str]], None] | None) 
     except IN_FLAGS as error:
         gone = str(getattr(error, "flagname", ""))
         now = FLAGS.get(gone, "")
-        message = f"--{gone} is now --{now}." if now in flags.FLAGS else clearer(str(error))
+        message = f"--{gone} is now --{now}." if now in flags.FLAGS else in_words(error)
         print(f"Error: {message} (see --help)", file=sys.stderr)
         sys.exit(EXIT_CONFIG)
-
-
-def _require_utf8(argv: Sequence[str]) -> None:
-    """Rejects a flag that is not UTF-8: Python turns each of its bad bytes into half of a surrogate pair."""
-    for before, argument in itertools.pairwise(["", *argv]):
-        try:
-            argument.encode("utf-8")
-        except UnicodeEncodeError:
-            flag = next(
-                (text for text in (argument, before) if text.startswith("-")), "An argument"
-            )
-            given = os.fsencode(argument.partition("=")[2] or argument)
-            raise ConfigError(
-                f"{flag.partition('=')[0]} is not UTF-8 ({given!r}); give it in UTF-8."
-            ) from None
-
-
-def clearer(message: str) -> str:
-    """absl's error, clearer where a value is of the wrong kind, and without the stack of a config file."""
-    traced, _, trace = message.partition(_TRACED)
-    if trace:
-        # Of the last stack, if one error led to another: its innermost line, and what was raised there.
-        stack = trace.rpartition("Traceback (most recent call last):\n")[2].rstrip()
-        frames = re.findall(r'^  File "(.+)", line (\d+)', stack, re.MULTILINE)
-        raised = "\n".join(itertools.dropwhile(lambda line: line[:1] == " ", stack.split("\n")))
-        file, line = frames[-1] if frames else ("", "")
-        return f"{traced}{raised}" + (f" ({file}, line {line})" if file else "")
-    found = re.fullmatch(r"flag (--[^=]+=.*?): (.*)", message, re.DOTALL)
-    kind = next(
-        (what for start, what in _KINDS.items() if found and found[2].startswith(start)), ""
-    )
-    return f"{found[1]} must be {kind}." if found and kind else message
 
 
 def check_flags(argv: Sequence[str], *required: str) -> None:

@@ -57,30 +57,51 @@ def check_fields(argv: Sequence[str], flag: str, kind: Any) -> None:
 
     `flag` is the name in `--FLAG=FILE` and `--FLAG.FIELD=VALUE`, `kind` the dataclass that has the fields.
     """
+    lists: set[str] = set()
     for word, following in zip_longest(argv, argv[1:], fillvalue=""):
         file = re.fullmatch(rf"--?{flag}(?:=(.*))?", word)
         if file is not None:
             name = following if file[1] is None else file[1]
             path, colon, argument = name.partition(":")  # the argument of get_config
+            there = "is no file of Python" if as_path(path).exists() else "there is no such file"
             require(
                 as_path(path).is_file(),
-                f"--{flag}={path}: there is no such file; {_hint(path, FOLDERS[flag])}",
+                f"--{flag}={path}: {there}; {_hint(path, FOLDERS[flag])}",
             )
             takes_argument = _takes_argument(as_path(path), f"--{flag}={path}")
             require(
                 takes_argument or not colon,
                 f"--{flag}={name}: {path} takes no argument; leave {':' + argument!r} out.",
             )
-        match = re.match(rf"--?{flag}\.([\w.]+)", word)
-        if match is None:
-            continue
-        within: Any = kind
-        where = flag
-        for name in match[1].split("."):
-            hints = typing.get_type_hints(within) if dataclasses.is_dataclass(within) else {}
-            if name not in hints:
-                raise unknown_field(within, name, where)
-            within, where = hints[name], f"{where}.{name}"
+        match = re.fullmatch(rf"--?(?:no)?{flag}\.([^=]*)(?:=.*)?", word, re.DOTALL)
+        if match is not None:
+            _check_field(match[1], flag, kind, lists)
+
+
+def _check_field(path: str, flag: str, kind: Any, lists: set[str]) -> None:
+    """Checks the dotted path of a field; `lists` are those that a command line has given values so far."""
+    within, where = kind, flag
+    for name in path.split("."):
+        hints = typing.get_type_hints(within) if dataclasses.is_dataclass(within) else {}
+        plain, bracket, _ = name.partition("[")
+        if plain not in hints:
+            raise unknown_field(within, plain, where)
+        within, where = hints[plain], f"{where}.{plain}"
+        require(
+            not bracket, f"--{flag}.{path} sets a part of {where}; give all of it, --{where}=VALUE."
+        )
+    # ml_collections would make a group anew, with the defaults of its class in place of the file's values.
+    if dataclasses.is_dataclass(within):
+        first = dataclasses.fields(within)[0].name
+        raise ConfigError(
+            f"{where} is a group of fields; give one of them, such as --{where}.{first}=VALUE."
+        )
+    if typing.get_origin(within) is tuple:
+        require(
+            where not in lists,
+            f"--{where} is given twice, which would join the two; give it once, with all its values.",
+        )
+        lists.add(where)
 
 
 def _takes_argument(file: Path, where: str) -> bool:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from experiments.cli import app
+from experiments.cli.arguments import IN_FLAGS, in_words
 from experiments.settings import check_overrides, run_config
 from sdtt_jax.config import require
 from sdtt_jax.errors import ConfigError
@@ -20,8 +21,8 @@ def check_run(options: Sequence[str]) -> None:
     _define_common(values)
     try:
         beside = values(argv)[1:]
-    except app.IN_FLAGS as error:
-        raise ConfigError(f"The run's options: {app.clearer(str(error))}") from None
+    except IN_FLAGS as error:
+        raise ConfigError(f"The run's options: {in_words(error)}") from None
     require(not beside, f"The run's options: unknown argument {' '.join(beside)!r}.")
     chosen_stages(values)
     run_config(values.config)

@@ -10,7 +10,7 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from experiments.cli.app import clearer
+from experiments.cli.arguments import clearer
 from experiments.configs.smoke import smoke
 from experiments.distillers import DISTILLERS, REFUSED_SEQUENCES
 from experiments.settings import (
@@ -235,6 +235,14 @@ def test_defaults_of_distillation_are_the_papers_recipe():
         ("--config.teacher.train.num_step=2", r"config\.teacher\.train has no field 'num_step'"),
         ("--config.seed.x=2", r"config\.seed has no field 'x'"),
         ("--config=no/such/file.py", "there is no such file"),
+        ("--config=/", "--config=/: is no file of Python"),
+        ("--config.", "config has no field ''"),
+        ("--noconfig.data.deduplicat", "has no field 'deduplicat'; did you mean 'deduplicate'"),
+        ("--config.distillers[0]=mmd", "a part of config.distillers; give all of it"),
+        ("--config.teacher.train[0].num_steps=1", "a part of config.teacher.train; give all"),
+        # ml_collections would set all other fields of the group to their defaults.
+        ("--config.model={'num_layers': 1}", "config.model is a group of fields; give one of them"),
+        ("--config.teacher.train=x.y", r"such as --config\.teacher\.train\.\w+=VALUE"),
     ],
 )
 def test_overrides_on_the_command_line_are_checked(argument, message):
@@ -242,8 +250,17 @@ def test_overrides_on_the_command_line_are_checked(argument, message):
         check_overrides(["run", argument])
 
 
+def test_a_list_that_is_given_twice_is_refused():
+    """ml_collections would join the two, where of all other fields the last value counts."""
+    check_overrides(["run", "--config.seed=1", "--config.seed=2", "--config.distillers=sdtt"])
+    twice = ["--config.distillers=sdtt", "--config.seed=1", "--config.distillers", "coupled"]
+    with pytest.raises(ConfigError, match=r"--config\.distillers is given twice, which would join"):
+        check_overrides(["run", *twice])
+
+
 def test_good_overrides_pass():
     check_overrides(["run", "--config.distill.train.num_steps=3", "--workdir=x", "--stages=data"])
+    check_overrides(["run", "--config.data.corpus=[a.b]\n{}", "--noconfig.data.deduplicate"])
 
 
 def test_an_argument_of_a_config_that_takes_none_is_refused(monkeypatch):

@@ -1,0 +1,111 @@
+"""The words of a command line before absl reads them, and absl's errors in plainer words."""
+
+import itertools
+import os
+import re
+import traceback
+from collections.abc import Sequence
+
+from absl import flags
+
+from sdtt_jax.errors import ConfigError
+from sdtt_jax.paths import as_path
+
+# Flags that name config files.
+CONFIG_FLAGS = ("config", "spec")
+
+# What is raised by flags, and by the config files that are run while flags are parsed.
+IN_FLAGS = (
+    flags.Error,
+    ConfigError,
+    OSError,
+    AttributeError,
+    TypeError,
+    ValueError,
+    ImportError,
+    NameError,
+    SyntaxError,
+    LookupError,
+)
+
+
+# How the errors of absl's flags begin, and what the value should have been.
+_KINDS = {
+    "invalid literal for int": "a whole number",
+    "could not convert string to float": "a number",
+    "('Non-boolean": "true or false",
+}
+
+
+# What ml_collections puts before the stack of an error of a config file.
+_TRACED = "Error whilst parsing config file:\n\n"
+
+
+def with_config_files(argv: Sequence[str]) -> list[str]:
+    """`argv` with `~` expanded in the names of config files, as in the library's paths; absl opens them."""
+    found: list[str] = []
+    for argument in argv:
+        flag, equals, value = argument.partition("=")
+        if equals and flag.lstrip("-") in CONFIG_FLAGS and value.startswith("~"):
+            argument = f"{flag}={as_path(value)}"
+        elif argument.startswith("~") and found and found[-1].lstrip("-") in CONFIG_FLAGS:
+            argument = str(as_path(argument))
+        found.append(argument)
+    return found
+
+
+def last_config_files(argv: Sequence[str]) -> list[str]:
+    """`argv` without the config files that a later one replaces: for ml_collections they are two flags.
+
+    A script such as launch/demo.sh gives one, and its caller may give another.
+    """
+    words = list(argv)
+    ends = words.index("--") if "--" in words else len(words)
+    given = set()
+    for place in reversed(range(ends)):
+        flag, equals, _ = words[place].partition("=")
+        if flag.startswith("-") and flag.lstrip("-") in CONFIG_FLAGS:
+            if flag.lstrip("-") in given:
+                del words[place : place + (1 if equals else 2)]
+            given.add(flag.lstrip("-"))
+    return words
+
+
+def require_utf8(argv: Sequence[str]) -> None:
+    """Rejects a flag that is not UTF-8: Python turns each of its bad bytes into half of a surrogate pair."""
+    for before, argument in itertools.pairwise(["", *argv]):
+        try:
+            argument.encode("utf-8")
+        except UnicodeEncodeError:
+            flag = next(
+                (text for text in (argument, before) if text.startswith("-")), "An argument"
+            )
+            given = os.fsencode(argument.partition("=")[2] or argument)
+            raise ConfigError(
+                f"{flag.partition('=')[0]} is not UTF-8 ({given!r}); give it in UTF-8."
+            ) from None
+
+
+def clearer(message: str) -> str:
+    """absl's error, clearer where a value is of the wrong kind, and without the stack of a config file."""
+    traced, _, trace = message.partition(_TRACED)
+    if trace:
+        # Of the last stack, if one error led to another: its innermost line, and what was raised there.
+        stack = trace.rpartition("Traceback (most recent call last):\n")[2].rstrip()
+        frames = re.findall(r'^  File "(.+)", line (\d+)', stack, re.MULTILINE)
+        raised = "\n".join(itertools.dropwhile(lambda line: line[:1] == " ", stack.split("\n")))
+        file, line = frames[-1] if frames else ("", "")
+        return f"{traced}{raised}" + (f" ({file}, line {line})" if file else "")
+    found = re.fullmatch(r"flag (--[^=]+=.*?): (.*)", message, re.DOTALL)
+    kind = next(
+        (what for start, what in _KINDS.items() if found and found[2].startswith(start)), ""
+    )
+    return f"{found[1]} must be {kind}." if found and kind else message
+
+
+def in_words(error: Exception) -> str:
+    """What a flag's error says; also where it was, if it is a config file's wrong key or index."""
+    if not isinstance(error, LookupError):
+        return clearer(str(error))
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error} ({frame.filename}, line {frame.lineno})"
