@@ -38,7 +38,7 @@ from sdtt_jax.evaluation.texts import check_corpus, held_out_name
 from sdtt_jax.evaluation.variants import variant
 from sdtt_jax.interchange.load import load
 from sdtt_jax.parallel import processes
-from sdtt_jax.paths import as_path, text_lines
+from sdtt_jax.paths import as_path, is_irregular, text_lines
 from sdtt_jax.reporting import write_report
 
 __doc__ = (__doc__ or "").replace(
@@ -216,8 +216,16 @@ def check_files(settings: Settings) -> None:
     """Reads what suites will read only when their turn comes, so that a wrong name is not found after hours.
 
     Raises:
-      ConfigError, DataError: as the suites.
+      ConfigError: a pipe or a device, of which nothing would be left to the suites; and as they.
+      DataError: as the suites.
     """
+    for name in ("texts", "prompts", "task_file", "held_out", "neighbours", "exit_training_text"):
+        path = getattr(settings, name)
+        require(
+            path in ("", OWN) or not is_irregular(path),
+            f"--{name}={path} is a pipe or a device, which can be read only once; write what it "
+            "holds to a file, and give that.",
+        )
     for path in filter(None, (settings.texts, settings.prompts)):
         next(text_lines(path), None)
     for name in ("neighbours", "exit_training_text"):

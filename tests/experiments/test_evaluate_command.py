@@ -5,6 +5,7 @@ import dataclasses
 import inspect
 import itertools
 import json
+import os
 import re
 import types
 
@@ -74,7 +75,9 @@ def test_golden_gpt2_through_the_command(golden, tokens_file, tmp_path):
         f"--output={tmp_path / 'greedy.json'}",
     )
     assert written.status == 0, written.stderr
-    lines = (tmp_path / "greedy.parts" / "generation_prompted_autoregressive.jsonl").read_text()
+    lines = (
+        tmp_path / "greedy.json.parts" / "generation_prompted_autoregressive.jsonl"
+    ).read_text()
     tokens = [json.loads(line)["tokens"] for line in lines.splitlines()]
     np.testing.assert_array_equal(tokens, values["greedy_continuation"])
 
@@ -176,6 +179,16 @@ def test_a_file_that_cannot_be_read_is_found_before_any_model_is_loaded(
         file.write_bytes(content)
     with pytest.raises(UserError, match=said):
         check_files(Settings(**{field: str(file)}))
+
+
+@pytest.mark.parametrize(
+    "field", ["texts", "prompts", "task_file", "held_out", "neighbours", "exit_training_text"]
+)
+def test_a_pipe_is_refused_because_its_beginning_would_be_lost(field, tmp_path):
+    """Such as `--texts=<(head -100 all.jsonl)`: the check would take the first texts out of it."""
+    os.mkfifo(tmp_path / "x.jsonl")
+    with pytest.raises(ConfigError, match=rf"--{field}=.*x\.jsonl is a pipe or a device"):
+        check_files(Settings(**{field: str(tmp_path / "x.jsonl")}))
 
 
 def test_what_a_list_names_twice_counts_once(monkeypatch):
