@@ -80,7 +80,9 @@ class Record:
         replace: bool = False,
     ):
         self.path, self.log, self._replace = as_path(path), log, replace
-        self._parts = self.path.with_name(self.path.stem + ".parts")
+        self._parts = self.path.with_name(self.path.name + ".parts")
+        # Where earlier versions kept them, which files that differ in their endings alone then shared.
+        self._earlier_parts = self.path.with_name(self.path.stem + ".parts")
         self._content: Json = {"format": FORMAT, "model": model, "items": {}}
         self._own: Json = {}  # the items of this call
         self._removed: set[str] = set()
@@ -176,7 +178,9 @@ class Record:
     def _part(self, name: str, inputs: Json, part: int | str) -> Path:
         part = f"{part:05d}" if isinstance(part, int) else part
         digest = canonical_sha256(_plain(inputs))[:12]
-        return self._parts / f"{_file_name(name)}-{digest}" / f"{part}.npz"
+        inside = Path(f"{_file_name(name)}-{digest}") / f"{part}.npz"
+        new, old = self._parts / inside, self._earlier_parts / inside
+        return old if old.exists() and not new.exists() else new
 
     def _earlier(self) -> Json:
         """The items in the file."""

@@ -62,6 +62,25 @@ def test_parts_outlive_an_item_that_was_cut_off(tmp_path):
     assert compute.times == 2
 
 
+def test_parts_of_an_earlier_version_are_read(tmp_path):
+    """They lay beside x.json in x.parts, which was that of x.txt as well."""
+    compute = Counted({"tokens": np.arange(6)})
+    Record(tmp_path / "x.json", MODEL).part("suite/a", {"seed": 0}, 3, compute)
+    (tmp_path / "x.json.parts").rename(tmp_path / "x.parts")
+    arrays = Record(tmp_path / "x.json", MODEL).part("suite/a", {"seed": 0}, 3, compute)
+    np.testing.assert_array_equal(arrays["tokens"], compute.value["tokens"])
+    assert compute.times == 1
+
+
+def test_files_that_differ_in_their_endings_alone_keep_their_own_texts(tmp_path):
+    models = {"res.student": MODEL, "res.teacher": OTHER, "res": MODEL, "res.json": OTHER}
+    for name, model in models.items():
+        Record(tmp_path / name, model).write_texts("suite/a", [{"text": name}])
+    for name in models:
+        lines = (tmp_path / f"{name}.parts" / "suite_a.jsonl").read_text()
+        assert json.loads(lines) == {"text": name}
+
+
 def test_of_some_batches_those_that_lack_are_computed_and_shown(tmp_path, capsys):
     computed = [Counted(np.full(2, number)) for number in range(3)]
     work = [Batch(compute, rows=2) for compute in computed]

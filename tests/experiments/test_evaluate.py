@@ -128,7 +128,9 @@ def test_perplexity_is_never_without_entropy(evaluated):
 def test_texts_are_whole_and_judged_as_the_runner_judges(evaluated):
     """Batches of 4 for 10 texts; the run's own judge in the runner's way."""
     path, subject, record, _ = evaluated
-    lines = (path.parent / "round.parts" / "generation_unconditional_steps_0004.jsonl").read_text()
+    lines = (
+        path.parent / "round.json.parts" / "generation_unconditional_steps_0004.jsonl"
+    ).read_text()
     records = [json.loads(line) for line in lines.splitlines()]
     tokens = np.array([record["tokens"] for record in records], np.int32)
     assert tokens.shape == (10, 32)
@@ -144,7 +146,7 @@ def test_texts_are_whole_and_judged_as_the_runner_judges(evaluated):
 def test_continuations_keep_their_prompts_and_are_compared_with_the_real_ones(evaluated):
     path, subject, record, _ = evaluated
     for name in ("steps_0002", "autoregressive"):
-        file = path.parent / "round.parts" / f"generation_prompted_{name}.jsonl"
+        file = path.parent / "round.json.parts" / f"generation_prompted_{name}.jsonl"
         tokens = np.array([json.loads(line)["tokens"] for line in file.read_text().splitlines()])
         assert tokens.shape == (6, 16)
         setup = generation.setups(subject)[1]
@@ -217,15 +219,15 @@ def test_an_item_that_was_cut_off_goes_on_after_its_last_batch(evaluated, tmp_pa
     real_text_judged, written, judged = [0, 1, 2], [0, 1, 2, 2], [0, 1, 2]
     assert calls == [*real_text_judged, *written, *judged]
     name = "generation_unconditional_steps_0004.jsonl"
-    expected = (path.parent / "round.parts" / name).read_text()
-    assert (tmp_path / "cut.parts" / name).read_text() == expected
+    expected = (path.parent / "round.json.parts" / name).read_text()
+    assert (tmp_path / "cut.json.parts" / name).read_text() == expected
 
 
 def test_one_key_gives_one_text(evaluated, root, tmp_path):
     """In the evaluation, the library and the command line; the notebook calls the library."""
     path, subject, _, _ = evaluated
     model = subject.model
-    evaluated_texts = path.parent / "round.parts" / "generation_unconditional_steps_0004.jsonl"
+    evaluated_texts = path.parent / "round.json.parts" / "generation_unconditional_steps_0004.jsonl"
     key = purpose_key(SETTINGS.seed, "evaluate.unconditional", 4)
     tokens = model.sample(key, 10, 4, batch_size=SETTINGS.batch_size)
     np.testing.assert_array_equal(tokens_of(evaluated_texts), tokens)
@@ -281,7 +283,7 @@ def test_a_judge_with_another_tokenizer_reads_text(evaluated, tmp_path):
     generation.suite(subject, record)
     item = record.items["generation/unconditional/steps_0004"]
     assert item["retokenised"]
-    file = tmp_path / "gpt2.parts" / "generation_unconditional_steps_0004.jsonl"
+    file = tmp_path / "gpt2.json.parts" / "generation_unconditional_steps_0004.jsonl"
     texts = [json.loads(line)["text"] for line in file.read_text().splitlines()]
     counts = [len(gpt2.tokenizer.encode(text)) for text in texts]
     assert item["scored_tokens"] == pytest.approx(sum(counts), rel=0.1)

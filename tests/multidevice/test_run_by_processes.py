@@ -140,7 +140,7 @@ def test_processes_measure_what_one_device_measures(finished, tmp_path):
 def test_an_evaluation_stops_after_the_batch_and_keeps_what_is_finished(finished, tmp_path):
     """SIGTERM is sent to both processes, when about a hundred batches are still to come."""
     workdir, _, _ = finished
-    parts = tmp_path / "results.parts"
+    parts = tmp_path / "results.json.parts"
     together(
         2,
         2,
