@@ -31,6 +31,7 @@ from experiments.cli.output import (
     EXIT_PIPE,
     discard_output,
     is_of_a_bucket,
+    missing_platform,
     print_anywhere,
     shorten,
     system_error,
@@ -227,12 +228,26 @@ def _status(main: Callable[[Sequence[str]], None], argv: Sequence[str], goes_on:
         print(f"Error: {reason}; take a smaller batch or model, or more devices.", file=sys.stderr)
         return EXIT_FAILED
     except Exception as error:
+        reason, status = missing_platform(_of_devices(error))
+        if reason:
+            print(f"Error: {reason}", file=sys.stderr)
+            return status
         if not isinstance(error, OSError) and not is_of_a_bucket(error):
             raise
         discard_output()
         print(f"Error: {system_error(error)}", file=sys.stderr)
         return EXIT_FAILED
     return 0
+
+
+def _of_devices(error: Exception) -> Exception:
+    """The error; or, if JAX has cut its stack away and says nothing, the one of asking for devices again."""
+    if isinstance(error, AssertionError) and not error.args and ending.is_alone():
+        try:
+            jax.devices()
+        except AssertionError as again:
+            return again
+    return error
 
 
 def parse_flags(argv: list[str], check: Callable[[Sequence[str]], None] | None) -> list[str]:

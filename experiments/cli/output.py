@@ -4,8 +4,10 @@ import errno
 import io
 import logging
 import os
+import re
 import signal
 import sys
+import traceback
 
 EXIT_CONFIG = 2
 EXIT_FAILED = 1
@@ -61,3 +63,23 @@ def system_error(error: Exception) -> str:
         return lost if named else str(error)
     full = "; free some space and run the same command again" * (error.errno == errno.ENOSPC)
     return f"{f'{error.filename}: ' if error.filename else ''}{error.strerror}{full}."
+
+
+def missing_platform(error: Exception) -> tuple[str, int]:
+    """A line that says that JAX found no device of its platform, and the status; ("", 0) for other errors."""
+    asked = os.environ.get("JAX_PLATFORMS", "")
+    # What follows is JAX's own advice.
+    said = re.split(r" \((?:set|you may need)", str(error))[0].rstrip(". ")
+    frames = traceback.extract_tb(error.__traceback__)
+    if isinstance(error, AssertionError) and any("xla_bridge" in f.filename for f in frames):
+        # JAX leaves out a platform that it knows and has no plugin for, and then asserts that one is left.
+        said = "no plugin for it is installed"
+    elif not isinstance(error, RuntimeError) or not said.startswith("Unable to initialize backend"):
+        return "", 0
+    named = f" for JAX_PLATFORMS={asked}" if asked else ""
+    # A device that another program holds may be free at the next attempt.
+    unknown = said.startswith("no plugin") or "known backends" in said
+    return (
+        f"JAX finds no device{named} ({said}); install what that platform needs, or set JAX_PLATFORMS to "
+        "another one, such as cpu."
+    ), EXIT_CONFIG if unknown else EXIT_FAILED

@@ -1,8 +1,11 @@
 """What commands write, and say of other libraries' errors. Oracles: the file, the line on stderr."""
 
 import contextlib
+import importlib.util
 import logging
+import os
 import re
+import subprocess
 import sys
 
 import gcsfs.retry
@@ -37,6 +40,43 @@ def test_a_bucket_that_does_not_answer_is_one_line_that_says_what_to_look_at(err
     assert re.fullmatch(
         rf"Error: a bucket did not answer \({reason}.*\); check its name, .*\n", said
     )
+
+
+UNABLE = "Unable to initialize backend 'x': {} (set JAX_PLATFORMS='' to automatically choose one)"
+
+
+@pytest.mark.parametrize(
+    ("reason", "status"),
+    [("Backend 'x' is not in the list of known backends: ['cpu'].", 2), ("The TPU is in use.", 1)],
+)
+def test_a_platform_that_cannot_be_used_is_one_line(reason, status, monkeypatch, capsys):
+    """Another attempt is of no use only if there is no such platform. Oracle: JAX's sentences."""
+
+    def fail(_):
+        raise RuntimeError(UNABLE.format(reason))
+
+    monkeypatch.setenv("JAX_PLATFORMS", "x")
+    assert exit_status(fail, []) == status
+    said = capsys.readouterr().err
+    assert said.startswith("Error: JAX finds no device for JAX_PLATFORMS=x (Unable to initialize ")
+    assert f"{reason.rstrip('.')}); install what that platform needs" in said
+
+
+@pytest.mark.skipif(
+    any(importlib.util.find_spec(f"jax_cuda{version}_plugin") for version in (12, 13)),
+    reason="JAX's plugin for GPUs is installed",
+)
+def test_a_platform_without_a_plugin_is_one_line():
+    """There JAX fails an assertion without a word, and cuts away that it is its own."""
+    program = (
+        "import jax, sys; from experiments.cli.app import exit_status;"
+        "sys.exit(exit_status(lambda _: jax.numpy.zeros(1), []))"
+    )
+    environment = {**os.environ, "JAX_PLATFORMS": "cuda"}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "for JAX_PLATFORMS=cuda (no plugin for it is installed); install " in done.stderr
 
 
 def test_not_all_that_is_googles_is_of_a_bucket():
