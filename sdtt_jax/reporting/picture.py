@@ -136,7 +136,9 @@ def _paint(axes: Axes, drawing: Drawing, colours: dict[str, str]) -> None:
         if isinstance(mark, marks.Text):
             size, weight = style.size * POINT, "bold" if style.weight >= 600 else "normal"
             font: Any = {"fontsize": size, "fontweight": weight, "ha": ALIGNMENTS[mark.anchor]}
-            axes.text(mark.x, mark.y, mark.text, color=fill, va="baseline", zorder=order, **font)
+            # Names of models may have a $ in them, and are no formulas.
+            font |= {"va": "baseline", "parse_math": False}
+            axes.text(mark.x, mark.y, mark.text, color=fill, zorder=order, **font)
             continue
         patch = _patch(mark, facecolor=fill, edgecolor=stroke, alpha=style.opacity, zorder=order)
         patch.set_linewidth(style.width * POINT if style.stroke else 0)

@@ -37,6 +37,16 @@ def test_every_figure_is_written_as_png_and_reproducibly_as_svg(writers, tmp_pat
     assert first == write(tmp_path / "b.svg").read_bytes()
 
 
+def test_a_dollar_in_a_name_begins_no_formula(tmp_path):
+    """Oracle: matplotlib, which could not read `t$x^$` as one."""
+    points = [
+        Point(name, steps, False, 0.1 * steps, 20.0, 19.0, 21.0, 2.6)
+        for name in ("t$x^$", "lr$1$")
+        for steps in (4, 8)
+    ]
+    assert "<!-- t$x^$ -->" in write_race(points, 1, tmp_path / "x.svg").read_text()
+
+
 def test_a_run_that_is_not_evaluated_has_no_picture(make_workdir, tmp_path):
     with pytest.raises(DataError, match="evaluate stage"):
         write_quality(make_workdir(evaluated=False), tmp_path / "a.png")
