@@ -16,7 +16,8 @@
 #                newest versions that setup.cfg allows         (default: constraints.txt)
 #   INSTALLER    uv or pip; where uv fails, pip follows        (default: uv)
 
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+# With CDPATH set, `cd` may go elsewhere, and prints where it went.
+root=$(CDPATH='' cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
 say() { printf '[%s] %s\n' "$job" "$*"; }
 fail() {
@@ -39,8 +40,9 @@ find_python() {
     fail "no '$python' was found. Install Python 3.11 or newer, or set PYTHON=/path/to/python3."
   local facts
   facts=$("$python" -c 'import sys; v = sys.version_info
-print(int(v >= (3, 11)), "%d.%d.%d" % v[:3], sys.base_prefix)' 2>&1) ||
-    fail "'$python' does not run: $facts"
+print(int(v >= (3, 11)), "%d.%d.%d" % v[:3], sys.base_prefix)' 2>/dev/null) ||
+    fail "'$python' does not run: $("$python" -c '' 2>&1 || true)"
+  facts=${facts##*$'\n'} # a wrapper may say something first
   local new_enough
   read -r new_enough python_version python_prefix <<<"$facts"
   if [ "$new_enough" != 1 ]; then

@@ -140,6 +140,36 @@ def test_a_python_that_is_missing(checkout):
     )
 
 
+def test_a_folder_that_cd_prints_is_no_part_of_the_checkouts_path(checkout):
+    """With CDPATH exported, `cd` searches there first: an empty folder of that name is the wrong one."""
+    elsewhere = checkout.parent / "elsewhere"
+    for folder in (elsewhere / "launch", checkout.parent / "launch"):
+        folder.mkdir(parents=True)
+    for cdpath in (".", str(elsewhere)):
+        result = subprocess.run(
+            ["bash", "launch/job.sh"],
+            check=False,
+            capture_output=True,
+            text=True,
+            cwd=checkout,
+            env=environment(PYTHON="python-nowhere", CDPATH=cdpath),
+            stdin=subprocess.DEVNULL,
+        )
+        assert "no 'python-nowhere' was found" in result.stderr
+
+
+def test_a_python_that_says_something_first_is_none_that_is_too_old(checkout, tmp_path):
+    """PYTHONWARNINGS=foo makes every Python write a line to stderr; a wrapper may write one to stdout."""
+    body = (
+        'echo "a note"; echo "a warning" >&2; case "$*" in *version_info*) echo "1 3.11.2 /usr" ;;'
+    )
+    chatty = fake_python(tmp_path / "chatty", body + " *) exit 1 ;; esac")
+    result = run(checkout, PYTHON=chatty)
+    assert f"'{chatty}' cannot make virtual environments" in result.stderr
+    broken = fake_python(tmp_path / "broken", 'echo "no library" >&2; exit 1')
+    assert f"'{broken}' does not run: no library" in run(checkout, PYTHON=broken).stderr
+
+
 def test_a_python_that_is_too_old(checkout, tmp_path):
     old = fake_python(tmp_path / "old", 'echo "0 3.9.2 /usr"')
     result = run(checkout, PYTHON=old)
