@@ -55,6 +55,13 @@ def test_every_example_renders_for_its_launchers(name, launcher, tmp_path):
                 )
 
 
+@pytest.mark.parametrize("name", ["true", "no", "null", "e4"])
+def test_a_name_is_a_text_whatever_yaml_makes_of_such_a_word(name):
+    spec = dataclasses.replace(example("v5e_256"), name=name)
+    jobset, task = gke.render(spec)["jobset.yaml"], skypilot.render(spec)["task.yaml"]
+    assert yaml.safe_load(jobset)["metadata"]["name"] == yaml.safe_load(task)["name"] == name
+
+
 @pytest.mark.parametrize("spec", [TPU, GPU, example("v6e_256x4"), example("v5e_256")])
 def test_a_jobset_has_the_fields_of_its_schema(spec):
     jobset = yaml.safe_load(gke.render(spec)["jobset.yaml"])
