@@ -48,7 +48,11 @@ def define_flags(values: flags.FlagValues = flags.FLAGS, argv: Sequence[str] | N
 
 
 def chosen_stages(values: flags.FlagValues = flags.FLAGS) -> Sequence[str]:
-    """The stages that --stages names, all of them by default; `ConfigError` for what is none."""
+    """The stages that --stages names, all by default; `ConfigError` for what is none, or beside --replay."""
+    require(
+        values.replay is None or not values["stages"].present,
+        f"With --replay={values.replay} no stage runs, so --stages would change nothing; leave one out.",
+    )
     require(
         not values["stages"].present or bool(values.stages),
         f"--stages= names no stage; take some of {', '.join(STAGE_NAMES)}, or leave it out for all.",

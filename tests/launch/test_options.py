@@ -31,6 +31,9 @@ CONFIG = f"--config={ROOT / 'experiments' / 'configs' / 'owt_small.py'}"
 def test_what_the_run_would_refuse_is_refused_before_a_pod_is_asked_for(option, said):
     with pytest.raises(ConfigError, match=re.escape(said)):
         check_run([CONFIG, option])
-    fields = ["--config.evaluation.num_steps=(4,8)", "--workdir=gs://b/x", "--replay=distill/2"]
+    fields = ["--config.evaluation.num_steps=(4,8)", "--workdir=gs://b/x"]
     common = ["--distributed=on", "--compilation_cache=", "--verbosity=1", "--noalsologtostderr"]
     check_run([CONFIG, *fields, "--stages=distill", *common])
+    check_run([CONFIG, *fields, "--replay=distill/2", *common])
+    with pytest.raises(ConfigError, match="no stage runs, so --stages would change nothing"):
+        check_run([CONFIG, "--replay=distill/2", "--stages=distill"])
