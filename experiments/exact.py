@@ -48,7 +48,7 @@ from pathlib import Path
 from rich.table import Table
 
 from experiments.cli.app import check_flags, run_app, wide_console
-from experiments.cli.fields import define_flags, from_flags
+from experiments.cli.fields import define_flags, from_flags, require_used
 from experiments.cli.tables import rich_table
 from sdtt_jax.config import choose, each, given, positive, require, whole
 from sdtt_jax.errors import DataError, UserError
@@ -168,6 +168,13 @@ class ExactPlan:
             "trained" not in self.decoders_of or (self.train and not self.distillers),
             "--decoders_of=trained needs a trained student of SDTT; add --train, and leave out --distillers.",
         )
+        students = any(DISTILLERS[name].trains for name in self.distillers)
+        of_students = "coupled_steps coupled_batch_size student_steps teacher_temperature"
+        of_rounds, rounds = "copy_steps steps_per_round", self.train and not self.distillers
+        readers = [("--train without --distillers", rounds, of_rounds)]
+        readers += [("--distillers that are trained", students, of_students)]
+        readers += [("--floor", self.floor, "mixtures")]
+        require_used(self, [*readers, ("--train or --floor", self.train or self.floor, "seed")])
 
     @property
     def divergences(self) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from absl import flags
 from ml_collections import config_flags
 
-from experiments.cli.app import check_flags, output_file, run_app, stopwatch, wide_console
+from experiments.cli.app import check_flags, output_file, refuse, run_app, stopwatch, wide_console
 from experiments.settings import check_overrides, run_config
 from launch.ahead import report
 from launch.ahead.analysis import Record, analyse
@@ -65,6 +65,10 @@ def main(argv: Sequence[str]) -> None:
     asked = [kind.strip() for kind in _PROGRAMS.value or ()]
     for kind in asked:
         choose("--programs", kind, ALL)
+    if _SEARCH.value:
+        refuse("--search finds the batch per chip", "batch_per_chip")
+    else:
+        refuse("Nothing is searched without --search", "search_seconds")
     config = run_config(_CONFIG.value)
     kinds = asked or kinds_of(config)
     output = output_file(_OUTPUT.value)

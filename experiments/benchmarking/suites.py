@@ -25,6 +25,7 @@ from experiments.benchmarking.cases import (
 )
 from experiments.benchmarking.report import Entry, Measured
 from experiments.benchmarking.worker import Here, Worker, WorkerError
+from experiments.cli.fields import require_used
 from experiments.settings import RunConfig
 from sdtt_jax.config import at_least, changed, choose, each, require, to_mapping, whole
 from sdtt_jax.diffusion.decoders.serving import HELPERS
@@ -169,6 +170,14 @@ class BenchmarkPlan:
             "--limit_s kills a worker process, and --in_process has none; leave one of them out.",
         )
         require(len(self.modes.split()) > 0, "--modes must name at least one decoder.")
+        suites = {*self.suite}
+        readers = (
+            ("--suite=race", "race" in suites, "modes race_dtypes race_batches race_helper"),
+            ("--suite=sample", "sample" in suites, "mode against"),
+            ("--suite=sample or race", bool(suites & {"sample", "race"}), "num_steps"),
+            ("suites other than demo and race", bool(suites - {"demo", "race"}), "batch_size"),
+        )
+        require_used(self, readers)
         for steps in self.num_steps:
             for mode in filter(None, (self.mode, self.against)):
                 SamplerConfig(steps, mode=mode)

@@ -81,6 +81,22 @@ def given_flags(**more: Any) -> dict[str, Any]:
     return {name: flags.FLAGS[name].value for name in ("causal", "shift", "mask_id")} | more
 
 
+def require_used(config: Any, readers: Iterable[tuple[str, bool, str]]) -> None:
+    """Raises `ConfigError` for a field that would change nothing, unless it has its default.
+
+    Args:
+      config: a dataclass.
+      readers: what reads some fields, as one would ask for it; whether that is asked for; the fields' names,
+        separated by spaces.
+    """
+    for what, asked, names in readers:
+        for name in names.split():
+            require(
+                asked or getattr(config, name) == getattr(type(config), name),
+                f"--{name} is for {what}; add that, or leave it out.",
+            )
+
+
 def show_in_help(*names: str) -> None:
     """Lists another module's flags in --help, which shows only what a module defines or declares."""
     for name in names:

@@ -75,9 +75,26 @@ def test_steps_calls_and_seed_are_counts(fields, message) -> None:
         exact.ExactPlan("out", **fields)
 
 
+@pytest.mark.parametrize(
+    ("field", "asked", "said"),
+    [
+        ("copy_steps", {"train": True}, "--train without --distillers"),
+        ("student_steps", {"train": True, "distillers": ("mmd",)}, "--distillers that are trained"),
+        ("coupled_steps", {"train": True, "distillers": ("coupled",)}, "--distillers that are"),
+        ("mixtures", {"floor": True}, "--floor"),
+        ("seed", {"floor": True}, "--train or --floor"),
+    ],
+)
+def test_flags_that_would_change_nothing_are_refused(field, asked, said) -> None:
+    value = (3,) if field == "mixtures" else 3
+    exact.ExactPlan("out", **{field: value}, **asked)
+    with pytest.raises(ConfigError, match=f"--{field} is for {said}.*; add that, or leave it out"):
+        exact.ExactPlan("out", **{field: value})
+
+
 def test_mixtures_are_sizes_from_two_or_none() -> None:
-    exact.ExactPlan("out", mixtures=(2, 4))
-    exact.ExactPlan("out", mixtures=())
+    exact.ExactPlan("out", mixtures=(2, 4), floor=True)
+    exact.ExactPlan("out", mixtures=(), floor=True)
     with pytest.raises(ConfigError, match="--mixtures must be at least 2, not 1"):
         exact.ExactPlan("out", mixtures=(1, 4))
 

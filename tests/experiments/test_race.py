@@ -9,6 +9,7 @@ from experiments.benchmarking.cases import Job
 from experiments.configs.owt_small import owt
 from experiments.configs.smoke import smoke
 from sdtt_jax.config import to_mapping
+from sdtt_jax.errors import ConfigError
 from sdtt_jax.networks import CausalConfig
 from sdtt_jax.networks.flops import sample_flops
 from tests.experiments.test_benchmark import _printed as printed
@@ -75,3 +76,20 @@ def test_flops_are_known_of_calls_that_were_counted_and_read_whole_texts():
     assert report.sampler_flops(config, job, None) is None
     blocks = dataclasses.replace(job, mode="blocks:length=64")
     assert report.sampler_flops(config, blocks, 16.0) is None
+
+
+@pytest.mark.parametrize(
+    ("suite", "field", "value"),
+    [
+        ("race", "race_batches", (7,)),
+        ("race", "modes", "confidence"),
+        ("sample", "mode", "confidence"),
+        ("race", "num_steps", (9,)),
+        ("data", "batch_size", 2),
+    ],
+)
+def test_flags_of_other_suites_are_refused(suite, field, value):
+    suites.BenchmarkPlan(suite=(suite,), **{field: value})
+    other = "demo" if field == "batch_size" else "train"
+    with pytest.raises(ConfigError, match=f"--{field} is for .*; add that, or leave it out"):
+        suites.BenchmarkPlan(suite=(other,), **{field: value})
