@@ -23,7 +23,7 @@ from absl import flags
 
 from experiments.cli import fields
 from experiments.cli.app import check_flags, join_processes, refuse, run_app, stopwatch
-from experiments.cli.compare import compare
+from experiments.cli.compare import compare, named_files
 from experiments.cli.devices import chosen_mesh
 from experiments.stages.mirror import own_data
 from sdtt_jax.config import choose, require
@@ -73,8 +73,8 @@ _BASELINE = flags.DEFINE_string(
 )
 _HELPER = fields.define_helper()
 fields.define_given()
-_COMPARE = flags.DEFINE_list(
-    "compare", [], "Files of results to show side by side; more files may follow without a flag."
+_COMPARE = flags.DEFINE_string(
+    "compare", "", "Files of results to show side by side; more files may follow without a flag."
 )
 fields.define_flags(Settings)
 fields.show_in_help("mesh", "distributed", "compilation_cache")
@@ -239,7 +239,7 @@ def main(argv: Sequence[str]) -> None:
     """Measures, or compares, as the flags ask."""
     if _COMPARE.value:
         refuse("--compare measures nothing", *_measuring())
-        compare([*_COMPARE.value, *argv[1:]], _OUTPUT.value)
+        compare([*named_files(_COMPARE.value), *argv[1:]], _OUTPUT.value)
         return
     check_flags(argv)
     suites = [suite.strip() for suite in _SUITE.value or []]

@@ -20,6 +20,13 @@ from sdtt_jax.reporting.evaluations import (
 )
 
 
+def named_files(value: str) -> list[str]:
+    """The files that --compare=VALUE names, separated by commas; or one that has commas in its name."""
+    if as_path(value).is_file():
+        return [value]
+    return [name.strip() for name in value.split(",")]
+
+
 def compare(paths: Sequence[str], folder: str | None) -> None:
     """Prints the tables of several files of results that `experiments.evaluate` wrote.
 

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from experiments.cli import compare as module
-from experiments.cli.compare import compare
+from experiments.cli.compare import compare, named_files
 from experiments.cli.tables import narrow_tables
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.evaluation.record import FORMAT
@@ -38,6 +38,13 @@ def results(path, gen_ppl, judge="runs/demo/judge/final", digest="06e99ef3e07c",
 
 
 ENDS = {"": 1, "_low": 0.9, "_high": 1.1}
+
+
+def test_a_comma_is_between_files_unless_a_file_has_it_in_its_name(tmp_path):
+    named = f"{tmp_path}/a,b.json"
+    assert named_files(named) == [f"{tmp_path}/a", "b.json"]
+    (tmp_path / "a,b.json").write_text("{}")
+    assert named_files(named) == [named]
 
 
 @pytest.mark.parametrize("width", [80, 60])

@@ -80,6 +80,22 @@ def test_the_causal_model_that_the_sampler_races_against(tmp_path):
     assert record["flops"]["recomputed"] > 0
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (
+            ["--search", "--batch_per_chip=2"],
+            "--search finds the batch per chip, so --batch_per_chip",
+        ),
+        (["--search_seconds=1"], "Nothing is searched without --search, so --search_seconds would"),
+    ],
+)
+def test_flags_that_would_change_nothing_are_refused(given, said):
+    done = call(SMOKE, "--topology=h100:2", *given)
+    assert done.status == 2
+    assert said in done.stderr
+
+
 @pytest.mark.slow
 def test_a_search_finds_a_mesh_and_a_batch(tmp_path):
     output = tmp_path / "out.json"
