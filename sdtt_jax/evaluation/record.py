@@ -178,7 +178,7 @@ class Record:
     def _part(self, name: str, inputs: Json, part: int | str) -> Path:
         part = f"{part:05d}" if isinstance(part, int) else part
         digest = canonical_sha256(_plain(inputs))[:12]
-        inside = Path(f"{_file_name(name)}-{digest}") / f"{part}.npz"
+        inside = f"{_file_name(name)}-{digest}/{part}.npz"
         new, old = self._parts / inside, self._earlier_parts / inside
         return old if old.exists() and not new.exists() else new
 
