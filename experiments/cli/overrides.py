@@ -91,11 +91,10 @@ def _check_field(path: str, flag: str, kind: Any, lists: set[str]) -> None:
             not bracket, f"--{flag}.{path} sets a part of {where}; give all of it, --{where}=VALUE."
         )
     # ml_collections would make a group anew, with the defaults of its class in place of the file's values.
-    if dataclasses.is_dataclass(within):
-        first = dataclasses.fields(within)[0].name
-        raise ConfigError(
-            f"{where} is a group of fields; give one of them, such as --{where}.{first}=VALUE."
-        )
+    require(
+        not dataclasses.is_dataclass(within),
+        f"{where} is a group of fields; give each by itself, --{where}.FIELD=VALUE.",
+    )
     if typing.get_origin(within) is tuple:
         require(
             where not in lists,

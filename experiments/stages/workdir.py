@@ -249,12 +249,14 @@ def lock(root: Path) -> Iterator[None]:
     Buckets have no such locks; there the lock is a lease, which must be renewed.
 
     Raises:
-      UserError: another process holds it.
+      UserError: another process holds it, or it cannot be made.
     """
     if is_remote(root):
         with lease(root, _owner()):
             yield
         return
+    if not root.exists():
+        require_plain(root)  # as `claim` will, but before anything is made
     try:
         root.mkdir(parents=True, exist_ok=True)
         handle = open(root / LOCK, "a+", encoding="utf-8")  # noqa: SIM115 - held until the end

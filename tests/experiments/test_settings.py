@@ -241,8 +241,11 @@ def test_defaults_of_distillation_are_the_papers_recipe():
         ("--config.distillers[0]=mmd", "a part of config.distillers; give all of it"),
         ("--config.teacher.train[0].num_steps=1", "a part of config.teacher.train; give all"),
         # ml_collections would set all other fields of the group to their defaults.
-        ("--config.model={'num_layers': 1}", "config.model is a group of fields; give one of them"),
-        ("--config.teacher.train=x.y", r"such as --config\.teacher\.train\.\w+=VALUE"),
+        (
+            "--config.model={'num_layers': 1}",
+            "config.model is a group of fields; give each by itself",
+        ),
+        ("--config.teacher.train=x.y", r"by itself, --config\.teacher\.train\.FIELD=VALUE"),
     ],
 )
 def test_overrides_on_the_command_line_are_checked(argument, message):

@@ -13,6 +13,7 @@ from experiments.stages.workdir import (
     claim,
     claimed,
     final,
+    lock,
     read_json,
     timed,
     write_json,
@@ -39,9 +40,13 @@ def test_a_directory_of_something_else_is_refused(tmp_path):
 
 def test_a_run_does_not_begin_where_no_checkpoint_could_be_read_again(tmp_path):
     """One that was copied there may be read, evaluated and reported."""
-    with pytest.raises(ConfigError, match=r"lr\[1\] has \[ in its path"):
-        claim(tmp_path / "lr[1]", CONFIG)
-    assert list(tmp_path.rglob("config.json")) == []
+    with pytest.raises(ConfigError, match=r"lr\[1\] has \[ in"), lock(tmp_path / "lr[1]"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "empty[1]").mkdir()
+    with pytest.raises(ConfigError, match=r"empty\[1\] has \[ in its path"):
+        claim(tmp_path / "empty[1]", CONFIG)
+    assert list((tmp_path / "empty[1]").iterdir()) == []
     claim(tmp_path / "run", CONFIG).root.rename(tmp_path / "lr[1]")
     claim(tmp_path / "lr[1]", CONFIG)
 
