@@ -103,6 +103,14 @@ def test_of_several_config_files_the_last_one_counts():
     assert last_config_files([*given[:2], "--", *given]) == [*given[:2], "--", *given]
 
 
+def test_what_a_file_of_flags_holds_is_checked_like_the_command_line(tmp_path, capsys):
+    (tmp_path / "flags").write_text("--config.model={}\n")
+    with pytest.raises(SystemExit) as stop:
+        parse_flags(["run", f"--flagfile={tmp_path}/flags"], check_overrides)
+    assert stop.value.code == 2
+    assert "config.model is a group of fields" in capsys.readouterr().err
+
+
 def test_a_command_line_that_is_no_text_ends_in_one_line(capsys):
     """Linux allows bytes there that are not UTF-8; Python turns them into halves of surrogate pairs."""
     for given in (["--prompt=a\udcff"], ["--prompt", "a\udcff"]):

@@ -103,6 +103,7 @@ def test_help_may_be_cut_off_by_a_pipe(monkeypatch, capsys):
     def cut_off(_):
         raise BrokenPipeError
 
+    cut_off.read_flags_from_files = lambda argv, **_: argv
     monkeypatch.setattr("experiments.cli.app.flags.FLAGS", cut_off)
     with pytest.raises(BrokenPipeError):
         parse_flags(["sample", "--help"], None)
