@@ -258,8 +258,7 @@ def save_params(
       metadata: JSON-ready, stored beside them, e.g. the network's config.
 
     Raises:
-      CheckpointError: a leaf is not finite, or writing failed.
-      ConfigError: as `orbax.require_plain`.
+      CheckpointError: a leaf is not finite, or writing failed; `ConfigError` as of `orbax.require_plain`.
     """
     orbax.require_plain(directory)
     leaves = flat_leaves(params)
