@@ -82,11 +82,14 @@ def read_tokens(info: dict[str, Any], row: Iterable[int]) -> str:
             texts[-1] += "▒" * len(ids)
         else:
             parts: list[str] = []
-            while len(parts) < len(ids) and not "".join(parts) and (info["strips"] or not parts):
+            # Where a text begins; behind MASK it goes on.
+            while not texts[-1] and len(parts) < len(ids) and not "".join(parts):
                 token = str(ids[len(parts)])
                 if token in info["bytes"] or token not in info["first"]:
                     break
                 parts.append(info["first"][token])
+                if not info["strips"]:
+                    break
             for in_bytes, some in itertools.groupby(
                 ids[len(parts) :], lambda i: str(i) in info["bytes"]
             ):

@@ -73,7 +73,8 @@ def subject(model, run, monkeypatch):
     monkeypatch.setattr(f"{at}.frontier.unigram_entropy", _entropies)
     real = np.zeros((2, 8), np.int32)
     monkeypatch.setattr(f"{at}.frontier.held_out", lambda *_: real)
-    causal = dataclasses.make_dataclass("Judge", ["facts", "fingerprint"])({"path": "judge"}, {})
+    fields = {"facts": {"path": "judge"}, "fingerprint": {}, "tokenizer": None}
+    causal = dataclasses.make_dataclass("Judge", fields)(**fields)
     return Subject(model, SETTINGS, causal, data=run)
 
 
@@ -143,7 +144,9 @@ def test_what_is_clean_is_found_among_all_that_was_measured_also_by_earlier_call
     assert beside["grid"]["best"] == beside["first-hitting"]["best"] == pytest.approx(np.exp(1.25))
     assert measure(num_steps=(8,), modes="grid")["grid"]["gen_ppl"] == pytest.approx(np.exp(1.29))
     # What another judge scored is not compared with it, and stays.
-    other = dataclasses.replace(subject, judge=subject.judge.__class__({"path": "other"}, {}))
+    other = dataclasses.replace(
+        subject, judge=dataclasses.replace(subject.judge, facts={"path": "other"})
+    )
     apart = measure(other, num_steps=(2,), modes="grid")
     assert apart["grid"]["best"] == pytest.approx(np.exp(2.04))
     assert apart["first-hitting"]["best"] == pytest.approx(np.exp(1.25))
