@@ -291,15 +291,16 @@ def _read(piece: reading.Piece, split: str, fields: reading.Fields) -> Iterator[
     return reading.read_file(piece, fields)
 
 
-def recipe(config: DataConfig) -> Recipe:
+def recipe(config: DataConfig, corpus: Corpus | None = None) -> Recipe:
     """How the rows of a config's corpus become documents.
 
-    `text_field` is for the user's own files: a corpus of the table has its own, as it has its detokenizer.
+    `text_field` is for the user's own files: a corpus of the table has its own, as it has its detokenizer. A
+    caller that has found the `corpus` gives it, since finding one may list many files.
 
     Raises:
       ConfigError: there is no such corpus, or it is one of the table and `text_field` names another field.
     """
-    corpus = find_corpus(config.corpus)
+    corpus = corpus or find_corpus(config.corpus)
     fields = reading.Fields(config.text_field)
     if not isinstance(corpus.source, Found):
         published = isinstance(corpus.source, PublishedCorpus)
@@ -346,7 +347,7 @@ def documents(
           field.
     """
     corpus = find_corpus(config.corpus, field)
-    how = recipe(config)
+    how = recipe(config, corpus)
     parts = corpus.parts(split, None if folder is None else as_path(folder))
     empty = True
     for text in how.texts(parts):

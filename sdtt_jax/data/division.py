@@ -71,7 +71,8 @@ def digest(text: str) -> int:
 def corpus_parts(config: DataConfig, part_bytes: int) -> list[Part]:
     """All parts of a corpus: of its train split, then of its own split for evaluation, if it has one."""
     corpus = find_corpus(config.corpus)
-    recipe(config)  # a config that does not suit the corpus is refused before anything is fetched
+    # A config that does not suit the corpus is refused before anything is fetched.
+    recipe(config, corpus)
     parts = corpus.parts(TRAIN, part_bytes=part_bytes)
     if corpus.held_out is not None:
         parts += corpus.parts(corpus.held_out, part_bytes=part_bytes)

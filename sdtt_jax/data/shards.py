@@ -169,7 +169,8 @@ def _manifest(
 ) -> dict[str, Any]:
     """The manifest: what was read, what each filter removed, and what was written."""
     config, parts = division.read.config, division.read.parts
-    corpus, how = find_corpus(config.corpus), recipe(config)
+    corpus = find_corpus(config.corpus)
+    how = recipe(config, corpus)
     counts = collections.Counter[str]()
     named: dict[str, list[str]] = {}
     for number in range(len(parts)):

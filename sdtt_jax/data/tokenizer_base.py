@@ -193,21 +193,19 @@ class Tokenizer(abc.ABC):
         """Whether a text gets a space before it that it does not have, unless it stands behind another."""
         if self._letter is None:
             return False
-        with contextlib.suppress(
-            DataError
-        ):  # it may spell only words that its normalisation does not make
+        # It may spell only words that its normalisation does not make.
+        with contextlib.suppress(DataError):
             [ids] = self._encode_batch([self._decode_run([self._letter])])
             return self.decode(ids, behind=True).startswith(" ")
         return False
 
     def _decode_behind(self, ids: list[int]) -> str:
         """As `_decode_run`, behind other text, which is a letter here."""
-        alone = self._decode_run(ids)
-        if self._letter is None:
-            return alone
-        start, both = self._decode_run([self._letter]), self._decode_run([self._letter, *ids])
-        # Damaged bytes may take the letter with them.
-        return both[len(start) :] if both.startswith(start) else alone
+        if self._letter is not None:
+            start, both = self._decode_run([self._letter]), self._decode_run([self._letter, *ids])
+            if both.startswith(start):  # damaged bytes may take the letter with them
+                return both[len(start) :]
+        return self._decode_run(ids)
 
     def _kind(self, token: int) -> str:
         if token in (self.bos_id, self.eos_id):

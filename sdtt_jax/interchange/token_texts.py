@@ -6,11 +6,11 @@ from collections.abc import Iterable
 from typing import Any
 
 import sentencepiece
-import tokenizers
 
 from sdtt_jax.data import Gpt2Tokenizer, Tokenizer
 from sdtt_jax.data.gpt2 import byte_level_bpe
 from sdtt_jax.data.tokenizer import HubTokenizer, SentencePieceTokenizer
+from sdtt_jax.data.tokenizer_json import read_tokenizer
 
 UNREADABLE = "\ufffd"  # what bytes that are no UTF-8 decode to
 _BYTE = re.compile("<0x([0-9A-F]{2})>")
@@ -19,7 +19,7 @@ _BYTE = re.compile("<0x([0-9A-F]{2})>")
 def token_texts(tokenizer: Tokenizer) -> dict[str, Any]:
     """What `read_tokens` needs to decode as the tokenizer does; JSON-ready.
 
-    `pieces`: the text of each id behind itself, as it reads within a text, where decoders keep the space
+    `pieces`: the text of each id behind others, as it reads within a text, where decoders keep the space
     before a word. `first`: the texts that differ where a text begins; `strips`: whether all spaces there are
     left out, not one alone. `bytes`: in hexadecimal, those of the ids that spell a part of a character.
     `unreadable`: what becomes U+FFFD of bytes that are no UTF-8 ("run": all of a run of such ids if one is;
@@ -27,19 +27,15 @@ def token_texts(tokenizer: Tokenizer) -> dict[str, Any]:
     """
     special = {tokenizer.bos_id, tokenizer.eos_id}
     alone = [tokenizer.decode([token]) for token in range(tokenizer.vocab_size)]
-    # One that reads as itself, to see what others read as behind it.
-    before = next((i for i, text in enumerate(alone) if text.strip() and UNREADABLE not in text), 0)
     pieces, first, spelt, unreadable = [], {}, {}, "part"
     for token, name in enumerate(_names(tokenizer)):
-        both = tokenizer.decode([before, token])
-        begun = both.startswith(alone[before])
-        pieces.append(both[len(alone[before]) :] if begun else alone[token])
+        pieces.append(tokenizer.decode([token], behind=True))
         if token in special or name is None:
             continue
         if alone[token] != pieces[token]:
             first[str(token)] = alone[token]
         byte = _BYTE.fullmatch(name)
-        if byte and name not in both:  # the vocabulary falls back to bytes
+        if byte and name not in pieces[token]:  # the vocabulary falls back to bytes
             spelt[str(token)] = byte[1]
             unreadable = "byte" if isinstance(tokenizer, SentencePieceTokenizer) else "run"
         elif UNREADABLE in alone[token] and (found := _byte_level(name)):
@@ -108,7 +104,7 @@ def _names(tokenizer: Tokenizer) -> list[str | None]:
         return [pieces.id_to_piece(i) for i in ids]
     if isinstance(tokenizer, HubTokenizer):
         mask = tokenizer.special.mask_row
-        theirs = tokenizers.Tokenizer.from_buffer(tokenizer.model)
+        theirs = read_tokenizer(tokenizer.model)
         return [theirs.id_to_token(i + (mask is not None and i >= mask)) for i in ids]
     assert isinstance(tokenizer, Gpt2Tokenizer)
     return [byte_level_bpe().id_to_token(i) for i in ids]

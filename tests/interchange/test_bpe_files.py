@@ -66,15 +66,8 @@ def test_they_make_the_models_tokenizer(folder, tmp_path):
     assert again.digest == model.tokenizer.digest
 
 
-def test_of_the_hub_they_are_asked_for_where_there_is_no_other(folder, monkeypatch):
-    def download(_repo, file, **_):
-        asked.append(file)
-        if not (folder / file).is_file():
-            raise OSError(file)
-        return str(folder / file)
-
-    asked = []
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+def test_of_the_hub_they_are_asked_for_where_there_is_no_other(folder, hub_of):
+    asked = hub_of(folder)
     assert load_network("some/repo").tokenizer is not None
     assert asked[-3:] == ["tokenizer_config.json", "vocab.json", "merges.txt"]
 

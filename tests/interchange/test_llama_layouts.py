@@ -181,20 +181,12 @@ class TestWhatTheUserSays:
         with pytest.raises(CheckpointError, match=r"nor does tokenizer_config.json .*pass mask_id"):
             sdtt_jax.load(folder)
 
-    def test_of_the_hub_too_where_its_config_says_nothing(self, tmp_path, monkeypatch):
+    def test_of_the_hub_too_where_its_config_says_nothing(self, tmp_path, hub_of):
         """It is downloaded before the config is read, and for no other model."""
         folder = repository(tmp_path / "m", "a2d-qwen2", mask_token_id=None)
         names = {"mask_token": "#", "added_tokens_decoder": {str(MASK): {"content": "#"}}}
         (folder / "tokenizer_config.json").write_text(json.dumps(names))
-        asked = []
-
-        def download(_repo, file, **_):
-            asked.append(file)
-            if not (folder / file).is_file():
-                raise OSError(file)
-            return str(folder / file)
-
-        monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+        asked = hub_of(folder)
         assert sdtt_jax.load("some/repo").facts["mask_row"] == MASK
         assert asked[:3] == ["model.safetensors", "config.json", "tokenizer_config.json"]
 

@@ -248,18 +248,10 @@ class TestGpt2sSize:
         assert tokenizer.eos_id == (self.ROWS - 1 if ends else 0)
 
     @pytest.mark.parametrize("own", [True, False])
-    def test_of_the_hub_its_file_is_asked_for_and_need_not_exist(self, folder, own, monkeypatch):
+    def test_of_the_hub_its_file_is_asked_for_and_need_not_exist(self, folder, own, hub_of):
         if own:
             self.put_words(folder)
-
-        def download(_repo, file, **_):
-            asked.append(file)
-            if not (folder / file).is_file():
-                raise OSError(file)
-            return str(folder / file)
-
-        asked = []
-        monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+        asked = hub_of(folder)
         tokenizer = sdtt_jax.load("some/repo").tokenizer
         assert isinstance(tokenizer, Gpt2Tokenizer) is not own
         assert asked == [
