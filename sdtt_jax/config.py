@@ -21,8 +21,7 @@ from sdtt_jax.errors import ConfigError
 T = TypeVar("T")
 # Every int32 is below this.
 INT32 = 2**31
-# What is computed with is float32: below its least number of full precision XLA takes a number for 0, and
-# above its greatest one it is infinite.
+# Least normal and greatest float32; XLA flushes smaller numbers to 0, and greater ones are infinite.
 LEAST, MOST = 2.0**-126, (2 - 2.0**-23) * 2.0**127
 
 
@@ -116,7 +115,7 @@ def unknown_field(config: Any, name: str, where: str) -> ConfigError:
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """The question `did you mean …?`, with the closest of `names` to `name`; empty if none is close."""
+    """`did you mean 'x'?` with the closest of `names` to `name`; "" if none is close."""
     near = difflib.get_close_matches(name, list(names), n=1)
     return f"did you mean {near[0]!r}?" if near else ""
 
@@ -154,7 +153,7 @@ def flags(config: Any = None, *names: str, **values: Any) -> None:
 
 
 def instance(kind: type, **values: Any) -> None:
-    """Checks that each of `values` is of the class `kind`; many give a name or a number for a config."""
+    """Checks that each of `values` is an instance of `kind`."""
     for name, value in values.items():
         called = f"{kind.__name__}, not {value!r:.60}; pass {kind.__name__}(…)"
         require(isinstance(value, kind), f"{name} must be of type {called}.")
@@ -168,7 +167,7 @@ def each(check: Callable[..., None], **values: Iterable[Any]) -> None:
 
 
 def given(config: Any, *names: str) -> list[str]:
-    """The fields among `names` that are not None in `config`, as the checks take them."""
+    """Those of the fields `names` that are not None in `config`, to be passed to the checks above."""
     return [name for name in names if getattr(config, name) is not None]
 
 
@@ -186,7 +185,7 @@ def within(interval: str, config: Any = None, *names: str, **values: float) -> N
 
 
 def inside(interval: str, value: float) -> bool:
-    """Whether a number lies in an interval such as "[0, 1)"; NaN, and what exceeds float64, lie in none."""
+    """Whether `value` lies in an interval such as "[0, 1)"; False for NaN and for integers beyond float64."""
     if isinstance(value, int) and abs(value) > sys.float_info.max:
         return False
     low, high = (float(bound) for bound in interval[1:-1].split(","))

@@ -1,4 +1,4 @@
-"""Where random keys come from: `fold_in` of (seed, purpose, round, step), and nothing else.
+"""Random keys: every key is derived from (seed, purpose, round, step) by `fold_in`.
 
 A run that is killed and resumed therefore draws the same numbers, however often it was stopped and
 however many hosts take part.
@@ -14,19 +14,18 @@ import numpy as np
 from sdtt_jax.config import require
 
 MAX_SEED = 2**32 - 1
-# The library's own keys, whatever JAX_DEFAULT_PRNG_IMPL says: what a text, position or trajectory draws is to
-# depend on its own key.
+# Threefry, whatever JAX_DEFAULT_PRNG_IMPL says: with RBG, the keys of a batch would share one stream.
 IMPLEMENTATION = "threefry2x32"
-# Under `vmap`, all keys of a batch of these draw with the first one.
+# Under `vmap`, these use only the first key of a batch.
 FIRST_OF_BATCH = ("rbg", "unsafe_rbg")
-# What `generator` says where no flag of JAX's is changed.
+# `generator()` under JAX's default flags.
 DEFAULT_GENERATOR = "key<fry>, partitionable"
 
 
 def check_seed(seed: int) -> None:
-    """Raises `ConfigError` unless `seed` is one that JAX can tell from every other: 0 … 2**32 - 1.
+    """Raises `ConfigError` unless `seed` is a whole number from 0 to 2**32 - 1.
 
-    Without `jax_enable_x64`, `jax.random.key` drops the higher bits of a larger one.
+    Without `jax_enable_x64`, `jax.random.key` drops the higher bits of a larger seed.
     """
     whole = isinstance(seed, int | np.integer) and not isinstance(seed, bool)
     require(
@@ -64,12 +63,12 @@ def check_key(key: Any) -> None:
 
 
 def check_batched(keys: Any) -> None:
-    """Raises `ConfigError` if keys (one or several) are of an implementation whose batches share one key."""
+    """Raises `ConfigError` for RBG keys: under `vmap` they all draw with the first key of the batch."""
     implementation = str(jax.random.key_impl(keys))
     require(
         implementation not in FIRST_OF_BATCH,
-        f"key is one of {implementation!r}, which draws a whole batch with the first of its keys, so that a "
-        f"text would depend on those beside it; give jax.random.key(SEED, impl={IMPLEMENTATION!r}).",
+        f"key is one of {implementation!r}, which is not supported, because under vmap such keys share one "
+        f"stream; use jax.random.key(SEED, impl={IMPLEMENTATION!r}).",
     )
 
 
@@ -102,10 +101,10 @@ def purpose_seed(seed: int, purpose: str) -> int:
 
 
 def generator() -> str:
-    """In words, which numbers a key gives under the flags of JAX that are set.
+    """Describes JAX's random generator under the current flags, e.g. "key<fry>, partitionable".
 
-    They depend on the implementation of keys, and for threefry on `jax_threefry_partitionable`;
-    `jax_random_seed_offset` is added to every seed.
+    The numbers that a key gives depend on the implementation of keys, and for Threefry on
+    `jax_threefry_partitionable`; `jax_random_seed_offset` is added to every seed.
     """
     found = str(seed_key(0).dtype)
     if getattr(jax.config, "jax_threefry_partitionable", True):
@@ -116,9 +115,9 @@ def generator() -> str:
 
 
 def unusual_generator() -> dict[str, str]:
-    """`{"random": generator()}`, for the facts of what was drawn; empty where it is the default.
+    """`{"random": generator()}` if the generator is not JAX's default, else {}.
 
-    Facts that earlier versions stored do not name it, and are taken for those of the default.
+    Added to the facts of stored draws; facts without it stand for the default.
     """
     found = generator()
     return {} if found == DEFAULT_GENERATOR else {"random": found}

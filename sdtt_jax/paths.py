@@ -87,9 +87,9 @@ def with_target(path: PathLike) -> list[Path]:
 
 
 def followed(path: PathLike) -> Path:
-    """The path itself, or what symbolic links of that name lead to, be it there or not."""
+    """The path, or the target of a path that is a symbolic link; the target need not exist."""
     path = as_path(path)
-    # Linux follows as many, and then calls it a loop.
+    # Linux also gives up after 40 links.
     for _ in range(40 * (not is_remote(path))):
         if not path.is_symlink() or _is_open(path):
             break
@@ -98,32 +98,32 @@ def followed(path: PathLike) -> Path:
 
 
 def _is_open(path: Path) -> bool:
-    """Whether the path is another name of an open file, as /proc/self/fd/1 is of the output."""
+    """Whether the path refers to an open file descriptor, such as /proc/self/fd/1."""
     return Path(os.path.realpath(path.parent)).is_relative_to("/proc")
 
 
 def is_irregular(path: PathLike) -> bool:
-    """Whether there is something of that name that is neither a file nor a folder: a device, or a pipe."""
+    """Whether the path is a device or a pipe: it exists, but is neither a file nor a folder."""
     path = as_path(path)
     return not is_remote(path) and path.exists() and not path.is_file() and not path.is_dir()
 
 
 def _is_written_in_place(path: Path) -> bool:
-    """Whether a path of `followed` is of a file that cannot be replaced, or must not be."""
+    """Whether a path from `followed` must be overwritten because nothing can be renamed onto it."""
     if is_remote(path) or is_irregular(path) or _is_open(path):
         return True
-    # A single file that is mounted into a container, for example.
+    # For example a single file that is mounted into a container.
     return path.exists() and not os.access(path.parent, os.W_OK)
 
 
 def write_bytes(path: PathLike, content: bytes) -> None:
-    """Writes a file as `written_whole` does."""
+    """Writes a file through `written_whole`."""
     with written_whole(path) as partial:
         partial.write_bytes(content)
 
 
 def remove_tree(path: PathLike) -> None:
-    """Removes a folder with all that is in it, if it is there."""
+    """Removes a folder and its content; does nothing if it does not exist."""
     found: Any = as_path(path)
     if is_remote(found):
         found.rmtree(missing_ok=True)
@@ -133,18 +133,17 @@ def remove_tree(path: PathLike) -> None:
 
 @contextlib.contextmanager
 def written_whole(path: PathLike) -> Iterator[Path]:
-    """A local file to write, which is put in its place when the block ends, and never if the block fails.
+    """Yields a temporary local file that replaces `path` when the block succeeds.
 
-    For a disk it is written beside its place and then moved, so that readers see the whole old or the whole
-    new one, even after a crash. For a bucket it is written among the temporary files and then uploaded; to
-    what cannot be replaced (a device, a pipe, a file in a folder that is not writable) it is copied from
-    there. A symbolic link stays one. The permissions follow from the umask, whatever the block sets.
+    On a disk it is renamed from the same folder, so readers see the whole old or the whole new file, even
+    after a crash. Into a bucket it is uploaded. A device, a pipe or a file in a read-only folder is
+    overwritten. A symbolic link stays one. The permissions follow from the umask, whatever the block sets.
     """
     path = followed(path)
     in_place = _is_written_in_place(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
-        # Another thread, or a process left over from a killed run, may be writing the same file.
+        # A unique name: another thread, or a process of a killed run, may be writing the same file.
         name = f".{path.name}.{secrets.token_hex(4)}"
         if in_place:
             partial = Path(stack.enter_context(tempfile.TemporaryDirectory())) / name
@@ -184,7 +183,7 @@ def _copy(file: Path, to: Path) -> None:
 
 @contextlib.contextmanager
 def naming(path: PathLike) -> Iterator[None]:
-    """Adds the path to system errors that name none: a full disk does not say where it is."""
+    """Adds `path` to an `OSError` that has no file name, such as that of a full disk."""
     try:
         yield
     except OSError as error:
@@ -194,10 +193,10 @@ def naming(path: PathLike) -> Iterator[None]:
 
 @contextlib.contextmanager
 def alone(path: PathLike) -> Iterator[None]:
-    """A lock for reading a file and writing it again: only one process at a time is between the two.
+    """Locks a file against other processes while it is read, changed and written again.
 
-    The system releases the lock however a process ends. Buckets, and disks that know no locks, have none;
-    there nobody waits.
+    The operating system releases the lock however the process ends. In buckets, and on file systems without
+    locks, nothing is locked.
     """
     path = followed(path)
     if is_remote(path):
@@ -297,7 +296,7 @@ def parse_json(
     raise error(f"{where} {fault} ({said})" + (f"; {remedy}." if remedy else "."))
 
 
-# How files begin that are something else than their name says; no line of text begins so.
+# First bytes of files in other formats than text, and what to do about them; no line of text begins so.
 _OTHERS = {
     b"\x1f\x8b": "compressed (gzip); decompress it first",
     b"\x28\xb5\x2f\xfd": "compressed (zstd); decompress it first",
@@ -310,7 +309,7 @@ _OTHERS = {
 
 
 def other_format(begin: bytes) -> str | None:
-    """What a file is that begins so, and what to do about it; None if it may be text."""
+    """The format of a file that begins with these bytes, and what to do about it; None if it may be text."""
     return next((said for mark, said in _OTHERS.items() if begin.startswith(mark)), None)
 
 

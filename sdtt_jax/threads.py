@@ -1,4 +1,4 @@
-"""A thread that works beside the rest of the program."""
+"""Runs a function in a background thread for the length of a block."""
 
 import contextlib
 import threading
@@ -11,8 +11,8 @@ def beside(name: str, over: threading.Event, work: Callable[[], None]) -> Iterat
 
     Args:
       name: the thread's name.
-      over: set to tell the thread to end.
-      work: returns soon after `over` is set.
+      over: set when the block ends, to end the thread.
+      work: the function; returns soon after `over` is set.
     """
     thread = threading.Thread(target=work, name=name, daemon=True)
     thread.start()

@@ -1,9 +1,9 @@
-"""Ending together: processes learn that one has failed; process 0, working alone, that it must stop.
+"""Ends all processes of a job when one fails, and interrupts a process that works alone at SIGTERM.
 
-When a process is gone, JAX ends the others once its heartbeat has been silent for some time. A process that
-fails is not gone: it waits five minutes for the others in JAX's shutdown, and they wait for it in a
-computation. And JAX reports SIGTERM only where all processes ask together. Failures and SIGTERM are both
-entered in the job's table of keys and values, where a thread looks for them.
+When a process disappears, JAX ends the others after a silence of its heartbeat. A process that fails does not
+disappear: it waits up to five minutes in JAX's shutdown, while the others wait for it in a collective. And
+JAX reports SIGTERM only to calls that all processes make together. So both failures and SIGTERM are entered
+in the job's key-value store, which a thread of each process polls.
 """
 
 import atexit
@@ -16,26 +16,26 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from jax._src import distributed  # JAX has no public name for what it joined
+from jax._src import distributed  # JAX has no public name for the job it joined
 
 from sdtt_jax.threads import beside
 
-# The folder of keys for failed processes: each key is a process's number, its value the exit status.
+# Prefix of the keys of failed processes; a process's number follows. The value is its exit status.
 FAILED = "sdtt_jax/failed/"
 # The key under which JAX's own notifier tells all processes that one of them got SIGTERM.
 NOTICE = "RECEIVED_PREEMPTION_NOTICE"
-# Seconds between two looks at the table; seconds in which a process may still end by itself, often with the
-# same error; and seconds that process 0, which keeps the table, waits for the others to read it.
+# Seconds between two polls of the store; seconds in which a process may still end by itself, often with the
+# same error; and seconds that process 0, which holds the store, waits for the others to read it.
 LOOK, GRACE, PATIENCE = 1.0, 5.0, 10.0
 
 
 def is_alone() -> bool:
-    """Whether this process has joined no others."""
+    """Whether this process is not part of a job of several."""
     return _client() is None
 
 
 def listen() -> None:
-    """Starts to listen for the failure of another process, until the program ends."""
+    """Starts a thread that ends this process once another one has failed; it runs until the program ends."""
     if is_alone():
         return
     over = threading.Event()
@@ -56,7 +56,7 @@ def fail(status: int) -> None:
     if client is None:
         return
     number = distributed.global_state.process_id
-    with contextlib.suppress(Exception):  # The table may be what is gone.
+    with contextlib.suppress(Exception):  # The store itself may be gone.
         client.key_value_set(f"{FAILED}{number}", str(status), allow_overwrite=True)
         deadline = time.monotonic() + PATIENCE
         while number == 0 and time.monotonic() < deadline:
@@ -83,7 +83,8 @@ def leave(status: int) -> None:
 def interruptible() -> Iterator[None]:
     """Raises KeyboardInterrupt in the block if any process of the job gets SIGTERM meanwhile.
 
-    For work that one process does alone, in its main thread, so that the processes cannot ask together.
+    For work that one process does alone, in its main thread: the collective check, `processes.preempted`,
+    cannot be made there.
     """
     client = _client()
     if client is None or threading.current_thread() is not threading.main_thread():
@@ -104,13 +105,13 @@ def interruptible() -> Iterator[None]:
 
 
 def _client() -> Any:
-    """The connection to the job's table; None for a process that is alone."""
+    """The client of the job's key-value store; None for a process that is alone."""
     state = distributed.global_state
     return state.client if (state.num_processes or 1) > 1 else None
 
 
 def failed_elsewhere() -> tuple[str, int] | None:
-    """A sentence about the first other process that has failed, if one has, and its exit status."""
+    """A sentence about the first other process that has failed, and its exit status; None if none has."""
     own = f"{FAILED}{distributed.global_state.process_id}"
     others = {key: status for key, status in _failed(_client()).items() if key != own}
     if not others:
@@ -129,7 +130,7 @@ def _listen(client: Any, over: threading.Event) -> None:
         if own in failed or over.wait(GRACE) or own in _failed(client):
             return
         found = failed_elsewhere()
-        if found is None:  # the table went with process 0
+        if found is None:  # the store ended with process 0
             return
         message, status = found
         sys.stderr.write(f"Error: {message}\n")
@@ -140,7 +141,7 @@ def _failed(client: Any) -> dict[str, str]:
     try:
         return dict(client.key_value_dir_get(FAILED))
     except Exception:
-        # This process is alone, or the table has gone with process 0, and JAX ends this one.
+        # This process is alone, or the store ended with process 0, and JAX ends this one.
         return {}
 
 
@@ -148,6 +149,6 @@ def _interrupt(client: Any, over: threading.Event) -> None:
     while not over.wait(LOOK):
         with contextlib.suppress(Exception):  # JAX raises as long as there is no notice.
             client.key_value_try_get(NOTICE)
-            # Sent to the main thread, so that it also wakes from waiting for a file.
+            # Sent to the main thread, so that it also interrupts a wait for a file.
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
             return

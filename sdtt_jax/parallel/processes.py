@@ -25,11 +25,11 @@ from sdtt_jax.parallel.environment import ADDRESS, COUNT, INDEX
 MODES = ("auto", "on", "off")
 
 T = TypeVar("T")
-# Seconds by which JAX's timeout exceeds ours, so that ours reports the error.
+# Seconds by which JAX's own timeout exceeds that of `initialize`, so that the latter reports the error.
 JAX_TIMEOUT_MARGIN = 30
 # Numbers the calls of `preempted`.
 _CALLS = itertools.count(1)
-# What the others are told of process 0's failure: the number of the first type here that fits it; 0 is none.
+# How process 0 reports its failure to the others: as the index of the first matching type; 0 is success.
 _FAILURES = (type(None), KeyboardInterrupt, ConfigError, BaseException)
 
 
@@ -66,7 +66,7 @@ def initialize(mode: str = "auto", timeout: int = 300, heartbeat: int = 100) -> 
             heartbeat_timeout_seconds=heartbeat,
         )
     except ValueError as error:
-        # This is how JAX says that it found no cluster.
+        # JAX's error for "no cluster found".
         if mode == "auto" and "coordinator_address" in str(error) and COUNT not in os.environ:
             return
         raise ConfigError(
