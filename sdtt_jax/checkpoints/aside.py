@@ -1,4 +1,4 @@
-"""Folders of checkpoints that are not taken: moved aside because damaged, or never committed in a bucket."""
+"""Checkpoints that are not restored: damaged ones are moved to corrupt/, uncommitted ones are refused."""
 
 import time
 from collections.abc import Iterable
@@ -16,8 +16,8 @@ def move_aside(directory: Path, steps: Iterable[int]) -> None:
     corrupt = directory / CORRUPT
     corrupt.mkdir(exist_ok=True)
     if is_remote(directory):
-        # A bucket has no empty folders, and nothing can be moved into one that is not there. Besides, the
-        # next time that Orbax opens the directory it removes the folders that do not hold this file.
+        # A bucket has no empty folders, and nothing can be moved into a folder that does not exist. Also,
+        # when Orbax next opens the directory, it removes the folders that do not hold this file.
         (corrupt / COMMITTED).write_text("Damaged checkpoints were moved here.\n")
     now = time.strftime("%Y%m%dT%H%M%S")
     for step in steps:
@@ -31,9 +31,9 @@ def any_aside(directory: Path) -> bool:
 
 
 def refuse_uncommitted(directory: Path) -> None:
-    """Refuses a folder in a bucket with several checkpoints none of which is whole; Orbax would remove them.
+    """Refuses a folder in a bucket with several checkpoints, all uncommitted, which Orbax would delete.
 
-    A killed save leaves one that is not; a copy that left out a file of each leaves all of them so.
+    One uncommitted checkpoint comes from a killed save; several come from an incomplete copy.
 
     Raises:
       CheckpointError: it is such a folder.

@@ -14,7 +14,7 @@ FORMAT_VERSION = 1
 
 
 class DamagedError(Exception):
-    """A stored checkpoint that does not read back as it was written."""
+    """A checkpoint whose content differs from what was saved."""
 
 
 def signed(metadata: Mapping[str, Any], leaves: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,20 +12,19 @@ from sdtt_jax.paths import PathLike, absolute
 
 # Orbax's name for the file that it writes last into a folder in a bucket.
 COMMITTED = "commit_success.txt"
-# What a search for files by a pattern does not take literally.
+# Characters that a glob pattern does not take literally.
 IN_PATTERNS = "*?[\\"
 
 
 def require_plain(folder: PathLike) -> None:
-    """Refuses a folder that Orbax cannot write to so that it can be read again.
+    """Refuses a path with a character of `IN_PATTERNS`: Orbax would write checkpoints without arrays there.
 
-    What was written elsewhere and copied there can be read, unless the path has a backslash.
-
-    Orbax searches for what each process has written with the folder's whole path as part of a pattern. If
-    that finds nothing, it logs a line, and calls a checkpoint whole that lacks its arrays.
+    Orbax finds the files of each process by a glob pattern that contains the path. Where it finds none, it
+    logs a line and still commits the checkpoint. Checkpoints that were written elsewhere and copied there
+    can be read, unless the path has a backslash.
 
     Raises:
-      ConfigError: the path has a character that patterns do not take literally.
+      ConfigError: the path has such a character.
     """
     path = os.fspath(absolute(folder))
     found = sorted({*path} & {*IN_PATTERNS})
@@ -47,7 +46,7 @@ def kept(keep: int | None, keep_every: int) -> Any:
 
 def writing() -> ocp.Context:
     """The context for saving."""
-    # Left to itself Orbax stores a dict of numbers as arrays; this keeps "meta" a readable JSON file.
+    # By default Orbax stores a dict of numbers as arrays; this keeps "meta" a readable JSON file.
     registry = ocp.handlers.local_registry()
     registry.add(ocp.handlers.JsonHandler, checkpointable_name="meta")
     context = ocp.Context()
@@ -70,22 +69,22 @@ def reading() -> ocp.Context:
     return context
 
 
-def leave_preemption_to_us(checkpointer: ocp.training.Checkpointer) -> None:
-    """Keeps Orbax from asking JAX whether to stop; only `parallel.processes` asks."""
-    # At each save, and once more from the thread that finishes it, Orbax asks JAX whether its training step
-    # is the call at which all processes stop. JAX keeps one number, the last that it was asked about. After
-    # Orbax had asked, JAX chose a call that `processes.preempted`, which numbers its own calls, never makes,
-    # and SIGTERM was ignored.
+def disable_orbax_preemption(checkpointer: ocp.training.Checkpointer) -> None:
+    """Stops Orbax from polling JAX's preemption point; only `processes.preempted` may."""
+    # At each save, and once more from the thread that finishes it, Orbax polls with the number of its
+    # training step. JAX keeps only the last number it was polled with, and derives from it the call at which
+    # all processes stop. `processes.preempted` numbers its own calls and would never make that one, so that
+    # SIGTERM would be ignored.
     manager = getattr(checkpointer, "_manager", None)
     if manager is not None:
         manager.reached_preemption = lambda _step: False
 
 
 def is_committed(folder: Path) -> bool:
-    """Whether a folder that Orbax writes is there and whole, even if a process was killed while writing it.
+    """Whether a folder exists that Orbax has written completely.
 
-    On a disk Orbax renames a folder when it is whole. In Google's buckets, where nothing can be renamed, it
-    writes in place, and a file says at the end that the rest is there; without it Orbax reads nothing.
+    On a disk Orbax renames a folder once it is complete. In Google's buckets, where nothing can be renamed,
+    it writes in place and adds a marker file at the end, without which it reads nothing.
     """
     in_place = os.fspath(folder).startswith("gs://")
     return (folder / COMMITTED if in_place else folder).exists()

@@ -1,4 +1,4 @@
-"""Whether a folder is still the one that it was when the writing to it began."""
+"""Detects that a folder was moved or replaced while a run writes to it."""
 
 import errno
 import os
@@ -7,15 +7,15 @@ from pathlib import Path
 from sdtt_jax.errors import CheckpointError
 from sdtt_jax.paths import is_remote
 
-# What a disk says of a folder that is gone; the last is a network file system's, of an open one.
+# Error numbers for a folder that is gone; the last is that of an open folder on a network file system.
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
 
 
 class Place:
-    """A folder that must stay where it is while it is written to. Close it at the end.
+    """A folder that must not be moved while it is written to. Close it at the end.
 
-    Writing makes missing folders. If somebody moves a folder that is written to, a new one would be filled in
-    its place, and what is in either is only a part. Folders in a bucket have no identity: they are never
+    Writing creates missing folders. If the folder were moved meanwhile, a new one would be filled in its
+    place, and each of the two would hold only a part. Folders in a bucket have no identity and are never
     lost.
 
     Args:
@@ -28,13 +28,13 @@ class Place:
 
     @property
     def lost(self) -> bool:
-        """Whether the path names another folder by now, or none."""
+        """Whether the path now names another folder, or none."""
         if self._handle is None:
             return False
         try:
             return not os.path.samestat(os.fstat(self._handle), os.stat(self.directory))
         except OSError as error:
-            # Of any other fault, writing tells more.
+            # For any other fault, the error of writing says more.
             return error.errno in _GONE
 
     def check(self) -> None:
@@ -47,6 +47,6 @@ class Place:
             )
 
     def close(self) -> None:
-        """Lets go of the folder."""
+        """Closes the handle of the folder."""
         if self._handle is not None:
             os.close(self._handle)

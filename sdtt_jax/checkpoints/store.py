@@ -79,7 +79,7 @@ class Checkpoints:
             raise CheckpointError(
                 f"Cannot keep checkpoints in {self.directory}: {error}."
             ) from error
-        orbax.leave_preemption_to_us(self._orbax)
+        orbax.disable_orbax_preemption(self._orbax)
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -357,8 +357,8 @@ def _read(path: Path, abstract: Tree, expect: Mapping[str, Any]) -> tuple[Tree, 
 
 
 def _agreed(read: Callable[[], T]) -> T:
-    """What `read` returns. If one process cannot read it, all processes treat it as damaged; otherwise they
-    would wait in the next computation for that process, which goes back to an earlier checkpoint."""
+    """`read()`, or `DamagedError` on all processes if it failed on any, so that all fall back to the same
+    checkpoint and none waits for another in a collective."""
     error = None
     try:
         found = read()

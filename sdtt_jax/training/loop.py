@@ -137,13 +137,12 @@ def train(
             last = stopping or step == config.num_steps
             logged = step == config.num_steps or step % config.log_every == 0
             due |= checkpoints is not None and step % config.save_every == 0
-            # What is saved among rejected updates would displace the last state from before them.
+            # A save between rejected updates would push out the last checkpoint from before them.
             in_a_row = meter.report(step) if last or logged or due else 0
             values = None
             if last or logged:
                 values = meter.read(step, metrics, batches.waited)
-                # No line if only a signal ends training here: an uninterrupted training has none at
-                # this step.
+                # Only at regular steps, so that the metrics do not depend on where a run was stopped.
                 if logged:
                     log.write(step, values)
             log.progress(step, values)
@@ -201,9 +200,9 @@ class _Meter:
             if in_a_row >= self._max_rejected:
                 raise NonFiniteError(
                     f"The loss or its gradient was not finite (or the loss spiked) in {in_a_row} steps in a "
-                    f"row, up to step {at}. Going on from a checkpoint takes the same steps again, so begin "
-                    "anew in another --workdir, with a lower learning_rate or without the bad values in data "
-                    "or teacher; or, if the steps after these are good, allow more with max_rejected."
+                    f"row, up to step {at}. A restart from a checkpoint repeats the same steps: begin in "
+                    "another --workdir with a lower learning_rate or without the bad values in data or "
+                    "teacher; or, if the steps after these are good, raise max_rejected."
                 )
         self._unreported = []
         return in_a_row

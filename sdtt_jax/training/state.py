@@ -20,9 +20,9 @@ from sdtt_jax.typing import Tree
 
 @contextlib.contextmanager
 def in_32_bits() -> Iterator[None]:
-    """Computes as if `jax_enable_x64` were off; if on, optax takes rates and bias corrections in float64.
+    """Turns `jax_enable_x64` off, so that optax's rates and bias corrections stay float32.
 
-    So a run continues with the same bits whether it is resumed with that flag or without it.
+    A run then resumes with the same bits, whether that flag is set or not.
     """
     with jax.enable_x64(False):
         yield
