@@ -61,7 +61,7 @@ class DenoiserLike(Protocol):
         """
 
 
-# What a network around another shares with it.
+# The attributes that a wrapper takes over from the network inside it.
 PASSED_ON = (
     "mask_id",
     "padded_vocab",
@@ -87,7 +87,7 @@ class ForOneBatch:
 
 
 def innermost(network: Any) -> Any:
-    """The network inside any `ForOneBatch`, which shows what it can do; or `network` itself."""
+    """The network inside all wrappers of the class `ForOneBatch`; or `network` itself."""
     while isinstance(network, ForOneBatch):
         network = network.denoiser
     return network
@@ -202,7 +202,7 @@ class MaskedDiffusion:
         return hidden
 
     def shown(self, params: Params, noise: Noise | None) -> Tree:
-        """The part of reading the noise that is the same at every call; `hidden` takes it as `noise`.
+        """What the network computes from noise once for all calls; `hidden` takes it as `noise`.
 
         Args:
           params: the network's parameters.

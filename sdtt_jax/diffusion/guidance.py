@@ -1,4 +1,4 @@
-"""Classifier-free guidance: what the given text changes in the predictions is made stronger.
+"""Classifier-free guidance: amplifies the effect of the given text on the predictions.
 
 For masked diffusion: arXiv 2412.10193, whose γ is `1 + scale`; LLaDA (arXiv 2502.09992) names it `cfg_scale`.
 """
@@ -19,19 +19,19 @@ from sdtt_jax.typing import Hidden, Params, PerSequence, Positions, Tokens
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Guided(ForOneBatch):
-    """A denoiser whose logits are `l + scale * (l - l_free)`, where `l_free` are those without what is given.
+    """A denoiser with the logits `l + scale * (l - l_free)`, where `l_free` are those without the given text.
 
     The head is linear, so hidden states are combined in the same way, and the head still runs once.
     """
 
-    given: Positions  # `[batch, length]` bool, what stood in the text at the start
+    given: Positions  # `[batch, length]` bool, the positions that were given at the start
     scale: float  # 0 is no guidance
 
     def hidden(self, params: Params, tokens: Tokens, sigma: PerSequence | None = None) -> Hidden:
-        """Hidden states `[batch, length, embed]` of two network calls, with and without what is given.
+        """Hidden states `[batch, length, embed]`, combined from two calls: with and without the given text.
 
-        Both are told the same `sigma`. They run in turn, in a program that holds the network once. `tokens`
-        may hold several rows of each text, one behind the other.
+        Both calls get the same `sigma`. They run one after the other, in a program that holds the network
+        once. `tokens` may hold several consecutive rows for each text.
         """
         given = jnp.repeat(self.given, len(tokens) // len(self.given), axis=0)
         free = jnp.where(given, self.mask_id, tokens)
@@ -58,11 +58,10 @@ def check_guided(scale: float, mode: str) -> None:
 
 
 def check_given(scale: float, x_init: ArrayLike, mask_id: int) -> None:
-    """Raises `ConfigError` if a generation is to be guided by what is given, and nothing is."""
+    """Raises `ConfigError` for guidance without any given token."""
     require(
         scale == 0 or bool((jnp.asarray(x_init) != mask_id).any()),
-        f"guidance={scale:g} makes the influence of given text stronger, but no text is given; give a "
-        "prompt, or leave guidance at 0.",
+        f"guidance={scale:g} needs given text; give a prompt or an infill, or set guidance=0.",
     )
 
 

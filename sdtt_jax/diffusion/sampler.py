@@ -8,8 +8,8 @@ revealed when does not depend on the network. A generation draws this first, for
 tokens. A step that reveals nothing in the whole batch makes no network call. Other `decoders` choose the
 positions of a step by what the network predicts there, or mask tokens again.
 
-The random numbers that tokens are drawn with can be settled in advance as well, as `Noise`: the whole
-generation is then a function of it. A network that sees noise is shown the same noise at every call.
+The random numbers that tokens are drawn with can be drawn in advance as well, as `Noise`: the whole
+generation is then a function of it. A network that sees noise gets the same noise at every call.
 """
 
 import dataclasses
@@ -45,19 +45,19 @@ class SamplerConfig(Filters):
     Attributes:
       num_steps: reverse steps on the time grid, or network calls of "first-hitting".
       time_grid: "uniform", or "cosine" (`t = cos(pi/2 (1 - u))`: small steps while little is known), which is
-        for the modes "grid", "remdm" and "remdm-confidence"; the others have no times.
+        for the modes "grid", "remdm" and "remdm-confidence"; the others do not use the times.
       final_denoise: greedily fill what is still masked after the last step.
       mode: the decoder, a name in `decoders.DECODERS` with its options. "grid" takes reverse steps on a grid
         of times, each of which reveals a random number of tokens. "first-hitting" reveals the tokens in a
-        random order, as evenly over `num_steps` network calls as whole numbers allow, "learnt" in numbers
-        that were learnt for each call. "confidence" and "entropy-bounded" take what the network is surest of,
+        random order, as evenly over `num_steps` network calls as whole numbers allow; "learnt" with a learnt
+        number for each call. "confidence" and "entropy-bounded" reveal what the network is surest of,
         "remdm" masks tokens again. "blocks", "refine", "speculative", "staged", "skeleton" and "energy" make
         their own calls, the last four also of a helper. `stop=` ends a text early (`decoders.stopping`).
       temperature, top_k, top_p: filters of the token distribution; 1, 0 and 1 are off. For a network that
         sees noise, temperature 0 takes the tokens that the noise determines, and 1 draws from what the
         network predicts.
       cooling: how far the temperature falls over the steps (`calls.cooled`); 0 is off.
-      guidance: makes the influence of what is given stronger (`guidance.Guided`), in twice the calls; 0: off.
+      guidance: scale of guidance by what is given (`guidance.Guided`), which doubles the calls; 0 is off.
     """
 
     num_steps: int
@@ -87,12 +87,12 @@ class SamplerConfig(Filters):
 
 @flax.struct.dataclass
 class SamplerState:
-    """Carry of the sampling loop.
+    """State of a generation between two steps.
 
     Attributes:
       x: `[batch, length]` int32.
       nfe: `[]` int32, network calls so far.
-      memory: what a decoder remembers from step to step.
+      memory: what a decoder keeps from step to step; None if nothing.
       watch: which texts have stopped; None where the mode stops none.
     """
 
@@ -112,7 +112,7 @@ class Plan:
     call: jax.Array
     # `[num_steps + 1, batch]` float32, total noise at each step, and after the last one.
     sigmas: jax.Array
-    # The `Noise` that tokens are drawn with, or what the network sees of it; None: fresh noise at every step.
+    # The `Noise` that tokens are drawn with, or `shown` of it; None: fresh noise at every step.
     noise: Tree = None
 
 
@@ -135,10 +135,10 @@ def sample(
     Args:
       diffusion, params: the model.
       key: PRNG key.
-      x_init: `[batch, length]` int32 from `prior_sample`; what is not MASK stays as it is.
+      x_init: `[batch, length]` int32 from `prior_sample`; tokens that are not MASK stay as they are.
       config: steps, grid and filters; static under `jit`.
-      noise: what the generation is a function of, for "grid", "first-hitting" and "learnt" (and temperature 0
-        if the network sees it); None draws it from `key`.
+      noise: the noise that determines the generation, for "grid", "first-hitting" and "learnt" (and only at
+        temperature 0 if the network sees it); None draws it from `key`.
       keep_states: also return every state.
       helper: the second model of a decoder that needs one.
 
@@ -170,7 +170,7 @@ def sample(
         state, states = jax.lax.scan(body, state, jnp.arange(config.num_steps + 1))
     if states is not None:
         states = jnp.concatenate([x_init[None], states])
-    # What a decoder remembers, such as keys and values, is no longer needed.
+    # The memory of a decoder, such as keys and values, is no longer needed.
     return SamplerState(state.x, state.nfe), states
 
 
@@ -217,7 +217,7 @@ def first_state(
       helper: the second model of a decoder that needs one.
 
     Raises:
-      ConfigError: the model, or its helper, cannot do what the decoder asks of it.
+      ConfigError: the model or the helper does not suit the decoder.
     """
     diffusion = guided(diffusion, x_init != diffusion.mask_id, config.guidance)
     scene = Scene(diffusion, params, helper, config, time_grid(config))
@@ -254,7 +254,7 @@ def plan_generation(
       noise: its `order` holds the uniform numbers; None draws noise if the network sees any.
 
     Raises:
-      ConfigError: noise is given to a decoder that draws more than the noise determines.
+      ConfigError: noise is given, but does not determine what the decoder writes.
     """
     if noise is not None:
         serving.check_decided(config.mode)
@@ -270,7 +270,7 @@ def plan_generation(
 
 
 def shown(diffusion: MaskedDiffusion, params: Params, plan: Plan) -> Plan:
-    """The plan from `plan_generation`, its noise prepared once for all steps (`MaskedDiffusion.shown`)."""
+    """`plan` with `MaskedDiffusion.shown` applied to its noise, once for all steps."""
     return dataclasses.replace(plan, noise=diffusion.shown(params, plan.noise))
 
 
@@ -311,7 +311,7 @@ def take_step(
     def cut(x: Tokens) -> Tokens:
         return jnp.where(last, stopping.ended(stop, diffusion.mask_id, x, free), x)
 
-    # After EOS there is then nothing left to fill; and an EOS that the last step writes also ends a text.
+    # Before the last step, so that it fills nothing after EOS; and after it, as it may write EOS too.
     state = dataclasses.replace(state, x=cut(state.x))
     after = jax.lax.cond(watch.stopped.all() & ~last, lambda state: state, step, state)
     after = dataclasses.replace(
@@ -323,11 +323,11 @@ def take_step(
 
 
 class _Due(NamedTuple):
-    """What a step does itself, apart from the calls that a decoder makes."""
+    """The network call of a step: where it draws tokens, and what it masks again."""
 
     selected: Positions  # positions whose tokens are drawn, in one network call
-    sigma: PerSequence  # the total noise that the network is told
-    pick: Pick | None = None  # takes some of them by what the network says
+    sigma: PerSequence  # total noise passed to the network
+    pick: Pick | None = None  # accepts some of the positions, given the predictions there
     again: Positions | None = None  # positions that are masked afterwards
 
 

@@ -150,17 +150,18 @@ def _values(schedule: Schedule, t: jax.Array) -> jax.Array:
 
 
 def covering(schedule: Schedule) -> tuple[Schedule, TimeFunction]:
-    """The schedule over whose times the bound on -log p is integrated, and what to tell the network.
+    """The schedule to integrate the bound on -log p over, and a map from its noise to the network's.
 
     The bound is one integral over all move chances from 0 to 1, whatever the schedule (MDLM, arXiv
-    2406.07524, equation 10). One whose own leave out more than `LEFT_OUT` of them would give less, so it is
-    replaced by log-linear. A time-conditioned network is told the nearest total noise of its own schedule.
+    2406.07524, equation 10). A schedule that leaves out more than `LEFT_OUT` of them would give less, so it
+    is replaced by log-linear. A time-conditioned network then gets the nearest total noise of its own.
 
     Args:
       schedule: the model's.
 
     Returns:
-      `schedule` itself or log-linear, and a function of that one's total noise, of any shape.
+      `schedule` itself or log-linear, and a function from its total noise, of any shape, to the total noise
+      passed to the network.
     """
     (low, high), (least, most) = values_at(schedule, 0.0, 1.0)
     if low + 1.0 - high <= LEFT_OUT:

@@ -1,9 +1,9 @@
-"""Generations whose decoder only follows its plan: one compiled program for any number of steps.
+"""One compiled program for all generations whose decoder only follows a plan, whatever the steps.
 
 `sampler.sample` is compiled again for every number of steps, every way to spread positions over them, and
-every temperature. Where the decoder only follows a plan, none of these changes what a step computes. So the
-plan is made by a separate program, which compiles in a tenth of the time, and is padded to `CAPACITY` steps;
-the temperatures are an argument.
+every temperature. For decoders that only follow a plan, none of these changes a step itself. So the plan,
+padded to `CAPACITY` steps, and the temperatures are arguments of one program here; a separate program, which
+compiles in a tenth of the time, makes the plan.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ CAPACITY = 1024
 
 
 def common_config(config: SamplerConfig) -> SamplerConfig | None:
-    """The config that `follow` needs for a generation; None if its decoder does more than follow a plan.
+    """The config for `follow`; None for more than `CAPACITY` steps, or if a plan is not all that decides.
 
     Args:
       config: of the generation.

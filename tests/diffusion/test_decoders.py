@@ -273,7 +273,7 @@ def test_given_noise_decides_the_text_or_is_refused(name):
         ]
         np.testing.assert_array_equal(*texts)
     else:
-        with pytest.raises(ConfigError, match=f"mode={name}.* draws more than the noise settles"):
+        with pytest.raises(ConfigError, match=f"mode={name}.* is not determined by the noise"):
             plan_generation(diffusion, KEY, x_init, config, noise)
 
 

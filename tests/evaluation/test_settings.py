@@ -49,7 +49,7 @@ def test_the_help_of_mode_names_every_decoder():
         ({"modes": "grid gird"}, r"--modes: mode='gird' is unknown .*first-hitting[^.]*\.$"),
         (
             {"modes": "grid first-hitting", "time_grid": "cosine"},
-            "mode='first-hitting' takes no steps on a grid of times",
+            "has no effect with mode='first-hitting'",
         ),
     ],
 )

@@ -14,7 +14,7 @@ from sdtt_jax.ops.categorical import Filters
 from sdtt_jax.ops.sequences import mean_counted
 from sdtt_jax.typing import Params, PerSequence, PerToken, Positions, Tokens
 
-# What a decoder remembers from step to step: a tree of arrays, or None.
+# What a decoder keeps from step to step: a tree of arrays, or None.
 Memory = Any
 
 
@@ -30,7 +30,7 @@ class Pick(NamedTuple):
 
 @flax.struct.dataclass
 class Helper:
-    """Another model that a decoder asks."""
+    """The second model of a decoder."""
 
     params: Params  # its parameters
     # A denoiser, or a causal network with `hidden(params, tokens)`, `logits` and `head_params`.
@@ -42,12 +42,12 @@ class Helper:
 
 
 class Scene(NamedTuple):
-    """What a decoder makes its own calls with: the models, and how tokens are drawn."""
+    """What stays the same during a generation: the model, the helper, the filters and the times."""
 
     # diffusion, params: the model.
     diffusion: MaskedDiffusion
     params: Params
-    helper: Helper | None  # the other model, None where the decoder needs none
+    helper: Helper | None  # the second model; None where the decoder needs none
     filters: Filters  # of the token distribution
     times: jax.Array  # `[num_steps + 1]` float32, of the grid
 
@@ -64,11 +64,11 @@ class Now(NamedTuple):
     due: Positions  # `[batch, length]` bool, what the plan reveals at this call
     free: Positions  # `[batch, length]` bool, what was not given at the start
     call: jax.Array  # `[]` int32, number of the step
-    # What the previous steps left; None where a decoder keeps nothing.
+    # From the previous steps; None where a decoder keeps nothing.
     memory: Memory = None
 
     def sigma(self, scene: Scene) -> jax.Array:
-        """Total noise at the time when as much is masked as in `x`: `[batch]` float32."""
+        """Total noise for the masked share of `x`, as in `sigma_of_state`: `[batch]` float32."""
         return sigma_of_state(scene.diffusion, self.x)
 
 
@@ -77,8 +77,8 @@ class Decoder(NamedTuple):
 
     options: type  # a frozen dataclass
     # `(options, share, masked, schedule, times) -> (call, sigmas)`: `[batch, length]` int32, the call that
-    # reveals a position, `num_steps` if none does; `[num_steps + 1, batch]` float32, the total noise that the
-    # network is told at each call, and after the last.
+    # reveals a position, `num_steps` if none does; `[num_steps + 1, batch]` float32, the total noise passed
+    # to the network at each call, and after the last.
     plan: Callable[..., tuple[jax.Array, jax.Array]]
     pick: Pick | None = None  # chooses among all masked positions, in place of the plan
     # `(options, masked_t, masked_s) -> (reveal, remask)`, `[]` float32: the chance that a masked position is
@@ -87,12 +87,12 @@ class Decoder(NamedTuple):
     # `(options, scene, key, now) -> (x, calls, memory)`: the decoder's own calls; the text `[batch, length]`
     # and the number of calls `[]`, int32. Replaces revealing what the plan has for this call.
     step: Callable[..., tuple[Tokens, jax.Array, Memory]] | None = None
-    # `(options, scene, x) -> memory`: what is remembered before the first step.
+    # `(options, scene, x) -> memory` before the first step.
     begin: Callable[..., Memory] | None = None
-    # Whether steps are taken at the times of the grid, so that another grid makes a difference; of a decoder
-    # that is not timed, `plan` reads only their number, and its network is told the noise of what is masked.
+    # Whether the decoder uses the grid's times. Otherwise `plan` reads only their number, and the noise that
+    # the network gets follows from the share that is masked.
     timed: bool = False
-    # Whether a step has nothing to do once nothing is masked; it is then skipped.
+    # Whether steps are skipped once nothing is masked.
     finishes: bool = True
     # `(options, network, num_steps, length)` raises `ConfigError` if they do not suit the decoder.
     check: Callable[..., None] | None = None
@@ -104,10 +104,10 @@ class Decoder(NamedTuple):
 
 
 def sigma_of_state(diffusion: MaskedDiffusion, x: Tokens) -> PerSequence:
-    """Total noise at the time when as much is masked as in `x`, of what may be masked: `[batch]` float32.
+    """Total noise at the time at which the expected masked share equals that of `x`: `[batch]` float32.
 
-    Padding and the prompts of a model that was trained on prompts are never masked in training, and do not
-    count.
+    Only positions that may be masked count: padding, and the prompts of a model that was trained on prompts,
+    are never masked in training.
 
     Args:
       diffusion: the model, with the batch's arrangement.

@@ -1,11 +1,11 @@
-"""What `blocks` remembers of the blocks that are not being written: their keys and values.
+"""The cache of `blocks`: keys and values of the blocks that are not being written.
 
-* "prefix": those of finished blocks, computed when only the blocks before them were visible; what follows is
-  not seen. It is exact for block-causal attention (`networks.blocks.BlockCausal`, arXiv 2503.09573) and an
-  approximation for a network that sees everything.
+* "prefix": those of finished blocks, which attended only to the blocks before them; nothing attends to what
+  follows. It is exact for block-causal attention (`networks.blocks.BlockCausal`, arXiv 2503.09573) and an
+  approximation for a network that attends to everything.
 * "dual": those of all positions, from the block's first call, which computes all of them (Fast-dLLM,
   arXiv 2505.22618, section 3.2). It is an approximation except in the first call of each block.
-* "none": nothing is remembered; each call computes all positions. It is the baseline for the others.
+* "none": no cache; each call computes all positions. It is the baseline for the others.
 """
 
 from typing import Any
@@ -32,15 +32,16 @@ def empty_memory(cache: str, scene: Scene, x: Tokens) -> Memory:
 def remembered(
     scene: Scene, now: Now, fresh: jax.Array, start: jax.Array, prompt: jax.Array | None, size: int
 ) -> Memory:
-    """The memory, where `fresh` with the keys and values of what was finished last.
+    """The cache; if `fresh`, updated with the keys and values of the block that was finished last.
 
-    It is a block, which saw the blocks before it, or the prompt before the first block, which saw itself.
+    Such a block attends to itself and to the blocks before it. Before the first block, the prompt is added
+    instead, which attends only to itself.
 
     Args:
       scene, now: the models, and the generation with its memory.
       fresh: `[]` bool.
-      start: `[]` int32, the first position of what was finished last.
-      prompt: `[]` int32, positions before the first block; None: the first block begins the text.
+      start: `[]` int32, the first position of the block (or prompt) that was finished last.
+      prompt: `[]` int32, number of positions before the first block; None: it begins the text.
       size: positions of a block.
     """
     length = now.x.shape[1]
@@ -58,7 +59,7 @@ def remembered(
     def finished(memory: Memory) -> Memory:
         if prompt is None:
             return block(memory)
-        # What stands behind the prompt is computed too, and never read.
+        # The positions after the prompt are computed too, and never read.
         own = jnp.broadcast_to(places < prompt, (length, length))
 
         def whole_prompt(memory: Memory) -> Memory:
@@ -74,11 +75,11 @@ def remembered(
 def read(
     cache: str, scene: Scene, now: Now, start: jax.Array, size: int, first: jax.Array
 ) -> tuple[Hidden, Memory]:
-    """Hidden states of a block, `[batch, size, d]`, from one network call, and what is remembered afterwards.
+    """Hidden states of a block, `[batch, size, d]`, from one network call, and the cache after it.
 
-    A network that predicts the next token predicts the block's first at the position before the block, which
-    is then computed too. With the prefix cache that position does not see the block, as when its own block
-    was written.
+    A network that predicts the next token predicts a block's first token at the position before the block,
+    which is then computed too. With the prefix cache that position does not attend to the block, just as when
+    its own block was written.
 
     Args:
       cache: one of `CACHES`.
@@ -107,7 +108,7 @@ def read(
     everything = jnp.ones((width, width), bool)
     if cache == "prefix":
         row, column = jnp.indices((width, width))
-        # Of the first block, the window holds the position behind it.
+        # For the first block, the window holds the position after the block instead.
         apart = jnp.where(start > 0, (row > 0) | (column == 0), (column < size) | (row == column))
         return block(now.memory, places < begin, apart if shift else everything), now.memory
 
@@ -128,7 +129,7 @@ def _decode(
 ) -> tuple[Hidden, Memory]:
     """Hidden states, and keys and values, of the consecutive tokens `x: [batch, n]`.
 
-    Each sees what is `seen: [length]` of the memory, and of the others what is `own: [n, n]`.
+    They attend to the positions `seen: [length]` of the memory, and to each other as in `own: [n, n]`.
     """
     network: Any = scene.diffusion.denoiser
     before = jnp.broadcast_to(seen, (len(own), len(seen)))

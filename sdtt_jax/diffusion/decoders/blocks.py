@@ -1,10 +1,10 @@
 """Blocks from left to right, each written in a few calls, with a cache of keys and values for the rest.
 
-Within a block the positions come in a random order, or what the network is surest of comes first (LLaDA,
-arXiv 2502.09992, section 2.4), with a threshold as many at once as it is sure enough of (Fast-dLLM, arXiv
-2505.22618, section 3.3).
+Within a block the positions come in a random order, or in that of the network's confidence (LLaDA, arXiv
+2502.09992, section 2.4); with a threshold, all positions above it come at once (Fast-dLLM, arXiv 2505.22618,
+section 3.3).
 
-A call computes only the positions of one block; `block_cache` says what it sees of the others.
+A call computes only the positions of one block, and attends to the others through a `block_cache`.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ RANDOM, STARTS = "random", ("text", "prompt")
 
 @dataclasses.dataclass(frozen=True)
 class Blocks:
-    """How a text is cut into blocks, their order within, and what is remembered of the other blocks."""
+    """Size of blocks, order of positions within a block, and the cache of the other blocks."""
 
     length: int = 32  # positions of a block
     cache: str = "prefix"  # one of `CACHES`
@@ -36,7 +36,7 @@ class Blocks:
     # threshold, order_temperature: as in `Confidence`; the last call of a block reveals all that is left.
     threshold: float = 0.0
     order_temperature: float = 0.0
-    # Where the first block begins: at the first position, or behind the prompt of every text, as in LLaDA.
+    # Where the first block begins: at the first position, or after the prompt of every text, as in LLaDA.
     start: str = "text"
 
     def __post_init__(self) -> None:
@@ -59,7 +59,7 @@ def block_plan(
 ) -> tuple[jax.Array, jax.Array]:
     """`Decoder.plan`: a random order within each block, spread evenly over that block's calls.
 
-    With a score nothing is settled in advance.
+    With a score there is no plan: positions are chosen at each call.
     """
     (batch, length), num_steps = masked.shape, len(times) - 1
     if options.score != RANDOM:
@@ -120,7 +120,7 @@ def write_block(
     each = scene.num_steps // (length // size)
     origin = first_block(options, now.free)
     start, first = origin + now.call // each * size, now.call % each == 0
-    before = jnp.where(start > origin, start - size, 0)  # where what is finished last begins
+    before = jnp.where(start > origin, start - size, 0)  # start of the block finished last
     fresh = first & (start > 0) & (start < length) & (options.cache == "prefix")
     # The last block may be shorter; it is then read with the end of the one before it.
     start = jnp.minimum(start, length - size)

@@ -1,6 +1,6 @@
 """Tokens for some positions of partly masked sequences: from one network call, or from hidden states.
 
-Each token is drawn, determined by noise, or the most probable one.
+Each token is drawn at random, determined by given noise, or the most probable one.
 """
 
 from collections.abc import Callable
@@ -65,7 +65,7 @@ def fill(
     noise: Tree = None,
     pick: Pick | None = None,
 ) -> Tokens:
-    """`x` with the tokens that `choose` takes at the selected positions, or where `pick` accepts them.
+    """`x` with the tokens of `choose` at the selected positions, or at those of them that `pick` accepts.
 
     The head runs only at the selected positions. MASK and the padding come after the vocabulary and are
     impossible: no noise is drawn for them. At 30 tokens padded to 128 that takes 7 ms instead of 24 for a
@@ -95,7 +95,7 @@ def choice(filters: Filters, noise: Noise | None, *, sees_noise: bool) -> Choice
     Args:
       filters: of the token distribution.
       noise: the noise that the generation is a function of; None draws fresh noise at each call.
-      sees_noise: whether the network is shown the noise, so that its predictions are drawn from as they are.
+      sees_noise: whether the network gets the noise as an input; tokens are then drawn with fresh noise.
     """
     if filters.greedy:
         return most_probable
@@ -133,11 +133,11 @@ def drawn(filters: Filters) -> Choice:
 
 
 def greedy_at_last(choose: Choice) -> Choice:
-    """`choose`, or `most_probable` after the last step, in a program that holds the network only once.
+    """`choose` at the steps and `most_probable` after the last one, in one compiled program.
 
     Args:
-      choose: what the steps use. The result takes a pair as its key: the key of `choose`, and whether this is
-        after the last step.
+      choose: for the steps. The result takes a pair as its key: the key of `choose`, and whether this is
+        after the last step. The program then holds the network only once.
     """
 
     def either(key: Any, logits: Logits, places: jax.Array, noise: Any) -> jax.Array:

@@ -24,9 +24,9 @@ class Remdm:
     rule: str = "cap"  # one of `RULES`
     # Share of the range from all masked to nothing masked whose steps stay at the time at which the share
     # `still` is masked, and reveal as much as they mask again; the other steps then mask nothing again
-    # (ReMDM-loop, section 4.2, whose loop lies between two times). It is the share of the steps too where all
-    # steps of the grid cover as much of the range, as on a uniform grid with the log-linear schedule. On a
-    # cosine grid, 0.5 makes a loop of 34 of 100 steps.
+    # (ReMDM-loop, section 4.2, whose loop lies between two times). It also is the share of the steps if
+    # all steps of the grid cover equal parts of the range, as on a uniform grid with the log-linear schedule.
+    # On a cosine grid, 0.5 makes a loop of 34 of 100 steps.
     loop: float = 0.0
     still: float = 0.1  # share of the tokens that is masked in the loop
 
@@ -72,13 +72,13 @@ def remask_chances(
 def remdm_plan(
     options: Remdm, share: PerToken, masked: Positions, schedule: Schedule, times: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """`Decoder.plan`: fixes only the total noise that the network is told at each call."""
+    """`Decoder.plan`: fixes only the total noise passed to the network at each call."""
     call, sigmas = no_plan(options, share, masked, schedule, times)
     return call, jnp.broadcast_to(told(options, schedule, times)[:, None], sigmas.shape)
 
 
 def told(options: Remdm, schedule: Schedule, times: jax.Array) -> jax.Array:
-    """The total noise at the times of a grid; any shape. With a loop, it follows the share that is masked."""
+    """Total noise passed to the network at times of any shape; with a loop, it follows the masked share."""
     if options.loop == 0:
         return schedule.sigma(times)
     return sigma_of_masked(schedule, _looped(options, schedule.move_chance(times))[0])

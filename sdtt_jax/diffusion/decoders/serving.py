@@ -1,4 +1,4 @@
-"""Runs decoders that make calls of their own: the checks, what they remember at first, and one step."""
+"""Checks of all decoders; first memory and one step of those with a `step` of their own."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ HELPERS = {"causal": "causal model", "denoiser": "denoiser"}
 
 
 def begin(mode: str, scene: Scene, x: Tokens) -> Memory:
-    """What a decoder remembers before the first step.
+    """A decoder's memory before the first step, after checking that the decoder fits the model.
 
     Args:
       mode: the decoder.
@@ -23,13 +23,13 @@ def begin(mode: str, scene: Scene, x: Tokens) -> Memory:
       x: `[batch, length]` int32.
 
     Raises:
-      ConfigError: the model, or its helper, cannot do what the decoder asks of it.
+      ConfigError: the model or the helper does not suit the decoder.
     """
     decoder, options = parse_mode(mode)
     require(
         decoder.step is None or scene.diffusion.arrangement is None,
-        f"mode={mode} is for sequences whose positions all see each other, but this model's do not; take a "
-        "decoder that makes no calls of its own, such as grid.",
+        f"mode={mode} needs packed sequences, but this model's have prompts, padding or separate texts; use "
+        "grid, first-hitting or confidence.",
     )
     require(
         decoder.step is None or scene.diffusion.noise_kind is None,
@@ -94,31 +94,30 @@ def own_step(mode: str, scene: Scene, key: Key, now: Now) -> tuple[Tokens, jax.A
 
 
 def check_decided(mode: str) -> None:
-    """Raises `ConfigError` if a decoder draws anything that given noise does not determine.
+    """Raises `ConfigError` unless given noise alone determines what the decoder writes.
 
-    Such a decoder draws with the key as well: tokens of its own calls, what is masked again, or the order of
-    positions that the network is equally sure of (all of them, where everything is MASK).
+    Others also draw with the key: tokens of their own calls (`step`), what is masked again (`redo`), or the
+    order of positions of which the network is equally sure (`pick`; all of them, where everything is MASK).
     """
     decoder, _ = parse_mode(mode)
     require(
         decoder.pick is None and decoder.redo is None and decoder.step is None,
-        f"mode={mode} draws more than the noise settles; leave the noise out, or take grid, first-hitting "
-        "or learnt.",
+        f"mode={mode} is not determined by the noise; use grid, first-hitting or learnt, or pass no noise.",
     )
 
 
 def check_timed(mode: str, time_grid: str) -> None:
-    """Raises `ConfigError` unless a decoder takes its steps at the times of a grid."""
+    """Raises `ConfigError` unless a decoder uses the times of the grid."""
     decoder, _ = parse_mode(mode)
     require(
         decoder.timed,
-        f"mode={mode!r} takes no steps on a grid of times, so time_grid={time_grid} changes nothing; leave "
-        "time_grid at uniform, or take grid, remdm or remdm-confidence.",
+        f"time_grid={time_grid} has no effect with mode={mode!r}; leave it at uniform, or use grid, remdm or "
+        "remdm-confidence.",
     )
 
 
 def check_cooled(mode: str) -> None:
-    """Raises `ConfigError` unless a decoder draws its tokens at temperatures that may fall."""
+    """Raises `ConfigError` if a decoder draws in a `step` of its own, which takes no falling temperature."""
     decoder, _ = parse_mode(mode)
     require(
         decoder.step is None,

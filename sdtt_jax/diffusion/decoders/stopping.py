@@ -1,4 +1,4 @@
-"""When a text ends before the calls are used up: predicates, any one of which stops it."""
+"""Stops texts before the calls are used up: any one of several predicates stops a text."""
 
 import dataclasses
 from collections.abc import Callable
@@ -46,10 +46,10 @@ class Stop:
 
 @flax.struct.dataclass
 class Watch:
-    """The record by which texts are stopped."""
+    """Which texts have stopped, and for how long each has not changed."""
 
     stopped: jax.Array  # `[batch]` bool
-    steady: jax.Array  # `[batch]` int32, steps without a change since all was revealed
+    steady: jax.Array  # `[batch]` int32, steps without a change since nothing is masked
 
 
 def parse_stop(text: str, *, picks: bool) -> Stop:
@@ -96,7 +96,7 @@ def parse_stop(text: str, *, picks: bool) -> Stop:
 
 
 def begin_watch(x: Tokens) -> Watch:
-    """The record at the start: no text has stopped."""
+    """The first `Watch`: no text has stopped."""
     return Watch(jnp.zeros(len(x), bool), jnp.zeros(len(x), jnp.int32))
 
 
@@ -120,12 +120,12 @@ def until_stopped(step: Callable[..., Any], state: Any, num_steps: int) -> Any:
 def watched(
     stop: Stop, mask_id: int, watch: Watch, before: Tokens, after: Tokens, free: Positions
 ) -> Watch:
-    """Judges texts after a step; a stopped text stays stopped.
+    """Updates `watch` after a step; a stopped text stays stopped.
 
     Args:
       stop: the predicates.
       mask_id: id of MASK.
-      watch: the record so far.
+      watch: the one before the step.
       before, after: `[batch, length]` int32, around the step.
       free: `[batch, length]` bool, positions that were not given.
     """
@@ -142,7 +142,7 @@ def watched(
 
 
 def ended(stop: Stop, mask_id: int, x: Tokens, free: Positions) -> Tokens:
-    """`x` with EOS at all `free` positions after the EOS that stopped a text, whatever was written there."""
+    """`x` with EOS at all `free` positions after the EOS that ended a text, whatever was written there."""
     if stop.eos < 0:
         return x
     behind = jnp.cumsum(_end(stop, mask_id, x, free), axis=-1) > 0
@@ -150,7 +150,7 @@ def ended(stop: Stop, mask_id: int, x: Tokens, free: Positions) -> Tokens:
 
 
 def _end(stop: Stop, mask_id: int, x: Tokens, free: Positions) -> Positions:
-    """Written EOS that end a text, with nothing masked before them."""
+    """Generated EOS tokens that end a text: no MASK precedes them."""
     known = jnp.cumsum(x == mask_id, axis=-1) == 0
     return free & known & ends_of_texts(x, free, stop.bos, stop.eos)
 
