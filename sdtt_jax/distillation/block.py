@@ -19,7 +19,7 @@ class Block(NamedTuple):
     """Partly masked texts, and the positions that the sampler's next call reveals."""
 
     x_t: Tokens  # `[batch, length]` int32
-    sigma: PerSequence  # `[batch]` float32, the total noise that the network is told
+    sigma: PerSequence  # `[batch]` float32, total noise passed to the network
     revealed: Positions  # `[batch, length]` bool, some of the masked positions
 
 

@@ -38,18 +38,17 @@ class CoupledDistillConfig:
     Attributes:
       num_calls: network calls of the first teacher's trajectory.
       mode: how positions are assigned to calls, as in `SamplerConfig`.
-      time_grid: of `SamplerConfig`, for mode "grid"; the other modes have no times and pass over it.
+      time_grid: `SamplerConfig.time_grid`, for mode "grid"; ignored by the other modes.
       num_distill_calls: 0 is one-shot: the student learns the whole trajectory. Otherwise k, the calls that
         it learns to take at once; each round divides the calls by k, and the student becomes the teacher.
       num_rounds: rounds; one for one-shot.
-      full_share: share of the states that are fully masked in any case; the others lie evenly along the
-        trajectory, and begin with the fully masked one. With n states in which a student may stand (the
-        tokens of a text in one-shot training, else the `calls_of` a round divided by k), the share of fully
-        masked states is `full_share + (1 - full_share) / n`.
+      full_share: minimum share of fully masked states. The rest are spread evenly over the trajectory's n
+        states (the tokens of a text in one-shot training, else `calls_of` the round divided by k). The first
+        of these is also fully masked, so the total share is `full_share + (1 - full_share) / n`.
       hindsight: learn real texts, with the noise from which the teacher would have made them, instead of the
         teacher's own texts; one-shot only.
       independent: show the student noise that the tokens do not depend on, as multi-mask and infinite-mask
-        diffusion do; one-shot only. Such noise tells nothing about the tokens; it is for comparison.
+        diffusion do; one-shot only. Such noise carries no information about the tokens; for comparison.
       soft_weight: in rounds, weight of the positions that the k calls do not reach; there the student learns
         the teacher's distribution after these calls. 0 leaves them out.
     """

@@ -1,11 +1,12 @@
-"""Inverse distillation (IDLM, arXiv 2602.19066): a student for whose texts the teacher is the best denoiser.
+"""Inverse distillation (IDLM): trains a student so that the teacher is the optimal denoiser of its texts.
 
-Let `L(f, p) = -w(t') sum_i <p_i, log f_i(x_t')>` be the denoising loss of a network f on the student's texts,
-masked again at a time t'. The student minimises `L(f*, p) - min_f L(f, p)`: how much worse the teacher f* is
-on these texts than a denoiser that was trained on them. That denoiser is the fake. In every step the fake
-learns from the student's texts and the student from `<p, log f - log f*>`, each with the other held fixed.
-The student's gradient flows only through its distributions p, not through the tokens that the two networks
-see, which are drawn from `alpha p + (1 - alpha) MASK`.
+The method is that of arXiv 2602.19066. Let `L(f, p) = -w(t') sum_i <p_i, log f_i(x_t')>` be the denoising
+loss of a network f on the student's texts, masked again at a time t'. The student minimises
+`L(f*, p) - min_f L(f, p)`: how much worse the teacher f* is on these texts than a denoiser that was trained
+on them. That denoiser is the fake. In every step the fake learns from the student's texts and the student
+from `<p, log f - log f*>`, each with the other held fixed. The student's gradient flows only through its
+distributions p, not through the tokens that the two networks see, which are drawn from
+`alpha p + (1 - alpha) MASK`.
 
 The optimum is the teacher's distribution, but on the way the student seeks modes and loses variety. With a
 `teacher_temperature` T it learns from `<p, log f - log f* / T>`, whose optimum is the teacher's distribution

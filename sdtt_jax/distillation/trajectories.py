@@ -99,7 +99,7 @@ def trajectory_end(
 def hindsight_noise(
     teacher: MaskedDiffusion, params: Params, noise: Noise, tokens: Tokens, config: SamplerConfig
 ) -> Noise:
-    """Noise with which the teacher would have written given texts: a draw from the noise's posterior.
+    """A draw from the posterior of the noise, given that the teacher wrote these texts with it.
 
     `trajectory_end` of the result is `tokens`, up to ties in float32. Over texts that the teacher makes in
     this order, the result is distributed like fresh noise. Over real texts, its KL divergence from that
