@@ -55,7 +55,7 @@ SEQUENCES = ValueKind(lambda value: value in KINDS, f"one of {', '.join(KINDS)}"
 NORMALIZE = ValueKind(lambda value: value in NORMALIZERS, f"one of {', '.join(NORMALIZERS)}")
 TANH_GELU = ("gelu_new", "gelu_pytorch_tanh", "gelu_tanh")
 
-# Names that published configs give to one and the same thing.
+# Synonyms in published configs.
 LENGTHS = (
     "length",
     "model_length",

@@ -1,4 +1,4 @@
-"""Finds the finished model in a folder of ours; describes a folder without one, for errors with a remedy."""
+"""Finds the delivered model in a run's folder; for errors, explains why another folder has none."""
 
 import re
 from collections.abc import Collection, Iterable, Sequence
@@ -74,8 +74,8 @@ def describe(names: Collection[str], models: Sequence[Path] = ()) -> str:
 
     if SAMPLER in names:
         return (
-            "It holds an exported sampler, which is not loaded but run (`python run.py SEED` there): give "
-            "the model that it was exported from."
+            "It holds an exported sampler, which cannot be loaded (run it with `python run.py SEED` there): "
+            "give the model it was exported from."
         )
     tensors = ending(".safetensors")
     if ADAPTER_FILE in names or "adapter_config.json" in names:

@@ -32,7 +32,7 @@ from sdtt_jax.paths import read_json
 
 # A file of a model that is stored in several.
 SHARD = re.compile(r"-\d+-of-(?P<parts>\d+)\.safetensors$")
-# Each of their models has a tokenizer of its own.
+# Layouts whose models bring their own tokenizer.
 LLAMA_LAYOUTS = (LLAMA, LLADA, LLAMA_GGUF)
 # In the order in which they are tried: a denoiser has the causal baseline's tensors too.
 LAYOUTS = {layout.name: layout for layout in (DENOISER, CAUSAL, GPT2, DIFFUGPT, *LLAMA_LAYOUTS)}

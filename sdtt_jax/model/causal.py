@@ -41,7 +41,7 @@ class CausalModel(Loaded):
 
     @property
     def as_helper(self) -> Helper:
-        # The tokenizer's BOS stands before the first token.
+        # The tokenizer's BOS precedes the first token.
         every = self.facts.get("every", 1 if self.facts.get("stage") == "judge" else 0)
         return Helper(self.params, self.network, self.text_tokenizer.bos_id, every)
 
@@ -51,7 +51,7 @@ class CausalModel(Loaded):
         return self.facts.get("every")
 
     def require_whole_texts(self) -> None:
-        """Raises `ConfigError` if the model is one of every n-th token, to which a text is another one."""
+        """Raises `ConfigError` for a skeleton model, which models only every n-th token."""
         require(
             self.every is None,
             f"{self.facts['path']} models only one token in {self.every}; it can be the helper of "

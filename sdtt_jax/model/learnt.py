@@ -1,7 +1,7 @@
-"""Files beside a checkpoint that store what was fitted to it: schedules and thresholds of early exits.
+"""Files in a checkpoint's folder with what was fitted to it: schedules and thresholds of early exits.
 
-Each entry holds the digest of the parameters it was fitted to, and is valid for those only. Earlier versions
-stored no digest; their entries are not checked.
+Each entry holds the digest of the parameters it was fitted to, and is valid for those only. An entry without
+a digest is not checked.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ DIGEST = "params_digest"
 
 
 def store_fitted(model: Loaded, file: str, entries: Mapping[str, Mapping[str, Any]]) -> str:
-    """Adds JSON-ready entries to a file beside the checkpoint that they were fitted to; returns its path."""
+    """Adds JSON-ready entries to a file in the folder of their checkpoint, and returns its path."""
     assert model.folder is not None
     path = model.folder / file
     digest = {DIGEST: model.params_digest}
@@ -30,9 +30,9 @@ def store_fitted(model: Loaded, file: str, entries: Mapping[str, Mapping[str, An
 
 
 def read_fitted(model: Loaded, file: str, name: str, what: str, remedy: str) -> Any:
-    """An entry of a file beside a checkpoint, without its digest.
+    """An entry of a file in a checkpoint's folder, without its digest.
 
-    The error for a missing entry, or one fitted to other parameters, says `what` it is and the remedy.
+    `what` and `remedy` are for the error about a missing entry, or one fitted to other parameters.
     """
     path = None if model.folder is None else model.folder / file
     stored = read_json(path) if path is not None and path.is_file() else {}
@@ -52,7 +52,7 @@ def read_fitted(model: Loaded, file: str, name: str, what: str, remedy: str) -> 
 
 
 def settled(config: SamplerConfig, model: Loaded) -> SamplerConfig:
-    """`config`, with the stored schedule for its number of calls if its mode is "learnt" without counts.
+    """Fills the stored schedule into `config` if its mode is "learnt" without counts.
 
     Raises:
       ConfigError: no schedule is stored for that number of calls, or it was fitted to other parameters; or

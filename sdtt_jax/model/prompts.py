@@ -14,7 +14,7 @@ from sdtt_jax.errors import ConfigError
 from sdtt_jax.ops.sequences import ends_of_texts
 
 GAP = re.compile(r"\[(\d+)\]")
-# What may have been meant as a gap, such as "[7 ]" or "[-1]".
+# Malformed gaps, such as "[7 ]" or "[-1]".
 _ALMOST = re.compile(r"\[\s*[-+]?\d[\d\s.,]*\]")
 Texts = str | Sequence[str] | None
 
@@ -36,14 +36,14 @@ def given_tokens(
       mark: a token that follows the given text; None for none.
 
     Raises:
-      ConfigError: both are given, or they leave the model nothing to write; or something that is almost a gap
-        would vanish.
+      ConfigError: both are given, or they leave the model nothing to write; or a malformed gap would vanish,
+        because the vocabulary has no brackets.
     """
     require(prompt is None or infill is None, "Give a prompt or an infill, not both.")
     tokens, fixed = np.zeros(length, np.int32), np.zeros(length, bool)
     parts = GAP.split(infill) if infill is not None else [prompt or ""]
     for part in parts[::2] if infill is not None else ():
-        _require_no_slip(tokenizer, part)
+        _check_gaps(tokenizer, part)
     texts = [ids for ids, _ in _encoded(tokenizer, parts)]
     if mark is not None:
         texts[-1] = np.append(texts[-1], np.int32(mark))
@@ -69,7 +69,7 @@ def given_tokens(
 
 
 def _encoded(tokenizer: Tokenizer, parts: Sequence[str]) -> Iterator[tuple[np.ndarray, bool]]:
-    """The ids of each text among `parts`, every other of which is a gap, and whether it begins the whole."""
+    """Encodes the texts of `parts` (text, gap, text, …); yields ids, and whether nothing precedes them."""
     begins = True
     for part, gap in itertools.zip_longest(parts[::2], parts[1::2], fillvalue=""):
         ids = tokenizer.encode_part(part, behind=not begins)
@@ -77,8 +77,8 @@ def _encoded(tokenizer: Tokenizer, parts: Sequence[str]) -> Iterator[tuple[np.nd
         begins = begins and not len(ids) and not gap.strip("0")
 
 
-def _require_no_slip(tokenizer: Tokenizer, text: str) -> None:
-    """Refuses a gap that is almost right, unless the vocabulary has brackets: it may then be text."""
+def _check_gaps(tokenizer: Tokenizer, text: str) -> None:
+    """Refuses a malformed gap such as "[7 ]", unless the vocabulary has brackets: it may then be text."""
     for slip in _ALMOST.findall(text):
         require(
             "[" in tokenizer.decode(tokenizer.encode_piece(slip, ConfigError)),
@@ -88,11 +88,11 @@ def _require_no_slip(tokenizer: Tokenizer, text: str) -> None:
 
 
 def marked(prompts: np.ndarray, mark: int | None) -> np.ndarray:
-    """Prompts of one length with the token that ends them, as in `given_tokens`: `[texts, n]` int32.
+    """Appends the token that ends a prompt to prompts of one length: `[texts, n]` int32.
 
     Args:
-      prompts: `[texts, length]` int32. If each of them holds the mark already, they stay as they are.
-      mark: the token that follows them; None for none.
+      prompts: `[texts, length]` int32. If all of them already hold the mark, they stay as they are.
+      mark: the token, as in `given_tokens`; None for none.
 
     Raises:
       ConfigError: some prompts hold the mark, and others do not.
@@ -113,7 +113,7 @@ def marked(prompts: np.ndarray, mark: int | None) -> np.ndarray:
 def reading_notes(
     tokenizer: Tokenizer, prompts: Iterable[str], infills: Iterable[str]
 ) -> Iterator[str]:
-    """A sentence for each text that is not read as typed, infill without a gap, or prompt with a gap."""
+    """Warnings: texts that normalisation changes, infills without a gap, prompts with one."""
     for name, texts in (("prompt", prompts), ("infill", infills)):
         for text in dict.fromkeys(texts):
             parts = GAP.split(text) if name == "infill" else [text]
@@ -122,7 +122,7 @@ def reading_notes(
             read = _encoded(tokenizer, parts)
             parts[::2] = [tokenizer.decode(ids, behind=not begins) for ids, begins in read]
             parts[1::2] = [f"[{part}]" for part in parts[1::2]]
-            # Line ends and a byte-order mark, which nobody types, are changed without a word.
+            # No warning about line ends and a byte-order mark, which nobody types.
             if (shown := "".join(parts)) != without_traces_of_files(text):
                 yield f"The {name} {text!r} is read as {shown!r}."
             if name == "prompt" and GAP.search(text):
@@ -177,7 +177,7 @@ def given_batch(
 def closed(
     tokens: np.ndarray, fixed: np.ndarray, num_tokens: int, eos_id: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Fixes the length of texts: after the last given token, `num_tokens` stay free, and the rest is EOS.
+    """Fixes the length of texts: `num_tokens` after the last given token stay free, and the rest is EOS.
 
     The first EOS ends the text, and the others are padding.
 
@@ -211,7 +211,7 @@ def text_lengths(tokens: np.ndarray, fixed: np.ndarray, bos_id: int, eos_id: int
 
 
 def ended(tokens: np.ndarray, fixed: np.ndarray, bos_id: int, eos_id: int) -> np.ndarray:
-    """Texts that stop at their first EOS: whatever follows it becomes EOS, which decodes to nothing.
+    """Ends texts at their first EOS: all that follows becomes EOS, which decodes to nothing.
 
     Args:
       tokens: `[texts, length]` int32.
