@@ -164,7 +164,7 @@ class Wrapped:
 
 
 def rounded_once(config: TransformerConfig, params: Params) -> Params:
-    """`params` for many calls without a gradient: kernels that each call would round are rounded once.
+    """Rounds the kernels to the dtype of products once, for many forward calls with the same parameters.
 
     Values stay the same. On a CPU the rounding is an eighth of a generation at 12 x 768 with narrow products,
     and the copy takes half as much memory as the kernels. Only a network whose activations are wider than its
@@ -172,7 +172,7 @@ def rounded_once(config: TransformerConfig, params: Params) -> Params:
 
     Args:
       config: the network's config.
-      params: its parameters, unboxed, or those of a network around it (`retrieval.Retrieving`), whose other
+      params: its parameters, unboxed, or those of a wrapper around it (`retrieval.Retrieving`), whose other
         parameters stay as they are.
     """
     dtype, products = config.numerics

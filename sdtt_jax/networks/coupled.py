@@ -33,10 +33,10 @@ OWN = np.tile(np.repeat([1.0, 0.0], OCTAVES), 2).astype(np.float32)
 
 @flax.struct.dataclass
 class ShownNoise:
-    """What a network computes from noise once, before the first call, because it is the same at all calls."""
+    """The part of the noise features that does not change between calls, computed before the first one."""
 
     order: jax.Array  # `[batch, length]` float32, as in `Noise`
-    # `[batch, length, hidden_dim]`, the hidden layer before its activation, without what the rank adds.
+    # `[batch, length, hidden_dim]`, the hidden layer before its activation, without the rank's part.
     inner: jax.Array
 
 
@@ -56,12 +56,12 @@ class CoupledDenoiser(Denoiser):
         return self.config.noise.drawn
 
     def init_from(self, params: Params, key: Key) -> Params:
-        """A denoiser's `params` with fresh ones for noise, unboxed, which change little or nothing yet."""
+        """A denoiser's `params`, plus initial ones of the noise features (unboxed, at or near zero)."""
         fresh = nn.meta.unbox(self.init(key))
         return params | {"noise": fresh["noise"]}
 
     def shown(self, params: Params, noise: Noise) -> Noise | ShownNoise:
-        """What `hidden` takes in place of `noise` when it is called several times with the same noise.
+        """The argument for `hidden` in place of `noise` when it is called several times with the same noise.
 
         Args:
           params: parameters, unboxed.
@@ -87,7 +87,7 @@ class CoupledDenoiser(Denoiser):
           params: parameters, unboxed.
           tokens: `[batch, length]` int32, MASK included.
           sigma: `[batch]` float32, total noise of the process; only for a time-conditioned network.
-          noise: noise of `[batch, length]` positions, or what `shown` made of it; None: nothing is added to
+          noise: noise of `[batch, length]` positions, or `shown` of it; None: nothing is added to
             MASK's embedding.
           segments: as `Denoiser.hidden` takes them; only without noise.
 

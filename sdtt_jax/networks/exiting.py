@@ -1,4 +1,4 @@
-"""A denoiser that stops at the layer where its states have settled (after CALM, arXiv 2207.07061).
+"""A denoiser with early exit: it stops at the layer whose states hardly change (CALM, arXiv 2207.07061).
 
 The one head reads every layer's states through the final norm. Each layer's trained exit has two linear maps:
 one before that norm, which takes the states to where the last layer's are (the tuned lens, arXiv 2303.08112),
@@ -25,13 +25,12 @@ EXIT_PARAMS = "exits"
 
 @dataclasses.dataclass(frozen=True)
 class Exiting(Wrapped):
-    """`network`, which each sequence leaves at the first layer whose states have settled.
+    """Early exit: a sequence leaves `network` at the first layer whose score reaches `threshold`.
 
-    Every layer's states go through the norm before the head, so the same head reads them. They have settled
-    if their cosine with the states of the layer before, averaged over the masked positions, is at least
-    `threshold`; with trained exits, if the agreement with the last layer's states that they predict is. The
-    test costs a norm, and a trained map a twelfth of a layer's FLOPs; applying the head itself would cost
-    as much as several layers.
+    The score is the mean over the masked positions of the cosine with the states of the layer before or, with
+    trained exits, of the predicted agreement with those of the last layer. Every layer's states go through
+    the norm before the head, so the same head reads them. The score costs a norm, and a trained map a twelfth
+    of a layer's FLOPs; applying the head itself would cost as much as several layers.
     """
 
     network: Denoiser  # the denoiser; its parameters may include adapters
@@ -136,7 +135,7 @@ def layer_by_layer(
     sigma: PerSequence | None = None,
     segments: Segments | None = None,
 ) -> tuple[Hidden, jax.Array]:
-    """What the head would read at every layer, and how far this has settled there.
+    """What the head would read at every layer, and the score of early exit there.
 
     Args:
       network, params: the denoiser; with trained exits, differentiable with respect to them.
@@ -164,10 +163,10 @@ def layer_by_layer(
 def _parts(
     network: Denoiser, params: Params, tokens: Tokens, sigma: Any, segments: Segments | None
 ) -> tuple[Any, Any, Any, jax.Array]:
-    """`layer(index, x)`, `read(index, x)`, `settling(index, before, after)`, and what enters the first layer.
+    """`layer(index, x)`, `read(index, x)`, `settling(index, before, after)`, and the first layer's input.
 
-    `read` gives what the head reads from the states after a layer, or from those that enter the first one
-    (None). `settling` gives how far they have settled, from what is read before and after a layer.
+    `read` returns what the head reads from the states after a layer, or from the first layer's input (None).
+    `settling` returns the score of early exit, from what is read before and after a layer.
     """
     config, exits = dataclasses.replace(network.config, remat="none"), params.get(EXIT_PARAMS)
     module = network._module

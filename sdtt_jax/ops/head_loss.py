@@ -1,4 +1,4 @@
-"""Losses of a linear head at selected positions, fused: `[batch * length, vocab]` never exists.
+"""Fused head and loss at selected positions, without logits of all positions, `[batch * length, vocab]`.
 
 Logits, loss and gradient of a chunk of positions are computed together and the logits discarded; only the
 gradients are kept for the backward pass, `[batch, length, embed]` and the head's own. Nothing is recomputed,

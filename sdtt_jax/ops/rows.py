@@ -23,11 +23,8 @@ Carry = TypeVar("Carry")
 # large, and the handful of such arrays that a loss needs small beside the weights.
 MAX_ENTRIES = 2**24
 # A large batch takes more rows at once, or an accelerator would spend its time reading the head and adding to
-# its gradient. A distillation step at 12 x 768 and 32 x 1024 tokens, compiled for a TPU v5e, moves 221 GB
-# with 168 rows at a time and 192 GB with 512, within the same memory. A teacher's step of that size takes an
-# H200 87.7 ms with 512 rows at a time, 84.4 with 1024, as here, 83.6 with 1365, and 85.7 with 4096, whose
-# last turn is nearly empty. Beyond `MAX_ROWS` there is no further gain, and an array of that many
-# rows is 0.8 GB.
+# its gradient: in `MAX_TURNS` chunks of at most `MAX_ROWS` rows. More rows gain nothing (measured in
+# docs/measurements/gpu.md), and an array of that many is 0.8 GB.
 MAX_TURNS = 32
 MAX_ROWS = 4096
 LANE = 8

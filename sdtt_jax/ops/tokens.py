@@ -1,7 +1,7 @@
-"""The check of all tokens that a user gives to a model or that a suite reads from a file.
+"""Validates token ids that a user gives to a model or that a suite reads from a file.
 
-A network looks up whatever it is given: an id that does not exist is read as another token, and MASK in a
-text is a token that no model predicts. Neither mistake shows in the result.
+A network looks up any id: one that does not exist is read as another token, and MASK in a text is a token
+that no model predicts. Neither mistake shows in the result.
 """
 
 from typing import Any

@@ -1,7 +1,7 @@
-"""The checks of arrays of real numbers, and the least and greatest value of an array that is not traced.
+"""Validates arrays of real numbers; finds the least and greatest value of an array that is not traced.
 
-A time step of NaN, or a number for each text in a column, passes through a loss without an error and gives a
-loss that looks like one.
+A time step of NaN, or numbers of texts in a column instead of a row, would pass through a loss without an
+error and give a plausible loss.
 """
 
 from typing import Any
