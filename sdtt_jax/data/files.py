@@ -92,7 +92,7 @@ def _walk(folder: Path, folders: set[str], files: dict[str, Path]) -> None:
 
 
 def _real(path: Path) -> str:
-    """Where a path leads; a bucket has no links."""
+    """The path with links resolved; a bucket has none."""
     return str(path) if is_remote(path) else os.path.realpath(path)
 
 
@@ -108,12 +108,12 @@ def _refuse_dangling(path: Path) -> None:
 
 
 def _shown(name: str) -> str:
-    r"""A name with `\xe9` for each byte that is not UTF-8, of which Python makes half of a surrogate pair."""
+    r"""A file name with bytes that are not UTF-8 (surrogates, in Python) written as `\xe9`."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _refuse_unwritable(path: Path) -> None:
-    """Refuses a name that the records of a preparation cannot hold."""
+    """Refuses a name that a preparation's records, which are UTF-8, cannot hold."""
     if _shown(str(path)) != str(path):
         raise DataError(
             f"The name of {_shown(str(path))} is not UTF-8, as from an archive of another system; rename it."

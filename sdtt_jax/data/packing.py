@@ -83,10 +83,10 @@ def _without_faults(
     kind: str,
     refuse: Callable[[BadInputError], None],
 ) -> Iterator[np.ndarray]:
-    """The ids of those encoded texts that can be learnt as they are; `refuse` gets the faults of the others.
+    """Yields the texts without a special token where none may be; passes the faults of others to `refuse`.
 
-    Published vocabularies spell special tokens. In "padded" sequences the first EOS ends the text, so one at
-    the very end is that which `ended` adds.
+    Published vocabularies spell special tokens. In "padded" sequences the first EOS ends the text, so an EOS
+    at the very end of the text is dropped, because `ended` adds it again.
     """
     for text, ids in encoded:
         fault = _text_fault(tokenizer, text, ids, kind)
@@ -106,7 +106,7 @@ def _text_fault(
     else:
         return None
     at = int(np.argmax(ids == token))
-    behind = f"behind {tokenizer.decode(ids[max(0, at - 8) : at])!r}, " if at else ""
+    behind = f"after {tokenizer.decode(ids[max(0, at - 8) : at])!r}, " if at else ""
     return BadInputError(
         f"{name} in a text",
         f"The text {text[:60]!r} spells {name}, token {token}, {behind}{why}; take it out, leave the "
@@ -132,8 +132,8 @@ def _encode_pair(
         fault = f"The prompt {prompt!r:.60} or its completion spells {spelt}"
     elif tokenizer.bos_id in before:
         fault = (
-            f"The prompt {prompt!r:.60} spells BOS, token {tokenizer.bos_id}, which ends a prompt here: the "
-            "rest of the prompt would be taken for the completion"
+            f"The prompt {prompt!r:.60} spells BOS, token {tokenizer.bos_id}, which marks the end of the "
+            "prompt"
         )
     elif tokenizer.eos_id in behind[:-1]:
         fault = f"The completion {completion!r:.60} spells EOS, token {tokenizer.eos_id}, {_ENDS}"
@@ -156,12 +156,12 @@ def _encode_stretch(tokenizer: Tokenizer, stretch: str) -> np.ndarray:
 def ended(
     documents: Iterable[np.ndarray], length: int, sequences: Sequences
 ) -> Iterator[np.ndarray]:
-    """Documents as they follow each other in the stream that `cut` cuts: one array for each, in order.
+    """Documents with EOS after each: one array for each, in order, for the stream that `cut` cuts.
 
-    Each has EOS behind it. For the kinds with padding, EOS goes on to the end of its last sequence, so that
-    it has one or several whole sequences of its own. A document that fills its sequences has no EOS then: as
-    in the inner sequences of a long one, the end is not seen. One EOS more would be another sequence, an
-    empty text. A document of the kind "prompted" must have a prompt; `encode_documents` has seen that it fits
+    For the kinds with padding, EOS fills the document's last sequence, so that each document has one or
+    several whole sequences of its own. A document that already fills them gets no EOS: its end is not
+    marked, as in the inner sequences of a long one, since one EOS more would begin another sequence, an empty
+    text. A document of the kind "prompted" must have a prompt; `encode_documents` has checked that it fits
     into one sequence, with EOS.
 
     Args:

@@ -213,9 +213,9 @@ def _refuse_foreign(directory: Path) -> None:
 
 
 def _holds(directory: Path, tokenizer: Tokenizer) -> bool:
-    """Whether `directory` holds this tokenizer already, as after a stop between two renames.
+    """Whether `directory` already holds this tokenizer: a preparation was stopped after delivering it.
 
-    Raises an error if it holds anything else. In a bucket the beginning of a delivery may be there.
+    Raises an error if it holds anything else, except for the first files of a delivery into a bucket.
     """
     if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
         return False

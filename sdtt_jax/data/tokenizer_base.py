@@ -1,4 +1,4 @@
-"""What all tokenizers have in common: whole texts, parts of texts and ids, there and back."""
+"""The base of all tokenizers: converts whole texts and parts of texts to ids and back."""
 
 import abc
 import contextlib
@@ -20,7 +20,7 @@ from sdtt_jax.data.normalize import (
 from sdtt_jax.errors import ConfigError, DataError, UserError
 
 MASK_PIECE = "▒"
-# Vocabularies merge some of them with what follows, but hardly all.
+# Characters to encode a text after; a vocabulary may merge some of them with the text, but hardly all.
 _ANCHORS = "☺.a0\nQx"
 
 
@@ -53,8 +53,8 @@ class Tokenizer(abc.ABC):
 
         Args:
           text: a whole text, or the end of one.
-          behind: whether other text stands before it. Tokenizers that put a space before each text then put
-            none before this one.
+          behind: whether it follows other text. Tokenizers that put a space before each text then put none
+            before this one.
         """
         [ids] = self.encode_batch([text])
         return self._behind(NORMALIZERS[self.normalize](text), ids) if behind else ids
@@ -80,7 +80,7 @@ class Tokenizer(abc.ABC):
     ) -> np.ndarray:
         """Part of a longer text to int32 ids `[n]`, keeping spaces at its beginning and end.
 
-        Normalisation strips whole documents, and a prompt or the text between two gaps is not one. `error` is
+        Normalisation strips whole documents; a prompt or the text between two gaps is not one. `error` is
         raised if the text holds half of a surrogate pair; `behind` is as for `encode`.
         """
         require_text(text)
@@ -91,9 +91,9 @@ class Tokenizer(abc.ABC):
         return self._behind(normalized, ids) if behind else ids
 
     def _behind(self, text: str, alone: np.ndarray) -> np.ndarray:
-        """A normalised text to ids `[n]` behind other text, given its ids `alone: [n]`.
+        """A normalised text to ids `[n]` after other text, given its ids `alone: [n]` as a whole text.
 
-        They differ if the ids read as having one space more than the text. It is then encoded behind a
+        They differ if the ids decode to one space more than the text has. It is then encoded after a
         character that does not merge with it. If there is none, the space stays.
         """
         read = self.decode(alone, behind=True)
@@ -108,9 +108,9 @@ class Tokenizer(abc.ABC):
         return alone
 
     def encode_part(self, text: str, *, behind: bool = False) -> np.ndarray:
-        """As `encode_piece`, for what a user gives, read as from a file (`without_traces_of_files`).
+        """`encode_piece` of user input, with line ends normalised as in a file (`without_traces_of_files`).
 
-        `ConfigError` if nothing of it is left (see `reads`).
+        `ConfigError` if nothing of the text is left (see `reads`).
         """
         ids = self.encode_piece(without_traces_of_files(text), ConfigError, behind=behind)
         require(self.reads(text, ids), f"{text!r} {self.reads_nothing}.")
@@ -143,8 +143,8 @@ class Tokenizer(abc.ABC):
           mask: what MASK and ids out of range become; `""` leaves them out.
           separator: what a BOS or EOS (or several in a row) between two texts becomes. At the
             beginning and end they vanish.
-          behind: whether other text stands before them. A space with which they begin is then kept also by
-            tokenizers that put one before each text, and so take it away.
+          behind: whether they follow other text. A leading space is then kept even by tokenizers that put
+            one before each text and remove it when decoding.
         """
         texts = [""]
         for kind, run in itertools.groupby(one_text(ids), self._kind):
@@ -190,17 +190,17 @@ class Tokenizer(abc.ABC):
 
     @functools.cached_property
     def puts_space(self) -> bool:
-        """Whether a text gets a space before it that it does not have, unless it stands behind another."""
+        """Whether encoding adds a space at the start of a text, unless the text follows another one."""
         if self._letter is None:
             return False
-        # It may spell only words that its normalisation does not make.
+        # The vocabulary may not spell the letter, because normalisation removes it.
         with contextlib.suppress(DataError):
             [ids] = self._encode_batch([self._decode_run([self._letter])])
             return self.decode(ids, behind=True).startswith(" ")
         return False
 
     def _decode_behind(self, ids: list[int]) -> str:
-        """As `_decode_run`, behind other text, which is a letter here."""
+        """`_decode_run` of ids that follow other text, for which a letter stands here."""
         if self._letter is not None:
             start, both = self._decode_run([self._letter]), self._decode_run([self._letter, *ids])
             if both.startswith(start):  # damaged bytes may take the letter with them

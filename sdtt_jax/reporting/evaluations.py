@@ -129,7 +129,7 @@ def judge_letters(evaluations: Iterable[Evaluation]) -> dict[Judging, str]:
 
 
 def judged_by(evaluation: Evaluation, item: str, letters: Mapping[Judging, str]) -> str:
-    """The text `, judge b` for the label of an item in a figure; empty where all items have one judge."""
+    """ ", judge b" for an item's label in a figure if several judges are compared, else ""."""
     judging = evaluation.judgings.get(item)
     letter = letters[judging] if judging is not None else ""
     return f", judge {letter}" if letter else ""

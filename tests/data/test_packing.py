@@ -214,7 +214,7 @@ def test_a_text_that_spells_mask_is_refused_in_its_place(kind, at_once, monkeypa
     assert f"spells MASK, token {tokenizer.mask_id}, " in str(order[3])
     where = "'a b a <|mask|> b' spells" if kind != "prompted" else "'a b a <|mask|> b' or"
     assert where in str(order[1])
-    assert kind == "prompted" or "behind 'a b a', which no model" in str(order[1])
+    assert kind == "prompted" or "after 'a b a', which no model" in str(order[1])
 
 
 @pytest.mark.parametrize("bos", ["<s>", "</s>"])
@@ -227,7 +227,7 @@ def test_a_padded_text_is_learnt_as_it_is_or_refused(bos, text):
     found = list(pack(documents, 2, sequences))
     ids = tokenizer.encode(text).tolist()
     if tokenizer.eos_id in ids[:-1]:
-        assert f"spells EOS, token {tokenizer.eos_id}, behind 'a', which ends" in str(faults[0])
+        assert f"spells EOS, token {tokenizer.eos_id}, after 'a', which ends" in str(faults[0])
         assert found == []
         return
     assert faults == []
