@@ -1,4 +1,4 @@
-"""SDTT where everything can be computed: the exact optimum of each round, beside a trained student.
+"""SDTT where everything can be computed: the exact optimum of each round, and a trained student.
 
 The language is a small Markov chain, the teacher its true denoiser. Without further flags, the
 optimum of every round is computed in closed form for kl-bwd and kl-fwd, in seconds:
@@ -10,8 +10,8 @@ divergences and optimizer as on text, and compared with the optimum (a few minut
 
   python -m experiments.exact --train --output=runs/exact
 
-With --floor, also the best possible students whose tokens are independent given a partly masked
-text, and mixtures of them, at each of --calls (a few minutes on 2 cores):
+--floor also searches for the best possible factorised students (tokens independent given a partly
+masked text), and for mixtures of them, at each of --calls (a few minutes on 2 cores):
 
   python -m experiments.exact --floor --calls=1,2,4 --output=runs/exact
 
@@ -61,7 +61,7 @@ from sdtt_jax.laboratory.floor import find_floor
 from sdtt_jax.laboratory.matched import ENTROPIES, matched_measures
 from sdtt_jax.laboratory.optimum import OPTIMA
 from sdtt_jax.laboratory.others import OthersConfig, make_bench
-from sdtt_jax.laboratory.record import Record, Truth, closed_form, train_beside
+from sdtt_jax.laboratory.record import Record, Truth, closed_form, train_students
 from sdtt_jax.laboratory.search import SearchConfig
 from sdtt_jax.laboratory.student import StudentConfig
 from sdtt_jax.laboratory.world import Array, World, load_world, sticky_world
@@ -131,8 +131,7 @@ class ExactPlan:
     )
     teacher_temperature: float = setting(
         OthersConfig.teacher_temperature,
-        "Temperature of the distribution of whole texts that idlm and coupled-idlm aim at; 1 is the "
-        "chain's.",
+        "Temperature of the target distribution (of whole texts) of idlm and coupled-idlm; 1: the chain's.",
     )
     seed: int = setting(StudentConfig.seed, "Seed of parameters, batches and draws.")
 
@@ -340,7 +339,7 @@ def measured(plan: ExactPlan, world: World) -> Iterator[Record]:
         record |= distilled(plan, truth, optima[plan.divergences[0]])
         yield record
     elif plan.train:
-        trained = train_beside(truth, record, optima, student, _print)
+        trained = train_students(truth, record, optima, student, _print)
         for divergence, tables in trained.items() if plan.matched else ():
             entries = [entry["trained"] for entry in record["rounds"][divergence]]
             add_matched(entries, tables, match)

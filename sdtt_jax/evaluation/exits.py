@@ -1,11 +1,11 @@
 """Early exits with a guarantee: a threshold calibrated on held-out text by Learn then Test.
 
 The guarantee: with probability `1 - failure` over the calibration texts, the mean share of masked
-positions whose likeliest token changes when texts leave early is at most `bound`. The mean is over texts in
-which something is masked; prompts and padding never are. Thresholds are tested one after the other, downwards
-from one at which no text leaves early, each by the p-value of "its share is above the bound". The last
-threshold before the first that is not rejected is taken (arXiv 2110.01052, fixed-sequence testing with the
-Hoeffding-Bentkus inequality, proposition 5).
+positions whose most probable token changes when texts leave early is at most `bound`. The mean is over texts
+in which something is masked; prompts and padding never are. Thresholds are tested in falling order, beginning
+with one at which no text leaves early, until the first for which "the share exceeds the bound" cannot be
+rejected; the one before it is used (arXiv 2110.01052, fixed-sequence testing with the Hoeffding-Bentkus
+inequality, proposition 5).
 """
 
 import functools
@@ -26,7 +26,7 @@ from sdtt_jax.networks.exiting import layer_by_layer
 from sdtt_jax.ops.head_loss import selected_losses
 from sdtt_jax.ops.sequences import Sequences, arrange
 
-# The file beside a checkpoint's parameters: thresholds by bound.
+# The file in a checkpoint's folder: thresholds by bound.
 EXITS_FILE = "exits.json"
 # From never leaving early to nearly always, fixed before any text is seen, as the test requires. There are
 # many because too large a step would stop the test; the thresholds after its end cost nothing.
@@ -34,11 +34,11 @@ THRESHOLDS = (1.01, *(1 - np.geomspace(1e-4, 1.0, 400)).tolist())
 
 
 class Calibrated(NamedTuple):
-    """A threshold for `networks.exiting.Exiting`, and what it did to the texts it was calibrated on."""
+    """A threshold for `networks.exiting.Exiting`, and its effect on the texts it was calibrated on."""
 
     threshold: float
     # Both are means over the texts in which a token was masked.
-    disagreement: float  # share of masked positions whose likeliest token changes
+    disagreement: float  # share of masked positions whose most probable token changes
     layers: float  # number of layers
 
 
@@ -137,14 +137,15 @@ def _profile(
     index: jax.Array,
     x0: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """How settled texts are, their share of masked tokens unlike the last layer's, and how many are masked.
+    """Scores of each layer's exit, the share of its tokens that differ, and the number of masked tokens.
 
+    The most probable tokens at masked positions are compared with those of the last layer.
     `[texts, layers]` float32 twice, and `[texts]` int32.
     """
     key_t, key_mask = jax.random.split(jax.random.fold_in(key, index))
     t = jax.random.uniform(key_t, x0.shape[:1], jnp.float32)
     schedule, network = diffusion.schedule, diffusion.denoiser
-    # What a sampler sees and fills: texts, prompts and padding as in training.
+    # As a sampler sees them: texts, prompts and padding as in training.
     arrangement = arrange(x0, sequences)
     free, segments = (
         (None, None) if arrangement is None else (arrangement.free, arrangement.segments)

@@ -38,7 +38,7 @@ class Scores(NamedTuple):
 class ReadTexts(NamedTuple):
     """Texts in the judge's tokens."""
 
-    # The texts in the model's tokens, cut at their ends if that is asked for.
+    # The texts in the model's tokens, cut at their ends for ends="cut".
     texts: list[np.ndarray]
     seen: list[np.ndarray]  # the same in the judge's tokens; without a judge `texts` itself
     starts: np.ndarray  # `[texts]`, where in `seen` each prompt ends
@@ -110,7 +110,7 @@ def read(
 
 
 def _goes_on(tokenizer: Tokenizer, prompt: np.ndarray) -> bool:
-    """Whether what follows a prompt continues its text; behind BOS or EOS a text begins."""
+    """Whether the continuation belongs to the prompt's text: the prompt does not end in BOS or EOS."""
     return len(prompt) > 0 and prompt[-1] not in (tokenizer.bos_id, tokenizer.eos_id)
 
 
@@ -124,7 +124,7 @@ def score_texts(
 ) -> Scores:
     """Negative log-likelihood of texts of any lengths.
 
-    A text longer than the judge can see is cut into windows, each read on its own.
+    A text longer than the judge's context is cut into windows, each read on its own.
 
     Args:
       model: the judge.
@@ -224,7 +224,7 @@ def same_tokens(one: Tokenizer, other: Tokenizer) -> bool:
 
 
 def joins_again(source: Tokenizer | None, target: Tokenizer | None) -> bool:
-    """Whether a judge reads texts in its own tokens, and one of the tokenizers puts a space before each."""
+    """Whether texts are retokenised, and one of the tokenizers adds a leading space."""
     if source is None or target is None or same_tokens(source, target):
         return False
     return source.puts_space or target.puts_space
@@ -236,7 +236,7 @@ def retokenise(
     """Converts ids of one tokenizer to those of another through text: `[n]` to `[m]` int32.
 
     Texts separated by BOS or EOS are separated by the target's EOS; at either end BOS and EOS are dropped.
-    With `behind` they continue other text, so that the first one keeps or lacks a space as it does.
+    With `behind`, the first text continues another one, so no leading space is added or dropped.
     """
     special = np.isin(tokens, (source.bos_id, source.eos_id))
     edges = np.flatnonzero(np.diff(special)) + 1

@@ -214,7 +214,7 @@ class Record:
 
 
 def damage(content: Mapping[str, Any]) -> str:
-    """What is missing in a file that every file of results from `Record` has; empty if nothing is."""
+    """What is wrong with a file of results; "" if it has what every file from `Record` has."""
     model, items = content.get("model"), content.get("items")
     if not isinstance(model, Mapping) or not {"path", "digest"} <= set(model):
         return "it does not name its model"
@@ -335,7 +335,7 @@ def _file_name(item: str) -> str:
 
 
 def _agreed(path: Path, rows: int | None = None) -> Arrays | None:
-    """The stored arrays of a part if process 0 has them; the others must then have them too."""
+    """The stored arrays of a part if process 0 can read them (then all must); else None."""
     stored = read_npz(path)
     # A file that was copied over another one is computed again. Earlier versions did not name the part.
     if stored is not None and str(stored.pop(PART, _part_name(path))) != _part_name(path):
@@ -357,7 +357,7 @@ def _part_name(path: Path) -> str:
 
 
 def _seen(found: Any, path: Path) -> Any:
-    """What process 0 has found; raises an error if this process has not found it."""
+    """`found`; raises unless this process sees the file that process 0 sees."""
     if found is None:
         raise UserError(f"Process {jax.process_index()} does not see {path}, but process 0 does.")
     return found

@@ -18,7 +18,7 @@ FIRST_TOKEN = ("scored", "given")
 ENDS = ("keep", "cut")
 
 
-# The suites that read a field, by what they do.
+# Groups of suites, for `setting(suites=…)`.
 WRITING = ("generation", "frontier", "budget", "latency")
 PROMPTED = ("generation", "budget")
 READING = ("generation", "likelihood", "frontier", "schedule", "exits", "budget")  # held-out text
@@ -55,19 +55,14 @@ class Decoding:
 
     mode: str = setting(
         SamplerConfig.mode,
-        f"Decoder: {', '.join(DECODERS)}. grid: steps on a grid of times. first-hitting: tokens in a "
-        "random order, evenly over the network calls. learnt: with the number of tokens and the "
-        "temperature that --suite=schedule found for each call. confidence, entropy-bounded: the "
-        "surest tokens first. remdm, remdm-confidence: some tokens are masked again. blocks: from left "
-        "to right, with a cache, and with a score the surest of a block first. refine: tokens are "
-        "revised afterwards. speculative, staged, energy, skeleton: with a --helper. Options follow a "
-        "colon, as in "
-        "confidence:score=margin,threshold=0.9.",
+        f"Decoder: {', '.join(DECODERS)}; options follow a colon, as in "
+        "confidence:score=margin,threshold=0.9. speculative, staged, energy and skeleton need a --helper; "
+        "learnt reads the schedule that --suite=schedule stored. See docs/guides/sample.md.",
         suites=WRITING,
     )
     time_grid: str = setting(
         SamplerConfig.time_grid,
-        "Times of the sampler: uniform or cosine, for the decoders that go by times: "
+        "Times of the sampler: uniform or cosine; for the decoders that use them: "
         f"{', '.join(name for name, decoder in DECODERS.items() if decoder.timed)}.",
         suites=WRITING,
     )
@@ -78,14 +73,13 @@ class Decoding:
     )
     cooling: float = setting(
         SamplerConfig.cooling,
-        "How far the temperature falls over the steps, from (1 + cooling) to (1 - cooling) times "
-        "--temperature; 0 is off. The causal baseline keeps one temperature.",
+        "Lowers the temperature linearly from (1 + cooling) to (1 - cooling) times --temperature; 0: "
+        "constant, as always for the causal baseline.",
         suites=WRITING,
     )
     guidance: float = setting(
         SamplerConfig.guidance,
-        "How much stronger the influence of the given text on the predictions is made "
-        "(classifier-free guidance), in two network calls for one; 0 is off.",
+        "Scale of classifier-free guidance by the given text, which doubles the network calls; 0: off.",
         suites=("generation", "frontier", "budget"),
     )
     top_k: int = setting(SamplerConfig.top_k, "Top-k filtering; 0 is off.", suites=WRITING)
@@ -104,7 +98,7 @@ class Decoding:
 
         Args:
           num_steps: of the sampler.
-          given: whether the texts begin with something; otherwise there is nothing that could guide.
+          given: whether the texts begin with given text; without it there is no guidance.
         """
         return SamplerConfig(
             num_steps=num_steps,
@@ -118,7 +112,7 @@ class Decoding:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Variation:
-    """What turns a checkpoint's network into another function (`evaluation.variants`)."""
+    """Variants of a checkpoint's network (`evaluation.variants`), and how it is run."""
 
     seed: int = setting(0, "Equal seeds give equal texts.")
     batch_size: int = setting(
@@ -128,17 +122,17 @@ class Variation:
     )
     early_exit: float = setting(
         0.0,
-        "Largest share of likeliest tokens that may change when texts leave the network early; 0 is "
-        "off. --suite=exits must have stored a threshold for this share beside the checkpoint.",
+        "Early exit with at most this share of most probable tokens changed, by the threshold that "
+        "--suite=exits stored for this share in the checkpoint's folder; 0: off.",
         suites=MEASURING,
     )
     neighbours: str = setting(
         "",
-        "Mix in the tokens found at similar hidden states in this text: own (the training split of the "
-        "checkpoint's run), a file or folder, or a named set; empty is off.",
+        "Text for nearest-neighbour retrieval (kNN-LM): own (the training split of the checkpoint's run), "
+        "a file or folder, or a named set; empty: off.",
         suites=MEASURING,
     )
-    neighbour_texts: int = setting(256, "Maximum number of sequences of --neighbours to remember.")
+    neighbour_texts: int = setting(256, "Maximum number of sequences of --neighbours to store.")
     neighbour_count: int = setting(Retrieving.neighbours, "How many nearest states are mixed in.")
     neighbour_share: float = setting(
         Retrieving.share, "Weight of the neighbours in the mixture; below 1."
@@ -177,7 +171,7 @@ class Sampling(Decoding, Variation):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(Sampling):
-    """Everything but the models that determines an evaluation."""
+    """All settings of an evaluation; other flags name the models."""
 
     compute_dtype: str = setting(
         "",
@@ -210,7 +204,7 @@ class Settings(Sampling):
     )
     exit_bound: float = setting(
         0.05,
-        "--suite=exits: share of likeliest tokens that leaving early may change on average.",
+        "--suite=exits: accepted mean share of most probable tokens changed by early exit.",
         suites=("exits",),
     )
     exit_failure: float = setting(
@@ -265,8 +259,8 @@ class Settings(Sampling):
     )
     wrap: bool = setting(
         False,
-        "Sequences of a --held_out file are [BOS] text [EOS]; always so for a denoiser that was trained "
-        "on such ones, as published ones were.",
+        "Wrap the sequences of a --held_out file in BOS and EOS (automatic for a denoiser that was "
+        "trained on such ones, as published ones were).",
         suites=READING,
     )
     held_out_texts: int = setting(
@@ -289,8 +283,7 @@ class Settings(Sampling):
     )
     ends: str = setting(
         "keep",
-        "keep: texts are scored whole, EOS being a token like others (as in packed text). cut: a text ends "
-        "at its first EOS.",
+        "keep: score whole texts, EOS included (as in packed text). cut: end each text at its first EOS.",
         suites=JUDGING,
     )
     latency_steps: tuple[int, ...] = setting(

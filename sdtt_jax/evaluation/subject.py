@@ -55,13 +55,13 @@ class Subject:
     def inputs(
         self, model: Model | CausalModel, arrays: Iterable[np.ndarray], name: str = "texts"
     ) -> Json:
-        """What determines a result of a model on some arrays, which the record keeps under `name`."""
+        """The inputs that determine a result of a model on some arrays, whose digest is named `name`."""
         own = {"batch_size": self.settings.batch_size, "seed": self.settings.seed}
         return {"model": model.fingerprint, name: digest_of(arrays)} | own | unusual_generator()
 
     @property
     def causal(self) -> CausalModel | None:
-        """The model that writes token by token: the evaluated one if it is causal, else the baseline."""
+        """The causal model: the evaluated one if it is causal, else the baseline."""
         return self.model if isinstance(self.model, CausalModel) else self.baseline
 
 

@@ -207,7 +207,7 @@ def _spread(split: Split, limit: int | None) -> np.ndarray:
 
 
 def _shortened(rows: np.ndarray, length: int, sequences: Sequences | None) -> np.ndarray:
-    """The beginnings `[texts, length]` of sequences, without those in which no completion begins."""
+    """Sequences cut to `[texts, length]`; those whose prompt is at least that long are left out."""
     kept = prompt_lengths(rows, sequences) < length
     require(
         bool(kept.any()),

@@ -1,4 +1,4 @@
-"""Variants of a model: leaving its network early, or asking the neighbours of its hidden states."""
+"""Variants of a model: early exit, and nearest-neighbour retrieval."""
 
 import dataclasses
 import functools

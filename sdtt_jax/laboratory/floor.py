@@ -80,7 +80,7 @@ def find_floor(
     Args:
       truth: the world, enumerated.
       calls: numbers of the sampler's calls, each at least 1.
-      optima: tables of predictions `[states, L, V]` to start from, beside the teacher.
+      optima: tables of predictions `[states, L, V]` to start from, in addition to the teacher.
       components: sizes of mixtures, each at least 2.
       config: the search.
       log: called with a line for each number of calls.

@@ -236,7 +236,7 @@ def mmd_students(bench: StudentBench) -> Students:
 
 
 def idlm_students(bench: StudentBench) -> Students:
-    """Students of inverse distillation, each trained beside a fake, one for each number of calls."""
+    """Students of inverse distillation, each trained together with a fake, one for each number of calls."""
     student, config = plain_student(bench.truth, bench.sizes), bench.config
     context = {"teacher_params": table_params(bench.truth.teacher)}
 

@@ -133,19 +133,19 @@ def closed_form(
     return record, optima
 
 
-def train_beside(
+def train_students(
     truth: Truth,
     record: Record,
     optima: dict[str, list[Array]],
     config: StudentConfig,
     log: Log,
 ) -> dict[str, list[Array]]:
-    """Distills a transformer for each divergence and adds what it reached to the record.
+    """Distills a transformer for each divergence and adds its measures to the record.
 
     Returns its predictions [states, L, V] by divergence and round. Each round gets `"trained"`: `steps`, the
     measures; `kl_to_optimum`, KL(optimum || student) per masked token; `relative`, that divided by KL(optimum
     || teacher of the round); `relative_to_first`, divided by KL(optimum || first teacher), both None where
-    there is nothing to gain; `own_kl`, KL to the optimum for the teacher that the student really had; `loss`,
+    there is nothing to gain; `own_kl`, KL to the optimum for the student's actual teacher; `loss`,
     the last logged loss.
 
     Args:

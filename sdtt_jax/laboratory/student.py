@@ -1,7 +1,7 @@
-"""A transformer distilled on an enumerated world, beside the exact optimum of each round.
+"""A transformer distilled on an enumerated world, for comparison with the exact optimum of each round.
 
 The training code is that for text: masking, teacher trajectories, targets, divergences, optimizer,
-rounds. Only the teachers differ: a teacher is a table of predictions at every state, behind the same
+rounds. Only the teachers differ: a teacher is a table of predictions at every state, read through the same
 two functions `hidden` and `logits`, which makes many trajectories cheap. The first table holds the
 true denoiser's predictions, each later one those of the student of the round before (the network
 sees no time, so its predictions are a function of the state).
@@ -77,11 +77,11 @@ class StudentConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EnumeratedDenoiser:
-    """A network and a table of predictions behind the same two functions.
+    """A network or a table of predictions, with the same two functions for both.
 
     Parameters of the form `{"table": [states, L, V] log-probabilities}` are looked up by the
     state's number; any other parameters are the network's. So the loss that compares a student
-    with its teacher need not know that the teacher is not a network. Columns of padding, most of the
+    with its teacher also takes a teacher that is not a network. Columns of padding, most of the
     head in a vocabulary this small, are dropped.
     """
 

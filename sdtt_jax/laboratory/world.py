@@ -36,7 +36,7 @@ MAX_PAIRS = 50_000_000
 SUM_TOLERANCE = 1e-6
 DEFAULT_DTS = (1 / 48, 1 / 24, 1 / 12, 1 / 6, 1 / 3)
 
-# What a world file may hold beside the fields of `World`: reference results.
+# What a world file may hold in addition to the fields of `World`: reference results.
 _RESULTS = ("data_entropy", "teacher", "rounds", "probe_states", "teacher_probabilities", "kind")
 
 
@@ -102,7 +102,7 @@ def world_from_mapping(mapping: Mapping[str, Any], where: str = "world") -> Worl
     """Makes a world from the fields of a world file; errors name the field and `where` it is.
 
     The fields are `initial`, `transition`, `length`, and optionally `dts`, `name`, `alpha` (only "1 - t") and
-    `num_distill_steps` (only 2). Reference results may be beside them.
+    `num_distill_steps` (only 2). The file may also hold reference results.
     """
     require(isinstance(mapping, Mapping), f"{where}: a world is a JSON object, not {mapping!r}.")
     for name in ("initial", "transition", "length"):

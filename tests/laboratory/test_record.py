@@ -7,7 +7,7 @@ import pytest
 
 from sdtt_jax.laboratory import record as record_module
 from sdtt_jax.laboratory.optimum import mean_kl, round_optimum
-from sdtt_jax.laboratory.record import TRAINED_STEPS, Record, Truth, closed_form, train_beside
+from sdtt_jax.laboratory.record import TRAINED_STEPS, Record, Truth, closed_form, train_students
 from sdtt_jax.laboratory.student import StudentConfig
 from sdtt_jax.laboratory.world import Array, World, sampler_measures, true_denoiser
 
@@ -50,7 +50,7 @@ def trained(monkeypatch: pytest.MonkeyPatch, world: World) -> tuple[Truth, Recor
     monkeypatch.setattr(record_module, "predictions", lambda *_: truth.teacher)
     monkeypatch.setattr(record_module, "train_rounds", perfect_rounds)
     record, optima = closed_form(truth, ("kl-bwd",), world.dts, print)
-    train_beside(truth, record, optima, StudentConfig(), print)
+    train_students(truth, record, optima, StudentConfig(), print)
     return truth, record, optima["kl-bwd"][0]
 
 

@@ -325,7 +325,7 @@ def _real(subject: Subject, setup: Setup, real: np.ndarray) -> Writer:
 
 
 def judging(subject: Subject) -> Json:
-    """What the scores of texts depend on, besides the texts."""
+    """The inputs that determine the scores of texts, apart from the texts."""
     settings, judge = subject.settings, subject.judge
     inputs: Json = {
         "judge": judge and {"path": judge.facts["path"]} | judge.fingerprint,

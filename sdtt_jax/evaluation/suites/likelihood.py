@@ -81,7 +81,7 @@ def _bound(
 
 
 def _exact(subject: Subject, model: CausalModel, record: Record, tokens: np.ndarray) -> None:
-    """The exact value: nats for each token of the evaluated model, also if the causal one's are others."""
+    """The exact value, in nats per token of the evaluated model's tokenizer."""
     settings, packed = subject.settings, subject.model.sequences
     tokenizer = subject.model.tokenizer
     foreign = not same_ids(tokenizer, model.tokenizer)
