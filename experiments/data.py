@@ -134,4 +134,4 @@ def _inspect() -> None:
 
 
 if __name__ == "__main__":
-    run_app(main, check_overrides, goes_on=True)
+    run_app(main, check_overrides, resumes=True)

@@ -165,8 +165,8 @@ def check_used(
     asked = " ".join(dict.fromkeys(modes)) or "none, as nothing is written"
     require(
         not helper or any(parse_mode(mode)[0].helper for mode in modes),
-        f"--helper is for decoders that ask a second model, such as --mode=speculative, and the decoder is "
-        f"{asked}; leave it out, or choose such a decoder.",
+        f"--helper has no effect: no decoder ({asked}) uses a second model; leave it out, or choose one that "
+        "does, such as --mode=speculative.",
     )
     fields.require_helper(modes, helper)
     for field in dataclasses.fields(Settings):
@@ -199,16 +199,16 @@ def check_used(
 
 
 def check_guided(subject: Subject, suites: Sequence[str]) -> None:
-    """Raises `ConfigError` for --guidance if no suite writes behind a given text.
+    """Raises `ConfigError` for --guidance if no suite continues given text.
 
-    A model of instructions always does: behind the mark that ends its prompts.
+    A model of instructions always does: its texts follow the token that ends its prompts.
     """
     settings = subject.settings
     given = settings.prompted and bool({*PROMPTED} & {*suites})
     require(
         settings.guidance == 0 or given or subject.model.prompt_end is not None,
-        "--guidance makes the influence of given text stronger, and these texts are written from nothing; "
-        f"give prompts to --suite={' or '.join(PROMPTED)} (--num_prompts or --prompts), or leave it out.",
+        f"--guidance needs given text: give prompts to --suite={' or '.join(PROMPTED)} (--num_prompts or "
+        "--prompts), or leave it out.",
     )
 
 
@@ -285,4 +285,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    run_app(main, goes_on=True)
+    run_app(main, resumes=True)

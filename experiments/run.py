@@ -41,4 +41,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    run_app(main, check_overrides, goes_on=True)
+    run_app(main, check_overrides, resumes=True)

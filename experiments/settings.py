@@ -180,7 +180,7 @@ class RunConfig:
         for name in self.distillers:
             require(
                 "," not in name,
-                f"distillers={name!r} is taken for one name; several are written as "
+                f"distillers={name!r} is one name; give several as a tuple: "
                 "--config.distillers=\"('sdtt','coupled')\".",
             )
             choose("distillers", name, DISTILLERS)

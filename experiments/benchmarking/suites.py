@@ -124,8 +124,7 @@ class BenchmarkPlan:
     repeats: int = setting(5, "Timed repetitions.")
     warm_up: bool = setting(
         True,
-        "Run each variant once, untimed, before the repetitions; programs are compiled beforehand in "
-        "any case.",
+        "Run each variant once, untimed, before timing; programs are always compiled before.",
     )
     limit_s: float = setting(
         0.0,

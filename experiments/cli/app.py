@@ -125,7 +125,7 @@ def _stop(number: int, _frame: FrameType | None) -> None:
 
 @contextlib.contextmanager
 def _heard_in_callbacks() -> Iterator[None]:
-    """Raises KeyboardInterrupt again if a signal came during a callback whose exceptions Python drops."""
+    """Re-raises a KeyboardInterrupt that Python dropped in a callback, such as a finalizer."""
     before, again = sys.unraisablehook, []
 
     def hook(dropped: "sys.UnraisableHookArgs") -> None:
@@ -171,7 +171,7 @@ def wide_console(width: int = 120, *, markup: bool = False) -> Console:
 
 
 def exit_status(
-    main: Callable[[Sequence[str]], None], argv: Sequence[str], *, goes_on: bool = False
+    main: Callable[[Sequence[str]], None], argv: Sequence[str], *, resumes: bool = False
 ) -> int:
     """Calls `main`; a user's or the system's error (a full disk, no memory) becomes one line on stderr.
 
@@ -180,7 +180,7 @@ def exit_status(
     Args:
       main: what the program does.
       argv: its command line.
-      goes_on: whether the same command, repeated after a stop, resumes its work; if not, it starts again.
+      resumes: whether repeating the command after a stop continues where it stopped; if not, it starts again.
 
     Returns:
       0 when done; 2 for an error in config or flags (trying again is of no use); 75 when a signal stopped it
@@ -189,7 +189,7 @@ def exit_status(
     """
     try:
         with _heard_in_callbacks():
-            status = _status(main, argv, goes_on)
+            status = _status(main, argv, resumes)
     except Exception:
         if ending.is_alone():
             raise
@@ -204,7 +204,7 @@ def exit_status(
     return status
 
 
-def _status(main: Callable[[Sequence[str]], None], argv: Sequence[str], goes_on: bool) -> int:
+def _status(main: Callable[[Sequence[str]], None], argv: Sequence[str], resumes: bool) -> int:
     try:
         main(argv)
         if sys.stdout is not None:
@@ -213,7 +213,7 @@ def _status(main: Callable[[Sequence[str]], None], argv: Sequence[str], goes_on:
         print(f"{stop} Run the same command to go on.", file=sys.stderr)
         return EXIT_INTERRUPTED
     except KeyboardInterrupt:
-        _say_stopped(goes_on)
+        _say_stopped(resumes)
         return EXIT_INTERRUPTED
     except UserError as error:
         print(f"Error: {error}", file=sys.stderr)
@@ -241,7 +241,7 @@ def _status(main: Callable[[Sequence[str]], None], argv: Sequence[str], goes_on:
 
 
 def _of_devices(error: Exception) -> Exception:
-    """The error; or, if JAX has cut its stack away and says nothing, the one of asking for devices again."""
+    """`error`, or the full error of `jax.devices()` if JAX raised a bare AssertionError."""
     if isinstance(error, AssertionError) and not error.args and ending.is_alone():
         try:
             jax.devices()
@@ -294,16 +294,16 @@ def run_app(
     check: Callable[[Sequence[str]], None] | None = None,
     *,
     cache: bool = True,
-    goes_on: bool = False,
+    resumes: bool = False,
 ) -> None:
     """`absl.app.run` with one-line errors; JAX's and Orbax's INFO lines only with --verbosity=0.
 
     `check` is called with the command line before absl parses it; `cache` keeps compiled programs for later;
-    `goes_on` is that of `exit_status`.
+    `resumes` is that of `exit_status`.
     """
 
     def quiet(argv: Sequence[str]) -> int:
-        gc.freeze()  # what is imported by now stays: the garbage collector need not look at it again
+        gc.freeze()  # the garbage collector need not scan imported modules again
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)
             logging.get_absl_logger().addFilter(shorten)
@@ -313,7 +313,7 @@ def run_app(
         jax.config.update("jax_numpy_rank_promotion", "allow")
         if cache:
             keep_compiled_programs()
-        status = exit_status(main, argv, goes_on=goes_on)
+        status = exit_status(main, argv, resumes=resumes)
         # Several processes that were asked to stop have agreed where, and leave the job together.
         if status and (ending.is_alone() or status != EXIT_INTERRUPTED):
             ending.leave(status)
@@ -324,7 +324,7 @@ def run_app(
     try:
         app.run(quiet, flags_parser=functools.partial(parse_flags, check=check))
     except KeyboardInterrupt:  # before `main`
-        _say_stopped(goes_on)
+        _say_stopped(resumes)
         sys.exit(EXIT_INTERRUPTED)
     except BrokenPipeError:
         discard_output()
@@ -337,7 +337,7 @@ def run_script(main: Callable[[Sequence[str]], None]) -> None:
     sys.exit(exit_status(main, sys.argv))
 
 
-def _say_stopped(goes_on: bool) -> None:
+def _say_stopped(resumes: bool) -> None:
     """Prints what to do after Ctrl-C or SIGTERM."""
-    what = "go on" if goes_on else "start again"
+    what = "go on" if resumes else "start again"
     print(f"Stopped. Run the same command to {what}.", file=sys.stderr)

@@ -104,7 +104,7 @@ def clearer(message: str) -> str:
 
 
 def in_words(error: Exception) -> str:
-    """What a flag's error says; also where it was, if it is a config file's wrong key or index."""
+    """The message of a flag's error; with file and line for a wrong key or index in a config file."""
     if not isinstance(error, LookupError):
         return clearer(str(error))
     frame = traceback.extract_tb(error.__traceback__)[-1]

@@ -51,14 +51,13 @@ def define_helper() -> flags.FlagHolder[str | None]:
     return flags.DEFINE_string(
         "helper",
         None,
-        "The second model of a decoder that needs one, named as for --checkpoint: the teacher or "
-        "causal model that verifies --mode=speculative, the causal model of energy, the denoiser "
-        "that makes the later calls of staged, or the causal model that plans for skeleton.",
+        "Second model, named as for --checkpoint: for the modes speculative (a teacher or causal model), "
+        "energy (a causal model), staged (a denoiser) and skeleton (a causal model).",
     )
 
 
 def require_helper(modes: Iterable[str], helper: str | None) -> None:
-    """Raises `ConfigError` if one of the decoders asks a second model, and --helper names none."""
+    """Raises `ConfigError` if one of the decoders needs a second model, and --helper names none."""
     for mode in modes:
         kinds = [HELPERS[kind] for kind in parse_mode(mode)[0].helper]
         require(

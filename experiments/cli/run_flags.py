@@ -48,7 +48,7 @@ def define_flags(values: flags.FlagValues = flags.FLAGS, argv: Sequence[str] | N
 
 
 def chosen_stages(values: flags.FlagValues = flags.FLAGS) -> Sequence[str]:
-    """The stages that --stages names, all by default; `ConfigError` for what is none, or beside --replay."""
+    """The stages to run, all by default; `ConfigError` for an unknown one, or together with --replay."""
     require(
         values.replay is None or not values["stages"].present,
         f"With --replay={values.replay} no stage runs, so --stages would change nothing; leave one out.",

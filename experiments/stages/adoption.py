@@ -77,15 +77,15 @@ def adopt_judge(run: Run, checkpoint: str) -> None:
     has, length = run.judge.config.length, run.config.data.length
     if has < length:
         run.log(
-            f"  it reads {has} tokens at once: it scores texts of {length} in pieces, and as the "
-            "baseline writes them beyond what it has learnt"
+            f"  its context is {has} tokens: it scores texts of {length} in windows, and as the baseline "
+            "it writes beyond what it has learnt"
         )
     params = load(checkpoint, mesh=run.mesh).params
     run.deliver(run.workdir.judge, run.judge, params, stage="judge", source=checkpoint)
 
 
 def _facts_of_a_run(checkpoint: str) -> dict[str, Any]:
-    """What a run stored beside a model; empty for published ones, which do not say how they were trained."""
+    """The facts that a run stored with a model; {} for published ones, whose training is unknown."""
     path = as_path(checkpoint)
     if not is_remote(path) and is_published(path):
         return {}

@@ -143,9 +143,9 @@ class Run(Networks):
         return "+".join([self.info.fingerprint, *(info["fingerprint"] for info in others)])
 
     def _is_digest(self, stored: str) -> bool:
-        """Whether `stored` is the `data_digest`, as far as it can be told.
+        """Whether `stored` matches `data_digest`.
 
-        What is mixed in is for training only, so it may be gone when that is done.
+        If the mixed-in data, which only training needs, are gone, only the run's own part is compared.
         """
         try:
             return stored == self.data_digest
@@ -158,9 +158,9 @@ class Run(Networks):
 
     @functools.cached_property
     def base(self) -> Model | CausalModel | None:
-        """The published model that the teacher is or starts from, without its parameters, if there is one.
+        """The published model that the teacher is or starts from, without its parameters; or None.
 
-        Only data and teacher are made from it; whatever follows must do without, since it may be gone.
+        Only the stages data and teacher use it; later ones must do without, since it may be gone.
         """
         name = self.config.published
         if not name:

@@ -149,8 +149,7 @@ def round_parts(run: Run, number: int) -> tuple[Pool | Fresh, Callable[[], Train
         context["teacher_params"] = unbox(abstract_params(network))
     abstract = spec.abstract(abstract_params(run.coupled), context)
     begun = _has_begun(run, number)
-    # `start` takes the teacher from this list, so that nothing holds it while the student trains. A round
-    # that continues from a checkpoint needs none.
+    # A list, so that `start` can release the teacher before training; empty if a checkpoint is restored.
     held = [] if begun else [teacher]
 
     def start() -> TrainState:

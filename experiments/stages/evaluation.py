@@ -106,7 +106,7 @@ def is_evaluated(run: Run) -> bool:
     Raises:
       UserError: results.json or samples.json is damaged.
     """
-    # All processes go by what process 0 sees, since they must all run the same checks below.
+    # All processes must take the same branch: the checks below are collective.
     if not processes.agree(run.workdir.results.exists() and run.workdir.samples.exists()):
         return False
     rounds, few, others = delivered_rounds(run, SDTT), _few_calls(run), _others(run)

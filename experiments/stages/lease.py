@@ -1,4 +1,4 @@
-"""One run at a time in a bucket: a lock would outlive its owner, so the run renews an object instead."""
+"""A lease on a directory in a bucket: its owner renews an object, as a lock there would outlive its owner."""
 
 import contextlib
 import logging

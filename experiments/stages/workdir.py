@@ -149,11 +149,11 @@ def claim(root: Path, config: RunConfig, source: Source = UNKNOWN) -> Workdir:
     mapping = to_mapping(config)
     if workdir.config.exists():
         stored = _stored_config(workdir)
-        idle = _idle(workdir, stored, config)
+        changeable = _changeable(workdir, stored, config)
         changed = []
         for line in differences(stored, mapping):
             fields = line.split(":")[0].split(".")
-            may_change = {fields[0], ".".join(fields[:2])} & idle
+            may_change = {fields[0], ".".join(fields[:2])} & changeable
             if not may_change and not any(field in FREE_FIELDS for field in fields):
                 changed.append(line)
         if changed:
@@ -173,30 +173,30 @@ def claim(root: Path, config: RunConfig, source: Source = UNKNOWN) -> Workdir:
     return workdir
 
 
-def _idle(workdir: Workdir, stored: dict[str, Any], config: RunConfig) -> set[str]:
-    """The parts of the config that may still change, because nothing is there that was made from them.
+def _changeable(workdir: Workdir, stored: dict[str, Any], config: RunConfig) -> set[str]:
+    """The sections of the config that no stage has used yet, and that may therefore change.
 
     An error in the settings of a late stage may show only after earlier stages have trained, and it must
     still be possible to correct it. Distillers may be added and, if they have not begun, removed again.
     """
     made = [name for name in DISTILLERS if any(map(has_begun, workdir.rounds(name)))]
     begun = [name for name in stored.get("distillers", []) if name in made]
-    idle = {stage_of(name) for name in DISTILLERS if name not in made}
+    changeable = {stage_of(name) for name in DISTILLERS if name not in made}
     if COUPLED_IDLM in made:
-        idle.discard(COUPLED)  # whose student it started from
+        changeable.discard(COUPLED)  # whose student it started from
     if [name for name in config.distillers if name in begun] == begun:
-        idle.add("distillers")
+        changeable.add("distillers")
     if not (has_begun(workdir.judge) or has_begun(workdir.skeleton)):
-        idle.add("judge")
+        changeable.add("judge")
     if not made and not has_begun(workdir.teacher):
-        idle.add("teacher.train")
+        changeable.add("teacher.train")
         # A published teacher brings the tokenizer, with which the data may be prepared already.
         if config.tokenizer.kind != "hub" and not has_begun(workdir.base):
-            idle |= {"teacher", "model"}
-    # What is measured knows its settings, and is measured again with others.
+            changeable |= {"teacher", "model"}
+    # Stored results hold the settings of the evaluation, and are computed again with others.
     if not workdir.results.exists():
-        idle.add("evaluation")
-    return idle
+        changeable.add("evaluation")
+    return changeable
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ _QWEN3 = LlamaDenoiserConfig(
     vocab_size=151_935, length=1024, num_layers=28, embed_dim=1024, num_heads=16, num_kv_heads=8,
     head_dim=128, mlp_dim=3072, norm_epsilon=1e-6, rotary_base=1e6, qk_norm=True, tied_head=True,
 )  # fmt: skip
-# As in their config.json, read in November 2026.
+# As in their config.json.
 KNOWN: dict[str, PublishedConfig] = {
     "GSAI-ML/LLaDA-8B-Base": _LLADA,
     "GSAI-ML/LLaDA-8B-Instruct": _LLADA,

@@ -158,7 +158,7 @@ def test_a_model_that_cannot_judge_is_refused_before_a_teacher_is_trained(
             if message is None:
                 run_stages(run, ("data", "judge"))
                 assert (
-                    "it reads 8 tokens at once: it scores texts of 16 in" in capsys.readouterr().out
+                    "its context is 8 tokens: it scores texts of 16 in" in capsys.readouterr().out
                 )
                 continue
             with pytest.raises(ConfigError, match=message):

@@ -169,8 +169,8 @@ def test_sigterm_is_heard_in_a_job_of_one_process():
 
 
 @pytest.mark.parametrize("moment", ["at work", "before"])
-@pytest.mark.parametrize(("goes_on", "what"), [(True, "go on"), (False, "start again")])
-def test_sigterm_ends_every_command_with_a_sentence(monkeypatch, capsys, moment, goes_on, what):
+@pytest.mark.parametrize(("resumes", "what"), [(True, "go on"), (False, "start again")])
+def test_sigterm_ends_every_command_with_a_sentence(monkeypatch, capsys, moment, resumes, what):
     """As Ctrl-C does; it used to end all commands but `run` without a word."""
 
     def main(_argv):
@@ -186,7 +186,7 @@ def test_sigterm_ends_every_command_with_a_sentence(monkeypatch, capsys, moment,
     before = signal.getsignal(signal.SIGTERM)
     try:
         with pytest.raises(SystemExit) as caught:
-            cli_app.run_app(main, cache=False, goes_on=goes_on)
+            cli_app.run_app(main, cache=False, resumes=resumes)
     finally:
         signal.signal(signal.SIGTERM, before)
     assert caught.value.code == 75
