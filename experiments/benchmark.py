@@ -17,7 +17,7 @@ of experiments.run.
   data     tokenising, packing and loading the config's corpus
   demo     the steps of launch/demo.sh at its batch sizes: two minutes. It is measured alone, by
            default with the demo's config. The cost per network call of a student that sees noise is
-           shown beside SDTT's step and generation
+           shown next to SDTT's step and generation
   race     writing a text: the student in each of --num_steps calls with each decoder of --modes
            (whose helper is the student itself or a causal model) against a causal model of the same
            size with its key-value cache; a table for each of --race_dtypes and --race_batches. With

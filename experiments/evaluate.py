@@ -68,7 +68,7 @@ _JUDGE = flags.DEFINE_string(
 _BASELINE = flags.DEFINE_string(
     "baseline",
     "own",
-    "The causal model that writes texts beside the checkpoint: named as for --judge, own (the judge of "
+    "The causal model that writes texts to compare with: named as for --judge, own (the judge of "
     "the checkpoint's run) or none.",
 )
 _HELPER = fields.define_helper()
@@ -132,13 +132,13 @@ def _measuring() -> list[str]:
 
 
 def _users(field: dataclasses.Field[Any], settings: Settings, checkpoint: bool) -> tuple[str, ...]:
-    """The suites to which a setting makes a difference, beside these others."""
+    """The suites to which a setting makes a difference, given the other settings."""
     name = field.name
     users: tuple[str, ...] = field.metadata["suites"] or tuple(SUITES)
     by, replaced_in, _ = _REPLACED.get(name, ("", "", ""))
     if by and getattr(settings, by):
         users = tuple(user for user in users if user != replaced_in)
-    # Neighbours are remembered in batches, and without a checkpoint it is the judge that is measured.
+    # Neighbours are stored in batches, and without a checkpoint it is the judge that is measured.
     always = {"batch_size": bool(settings.neighbours), "judge_compute_dtype": not checkpoint}
     return tuple(SUITES) if always.get(name) else users
 
@@ -152,7 +152,7 @@ def check_used(
       settings: those of the flags; one with its default is not refused.
       suites: what is measured.
       helper: the value of --helper.
-      checkpoint: whether there is one, beside the judge.
+      checkpoint: whether there is one, in addition to the judge.
     """
     require(
         not settings.wrap or bool(settings.held_out),

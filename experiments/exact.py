@@ -95,7 +95,7 @@ class ExactPlan:
     steps_per_round: int = setting(StudentConfig.steps_per_round, "Training steps of a round.")
     distillers: tuple[str, ...] = setting(
         (),
-        f"Distillers to measure beside the optima, separated by commas: {', '.join(DISTILLERS)}.",
+        f"Distillers to measure in addition to the optima, separated by commas: {', '.join(DISTILLERS)}.",
     )
     calls: tuple[int, ...] = setting(
         (1, 2, 4, 8), "Numbers of network calls for --floor, --distillers and the table."

@@ -14,8 +14,8 @@ Formats:
              tensor, and what --causal, --mask_id and --shift said of it
   orbax      the parameters alone with the tokenizer, for sdtt_jax.load
   stablehlo  the sampler for a number of steps and texts as one artifact for CPU, CUDA and TPU, with
-             a runner that needs no sdtt_jax; any --mode, with the parameters of its --helper beside
-             the model's, and with the early exits that --early_exit names
+             a runner that needs no sdtt_jax; any --mode, with the parameters of its --helper in
+             addition to the model's, and with the early exits that --early_exit names
 
 A model card, README.md, is added, with the measurements if the model is from a run of this library.
 --push uploads the folder to the model hub, into a private repository unless --public is given; the
@@ -59,8 +59,7 @@ _BATCH_SIZE = flags.DEFINE_integer("batch_size", 1, "stablehlo: texts at once.")
 _EARLY_EXIT = flags.DEFINE_float(
     "early_exit",
     Variation.early_exit,
-    "stablehlo: leave the network early, where its states have settled, as with experiments.sample; 0 is "
-    "off.",
+    "stablehlo: early exit from the network, as with experiments.sample; 0: off.",
 )
 _PUSH = flags.DEFINE_string(
     "push", None, "Then upload it to this repository of the hub, OWNER/NAME."

@@ -72,7 +72,7 @@ BASE = "base"
 def lora_loss(loss: LossFn, config: LoraConfig) -> LossFn:
     """A loss in which only a network's adapters are trained.
 
-    The context holds the frozen parameters, `base`, beside what `loss` reads. Its `teacher_params`, if any,
+    The context holds the frozen parameters, `base`, and what `loss` reads. Its `teacher_params`, if any,
     are adapters of the same base, so that teacher and student share one copy of it.
 
     Args:

@@ -22,7 +22,7 @@ Values = Mapping[str, float]
 
 
 class Progress(Protocol):
-    """Shows progress when told how many steps are done, with the values of the latest logged step."""
+    """Shows how many steps are done, with the values of the latest logged step."""
 
     def update(self, step: int, values: Values | None = None) -> None: ...
 

@@ -82,7 +82,7 @@ class RestartedRun:
     def started(self) -> Iterator["subprocess.Popen[str]"]:
         """The same command, started again; if it has not ended with the block, it is killed.
 
-        Its output is appended to a file beside the directory. It has a session of its own, so a Ctrl-C in the
+        Its output is appended to a file next to the directory. It has a session of its own, so Ctrl-C in the
         terminal does not reach it.
         """
         with self.log_file.open("a", encoding="utf-8") as log:

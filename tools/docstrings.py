@@ -1,6 +1,6 @@
 """An extension for mkdocs' API pages: `a, b: what they are` under Args describes both arguments.
 
-What a function returns is one entry unless each value is named (`first: …`), and a field's comment, behind it
+What a function returns is one entry unless each value is named (`first: …`), and a field's comment, after it
 or above it, describes the field.
 
 Google's style allows one entry for several arguments; Griffe, which reads the docstrings, wants one each, and

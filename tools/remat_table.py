@@ -49,7 +49,7 @@ def gradient(
 
 
 def temporaries(compiled: jax.stages.Compiled) -> int:
-    """Bytes that a program takes beside its arguments and results."""
+    """Bytes that a program takes in addition to its arguments and results."""
     analysis: Any = compiled.memory_analysis()
     return analysis.temp_size_in_bytes
 

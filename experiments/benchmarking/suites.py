@@ -33,7 +33,7 @@ from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.evaluation.settings import setting
 from sdtt_jax.networks.config import COMPUTE_DTYPES
 
-# Suites in which a student that sees noise can be measured beside one that does not.
+# Suites in which a student that sees noise can be measured in addition to one that does not.
 HAS_COUPLED = ("train", "sample")
 
 

@@ -325,7 +325,7 @@ class Run(Networks):
 
 
 def stored_network(folder: Path, *kinds: str) -> Any:
-    """The network that a stage delivered, made from the facts beside its parameters.
+    """The network that a stage delivered, made from the facts stored with its parameters.
 
     Args:
       folder: the folder of the stage.

@@ -46,7 +46,7 @@ from sdtt_jax.typing import Key, Params, Tree
 
 # Trajectories that the teacher makes at once.
 POOL_BATCH = 64
-# Folder, beside a pool that is not whole yet, with a file for each batch.
+# Folder next to an incomplete pool, with a file for each batch.
 PARTS = "pool.parts"
 
 

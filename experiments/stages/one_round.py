@@ -39,7 +39,7 @@ class Parts(NamedTuple):
     network: Callable[[Networks], Any] = lambda run: run.denoiser  # the student's
     # Reads the parameters of another student that this one continues from; None: it starts from the teacher.
     source: Callable[[Run], Params] | None = None
-    fake: bool = False  # whether a fake teacher is trained beside the student
+    fake: bool = False  # whether a fake teacher is trained together with the student
     keeps_teacher: bool = True  # whether the loss reads the teacher
 
     def shapes(self, run: Networks) -> Tree:

@@ -1,7 +1,7 @@
 """FLOPs, memory traffic and collectives of a compiled program, from its text, with loops counted in full.
 
 XLA's own cost analysis counts the body of a loop once, and blocks are scanned, so it would see one layer
-of twelve. Here each computation's cost is multiplied by the trip count that the compiler wrote beside the
+of twelve. Here each computation's cost is multiplied by the trip count that the compiler wrote next to the
 loop. For loops without one, which run as often as the data need, the caller gives the expected count.
 """
 
@@ -217,7 +217,7 @@ class Module:
         if any(np.ptp(members // per_slice) for members in groups):
             axes = (*axes, SLICES)
         data = sum(table[name].bytes for name in i.operands if name in table)
-        # One exchange may be split over a chain of fusions, behind which it is hidden.
+        # One exchange may be split over a chain of fusions that hides it.
         chain = _CHAIN.search(i.attributes)
         part = 1 / self._chains[chain[0]] if chain else 1.0
         total.exchange(Collective(kind, axes, size), data, part)

@@ -65,7 +65,7 @@ class Instruction:
 
     @property
     def op_name(self) -> str:
-        """The instruction's origin in the program, as JAX wrote it beside it; else empty."""
+        """The instruction's origin in the program, as JAX wrote it there; else empty."""
         found = _OP_NAME.search(self.attributes)
         return found[1] if found else ""
 
@@ -88,7 +88,7 @@ def source_of(op_name: str) -> str:
     """The source of an instruction: scopes and operation, and the pass unless it is the forward one.
 
     Args:
-      op_name: as JAX wrote it beside the instruction (`Instruction.op_name`).
+      op_name: as JAX wrote it next to the instruction (`Instruction.op_name`).
     """
     path = op_name.partition(";")[0].split("/")
     names = []

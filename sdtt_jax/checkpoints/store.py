@@ -255,7 +255,7 @@ def save_params(
     Args:
       directory: e.g. `DIR/rounds/01/final`.
       params: nested dict of arrays.
-      metadata: JSON-ready, stored beside them, e.g. the network's config.
+      metadata: JSON-ready, stored with them, e.g. the network's config.
 
     Raises:
       CheckpointError: a leaf is not finite, or writing failed; `ConfigError` as of `orbax.require_plain`.
@@ -282,7 +282,7 @@ def load_params(
         the metadata; the first device if None. Each process reads the pieces of its devices.
 
     Returns:
-      `(params, metadata)`: a nested dict of arrays, and what was stored beside them.
+      `(params, metadata)`: a nested dict of arrays, and what was stored with them.
 
     Raises:
       CheckpointError: there is nothing, or it is damaged.
@@ -306,7 +306,7 @@ def load_params(
 
 
 def load_facts(directory: str | os.PathLike[str]) -> dict[str, Any]:
-    """The metadata that `save_params` stored beside the parameters, which are not read.
+    """The metadata that `save_params` stored with the parameters, which are not read.
 
     Raises:
       CheckpointError: there is nothing, or its metadata are damaged.

@@ -28,7 +28,7 @@ class PackedTokens(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # 
     """Sequences of token ids of equal length, one a record."""
 
     VERSION = tfds.core.Version(VERSION)
-    pkg_dir_path = None  # No citation or checksum files lie beside this module.
+    pkg_dir_path = None  # No citation or checksum files lie next to this module.
 
     def __init__(self, data_dir: str | os.PathLike[str], length: int, dtype: np.dtype):
         # Encoded as bytes, a sequence is the last length * itemsize bytes of its record, so the loader

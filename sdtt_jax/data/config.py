@@ -37,7 +37,7 @@ class DataConfig:
       deduplicate: leave out of the train split every document whose cleaned text, by its 64-bit digest, is in
         the validation split or occurred earlier. Among ten million documents the chance that even one is
         lost by a coincidence of digests is 3 in a million.
-      skip_bad: how many rows and files that cannot be read, texts that spell MASK (or, `padded`, go on behind
+      skip_bad: how many rows and files that cannot be read, texts that spell MASK (or, `padded`, go on after
         an EOS), and pairs that are longer than `length` or whose own BOS or EOS would move the end of the
         prompt, are skipped, counted by kind and named in the manifest; one more stops the preparation. 0
         stops it at the first.
@@ -127,7 +127,7 @@ class TokenizerConfig:
       kind: `sentencepiece` (trained on the train split), `gpt2` (GPT-2's byte-level BPE), `file` (read from
         `file`) or `hub` (a published model's own); the fields below `file` are only for `sentencepiece`.
       file: path of an existing vocabulary, a SentencePiece `.model` or a `tokenizer.json`; that file, or a
-        tokenizer_config.json beside it, says which token ends a text.
+        tokenizer_config.json next to it, says which token ends a text.
       model_type: SentencePiece model: `unigram`, `bpe` or `char`.
       vocab_size: number of ids, including the specials unk, BOS and EOS but not MASK. For `char`
         it is an upper bound, since there are only as many pieces as the text has characters.

@@ -22,7 +22,7 @@ class Found(NamedTuple):
     """The files at a path."""
 
     files: list[Path]  # those that are read, in the order of their paths
-    others: list[Path]  # files of other kinds beside them, hidden ones not counted
+    others: list[Path]  # files of other kinds there, hidden ones not counted
     is_folder: bool  # whether the path is a folder
 
     def __str__(self) -> str:

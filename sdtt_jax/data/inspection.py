@@ -101,7 +101,7 @@ def _split(
         some = stream[: 32 * split.length]
         decoded += len(some)
         size += len(tokenizer.decode(some, separator="").encode())
-    # An unk that is EOS cannot be told from the end of a document.
+    # An unk that is EOS cannot be distinguished from the end of a document.
     unk = None if tokenizer.unk_id == tokenizer.eos_id else tokenizer.unk_id
     frequent = [int(i) for i in np.argsort(-counts, kind="stable") if i != tokenizer.eos_id]
     chosen = np.random.default_rng(seed).choice(len(split), min(records, len(split)), replace=False)

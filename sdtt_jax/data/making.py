@@ -21,7 +21,7 @@ from sdtt_jax.data.vocabulary import Sample, learn_pieces
 from sdtt_jax.errors import DataError, UserError
 from sdtt_jax.paths import as_path, read_json
 
-# Lies beside a tokenizer.json, and names its special tokens.
+# The file next to a tokenizer.json that names its special tokens.
 NAMES_FILE = "tokenizer_config.json"
 # What special tokens are usually called, for where nothing names them.
 _USUAL = {

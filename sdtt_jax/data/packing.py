@@ -45,7 +45,7 @@ def encode_documents(
       length: the most tokens that a pair may have, its BOS and EOS included; None for any number.
       refuse: called with the fault of a document in its place in the order: one that spells MASK, a pair that
         is longer or whose own BOS or EOS would move the end of its prompt or completion, or a text of the
-        kind "padded" that goes on behind an EOS. Such a document is left out if it returns.
+        kind "padded" that goes on after an EOS. Such a document is left out if it returns.
     """
     waiting: list[str] = []
     size = 0

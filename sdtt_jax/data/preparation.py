@@ -53,9 +53,9 @@ def prepare(
 ) -> DataInfo:
     """Writes `data_dir` and `tokenizer_dir`, or recognises that they are finished.
 
-    Both are built beside their place and renamed into it when whole, the tokenizer first, so a folder in its
-    place is finished. The same configs and corpus give the same bytes. After a stop, the next preparation of
-    the same config and corpus finds what is finished and does not do it again. While it runs, a preparation
+    Both are built next to their final path and renamed to it when complete, the tokenizer first, so a folder
+    at its final path is finished. The same configs and corpus give the same bytes. After a stop, the next
+    preparation of the same config and corpus finds what is finished and does not repeat it. While it runs, it
     takes the disk space of the shards and 2 bytes a token more (4 with a vocabulary of more than 2**16 ids).
 
     Args:

@@ -134,7 +134,7 @@ def subs_log_probs(logits: Logits, x_t: Tokens, mask_id: int) -> LogProbs:
     """SUBS (MDLM, arXiv 2406.07524, section 3.2.3): MASK impossible, unmasked tokens carried over.
 
     Args:
-      logits: `[batch, length, vocab]` float32, MASK's column among them. Columns behind it, which pad the
+      logits: `[batch, length, vocab]` float32, MASK's column among them. Columns after it, which pad the
         vocabulary, must be very low already, as `DenoiserLike.logits` has them: they count like tokens.
       x_t: `[batch, length]` int32.
       mask_id: the id of MASK.

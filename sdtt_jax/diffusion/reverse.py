@@ -55,7 +55,7 @@ def final_denoise(
     Args:
       diffusion, params: the model.
       x_t: `[batch, length]` int32.
-      t: `[]` float32, the time that a time-conditioned network is told.
+      t: `[]` float32, the time of the state, for a time-conditioned network.
     """
     sigma = jnp.broadcast_to(diffusion.schedule.sigma(t), x_t.shape[:1])
     return reveal(diffusion, params, x_t, x_t == diffusion.mask_id, sigma, most_probable)

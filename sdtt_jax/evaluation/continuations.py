@@ -117,8 +117,7 @@ def encode(
     Args:
       tokenizer: of the model.
       clozes: the texts.
-      mark: a token that will stand between prefix and suffix, behind which a text begins, as in training;
-        None for none.
+      mark: a token between prefix and suffix, after which a text begins, as in training; None for none.
     """
     clozes = [_as_in_files(cloze) for cloze in clozes]
     stripped = [cloze.prefix.rstrip() for cloze in clozes]

@@ -2,7 +2,7 @@
 
 Without trained exits, the head reads states that were never trained for it. A trained exit predicts the
 last layer's prediction (the tuned lens, arXiv 2303.08112) and how close it comes to that; the network does
-not change. Exits are stored beside its checkpoint as `exits.npz`; a threshold that was calibrated with them
+not change. Exits are stored with its checkpoint as `exits.npz`; a threshold that was calibrated with them
 names their digest.
 """
 
@@ -92,13 +92,13 @@ def with_exits(model: Model, exits: Arrays) -> Model:
 
 
 def store_exits(model: Model, exits: Arrays) -> None:
-    """Writes the exits beside the model's checkpoint."""
+    """Writes the exits into the folder of the model's checkpoint."""
     assert model.folder is not None
     write_bytes(model.folder / FILE, npz(exits))
 
 
 def read_exits(model: Model, digest: str, what: str, remedy: str) -> Arrays:
-    """The exits beside the model's checkpoint, which must have this digest.
+    """The exits in the folder of the model's checkpoint, which must have this digest.
 
     The error for missing or different exits says `what` asks for them and the remedy.
     """

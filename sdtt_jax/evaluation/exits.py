@@ -117,7 +117,7 @@ def calibrate(
         f"none of {len(tokens)} texts had a token masked, so they say nothing about exits; take more texts.",
     )
     layers = settled.shape[1]
-    # For each threshold, the first layer from `least` on that has settled, or else the last layer.
+    # For each threshold, the first layer from `least` on whose score reaches it, or else the last layer.
     may = settled[:, None, :] >= np.array(THRESHOLDS)[:, None]
     may &= np.arange(layers) >= least - 1
     may[..., -1] = True

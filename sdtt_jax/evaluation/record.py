@@ -1,4 +1,4 @@
-"""The JSON file of an evaluation: finished items, and beside it the batches of the one in progress."""
+"""The JSON file of an evaluation: finished items, and next to it the batches of the one in progress."""
 
 import contextlib
 import hashlib
@@ -54,7 +54,7 @@ def own_path(model: Model | CausalModel) -> Path | None:
 
 
 class Record:
-    """A file of results that grows item by item, with a folder of finished batches beside it.
+    """A file of results that grows item by item, with a folder of finished batches next to it.
 
     An item that is in the file with the same inputs is not computed again, and an interrupted one continues
     after its last finished batch. All processes call the same methods in the same order; the first one
@@ -170,7 +170,7 @@ class Record:
         return kept_batches(name, paths, batches, arrays_of, tokens=tokens, shown=shown)
 
     def write_texts(self, name: str, texts: list[Json]) -> None:
-        """An item's texts as JSON lines, in the folder beside the file."""
+        """An item's texts as JSON lines, in the folder next to the file."""
         if processes.is_first():
             lines = "".join(json.dumps(_plain(text)) + "\n" for text in texts)
             write_text(self._parts / f"{_file_name(name)}.jsonl", lines)

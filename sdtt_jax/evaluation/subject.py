@@ -29,13 +29,13 @@ class Subject:
     settings: Settings  # what is asked for
     # The model that scores generated text; None for none.
     judge: CausalModel | None = None
-    # A causal model that writes text beside a denoiser; None for none.
+    # A causal model to compare a denoiser's texts with; None for none.
     baseline: CausalModel | None = None
     # The prepared data of the model's run, whose validation split is held-out text unless the settings name
     # another; None for none.
     data: Path | None = None
-    # Whether held-out text is judged beside what the model writes. All models of a run share it, so the run
-    # judges it only with the first teacher.
+    # Whether held-out text is judged in addition to the model's texts. All models of a run share it, so the
+    # run judges it only with the first teacher.
     real_text: bool = True
     helper: Model | CausalModel | None = None  # the second model of a decoder that needs one
     # In one line, which of the models asked for are missing, and why; empty if none are.

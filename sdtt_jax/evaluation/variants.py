@@ -61,7 +61,7 @@ def variant(model: AnyModel, wanted: Variation, data: Path | None) -> AnyModel:
 
 
 def _exiting(model: Model, bound: float) -> tuple[Model, dict[str, Any]]:
-    """`model` with the threshold and exits stored beside its checkpoint, and the facts of both."""
+    """`model` with the threshold and exits stored with its checkpoint, and the facts of both."""
     check_exits(model)
     remedy = f"calibrate it with experiments.evaluate --suite=exits --exit_bound={bound}"
     what = f"early_exit={bound}: its threshold"
@@ -69,7 +69,7 @@ def _exiting(model: Model, bound: float) -> tuple[Model, dict[str, Any]]:
     kind = None if model.sequences is None else model.sequences.kind
     require(
         found.get("sequences") == kind,
-        f"{what}, stored beside {model.facts['path']}, was calibrated as if its sequences were "
+        f"{what}, stored with {model.facts['path']}, was calibrated as if its sequences were "
         f"{found.get('sequences', 'packed')}, but they are {kind or 'packed'}; {remedy} again.",
     )
     if found.get("exits"):

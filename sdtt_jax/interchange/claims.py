@@ -185,7 +185,7 @@ def published_schedule(stored: Stored) -> ScheduleConfig:
 
 
 def _said_of_noise(stored: Stored) -> tuple[list[tuple[str, Any]], Mapping[str, Any]]:
-    """The fields that name a config's noise schedule, as `(path, value)`, and the section beside them."""
+    """The fields that name a config's noise schedule, as `(path, value)`, and the section that holds them."""
     found: list[tuple[str, Any]] = []
     values: Mapping[str, Any] = {}
     for section in NOISE:

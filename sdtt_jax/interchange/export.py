@@ -34,7 +34,7 @@ def export_reference(model: Model | CausalModel, directory: PathLike) -> list[Pa
 
     A model that was read from a published layout is written with the same tensors, each with its dtype and
     bits (but without buffers that hold no parameters, such as causal masks), and with its own config if it
-    had one; what `load` was told besides, or read beside it, is added to that. Other models of the Llama
+    had one, completed with what `load` was given or read from other files. Other models of the Llama
     family are written in the hub's layout.
 
     Raises:

@@ -68,7 +68,7 @@ def open_published(
     Args:
       path: a safetensors or GGUF file, the index of several files, or a folder with `model.safetensors` or
         an index.
-      config: the model's config; the one beside the tensors if None.
+      config: the model's config; the one next to the tensors if None.
       given: what the user specifies about the model.
 
     Raises:
@@ -119,7 +119,7 @@ def recognised(
     stored: Stored = NOTHING_STORED,
     file: str = "the checkpoint",
 ) -> Published:
-    """A published model of a known layout, from its tensors by full name and the config beside them.
+    """A published model of a known layout, from its tensors by full name and the config next to them.
 
     Errors name `file`, and the tensor or field that does not belong to such a model.
     """

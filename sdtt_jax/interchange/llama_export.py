@@ -30,7 +30,7 @@ def export_llama(
     """Writes `model.safetensors`, `config.json` and, for a published model, its `tokenizer.json`.
 
     Tokens get their published numbers back. A network whose rotary embedding rotates neighbouring features is
-    written as one that rotates halves, with its rows permuted. The config says `beside` besides the network.
+    written as one that rotates halves, with its rows permuted. The config also holds the fields of `beside`.
     """
     config: Any = model.config
     params: Any = jax.tree.map(np.asarray, model.params)

@@ -212,7 +212,7 @@ class ShardedTensors(collections.ChainMap[str, np.ndarray]):
 
 
 def read_index(index: Path) -> dict[str, str]:
-    """Maps each tensor to the name of the file, beside the index, that holds it."""
+    """Maps each tensor to the name of the file, next to the index, that holds it."""
     require_content(index)
     content: Any = read_json(index, CheckpointError, "download it again", "cannot be read as JSON")
     named = content.get("weight_map") if isinstance(content, dict) else None

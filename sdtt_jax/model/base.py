@@ -36,7 +36,7 @@ class Loaded(abc.ABC):
     Attributes:
       params: parameters, a nested dict.
       tokenizer: text to ids and back; None for a published model that came without a readable one.
-      facts: what was stored beside the parameters (stage, round, dt, …), `path`, and for a variant of a model
+      facts: what was stored with the parameters (stage, round, dt, …), `path`, and for a variant of a model
         what distinguishes it (`evaluation.variants`).
     """
 

@@ -52,7 +52,7 @@ def batched(function: BatchFunction, params: Any, rows: Any, batch_size: int) ->
       params: parameters, on a mesh or on one device.
       rows: a tree of NumPy arrays `[rows, ...]`.
       batch_size: rows at once, at most. Where the mesh splits a batch into pieces of which this is no
-        multiple, repeats are computed beside them: which rows a batch holds does not depend on the mesh.
+        multiple, repeats are computed in addition: which rows a batch holds does not depend on the mesh.
 
     Returns:
       The batches. Each gives a tree of NumPy arrays `[rows, ...]`, floats widened to float64, and raises

@@ -39,7 +39,7 @@ def read_fitted(model: Loaded, file: str, name: str, what: str, remedy: str) -> 
     found = stored.get(name)
     require(
         found is not None,
-        f"{what} is not stored beside {model.facts['path']} (there are {', '.join(stored) or 'none'}); "
+        f"{what} is not stored with {model.facts['path']} (there are {', '.join(stored) or 'none'}); "
         f"{remedy}.",
     )
     if not isinstance(found, dict) or DIGEST not in found:

@@ -1,4 +1,4 @@
-"""The masked diffusion network: a DiT with adaLN, behind two pure functions.
+"""The masked diffusion network: a DiT with adaLN, as two pure functions.
 
 `hidden` ends after the final modulated norm and `logits` is one linear map from there, so that losses
 and samplers can keep hidden states and apply the head only where they need it.
@@ -114,7 +114,7 @@ class Denoiser(Network):
         return states
 
     def _sigma_seen(self, sigma: PerSequence | None) -> PerSequence:
-        """What the network is told of the total noise: zero unless it is conditioned on time."""
+        """The total noise passed to the module: zero unless the network is conditioned on time."""
         if sigma is None or not self.config.time_conditioned:
             # One row that broadcasts: the modulation is then computed once, not once per sequence.
             return jnp.zeros((1,), jnp.float32)

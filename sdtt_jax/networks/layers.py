@@ -189,7 +189,7 @@ def scan_blocks(
     """`config.num_layers` of `block` as one scanned module, whose parameters have a leading layer axis.
 
     It is called like a block, with `x` and further arguments, and returns `x` and, stacked, what the blocks
-    return beside it.
+    return in addition.
 
     Args:
       block: class of the module of one layer.

@@ -1,8 +1,8 @@
-"""Low-rank adapters: a tree of their own beside parameters that stay as they are (LoRA, arXiv 2106.09685).
+"""Low-rank adapters: a tree separate from the parameters, which stay as they are (LoRA, arXiv 2106.09685).
 
 The adapter of a linear map `x W` is `a: [in, rank]` and `b: [rank, out]`, and what the map computes is
-`x W + alpha / rank (x a) b`. The two products are computed beside `x W`, and `a b` is not added to `W`: a
-gradient then needs neither an array of the size of `W` nor the third of the backward pass that computes one.
+`x W + alpha / rank (x a) b`. The two products are computed separately from `x W`, and `a b` is not added to
+`W`: a gradient then needs neither an array of the size of `W` nor the third of the backward pass that makes one.
 For a network of 8 billion parameters that saves 16 GB for the sum and 16 GB for its gradient, for teacher and
 student each. Adapters are merged into a network that is exported or loaded.
 """
@@ -79,7 +79,7 @@ def init_adapters(network: Network, config: LoraConfig, key: Key) -> Params:
 
 
 def with_adapters(base: Params, adapters: Params, config: LoraConfig) -> Params:
-    """Parameters for any function of the network: `base` with the adapters beside it.
+    """Parameters for any function of the network: `base` and the adapters.
 
     Args:
       base: parameters, unboxed.
@@ -111,7 +111,7 @@ def merged(base: Params, adapters: Params, config: LoraConfig) -> Params:
 
 
 def frozen(params: Params, config: LoraConfig) -> Params:
-    """The parameters that adapters are put beside: the blocks' matrices are in `config.base_dtype`.
+    """The frozen parameters under adapters: the blocks' matrices are in `config.base_dtype`.
 
     Args:
       params: a network's parameters, unboxed.

@@ -1,4 +1,4 @@
-"""Nearest neighbours beside a denoiser: the tokens at similar hidden states (kNN-LM, arXiv 1911.00172).
+"""Nearest neighbours for a denoiser: the tokens at similar hidden states (kNN-LM, arXiv 1911.00172).
 
 A `Datastore` holds the hidden states of masked positions of real text, and the true tokens there. A
 `Retrieving` denoiser mixes the network's prediction with the tokens of the nearest states. For samplers and

@@ -20,7 +20,7 @@ from sdtt_jax.typing import Positions, Tree
 Carry = TypeVar("Carry")
 
 # Entries of a [chunk, columns] array in float32: 2^24 are 64 MB. A chunk of this size keeps the matmuls
-# large, and the handful of such arrays that a loss needs small beside the weights.
+# large, and the handful of such arrays that a loss needs small compared with the weights.
 MAX_ENTRIES = 2**24
 # A large batch takes more rows at once, or an accelerator would spend its time reading the head and adding to
 # its gradient: in `MAX_TURNS` chunks of at most `MAX_ROWS` rows. More rows gain nothing (measured in

@@ -251,7 +251,7 @@ def _table(
     differing = _differing([sampler for *_, sampler in items])
     denoisers = {name for _, name, item, *_ in items if not _rank(item)}
     found: dict[tuple[str, ...], tuple[str, ...]] = {}
-    beside: set[tuple[str, ...]] = set()  # rows of what was measured beside a denoiser
+    beside: set[tuple[str, ...]] = set()  # rows of causal models measured with a denoiser
     for _, name, item, judging, sampler in sorted(items, key=lambda row: row[0]):
         who, *figures = (_cell(cell, item) for _, cell in table.columns)
         judge = letters[judging] if judging is not None else ""

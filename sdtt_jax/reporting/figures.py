@@ -72,7 +72,9 @@ class Row:
     value: float
     low: float
     high: float
-    details: tuple[tuple[str, str], ...]  # (name, value) each; the first value is written beside it
+    details: tuple[
+        tuple[str, str], ...
+    ]  # (name, value) each; the first value is written next to it
     note: str = ""  # small print under a bar
 
 

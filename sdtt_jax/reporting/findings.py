@@ -47,7 +47,7 @@ class Findings:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The last student beside the first teacher at one number of steps.
+    """The last student compared with the first teacher at one number of steps.
 
     `equal` is the number of steps at which the teacher does as well. `equal_bounds` is its interval in
     words, which follows from the paired one, or empty.
@@ -118,7 +118,7 @@ def find(run: RecordedRun) -> Findings:
 
 
 def compare(run: RecordedRun, steps: int) -> Comparison:
-    """The last student of a run beside its first teacher, both measured at `steps` steps."""
+    """The last student of a run compared with its first teacher, both measured at `steps` steps."""
     teacher, last = run.teacher[steps], run.student
     assert last is not None
     student, pair = last.steps[steps], last.paired.get(steps)
@@ -200,7 +200,7 @@ def _few_calls_alone(run: RecordedRun) -> Findings:
 
 
 def _comparison(run: RecordedRun, c: Comparison) -> tuple[str, list[str]]:
-    """Headline, and sentences with the numbers behind it."""
+    """Headline, and sentences with its numbers."""
     here, change = steps_text(c.steps), percent(abs(math.expm1(c.log_ratio)))
     texts = f"{count(run.num_texts)} texts" if run.num_texts else "texts"
     interval = f" (95\u202f% interval {c.bounds}, {texts} paired by their random keys)"

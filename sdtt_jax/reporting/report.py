@@ -204,7 +204,7 @@ def _title_and_colour(curve: LossCurve, *, numbered: bool) -> tuple[str, str]:
 
 
 def sample_sets(run: RecordedRun) -> list[dict[str, Any]]:
-    """One set of samples per tab: teacher beside student at each number of steps, then references."""
+    """One set of samples per tab: teacher next to student at each number of steps, then references."""
     sets: list[dict[str, Any]] = []
     teacher, student = (run.texts.get(name) or {} for name in ("teacher", "student"))
     for steps in run.sample_steps:

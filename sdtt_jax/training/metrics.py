@@ -1,4 +1,4 @@
-"""Metrics of training: one JSON object per line, and TensorBoard beside it."""
+"""Metrics of training: one JSON object per line, and TensorBoard."""
 
 import contextlib
 import json

@@ -178,7 +178,7 @@ def tuning(bench: Bench) -> None:
     """The part "tuning": steps of the small size under other settings.
 
     The forms of the loop over blocks come first, in the teacher's step at a batch at which compiling takes
-    longer than running. The fastest then runs at both batches in both steps, beside the step as it is. The
+    longer than running. The fastest then runs at both batches in both steps, as does the step as it is. The
     remaining settings come last, in the teacher's step again.
     """
     small, large = (2, 2) if bench.tiny else (32, 256)

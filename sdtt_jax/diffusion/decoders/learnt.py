@@ -16,7 +16,7 @@ from sdtt_jax.diffusion.schedule import Schedule
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.typing import PerToken, Positions
 
-# The file beside a checkpoint's parameters: options of `Learnt`, or counts alone, by number of calls.
+# The file in a checkpoint's folder: options of `Learnt`, or counts alone, by number of calls.
 SCHEDULES = "schedules.json"
 
 
@@ -25,7 +25,7 @@ class Learnt:
     """Tokens in a random order, a learnt number of them at each call."""
 
     # How many tokens of a whole text each call reveals, "1/2/5/8"; the same shares of a text with fewer
-    # masked tokens. Empty: the counts that `experiments.evaluate --suite=schedule` stored beside the
+    # masked tokens. Empty: the counts that `experiments.evaluate --suite=schedule` stored with the
     # checkpoint for this number of calls (`evaluation.schedules` says what they are the best of).
     counts: str = ""
     # Divides the logits of each call, "1/0.9/0.8", or of all calls, "0.9", in addition to the sampler's own

@@ -1,6 +1,6 @@
 """The suite "exits": a threshold of early exits with a guarantee, calibrated on held-out text.
 
-The threshold is stored beside the checkpoint, where `early_exit` finds it by its bound, and so are the exits
+The threshold is stored with the checkpoint, where `early_exit` finds it by its bound, and so are the exits
 if they are trained first.
 """
 

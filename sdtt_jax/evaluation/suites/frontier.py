@@ -165,9 +165,9 @@ def _columns(judged: generation.Judged) -> tuple[np.ndarray, np.ndarray, np.ndar
 def _clean_calls(record: Record, latest: str) -> None:
     """Records for each decoder the fewest steps whose perplexity is within `CLEAN` of the best.
 
-    All measured items of the record count, also those of earlier calls, but only beside others of the same
-    judging and real text. A decoder measured in several ways goes by that of the item `latest`, of which the
-    log speaks. What is not known is removed.
+    All measured items of the record count, also those of earlier calls, but they are compared only with
+    others of the same judging and real text. A decoder measured in several ways goes by that of the item
+    `latest`, of which the log speaks. What is not known is removed.
     """
     groups: dict[str, list[str]] = {}
     for name in record.items:

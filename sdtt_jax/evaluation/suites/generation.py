@@ -38,7 +38,7 @@ class Setup(NamedTuple):
     """What texts are written from."""
 
     name: str  # such as "unconditional", or `PROMPTED`
-    # `[texts, given]` int32, what each text begins with: for a model of instructions with the BOS behind it,
+    # `[texts, given]` int32, the beginning of each text; for a model of instructions with the BOS after it,
     # which also follows an empty prompt.
     prompts: np.ndarray
     length: int  # tokens of a text, prompt included
@@ -334,7 +334,7 @@ def judging(subject: Subject) -> Json:
         "resampling_seed": settings.seed,
     }
     if judge is not None and joins_again(subject.model.tokenizer, judge.tokenizer):
-        inputs["spaces"] = "kept"  # earlier versions lost or added one behind a prompt
+        inputs["spaces"] = "kept"  # earlier versions lost or added one after a prompt
     return inputs
 
 

@@ -1,6 +1,6 @@
 """The suite "schedule": learns from held-out text how many tokens each call reveals, at which temperature.
 
-The schedule is stored beside the checkpoint, where `mode=learnt` finds it.
+The schedule is stored with the checkpoint, where `mode=learnt` finds it.
 """
 
 import functools

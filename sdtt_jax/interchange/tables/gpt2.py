@@ -22,7 +22,7 @@ from sdtt_jax.networks import kinds
 from sdtt_jax.networks.config import GPT2Config, GPT2DenoiserConfig
 
 ANCHOR = "wte.weight"
-# DiffuGPT's names: a denoiser's module holds the transformer and, beside it, the token embedding.
+# DiffuGPT's names: a denoiser's module holds the transformer and, separately, the token embedding.
 EMBED, DENOISES = "embed_tokens.weight", "denoise_model."
 # Causal masks that older exports carry along; they are not parameters.
 BUFFERS = ("h.{layer}.attn.bias", "h.{layer}.attn.masked_bias")

@@ -23,7 +23,7 @@ LLAMA_CLAIMS: Allowed = {
     **ROTATES,
     **dict.fromkeys(("alibi", "attention_layer_norm", "multi_query_attention"), (False,)),
     **dict.fromkeys(("layer_norm_type", "norm_type"), ("rms", "rmsnorm", "rms_norm")),
-    # Attention beside the MLP instead of before it, neighbours turned together, Qwen's positions in images.
+    # Attention in parallel with the MLP, neighbours rotated together, Qwen's positions in images.
     **dict.fromkeys(("parallel_attn", "parallel_residual", "use_parallel_residual"), (False,)),
     **dict.fromkeys(("rope_interleave", "rope_interleaved", "rope_traditional"), (False,)),
     "use_mrope": (False,),

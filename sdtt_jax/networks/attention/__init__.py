@@ -63,7 +63,7 @@ def attend_along(
 
 
 def _for_each_query(query: Array, x: Array) -> Array:
-    """Keys or values, repeated for each query head; they are small beside what is computed from them."""
+    """Keys or values, repeated for each query head; they are small compared with the scores."""
     group = query.shape[2] // x.shape[2]
     return x if group == 1 else jnp.repeat(x, group, axis=2)
 

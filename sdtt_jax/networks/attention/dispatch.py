@@ -3,9 +3,9 @@
 The platform is known when a computation is lowered, not when it is traced, so that compiling ahead for a
 TPU on a CPU host and exporting for several platforms take the right form. Hence primitives with a lowering
 for each platform: `jax.lax.platform_dependent` would trace the kernels of every platform on every host,
-and cannot export a Pallas kernel beside another platform (JAX 0.10). The choice depends only on platform,
-shape, dtype, whether there are segments, the mesh in context and whether cuDNN is there; `FORMS` is its
-table.
+and cannot export a Pallas kernel together with another platform (JAX 0.10). The choice depends only on
+platform, shape, dtype, whether there are segments, the mesh in context and whether cuDNN is there; `FORMS` is
+its table.
 """
 
 import functools
