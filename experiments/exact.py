@@ -80,7 +80,7 @@ COLUMNS = {
 
 @dataclasses.dataclass(frozen=True)
 class ExactPlan:
-    """What is computed: every field is a flag of `experiments.exact`."""
+    """The settings: every field is a flag of `experiments.exact`."""
 
     output: str | None = setting(None, "Folder for results.json, exact.svg and exact.png.")
     world: str | None = setting(None, "JSON file of a world; default: the built-in sticky chain.")

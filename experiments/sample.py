@@ -157,7 +157,7 @@ def _written(
 
 
 def _announce(model: Model, config: SamplerConfig) -> None:
-    """Prints on stderr each given text that is read otherwise than it was typed, and what is sampled."""
+    """Prints on stderr the `reading_notes` of given texts, and what is sampled."""
     for note in reading_notes(model.text_tokenizer, _PROMPT.value or (), _INFILL.value or ()):
         print(note, file=sys.stderr)
     devices = "" if model.mesh is None else f" on {model.mesh.size} devices"

@@ -115,7 +115,7 @@ class JudgeConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
-    """What is measured at the end."""
+    """The measurements at the end of a run."""
 
     # Texts per model and number of steps; the first teacher and every round use the same keys.
     num_texts: int = 1024

@@ -104,7 +104,7 @@ def _prepared(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BenchmarkPlan:
-    """What is measured, and how often: every field is a flag of `experiments.benchmark`."""
+    """Suites, cases and repetitions: every field is a flag of `experiments.benchmark`."""
 
     suite: tuple[str, ...] = setting(
         ("train", "teacher", "sample", "judge", "data"),

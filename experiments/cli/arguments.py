@@ -14,7 +14,7 @@ from sdtt_jax.paths import as_path
 # Flags that name config files.
 CONFIG_FLAGS = ("config", "spec")
 
-# What is raised by flags, and by the config files that are run while flags are parsed.
+# Errors of flags, and of the config files that run while flags are parsed.
 IN_FLAGS = (
     flags.Error,
     ConfigError,

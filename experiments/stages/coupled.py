@@ -271,7 +271,7 @@ def _noise_in(rows: dict[str, Any]) -> dict[str, Any]:
 
 
 def _make(run: Run, number: int, params: Params, parts: Path) -> dict[str, Any]:
-    """A pool's arrays in the form in which they are stored; what is in `parts` is not made again."""
+    """A pool's arrays as they are stored; batches found in `parts` are not made again."""
     config = run.config.coupled
     count, length = config.num_trajectories, run.config.data.length
     what = "texts in hindsight of" if config.hindsight else "trajectories of"
@@ -320,7 +320,7 @@ def _made(
     batch: jax.Array,
     rows: dict[str, jax.Array],
 ) -> dict[str, Any]:
-    """What is stored of some trajectories: their final tokens, and noise that no key can draw again."""
+    """The stored arrays of some trajectories: their final tokens, and noise that no key can draw again."""
     del batch
     keys, texts = numbered_keys(key, rows["index"]), rows.get("tokens")
     noise, tokens = make_trajectories(

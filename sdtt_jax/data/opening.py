@@ -65,7 +65,7 @@ class _Remote(io.RawIOBase):
 class _Bzip2(io.RawIOBase):
     """The streams of a bzip2 file, one after the other; some of them may be empty.
 
-    Python's own `bz2` takes what is no stream for the end of the file, and PyArrow fails at an empty one.
+    Python's own `bz2` takes anything but a stream for the end of the file, and PyArrow fails at an empty one.
     """
 
     def __init__(self, file: IO[bytes]):

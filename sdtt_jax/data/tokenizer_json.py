@@ -1,4 +1,4 @@
-"""What a tokenizer.json asks of the library `tokenizers` that wrote it, and what its vocabulary can spell."""
+"""Reads a tokenizer.json, and finds which characters its vocabulary cannot spell."""
 
 import contextlib
 import json

@@ -104,7 +104,7 @@ class SamplerState:
 
 @flax.struct.dataclass
 class Plan:
-    """What is fixed before the first network call of a generation."""
+    """What a generation decides before the first network call."""
 
     key: Key  # PRNG key; step i draws its tokens with `fold_in(key, i)`
     # `[batch, length]` int32, the step that reveals each position: `num_steps` for positions without a step,

@@ -34,7 +34,7 @@ class Interval(NamedTuple):
 
         Args:
           error: standard error of `value` from the estimator's noise alone.
-          samples: the number of independent values it comes from, at least 2; Student's t has one degree less.
+          samples: number of independent values it comes from, at least 2; Student's t has one degree less.
         """
         # Imported here: at the top, it would cost every program that measures 0.4 s.
         from scipy.special import stdtrit

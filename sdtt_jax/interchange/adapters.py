@@ -20,7 +20,7 @@ from sdtt_jax.typing import Params, Tree
 
 
 def adapter_facts(config: LoraConfig, root: Path, base: str) -> dict[str, Any]:
-    """What is stored with adapters: their config, and the name and digest of their base.
+    """The metadata stored with adapters: their config, and the name and digest of their base.
 
     `base` is the base's folder, relative to the run's `root`.
     """

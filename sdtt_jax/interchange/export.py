@@ -100,7 +100,7 @@ def export_orbax(model: Model | CausalModel, directory: PathLike) -> list[Path]:
 
 
 def training(model: Model | CausalModel) -> dict[str, Any]:
-    """How a model of ours was trained, in fields that `sdtt_jax.load` reads: texts, tokenizer, noise."""
+    """Training facts of a model as fields that `sdtt_jax.load` reads: texts, tokenizer, noise."""
     said: dict[str, Any] = {} if model.tokenizer is None else facts_of(model.tokenizer)
     said |= {
         "begins_with_bos": bool(model.facts.get("begins_with_bos")),

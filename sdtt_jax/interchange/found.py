@@ -23,7 +23,7 @@ TO_SAFETENSORS = (
 
 
 def finished(path: Path) -> Path | None:
-    """The folder of parameters in a folder of ours, such as a run or a stage; None if there is none."""
+    """The folder of parameters in that of a run, a stage or a round; None if there is none."""
     rounds = _last_first((path / "rounds").glob(f"*/{FINAL}"))
     numbered = _last_first(f for f in path.glob(f"[0-9]*/{FINAL}") if f.parent.name.isdecimal())
     for candidate in (path, *rounds, path / "teacher" / FINAL, path / FINAL, *numbered):

@@ -17,7 +17,7 @@ from sdtt_jax.trees import flat_leaves, nested
 
 LAYER = "{layer}"
 SHOWN = 5  # names of tensors in an error message
-# Path and array of a parameter of ours -> the leaf to store in the tree.
+# Path and array of a parameter in this library's names -> the leaf to store in the tree.
 Place = Callable[[str, np.ndarray], Any]
 
 

@@ -30,7 +30,7 @@ ROUNDS_OF = 2
 
 
 class Asked(NamedTuple):
-    """What is to be measured of the distillers."""
+    """The measurements to make of the distillers."""
 
     truth: Truth  # the world, enumerated
     optima: Sequence[Array]  # predictions of SDTT's rounds, the last of which is measured

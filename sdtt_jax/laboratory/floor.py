@@ -149,7 +149,7 @@ class _Searches:
         bar.update(0)
 
     def problem(self, n: int, starts: Mapping[str, TableMixture]) -> Problem:
-        """What is minimised at n calls, for mixtures of as many tables as the starts have."""
+        """The objective at n calls, for mixtures of as many tables as the starts have."""
         ways = _ways(self.truth, n)
         return make_problem(self.layout.paths, starts["leaning"], ways, self.truth.chain)
 

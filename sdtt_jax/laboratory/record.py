@@ -1,4 +1,4 @@
-"""What is computed about a world, as one record: the optimum of every round, and trained students.
+"""The results for a world, as one record: the optimum of every round, and trained students.
 
 The record is what `experiments.exact` writes to results.json and `sdtt_jax.reporting` draws.
 Measures are those of `sampler_measures` by number of steps, which is a string, as in JSON.
@@ -44,7 +44,7 @@ Log = Callable[[str], None]
 
 @dataclasses.dataclass(frozen=True)
 class Truth:
-    """What is known about a world before any round."""
+    """A world and its exact quantities before any round."""
 
     world: World
     teacher: Array  # [states, L, V], what the true denoiser predicts

@@ -98,7 +98,7 @@ def mixture_law(paths: Paths, mixture: TableMixture, ways: jax.Array) -> jax.Arr
 def objective_value(
     law: jax.Array, chain: jax.Array, shares: jax.Array, kink: float | jax.Array
 ) -> jax.Array:
-    """What is minimised, a scalar.
+    """The objective to minimise, a scalar.
 
     Args:
       law, chain: `[V^L]`, the probability of every sequence as a sample and in the language.

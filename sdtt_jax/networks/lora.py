@@ -2,7 +2,7 @@
 
 The adapter of a linear map `x W` is `a: [in, rank]` and `b: [rank, out]`, and what the map computes is
 `x W + alpha / rank (x a) b`. The two products are computed separately from `x W`, and `a b` is not added to
-`W`: a gradient then needs neither an array of the size of `W` nor the third of the backward pass that makes one.
+`W`: a gradient then needs neither an array of the size of `W` nor the third of the backward pass for it.
 For a network of 8 billion parameters that saves 16 GB for the sum and 16 GB for its gradient, for teacher and
 student each. Adapters are merged into a network that is exported or loaded.
 """

@@ -89,7 +89,7 @@ def parse_mode(text: str) -> tuple[Decoder, Any]:
 
 
 def _literal(word: str) -> Any:
-    """The number, nan and inf among them, or truth value that a word stands for; else the word."""
+    """The number (also nan or inf) or truth value that a word spells; else the word."""
     for read in (ast.literal_eval, float):
         with contextlib.suppress(ValueError, SyntaxError):
             return read(word)

@@ -30,7 +30,7 @@ from sdtt_jax.parallel.placement import place_batch, place_whole, unbox
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """What is timed, and how often."""
+    """The timings to make, and their repetitions."""
 
     batch: int  # texts
     length: int  # tokens of a text

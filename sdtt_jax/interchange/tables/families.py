@@ -14,7 +14,7 @@ from sdtt_jax.interchange.renaming import Stored
 
 
 class Family(NamedTuple):
-    """What is known of the models of one `model_type`."""
+    """Properties of the models of one `model_type`."""
 
     causal: bool  # they are causal models
     shift: bool = False  # as denoisers they predict the next token
