@@ -41,7 +41,7 @@ from sdtt_jax.keys import seed_key
 from sdtt_jax.model.base import Loaded
 from sdtt_jax.model.batches import Written, batched
 from sdtt_jax.model.masked import Model
-from sdtt_jax.model.prompts import ended, reading_notes
+from sdtt_jax.model.prompts import cut_at_eos, reading_notes
 from sdtt_jax.parallel import processes
 from sdtt_jax.typing import Params
 
@@ -128,7 +128,7 @@ def _written(
         """Texts that end as --stop_at_eos says; `given: [texts, length]` int32 is what they began as."""
         if not _STOP_AT_EOS.value:
             return tokens
-        return ended(tokens, given != model.mask_id, tokenizer.bos_id, tokenizer.eos_id)
+        return cut_at_eos(tokens, given != model.mask_id, tokenizer.bos_id, tokenizer.eos_id)
 
     def watched(params: Params, index: jax.Array, rows: jax.Array) -> Written:
         """Shows the first text as the batch is written, and then replays the others."""

@@ -86,7 +86,7 @@ def with_target(path: PathLike) -> list[Path]:
     return [here] if is_remote(here) else list(dict.fromkeys([here, here.resolve()]))
 
 
-def followed(path: PathLike) -> Path:
+def resolve_links(path: PathLike) -> Path:
     """The path, or the target of a path that is a symbolic link; the target need not exist."""
     path = as_path(path)
     # Linux also gives up after 40 links.
@@ -109,7 +109,7 @@ def is_irregular(path: PathLike) -> bool:
 
 
 def _is_written_in_place(path: Path) -> bool:
-    """Whether a path from `followed` must be overwritten because nothing can be renamed onto it."""
+    """Whether a path from `resolve_links` must be overwritten because nothing can be renamed onto it."""
     if is_remote(path) or is_irregular(path) or _is_open(path):
         return True
     # For example a single file that is mounted into a container.
@@ -139,7 +139,7 @@ def written_whole(path: PathLike) -> Iterator[Path]:
     after a crash. Into a bucket it is uploaded. A device, a pipe or a file in a read-only folder is
     overwritten. A symbolic link stays one. The permissions follow from the umask, whatever the block sets.
     """
-    path = followed(path)
+    path = resolve_links(path)
     in_place = _is_written_in_place(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
@@ -150,7 +150,7 @@ def written_whole(path: PathLike) -> Iterator[Path]:
         else:
             partial = path.with_name(name)
         try:
-            with naming(path):
+            with with_path_in_errors(path):
                 # An empty file gets the mode of the umask and the folder; a process cannot read its umask
                 # without changing it for its other threads.
                 partial.touch()
@@ -182,7 +182,7 @@ def _copy(file: Path, to: Path) -> None:
 
 
 @contextlib.contextmanager
-def naming(path: PathLike) -> Iterator[None]:
+def with_path_in_errors(path: PathLike) -> Iterator[None]:
     """Adds `path` to an `OSError` that has no file name, such as that of a full disk."""
     try:
         yield
@@ -192,13 +192,13 @@ def naming(path: PathLike) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def alone(path: PathLike) -> Iterator[None]:
+def file_lock(path: PathLike) -> Iterator[None]:
     """Locks a file against other processes while it is read, changed and written again.
 
     The operating system releases the lock however the process ends. In buckets, and on file systems without
     locks, nothing is locked.
     """
-    path = followed(path)
+    path = resolve_links(path)
     if is_remote(path):
         yield
         return

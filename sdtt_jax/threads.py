@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 
 @contextlib.contextmanager
-def beside(name: str, over: threading.Event, work: Callable[[], None]) -> Iterator[None]:
+def running(name: str, over: threading.Event, work: Callable[[], None]) -> Iterator[None]:
     """Runs `work` in a daemon thread during the block; then sets `over` and waits for the thread.
 
     Args:

@@ -9,7 +9,7 @@ import pytest
 from experiments.cli.app import output_file
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.evaluation.record import Record
-from sdtt_jax.paths import alone, read_json, write_json
+from sdtt_jax.paths import file_lock, read_json, write_json
 
 
 def written(path):
@@ -41,7 +41,7 @@ def test_links_in_a_circle_are_no_endless_loop(tmp_path):
 
 def test_whoever_comes_through_a_link_waits_for_the_others(tmp_path):
     (tmp_path / "link").symlink_to("x.json")
-    with alone(tmp_path / "link"):
+    with file_lock(tmp_path / "link"):
         assert [path.name for path in tmp_path.glob(".*")] == [".x.json.lock"]
 
 

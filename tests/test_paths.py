@@ -23,8 +23,8 @@ from sdtt_jax.evaluation.tasks import read_task
 from sdtt_jax.evaluation.texts import read_texts
 from sdtt_jax.paths import (
     absolute,
-    alone,
     as_path,
+    file_lock,
     parse_json,
     read_json,
     remove_tree,
@@ -223,13 +223,13 @@ def test_two_that_write_one_file_leave_one_of_theirs(tmp_path):
 
 
 def test_of_those_that_read_a_file_and_write_it_again_none_is_forgotten(tmp_path):
-    """Oracle: a count. Without `alone`, two read the same number, and one addition is lost."""
+    """Oracle: a count. Without `file_lock`, two read the same number, and one addition is lost."""
     path = tmp_path / "x.json"
     write_json(path, 0)
 
     def add(_):
         for _ in range(25):
-            with alone(path):
+            with file_lock(path):
                 write_json(path, read_json(path) + 1)
 
     with concurrent.futures.ThreadPoolExecutor(4) as pool:

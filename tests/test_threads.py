@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from sdtt_jax.threads import beside
+from sdtt_jax.threads import running
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -17,7 +17,7 @@ def test_it_runs_within_and_has_ended_after(fails):
         ended.set()
 
     try:
-        with beside("worker", over, work):
+        with running("worker", over, work):
             assert began.wait(10)
             assert not ended.is_set()
             if fails:

@@ -40,7 +40,7 @@ from sdtt_jax.config import require
 from sdtt_jax.errors import EXIT_INTERRUPTED, ConfigError, UserError
 from sdtt_jax.parallel import ending, processes
 from sdtt_jax.parallel.environment import threads_to_wait_in
-from sdtt_jax.paths import as_path, followed, home, is_remote
+from sdtt_jax.paths import as_path, home, is_remote, resolve_links
 from sdtt_jax.renamed import FLAGS
 from sdtt_jax.training.loop import Interrupted
 
@@ -85,7 +85,7 @@ def output_file(path: str | None) -> Path | None:
         raise ConfigError(f"--output={path} is a folder; name a file.")
     if is_remote(file):
         return file
-    written = followed(file)
+    written = resolve_links(file)
     try:
         written.parent.mkdir(parents=True, exist_ok=True)
     except FileExistsError:

@@ -91,7 +91,7 @@ class Fresh:
         return batch
 
 
-def _told(config: RunConfig, number: int) -> str:
+def _describe(config: RunConfig, number: int) -> str:
     calls, k = config.coupled.calls_of(number), config.coupled.num_distill_calls
     if config.coupled.independent:
         texts = (
@@ -347,5 +347,5 @@ ROUNDS = Rounds(
     count=lambda config: config.coupled.num_rounds,
     jobs=lambda run: functools.partial(_round, run),
     deliver=_deliver,
-    told=_told,
+    describe=_describe,
 )

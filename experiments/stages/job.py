@@ -50,7 +50,7 @@ class Adapters:
             return {}
         return adapter_facts(self.config, self.run.workdir.root, self.folder)
 
-    def beside(self, state: TrainState) -> TrainState:
+    def with_base(self, state: TrainState) -> TrainState:
         """The state with the base in its context, the only copy of it on the devices."""
         if not self.config.rank:
             return state
@@ -143,7 +143,7 @@ class TrainingJob:
     def metadata(self) -> dict[str, Any]:
         """What the state depends on beyond the config; stored with the checkpoints and compared on reading.
 
-        The config itself is compared by `claim`.
+        The config itself is compared by `claim_workdir`.
         """
         pool = {} if self.pool is None else {"pool": self.pool.facts}
         base = self.adapters.facts if self.adapters else {}
@@ -153,7 +153,7 @@ class TrainingJob:
         """The state to continue from: of the latest checkpoint (below step `before`), or a new one."""
         restored = checkpoints.restore(self.abstract, expect=self.metadata, before=before)
         state = self.start() if restored is None else restored[0]
-        return self.adapters.beside(state) if self.adapters else state
+        return self.adapters.with_base(state) if self.adapters else state
 
     def batch_number(self, step: int) -> int:
         """The number, in the stage's stream of batches, of the batch that step `step` (from 0) takes."""
@@ -180,7 +180,7 @@ class Rounds(NamedTuple):
     # Returns the function from a round's number to its training; SDTT compiles one step for all rounds.
     jobs: Callable[[Run], Callable[[int], TrainingJob]]
     deliver: Callable[[Run, int, TrainState], None]  # writes what a trained round delivers
-    told: Callable[[RunConfig, int], str]  # a line about a round, for the log
+    describe: Callable[[RunConfig, int], str]  # a line about a round, for the log
 
 
 def averaged(state: TrainState) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 
 from sdtt_jax.errors import DataError, UserError
 from sdtt_jax.paths import parse_json, write_json
-from sdtt_jax.threads import beside
+from sdtt_jax.threads import running
 
 FILE = ".lease.json"
 # Seconds between two renewals, and how many may be missed before the owner counts as dead.
@@ -51,7 +51,7 @@ def lease(root: Path, owner: str) -> Iterator[None]:
         raise _refusal(path, now)
     over = threading.Event()
     try:
-        with beside("lease", over, lambda: _renew(path, token, owner, over)):
+        with running("lease", over, lambda: _renew(path, token, owner, over)):
             yield
     finally:
         try:

@@ -13,7 +13,7 @@ from pathlib import Path
 from sdtt_jax.data.records import INFO_FILE
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.model.base import Loaded
-from sdtt_jax.paths import alone, as_path, home, is_remote
+from sdtt_jax.paths import as_path, file_lock, home, is_remote
 
 CACHE = "SDTT_JAX_CACHE"
 
@@ -69,7 +69,7 @@ def download(remote: Path, local: Path, last: str) -> None:
 
     It was copied if the file `last`, which is written after all others, is the same in both places.
     """
-    with alone(local):
+    with file_lock(local):
         if (local / last).exists() and (local / last).read_bytes() == (remote / last).read_bytes():
             return
         partial = local.with_name(f".{local.name}.download")

@@ -72,7 +72,7 @@ class Networks(abc.ABC):
         return CoupledDenoiser(self.config.mixture_denoiser(self.vocab_size))
 
 
-def fresh(run: Networks, lora: LoraConfig) -> Params:
+def init_params(run: Networks, lora: LoraConfig) -> Params:
     """Makes fresh, boxed parameters of what a stage trains: adapters, or with rank 0 the whole denoiser."""
     key = purpose_key(run.config.seed, "lora.init")
     return init_adapters(run.denoiser, lora, key) if lora.rank else run.denoiser.init(key)
@@ -102,7 +102,7 @@ def abstract_round(run: Networks, number: int, spec: StateSpec) -> TrainState:
     """
     config = run.config.distill
     if config.lora.rank:
-        boxed = jax.eval_shape(functools.partial(fresh, run, config.lora))
+        boxed = jax.eval_shape(functools.partial(init_params, run, config.lora))
     else:
         boxed = abstract_params(run.denoiser)
     student = jax.eval_shape(lambda p: next_round(config, Student(p), number), unbox(boxed))

@@ -34,7 +34,7 @@ from sdtt_jax.typing import Key, Params, Tree
 class Parts(NamedTuple):
     """The parts in which the distillers of one round differ."""
 
-    told: str  # a line of progress that says what the round does
+    description: str  # a line of progress that says what the round does
     loss: Callable[[Networks], LossFn]  # the loss of its training step
     network: Callable[[Networks], Any] = lambda run: run.denoiser  # the student's
     # Reads the parameters of another student that this one continues from; None: it starts from the teacher.
@@ -105,11 +105,11 @@ def one_round(name: str) -> Rounds:
             settings=settings,
         )
 
-    def told(config: RunConfig, number: int) -> str:
+    def describe(config: RunConfig, number: int) -> str:
         del config, number
-        return parts.told
+        return parts.description
 
-    return Rounds(lambda _config: 1, lambda run: functools.partial(job, run), deliver, told)
+    return Rounds(lambda _config: 1, lambda run: functools.partial(job, run), deliver, describe)
 
 
 def _alpha_loss(run: Networks) -> LossFn:

@@ -13,7 +13,7 @@ from experiments.distillers import COUPLED
 from experiments.settings import run_config
 from experiments.stages import adoption, evaluation, training
 from experiments.stages.context import Run, missing
-from experiments.stages.workdir import Workdir, claimed, is_delivered, lock, timed
+from experiments.stages.workdir import Workdir, claimed_workdir, is_delivered, lock, timed
 from sdtt_jax.checkpoints.place import Place
 from sdtt_jax.errors import UserError
 from sdtt_jax.evaluation.record import FOLDER
@@ -163,7 +163,7 @@ def open_run(config: Any, root: Path, source: Source = UNKNOWN) -> Iterator[Run]
 
         def open_workdir() -> None:
             stack.enter_context(lock(root))
-            stack.enter_context(claimed(root, validated, source))
+            stack.enter_context(claimed_workdir(root, validated, source))
 
         processes.on_first("Opening --workdir", open_workdir)
         workdir = Workdir(root)

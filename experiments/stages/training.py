@@ -22,7 +22,7 @@ from experiments.stages.job import (
 from experiments.stages.objective import (
     abstract_round,
     distill_objective,
-    fresh,
+    init_params,
     teacher_objective,
 )
 from experiments.stages.one_round import one_round
@@ -155,7 +155,7 @@ def distill(run: Run) -> None:
             if is_delivered(run.workdir.round(number, name)):
                 run.log(f"  {title}: finished before")
                 continue
-            run.log(f"  {title} of {count}: {rounds.told(run.config, number)}")
+            run.log(f"  {title} of {count}: {rounds.describe(run.config, number)}")
             rounds.deliver(run, number, _fit(job(number)))
 
 
@@ -182,7 +182,7 @@ def _sdtt_jobs(run: Run) -> Callable[[int], TrainingJob]:
     return lambda number: _sdtt_round(run, number, step_fn)
 
 
-def _sdtt_told(config: RunConfig, number: int) -> str:
+def _describe_sdtt(config: RunConfig, number: int) -> str:
     k, dt = config.distill.num_distill_steps, round_dt(config.distill, number)
     return (
         f"the teacher takes {k} steps of {dt:.6g}, the student learns to take one of {k * dt:.6g}"
@@ -211,7 +211,7 @@ def _sdtt_round(run: Run, number: int, step_fn: TrainStep) -> TrainingJob:
 
     def start() -> TrainState:
         if config.lora.rank and number == 1 and not run.config.teacher.lora.rank:
-            teacher = spec.init(functools.partial(fresh, run, config.lora)).params
+            teacher = spec.init(functools.partial(init_params, run, config.lora)).params
         else:
             # The student of the round before is the teacher.
             folder = run.workdir.teacher if number == 1 else run.workdir.round(number - 1)
@@ -258,7 +258,7 @@ def _from_scratch(
 def _from_base(run: Run, loss: LossFn) -> TrainingJob:
     """The training of a teacher that starts from a published model."""
     config, spec = run.config.teacher, StateSpec(run.config.teacher.train, run.mesh)
-    init, share = functools.partial(fresh, run, config.lora), None
+    init, share = functools.partial(init_params, run, config.lora), None
     if run.was_causal:
         share = functools.partial(open_share, annealing=config.attention_annealing)
 
@@ -329,7 +329,7 @@ ROUNDS = {
         lambda config: config.distill.num_rounds,
         _sdtt_jobs,
         _deliver_sdtt,
-        _sdtt_told,
+        _describe_sdtt,
     ),
     COUPLED: coupled.ROUNDS,
     **{name: one_round(name) for name in ONE_ROUND},

@@ -133,7 +133,7 @@ def read_json(path: Path, remedy: str = "remove it and run again") -> dict[str, 
     return content
 
 
-def claim(root: Path, config: RunConfig, source: Source = UNKNOWN) -> Workdir:
+def claim_workdir(root: Path, config: RunConfig, source: Source = UNKNOWN) -> Workdir:
     """Checks that the directory holds a run of this config, or begins one there.
 
     Args:
@@ -200,16 +200,16 @@ def _changeable(workdir: Workdir, stored: dict[str, Any], config: RunConfig) -> 
 
 
 @contextlib.contextmanager
-def claimed(root: Path, config: RunConfig, source: Source = UNKNOWN) -> Iterator[None]:
+def claimed_workdir(root: Path, config: RunConfig, source: Source = UNKNOWN) -> Iterator[None]:
     """Claims a directory, and releases it if a new run fails before it has produced anything.
 
     So a mistyped corpus or field can be corrected in the same directory.
 
     Args:
-      root, config, source: as for `claim`.
+      root, config, source: as for `claim_workdir`.
     """
     begins = not Workdir(root).config.exists()
-    workdir = claim(root, config, source)
+    workdir = claim_workdir(root, config, source)
     if begins and is_remote(root):
         # This host may have the data of an earlier run of the same name, which was removed from the bucket.
         paths.remove_tree(mirror.local_root(root))
@@ -256,7 +256,7 @@ def lock(root: Path) -> Iterator[None]:
             yield
         return
     if not root.exists():
-        require_plain(root)  # as `claim` will, but before anything is made
+        require_plain(root)  # as `claim_workdir` will, but before anything is made
     try:
         root.mkdir(parents=True, exist_ok=True)
         handle = open(root / LOCK, "a+", encoding="utf-8")  # noqa: SIM115 - held until the end

@@ -150,7 +150,7 @@ def _step(kind: str, planned: Planned, mesh: Mesh, batch: int) -> _Step:
         state = objective.abstract_round(planned, 1, spec)
     else:
         lora, loss = config.teacher.lora, objective.teacher_objective(planned)
-        state = spec.abstract(functools.partial(objective.fresh, planned, lora))
+        state = spec.abstract(functools.partial(objective.init_params, planned, lora))
         if planned.was_causal:
             opened = jax.ShapeDtypeStruct((batch,), jnp.float32, sharding=batch_sharding(mesh))
             tokens = {"tokens": tokens, "open": opened}

@@ -25,7 +25,7 @@ from sdtt_jax.checkpoints.metadata import DamagedError, brief, require_same_leav
 from sdtt_jax.checkpoints.place import Place
 from sdtt_jax.errors import CheckpointError, MismatchError
 from sdtt_jax.parallel import processes
-from sdtt_jax.paths import absolute, naming
+from sdtt_jax.paths import absolute, with_path_in_errors
 from sdtt_jax.trees import flat_leaves, leaf_name, nested
 from sdtt_jax.typing import Tree
 
@@ -88,7 +88,7 @@ class Checkpoints:
         try:
             self.wait()
         finally:
-            with naming(self.directory):
+            with with_path_in_errors(self.directory):
                 self._orbax.close()
             self._place.close()
 

@@ -86,7 +86,7 @@ def _without_faults(
     """Yields the texts without a special token where none may be; passes the faults of others to `refuse`.
 
     Published vocabularies spell special tokens. In "padded" sequences the first EOS ends the text, so an EOS
-    at the very end of the text is dropped, because `ended` adds it again.
+    at the very end of the text is dropped, because `with_eos` adds it again.
     """
     for text, ids in encoded:
         fault = _text_fault(tokenizer, text, ids, kind)
@@ -153,7 +153,7 @@ def _encode_stretch(tokenizer: Tokenizer, stretch: str) -> np.ndarray:
     return ids
 
 
-def ended(
+def with_eos(
     documents: Iterable[np.ndarray], length: int, sequences: Sequences
 ) -> Iterator[np.ndarray]:
     """Documents with EOS after each: one array for each, in order, for the stream that `cut` cuts.
@@ -233,7 +233,7 @@ def chunk_length(length: int, sequences: Sequences) -> int:
 def pack(
     documents: Iterable[np.ndarray], length: int, sequences: Sequences
 ) -> Iterator[np.ndarray]:
-    """Joins documents with EOS after each, as `ended` does, and cuts the stream into sequences `[length]`.
+    """Joins documents with EOS after each, as `with_eos` does, and cuts the stream into sequences `[length]`.
 
     With `sequences.wrap`, every sequence is `[BOS] chunk [EOS]` around `length - 2` tokens of the stream, as
     MDLM (arXiv 2406.07524) and SDTT train on; otherwise the sequences are the chunks themselves. The rest of
@@ -246,14 +246,14 @@ def pack(
       length: tokens in a sequence.
       sequences: their kind, whether they are wrapped, and the ids of BOS and EOS.
     """
-    yield from cut(ended(documents, length, sequences), length, sequences)
+    yield from cut(with_eos(documents, length, sequences), length, sequences)
 
 
 def cut(stream: Iterable[np.ndarray], length: int, sequences: Sequences) -> Iterator[np.ndarray]:
     """Cuts a stream of tokens, in arrays `[n]` of any length, into sequences `[length]`, as `pack` does.
 
     Args:
-      stream: of ids, as from `ended`.
+      stream: of ids, as from `with_eos`.
       length, sequences: as for `pack`.
     """
     size, ends = chunk_length(length, sequences), (sequences.bos_id, sequences.eos_id)

@@ -17,7 +17,7 @@ import numpy as np
 from sdtt_jax.data.corpora import SPLITS, Recipe, refuse_bad
 from sdtt_jax.data.division import DOCUMENT, Index, Rule, digest, split_number
 from sdtt_jax.data.normalize import PROMPT_END
-from sdtt_jax.data.packing import chunk_length, cut, encode_documents, ended
+from sdtt_jax.data.packing import chunk_length, cut, encode_documents, with_eos
 from sdtt_jax.data.reading import BadInputError, Part
 from sdtt_jax.data.tokenizer import CONFIG_FILE, Tokenizer, load_tokenizer
 from sdtt_jax.errors import DataError
@@ -54,7 +54,7 @@ class Store(NamedTuple):
         return read_json(self.path(number, ".json"))  # type: ignore[no-any-return]
 
     def stream(self, number: int, side: int, start: int, stop: int) -> Iterator[np.ndarray]:
-        """The tokens of a part's documents that are in split number `side`, as `packing.ended` gives them.
+        """The tokens of a part's documents that are in split number `side`, as `packing.with_eos` gives them.
 
         `start` and `stop` are counted from the part's first token of the split.
         """
@@ -131,7 +131,7 @@ class ReadPart(NamedTuple):
                 kind = Sequences(self.how.sequences, tokenizer.bos_id, tokenizer.eos_id)
                 length = self.how.length
                 documents = encode_documents(tokenizer, read(tokenizer), kind.kind, length, refuse)
-                for ids in ended(counted(documents, tokenizer.unk_id), length, kind):
+                for ids in with_eos(counted(documents, tokenizer.unk_id), length, kind):
                     file.write(ids.astype(self.store.dtype).tobytes())
                     index.append(_entry(found.popleft(), len(ids) - 1))
         with written(self.store.path(self.number, ".npy")) as file:

@@ -6,7 +6,7 @@ A training loss draws its times elsewhere, in `sdtt_jax.diffusion.nelbo.masked_b
 With m the move chance, the bound of masked diffusion is the integral of f(m) dm / m between the move chances
 of the smallest time and of time 1, where f(m) is the expected negative log-likelihood of the tokens masked at
 m (MDLM, arXiv 2406.07524, equation 10). Where a schedule's own move chances leave out much of 0 … 1, those of
-log-linear are taken (`schedule.covering`). The estimators differ in how they draw the masks:
+log-linear are taken (`schedule.bound_schedule`). The estimators differ in how they draw the masks:
 
 independent   a time t for each row, uniform.
 antithetic    the same, with the times of rows that belong together spread evenly.
@@ -33,7 +33,7 @@ from sdtt_jax.diffusion.calls import ranks
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.forward import SAMPLING_EPS, mask_tokens
 from sdtt_jax.diffusion.nelbo import masked_nll, nelbo_weight
-from sdtt_jax.diffusion.schedule import Schedule, covering, values_at
+from sdtt_jax.diffusion.schedule import Schedule, bound_schedule, values_at
 
 # Stands in for the random numbers of tokens that must not be masked.
 NEVER = 2.0
@@ -112,18 +112,18 @@ def count_weight(n: jax.Array, length: jax.Array, low: float, high: float) -> ja
 
 
 def _by_time(diffusion: MaskedDiffusion, x0: jax.Array, noise: MaskNoise) -> Masking:
-    schedule, told = covering(diffusion.schedule)
+    schedule, network_sigma = bound_schedule(diffusion.schedule)
     t = SAMPLING_EPS + (1.0 - SAMPLING_EPS) * noise.u
     x_t = mask_tokens(x0, noise.tokens, schedule.move_chance(t), diffusion.mask_id)
-    return Masking(x_t, told(schedule.sigma(t)), nelbo_weight(schedule, t))
+    return Masking(x_t, network_sigma(schedule.sigma(t)), nelbo_weight(schedule, t))
 
 
 def _by_weight(diffusion: MaskedDiffusion, x0: jax.Array, noise: MaskNoise) -> Masking:
-    schedule, told = covering(diffusion.schedule)
+    schedule, network_sigma = bound_schedule(diffusion.schedule)
     low, high = (jnp.log(jnp.float32(m)) for m in _move_chances(schedule))
     move_chance = jnp.exp(low + (high - low) * noise.u)
     x_t = mask_tokens(x0, noise.tokens, move_chance, diffusion.mask_id)
-    return Masking(x_t, told(-jnp.log1p(-move_chance)), jnp.full_like(noise.u, high - low))
+    return Masking(x_t, network_sigma(-jnp.log1p(-move_chance)), jnp.full_like(noise.u, high - low))
 
 
 def _by_count(
@@ -143,9 +143,9 @@ def _by_count(
     last = jnp.take_along_axis(ordered, n[:, None] - 1, axis=-1)
     masked = may & (ranks(noise.tokens) < n[:, None])
     x_t = jnp.where(masked, diffusion.mask_id, x0).astype(jnp.int32)
-    schedule, told = covering(diffusion.schedule)
+    schedule, network_sigma = bound_schedule(diffusion.schedule)
     low, high = _move_chances(schedule)
-    sigma = told(-jnp.log1p(-jnp.clip(last[:, 0], low, high)))
+    sigma = network_sigma(-jnp.log1p(-jnp.clip(last[:, 0], low, high)))
     share = length.astype(jnp.float32) / n
     weight = share if whole_range else count_weight(n, length, low, high)
     return Masking(x_t, sigma, jnp.where(count > 0, weight, 0.0))

@@ -30,7 +30,7 @@ import jax.numpy as jnp
 from sdtt_jax.config import flags, instance, one_of, require
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.forward import q_xt, sample_t, token_nll
-from sdtt_jax.diffusion.schedule import Schedule, covering
+from sdtt_jax.diffusion.schedule import Schedule, bound_schedule
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.ops.head_loss import selected_losses, weighted_loss
 from sdtt_jax.ops.sequences import nats_per_token
@@ -206,7 +206,7 @@ def nelbo(
 
     Its exponential bounds the perplexity from above (MDLM, arXiv 2406.07524, equation 10), but for the
     thousandth of a text that log-linear leaves clean. Under a schedule that leaves out more, times are drawn
-    from log-linear (`schedule.covering`), where the training loss is no bound. Values only: under `jit`
+    from log-linear (`schedule.bound_schedule`), where the training loss is no bound. Values only: under `jit`
     differentiating it raises; train on `denoising_terms(…).total`. NaN for a sequence in which nothing
     counts, such as a prompt alone.
 
@@ -220,8 +220,8 @@ def nelbo(
       ConfigError: `x0` has another shape, or holds ids that are not tokens.
     """
     x0 = jnp.asarray(as_rows(x0, diffusion.mask_id, "x0"))
-    schedule, told = covering(diffusion.schedule)
+    schedule, network_sigma = bound_schedule(diffusion.schedule)
     whole = dataclasses.replace(diffusion, schedule=schedule)
     t, weight, x_t = masked_batch(whole, x0, key, config or NelboConfig())
-    nll = masked_nll(diffusion, params, x0, x_t, told(schedule.sigma(t)))
+    nll = masked_nll(diffusion, params, x0, x_t, network_sigma(schedule.sigma(t)))
     return nats_per_token(nll * weight[:, None], diffusion.free)

@@ -157,7 +157,8 @@ def sample(
     instance(SamplerConfig, config=config)
     x_init = jnp.asarray(as_rows(x_init, diffusion.mask_id + 1, "x_init"))
     state = first_state(diffusion, params, x_init, config, helper)
-    plan = shown(diffusion, params, plan_generation(diffusion, key, x_init, config, noise))
+    plan = plan_generation(diffusion, key, x_init, config, noise)
+    plan = with_prepared_noise(diffusion, params, plan)
 
     def body(state: SamplerState, index: jax.Array) -> tuple[SamplerState, jax.Array | None]:
         state = take_step(diffusion, params, plan, state, index, config, helper)
@@ -269,7 +270,7 @@ def plan_generation(
     return Plan(key, jnp.where(masked, call, config.num_steps + 1), sigmas, noise)
 
 
-def shown(diffusion: MaskedDiffusion, params: Params, plan: Plan) -> Plan:
+def with_prepared_noise(diffusion: MaskedDiffusion, params: Params, plan: Plan) -> Plan:
     """`plan` with `MaskedDiffusion.shown` applied to its noise, once for all steps."""
     return dataclasses.replace(plan, noise=diffusion.shown(params, plan.noise))
 
@@ -294,8 +295,7 @@ def take_step(
         masked with the most probable tokens, if `config.final_denoise`.
       config: sampler.
       helper: the second model of a decoder that needs one.
-      temperatures: `[num_steps + 1]` float32, divisors of each step's logits in addition to the config's own
-        temperature; None: no further ones.
+      temperatures: `[num_steps + 1]` float32, further divisors of each step's logits; None: no further ones.
     """
     stop, watch = stop_of(config.mode), state.watch
     free, last = plan.call <= config.num_steps, index == config.num_steps
@@ -309,7 +309,7 @@ def take_step(
         return step(state)
 
     def cut(x: Tokens) -> Tokens:
-        return jnp.where(last, stopping.ended(stop, diffusion.mask_id, x, free), x)
+        return jnp.where(last, stopping.fill_with_eos(stop, diffusion.mask_id, x, free), x)
 
     # Before the last step, so that it fills nothing after EOS; and after it, as it may write EOS too.
     state = dataclasses.replace(state, x=cut(state.x))
@@ -318,7 +318,7 @@ def take_step(
         after, x=cut(jnp.where((watch.stopped & ~last)[:, None], state.x, after.x))
     )
     return dataclasses.replace(
-        after, watch=stopping.watched(stop, diffusion.mask_id, watch, state.x, after.x, free)
+        after, watch=stopping.updated_watch(stop, diffusion.mask_id, watch, state.x, after.x, free)
     )
 
 
@@ -365,7 +365,7 @@ def _step(
     choose = filling.choice(config, plan.noise, sees_noise=diffusion.noise_kind is not None)
     of_call = decoder.temperature(options, index) if decoder.temperature is not None else None
     for scale in (of_call, None if temperatures is None else temperatures[index]):
-        choose = choose if scale is None else filling.tempered(choose, scale)
+        choose = choose if scale is None else filling.at_temperature(choose, scale)
     choose, keys = filling.greedy_at_last(choose), (key, last)
     x, calls = filling.reveal(
         diffusion, params, state.x, selected, due.sigma, choose, keys, plan.noise, due.pick

@@ -42,7 +42,7 @@ class ScheduleConfig:
 
     A schedule that masks something at time 0 or leaves much clean at time 1 trains only on the move chances
     between, "geometric" by default on 0.001 to 0.63. Its training loss is then no bound on -log p, as the
-    others are missing; evaluations add them (`covering`).
+    others are missing; evaluations add them (`bound_schedule`).
 
     A field that the kind does not read keeps its default.
     """
@@ -149,7 +149,7 @@ def _values(schedule: Schedule, t: jax.Array) -> jax.Array:
     return jnp.stack([schedule.move_chance(t), schedule.sigma(t)])
 
 
-def covering(schedule: Schedule) -> tuple[Schedule, TimeFunction]:
+def bound_schedule(schedule: Schedule) -> tuple[Schedule, TimeFunction]:
     """The schedule to integrate the bound on -log p over, and a map from its noise to the network's.
 
     The bound is one integral over all move chances from 0 to 1, whatever the schedule (MDLM, arXiv

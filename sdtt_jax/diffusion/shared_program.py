@@ -21,8 +21,8 @@ from sdtt_jax.diffusion.sampler import (
     SamplerState,
     first_state,
     plan_generation,
-    shown,
     take_step,
+    with_prepared_noise,
 )
 from sdtt_jax.typing import Key, Params, Tokens
 
@@ -104,6 +104,6 @@ def follow(
         index = jnp.where(index == num_steps, config.num_steps, index)
         return take_step(diffusion, params, plan, state, index, config, temperatures=temperatures)
 
-    plan = shown(diffusion, params, plan)
+    plan = with_prepared_noise(diffusion, params, plan)
     begin = first_state(diffusion, params, x_init, config)
     return jax.lax.fori_loop(0, num_steps + 1, step, begin)

@@ -45,7 +45,7 @@ class Interval(NamedTuple):
         )
 
 
-def said(result: Mapping[str, Any], name: str, digits: int) -> str:
+def with_interval(result: Mapping[str, Any], name: str, digits: int) -> str:
     """A value of a record with its interval, as text.
 
     Args:

@@ -45,7 +45,7 @@ class ReadTexts(NamedTuple):
     facts: dict[str, Any]  # how the texts were converted, JSON-ready
 
 
-def behind(texts: Sequence[np.ndarray], given: int | np.ndarray) -> list[np.ndarray]:
+def without_prompts(texts: Sequence[np.ndarray], given: int | np.ndarray) -> list[np.ndarray]:
     """Texts without their first `given` tokens, or `given[i]` of text i: their prompts."""
     starts = np.broadcast_to(given, len(texts))
     return [text[start:] for text, start in zip(texts, starts, strict=True)]
@@ -60,7 +60,7 @@ class TextWindows(NamedTuple):
     scored: np.ndarray  # `[rows, width]` bool
 
 
-def read(
+def in_judge_tokens(
     judge: CausalModel | None,
     tokens: Sequence[np.ndarray],
     tokenizer: Tokenizer | None,

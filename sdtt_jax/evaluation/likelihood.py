@@ -10,7 +10,7 @@ import numpy as np
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.estimators import ESTIMATORS, NEVER, BoundConfig, MaskNoise, masking_bound
 from sdtt_jax.diffusion.forward import sample_t
-from sdtt_jax.diffusion.schedule import covering
+from sdtt_jax.diffusion.schedule import bound_schedule
 from sdtt_jax.evaluation.record import Json
 from sdtt_jax.model.batches import Batch, batched
 from sdtt_jax.model.masked import Model
@@ -34,7 +34,7 @@ def bound_inputs(model: Model) -> Json:
 
     Earlier versions kept to the schedule's own range, so their results are computed again there.
     """
-    schedule, _ = covering(model.schedule)
+    schedule, _ = bound_schedule(model.schedule)
     return {} if schedule == model.schedule else {"range": "whole"}
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from sdtt_jax.config import positive, require, whole
 from sdtt_jax.evaluation.bootstrap import Interval, bootstrap, exp_median, exp_ratio, mean, shares
-from sdtt_jax.evaluation.judge import Scores, behind
+from sdtt_jax.evaluation.judge import Scores, without_prompts
 
 Texts = Sequence[Sequence[int]] | Sequence[Sequence[str]] | np.ndarray
 # Lengths of the n-grams whose variety is reported, and of those whose repetition is.
@@ -34,7 +34,7 @@ def quality(
       seed: of the bootstrap.
       given: tokens of the prompt at the start of the texts, or of each, which are left out of everything.
     """
-    texts = behind(texts, given)
+    texts = without_prompts(texts, given)
     ids = [text.tolist() for text in texts]
     result: dict[str, Any] = {"num_texts": len(texts)}
     if scores is not None:

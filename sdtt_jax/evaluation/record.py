@@ -23,8 +23,8 @@ from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
 from sdtt_jax.parallel import processes
 from sdtt_jax.paths import (
-    alone,
     as_path,
+    file_lock,
     is_irregular,
     read_json,
     write_bytes,
@@ -206,7 +206,7 @@ class Record:
 
     def _write(self) -> None:
         if processes.is_first():
-            with alone(self.path):
+            with file_lock(self.path):
                 # Another evaluation may have added items since, or replaced some that this one found.
                 items = self._content["items"] | self._earlier()
                 items = {n: item for n, item in items.items() if n not in self._removed} | self._own

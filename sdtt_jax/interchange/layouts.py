@@ -126,7 +126,7 @@ def recognised(
     if stored.given != NOTHING_GIVEN and layout not in LLAMA_LAYOUTS:
         raise CheckpointError(
             f"{file} has the layout {layout.name!r}, whose networks are all of one kind; leave out "
-            f"{', '.join(stored.given.said)}."
+            f"{', '.join(stored.given.given_names)}."
         )
     prefix = find_prefix(tensors, layout.anchor, layout.prefixes, file)
     config = layout.config(tensors, prefix, stored, file)

@@ -134,12 +134,12 @@ def _find_published(
     unknown = [name for name in given if name not in Given._fields]
     known = ", ".join(("revision", "mesh", "compute_dtype", *Given._fields))
     require(not unknown, f"load has no argument {', '.join(unknown)}; there are {known}.")
-    said = Given(**given)
+    specified = Given(**given)
     for least, name in ((0, "mask_id"), (1, "length")):
-        if name in said.said:
-            whole(least, said, name)
+        if name in specified.given_names:
+            whole(least, specified, name)
     for name in ("causal", "shift"):
-        value = getattr(said, name)
+        value = getattr(specified, name)
         right = value is None or isinstance(value, bool | np.bool_)
         require(right, f"{name} must be True or False, not {value!r}.")
     text, named = _place(path, revision)
@@ -148,7 +148,7 @@ def _find_published(
         config = stored_config(config_path)
         if mask_is_named_elsewhere(config):
             hub.fetch_beside(named["repo"], named["revision"], TOKENIZER_FILES[1])
-        published = open_published(tensors, config, said)
+        published = open_published(tensors, config, specified)
         beside = [
             hub.fetch_beside(named["repo"], named["revision"], name) for name in TOKENIZER_FILES
         ]
@@ -159,12 +159,12 @@ def _find_published(
     where = as_path(text)
     if not is_remote(text) and is_published(where):
         folder = where if where.is_dir() else where.parent
-        published = open_published(where, None, said)
+        published = open_published(where, None, specified)
         return published, folder, str(where)
-    if said.said:
+    if specified.given_names:
         raise MismatchError(
-            f"{', '.join(said.said)} is for published networks of the Llama family, and {text} is "
-            "not one; leave it out."
+            f"{', '.join(specified.given_names)} is for published networks of the Llama family, and {text} "
+            "is not one; leave it out."
         )
     return None
 

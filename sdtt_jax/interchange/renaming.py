@@ -87,7 +87,7 @@ class Given(NamedTuple):
     length: int | None = None  # tokens of a sequence
 
     @property
-    def said(self) -> list[str]:
+    def given_names(self) -> list[str]:
         """The names of the fields that are specified."""
         return [name for name, value in self._asdict().items() if value is not None]
 

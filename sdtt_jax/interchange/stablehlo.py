@@ -17,8 +17,8 @@ from sdtt_jax.diffusion.sampler import SamplerConfig, sample
 from sdtt_jax.interchange.safetensors import write_tensors
 from sdtt_jax.interchange.token_texts import read_tokens, token_texts
 from sdtt_jax.keys import MAX_SEED
-from sdtt_jax.model.base import Loaded, helping
-from sdtt_jax.model.learnt import settled
+from sdtt_jax.model.base import Loaded, as_helper_of
+from sdtt_jax.model.learnt import with_stored_schedule
 from sdtt_jax.model.masked import Model
 from sdtt_jax.ops.sequences import Sequences, arrange
 from sdtt_jax.paths import PathLike, as_path, write_json, write_text
@@ -87,9 +87,9 @@ def exported_sampler(
       ConfigError: the model, or its helper, cannot do what the decoder asks of it.
     """
     positive(batch_size=batch_size)
-    other = helping(helper, model)
+    other = as_helper_of(helper, model)
     static = None if other is None else dataclasses.replace(other, params=None)
-    setting = model.diffusion, settled(config, model), model.sequences, static
+    setting = model.diffusion, with_stored_schedule(config, model), model.sequences, static
     sampler = functools.partial(_sample, *setting)
     params = jax.eval_shape(lambda: all_params(model, other))
     key_data = jax.ShapeDtypeStruct((2,), np.uint32)
@@ -99,7 +99,7 @@ def exported_sampler(
 
 def all_params(model: Model, helper: Loaded | Helper | None = None) -> dict[str, jax.Array]:
     """Parameters by path, `{"blocks/mlp/up/kernel": …}`; a helper's are below `helper/`."""
-    other = helping(helper, model)
+    other = as_helper_of(helper, model)
     beside = {} if other is None else {HELPER: other.params}
     return flat_leaves(model.params | beside)
 
@@ -126,7 +126,7 @@ def export_stablehlo(
         # Not MASK alone for a model of instructions: BOS follows even an empty prompt.
         "start": np.asarray(model.prior(1))[0].tolist(),
         "platforms": list(exported.platforms),
-        "sampler": to_mapping(settled(config, model)),
+        "sampler": to_mapping(with_stored_schedule(config, model)),
         **({"pieces": None} if model.tokenizer is None else token_texts(model.tokenizer)),
     }
     (directory / SAMPLER_FILE).write_bytes(exported.serialize())

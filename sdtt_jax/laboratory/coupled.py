@@ -19,7 +19,7 @@ from sdtt_jax.laboratory.student import (
     SCHEDULE,
     EnumeratedDenoiser,
     StudentConfig,
-    fresh,
+    init_params,
     make_diffusion,
     network_config,
     table_params,
@@ -97,7 +97,7 @@ def train_coupled(
         adam_learning_rate=config.adam_learning_rate,
     )
     student = make_coupled_diffusion(world, config)
-    params = fresh(student, purpose_key(config.seed, "exact-coupled-init"))
+    params = init_params(student, purpose_key(config.seed, "exact-coupled-init"))
     teacher = make_diffusion(world, StudentConfig())
     teacher_params = table_params(true_denoiser(world)[0])
     students = []

@@ -154,7 +154,7 @@ def skeleton_step(options: Skeleton, table: StepTable, law: Array) -> tuple[Arra
     bones = range(0, table.length, options.every)
     if table.call > 0:
         due = even_count(table.length - len(bones), table.num_steps - 1, table.call - 1)
-        return step_law(law, table.own, functools.partial(alike, due))
+        return step_law(law, table.own, functools.partial(uniform_moves, due))
     for bone in bones:
         law, _ = step_law(law, table.helper, lambda *_, bone=bone: [((bone,), (), 1.0)])
     return law, len(bones)
@@ -178,7 +178,7 @@ def even_count(length: int, num_steps: int, call: int) -> int:
     return sum(rank * num_steps // length == call for rank in range(length))
 
 
-def alike(count: int, places: Sequence[int], source: Array) -> Iterator[Any]:
+def uniform_moves(count: int, places: Sequence[int], source: Array) -> Iterator[Any]:
     """The moves that reveal `count` of the given places, every choice equally likely."""
     del source
     for chosen in itertools.combinations(places, count):

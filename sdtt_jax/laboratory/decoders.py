@@ -32,12 +32,12 @@ from sdtt_jax.keys import purpose_key
 from sdtt_jax.laboratory.decoder_steps import (
     STEPS,
     StepTable,
-    alike,
     even_count,
     reveal_all,
     step_law,
+    uniform_moves,
 )
-from sdtt_jax.laboratory.matched import tempered
+from sdtt_jax.laboratory.matched import at_temperature
 from sdtt_jax.laboratory.orders import Move, ordered_picks
 from sdtt_jax.laboratory.record import Truth
 from sdtt_jax.laboratory.sampled import Draws, mean_calls, sampled_measures
@@ -106,7 +106,7 @@ def decoder_law(
             )
         drawn = table.own
         if isinstance(options, Learnt) and options.scales:
-            drawn = tempered(drawn, options.scale(index))
+            drawn = at_temperature(drawn, options.scale(index))
         if isinstance(options, Staged) and options.whose(index, num_steps):
             drawn = table.helper
         law, made = step_law(law, drawn, moves)
@@ -222,11 +222,11 @@ def _by_chance(
             yield places, (), _chance(1 / (num_steps - index), places, pattern)
     elif isinstance(options, Blocks):
         block, each, call = _of_block(options, length, index, num_steps, pattern)
-        yield from alike(even_count(options.length, each, call), block, source)
+        yield from uniform_moves(even_count(options.length, each, call), block, source)
     elif isinstance(options, Learnt):
-        yield from alike(options.tokens[index], pattern, source)
+        yield from uniform_moves(options.tokens[index], pattern, source)
     else:
-        yield from alike(even_count(length, num_steps, index), pattern, source)
+        yield from uniform_moves(even_count(length, num_steps, index), pattern, source)
 
 
 def _surest_of_block(

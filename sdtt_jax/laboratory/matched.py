@@ -36,7 +36,7 @@ _TOLERANCE = 1e-4  # relative, of a temperature
 _ALIKE = 1e-9  # nats; entropies nearer than this are the same
 
 
-def tempered(predictions: Array, temperature: float) -> Array:
+def at_temperature(predictions: Array, temperature: float) -> Array:
     """Predictions at a temperature above 0: `p^(1/temperature)`, normalised, of `[states, L, V]`."""
     powers = predictions ** (1 / temperature)
     return np.asarray(powers / powers.sum(axis=-1, keepdims=True))
@@ -75,7 +75,7 @@ def matched_measures(
 
     @functools.cache  # one pass over the world serves all numbers of calls
     def sums(log_temperature: float) -> Array:
-        each = (reveal_sums(tempered(table, math.exp(log_temperature))) for table in tables)
+        each = (reveal_sums(at_temperature(table, math.exp(log_temperature))) for table in tables)
         return np.mean([*each], axis=0)
 
     from scipy import optimize  # imported when needed: as long as all else of a command

@@ -18,8 +18,8 @@ import numpy as np
 from sdtt_jax.diffusion.decoders.confident import (
     Confidence,
     EntropyBounded,
-    compared,
     confident_count,
+    rounded_scores,
 )
 from sdtt_jax.laboratory.world import Array
 
@@ -46,7 +46,7 @@ def ordered_picks(
     if not pattern:
         yield (), (), 1.0
         return
-    scores = compared(options, score[source][:, pattern])
+    scores = rounded_scores(options, score[source][:, pattern])
     fits = _fitting(options, scores, calls_left)
     places = range(len(pattern))
     first: dict[tuple[int, ...], Array] = {(): np.ones(len(source))}

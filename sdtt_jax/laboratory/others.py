@@ -31,7 +31,7 @@ from sdtt_jax.laboratory.record import Record, Truth
 from sdtt_jax.laboratory.sampled import sampled_measures
 from sdtt_jax.laboratory.student import (
     StudentConfig,
-    fresh,
+    init_params,
     make_diffusion,
     network_of,
     predictions,
@@ -133,7 +133,7 @@ def make_bench(
         # With dt = 1 the first teacher step reveals everything: every target is the teacher's at x_t itself.
         loss = distill_loss(diffusion, DistillConfig(divergence="kl-fwd"))
         context = {"teacher_params": table_params(truth.teacher), "dt": jnp.float32(1.0)}
-        params = fresh(diffusion, purpose_key(sizes.seed, "exact-others-init"))
+        params = init_params(diffusion, purpose_key(sizes.seed, "exact-others-init"))
         steps = dataclasses.replace(config, num_steps=config.copy_steps)
         copying = StudentBench(truth, calls, sizes, steps, lambda: params)
         return fit(copying, "copy of the teacher", loss, params, context, config.copy_rate)

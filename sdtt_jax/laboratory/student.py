@@ -158,7 +158,7 @@ def network_of(diffusion: MaskedDiffusion) -> Any:
     return enumerated.network
 
 
-def fresh(diffusion: MaskedDiffusion, key: Key) -> Params:
+def init_params(diffusion: MaskedDiffusion, key: Key) -> Params:
     """Freshly initialised parameters of a student's network."""
     return jax.jit(lambda key: unbox(network_of(diffusion).init(key)))(key)
 
@@ -172,7 +172,7 @@ def training(num_steps: int, batch_size: int, **optimizer: Any) -> tuple[TrainCo
 
 def copy_teacher(world: World, config: StudentConfig) -> Params:
     """Distils the true denoiser into the network; returns parameters that predict what it predicts."""
-    params = fresh(make_diffusion(world, config), purpose_key(config.seed, "exact-init"))
+    params = init_params(make_diffusion(world, config), purpose_key(config.seed, "exact-init"))
     train_round = _make_trainer(
         world, config, "kl-fwd", config.copy_learning_rate, config.copy_steps, num_trajectories=1
     )

@@ -207,7 +207,7 @@ class Loaded(abc.ABC):
         return self.tokenizer
 
 
-def helping(helper: Loaded | Helper | None, model: Loaded) -> Helper | None:
+def as_helper_of(helper: Loaded | Helper | None, model: Loaded) -> Helper | None:
     """The `Helper` of a loaded model, after checking that it suits `model`; others pass through.
 
     Raises:

@@ -13,7 +13,7 @@ from sdtt_jax.diffusion.decoders import parse_mode, with_options
 from sdtt_jax.diffusion.decoders.learnt import SCHEDULES, Learnt
 from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.model.base import Loaded
-from sdtt_jax.paths import alone, read_json, write_json
+from sdtt_jax.paths import file_lock, read_json, write_json
 
 DIGEST = "params_digest"
 
@@ -24,7 +24,7 @@ def store_fitted(model: Loaded, file: str, entries: Mapping[str, Mapping[str, An
     path = model.folder / file
     digest = {DIGEST: model.params_digest}
     ours = {name: {**entry, **digest} for name, entry in entries.items()}
-    with alone(path):
+    with file_lock(path):
         write_json(path, (read_json(path) if path.is_file() else {}) | ours)
     return str(path)
 
@@ -51,7 +51,7 @@ def read_fitted(model: Loaded, file: str, name: str, what: str, remedy: str) -> 
     return {field: value for field, value in found.items() if field != DIGEST}
 
 
-def settled(config: SamplerConfig, model: Loaded) -> SamplerConfig:
+def with_stored_schedule(config: SamplerConfig, model: Loaded) -> SamplerConfig:
     """Fills the stored schedule into `config` if its mode is "learnt" without counts.
 
     Raises:

@@ -23,16 +23,16 @@ from sdtt_jax.diffusion.sampler import (
     first_state,
     plan_generation,
     prior_sample,
-    shown,
     take_step,
+    with_prepared_noise,
 )
 from sdtt_jax.diffusion.schedule import Schedule
 from sdtt_jax.keys import check_key
-from sdtt_jax.model.base import Loaded, helping
+from sdtt_jax.model.base import Loaded, as_helper_of
 from sdtt_jax.model.batches import Batch, Written, batched
 from sdtt_jax.model.generation import generate
-from sdtt_jax.model.learnt import settled
-from sdtt_jax.model.prompts import Texts, closed, ended, given_batch
+from sdtt_jax.model.learnt import with_stored_schedule
+from sdtt_jax.model.prompts import Texts, cut_at_eos, given_batch, with_length
 from sdtt_jax.networks import Denoiser, DenoiserConfig
 from sdtt_jax.ops.categorical import NEG_INFINITY
 from sdtt_jax.ops.sequences import Sequences, arrange, arrangement_of
@@ -160,7 +160,7 @@ class Model(Loaded):
         tokens = np.concatenate([write().tokens for write in batches])
         if stop_at_eos:
             special = self.text_tokenizer.bos_id, self.text_tokenizer.eos_id
-            tokens = ended(tokens, to_host(x_init) != self.mask_id, *special)
+            tokens = cut_at_eos(tokens, to_host(x_init) != self.mask_id, *special)
         return jnp.asarray(tokens)
 
     def batches(
@@ -183,7 +183,7 @@ class Model(Loaded):
         """
         check_key(key)
         rows = to_host(self._rows(x_init, self.mask_id + 1))
-        config, other = settled(config, self), helping(helper, self)
+        config, other = with_stored_schedule(config, self), as_helper_of(helper, self)
         check_given(config.guidance, rows, self.mask_id)
 
         def write(params: Params, index: jax.Array, rows: jax.Array) -> Written:
@@ -249,7 +249,7 @@ class Model(Loaded):
                 sequences is not None and sequences.has_padding,
                 "num_tokens is for a model that was trained on sequences of one text each.",
             )
-            tokens, fixed = closed(tokens, fixed, num_tokens, self.text_tokenizer.eos_id)
+            tokens, fixed = with_length(tokens, fixed, num_tokens, self.text_tokenizer.eos_id)
         return prior_sample(
             num_samples, length, self.mask_id, jnp.asarray(tokens), jnp.asarray(fixed)
         )
@@ -270,7 +270,8 @@ class Model(Loaded):
           helper: the second model of a decoder that needs one.
         """
         check_key(key)
-        x_init, config, other = self.noisy(x_init), settled(config, self), helping(helper, self)
+        config, other = with_stored_schedule(config, self), as_helper_of(helper, self)
+        x_init = self.noisy(x_init)
         check_given(config.guidance, x_init, self.mask_id)
         with self.on_mesh():
             return generate(self.diffusion, self.params, key, x_init, config, self.sequences, other)
@@ -287,7 +288,8 @@ class Model(Loaded):
         The last of the `num_steps + 2` states is what `denoise` returns for the same key.
         """
         check_key(key)
-        x_init, config, other = self.noisy(x_init), settled(config, self), helping(helper, self)
+        config, other = with_stored_schedule(config, self), as_helper_of(helper, self)
+        x_init = self.noisy(x_init)
         check_given(config.guidance, x_init, self.mask_id)
         model = self.diffusion.within(arrangement_of(x_init, self.sequences))
         begin = first_state(model, self.params, x_init, config, other)
@@ -390,4 +392,4 @@ def _take_step(
 def _plan(
     diffusion: MaskedDiffusion, params: Params, key: Key, x_init: Tokens, config: SamplerConfig
 ) -> Plan:
-    return shown(diffusion, params, plan_generation(diffusion, key, x_init, config))
+    return with_prepared_noise(diffusion, params, plan_generation(diffusion, key, x_init, config))

@@ -87,7 +87,7 @@ def _check_gaps(tokenizer: Tokenizer, text: str) -> None:
         )
 
 
-def marked(prompts: np.ndarray, mark: int | None) -> np.ndarray:
+def with_prompt_end(prompts: np.ndarray, mark: int | None) -> np.ndarray:
     """Appends the token that ends a prompt to prompts of one length: `[texts, n]` int32.
 
     Args:
@@ -174,7 +174,7 @@ def given_batch(
     return np.stack([tokens for tokens, _ in rows]), np.stack([fixed for _, fixed in rows])
 
 
-def closed(
+def with_length(
     tokens: np.ndarray, fixed: np.ndarray, num_tokens: int, eos_id: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Fixes the length of texts: `num_tokens` after the last given token stay free, and the rest is EOS.
@@ -210,7 +210,7 @@ def text_lengths(tokens: np.ndarray, fixed: np.ndarray, bos_id: int, eos_id: int
     return np.asarray((np.cumsum(end, axis=1) - end == 0).sum(axis=1))
 
 
-def ended(tokens: np.ndarray, fixed: np.ndarray, bos_id: int, eos_id: int) -> np.ndarray:
+def cut_at_eos(tokens: np.ndarray, fixed: np.ndarray, bos_id: int, eos_id: int) -> np.ndarray:
     """Ends texts at their first EOS: all that follows becomes EOS, which decodes to nothing.
 
     Args:

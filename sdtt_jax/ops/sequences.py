@@ -127,8 +127,8 @@ def ends_of_texts(tokens: _Array, free: _Array, bos_id: int, eos_id: int) -> _Ar
     """Where an EOS ends the text that is written in a sequence: `[batch, length]` bool.
 
     Something other than BOS and EOS must precede it (GPT-2 has one token for both, and a text may begin with
-    it), and neither it nor any later token was given. The EOS with which `model.prompts.closed` fills the end
-    of a text do not count as given.
+    it), and neither it nor any later token was given. The EOS with which `model.prompts.with_length` fills
+    the end of a text do not count as given.
 
     Args:
       tokens: `[batch, length]` int32, of JAX or NumPy.

@@ -18,7 +18,7 @@ from typing import Any
 
 from jax._src import distributed  # JAX has no public name for the job it joined
 
-from sdtt_jax.threads import beside
+from sdtt_jax.threads import running
 
 # Prefix of the keys of failed processes; a process's number follows. The value is its exit status.
 FAILED = "sdtt_jax/failed/"
@@ -98,7 +98,7 @@ def interruptible() -> Iterator[None]:
 
     before = signal.signal(signal.SIGINT, interrupt)
     try:
-        with beside("notice", over, lambda: _interrupt(client, over)):
+        with running("notice", over, lambda: _interrupt(client, over)):
             yield
     finally:
         signal.signal(signal.SIGINT, before or signal.SIG_DFL)

@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 from sdtt_jax.errors import DataError
 from sdtt_jax.parallel import processes
-from sdtt_jax.paths import as_path, is_remote, naming, parse_json, write_text
+from sdtt_jax.paths import as_path, is_remote, parse_json, with_path_in_errors, write_text
 
 LOG = logging.getLogger(__name__)
 FILE = "metrics.jsonl"
@@ -56,7 +56,7 @@ class MetricsWriter:
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        with naming(self.path):
+        with with_path_in_errors(self.path):
             if self._file is not None:
                 self._file.close()
             if self._board is not None:
@@ -67,7 +67,7 @@ class MetricsWriter:
         if self._file is None:
             return
         record = self._tags | {"step": step} | {k: _json_number(v) for k, v in values.items()}
-        with naming(self.path):
+        with with_path_in_errors(self.path):
             self._file.write(json.dumps(record) + "\n")
             self._file.flush()
             if self._board is not None:
@@ -76,7 +76,7 @@ class MetricsWriter:
     def keep(self) -> None:
         """Puts the lines so far where a kill does not lose them; call it before the state is saved."""
         if isinstance(self._file, _Lines):
-            with naming(self.path):
+            with with_path_in_errors(self.path):
                 self._file.close()
 
     def _drop_after(self, start_step: int) -> None:

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-from sdtt_jax.threads import beside
+from sdtt_jax.threads import running
 
 # The status of any failure that a retry may fix: the same command continues from the last
 # checkpoint.
@@ -63,7 +63,7 @@ def watchdog(seconds: float, what: str) -> Iterator[Callable[[], None]]:
                 os._exit(EXIT_HUNG)
 
     try:
-        with beside("watchdog", over, watch):
+        with running("watchdog", over, watch):
             yield beat
     finally:
         faulthandler.cancel_dump_traceback_later()

@@ -11,7 +11,7 @@ import pytest
 from scipy import special
 
 from sdtt_jax.diffusion.decoders.base import Now, Scene
-from sdtt_jax.diffusion.decoders.block_cache import read
+from sdtt_jax.diffusion.decoders.block_cache import block_states
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.sampler import SamplerConfig, sample
 from sdtt_jax.diffusion.schedule import make_schedule
@@ -250,7 +250,7 @@ def test_a_block_is_read_from_the_dual_cache_as_in_the_whole_text(network):
     @jax.jit
     def block(start, first):
         now = Now(TOKENS, TOKENS < 0, TOKENS < 0, jnp.int32(1), memory)
-        return read("dual", scene, now, start, BLOCK, first)[0]
+        return block_states("dual", scene, now, start, BLOCK, first)[0]
 
     for start, first in itertools.product((0, 4, 8), (True, False)):
         hidden = block(jnp.int32(start), jnp.array(first))

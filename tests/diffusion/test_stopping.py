@@ -7,7 +7,7 @@ import pytest
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.sampler import SamplerConfig, prior_sample, sample
 from sdtt_jax.diffusion.schedule import make_schedule
-from sdtt_jax.model.prompts import ended
+from sdtt_jax.model.prompts import cut_at_eos
 from tests.worlds import LENGTH, MASK, TableDenoiser, all_states, predictions, random_table
 
 NETWORK, PARAMS, KEY, BATCH = TableDenoiser(), random_table(2), jax.random.key(0), 64
@@ -110,7 +110,7 @@ class Long(TableDenoiser):
     [("grid", 4, 1), ("grid", 4, 0), ("confidence:threshold=1", 2, 0), ("remdm:eta=0", 4, 1)],
 )
 def test_a_text_ends_at_the_eos_at_which_the_samples_of_a_model_end(mode, num_steps, bos):
-    """Oracle: `model.prompts.ended`, by NumPy, of what is written without `stop`.
+    """Oracle: `model.prompts.cut_at_eos`, by NumPy, of what is written without `stop`.
 
     BOS is EOS, 1, or another token, 0. Texts of nothing given, with BOS in front, with a given token amid
     gaps, with their end given, and with a given EOS amid gaps. With few steps, the step that fills the rest
@@ -125,7 +125,7 @@ def test_a_text_ends_at_the_eos_at_which_the_samples_of_a_model_end(mode, num_st
         np.asarray(_sample(diffusion, table, KEY, x_init, SamplerConfig(num_steps, mode=name))[0].x)
         for name in (mode, f"{mode}{',' if ':' in mode else ':'}stop=eos:1{'/0' * (bos == 0)}")
     )
-    expected = ended(plain, x_init != MASK, bos, 1)
+    expected = cut_at_eos(plain, x_init != MASK, bos, 1)
     np.testing.assert_array_equal(stopped, expected)
     for rows in np.split(expected != plain, 5)[:3]:
         assert rows.any()

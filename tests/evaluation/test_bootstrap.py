@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from sdtt_jax.errors import ConfigError
-from sdtt_jax.evaluation.bootstrap import Interval, bootstrap, mean, said, share
+from sdtt_jax.evaluation.bootstrap import Interval, bootstrap, mean, share, with_interval
 from sdtt_jax.evaluation.quality import paired_log_ratio
 from sdtt_jax.evaluation.suites.likelihood import summary
 
@@ -26,12 +26,12 @@ def test_a_single_text_has_no_interval(interval):
     assert interval.ends == (None, None)
     named = interval.named("figure")
     assert named == {"figure": interval.value, "figure_low": None, "figure_high": None}
-    assert said(named, "figure", 2) == f"{interval.value:.2f} (no interval)"
+    assert with_interval(named, "figure", 2) == f"{interval.value:.2f} (no interval)"
 
 
 def test_what_is_beyond_float64_is_said_to_be():
     beyond = {"figure": None, "figure_low": 3.0, "figure_high": None}  # as JSON has it
-    assert said(beyond, "figure", 1) == "∞ (3.0–∞)"
+    assert with_interval(beyond, "figure", 1) == "∞ (3.0–∞)"
     assert summary(np.full((2, 1), 1e4), seed=0)["perplexity"] == math.inf
 
 

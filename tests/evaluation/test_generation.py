@@ -8,7 +8,7 @@ import pytest
 from sdtt_jax.data import TokenizerConfig, train_tokenizer
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.evaluation import continuations, harness
-from sdtt_jax.evaluation.judge import read
+from sdtt_jax.evaluation.judge import in_judge_tokens
 from sdtt_jax.evaluation.record import Record
 from sdtt_jax.evaluation.settings import Settings
 from sdtt_jax.evaluation.subject import Subject
@@ -169,7 +169,7 @@ def test_a_model_of_instructions_is_asked_for_completions_alone(model):
     real = np.array([[5, 6, 7, bos, 8, 9, eos], [5, bos, 8, 8, 8, 8, eos]], np.int32)
     setup = Setup("unconditional", np.full((1, 1), bos, np.int32), 7, real)
     [writer, *_] = writers(Subject(model, dataclasses.replace(SETTINGS, num_texts=1)), setup)
-    reading = read(causal, list(real), model.tokenizer, "cut", writer.given)
+    reading = in_judge_tokens(causal, list(real), model.tokenizer, "cut", writer.given)
     assert reading.starts.tolist() == [4, 2]
     written = Judged(real, np.zeros(2), reading, None, writer.given).written
     assert [text.tolist() for text in written] == [[8, 9, eos], [8, 8, 8, 8, eos]]

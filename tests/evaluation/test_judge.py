@@ -11,8 +11,8 @@ from sdtt_jax.data import TokenizerConfig, train_tokenizer
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.evaluation.judge import (
     check_vocabulary,
+    in_judge_tokens,
     make_rows,
-    read,
     retokenise,
     same_tokens,
     score_texts,
@@ -122,13 +122,13 @@ def test_texts_are_cut_at_their_end_if_that_is_asked_for(tokenizers):
     characters, gpt2 = tokenizers
     ids = characters.encode("the lazy dog")
     texts = [np.insert(ids, 8, characters.eos_id), np.insert(ids, 2, characters.eos_id), ids]
-    kept = read(None, texts, characters, "keep", given=3)
-    cut = read(None, texts, characters, "cut", given=3)
+    kept = in_judge_tokens(None, texts, characters, "keep", given=3)
+    cut = in_judge_tokens(None, texts, characters, "cut", given=3)
     assert [len(text) for text in kept.texts] == [13, 13, 12]
     assert [len(text) for text in cut.texts] == [9, 13, 12]
     assert kept.facts["texts_that_end_early"] == cut.facts["texts_that_end_early"] == 1
     judge = as_causal(GPT2, None, gpt2)
-    seen = read(judge, [ids], characters, "keep", given=4)
+    seen = in_judge_tokens(judge, [ids], characters, "keep", given=4)
     expected = [gpt2.encode("the "), gpt2.encode("lazy dog")]
     np.testing.assert_array_equal(seen.seen[0], np.concatenate(expected))
     assert seen.starts.tolist() == [len(expected[0])]
@@ -148,11 +148,11 @@ def test_a_continuation_keeps_and_gets_no_space(tokenizers, kind, prompt):
         ids = np.concatenate([start, source.encode(text[len(prompt) :], behind=True)])
         ended = np.append(ids, source.eos_id)
         for row in (ids, ended):
-            [seen] = read(judge, [row], source, "keep", given=len(start)).seen
+            [seen] = in_judge_tokens(judge, [row], source, "keep", given=len(start)).seen
             assert target.decode(seen) == text
         # Behind a token that ends a prompt, as of instructions, a text begins.
         parted = np.insert(ids, len(start), source.bos_id)
-        found = read(judge, [parted], source, "keep", given=len(start) + 1)
+        found = in_judge_tokens(judge, [parted], source, "keep", given=len(start) + 1)
         expected = target.encode(source.decode(ids[len(start) :]))
         np.testing.assert_array_equal(found.seen[0][found.starts[0] :], expected)
 

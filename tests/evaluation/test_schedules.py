@@ -16,7 +16,7 @@ from sdtt_jax.errors import ConfigError
 from sdtt_jax.evaluation.schedules import best_counts, gap, information_curve
 from sdtt_jax.laboratory.decoders import decoder_law
 from sdtt_jax.laboratory.world import World, all_states, true_denoiser
-from sdtt_jax.model.learnt import settled, store_fitted
+from sdtt_jax.model.learnt import store_fitted, with_stored_schedule
 from tests.worlds import LENGTH, MASK, TableDenoiser, as_model, noisy_params, tiny_network
 
 WORLD = World((0.6, 0.4), ((0.95, 0.05), (0.2, 0.8)), 6, name="weather")
@@ -135,12 +135,12 @@ def test_a_schedule_is_for_the_parameters_it_was_fitted_to(model, tmp_path):
     config = SamplerConfig(2, mode="learnt")
     told = model.facts | {"checkpoint_digest": model.params_digest}
     varied = dataclasses.replace(model, params={"network": model.params}, facts=told)
-    assert settled(config, varied) == settled(config, model)
+    assert with_stored_schedule(config, varied) == with_stored_schedule(config, model)
     other = dataclasses.replace(model, params={"network": model.params})
     with pytest.raises(ConfigError, match=r"schedules.json, was fitted to other parameters"):
-        settled(config, other)
+        with_stored_schedule(config, other)
     (tmp_path / "schedules.json").write_text('{"2": {"counts": "1/2/"}}')
-    assert settled(config, other) == settled(config, model)
+    assert with_stored_schedule(config, other) == with_stored_schedule(config, model)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 from sdtt_jax.diffusion.decoders.learnt import numbers_text
 from sdtt_jax.evaluation.temperatures import TEMPERATURES, best_temperatures, lowest, two_sided
 from sdtt_jax.laboratory.decoders import decoder_law
-from sdtt_jax.laboratory.matched import tempered
+from sdtt_jax.laboratory.matched import at_temperature
 from sdtt_jax.laboratory.world import World, all_states, true_denoiser
 from tests.worlds import LENGTH, MASK, TableDenoiser, as_model
 
@@ -36,7 +36,7 @@ def texts():
 
 def exact(temperature):
     """KL(p || q) + KL(q || p) of a call that sees one token and draws the other two."""
-    table, total = tempered(PROBS, temperature), 0.0
+    table, total = at_temperature(PROBS, temperature), 0.0
     for place, token in itertools.product(range(LENGTH), range(3)):
         state = [MASK] * LENGTH
         state[place] = token

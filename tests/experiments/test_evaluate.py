@@ -15,7 +15,7 @@ from experiments.stages.mirror import own_data
 from experiments.stages.runner import open_run, run_stages
 from sdtt_jax.data import TokenizerConfig, train_tokenizer
 from sdtt_jax.errors import CheckpointError, ConfigError, DataError
-from sdtt_jax.evaluation.judge import read, score_texts
+from sdtt_jax.evaluation.judge import in_judge_tokens, score_texts
 from sdtt_jax.evaluation.record import Record, own_path
 from sdtt_jax.evaluation.settings import Settings
 from sdtt_jax.evaluation.subject import load_subject
@@ -188,7 +188,7 @@ def test_nothing_finished_is_computed_again(evaluated, monkeypatch):
     for name in ("npz", "write_bytes"):
         monkeypatch.setattr(f"sdtt_jax.evaluation.record.{name}", refuse)
     monkeypatch.setattr("sdtt_jax.evaluation.suites.latency._fresh", refuse)
-    monkeypatch.setattr(generation, "read", refuse)
+    monkeypatch.setattr(generation, "in_judge_tokens", refuse)
     record = Record(path, subject.model.identity)
     for name in MEASURED:
         SUITES[name].run(subject, record)
@@ -248,7 +248,7 @@ def test_texts_that_end_early_are_counted_and_cut_if_asked_for(evaluated):
     tokenizer, judge = subject.model.tokenizer, subject.judge
     tokens = np.tile(tokenizer.encode("the quick brown fox jumps")[:20], (2, 1))
     tokens[1, 9] = tokenizer.eos_id
-    whole, cut = (read(judge, tokens, tokenizer, ends) for ends in ("keep", "cut"))
+    whole, cut = (in_judge_tokens(judge, tokens, tokenizer, ends) for ends in ("keep", "cut"))
     assert whole.facts["texts_that_end_early"] == cut.facts["texts_that_end_early"] == 1
     scores, short = (score_texts(judge, r.seen, batch_size=4) for r in (whole, cut))
     np.testing.assert_array_equal(scores.scored, [20, 20])

@@ -10,8 +10,8 @@ from experiments.configs.smoke import smoke
 from experiments.settings import RunConfig
 from experiments.stages.workdir import (
     Workdir,
-    claim,
-    claimed,
+    claim_workdir,
+    claimed_workdir,
     final,
     lock,
     read_json,
@@ -26,15 +26,15 @@ CONFIG = smoke()
 
 
 def test_an_empty_directory_becomes_the_runs(tmp_path):
-    workdir = claim(tmp_path / "run", CONFIG)
+    workdir = claim_workdir(tmp_path / "run", CONFIG)
     assert json.loads(workdir.config.read_text())["config"]["data"]["length"] == CONFIG.data.length
-    assert claim(tmp_path / "run", CONFIG).root == workdir.root
+    assert claim_workdir(tmp_path / "run", CONFIG).root == workdir.root
 
 
 def test_a_directory_of_something_else_is_refused(tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(ConfigError, match="is not empty and holds no run"):
-        claim(tmp_path, CONFIG)
+        claim_workdir(tmp_path, CONFIG)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
@@ -45,36 +45,36 @@ def test_a_run_does_not_begin_where_no_checkpoint_could_be_read_again(tmp_path):
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "empty[1]").mkdir()
     with pytest.raises(ConfigError, match=r"empty\[1\] has \[ in its path"):
-        claim(tmp_path / "empty[1]", CONFIG)
+        claim_workdir(tmp_path / "empty[1]", CONFIG)
     assert list((tmp_path / "empty[1]").iterdir()) == []
-    claim(tmp_path / "run", CONFIG).root.rename(tmp_path / "lr[1]")
-    claim(tmp_path / "lr[1]", CONFIG)
+    claim_workdir(tmp_path / "run", CONFIG).root.rename(tmp_path / "lr[1]")
+    claim_workdir(tmp_path / "lr[1]", CONFIG)
 
 
 def test_a_distiller_may_be_added_with_its_settings_and_none_that_has_begun_be_taken_away(tmp_path):
-    workdir = claim(tmp_path / "run", CONFIG)
+    workdir = claim_workdir(tmp_path / "run", CONFIG)
     final(workdir.round(1)).mkdir(parents=True)
     idlm = {"num_calls": CONFIG.idlm.num_calls + 1}
-    claim(tmp_path / "run", changed(CONFIG, idlm=idlm))
+    claim_workdir(tmp_path / "run", changed(CONFIG, idlm=idlm))
     more = changed(CONFIG, idlm=idlm, distillers=(*CONFIG.distillers, "idlm"))
-    claim(tmp_path / "run", more)
+    claim_workdir(tmp_path / "run", more)
     final(workdir.round(1, "idlm")).mkdir(parents=True)
     with pytest.raises(ConfigError, match="idlm"):
-        claim(tmp_path / "run", changed(more, idlm=dataclasses.asdict(CONFIG.idlm)))
+        claim_workdir(tmp_path / "run", changed(more, idlm=dataclasses.asdict(CONFIG.idlm)))
     with pytest.raises(ConfigError, match="distillers"):
-        claim(tmp_path / "run", changed(more, distillers=CONFIG.distillers))
+        claim_workdir(tmp_path / "run", changed(more, distillers=CONFIG.distillers))
     with pytest.raises(ConfigError, match="distillers"):
-        claim(tmp_path / "run", changed(more, distillers=("idlm", *CONFIG.distillers)))
+        claim_workdir(tmp_path / "run", changed(more, distillers=("idlm", *CONFIG.distillers)))
 
 
 def test_a_finished_run_to_which_a_distiller_was_added_in_vain_takes_its_first_command(tmp_path):
     """The distiller's settings were wrong, so nothing came of it: both its settings and it may go."""
-    workdir = claim(tmp_path, CONFIG)
+    workdir = claim_workdir(tmp_path, CONFIG)
     final(workdir.round(1)).mkdir(parents=True)
     wrong = changed(CONFIG, distillers=(*CONFIG.distillers, "alpha"), alpha={"num_calls": 7})
-    claim(tmp_path, wrong)
-    claim(tmp_path, changed(wrong, alpha={"num_calls": 8}))
-    claim(tmp_path, CONFIG)
+    claim_workdir(tmp_path, wrong)
+    claim_workdir(tmp_path, changed(wrong, alpha={"num_calls": 8}))
+    claim_workdir(tmp_path, CONFIG)
     assert stored(workdir) == to_mapping(CONFIG)
 
 
@@ -108,17 +108,17 @@ def test_settings_may_change_until_something_has_come_of_them(tmp_path, fields, 
     """
     first = changed(CONFIG, distillers=("sdtt", "coupled", "coupled_idlm", "idlm"))
     second = changed(first, **fields)
-    workdir = claim(tmp_path, first)
+    workdir = claim_workdir(tmp_path, first)
     final(workdir.data).mkdir(parents=True)
     if begun not in ("teacher", "base") and "teacher" not in fields and "model" not in fields:
         final(workdir.teacher).mkdir(parents=True)
     (tmp_path / begun / "pool").mkdir(parents=True)
-    claim(tmp_path, second)
+    claim_workdir(tmp_path, second)
     assert stored(workdir) == to_mapping(second)
-    claim(tmp_path, first)
+    claim_workdir(tmp_path, first)
     (tmp_path / begun / "20").mkdir()
     with pytest.raises(ConfigError, match="holds a run of another config") as refused:
-        claim(tmp_path, second)
+        claim_workdir(tmp_path, second)
     assert f":\n  {line}" in str(refused.value)
     assert str(refused.value).count("\n") == 1
     assert stored(workdir) == to_mapping(first)
@@ -134,23 +134,23 @@ def test_settings_may_change_until_something_has_come_of_them(tmp_path, fields, 
 def test_what_too_little_memory_asks_for_may_change(tmp_path, fields, done):
     """ "Take a smaller batch" was refused once the adapters' base, or a teacher to evaluate, was there."""
     second = changed(CONFIG, **fields)
-    workdir = claim(tmp_path, CONFIG)
+    workdir = claim_workdir(tmp_path, CONFIG)
     final(workdir.base).mkdir(parents=True)
     if "evaluation" in fields:
         final(workdir.teacher).mkdir(parents=True)
-    claim(tmp_path, second)
+    claim_workdir(tmp_path, second)
     assert stored(workdir) == to_mapping(second)
     (tmp_path / done).mkdir(parents=True)
     with pytest.raises(ConfigError, match="holds a run of another config"):
-        claim(tmp_path, CONFIG)
+        claim_workdir(tmp_path, CONFIG)
 
 
 def test_another_limit_of_bad_input_goes_on(tmp_path):
     """Oracle: docs/guides/data.md, which says so."""
-    workdir = claim(tmp_path, CONFIG)
+    workdir = claim_workdir(tmp_path, CONFIG)
     workdir.data.mkdir()
     more = changed(CONFIG, data={"skip_bad": 5})
-    claim(tmp_path, more)
+    claim_workdir(tmp_path, more)
     assert stored(workdir) == to_mapping(more)
 
 
@@ -163,7 +163,7 @@ def test_a_run_that_fails_before_it_has_made_anything_leaves_the_directory_free(
     other = dataclasses.replace(CONFIG, seed=7)
 
     def failing():
-        with claimed(tmp_path, CONFIG):
+        with claimed_workdir(tmp_path, CONFIG):
             (tmp_path / "timing.json").write_text("{}")
             (tmp_path / "data").mkdir() if made else None
             raise DataError("no field 'text'")
@@ -172,10 +172,10 @@ def test_a_run_that_fails_before_it_has_made_anything_leaves_the_directory_free(
         failing()
     if made:
         with pytest.raises(ConfigError, match="seed: 0 -> 7"):
-            claim(tmp_path, other)
+            claim_workdir(tmp_path, other)
     else:
         assert not list(tmp_path.iterdir())
-        claim(tmp_path, other)
+        claim_workdir(tmp_path, other)
 
 
 def test_a_run_that_was_moved_touches_nothing_in_its_old_place(tmp_path):
@@ -183,10 +183,10 @@ def test_a_run_that_was_moved_touches_nothing_in_its_old_place(tmp_path):
     root = tmp_path / "run"
 
     def moved(begin):
-        with claimed(root, CONFIG), contextlib.closing(Place(root)) as place:
+        with claimed_workdir(root, CONFIG), contextlib.closing(Place(root)) as place:
             root.rename(tmp_path / f"moved_{begin}")
             if begin:
-                claim(root, CONFIG)
+                claim_workdir(root, CONFIG)
             with timed(Workdir(root), "teacher", place):
                 pass
 
@@ -200,7 +200,7 @@ def test_a_run_that_was_moved_touches_nothing_in_its_old_place(tmp_path):
 def test_a_damaged_config_is_named(tmp_path):
     (tmp_path / "config.json").write_text('{"config": ')
     with pytest.raises(UserError, match=r"config\.json is damaged"):
-        claim(tmp_path, CONFIG)
+        claim_workdir(tmp_path, CONFIG)
 
 
 @pytest.mark.parametrize("content", ["", "null", '{"config": 3}', '{"config": {"distillers": 3}}'])
@@ -208,7 +208,7 @@ def test_a_damaged_config_is_not_to_be_removed(tmp_path, content):
     """Without it the folder holds no run, so removing it, the remedy for other files, would lose the run."""
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(UserError, match=r"is damaged .*restore it from a copy, or give another"):
-        claim(tmp_path, CONFIG)
+        claim_workdir(tmp_path, CONFIG)
 
 
 def test_a_file_of_the_wrong_form_is_damaged(tmp_path):

@@ -14,7 +14,7 @@ from experiments.configs.smoke import smoke
 from experiments.settings import config_dict
 from experiments.stages.runner import open_run, run_stages
 from experiments.stages.training import training_job
-from experiments.stages.workdir import FREE_FIELDS, claim, lock, write_json
+from experiments.stages.workdir import FREE_FIELDS, claim_workdir, lock, write_json
 from sdtt_jax.checkpoints.store import Checkpoints
 from sdtt_jax.config import to_mapping
 from sdtt_jax.errors import ConfigError, MismatchError, UserError
@@ -50,11 +50,11 @@ def with_corpus(path, text):
     ],
 )
 def test_row_24_another_config(tmp_path, field, changed, line):
-    workdir = claim(tmp_path, CONFIG)
+    workdir = claim_workdir(tmp_path, CONFIG)
     (workdir.round(1) / "final").mkdir(parents=True)
     before = workdir.config.read_bytes()
     with pytest.raises(ConfigError, match="holds a run of another config") as error:
-        claim(tmp_path, replaced(CONFIG, field, changed))
+        claim_workdir(tmp_path, replaced(CONFIG, field, changed))
     assert line in str(error.value)
     assert "--workdir" in str(error.value)
     assert workdir.config.read_bytes() == before
@@ -75,11 +75,11 @@ def replaced(config, field, value):
     "field", sorted(set(FREE_FIELDS) - {"mesh", "watchdog_seconds", "skip_bad"})
 )
 def test_row_24_free_fields(tmp_path, field):
-    (claim(tmp_path, CONFIG).round(1) / "final").mkdir(parents=True)
-    claim(tmp_path, replaced(CONFIG, f"distill.train.{field}", 3))
-    claim(tmp_path, replaced(CONFIG, "mesh.fsdp", 2))
-    claim(tmp_path, replaced(CONFIG, "watchdog_seconds", 60.0))
-    claim(tmp_path, replaced(CONFIG, "data.skip_bad", 5))
+    (claim_workdir(tmp_path, CONFIG).round(1) / "final").mkdir(parents=True)
+    claim_workdir(tmp_path, replaced(CONFIG, f"distill.train.{field}", 3))
+    claim_workdir(tmp_path, replaced(CONFIG, "mesh.fsdp", 2))
+    claim_workdir(tmp_path, replaced(CONFIG, "watchdog_seconds", 60.0))
+    claim_workdir(tmp_path, replaced(CONFIG, "data.skip_bad", 5))
 
 
 @pytest.mark.fault(
@@ -165,7 +165,7 @@ def test_row_28_two_runs_in_one_workdir(tmp_path):
         owner.send_signal(signal.SIGKILL)
         owner.communicate()
     with lock(tmp_path):
-        claim(tmp_path, CONFIG)
+        claim_workdir(tmp_path, CONFIG)
 
 
 @pytest.mark.fault(
@@ -181,18 +181,18 @@ def test_row_17_a_workdir_that_cannot_be_made(tmp_path):
 
 def test_a_run_of_an_earlier_version_goes_on(tmp_path):
     """Its config.json lacks the fields that came later; their defaults change nothing."""
-    workdir = claim(tmp_path, CONFIG)
+    workdir = claim_workdir(tmp_path, CONFIG)
     old = to_mapping(CONFIG)
     for stage in ("teacher", "judge", "distill"):
         del old[stage]["train"]["spike_factor"]
     write_json(workdir.config, {"config": old, "config_file": ""})
-    claim(tmp_path, CONFIG)
+    claim_workdir(tmp_path, CONFIG)
     with pytest.raises(ConfigError, match=r"seed: 0 -> 7"):
-        claim(tmp_path, replaced(CONFIG, "seed", 7))
+        claim_workdir(tmp_path, replaced(CONFIG, "seed", 7))
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", '{"config": 3}'])
 def test_a_config_without_a_config_is_named(tmp_path, content):
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(UserError, match=r"config\.json is damaged"):
-        claim(tmp_path, CONFIG)
+        claim_workdir(tmp_path, CONFIG)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from experiments.configs.smoke import smoke
-from experiments.stages.workdir import claim
+from experiments.stages.workdir import claim_workdir
 from sdtt_jax.checkpoints.digests import canonical_sha256
 from sdtt_jax.checkpoints.store import load_params, save_params
 from sdtt_jax.data import DataConfig, load_tokenizer, open_split
@@ -258,7 +258,7 @@ def test_a_config_file_of_any_content(tmp_path_factory, content):
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_bytes(content)
     with pytest.raises(UserError, match="fuzzed_run"):
-        claim(folder, smoke())
+        claim_workdir(folder, smoke())
 
 
 SCRIPT = "<script>alert('x')</script>"

@@ -9,12 +9,12 @@ from sdtt_jax.data import TokenizerConfig, train_tokenizer
 from sdtt_jax.data.tokenizer import MASK_PIECE
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.model.prompts import (
-    closed,
-    ended,
+    cut_at_eos,
     given_batch,
     given_tokens,
     reading_notes,
     text_lengths,
+    with_length,
 )
 from tests.spaces import KINDS, spacing
 
@@ -56,10 +56,10 @@ def test_behind_a_prompt_of_instructions_stands_a_mark_and_behind_the_answer_the
     """`num_tokens` positions after the mark are free; the first EOS ends the text, the others are padding."""
     given = given_batch(Letters(), 8, 2, ["ab", "c"], mark=25)
     assert [written(*row) for row in zip(*given, strict=True)] == ["abz.....", "cz......"]
-    rows = zip(*closed(*given, 3, eos_id=4), strict=True)
+    rows = zip(*with_length(*given, 3, eos_id=4), strict=True)
     assert [written(*row) for row in rows] == ["abz...ee", "cz...eee"]
     empty = np.zeros((1, 4), np.int32), np.zeros((1, 4), bool)
-    assert written(*(x[0] for x in closed(*empty, 3, eos_id=4))) == "...e"
+    assert written(*(x[0] for x in with_length(*empty, 3, eos_id=4))) == "...e"
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ BOS, EOS = 8, 9
 )
 def test_texts_stop_at_their_first_end(tokens, given, expected):
     fixed = np.arange(len(tokens)) < given
-    found = ended(np.array([tokens], np.int32), fixed[None], BOS, EOS)
+    found = cut_at_eos(np.array([tokens], np.int32), fixed[None], BOS, EOS)
     assert found.tolist() == [expected]
     assert found.dtype == np.int32
 
@@ -176,13 +176,13 @@ def test_texts_stop_at_their_first_end(tokens, given, expected):
     [([5, 6, 7], [1, 2, 5, 6, 7, EOS]), ([5, EOS, 7], [1, 2, 5, EOS]), ([EOS, 6, 7], [1, 2, EOS])],
 )
 def test_a_text_of_a_fixed_length_may_end_before(written, expected):
-    """The EOS that `closed` adds used to count as given, so everything before it was kept."""
+    """The EOS that `with_length` adds used to count as given, so everything before it was kept."""
     given = np.array([[1, 2, 0, 0, 0, 0, 0]], np.int32), np.arange(7)[None] < 2
-    tokens, fixed = closed(*given, 3, EOS)
+    tokens, fixed = with_length(*given, 3, EOS)
     tokens[0, 2:5] = written
     padded = expected + [EOS] * (7 - len(expected))
     assert text_lengths(tokens, fixed, BOS, EOS).tolist() == [len(expected)]
-    assert ended(tokens, fixed, BOS, EOS).tolist() == [padded]
+    assert cut_at_eos(tokens, fixed, BOS, EOS).tolist() == [padded]
 
 
 def test_a_text_is_as_long_as_up_to_its_end():

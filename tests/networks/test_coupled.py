@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sdtt_jax.networks.config import CoupledConfig, NoiseConfig
-from sdtt_jax.networks.coupled import CoupledDenoiser, ShownNoise, order_features, ranks
+from sdtt_jax.networks.coupled import CoupledDenoiser, ShownNoise, order_features, places_in_order
 from sdtt_jax.ops.noise import draw_noise
 from tests.worlds import LENGTH, MASK, VOCAB, noisy_params, tiny_network
 
@@ -73,7 +73,7 @@ def test_ranks_are_those_of_a_stable_sort():
     masked = rng.random(order.shape) < 0.6
     waiting = np.where(masked, -order, 1.0)
     sorted_to = np.argsort(np.argsort(waiting, axis=-1, kind="stable"), axis=-1)
-    found = np.asarray(jax.jit(ranks)(order, masked))
+    found = np.asarray(jax.jit(places_in_order)(order, masked))
     np.testing.assert_array_equal(found[masked], sorted_to[masked])
 
 

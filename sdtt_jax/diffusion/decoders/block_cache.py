@@ -29,7 +29,7 @@ def empty_memory(cache: str, scene: Scene, x: Tokens) -> Memory:
     return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
 
-def remembered(
+def update_cache(
     scene: Scene, now: Now, fresh: jax.Array, start: jax.Array, prompt: jax.Array | None, size: int
 ) -> Memory:
     """The cache; if `fresh`, updated with the keys and values of the block that was finished last.
@@ -72,7 +72,7 @@ def remembered(
     return memory
 
 
-def read(
+def block_states(
     cache: str, scene: Scene, now: Now, start: jax.Array, size: int, first: jax.Array
 ) -> tuple[Hidden, Memory]:
     """Hidden states of a block, `[batch, size, d]`, from one network call, and the cache after it.

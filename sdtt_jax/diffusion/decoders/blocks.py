@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from sdtt_jax.config import one_of, require, whole
 from sdtt_jax.diffusion.calls import even_calls
 from sdtt_jax.diffusion.decoders.base import Memory, Now, Scene, grid_sigmas, no_plan
-from sdtt_jax.diffusion.decoders.block_cache import CACHES, empty_memory, read, remembered
+from sdtt_jax.diffusion.decoders.block_cache import CACHES, block_states, empty_memory, update_cache
 from sdtt_jax.diffusion.decoders.confident import SCORES, Confidence, block_pick
 from sdtt_jax.diffusion.decoders.filling import choice, fill
 from sdtt_jax.diffusion.schedule import Schedule
@@ -135,11 +135,11 @@ def write_block(
         pick = block_pick(options.confidence(), key_order, each - now.call % each)
     if options.cache == "prefix":
         prompt = origin if options.start == "prompt" else None
-        now = now._replace(memory=remembered(scene, now, fresh, before, prompt, size))
+        now = now._replace(memory=update_cache(scene, now, fresh, before, prompt, size))
     choose = choice(scene.filters, None, sees_noise=False)
 
     def call(now: Now) -> tuple[Tokens, Memory]:
-        hidden, memory = read(options.cache, scene, now, start, size, first)
+        hidden, memory = block_states(options.cache, scene, now, start, size, first)
         block = fill(
             scene.diffusion, scene.params, part(now.x), hidden, due, choose, key, pick=pick
         )

@@ -73,7 +73,7 @@ def accept_confident(
     options: Confidence, key: Key, score: PerToken, due: Positions, calls_left: jax.Array
 ) -> Positions:
     """`Pick.accept`: the surest share of positions, or all that are sure enough."""
-    score = compared(options, score)
+    score = rounded_scores(options, score)
     count = confident_count(options, score, due, calls_left)
     return due & (jnp.argsort(_falling(options, key, score, due), axis=-1) < count)
 
@@ -109,7 +109,7 @@ def accept_bounded(
 ) -> Positions:
     """`Pick.accept`: in rising order of entropy, or that order with noise, as far as the bound allows."""
     del calls_left
-    score = compared(options, score)
+    score = rounded_scores(options, score)
     order = _falling(options, key, score, due)
     entropies = jnp.take_along_axis(jnp.where(due, -score, 0.0), order, axis=-1)
     together = jnp.cumsum(entropies, axis=-1) - jax.lax.cummax(entropies, axis=entropies.ndim - 1)
@@ -119,7 +119,7 @@ def accept_bounded(
     return due & kept
 
 
-def compared(options: Confidence | EntropyBounded, score: _Scores) -> _Scores:
+def rounded_scores(options: Confidence | EntropyBounded, score: _Scores) -> _Scores:
     """Scores as they are compared: rounded unless noise is added, so that rounding errors decide nothing."""
     return score if options.order_temperature > 0 else score.round(_DIGITS)
 

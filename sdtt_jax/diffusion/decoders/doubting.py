@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from sdtt_jax.diffusion.decoders.base import Memory, Now, Scene
 from sdtt_jax.diffusion.decoders.filling import CHUNKS, choice
-from sdtt_jax.diffusion.decoders.remasking import Remdm, remask_chances, told
+from sdtt_jax.diffusion.decoders.remasking import Remdm, network_sigma, remask_chances
 from sdtt_jax.ops.rows import map_selected
 from sdtt_jax.typing import Key, PerToken, Positions, Tokens
 
@@ -68,7 +68,7 @@ def doubting_step(
         return (tokens, probs), ()
 
     def call(x: Tokens, confidence: PerToken) -> tuple[Tokens, PerToken]:
-        noise = jnp.broadcast_to(told(options, diffusion.schedule, time), len(x))
+        noise = jnp.broadcast_to(network_sigma(options, diffusion.schedule, time), len(x))
         places = jnp.arange(x.size, dtype=jnp.int32).reshape(x.shape)
         rows = diffusion.hidden(scene.params, x, noise), places
         shared, columns = (network.head_params(scene.params), key_token), network.padded_vocab

@@ -109,7 +109,7 @@ def choice(filters: Filters, noise: Noise | None, *, sees_noise: bool) -> Choice
     return choose
 
 
-def tempered(choose: Choice, temperature: jax.Array) -> Choice:
+def at_temperature(choose: Choice, temperature: jax.Array) -> Choice:
     """`choose` from logits that are divided by `temperature: [] float32`."""
 
     def scaled(key: Any, logits: Logits, places: jax.Array, noise: Any) -> jax.Array:

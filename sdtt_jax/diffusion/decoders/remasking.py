@@ -74,10 +74,10 @@ def remdm_plan(
 ) -> tuple[jax.Array, jax.Array]:
     """`Decoder.plan`: fixes only the total noise passed to the network at each call."""
     call, sigmas = no_plan(options, share, masked, schedule, times)
-    return call, jnp.broadcast_to(told(options, schedule, times)[:, None], sigmas.shape)
+    return call, jnp.broadcast_to(network_sigma(options, schedule, times)[:, None], sigmas.shape)
 
 
-def told(options: Remdm, schedule: Schedule, times: jax.Array) -> jax.Array:
+def network_sigma(options: Remdm, schedule: Schedule, times: jax.Array) -> jax.Array:
     """Total noise passed to the network at times of any shape; with a loop, it follows the masked share."""
     if options.loop == 0:
         return schedule.sigma(times)

@@ -117,7 +117,7 @@ def until_stopped(step: Callable[..., Any], state: Any, num_steps: int) -> Any:
     return jax.lax.while_loop(lambda carry: carry[1] <= num_steps, body, carry)[0]
 
 
-def watched(
+def updated_watch(
     stop: Stop, mask_id: int, watch: Watch, before: Tokens, after: Tokens, free: Positions
 ) -> Watch:
     """Updates `watch` after a step; a stopped text stays stopped.
@@ -141,7 +141,7 @@ def watched(
     return Watch(stopped, steady)
 
 
-def ended(stop: Stop, mask_id: int, x: Tokens, free: Positions) -> Tokens:
+def fill_with_eos(stop: Stop, mask_id: int, x: Tokens, free: Positions) -> Tokens:
     """`x` with EOS at all `free` positions after the EOS that ended a text, whatever was written there."""
     if stop.eos < 0:
         return x

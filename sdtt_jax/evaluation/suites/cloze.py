@@ -6,7 +6,7 @@ import numpy as np
 
 from sdtt_jax.config import require
 from sdtt_jax.diffusion.estimators import BoundConfig
-from sdtt_jax.evaluation.bootstrap import bootstrap, exp_mean, said, share
+from sdtt_jax.evaluation.bootstrap import bootstrap, exp_mean, share, with_interval
 from sdtt_jax.evaluation.cloze import ItemScores, choice_hits, scores
 from sdtt_jax.evaluation.continuations import Choice, encode
 from sdtt_jax.evaluation.likelihood import bound_inputs
@@ -67,8 +67,12 @@ def _item(
         return facts | {"num_texts": len(task)} | _measures(choices, found, settings)
 
     result = record.item(name, inputs, compute)
-    perplexity = f"perplexity {said(result, 'perplexity', 2)}, " if "perplexity" in result else ""
-    record.log(f"  {result['task']}, {how}: {perplexity}accuracy {said(result, 'accuracy', 3)}")
+    perplexity = (
+        f"perplexity {with_interval(result, 'perplexity', 2)}, " if "perplexity" in result else ""
+    )
+    record.log(
+        f"  {result['task']}, {how}: {perplexity}accuracy {with_interval(result, 'accuracy', 3)}"
+    )
 
 
 def _measures(choices: list[Choice], found: ItemScores, settings: Settings) -> Json:

@@ -14,8 +14,8 @@ import numpy as np
 from sdtt_jax.checkpoints.digests import canonical_sha256
 from sdtt_jax.config import require
 from sdtt_jax.errors import ConfigError
-from sdtt_jax.evaluation.bootstrap import bootstrap, exp_ratio, mean, said
-from sdtt_jax.evaluation.judge import behind, read
+from sdtt_jax.evaluation.bootstrap import bootstrap, exp_ratio, mean, with_interval
+from sdtt_jax.evaluation.judge import in_judge_tokens, without_prompts
 from sdtt_jax.evaluation.quality import unigram_entropy
 from sdtt_jax.evaluation.record import Json, Record, digest_of, placeless
 from sdtt_jax.evaluation.subject import Subject
@@ -55,8 +55,8 @@ def suite(subject: Subject, record: Record) -> None:
 def real_entropy(subject: Subject, real: np.ndarray) -> float:
     """Mean entropy of real sequences `[texts, length]`: without prompts and padding, and cut as asked for."""
     rows, given = unpadded(real, subject.model.sequences)
-    texts = read(None, rows, subject.model.tokenizer, subject.settings.ends, given).texts
-    return float(unigram_entropy(behind(texts, given)).mean())
+    texts = in_judge_tokens(None, rows, subject.model.tokenizer, subject.settings.ends, given).texts
+    return float(unigram_entropy(without_prompts(texts, given)).mean())
 
 
 def at_entropy(nats: np.ndarray, entropies: np.ndarray, target: float | np.ndarray) -> np.ndarray:
@@ -122,7 +122,7 @@ def _item(
     name = f"{MATCHED}{mode}/steps_{num_steps:04d}"
     result = record.item(name, inputs, compute)
     reached = result["gen_ppl"] is not None
-    value = said(result, "gen_ppl", 2) if reached else "not reached at these temperatures"
+    value = with_interval(result, "gen_ppl", 2) if reached else "not reached at these temperatures"
     record.log(f"  {mode}, {num_steps} steps: perplexity at that entropy {value}")
     return name
 

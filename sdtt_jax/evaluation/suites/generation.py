@@ -6,15 +6,15 @@ import numpy as np
 
 from sdtt_jax.config import require, to_mapping
 from sdtt_jax.diffusion.decoders import parse_mode
-from sdtt_jax.evaluation.bootstrap import said
+from sdtt_jax.evaluation.bootstrap import with_interval
 from sdtt_jax.evaluation.judge import (
     ReadTexts,
     Scores,
-    behind,
     bos_of,
+    in_judge_tokens,
     joins_again,
-    read,
     score_texts,
+    without_prompts,
 )
 from sdtt_jax.evaluation.mauve import MauveConfig, mauve_score, text_features
 from sdtt_jax.evaluation.quality import quality
@@ -25,9 +25,9 @@ from sdtt_jax.keys import purpose_key
 from sdtt_jax.model.base import same_ids
 from sdtt_jax.model.batches import Batch, Written, join
 from sdtt_jax.model.causal import CausalModel
-from sdtt_jax.model.learnt import settled
+from sdtt_jax.model.learnt import with_stored_schedule
 from sdtt_jax.model.masked import Model
-from sdtt_jax.model.prompts import marked
+from sdtt_jax.model.prompts import with_prompt_end
 from sdtt_jax.ops.sequences import unpadded
 
 EXAMPLES = 3
@@ -78,7 +78,7 @@ class Judged(NamedTuple):
     @property
     def written(self) -> list[np.ndarray]:
         """The texts without their prompts, cut at their ends if that is asked for."""
-        return behind(self.reading.texts, self.given)
+        return without_prompts(self.reading.texts, self.given)
 
 
 def suite(subject: Subject, record: Record) -> None:
@@ -122,7 +122,7 @@ def setups(subject: Subject) -> list[Setup]:
         )
         starts = openings(subject)
         before, after = np.split(starts, [settings.prompt_tokens], axis=1)
-        before = marked(before, mark)
+        before = with_prompt_end(before, mark)
         prompts = np.repeat(before, settings.continuations, axis=0)
         real = np.concatenate([before, after], axis=1) if starts.shape[1] == whole else None
         whole = before.shape[1] + settings.continuation_tokens
@@ -133,7 +133,7 @@ def setups(subject: Subject) -> list[Setup]:
 def unprompted(subject: Subject, name: str, real: np.ndarray | None) -> Setup:
     """A set-up of whole texts; for a model of instructions, of completions of an empty prompt."""
     nothing = np.zeros((subject.settings.num_texts, 0), np.int32)
-    return Setup(name, marked(nothing, subject.model.prompt_end), subject.length, real)
+    return Setup(name, with_prompt_end(nothing, subject.model.prompt_end), subject.length, real)
 
 
 def writers(subject: Subject, setup: Setup) -> list[Writer]:
@@ -149,7 +149,9 @@ def writers(subject: Subject, setup: Setup) -> list[Writer]:
         masked = ((0, 0), (0, free))
         x_init = np.pad(after_bos(model, setup.prompts), masked, constant_values=model.mask_id)
         for num_steps in settings.num_steps:
-            config = settled(settings.sampler(num_steps, given=bool(setup.given)), model)
+            config = with_stored_schedule(
+                settings.sampler(num_steps, given=bool(setup.given)), model
+            )
             key = purpose_key(settings.seed, name, num_steps)
             helper = subject.helper if parse_mode(config.mode)[0].helper else None
             batches = model.batches(key, x_init, config, settings.batch_size, helper)
@@ -224,7 +226,7 @@ def judged_texts(subject: Subject, record: Record, setup: Setup, writer: Writer)
     tokens = tokens[:, -setup.length :]
     if writer.lengths is not None:
         tokens = [row[:n] for row, n in zip(tokens, writer.lengths, strict=True)]
-    reading = read(judge, tokens, writer.model.tokenizer, settings.ends, writer.given)
+    reading = in_judge_tokens(judge, tokens, writer.model.tokenizer, settings.ends, writer.given)
     if judge is None:
         return Judged(tokens, nfe, reading, None, writer.given)
 
@@ -355,7 +357,7 @@ def _said(title: str, result: Json) -> str:
     """The log line of a result, which never gives perplexity without entropy."""
     parts = []
     if "gen_ppl" in result:
-        parts.append(f"generative perplexity {said(result, 'gen_ppl', 2)}")
+        parts.append(f"generative perplexity {with_interval(result, 'gen_ppl', 2)}")
     if result.get("texts_not_scored"):
         parts.append(f"{result['texts_not_scored']} texts with nothing to score")
     parts.append(f"entropy {result['entropy']:.3f}")

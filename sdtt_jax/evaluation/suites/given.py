@@ -7,8 +7,8 @@ import numpy as np
 
 from sdtt_jax.config import require
 from sdtt_jax.errors import ConfigError
-from sdtt_jax.evaluation.bootstrap import said
-from sdtt_jax.evaluation.judge import bos_of, make_rows, read, score_texts, token_nll
+from sdtt_jax.evaluation.bootstrap import with_interval
+from sdtt_jax.evaluation.judge import bos_of, in_judge_tokens, make_rows, score_texts, token_nll
 from sdtt_jax.evaluation.quality import quality
 from sdtt_jax.evaluation.record import Json, Record, digest_of, npz
 from sdtt_jax.evaluation.settings import Settings
@@ -40,7 +40,7 @@ def suite(subject: Subject, record: Record) -> None:
         len(texts) > 0,
         f"--texts={settings.texts} holds no texts; give a file of JSON lines with texts.",
     )
-    reading = read(model, texts, model.tokenizer, settings.ends)
+    reading = in_judge_tokens(model, texts, model.tokenizer, settings.ends)
     kept = [i for i, text in enumerate(reading.seen) if _scorable(model, text, settings)]
     left_out = [str(i + 1) for i in sorted({*range(len(texts))} - {*kept})]
     if left_out:
@@ -71,7 +71,7 @@ def suite(subject: Subject, record: Record) -> None:
     result = record.item("judge/texts", inputs, compute)
     judged = f"{result['num_texts']} text{'s' * (result['num_texts'] != 1)}"
     record.log(
-        f"  {judged}: perplexity {said(result, 'gen_ppl', 2)}, entropy {result['entropy']:.3f}"
+        f"  {judged}: perplexity {with_interval(result, 'gen_ppl', 2)}, entropy {result['entropy']:.3f}"
     )
     if settings.arrays:
         _write_arrays(model, {index: reading.seen[index] for index in kept}, settings)

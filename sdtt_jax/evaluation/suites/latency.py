@@ -18,9 +18,9 @@ from sdtt_jax.evaluation.record import Json, Record, environment
 from sdtt_jax.evaluation.subject import Subject
 from sdtt_jax.interchange.adapters import network_shardings
 from sdtt_jax.keys import purpose_key
-from sdtt_jax.model.base import helping
+from sdtt_jax.model.base import as_helper_of
 from sdtt_jax.model.causal import CausalModel
-from sdtt_jax.model.learnt import settled
+from sdtt_jax.model.learnt import with_stored_schedule
 from sdtt_jax.model.masked import Model
 from sdtt_jax.networks import CausalConfig, CausalNetwork
 from sdtt_jax.networks.config import of_same_size
@@ -81,9 +81,11 @@ def measure_latency(
         rows = jnp.zeros((timing.batch, 1), jnp.int32)
     else:
         assert config is not None
-        write = functools.partial(sample, model.diffusion, config=settled(config, model))
+        write = functools.partial(
+            sample, model.diffusion, config=with_stored_schedule(config, model)
+        )
         if helper is not None:
-            other["helper"] = helping(helper, model)
+            other["helper"] = as_helper_of(helper, model)
         rows = prior_sample(timing.batch, timing.length, model.mask_id)
     if model.mesh is not None:
         key, rows = place_whole(key, model.mesh), place_batch(rows, model.mesh)
@@ -142,7 +144,7 @@ def racers(subject: Subject, key: jax.Array) -> list[Racer]:
         result.append(causal("baseline", "the baseline", baseline.config, lambda: baseline))
     own = common | {"model": model.identity["digest"], "seed": settings.seed}
     for num_steps in settings.latency_steps:
-        sampler = settled(settings.sampler(num_steps, given=False), model)
+        sampler = with_stored_schedule(settings.sampler(num_steps, given=False), model)
         facts = {"kind": "diffusion", "num_steps": num_steps}
         inputs = own | {"sampler": to_mapping(sampler)}
         helper = subject.helper if parse_mode(sampler.mode)[0].helper else None

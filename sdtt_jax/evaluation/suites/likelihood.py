@@ -8,8 +8,8 @@ import numpy as np
 from sdtt_jax.config import require
 from sdtt_jax.data import Tokenizer
 from sdtt_jax.diffusion.estimators import BoundConfig
-from sdtt_jax.evaluation.bootstrap import Interval, bootstrap, ratio, said, shares
-from sdtt_jax.evaluation.judge import behind, read, score_texts
+from sdtt_jax.evaluation.bootstrap import Interval, bootstrap, ratio, shares, with_interval
+from sdtt_jax.evaluation.judge import in_judge_tokens, score_texts, without_prompts
 from sdtt_jax.evaluation.likelihood import Bounds, bound_inputs, text_bounds
 from sdtt_jax.evaluation.quality import perplexity
 from sdtt_jax.evaluation.record import Json, Record
@@ -71,7 +71,7 @@ def _bound(
         }
 
     result = record.item(name, inputs, compute)
-    line = f"  {estimator}: perplexity at most {said(result, 'perplexity', 3)}, "
+    line = f"  {estimator}: perplexity at most {with_interval(result, 'perplexity', 3)}, "
     line += f"{result['bits_per_token']:.4f} bits per token"
     if result["masking_error"] is not None:
         line += f" (masking error {result['masking_error'] / math.log(2):.4f})"
@@ -90,7 +90,7 @@ def _exact(subject: Subject, model: CausalModel, record: Record, tokens: np.ndar
         texts, prompts = single_texts(tokens, packed)
         seen, starts = texts, prompts
         if foreign:
-            reading = read(model, texts, tokenizer, "keep", prompts)
+            reading = in_judge_tokens(model, texts, tokenizer, "keep", prompts)
             seen, starts = reading.seen, reading.starts
         scores = score_texts(
             model,
@@ -100,7 +100,7 @@ def _exact(subject: Subject, model: CausalModel, record: Record, tokens: np.ndar
             given=starts,
         )
         if foreign and tokenizer is not None:
-            counts = counted_tokens(behind(texts, prompts), tokenizer)
+            counts = counted_tokens(without_prompts(texts, prompts), tokenizer)
             first = (prompts == 0) & (settings.first_token == "given")
             scores = scores._replace(scored=np.maximum(counts - first, 0))
         nats = Interval(*(math.log(value) for value in perplexity(scores, seed=settings.seed)))
@@ -113,7 +113,7 @@ def _exact(subject: Subject, model: CausalModel, record: Record, tokens: np.ndar
     if foreign:
         inputs["retokenised"] = True  # earlier versions gave it the other model's ids
     result = record.item("likelihood/autoregressive", inputs, compute)
-    line = f"  autoregressive: perplexity {said(result, 'perplexity', 3)}, "
+    line = f"  autoregressive: perplexity {with_interval(result, 'perplexity', 3)}, "
     line += f"{result['bits_per_token']:.4f} bits per token"
     record.log(line + (" of the evaluated model" if foreign else ""))
 

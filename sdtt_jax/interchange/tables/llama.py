@@ -287,7 +287,7 @@ def _of_kind(names: Names, sizes: dict[str, Any], stored: Stored) -> LlamaConfig
     pairs = "neighbours" if names is GGUF else family.rotary_pairs if family else "halves"
     sizes["rotary_pairs"] = claimed(stored, ("rotary_pairs",), PAIRS, pairs)
     if is_causal(family, stored):
-        denoisers = [name for name in given.said if name in ("mask_id", "shift")]
+        denoisers = [name for name in given.given_names if name in ("mask_id", "shift")]
         if denoisers:
             raise CheckpointError(
                 f"{stored.where}: only a denoiser has {' and '.join(denoisers)}, but this is read as a "
