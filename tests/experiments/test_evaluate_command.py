@@ -138,7 +138,7 @@ def test_wrong_flags_are_one_line(given, said):
         (["latency"], {"batch_size": 8, "neighbours": "own"}, None, None),
         (["judge"], {"texts": "x", "early_exit": 0.1}, None, "--early_exit is for"),
         (["likelihood"], {"wrap": True}, None, "--wrap is for the text of --held_out"),
-        (["generation"], {}, "teacher", "the decoder is grid; leave it out"),
+        (["generation"], {}, "teacher", r"no decoder \(grid\) uses a second model; leave it out"),
         (
             ["latency"],
             {"mode": "speculative"},
@@ -146,7 +146,12 @@ def test_wrong_flags_are_one_line(given, said):
             "a causal model or a denoiser; name it with --helper",
         ),
         (["likelihood"], {"mode": "speculative"}, "teacher", "as nothing is written"),
-        (["frontier"], {"mode": "speculative", "modes": "grid"}, "teacher", "decoder is grid;"),
+        (
+            ["frontier"],
+            {"mode": "speculative", "modes": "grid"},
+            "teacher",
+            r"no decoder \(grid\) uses",
+        ),
         (["generation", "likelihood"], {"num_prompts": 2, "mode": "speculative"}, "teacher", None),
         (["frontier"], {"modes": "grid speculative", "temperatures": (1.0, 2.0)}, "teacher", None),
         (["budget"], {"prompts": "x", "held_out": "y", "wrap": True}, None, None),
@@ -210,7 +215,7 @@ def test_guidance_needs_a_suite_that_writes_behind_a_given_text():
     check_guided(Subject(plain, some), ["generation", "frontier"])
     check_guided(Subject(prompted, none), ["frontier"])
     for settings, suites in ((none, ["generation"]), (some, ["frontier"])):
-        with pytest.raises(ConfigError, match="written from nothing; give prompts"):
+        with pytest.raises(ConfigError, match="needs given text: give prompts"):
             check_guided(Subject(plain, settings), suites)
 
 
