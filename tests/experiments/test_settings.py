@@ -142,7 +142,7 @@ def _with(path, value):
             },
             r"schedule=cosine ends after one round",
         ),
-        ("distillers", ("sdtt, coupled",), r"several are written as --config\.distillers="),
+        ("distillers", ("sdtt, coupled",), r"give several as a tuple: --config\.distillers="),
         ("schedule.kind", "linnear", r"config\.schedule: kind='linnear'"),
         ("data.length", "64", r"config\.data\.length must be of type int, not '64'"),
         ("seed", -1, r"seed=-1 must be a whole number from 0"),

@@ -105,7 +105,7 @@ def test_a_prompt_can_guide_and_must_then_be_there(model):
         lambda: model.denoise(key, model.prior(2), config),
         lambda: next(model.states(key, model.prior(2), config)),
     ):
-        with pytest.raises(ConfigError, match="no text is given; give a prompt"):
+        with pytest.raises(ConfigError, match="needs given text; give a prompt"):
             nothing()
 
 
@@ -203,7 +203,7 @@ def test_a_loaded_model_helps_another_one_s_decoder(run, model):
         with pytest.raises(ConfigError, match=f"mode={mode} uses no other model; leave the helper"):
             model.sample(jax.random.key(0), 2, 4, mode=mode, helper=teacher)
     single = dataclasses.replace(teacher, facts=teacher.facts | {"sequences": "padded"})
-    with pytest.raises(ConfigError, match="trained with sequences='padded', but decoders that ask"):
+    with pytest.raises(ConfigError, match="trained with sequences='padded'; decoders need one"):
         model.sample(jax.random.key(0), 2, 4, mode="staged", helper=single)
 
 
