@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import NamedTuple
@@ -63,18 +63,23 @@ def run_module(
 
 
 def start_module(
-    module: str, arguments: Sequence[str], files: Sequence[Path], environment: Mapping[str, str]
+    module: str,
+    arguments: Sequence[str],
+    files: Sequence[Path],
+    environment: Mapping[str, str],
+    prepare: Callable[[], None] | None = None,
 ) -> "Running | subprocess.Popen[bytes]":
     """Starts `python -m MODULE ARGUMENTS…` on a CPU; stdout and stderr are appended to two files, or to one.
 
     Args:
       environment: all of its variables, but for those that choose the CPU.
+      prepare: what a forked process calls before it becomes the command.
     """
     wanted = dict(environment) | CPU
     context, known = _server()
     if _read_once(wanted) == known:
         process = context.Process(
-            target=_become, name=module, args=(module, arguments, wanted, files)
+            target=_become, name=module, args=(module, arguments, wanted, files, prepare)
         )
         process.start()
         return Running(process)
@@ -126,7 +131,11 @@ def _server() -> tuple[multiprocessing.context.ForkServerContext, dict[str, str]
 
 
 def _become(
-    module: str, arguments: Sequence[str], environment: Mapping[str, str], files: Sequence[Path]
+    module: str,
+    arguments: Sequence[str],
+    environment: Mapping[str, str],
+    files: Sequence[Path],
+    prepare: Callable[[], None] | None,
 ) -> None:
     """Turns the forked process into the command."""
     os.environ.clear()
@@ -138,6 +147,8 @@ def _become(
         import jax
 
         jax.config.update(COLLECTIVES.lower(), environment[COLLECTIVES])
+    if prepare is not None:
+        prepare()
     sys.argv = [module, *arguments]
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)

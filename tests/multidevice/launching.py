@@ -15,7 +15,10 @@ from typing import Any
 from launch.local import environment, free_port, without_noise
 from sdtt_jax.errors import EXIT_INTERRUPTED
 from sdtt_jax.parallel.environment import virtual_devices
+from tests.compiling import compiled_by_the_first
 from tests.forking import ROOT, run_module, start_module
+
+UNBUFFERED = "PYTHONUNBUFFERED"
 
 
 def start(processes: int, devices: int, *command: str) -> subprocess.Popen:
@@ -39,10 +42,11 @@ def start(processes: int, devices: int, *command: str) -> subprocess.Popen:
 
 
 def environments(processes: int, devices: int) -> list[dict[str, str]]:
-    """What `launch.local` sets for each process, but for what a fork cannot obey."""
+    """What `launch.local` sets for each process, but for what a fork cannot obey: if Python shall buffer."""
     port = free_port()
     found = [environment(index, processes, devices, port) for index in range(processes)]
-    return [{k: v for k, v in env.items() if k != "PYTHONUNBUFFERED"} for env in found]
+    buffering = {k: v for k, v in os.environ.items() if k == UNBUFFERED}
+    return [{k: v for k, v in env.items() if k != UNBUFFERED} | buffering for env in found]
 
 
 def together(
@@ -52,14 +56,16 @@ def together(
     *arguments: str,
     stop_when: Callable[[], bool] | None = None,
 ) -> list[str]:
-    """The outputs of the processes, which must succeed; forked, which spares each the imports.
+    """The outputs of the processes, which must succeed.
+
+    They are forked, which spares each the imports, and the first of them compiles for all.
 
     With `stop_when`, all of them get SIGTERM once it is true, and must say that they were interrupted.
     """
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         files = [Path(folder) / str(index) for index in range(processes)]
         started = [
-            start_module(module, arguments, [file, file], env)
+            start_module(module, arguments, [file, file], env, compiled_by_the_first)
             for file, env in zip(files, environments(processes, devices), strict=True)
         ]
         for process in started:
