@@ -1,6 +1,5 @@
 """The short form of `tools.chaos`: the whole pipeline, killed twice. Oracle: the run left alone."""
 
-import os
 import re
 import signal
 import subprocess
@@ -23,15 +22,8 @@ def test_row_01_kills_at_random_moments(tmp_path_factory, tmp_path):
     unbroken, _ = smoke_run(tmp_path_factory)  # other tests look at it too
     # With this seed both kills meet the same run, the first in round 1, the second in round 2.
     options = (f"--unbroken={unbroken}", "--kills=2", "--seed=1299")
-    done = subprocess.run(
-        [sys.executable, "-m", "tools.chaos", f"--directory={tmp_path}", *options],
-        cwd=ROOT,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    done = run_module("tools.chaos", [f"--directory={tmp_path}", *options])
+    assert done.status == 0, done.stderr
     assert re.search(r"2 kills in \d runs: everything is the same, bit for bit", done.stderr)
 
 
