@@ -269,8 +269,11 @@ def test_uv_is_asked_for_what_pip_would_install(made):
 
 
 @pytest.mark.slow
-def test_an_interrupted_installation_is_made_anew(made):
-    """Ctrl-C while pip builds; the next call repairs it without being told."""
+def test_an_interrupted_installation_is_made_anew(made, installed):
+    """Ctrl-C while pip builds; the next call repairs it without being told.
+
+    To make the environment anew, a Python that stands in for the real one copies another.
+    """
     (made / "wait").touch()
     log = made / ".venv" / "install.log"
     # As from a terminal: in the background of a script, SIGINT is ignored, and a shell cannot take back what
@@ -296,8 +299,15 @@ def test_an_interrupted_installation_is_made_anew(made):
     assert process.wait(timeout=60) != 0
 
     (made / "wait").unlink()
-    result = run(made)
+    copying = fake_python(
+        made.parent / "copying",
+        f'case "$*" in "-m venv "*) cp -a "{installed.venv}/." "$3" ;;'
+        f' *) exec "{sys.executable}" "$@" ;; esac',
+    )
+    (made / ".venv" / "half").touch()
+    result = run(made, PYTHON=copying)
     assert result.returncode == 0, result.stderr
+    assert not (made / ".venv" / "half").exists()
     assert "did not finish: making it anew" in result.stdout
     assert f"imported from {made}" in result.stdout
     assert "is ready" in run(made).stdout
