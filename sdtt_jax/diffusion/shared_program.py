@@ -7,6 +7,7 @@ compiles in a tenth of the time, makes the plan.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -61,11 +62,30 @@ def own_temperatures(config: SamplerConfig) -> jax.Array | None:
     return jnp.asarray(np.pad(temperatures, (0, spare), constant_values=1))
 
 
+@dataclasses.dataclass(frozen=True)
+class Outline:
+    """All that a plan depends on of a network."""
+
+    mask_id: int
+    noise_kind: str | None
+
+
+def outline(diffusion: MaskedDiffusion) -> MaskedDiffusion:
+    """A static argument for what makes a plan, so that models of different networks share one program."""
+    network: Any = Outline(diffusion.mask_id, diffusion.noise_kind)
+    return MaskedDiffusion(network, diffusion.schedule)
+
+
+def spread_of(config: SamplerConfig) -> SamplerConfig:
+    """All that a plan depends on of a config: how tokens are drawn makes no difference to it."""
+    return SamplerConfig(config.num_steps, config.time_grid, mode=config.mode)
+
+
 def wide_plan(diffusion: MaskedDiffusion, key: Key, x_init: Tokens, config: SamplerConfig) -> Plan:
     """`sampler.plan_generation`, padded to `CAPACITY` steps; the steps that are added reveal nothing.
 
     Args:
-      diffusion: the model.
+      diffusion: the model, or its `outline`.
       key: PRNG key.
       x_init: `[batch, length]` int32.
       config: of the generation; one for which `common_config` is not None.

@@ -13,7 +13,9 @@ from sdtt_jax.diffusion.sampler import Plan, SamplerConfig, SamplerState, sample
 from sdtt_jax.diffusion.shared_program import (
     common_config,
     follow,
+    outline,
     own_temperatures,
+    spread_of,
     wide_plan,
 )
 from sdtt_jax.networks.base import rounded_once
@@ -43,9 +45,7 @@ def generate(
     if common is None:
         return _sampled(diffusion, params, key, x_init, config, sequences, helper)
     check_unasked(config.mode, helper)
-    # The plan does not depend on how tokens are drawn.
-    spread = SamplerConfig(config.num_steps, config.time_grid, mode=config.mode)
-    plan = _wide_plan(diffusion, key, x_init, spread)
+    plan = _wide_plan(outline(diffusion), key, x_init, spread_of(config))
     steps = jnp.int32(config.num_steps)
     temperatures = own_temperatures(config)
     return _followed(diffusion, params, plan, x_init, steps, temperatures, common, sequences)

@@ -27,6 +27,7 @@ from sdtt_jax.diffusion.sampler import (
     with_prepared_noise,
 )
 from sdtt_jax.diffusion.schedule import Schedule
+from sdtt_jax.diffusion.shared_program import outline, spread_of
 from sdtt_jax.keys import check_key
 from sdtt_jax.model.base import Loaded, as_helper_of
 from sdtt_jax.model.batches import Batch, Written, batched
@@ -299,7 +300,9 @@ class Model(Loaded):
         self, key: Key, state: SamplerState, config: SamplerConfig, helper: Helper | None
     ) -> Iterator[SamplerState]:
         x_init = state.x
-        plan = _plan(self.diffusion, self.params, key, x_init, config)
+        plan = _plan(outline(self.diffusion), key, x_init, spread_of(config))
+        if plan.noise is not None:
+            plan = _prepared(self.diffusion, self.params, plan)
         device = getattr(jax.tree.leaves(self.params)[0], "sharding", None)
         if self.mesh is None and device is not None:
             # The later states are committed to the device that holds the parameters. If the first were not,
@@ -388,8 +391,5 @@ def _take_step(
     return take_step(diffusion, params, plan, state, index, config, helper)
 
 
-@functools.partial(jax.jit, static_argnames=("diffusion", "config"))
-def _plan(
-    diffusion: MaskedDiffusion, params: Params, key: Key, x_init: Tokens, config: SamplerConfig
-) -> Plan:
-    return with_prepared_noise(diffusion, params, plan_generation(diffusion, key, x_init, config))
+_plan = jax.jit(plan_generation, static_argnames=("diffusion", "config"))
+_prepared = jax.jit(with_prepared_noise, static_argnames="diffusion")

@@ -8,8 +8,16 @@ from sdtt_jax.diffusion import shared_program
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.sampler import SamplerConfig, sample
 from sdtt_jax.diffusion.schedule import make_schedule
-from sdtt_jax.diffusion.shared_program import common_config, follow, own_temperatures, wide_plan
-from tests.worlds import LENGTH, MASK, TableDenoiser, random_table
+from sdtt_jax.diffusion.shared_program import (
+    common_config,
+    follow,
+    outline,
+    own_temperatures,
+    wide_plan,
+)
+from sdtt_jax.networks.config import CoupledConfig, NoiseConfig
+from sdtt_jax.networks.coupled import CoupledDenoiser
+from tests.worlds import LENGTH, MASK, TableDenoiser, random_table, tiny_network
 
 DIFFUSION, PARAMS = MaskedDiffusion(TableDenoiser(), make_schedule()), random_table(1)
 # Some share the program of `follow`: those with the same filters, and those without a last step.
@@ -30,7 +38,7 @@ _plan = jax.jit(wide_plan, static_argnames=("diffusion", "config"))
 def test_it_writes_what_the_sampler_writes(config):
     x_init, key = np.full((64, LENGTH), MASK, np.int32), jax.random.key(3)
     x_init[:, 0] = 1
-    plan = _plan(DIFFUSION, key, x_init, config)
+    plan = _plan(outline(DIFFUSION), key, x_init, config)
     steps = np.int32(config.num_steps)
     temperatures = own_temperatures(config)
     found = _follow(DIFFUSION, PARAMS, plan, x_init, steps, common_config(config), temperatures)
@@ -48,6 +56,18 @@ def test_numbers_of_steps_and_ways_to_spread_them_share_a_program():
     )
     assert len({common_config(config) for config in configs}) == 1
     assert common_config(SamplerConfig(1, temperature=0.0)).greedy
+
+
+def test_networks_share_the_program_of_a_plan_unless_their_noise_differs():
+    noise = NoiseConfig(hidden_dim=8)
+    coupled = CoupledDenoiser(CoupledConfig.of(tiny_network().config, noise))
+    table, real, seeing = (
+        outline(MaskedDiffusion(network, DIFFUSION.schedule))
+        for network in (DIFFUSION.denoiser, tiny_network(), coupled)
+    )
+    assert table == real != seeing
+    assert hash(table) == hash(real)
+    assert seeing.noise_kind == coupled.noise_kind
 
 
 def test_temperatures_share_a_program_but_for_1():
