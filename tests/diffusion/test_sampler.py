@@ -93,10 +93,10 @@ def text_counts(x):
     return np.bincount(texts, minlength=VOCAB**LENGTH)
 
 
-@pytest.mark.parametrize(("num_steps", "grid"), [(1, "uniform"), (2, "cosine")])
-def test_texts_have_their_exact_probabilities(num_steps, grid):
-    """Table of predictions; n = 100,000, standard error of a frequency at most 1.6e-3, seed 10."""
-    config = SamplerConfig(num_steps, grid)
+def test_texts_have_their_exact_probabilities():
+    """Table of predictions; n = 100,000, standard error of a frequency at most 1.6e-3, seed 10. One step:
+    `test_the_network_is_told_the_time_of_each_call`; three: `test_paths_have_their_exact_probabilities`."""
+    config = SamplerConfig(2, "cosine")
     x_init = prior_sample(100_000, LENGTH, MASK)
     state, _ = run(TABLE, TABLE_PARAMS, jax.random.key(10), x_init, config)
     assert_fits(text_counts(state.x), exact_texts(predictions(TABLE, TABLE_PARAMS), config))
@@ -191,35 +191,39 @@ def test_first_hitting_keeps_what_is_given():
     assert states.shape == (5, 64, LENGTH)
 
 
-@functools.partial(jax.jit, static_argnames=("schedule", "config"))
-def _plans_law(schedule, config, shares):
-    """What is still masked at each time, the steps' chances, and the calls of the numbers `shares`."""
-    times = time_grid(config)
-    still = still_masked(schedule, times)
-    return still, unmask_prob(schedule, times[:-1], times[1:]), grid_calls(shares, still)
+PLANS = [
+    *((7, "uniform", kind) for kind in SCHEDULES),
+    (1, "cosine", "log-linear"),
+    (2, "cosine", "cosine"),
+    (64, "cosine", "geometric"),
+]
 
 
-@pytest.mark.parametrize(
-    ("num_steps", "grid", "kind"),
-    [
-        *((7, "uniform", kind) for kind in SCHEDULES),
-        (1, "cosine", "log-linear"),
-        (2, "cosine", "cosine"),
-        (64, "cosine", "geometric"),
-    ],
-)
+@functools.cache
+def _laws_of_plans():
+    """For each of `PLANS` what is still masked at each time, the steps' chances, and the calls of 2^16 evenly
+    spaced numbers of [0, 1): one program for all."""
+
+    def law(shares, num_steps, grid, kind):
+        schedule, times = (
+            make_schedule(ScheduleConfig(kind)),
+            time_grid(SamplerConfig(num_steps, grid)),
+        )
+        still = still_masked(schedule, times)
+        return still, unmask_prob(schedule, times[:-1], times[1:]), grid_calls(shares, still)
+
+    shares = (np.arange(2**16, dtype=np.float32) + np.float32(0.5))[None] / np.float32(2**16)
+    return jax.device_get(jax.jit(lambda x: {plan: law(x, *plan) for plan in PLANS})(shares))
+
+
+@pytest.mark.parametrize(("num_steps", "grid", "kind"), PLANS)
 def test_the_plan_has_the_law_of_the_chain_of_steps(num_steps, grid, kind):
     """P(revealed by step i) from the chances of all steps up to it, in float64, within 1e-6 + 1e-5 of it.
 
     Positions are independent under both. The plan's law is counted over 2^16 evenly spaced numbers of [0, 1),
     so every count is exact within one.
     """
-    shares = (np.arange(2**16, dtype=np.float32) + np.float32(0.5)) / np.float32(2**16)
-    still, revealed, call = jax.device_get(
-        _plans_law(
-            make_schedule(ScheduleConfig(kind)), SamplerConfig(num_steps, grid), shares[None]
-        )
-    )
+    still, revealed, call = _laws_of_plans()[num_steps, grid, kind]
     left = np.concatenate([[1.0], np.cumprod(1 - np.float64(revealed))])
     chain = np.append(left[:-1] * revealed, left[-1])
     ours = -np.diff(np.append(np.float64(still), 0.0))
