@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from sdtt_jax.causal.nll import causal_nll
@@ -19,7 +20,7 @@ from sdtt_jax.training.step import _mean_gradient
 from tests.worlds import LENGTH, VOCAB, TableDenoiser, noisy_params, random_table
 
 WORLD, TABLE = MaskedDiffusion(TableDenoiser(), make_schedule()), random_table(0)
-X0, KEY = jnp.tile(jnp.array([[2, 0, 1], [1, 1, 0]]), (8, 1)), jax.random.key(0)
+X0, KEY = np.tile(np.int32([[2, 0, 1], [1, 1, 0]]), (8, 1)), jax.random.key(0)
 EVEN = NelboConfig("even")
 
 

@@ -117,7 +117,17 @@ def noisy_params(model: Any, seed: int, spread: float = 0.25) -> Any:
     Normal numbers on every leaf, around one for the scales of norms; made by NumPy, so that nothing is
     compiled. At the default spread the tiny network has opinions and doubts; at 0.5 it is certain of
     everything, and draws from it would test nothing.
+
+    Made when they are first asked for, and kept: tracing a network's shapes takes 0.2 s, so a module of tests
+    has `PARAMS = functools.partial(noisy_params, …)`, not the parameters, which each process would make only
+    to collect the tests.
     """
+    # Copies of the dicts, which a test may change.
+    return jax.tree.map(lambda leaf: leaf, _noisy_params(model, seed, spread))
+
+
+@functools.cache
+def _noisy_params(model: Any, seed: int, spread: float) -> Any:
     rng = np.random.default_rng(seed)
 
     def leaf(path: Any, shape: jax.ShapeDtypeStruct) -> jax.Array:
@@ -126,7 +136,10 @@ def noisy_params(model: Any, seed: int, spread: float = 0.25) -> Any:
         # `jnp.asarray` would compile a program for each shape.
         return jax.device_put(values.astype(np.float32))
 
-    return jax.tree_util.tree_map_with_path(leaf, nn.unbox(abstract_params(model)))
+    shapes = nn.unbox(abstract_params(model))
+    # Arrays, also where this is first called within a trace.
+    with jax.ensure_compile_time_eval():
+        return jax.tree_util.tree_map_with_path(leaf, shapes)
 
 
 def as_model(denoiser: Any, params: Any, schedule: Schedule | None = None) -> Model:

@@ -15,7 +15,6 @@ from tests.statistics import assert_fits
 from tests.worlds import LENGTH, MASK, TableDenoiser, all_states, predictions, random_table
 
 NETWORK, PARAMS, STEPS, ETA = TableDenoiser(), random_table(1), 3, 0.8
-TABLE = predictions(NETWORK, PARAMS)
 NUMBER = {tuple(state): n for n, state in enumerate(all_states().tolist())}
 
 
@@ -34,6 +33,7 @@ def chances(state, confidence, sigma):
 
 def brute(num_steps):
     """The law of states and of the confidences of their tokens, after each step."""
+    table = predictions(NETWORK, PARAMS)
     law, laws = {((MASK,) * LENGTH, (0.0,) * LENGTH): 1.0}, []
     for index in range(num_steps):
         alpha_t, alpha_s = index / num_steps, (index + 1) / num_steps
@@ -41,7 +41,7 @@ def brute(num_steps):
         reveal = (alpha_s - (1 - sigma) * alpha_t) / (1 - alpha_t)
         after = {}
         for (state, confidence), weight in law.items():
-            again, rows = chances(state, confidence, sigma), TABLE[NUMBER[state]]
+            again, rows = chances(state, confidence, sigma), table[NUMBER[state]]
             for text in itertools.product(range(MASK + 1), repeat=LENGTH):
                 value, kept = weight, list(confidence)
                 for i, (old, new) in enumerate(zip(state, text, strict=True)):

@@ -37,10 +37,9 @@ from tests.worlds import (
 TEACHER, TABLE = MaskedDiffusion(TableDenoiser(), make_schedule()), random_table(1)
 NETWORK = CoupledDenoiser(CoupledConfig.of(tiny_network().config, NoiseConfig(hidden_dim=8)))
 # Of the seeds 3 to 9, this one makes the most of its noise: ten different texts of 32.
-STUDENT, PARAMS = MaskedDiffusion(NETWORK, make_schedule()), noisy_params(NETWORK, 9)
+STUDENT = MaskedDiffusion(NETWORK, make_schedule())
+PARAMS = functools.partial(noisy_params, NETWORK, 9)
 INDEX, NOISE_KEY, KEY = np.arange(32), jax.random.key(5), jax.random.key(0)
-# Those of the objective's noise, so that one program draws it for all tests.
-KEYS = jax.jit(jax.vmap(jax.random.fold_in, (None, 0)))(NOISE_KEY, INDEX)
 # Generations of one length, trajectories and states of one config: each is one program.
 CONFIG = SamplerConfig(LENGTH, mode="first-hitting", temperature=0.0)
 ONE_SHOT, CALLS = CoupledDistillConfig(4, full_share=0.25), SamplerConfig(4, mode="first-hitting")
@@ -54,13 +53,19 @@ _sample = jax.jit(sample, static_argnames=("diffusion", "config"))
 _plan = jax.jit(plan_generation, static_argnames=("diffusion", "config"))
 
 
+@functools.cache
+def keys():
+    """Those of the objective's noise, so that one program draws it for all tests."""
+    return jax.jit(jax.vmap(jax.random.fold_in, (None, 0)))(NOISE_KEY, INDEX)
+
+
 def test_a_sampler_draws_a_seeing_networks_noise_once():
     """The plan holds the noise of all calls; another key gives other texts."""
     x_init = prior_sample(32, LENGTH, MASK)
     plan = _plan(STUDENT, KEY, x_init, CONFIG)
     assert plan.noise.token.shape == (32, LENGTH, VOCAB)
     texts = [
-        np.asarray(_sample(STUDENT, PARAMS, jax.random.key(s), x_init, CONFIG)[0].x)
+        np.asarray(_sample(STUDENT, PARAMS(), jax.random.key(s), x_init, CONFIG)[0].x)
         for s in (0, 0, 1)
     ]
     np.testing.assert_array_equal(texts[0], texts[1])
@@ -77,15 +82,15 @@ def test_all_ways_to_generate_show_a_network_the_noise_of_the_plan():
     for call in range(LENGTH):
         said = np.asarray(_says(x, plan.noise)).argmax(axis=-1)
         x = np.where(plan.call == call, said, x).astype(np.int32)
-    model = as_model(NETWORK, PARAMS)
-    np.testing.assert_array_equal(_sample(STUDENT, PARAMS, key, x_init, CONFIG)[0].x, x)
+    model = as_model(NETWORK, PARAMS())
+    np.testing.assert_array_equal(_sample(STUDENT, PARAMS(), key, x_init, CONFIG)[0].x, x)
     np.testing.assert_array_equal(model.denoise(key, x_init, CONFIG).x, x)
     *_, last = model.states(key, x_init, CONFIG)
     np.testing.assert_array_equal(last.x, x)
 
 
 def test_one_shot_states_lie_along_the_order_and_ask_for_all_that_is_masked():
-    noise, tokens = _noise(STUDENT, KEYS, LENGTH), np.zeros((len(KEYS), LENGTH), np.int32)
+    noise, tokens = _noise(STUDENT, keys(), LENGTH), np.zeros((len(keys()), LENGTH), np.int32)
     states = jax.device_get(_states(STUDENT, Trajectories(noise, tokens), KEY, ONE_SHOT, 1))
     masked, order = states.x_t == MASK, np.asarray(noise.order)
     np.testing.assert_array_equal(states.reached, masked)
@@ -100,7 +105,7 @@ def test_one_shot_states_lie_along_the_order_and_ask_for_all_that_is_masked():
 def test_a_round_asks_for_the_next_calls_and_divides_their_number():
     config = CoupledDistillConfig(4, num_distill_calls=2, num_rounds=2, full_share=0.5)
     assert [config.calls_of(r) for r in (1, 2)] == [4, 2]
-    noise, tokens = _noise(STUDENT, KEYS, 8), np.zeros((len(KEYS), 8), np.int32)
+    noise, tokens = _noise(STUDENT, keys(), 8), np.zeros((len(keys()), 8), np.int32)
     first, last = (
         jax.device_get(_states(STUDENT, Trajectories(noise, tokens), KEY, config, round))
         for round in (1, 2)
@@ -115,12 +120,12 @@ def test_a_round_asks_for_the_next_calls_and_divides_their_number():
 @functools.cache
 def made():
     """Trajectories of the teacher's four calls."""
-    noise = _noise(STUDENT, KEYS, LENGTH)
+    noise = _noise(STUDENT, keys(), LENGTH)
     return Trajectories(noise, _end(TEACHER, TABLE, noise, CALLS))
 
 
 def test_the_loss_is_the_cross_entropy_on_the_trajectorys_end():
-    total, count = _terms(STUDENT, PARAMS, made(), KEY, ONE_SHOT)
+    total, count = _terms(STUDENT, PARAMS(), made(), KEY, ONE_SHOT)
     states = jax.device_get(_states(STUDENT, made(), KEY, ONE_SHOT, 1))
     log_probs = np.asarray(_says(states.x_t, made().noise))
     chosen = np.take_along_axis(log_probs, np.asarray(made().tokens)[..., None], axis=-1)[..., 0]
@@ -131,7 +136,7 @@ def test_the_loss_is_the_cross_entropy_on_the_trajectorys_end():
 @jax.jit
 def _says(x_t, noise):
     """The student's log-probabilities of tokens."""
-    logits = NETWORK.logits(PARAMS, NETWORK.hidden(PARAMS, x_t, None, noise))[..., :VOCAB]
+    logits = NETWORK.logits(PARAMS(), NETWORK.hidden(PARAMS(), x_t, None, noise))[..., :VOCAB]
     return jax.nn.log_softmax(logits)
 
 
@@ -141,7 +146,7 @@ def test_soft_targets_are_what_the_teacher_says_once_the_next_calls_are_made():
     assert config.trajectory(1) == CALLS
     total, count = jax.jit(
         lambda trajectories: coupled_terms(
-            STUDENT, PARAMS, trajectories, KEY, config, 1, Teacher(TEACHER, TABLE)
+            STUDENT, PARAMS(), trajectories, KEY, config, 1, Teacher(TEACHER, TABLE)
         )
     )(made())
     noise, tokens = jax.device_get(made())
@@ -171,10 +176,10 @@ def test_soft_targets_are_what_the_teacher_says_once_the_next_calls_are_made():
 def test_the_objective_is_the_loss_of_its_trajectories_and_holds_nothing_on_a_device():
     """Compiling a step fetches its program's constants, and on a GPU the training loop forbids that."""
     loss = coupled_loss(STUDENT, TEACHER, ONE_SHOT, 1, NOISE_KEY, LENGTH)
-    inputs = (PARAMS, {"teacher_params": TABLE}, {"index": INDEX}, KEY)
+    inputs = (PARAMS(), {"teacher_params": TABLE}, {"index": INDEX}, KEY)
     traced = jax.jit(loss).trace(*inputs)
     assert not [x for x in traced.jaxpr.consts if isinstance(x, jax.Array)]
-    total, count = _terms(STUDENT, PARAMS, made(), KEY, ONE_SHOT)
+    total, count = _terms(STUDENT, PARAMS(), made(), KEY, ONE_SHOT)
     found = traced.lower().compile()(*inputs)
     assert float(found.total) == pytest.approx(float(total), rel=1e-5)
     assert float(found.weight) == float(count)
@@ -184,7 +189,7 @@ def test_in_hindsight_the_objective_infers_the_noise_of_its_texts_or_is_given_it
     """Oracle: the trajectories that it hands to the loss, which the test above computes."""
     config = CoupledDistillConfig(4, hindsight=True)
     loss = coupled_loss(STUDENT, TEACHER, config, 1, NOISE_KEY, LENGTH)
-    texts = np.random.default_rng(9).integers(0, VOCAB, (len(KEYS), LENGTH)).astype(np.int32)
+    texts = np.random.default_rng(9).integers(0, VOCAB, (len(keys()), LENGTH)).astype(np.int32)
     noise = _hindsight(TEACHER, TABLE, made().noise, texts, CALLS)
 
     def kept(diffusion, params, trajectories, key, used, round, soft):
@@ -194,10 +199,10 @@ def test_in_hindsight_the_objective_infers_the_noise_of_its_texts_or_is_given_it
     monkeypatch.setattr(objectives, "coupled_terms", kept)
     given = {"index": INDEX, "tokens": texts}
     for context, batch in (({"teacher_params": TABLE}, given), ({}, given | {"noise": noise})):
-        found = jax.jit(loss)(PARAMS["head"], context, batch, KEY)
+        found = jax.jit(loss)(PARAMS()["head"], context, batch, KEY)
         np.testing.assert_array_equal(found.total.tokens, texts)
         jax.tree.map(np.testing.assert_allclose, found.total.noise, noise)
-        jax.tree.map(np.testing.assert_array_equal, found.weight[0], PARAMS["head"])
+        jax.tree.map(np.testing.assert_array_equal, found.weight[0], PARAMS()["head"])
         assert found.weight[1] == KEY
 
 

@@ -27,9 +27,13 @@ DIFFUSION = MaskedDiffusion(TableDenoiser(padded_vocab=128), make_schedule())
 NETWORK = CoupledDenoiser(CoupledConfig.of(tiny_network().config, NoiseConfig(hidden_dim=8)))
 STUDENT_MODEL = MaskedDiffusion(NETWORK, make_schedule())
 TEACHER = random_table(1)
-PARAMS = {STUDENT: noisy_params(NETWORK, 2), FAKE: random_table(3)}
 SHAPE, KEY, CONFIG = (32, LENGTH), jax.random.key(4), CoupledIdlmConfig(full_share=0.25)
 HOTTER = dataclasses.replace(CONFIG, teacher_temperature=2.0)
+
+
+@functools.cache
+def params_of_both():
+    return {STUDENT: noisy_params(NETWORK, 2), FAKE: random_table(3)}
 
 
 class Found(NamedTuple):
@@ -79,8 +83,8 @@ def _find(params, teacher, weights):
     return Found(loss, terms, hotter, noise_of(STUDENT_MODEL, keys, LENGTH), x_t, hidden, gradients)
 
 
-def find(params=PARAMS, teacher=TEACHER, weights=(1.0, 1.0)):
-    return jax.device_get(_find(params, teacher, weights))
+def find(params=None, teacher=TEACHER, weights=(1.0, 1.0)):
+    return jax.device_get(_find(params or params_of_both(), teacher, weights))
 
 
 @functools.cache
@@ -103,9 +107,11 @@ def test_the_student_is_shown_the_noise_that_its_text_was_made_of():
     noise, x_t, hidden = found().noise, found().x_t, found().hidden
     sigma = np.ones(SHAPE[0], np.float32)  # this network does not look at it
     call = jax.jit(STUDENT_MODEL.hidden)
-    np.testing.assert_allclose(call(PARAMS[STUDENT], x_t, sigma, noise), hidden, atol=1e-5)
+    np.testing.assert_allclose(
+        call(params_of_both()[STUDENT], x_t, sigma, noise), hidden, atol=1e-5
+    )
     other = jax.tree.map(lambda x: x[::-1], noise)
-    assert np.abs(call(PARAMS[STUDENT], x_t, sigma, other) - hidden).max() > 1e-2
+    assert np.abs(call(params_of_both()[STUDENT], x_t, sigma, other) - hidden).max() > 1e-2
 
 
 def test_each_loss_trains_its_own_network_and_neither_the_teacher():
@@ -120,7 +126,7 @@ def test_each_loss_trains_its_own_network_and_neither_the_teacher():
 
 
 def test_a_fake_that_is_the_teacher_teaches_nothing():
-    student, _ = find({STUDENT: PARAMS[STUDENT], FAKE: TEACHER}).terms
+    student, _ = find({STUDENT: params_of_both()[STUDENT], FAKE: TEACHER}).terms
     assert float(student) == pytest.approx(0.0, abs=1e-4)
 
 
@@ -144,7 +150,7 @@ def test_the_objective_is_the_mean_over_tokens_of_both():
 
 def test_a_student_that_sees_no_noise_and_a_wrong_field_are_refused():
     with pytest.raises(ConfigError, match="needs a student that sees noise"):
-        coupled_idlm_terms(DIFFUSION, DIFFUSION, PARAMS, TEACHER, SHAPE, KEY, CONFIG)
+        coupled_idlm_terms(DIFFUSION, DIFFUSION, params_of_both(), TEACHER, SHAPE, KEY, CONFIG)
     with pytest.raises(ConfigError, match="full_share must lie in"):
         CoupledIdlmConfig(1.5)
     with pytest.raises(ConfigError, match="teacher_temperature"):

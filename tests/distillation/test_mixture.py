@@ -36,7 +36,8 @@ LATENT_OF = NoiseConfig(LATENT, num_values=VALUES)
 # One layer: the tests run it on a hundred thousand texts.
 SIZES = dataclasses.replace(tiny_network().config, num_layers=1)
 NETWORK = CoupledDenoiser(CoupledConfig.of(SIZES, LATENT_OF))
-STUDENT, PARAMS = MaskedDiffusion(NETWORK, SCHEDULE), noisy_params(NETWORK, 3, spread=0.4)
+STUDENT = MaskedDiffusion(NETWORK, SCHEDULE)
+PARAMS = functools.partial(noisy_params, NETWORK, 3, spread=0.4)
 STATES = all_states()
 
 
@@ -46,11 +47,11 @@ def tables():
 
     def predicted(noise):
         shown = jax.tree.map(lambda x: jnp.broadcast_to(x, (len(STATES), *x.shape)), noise)
-        logits = NETWORK.logits(PARAMS, NETWORK.hidden(PARAMS, STATES, None, shown))
+        logits = NETWORK.logits(PARAMS(), NETWORK.hidden(PARAMS(), STATES, None, shown))
         return jax.nn.softmax(logits[..., :VOCAB])
 
-    noise = every_value(NETWORK.noise_kind, 1, LENGTH)
-    return np.asarray(jax.jit(lambda noise: jax.lax.map(predicted, noise))(noise), np.float64)
+    every = functools.partial(every_value, NETWORK.noise_kind, 1, LENGTH)
+    return np.asarray(jax.jit(lambda: jax.lax.map(predicted, every()))(), np.float64)
 
 
 def test_a_latent_is_one_value_for_all_positions_and_masks_are_one_for_each():
@@ -69,7 +70,7 @@ def test_the_loss_is_the_cross_entropy_of_the_joint_law():
     config, count = MixtureConfig(2, 2, full_share=1.0), 40_000
     x0, key = np.zeros((count, LENGTH), np.int32), jax.random.key(0)
     total, weight = jax.jit(
-        lambda x0: mixture_terms(STUDENT, PARAMS, TEACHER, TABLE, x0, key, config)
+        lambda x0: mixture_terms(STUDENT, PARAMS(), TEACHER, TABLE, x0, key, config)
     )(x0)
     law = exact_texts(predictions(TEACHER.denoiser, TABLE), SamplerConfig(2))
     first = tables()[:, -1]
@@ -91,7 +92,7 @@ def test_shares_are_those_of_the_values_when_one_call_wrote_what_is_shown():
         for i in np.flatnonzero(state != MASK):
             row *= first[:, i, state[i]]
     expected /= expected.sum(axis=1, keepdims=True)
-    found = np.exp(jax.jit(log_shares, static_argnums=0)(STUDENT, PARAMS, STATES))
+    found = np.exp(jax.jit(log_shares, static_argnums=0)(STUDENT, PARAMS(), STATES))
     np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
@@ -99,7 +100,7 @@ def test_a_sampler_keeps_a_texts_value_for_all_its_calls():
     """n = 50,000, standard error of a frequency at most 2.2e-3, seed 2."""
     config, x_init = SamplerConfig(2), prior_sample(50_000, LENGTH, MASK)
     state, _ = jax.jit(sample, static_argnums=(0, 4))(
-        STUDENT, PARAMS, jax.random.key(2), x_init, config
+        STUDENT, PARAMS(), jax.random.key(2), x_init, config
     )
     assert_fits(text_counts(state.x), np.mean([exact_texts(t, config) for t in tables()], axis=0))
 
@@ -110,7 +111,7 @@ def test_every_parameter_learns_and_no_gradient_reaches_the_teacher():
     def total(params, table):
         return mixture_terms(STUDENT, params, TEACHER, table, x0, jax.random.key(0), config)[0]
 
-    gradients = jax.jit(jax.grad(total, argnums=(0, 1)))(PARAMS, TABLE)
+    gradients = jax.jit(jax.grad(total, argnums=(0, 1)))(PARAMS(), TABLE)
     student, teacher = jax.device_get(gradients)
     assert (teacher["table"] == 0).all()
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(student))

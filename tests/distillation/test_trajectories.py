@@ -1,6 +1,7 @@
 """Trajectories as functions of noise. Oracles: the sampler tests' enumerated laws, a trajectory by hand."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -45,11 +46,9 @@ def seeing(**noise):
 
 TEACHER, TABLE = MaskedDiffusion(TableDenoiser(), make_schedule()), random_table(1)
 STUDENT = seeing()
-PARAMS = noisy_params(STUDENT.denoiser, 3)
+PARAMS = functools.partial(noisy_params, STUDENT.denoiser, 3)
 # As many masks as there are tokens.
-MASKED = seeing(kind="masks", num_values=VOCAB)
-_split = jax.jit(jax.random.split, static_argnums=1)
-KEYS = _split(jax.random.key(5), 32)
+MANY, MASKED = 4096, seeing(kind="masks", num_values=VOCAB)
 # Each is compiled as a whole: running operation by operation takes three times as long.
 _end = jax.jit(trajectory_end, static_argnames=("teacher", "config"))
 _drawn = jax.jit(draw_noise, static_argnums=(1, 2, 3))
@@ -58,7 +57,14 @@ _hindsight = jax.jit(hindsight_noise, static_argnames=("teacher", "config"))
 _sample = jax.jit(sample, static_argnames=("diffusion", "config"))
 
 
-MANY = _split(jax.random.key(6), 4096)
+@functools.cache
+def keys():
+    return jax.jit(jax.random.split, static_argnums=1)(jax.random.key(5), 32)
+
+
+@functools.cache
+def many():
+    return jax.jit(jax.random.split, static_argnums=1)(jax.random.key(6), MANY)
 
 
 @jax.jit(static_argnames=("student", "independent"))
@@ -69,7 +75,7 @@ def _make(student, keys, texts, independent):
 
 
 def _made(student, texts=None, *, independent=False):
-    return _make(student, MANY, texts, independent)
+    return _make(student, many(), texts, independent)
 
 
 def _full_noise(seed, count):
@@ -122,24 +128,24 @@ def test_in_hindsight_the_teacher_makes_the_given_texts_of_the_noise(mode, num_c
 
 
 def test_the_last_rounds_student_is_a_teacher_without_draws_of_its_own():
-    noise, config = _noise(STUDENT, KEYS, LENGTH), SamplerConfig(2, mode="first-hitting")
-    end = _end(STUDENT, PARAMS, noise, config)
+    noise, config = _noise(STUDENT, keys(), LENGTH), SamplerConfig(2, mode="first-hitting")
+    end = _end(STUDENT, PARAMS(), noise, config)
     greedy = dataclasses.replace(config, temperature=0.0)
-    x_init = prior_sample(len(KEYS), LENGTH, MASK)
+    x_init = prior_sample(32, LENGTH, MASK)
     for seed in (0, 1):
         key = jax.random.key(seed)
-        state, _ = _sample(STUDENT, PARAMS, key, x_init, greedy, noise=noise)
+        state, _ = _sample(STUDENT, PARAMS(), key, x_init, greedy, noise=noise)
         np.testing.assert_array_equal(state.x, end)
 
 
 def test_a_network_without_noise_features_is_refused():
     with pytest.raises(ConfigError, match="needs a student that sees noise"):
-        noise_of(TEACHER, KEYS, LENGTH)
+        noise_of(TEACHER, keys(), LENGTH)
 
 
 @pytest.mark.parametrize(
     "texts",
-    [None, np.arange(len(MANY) * LENGTH, dtype=np.int32).reshape(-1, LENGTH) % VOCAB],
+    [None, np.arange(MANY * LENGTH, dtype=np.int32).reshape(-1, LENGTH) % VOCAB],
 )
 def test_masks_tell_of_the_noise_that_trajectories_are_drawn_with(texts):
     """Oracle: the full noise, of which the trajectory is a function; in hindsight too."""
@@ -151,7 +157,7 @@ def test_masks_tell_of_the_noise_that_trajectories_are_drawn_with(texts):
     if texts is None:
         again = jax.jit(
             lambda keys: noise_shown(MASKED, trajectory_noise(MASKED, keys, LENGTH), keys)
-        )(MANY)
+        )(many())
         np.testing.assert_array_equal(again.token, found.noise.token)
 
 
@@ -174,7 +180,7 @@ def test_independent_noise_has_the_order_of_its_trajectory_and_nothing_else_of_i
 
 def test_real_texts_beside_independent_noise_need_no_teacher():
     """Oracle: the noise and the texts as they were given."""
-    texts = np.zeros((len(MANY), LENGTH), np.int32)
+    texts = np.zeros((MANY, LENGTH), np.int32)
     noise, tokens = _made(STUDENT, texts, independent=True)
     np.testing.assert_array_equal(tokens, texts)
     np.testing.assert_array_equal(noise.order, _made(STUDENT).noise.order)

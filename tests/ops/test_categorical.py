@@ -12,7 +12,7 @@ from sdtt_jax.ops.categorical import BLOCK, NEG_INFINITY, Filters, draw, filter_
 from tests.compiling import optimized
 from tests.statistics import assert_fits
 
-LOGITS = jnp.asarray(2 * np.random.default_rng(0).standard_normal((50, 12), np.float32))
+LOGITS = jax.device_put(2 * np.random.default_rng(0).standard_normal((50, 12), np.float32))
 _drawn = jax.jit(draw)
 
 

@@ -31,7 +31,9 @@ def _next_round(dt):
     return next_round(CONFIG, Student(1.0), 1, dt=dt).context["dt"]
 
 
-HALVES = jnp.full(2, 0.5)
+# `jnp.full` would compile a program.
+HALVES = jax.device_put(np.full(2, 0.5, np.float32))
+QUARTER = jax.device_put(np.full(1, 0.25, np.float32))
 TEXTS = {
     "q_xt": lambda chance: q_xt(KEY, X0, chance, MASK),
     "teacher_targets": lambda t: _targets(t, 0.25),
@@ -45,7 +47,11 @@ STEPS = {
 
 
 @pytest.mark.parametrize("name", STEPS)
-@pytest.mark.parametrize("dt", [0.0, -0.25, 2, np.nan, jnp.full(1, 0.25), "0.25", True], ids=str)
+@pytest.mark.parametrize(
+    "dt",
+    [0.0, -0.25, 2, np.nan, QUARTER, "0.25", True],
+    ids=str,
+)
 def test_a_step_that_no_teacher_takes_is_refused(name, dt):
     """A step of 0, below it, or NaN reveals nothing, so that the loss would seem perfect."""
     with pytest.raises(ConfigError, match=r"dt must (lie in \(0, 1\]|be one real number), not "):
@@ -54,14 +60,22 @@ def test_a_step_that_no_teacher_takes_is_refused(name, dt):
 
 @pytest.mark.parametrize("name", TEXTS)
 @pytest.mark.parametrize(
-    "wrong", [HALVES[:, None], np.full(3, 0.5), np.array([np.nan, 0.5]), HALVES - 1, "a"], ids=str
+    "wrong",
+    [
+        jax.device_put(np.full((2, 1), 0.5, np.float32)),
+        np.full(3, 0.5),
+        np.array([np.nan, 0.5]),
+        -np.asarray(HALVES),
+        "a",
+    ],
+    ids=str,
 )
 def test_numbers_of_texts_are_one_each_and_in_range(name, wrong):
     with pytest.raises(ConfigError, match=r"(move_chance|t|sigma) must (be|lie in) "):
         TEXTS[name](wrong)
 
 
-@pytest.mark.parametrize("chance", [0.5, jnp.float32(0.5)], ids=str)
+@pytest.mark.parametrize("chance", [0.5, jax.device_put(np.float32(0.5))], ids=str)
 def test_one_chance_is_not_a_chance_for_each_text(chance):
     with pytest.raises(ConfigError, match=r"move_chance must be real numbers \[2\], not float"):
         TEXTS["q_xt"](chance)
