@@ -55,7 +55,7 @@ class Decoding:
 
     mode: str = setting(
         SamplerConfig.mode,
-        f"Decoder: {', '.join(DECODERS)}; options follow a colon, as in "
+        f"Decoder: {', '.join(DECODERS)}. Options follow a colon, as in "
         "confidence:score=margin,threshold=0.9. speculative, staged, energy and skeleton need a --helper; "
         "learnt reads the schedule that --suite=schedule stored. See docs/guides/sample.md.",
         suites=WRITING,
