@@ -61,6 +61,7 @@ from sdtt_jax.typing import Key, Params, Tokens, Tree
 Students = dict[int, list[Array]]
 
 _NOISES = 1024
+_every_value = jax.jit(every_value, static_argnums=(0, 1, 2))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,8 +162,8 @@ def fit(
     """
     world, size = bench.truth.world, bench.sizes.batch_size
     settings, spec = training(bench.config.num_steps, size, name="adam", learning_rate=rate)
-    shares = jnp.asarray(np.cumsum(bench.truth.chain), jnp.float32)
-    place = jnp.asarray(world.vocab_size ** np.arange(world.length - 1, -1, -1), jnp.int32)
+    shares = np.cumsum(bench.truth.chain).astype(np.float32)
+    place = (world.vocab_size ** np.arange(world.length - 1, -1, -1)).astype(np.int32)
 
     def sequences(key: Key) -> Tokens:
         uniform = jax.random.uniform(key, (settings.batch_size,), jnp.float32)
@@ -185,7 +186,7 @@ def tables_of(bench: StudentBench, diffusion: MaskedDiffusion, params: Params) -
     world, kind = bench.truth.world, diffusion.noise_kind
     seen: list[Noise | None] = [None]
     if kind is not None:
-        every = every_value(kind, 1, world.length)
+        every = jax.device_get(_every_value(kind, 1, world.length))
         seen = [jax.tree.map(lambda x, i=i: x[i], every) for i in range(num_values(kind))]
     return [predictions(diffusion, params, world, noise) for noise in seen]
 

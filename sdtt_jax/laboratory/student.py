@@ -124,7 +124,7 @@ class EnumeratedDenoiser:
 
 def table_params(predictions: Array) -> Params:
     """Parameters of an `EnumeratedDenoiser` that predict `predictions: [states, L, V]`."""
-    return {"table": jnp.asarray(np.log(np.maximum(predictions, 1e-30)), jnp.float32)}
+    return {"table": jax.device_put(np.log(np.maximum(predictions, 1e-30)).astype(np.float32))}
 
 
 def sample_sequences(world: World, seed: int, round: int, step: int, batch_size: int) -> Array:
@@ -229,7 +229,7 @@ def predictions(
     count = min(_STATES_PER_CALL, len(states))
     # the last call wraps around, so that all calls have one shape
     rows = np.arange(-(-len(states) // count) * count) % len(states)
-    calls = jnp.asarray(states[rows], jnp.int32).reshape(-1, count, world.length)
+    calls = states[rows].astype(np.int32).reshape(-1, count, world.length)
     logs = np.concatenate([_logits(diffusion, params, tokens, noise) for tokens in calls])
     probabilities = special.softmax(logs[: len(states)].astype(np.float64), axis=-1)
     shown = states[:, :, None] == np.arange(world.vocab_size)
