@@ -33,9 +33,10 @@ BOS, EOS, VOCAB, LENGTH = 1, 2, 12, 16
 SIZES = {"num_layers": 1, "embed_dim": 16, "num_heads": 2}
 DENOISER = sdtt_jax.Denoiser(sdtt_jax.DenoiserConfig(VOCAB, length=LENGTH, **SIZES))
 DIFFUSION = sdtt_jax.MaskedDiffusion(DENOISER, sdtt_jax.make_schedule())
-PARAMS, TEACHER = noisy_params(DENOISER, 0, spread=0.3), noisy_params(DENOISER, 1, spread=0.3)
+PARAMS = functools.partial(noisy_params, DENOISER, 0, spread=0.3)
+TEACHER = functools.partial(noisy_params, DENOISER, 1, spread=0.3)
 # Of a network that is less sure: the most probable tokens depend on the other texts that it sees.
-UNSURE = noisy_params(DENOISER, 0, spread=0.1)
+UNSURE = functools.partial(noisy_params, DENOISER, 0, spread=0.1)
 KEY = jax.random.key(7)
 LOGITS = jax.jit(
     lambda network, params, tokens, segments=None: network.logits(
@@ -106,17 +107,17 @@ def _on_batch(kind, function, tokens=None):
     return jax.device_get(_compiled(function, tokens, _arrangement(tokens, kind)))
 
 
-def _model(kind, params=PARAMS):
+def _model(kind, params=None):
     """A model as a user would hold it; only BOS and EOS of its tokenizer are used."""
-    model = as_model(DENOISER, params)
+    model = as_model(DENOISER, PARAMS() if params is None else params)
     facts = model.facts | {"sequences": kind}
     return dataclasses.replace(model, facts=facts, tokenizer=_sequences(kind))
 
 
 def _denoising(model, x):
     """What is masked, the loss, and the bound."""
-    loss = teacher_loss(model, NELBO)(PARAMS, {}, x, KEY)
-    return masked_batch(model, x, KEY, NELBO), loss, nelbo(model, PARAMS, x, KEY, NELBO)
+    loss = teacher_loss(model, NELBO)(PARAMS(), {}, x, KEY)
+    return masked_batch(model, x, KEY, NELBO), loss, nelbo(model, PARAMS(), x, KEY, NELBO)
 
 
 @pytest.mark.parametrize("kind", ["documents", "prompted"])
@@ -130,7 +131,7 @@ def test_the_denoising_loss_is_that_of_a_loop_over_texts(kind):
         clean, noisy = tokens[row, place][None], x_t[row, place][None]
         prompt = int(np.argmax(clean[0] == BOS)) + 1 if kind == "prompted" else 0
         assert not (noisy[:, :prompt] == DIFFUSION.mask_id).any()
-        nll = np.asarray(MASKED_NLL(DIFFUSION, PARAMS, clean, noisy, sigma))
+        nll = np.asarray(MASKED_NLL(DIFFUSION, PARAMS(), clean, noisy, sigma))
         expected += float(weight[row] * nll.sum())
         counted += clean.shape[1] - prompt
     assert float(loss.weight) == counted
@@ -149,8 +150,8 @@ def test_a_sequence_in_which_nothing_counts_has_no_bound():
 def _distilling(model, x):
     """What is masked, and the loss of a step that reveals nothing."""
     # Traced, because a step of 0 is refused where it is known.
-    context = {"teacher_params": TEACHER, "dt": jnp.float32(0.0) * x[0, 0]}
-    loss = distill_loss(model, DISTILL)(PARAMS, context, x, KEY)
+    context = {"teacher_params": TEACHER(), "dt": jnp.float32(0.0) * x[0, 0]}
+    loss = distill_loss(model, DISTILL)(PARAMS(), context, x, KEY)
     return distillation_batch(model, x, KEY, DISTILL)[1], loss
 
 
@@ -164,7 +165,7 @@ def test_distillation_is_that_of_a_loop_over_texts(kind):
         noisy = x_t[row, place][None]
         masked = noisy[0] == DIFFUSION.mask_id
         log_p, log_q = (
-            log_softmax(np.asarray(LOGITS(DENOISER, params, noisy), np.float64), axis=-1)[0]
+            log_softmax(np.asarray(LOGITS(DENOISER, params(), noisy), np.float64), axis=-1)[0]
             for params in (TEACHER, PARAMS)
         )
         expected += ((np.exp(log_p) * (log_p - log_q)).sum(-1) * masked).sum()
@@ -181,12 +182,12 @@ def test_the_teacher_free_loss_is_that_of_a_loop_over_texts():
     )
     expected = 0.0
     for row, place in _slices("documents"):
-        logits = np.asarray(LOGITS(DENOISER, UNSURE, x_t[row, place][None]), np.float64)
+        logits = np.asarray(LOGITS(DENOISER, UNSURE(), x_t[row, place][None]), np.float64)
         log_p = log_softmax(logits[0], axis=-1)
         own = log_p[np.arange(place.stop - place.start), tokens[row, place]]
         expected += (1 - np.exp(0.3 * own[revealed[row, place]].sum())) / 0.3
     loss_of = functools.partial(alpha_loss, config=config)
-    loss = jax.jit(arranged(loss_of, DIFFUSION, _sequences("documents")))(UNSURE, {}, tokens, KEY)
+    loss = jax.jit(arranged(loss_of, DIFFUSION, _sequences("documents")))(UNSURE(), {}, tokens, KEY)
     np.testing.assert_allclose(loss.total, expected, rtol=1e-4)
     assert float(loss.weight) == int(revealed.sum()) > 0
 
@@ -213,11 +214,14 @@ def test_blocks_and_features_leave_prompt_and_padding_alone():
     tokens, free = BATCHES["prompted"], _free("prompted")
     (x_t, _, revealed), states = _on_batch(
         "prompted",
-        lambda model, x: (draw_block(model, x, KEY, 1), model.denoiser.layer_states(PARAMS, x, 1)),
+        lambda model, x: (
+            draw_block(model, x, KEY, 1),
+            model.denoiser.layer_states(PARAMS(), x, 1),
+        ),
     )
     np.testing.assert_array_equal(x_t == DIFFUSION.mask_id, free)
     np.testing.assert_array_equal(revealed, free)
-    layer_states = jax.jit(lambda x: DENOISER.layer_states(PARAMS, x, 1))
+    layer_states = jax.jit(lambda x: DENOISER.layer_states(PARAMS(), x, 1))
     for row, place in _slices("prompted"):
         alone = layer_states(tokens[row, place][None])
         np.testing.assert_allclose(states[row, place], alone[0], atol=1e-5)
@@ -232,7 +236,7 @@ def test_two_steps_of_a_teacher_know_nothing_of_other_texts():
     def targets(clean):
         model = DIFFUSION.within(arrange(clean, _sequences("documents")))
         x_t = clean.at[:, jnp.array([1, 3, 9, 12])].set(DIFFUSION.mask_id)
-        return teacher_targets(model, TEACHER, KEY[None], x_t, jnp.full(1, 0.7), dt, config)[0, 0]
+        return teacher_targets(model, TEACHER(), KEY[None], x_t, jnp.full(1, 0.7), dt, config)[0, 0]
 
     one, other = (np.asarray(targets(np.concatenate([first, text])[None])) for text in others)
     np.testing.assert_allclose(one[:8], other[:8], atol=1e-6)
@@ -245,7 +249,7 @@ def test_bounds_count_what_is_free_alone(estimator):
 
     n = 2 x 2048 maskings, seed 7; within 4 standard errors.
     """
-    tokens, zeros = BATCHES["prompted"], jax.tree.map(np.zeros_like, PARAMS)
+    tokens, zeros = BATCHES["prompted"], jax.tree.map(np.zeros_like, PARAMS())
     config = BoundConfig(estimator, 2048)
     [bounds] = [
         batch()
@@ -265,11 +269,11 @@ def test_the_sampler_fills_a_given_layout_text_by_text():
     x_init = np.where(tokens == EOS, EOS, DIFFUSION.mask_id).astype(np.int32)
     x_init[:, 1] = tokens[:, 1]
     together = _on_batch(
-        "documents", lambda model, x: sample(model, UNSURE, KEY, x, config)[0].x, x_init
+        "documents", lambda model, x: sample(model, UNSURE(), KEY, x, config)[0].x, x_init
     )
     for row, place in _slices("documents"):
         text = x_init[row, place]
-        best = np.asarray(LOGITS(DENOISER, UNSURE, text[None]))[0].argmax(axis=-1)
+        best = np.asarray(LOGITS(DENOISER, UNSURE(), text[None]))[0].argmax(axis=-1)
         expected = np.where(text == DIFFUSION.mask_id, best, text)
         np.testing.assert_array_equal(together[row, place], expected)
 
@@ -303,7 +307,7 @@ class Listening(sdtt_jax.Denoiser):
 def _listened(x, arrangement, mode):
     """A generation of a network that is equally unsure of all tokens: one a call."""
     model = sdtt_jax.MaskedDiffusion(Listening(DENOISER.config), DIFFUSION.schedule)
-    flat, config = jax.tree.map(jnp.zeros_like, PARAMS), SamplerConfig(3, mode=mode)
+    flat, config = jax.tree.map(jnp.zeros_like, PARAMS()), SamplerConfig(3, mode=mode)
     return sample(model.within(arrangement), flat, KEY, x, config)[0].x
 
 

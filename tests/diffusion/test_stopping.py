@@ -11,7 +11,6 @@ from sdtt_jax.model.prompts import cut_at_eos
 from tests.worlds import LENGTH, MASK, TableDenoiser, all_states, predictions, random_table
 
 NETWORK, PARAMS, KEY, BATCH = TableDenoiser(), random_table(2), jax.random.key(0), 64
-TABLE = predictions(NETWORK, PARAMS)
 NUMBER = {tuple(state): n for n, state in enumerate(all_states().tolist())}
 _sample = jax.jit(sample, static_argnames=("diffusion", "config", "keep_states"))
 
@@ -82,7 +81,8 @@ def test_each_text_stops_where_a_loop_in_python_does(mode, stop, predicates):
 def test_what_is_left_is_revealed_at_once_where_it_has_little_entropy():
     """One of three tokens a call, or all masked ones once the sum of their entropies is below the bound."""
     bound = 1.9
-    entropies = -(TABLE * np.log(TABLE)).sum(axis=-1)
+    table = predictions(NETWORK, PARAMS)
+    entropies = -(table * np.log(table)).sum(axis=-1)
     state, states = written(f"confidence:stop=entropy:{bound}", keep_states=True)
     counts = []
     for row in range(BATCH):

@@ -1,6 +1,7 @@
 """The causal transformer against an unrolled numpy twin."""
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
@@ -14,7 +15,7 @@ from tests.worlds import noisy_params
 
 CONFIG = CausalConfig(vocab_size=11, length=9, num_layers=3, embed_dim=16, num_heads=2)
 MODEL = CausalNetwork(CONFIG)
-PARAMS = noisy_params(MODEL, 0, spread=0.3)
+PARAMS = functools.partial(noisy_params, MODEL, 0, spread=0.3)
 HIDDEN = jax.jit(MODEL.hidden)
 TOKENS = jax.device_put(
     np.random.default_rng(1).integers(0, CONFIG.vocab_size, (2, CONFIG.length), np.int32)
@@ -64,20 +65,20 @@ def _twin_hidden(params, tokens):
 
 
 def test_hidden_states_equal_those_of_the_unrolled_twin():
-    hidden = HIDDEN(PARAMS, TOKENS)
+    hidden = HIDDEN(PARAMS(), TOKENS)
     for row, tokens in zip(hidden, TOKENS, strict=True):
-        np.testing.assert_allclose(row, _twin_hidden(PARAMS, tokens), atol=2e-5)
+        np.testing.assert_allclose(row, _twin_hidden(PARAMS(), tokens), atol=2e-5)
 
 
 def test_a_position_does_not_see_later_tokens():
     changed = TOKENS.at[:, 5:].set((TOKENS[:, 5:] + 1) % CONFIG.vocab_size)
-    before, after = HIDDEN(PARAMS, TOKENS), HIDDEN(PARAMS, changed)
+    before, after = HIDDEN(PARAMS(), TOKENS), HIDDEN(PARAMS(), changed)
     np.testing.assert_array_equal(before[:, :5], after[:, :5])
     assert np.abs(before[:, 5:] - after[:, 5:]).max() > 1e-2
 
 
 def test_mask_and_padding_can_never_be_predicted():
-    logits = MODEL.logits(PARAMS, HIDDEN(PARAMS, TOKENS))
+    logits = MODEL.logits(PARAMS(), HIDDEN(PARAMS(), TOKENS))
     assert logits.shape == (2, CONFIG.length, 128)
     assert logits.dtype == jnp.float32
     assert (logits[..., CONFIG.vocab_size :] == NEG_INFINITY).all()
@@ -101,20 +102,20 @@ def test_rematerialised_and_unrolled_blocks_give_the_same_gradients():
 
     remat = CausalNetwork(dataclasses.replace(CONFIG, remat="full", unroll=2))
     gradient = jax.jit(jax.grad(loss), static_argnames="model")
-    plain, recomputed = gradient(PARAMS, MODEL), gradient(PARAMS, remat)
+    plain, recomputed = gradient(PARAMS(), MODEL), gradient(PARAMS(), remat)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), plain, recomputed)
 
 
 def test_bfloat16_computes_in_bfloat16_and_keeps_float32_logits_and_parameters():
     model = CausalNetwork(dataclasses.replace(CONFIG, compute_dtype="bfloat16"))
     params = nn.unbox(jax.eval_shape(model.init, jax.random.key(0)))
-    hidden = jax.jit(model.hidden)(PARAMS, TOKENS)
+    hidden = jax.jit(model.hidden)(PARAMS(), TOKENS)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
     assert hidden.dtype == jnp.bfloat16
-    assert model.logits(PARAMS, hidden).dtype == jnp.float32
+    assert model.logits(PARAMS(), hidden).dtype == jnp.float32
     assert model.init_cache(1, 4).past.keys.dtype == jnp.bfloat16
     # 8 bits of mantissa through 3 layers: states are of size 0.3, rounded in steps of 2^-8.
-    np.testing.assert_allclose(hidden, HIDDEN(PARAMS, TOKENS), atol=0.05)
+    np.testing.assert_allclose(hidden, HIDDEN(PARAMS(), TOKENS), atol=0.05)
 
 
 def test_equal_configs_make_equal_models_so_that_compiled_functions_are_reused():

@@ -1,6 +1,7 @@
 """The denoiser that sees noise. Oracles: the denoiser it was made from, bit for bit; a sort."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from sdtt_jax.ops.noise import draw_noise
 from tests.worlds import LENGTH, MASK, VOCAB, noisy_params, tiny_network
 
 PLAIN = tiny_network()
-PARAMS = noisy_params(PLAIN, 1)
+PARAMS = functools.partial(noisy_params, PLAIN, 1)
 TOKENS = np.array([[MASK, 1, MASK], [0, MASK, 2]], np.int32)
 _hidden = jax.jit(
     lambda network, params, *noise: network.hidden(params, TOKENS, None, *noise), static_argnums=0
@@ -29,10 +30,10 @@ def coupled(kind: str) -> CoupledDenoiser:
 @pytest.mark.parametrize("kind", ["full", "two-level", "projected"])
 def test_a_new_one_is_the_denoiser_that_it_was_made_from_whatever_the_noise(kind):
     network = coupled(kind)
-    params = jax.jit(network.init_from)(PARAMS, jax.random.key(0))
-    assert set(params) == {*PARAMS, "noise"}
+    params = jax.jit(network.init_from)(PARAMS(), jax.random.key(0))
+    assert set(params) == {*PARAMS(), "noise"}
     noise = _noise(jax.random.key(1), TOKENS.shape, VOCAB, network.noise_kind)
-    plain = _hidden(PLAIN, PARAMS)
+    plain = _hidden(PLAIN, PARAMS())
     np.testing.assert_array_equal(_hidden(network, params, noise), plain)
     np.testing.assert_array_equal(_hidden(network, params), plain)
 
