@@ -118,28 +118,26 @@ def noisy_params(model: Any, seed: int, spread: float = 0.25) -> Any:
     compiled. At the default spread the tiny network has opinions and doubts; at 0.5 it is certain of
     everything, and draws from it would test nothing.
 
-    Made when they are first asked for, and kept: tracing a network's shapes takes 0.2 s, so a module of tests
-    has `PARAMS = functools.partial(noisy_params, …)`, not the parameters, which each process would make only
-    to collect the tests.
+    The numbers are made when they are first asked for, and kept: tracing a network's shapes takes 0.2 s, so a
+    module of tests has `PARAMS = functools.partial(noisy_params, …)`, not the parameters, which each process
+    would make only to collect the tests.
     """
-    # Copies of the dicts, which a test may change.
-    return jax.tree.map(lambda leaf: leaf, _noisy_params(model, seed, spread))
+    found = _noisy_numbers(model, seed, spread)
+    # Fresh arrays, which a training may take over; they are arrays also where this is called within a trace.
+    with jax.ensure_compile_time_eval():
+        # `jnp.asarray` would compile a program for each shape.
+        return jax.tree.map(lambda leaf: jax.device_put(leaf.copy()), found)
 
 
 @functools.cache
-def _noisy_params(model: Any, seed: int, spread: float) -> Any:
+def _noisy_numbers(model: Any, seed: int, spread: float) -> Any:
     rng = np.random.default_rng(seed)
 
-    def leaf(path: Any, shape: jax.ShapeDtypeStruct) -> jax.Array:
+    def leaf(path: Any, shape: jax.ShapeDtypeStruct) -> np.ndarray:
         centre = 1.0 if path[-1].key == "scale" else 0.0
-        values = centre + spread * rng.standard_normal(shape.shape)
-        # `jnp.asarray` would compile a program for each shape.
-        return jax.device_put(values.astype(np.float32))
+        return (centre + spread * rng.standard_normal(shape.shape)).astype(np.float32)
 
-    shapes = nn.unbox(abstract_params(model))
-    # Arrays, also where this is first called within a trace.
-    with jax.ensure_compile_time_eval():
-        return jax.tree_util.tree_map_with_path(leaf, shapes)
+    return jax.tree_util.tree_map_with_path(leaf, nn.unbox(abstract_params(model)))
 
 
 def as_model(denoiser: Any, params: Any, schedule: Schedule | None = None) -> Model:

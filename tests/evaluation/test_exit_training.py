@@ -63,8 +63,8 @@ def test_the_loss_is_the_mean_divergence_of_exits_from_the_last_layer(sequences)
         sigma = DIFFUSION.schedule.sigma(t)
         return x_t, layer_by_layer(NETWORK, params, x_t, sigma, segments)[0]
 
-    x_t, states = masked_and_states(PARAMS | {EXIT_PARAMS: exits})
-    logits = np.float64(jax.jit(NETWORK.logits)(PARAMS, states))[..., :VOCAB]
+    x_t, states = masked_and_states(PARAMS() | {EXIT_PARAMS: exits})
+    logits = np.float64(jax.jit(NETWORK.logits)(PARAMS(), states))[..., :VOCAB]
     states, agreement, offset = (
         np.asarray(x) for x in (states, exits["agreement"], exits["offset"])
     )
@@ -77,7 +77,7 @@ def test_the_loss_is_the_mean_divergence_of_exits_from_the_last_layer(sequences)
             logit = states[layer][b, i] @ agreement[layer] + offset[layer]
             # The cross-entropy between exp(-KL) and the logistic function of the logit.
             said.append(np.logaddexp(0, logit) - np.exp(-kl[-1]) * logit)
-    (value, loss), gradient = loss_and_gradient(exits, PARAMS, sequences)
+    (value, loss), gradient = loss_and_gradient(exits, PARAMS(), sequences)
     assert loss.weight == len(kl)
     assert loss.metrics["kl"] == pytest.approx(np.mean(kl), rel=1e-4)
     assert value == pytest.approx(np.mean(kl) + np.mean(said), rel=1e-4)
@@ -99,28 +99,28 @@ def test_where_the_layers_add_nothing_there_is_nothing_to_learn():
 
 @pytest.fixture(scope="module")
 def trained():
-    return train_exits(as_model(NETWORK, PARAMS), TOKENS, 0, num_steps=100, batch_size=32)
+    return train_exits(as_model(NETWORK, PARAMS()), TOKENS, 0, num_steps=100, batch_size=32)
 
 
 def test_training_brings_the_exits_to_the_last_layer_and_leaves_the_network_alone(trained):
-    whole = as_model(NETWORK, PARAMS)
+    whole = as_model(NETWORK, PARAMS())
     tuned = with_exits(whole, trained)
-    before = loss_and_gradient(untrained_exits(NETWORK.config), PARAMS)[0][1].metrics["kl"]
-    after = loss_and_gradient(trained, PARAMS)[0][1].metrics["kl"]
+    before = loss_and_gradient(untrained_exits(NETWORK.config), PARAMS())[0][1].metrics["kl"]
+    after = loss_and_gradient(trained, PARAMS())[0][1].metrics["kl"]
     assert after < 0.5 * before
     for name in trained:
         assert not trained[name][-1].any()
     np.testing.assert_array_equal(tuned.logits(TOKENS[:2]), whole.logits(TOKENS[:2]))
     assert tuned.params_digest == whole.params_digest
     hidden, layers = jax.jit(Exiting(NETWORK, 1.01).leave)(tuned.params, TOKENS)
-    np.testing.assert_allclose(hidden, jax.jit(NETWORK.hidden)(PARAMS, TOKENS), atol=1e-5)
+    np.testing.assert_allclose(hidden, jax.jit(NETWORK.hidden)(PARAMS(), TOKENS), atol=1e-5)
     assert (layers == LAYERS).all()
 
 
 def test_the_same_promise_is_kept_with_fewer_layers(trained):
     """Random layers do not agree; trained exits do, within the bound, on 400 texts."""
     tokens = np.random.default_rng(2).integers(0, VOCAB, (400, LENGTH)).astype(np.int32)
-    whole = as_model(NETWORK, PARAMS)
+    whole = as_model(NETWORK, PARAMS())
     plain, tuned = (
         calibrate(m, tokens, KEY, bound=0.3, least=1, batch_size=400)
         for m in (whole, with_exits(whole, trained))

@@ -47,7 +47,7 @@ def test_the_promise_is_kept_as_often_as_it_says():
 
 def test_the_threshold_follows_from_the_texts():
     """With 400 texts, a bound that every threshold keeps gives the lowest threshold; a strict bound, none."""
-    model = as_model(NETWORK, PARAMS)
+    model = as_model(NETWORK, PARAMS())
     tokens = np.random.default_rng(0).integers(0, VOCAB, (400, LENGTH)).astype(np.int32)
     key, loose, strict = jax.random.key(0), 0.99, 1e-4
     found = calibrate(model, tokens, key, bound=loose, least=1, batch_size=400)
@@ -62,7 +62,7 @@ def test_padding_is_neither_masked_nor_counted_nor_seen():
     """Texts of 2 to 4 tokens in 8 positions. Oracle: the same masks, read by the network as a sampler runs
     it, with and without exits; the mean share of changed tokens is over texts in which one is masked."""
     tokenizer = types.SimpleNamespace(bos_id=0, eos_id=1)
-    model = dataclasses.replace(as_model(NETWORK, PARAMS), tokenizer=tokenizer)
+    model = dataclasses.replace(as_model(NETWORK, PARAMS()), tokenizer=tokenizer)
     model = dataclasses.replace(model, facts=model.facts | {"sequences": "padded"})
     rng = np.random.default_rng(0)
     tokens = rng.integers(2, VOCAB, (400, LENGTH)).astype(np.int32)
@@ -78,9 +78,9 @@ def test_padding_is_neither_masked_nor_counted_nor_seen():
         chance, sigma = model.schedule.move_chance(t), model.schedule.sigma(t)
         x_t = q_xt(key_mask, tokens, chance, VOCAB, arrangement.free)
         more = {"segments": arrangement.segments}
-        hidden, layers = Exiting(NETWORK, found.threshold, 1).leave(PARAMS, x_t, sigma, **more)
-        states = (hidden, NETWORK.hidden(PARAMS, x_t, sigma, **more))
-        best = [jnp.argmax(NETWORK.logits(PARAMS, x)[..., :VOCAB], axis=-1) for x in states]
+        hidden, layers = Exiting(NETWORK, found.threshold, 1).leave(PARAMS(), x_t, sigma, **more)
+        states = (hidden, NETWORK.hidden(PARAMS(), x_t, sigma, **more))
+        best = [jnp.argmax(NETWORK.logits(PARAMS(), x)[..., :VOCAB], axis=-1) for x in states]
         return x_t == VOCAB, best[0] != best[1], layers
 
     masked, differs, layers = jax.device_get(used(tokens))

@@ -1,6 +1,7 @@
 """Suites on few texts, or on texts with nothing in them. Oracles: what a person would say about them."""
 
 import dataclasses
+import functools
 import json
 import math
 
@@ -22,18 +23,26 @@ TOKENIZER = train_tokenizer(
 SIZES = {"length": 12, "num_layers": 1, "embed_dim": 8, "num_heads": 2}
 DENOISER = Denoiser(DenoiserConfig(TOKENIZER.vocab_size, cond_dim=8, **SIZES))
 CAUSAL = CausalNetwork(CausalConfig(TOKENIZER.vocab_size, **SIZES))
-MODEL = dataclasses.replace(as_model(DENOISER, noisy_params(DENOISER, 0)), tokenizer=TOKENIZER)
-JUDGE = as_causal(CAUSAL, noisy_params(CAUSAL, 1), TOKENIZER)
+
+
+@functools.cache
+def judge():
+    return as_causal(CAUSAL, noisy_params(CAUSAL, 1), TOKENIZER)
+
+
+@functools.cache
+def denoiser():
+    return dataclasses.replace(as_model(DENOISER, noisy_params(DENOISER, 0)), tokenizer=TOKENIZER)
 
 
 @pytest.fixture
 def measure(tmp_path):
     """Runs a suite, and returns its results and what it said."""
 
-    def run(suite, model=MODEL, **settings):
-        said = []
+    def run(suite, model=None, **settings):
+        model, said = model or denoiser(), []
         record = Record(tmp_path / "x.json", model.identity, said.append, replace=True)
-        suite(Subject(model, Settings(batch_size=4, **settings), JUDGE), record)
+        suite(Subject(model, Settings(batch_size=4, **settings), judge()), record)
         json.loads(record.path.read_text(), parse_constant=pytest.fail)
         return record.items, " ".join(said)
 
@@ -98,7 +107,7 @@ def test_texts_with_nothing_to_score_are_named_counted_and_left_out(measure, tmp
     empty = EMPTY + ([{"text": "a"}] if first_token == "given" else [])
     whole = lines(tmp_path / "whole.jsonl", GOOD, *empty, {"text": "brown"})
     alone = lines(tmp_path / "alone.jsonl", GOOD, {"text": "brown"})
-    call = {"model": JUDGE, "suite": given.suite, "first_token": first_token}
+    call = {"model": judge(), "suite": given.suite, "first_token": first_token}
     items, said = measure(texts=whole, **call)
     expected, _ = measure(texts=alone, **call)
     places = ", ".join(str(2 + i) for i in range(len(empty)))
@@ -113,11 +122,11 @@ def test_texts_with_nothing_to_score_are_named_counted_and_left_out(measure, tmp
 def test_nothing_but_such_texts_is_an_error(measure, tmp_path):
     path = lines(tmp_path / "empty.jsonl", *EMPTY)
     with pytest.raises(ConfigError, match="4 of 4 texts hold nothing to score"):
-        measure(given.suite, JUDGE, texts=path)
+        measure(given.suite, judge(), texts=path)
 
 
 def test_a_single_text_is_judged_without_an_interval(measure, tmp_path):
-    items, said = measure(given.suite, JUDGE, texts=lines(tmp_path / "one.jsonl", GOOD))
+    items, said = measure(given.suite, judge(), texts=lines(tmp_path / "one.jsonl", GOOD))
     item = items["judge/texts"]
     assert item["gen_ppl"] > 1
     assert item["gen_ppl_low"] is item["entropy_high"] is None

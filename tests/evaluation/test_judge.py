@@ -1,5 +1,6 @@
 """The judge's scores. Oracles: the network's own log-softmax, text by text; values by hand."""
 
+import functools
 import itertools
 from types import SimpleNamespace
 
@@ -25,17 +26,21 @@ SEEN = 8
 NETWORK = GPT2Network(
     GPT2Config(vocab_size=11, length=SEEN, num_layers=1, embed_dim=8, num_heads=2)
 )
-PARAMS = noisy_params(NETWORK, 0)
+PARAMS = functools.partial(noisy_params, NETWORK, 0)
 BOS = 10
-JUDGE = as_causal(NETWORK, PARAMS, SimpleNamespace(bos_id=BOS))
 GPT2 = GPT2Network(GPT2Config(vocab_size=50_257, length=8, num_layers=1, embed_dim=8, num_heads=2))
 RNG = np.random.default_rng(0)
 TEXTS = [RNG.integers(0, 11, n, dtype=np.int32) for n in (5, 8, 1, 3, 7)]
 
 
+@functools.cache
+def judge():
+    return as_causal(NETWORK, PARAMS(), SimpleNamespace(bos_id=BOS))
+
+
 @jax.jit
 def _log_probs(tokens):
-    return jax.nn.log_softmax(NETWORK.logits(PARAMS, NETWORK.hidden(PARAMS, tokens)))
+    return jax.nn.log_softmax(NETWORK.logits(PARAMS(), NETWORK.hidden(PARAMS(), tokens)))
 
 
 def _nll(context, text):
@@ -49,14 +54,14 @@ def _nll(context, text):
 
 @pytest.mark.parametrize("batch_size", [1, 2, 8])
 def test_texts_of_different_lengths_are_scored_whole(batch_size):
-    scores = score_texts(JUDGE, TEXTS, batch_size=batch_size)
+    scores = score_texts(judge(), TEXTS, batch_size=batch_size)
     np.testing.assert_allclose(scores.nll, [_nll([BOS], text) for text in TEXTS], rtol=1e-5)
     np.testing.assert_array_equal(scores.scored, [len(text) for text in TEXTS])
     np.testing.assert_array_equal(scores.windows, 1)
 
 
 def test_without_bos_the_first_token_is_given():
-    scores = score_texts(JUDGE, TEXTS, first_token="given", batch_size=8)
+    scores = score_texts(judge(), TEXTS, first_token="given", batch_size=8)
     expected = [_nll(text[:1], text[1:]) if len(text) > 1 else 0.0 for text in TEXTS]
     np.testing.assert_allclose(scores.nll, expected, rtol=1e-5)
     np.testing.assert_array_equal(scores.scored, [len(text) - 1 for text in TEXTS])
@@ -67,7 +72,7 @@ def test_without_bos_the_first_token_is_given():
 def test_a_prompt_is_read_and_not_scored(bos):
     texts = [TEXTS[0], TEXTS[1][:7]]
     first = "given" if bos is None else "scored"
-    scores = score_texts(JUDGE, texts, first_token=first, batch_size=8, given=3)
+    scores = score_texts(judge(), texts, first_token=first, batch_size=8, given=3)
     start = [] if bos is None else [bos]
     expected = [_nll(np.concatenate([start, t[:3]]).astype(int), t[3:]) for t in texts]
     np.testing.assert_allclose(scores.nll, expected, rtol=1e-5)
@@ -76,7 +81,7 @@ def test_a_prompt_is_read_and_not_scored(bos):
 
 def test_a_text_longer_than_the_judge_sees_is_cut_into_windows():
     text = RNG.integers(0, 11, 2 * SEEN + 3, dtype=np.int32)
-    scores = score_texts(JUDGE, [text, TEXTS[0]], batch_size=3)
+    scores = score_texts(judge(), [text, TEXTS[0]], batch_size=3)
     stream = np.concatenate([[BOS], text])
     # Every window begins with the last token of the one before.
     parts = [stream[i : i + SEEN + 1] for i in range(0, len(text), SEEN)]
@@ -160,4 +165,4 @@ def test_a_continuation_keeps_and_gets_no_space(tokenizers, kind, prompt):
 @pytest.mark.parametrize("token", [11, -1])
 def test_tokens_that_the_judge_does_not_have_are_named(token):
     with pytest.raises(ConfigError, match=f"token {token}"):
-        check_vocabulary(JUDGE, [np.array([1, token, 2])])
+        check_vocabulary(judge(), [np.array([1, token, 2])])

@@ -32,7 +32,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(folder):
-    model = as_model(NETWORK, PARAMS)
+    model = as_model(NETWORK, PARAMS())
     facts = model.facts | {"path": str(folder)}
     return dataclasses.replace(model, tokenizer=TOKENIZER, facts=facts)
 
@@ -59,7 +59,7 @@ def test_an_exit_is_calibrated_by_the_suite_and_then_used(model, text, folder):
     assert own_path(early) is None
     with pytest.raises(ConfigError, match=r"early_exit=0.5: its threshold is not .*there are 0.99"):
         variant(model, Sampling(early_exit=0.5), None)
-    other = dataclasses.replace(model, params=jax.tree.map(lambda x: x + 1, PARAMS))
+    other = dataclasses.replace(model, params=jax.tree.map(lambda x: x + 1, PARAMS()))
     with pytest.raises(ConfigError, match=r"exits.json, was fitted to other parameters"):
         variant(other, Sampling(early_exit=BOUND), None)
 

@@ -1,6 +1,7 @@
 """Early exits. Oracles: the network itself, its inner states, and a loop in Python over layers."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ LENGTH, VOCAB, LAYERS = 8, 12, 5
 NETWORK = Denoiser(
     DenoiserConfig(VOCAB, length=LENGTH, num_layers=LAYERS, embed_dim=16, num_heads=2, cond_dim=8)
 )
-PARAMS = noisy_params(NETWORK, 0)
+PARAMS = functools.partial(noisy_params, NETWORK, 0)
 TOKENS = np.random.default_rng(1).integers(0, VOCAB + 1, (6, LENGTH)).astype(np.int32)
 TOKENS[0] = 3  # nothing is masked
 
@@ -37,7 +38,7 @@ def some_exits():
 
 @pytest.fixture(scope="module", params=["own states", "trained exits"])
 def params(request):
-    return PARAMS if request.param == "own states" else PARAMS | {EXIT_PARAMS: some_exits()}
+    return PARAMS() if request.param == "own states" else PARAMS() | {EXIT_PARAMS: some_exits()}
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,7 @@ def left(params, threshold, least=1):
 
 def test_the_last_layer_is_the_network(inner, params):
     states, _ = inner
-    whole = jax.jit(NETWORK.hidden)(PARAMS, TOKENS)
+    whole = jax.jit(NETWORK.hidden)(PARAMS(), TOKENS)
     np.testing.assert_allclose(states[-1], whole, atol=1e-5)
     hidden, layers = left(params, 1.01)
     np.testing.assert_allclose(hidden, whole, atol=1e-5)
@@ -74,7 +75,7 @@ def test_trained_exits_say_themselves_how_far_they_have_settled():
     """The mean over masked positions of 1 / (1 + exp(-(x · agreement + offset))), by NumPy."""
     exits = some_exits()
     states, settled = jax.jit(lambda p: layer_by_layer(NETWORK, p, TOKENS))(
-        PARAMS | {EXIT_PARAMS: exits}
+        PARAMS() | {EXIT_PARAMS: exits}
     )
     logits = np.einsum("lbie,le->lbi", states, exits["agreement"])
     said = 1 / (1 + np.exp(-(logits + np.asarray(exits["offset"])[:, None, None])))
@@ -90,7 +91,7 @@ def test_an_exit_is_a_map_of_its_layers_states_before_the_norm():
     exits["kernel"][layer] = -np.eye(NETWORK.config.embed_dim)
     exits["bias"][layer] = np.arange(NETWORK.config.embed_dim)
     plain, mapped = (
-        np.asarray(jax.jit(lambda p: layer_by_layer(NETWORK, p, TOKENS)[0])(PARAMS | more))
+        np.asarray(jax.jit(lambda p: layer_by_layer(NETWORK, p, TOKENS)[0])(PARAMS() | more))
         for more in ({}, {EXIT_PARAMS: exits})
     )
     for other in {*range(LAYERS)} - {layer}:
@@ -106,7 +107,7 @@ def test_it_takes_the_place_of_the_network_in_the_sampler():
 
     def written(network):
         diffusion = MaskedDiffusion(network, make_schedule())
-        return jax.jit(lambda: sample(diffusion, PARAMS, jax.random.key(0), x_init, config)[0])()
+        return jax.jit(lambda: sample(diffusion, PARAMS(), jax.random.key(0), x_init, config)[0])()
 
     state, whole = written(Exiting(NETWORK, 1.01)), written(NETWORK)
     np.testing.assert_array_equal(state.x, whole.x)

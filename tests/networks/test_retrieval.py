@@ -1,6 +1,7 @@
 """Nearest neighbours beside a denoiser. Oracle: NumPy, entry by entry."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -19,7 +20,7 @@ from sdtt_jax.networks.retrieval import Datastore, Retrieving
 from tests.worlds import LENGTH, MASK, VOCAB, as_model, noisy_params, tiny_network
 
 NETWORK = tiny_network()
-PARAMS, RNG = noisy_params(NETWORK, 0), np.random.default_rng(0)
+PARAMS, RNG = functools.partial(noisy_params, NETWORK, 0), np.random.default_rng(0)
 # Texts of a chain that a fresh network knows nothing of: token i + 1 follows token i.
 TEXTS = ((RNG.integers(0, VOCAB, (512, 1)) + np.arange(LENGTH)) % VOCAB).astype(np.int32)
 
@@ -28,9 +29,9 @@ TEXTS = ((RNG.integers(0, VOCAB, (512, 1)) + np.arange(LENGTH)) % VOCAB).astype(
 def params():
     diffusion = MaskedDiffusion(NETWORK, make_schedule())
     texts = TEXTS[:256]
-    keys, valid = remember(diffusion, jax.random.key(0), PARAMS, 0, texts)
+    keys, valid = remember(diffusion, jax.random.key(0), PARAMS(), 0, texts)
     store = Datastore(keys.reshape(texts.size, -1), texts.ravel(), valid.ravel())
-    return {"network": PARAMS, "store": store}
+    return {"network": PARAMS(), "store": store}
 
 
 def test_what_is_masked_is_remembered_with_what_stood_there(params):
@@ -47,11 +48,11 @@ def test_neighbours_are_mixed_in_by_their_distance():
     # So few different texts have equal states; random numbers of the same size have no ties.
     keys = RNG.normal(size=(300, 16)).astype(np.float32)
     store = Datastore(keys, RNG.integers(0, VOCAB, 300), RNG.random(300) < 0.5)
-    params = {"network": PARAMS, "store": store}
+    params = {"network": PARAMS(), "store": store}
     tokens = np.array([[MASK, 1, MASK], [MASK, MASK, MASK]], np.int32)
     hidden = np.asarray(jax.jit(network.hidden)(params, tokens))
     found = np.asarray(jax.jit(network.logits)(network.head_params(params), hidden))
-    own = jax.jit(lambda h: jax.nn.softmax(NETWORK.logits(PARAMS, h)[..., :VOCAB]))(hidden)
+    own = jax.jit(lambda h: jax.nn.softmax(NETWORK.logits(PARAMS(), h)[..., :VOCAB]))(hidden)
     own = np.asarray(own, np.float64)
     keys, said = keys[store.valid].astype(float), store.tokens[store.valid]
     for place in np.ndindex(2, LENGTH):
@@ -73,7 +74,7 @@ def test_it_is_judged_by_the_bound_like_any_denoiser(params):
         [estimate] = text_bounds(model, TEXTS[256:], jax.random.key(1), config, batch_size=256)
         return estimate().nelbo.mean()
 
-    model = as_model(NETWORK, PARAMS)
+    model = as_model(NETWORK, PARAMS())
     config = BoundConfig("low-variance", 2)
     [plain] = text_bounds(model, TEXTS[256:], jax.random.key(1), config, batch_size=256)
     assert bound(0.0) == pytest.approx(plain().nelbo.mean(), abs=1e-5)

@@ -1,6 +1,8 @@
 """What a model accepts as tokens. Oracle: tokens are `[B, L]` whole numbers below the vocabulary's size, and
 MASK only where a noisy text is meant; written by hand."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,7 +30,6 @@ MODEL = as_model(TableDenoiser(), random_table(1))
 NETWORK = CausalNetwork(
     CausalConfig(vocab_size=VOCAB, length=8, num_layers=1, embed_dim=8, num_heads=2)
 )
-JUDGE = as_causal(NETWORK, noisy_params(NETWORK, 0))
 BEHIND = RowLayout(bos_id=0)
 
 NOISY = {
@@ -49,23 +50,28 @@ CLEAN = {
     "bounds": lambda x: join(
         [bounds()[:2] for bounds in text_bounds(MODEL, x, KEY, ONE, batch_size=2)]
     ),
-    "causal logits": JUDGE.logits,
-    "causal log_probs": JUDGE.log_probs,
-    "causal_nll": lambda x: causal_nll(NETWORK, JUDGE.params, x, 0),
-    "generate": lambda x: generate(NETWORK, JUDGE.params, KEY, prompt=x, num_tokens=2),
-    "continued": lambda x: join([write() for write in JUDGE.batches(KEY, x, 2)]).tokens,
+    "causal logits": lambda x: judge().logits(x),
+    "causal log_probs": lambda x: judge().log_probs(x),
+    "causal_nll": lambda x: causal_nll(NETWORK, judge().params, x, 0),
+    "generate": lambda x: generate(NETWORK, judge().params, KEY, prompt=x, num_tokens=2),
+    "continued": lambda x: join([write() for write in judge().batches(KEY, x, 2)]).tokens,
 }
 ON_THE_HOST = ("batches", "bounds", "continued")
 # Functions that leave it to their callers to compile them.
 UNCOMPILED = ("sample", "nelbo", "denoising_terms", "distillation_terms", "causal_nll")
 # Functions of texts of any lengths.
 RAGGED = {
-    "scores": lambda x: score_texts(JUDGE, list(x), batch_size=2, first_token="given").nll,
-    "features": lambda x: text_features(JUDGE, list(x), batch_size=2),
+    "scores": lambda x: score_texts(judge(), list(x), batch_size=2, first_token="given").nll,
+    "features": lambda x: text_features(judge(), list(x), batch_size=2),
     "suffixes": lambda x: suffix_bounds(MODEL, _items(x), KEY, ONE, RowLayout(), batch_size=2),
     "hits": lambda x: greedy_hits(MODEL, _items(x), RowLayout(), batch_size=2),
-    "causal suffixes": lambda x: causal_scores(JUDGE, _items(x), BEHIND, batch_size=2).nll,
+    "causal suffixes": lambda x: causal_scores(judge(), _items(x), BEHIND, batch_size=2).nll,
 }
+
+
+@functools.cache
+def judge():
+    return as_causal(NETWORK, noisy_params(NETWORK, 0))
 
 
 def _items(rows):
@@ -98,7 +104,7 @@ def test_mask_stands_in_no_text(name):
         (np.int32(1), r"not \[\]"),
         ([], r"not \[0\]"),
         ([[0.0, 1.0, 2.0]], "whole numbers, not float64"),
-        (jnp.ones((1, 3), bool), "whole numbers, not bool"),
+        (np.ones((1, 3), bool), "whole numbers, not bool"),
         ([["0", "1", "2"]], "whole numbers, not <U1"),
         ([[0, 1, 2**70]], f"there is no token {2**70}; ids are 0 … "),
         ([[0, 1, 2**63]], f"there is no token {2**63}; ids are 0 … "),
@@ -140,7 +146,7 @@ def test_no_samples_are_refused(num_samples):
     for call in (
         lambda: MODEL.score(np.zeros((1, 3), np.int32), KEY, num_samples),
         lambda: MODEL.prior(num_samples),
-        lambda: JUDGE.sample(KEY, num_samples, 2),
+        lambda: judge().sample(KEY, num_samples, 2),
     ):
         with pytest.raises(ConfigError, match="num_samples must be"):
             call()
