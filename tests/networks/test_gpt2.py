@@ -1,5 +1,7 @@
 """GPT-2 against an unrolled numpy twin; published values are in tests/parity/test_gpt2.py."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -17,7 +19,7 @@ SIZES = {"vocab_size": 13, "length": 8, "num_layers": 2, "embed_dim": 12, "num_h
 CONFIG = GPT2Config(**SIZES)
 MODEL = GPT2Network(CONFIG)
 TOKENS = jax.device_put(np.random.default_rng(1).integers(0, CONFIG.vocab_size, (2, 7), np.int32))
-PARAMS = noisy_params(MODEL, 0, spread=0.3)
+PARAMS = functools.partial(noisy_params, MODEL, 0, spread=0.3)
 HIDDEN = jax.jit(MODEL.hidden)
 
 
@@ -50,15 +52,15 @@ def _twin_hidden(params, tokens):
 
 
 def test_hidden_states_equal_those_of_the_unrolled_twin():
-    hidden = HIDDEN(PARAMS, TOKENS)
+    hidden = HIDDEN(PARAMS(), TOKENS)
     for row, tokens in zip(hidden, TOKENS, strict=True):
-        np.testing.assert_allclose(row, _twin_hidden(PARAMS, tokens), atol=2e-5)
+        np.testing.assert_allclose(row, _twin_hidden(PARAMS(), tokens), atol=2e-5)
 
 
 def test_the_head_is_the_embedding_and_padding_is_impossible():
-    hidden = HIDDEN(PARAMS, TOKENS)
-    logits = MODEL.logits(PARAMS, hidden)
-    table = PARAMS["embed"]["embedding"][: CONFIG.vocab_size]
+    hidden = HIDDEN(PARAMS(), TOKENS)
+    logits = MODEL.logits(PARAMS(), hidden)
+    table = PARAMS()["embed"]["embedding"][: CONFIG.vocab_size]
     np.testing.assert_allclose(logits[..., : CONFIG.vocab_size], hidden @ table.T, atol=1e-5)
     assert (logits[..., CONFIG.vocab_size :] == NEG_INFINITY).all()
 
@@ -69,12 +71,12 @@ def test_logits_are_float32_in_every_dtype(kind, compute_dtype):
     """Oracle: NumPy in float64, on the rounded factors. A logit of 10 rounded to bfloat16 is off by 0.03."""
     config = kind.config(**SIZES, compute_dtype=compute_dtype)
     network = kind.network(config)
-    hidden = 4 * HIDDEN(PARAMS, TOKENS).astype(config.numerics.dtype)
-    logits = np.asarray(jax.jit(network.logits)(PARAMS, hidden))
+    hidden = 4 * HIDDEN(PARAMS(), TOKENS).astype(config.numerics.dtype)
+    logits = np.asarray(jax.jit(network.logits)(PARAMS(), hidden))
     assert logits.dtype == np.float32
     factors = (
         np.asarray(jnp.asarray(x, config.numerics.products), np.float64)
-        for x in (hidden, PARAMS["embed"]["embedding"][: config.columns])
+        for x in (hidden, PARAMS()["embed"]["embedding"][: config.columns])
     )
     exact = np.einsum("ble,ve->blv", *factors)
     assert np.abs(exact).max() > 10
@@ -93,7 +95,7 @@ def test_the_gradient_of_mask_is_summed_over_all_its_places(compute_dtype):
         embedded = network._apply(params, tokens, method=lambda module, x: module.embed(x))
         return embedded.astype(jnp.float32).sum()
 
-    found = gradient(PARAMS)["embed"]["embedding"]
+    found = gradient(PARAMS())["embed"]["embedding"]
     expected = np.zeros_like(found)
     expected[network.mask_id] = 4096
     np.testing.assert_array_equal(found, expected)
@@ -115,7 +117,7 @@ def test_embeddings_start_as_published_and_carry_logical_axes():
 
 def test_more_tokens_than_position_embeddings_are_refused():
     with pytest.raises(ConfigError, match="length=9 exceeds the 8 positions"):
-        MODEL.hidden(PARAMS, jnp.zeros((1, 9), jnp.int32))
+        MODEL.hidden(PARAMS(), jnp.zeros((1, 9), jnp.int32))
     with pytest.raises(ConfigError, match="length=9 exceeds the 8 positions"):
         MODEL.init_cache(1, 9)
 

@@ -52,11 +52,14 @@ FULL = {
 }
 CONFIGS = {"none": PLAIN_ONE, "all": LlamaConfig(**SIZES, **FULL)}
 NETWORKS = {name: LlamaNetwork(config) for name, config in CONFIGS.items()}
-PARAMS = {name: noisy_params(network, 0, spread=0.3) for name, network in NETWORKS.items()}
 TOKENS = np.random.default_rng(1).integers(0, 11, (2, 9)).astype(np.int32)
 HIDDEN = jax.jit(
     lambda network, params, tokens: network.hidden(params, tokens), static_argnames="network"
 )
+
+
+def params_of(name):
+    return noisy_params(NETWORKS[name], 0, spread=0.3)
 
 
 def both_ways(config, **fields):
@@ -107,7 +110,7 @@ def plain_weights(params):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_hidden_states_and_logits_equal_those_of_the_plain_twin(name, causal):
     network = NETWORKS[name] if causal else both_ways(CONFIGS[name])
-    params, plain = PARAMS[name], plain_of(network.config)
+    params, plain = params_of(name), plain_of(network.config)
     found = HIDDEN(network, params, TOKENS)
     logits = network.logits(network.head_params(params), found)
     assert logits.dtype == jnp.float32
@@ -124,16 +127,16 @@ def test_hidden_states_and_logits_equal_those_of_the_plain_twin(name, causal):
 def test_a_denoiser_with_a_causal_mask_computes_what_the_causal_network_does(name):
     denoiser = both_ways(CONFIGS[name], causal=True)
     np.testing.assert_allclose(
-        HIDDEN(denoiser, PARAMS[name], TOKENS),
-        HIDDEN(NETWORKS[name], PARAMS[name], TOKENS),
+        HIDDEN(denoiser, params_of(name), TOKENS),
+        HIDDEN(NETWORKS[name], params_of(name), TOKENS),
         atol=1e-5,
     )
 
 
 def test_shifted_states_stand_at_the_token_that_they_predict():
     """Oracle: the network without shift. The first token is predicted where it stands."""
-    straight = HIDDEN(both_ways(PLAIN_ONE), PARAMS["none"], TOKENS)
-    shifted = HIDDEN(both_ways(PLAIN_ONE, shift=True), PARAMS["none"], TOKENS)
+    straight = HIDDEN(both_ways(PLAIN_ONE), params_of("none"), TOKENS)
+    shifted = HIDDEN(both_ways(PLAIN_ONE, shift=True), params_of("none"), TOKENS)
     np.testing.assert_array_equal(shifted[:, 1:], straight[:, :-1])
     np.testing.assert_array_equal(shifted[:, 0], straight[:, 0])
 
@@ -141,7 +144,7 @@ def test_shifted_states_stand_at_the_token_that_they_predict():
 @pytest.mark.parametrize("name", CONFIGS)
 def test_edges_open_the_way_from_causal_to_bidirectional_attention(name):
     """With all edges closed it is the causal network, with all open the bidirectional one, else neither."""
-    params, denoiser = PARAMS[name], both_ways(CONFIGS[name])
+    params, denoiser = params_of(name), both_ways(CONFIGS[name])
     hidden = jax.jit(denoiser.hidden)
     edges = np.random.default_rng(2).random((2, 9, 9))
     causal = HIDDEN(both_ways(CONFIGS[name], causal=True), params, TOKENS)
@@ -154,7 +157,7 @@ def test_edges_open_the_way_from_causal_to_bidirectional_attention(name):
 
 def test_a_causal_network_becomes_a_denoiser_that_knows_mask():
     """Its new row is the mean of all tokens; on text without MASK and with a causal mask nothing changes."""
-    causal, params = NETWORKS["all"], PARAMS["all"]
+    causal, params = NETWORKS["all"], params_of("all")
     config = as_denoiser(CONFIGS["all"], shift=False)
     denoiser = LlamaDenoiser(dataclasses.replace(config, causal=True))
     adapted = denoiser.init_from(params)
@@ -180,7 +183,7 @@ def test_parameters_carry_logical_axes():
 
 def test_the_fused_head_gives_the_gradients_of_the_whole_logits():
     """Also of the embedding, which is the head too."""
-    network, params, tokens = NETWORKS["all"], PARAMS["all"], jnp.asarray(TOKENS)
+    network, params, tokens = NETWORKS["all"], params_of("all"), jnp.asarray(TOKENS)
 
     def plain(params):
         inputs = jnp.pad(tokens[:, :-1], ((0, 0), (1, 0)), constant_values=1)
@@ -201,7 +204,7 @@ def denoising_gradient(compute_dtype):
     def total(params):
         return denoising_terms(diffusion, params, TOKENS, jax.random.key(0)).total
 
-    return jax.grad(total)(PARAMS["all"])
+    return jax.grad(total)(params_of("all"))
 
 
 @pytest.mark.parametrize("compute_dtype", COMPUTE_DTYPES)
@@ -220,17 +223,17 @@ def test_rematerialised_and_unrolled_blocks_give_the_same_gradients():
 
     remat = LlamaNetwork(dataclasses.replace(CONFIGS["all"], remat="full", unroll=2))
     gradient = jax.jit(jax.grad(loss), static_argnames="model")
-    plain, recomputed = (gradient(PARAMS["all"], model) for model in (NETWORKS["all"], remat))
+    plain, recomputed = (gradient(params_of("all"), model) for model in (NETWORKS["all"], remat))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), plain, recomputed)
 
 
 def test_bfloat16_computes_in_bfloat16_and_keeps_float32_logits():
     model = LlamaNetwork(dataclasses.replace(CONFIGS["all"], compute_dtype="bfloat16"))
-    hidden = HIDDEN(model, PARAMS["all"], TOKENS)
+    hidden = HIDDEN(model, params_of("all"), TOKENS)
     assert hidden.dtype == jnp.bfloat16
-    assert model.logits(PARAMS["all"], hidden).dtype == jnp.float32
+    assert model.logits(params_of("all"), hidden).dtype == jnp.float32
     # 8 bits of mantissa through 2 layers.
-    np.testing.assert_allclose(hidden, HIDDEN(NETWORKS["all"], PARAMS["all"], TOKENS), atol=0.1)
+    np.testing.assert_allclose(hidden, HIDDEN(NETWORKS["all"], params_of("all"), TOKENS), atol=0.1)
 
 
 @pytest.mark.parametrize(
