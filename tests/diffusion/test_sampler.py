@@ -16,12 +16,7 @@ import pytest
 from sdtt_jax.diffusion.calls import grid_calls, still_masked
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.reverse import final_denoise, reverse_step, unmask_prob
-from sdtt_jax.diffusion.sampler import (
-    SamplerConfig,
-    prior_sample,
-    sample,
-    time_grid,
-)
+from sdtt_jax.diffusion.sampler import SamplerConfig, prior_sample, sample, time_grid
 from sdtt_jax.diffusion.schedule import SCHEDULES, ScheduleConfig, make_schedule
 from sdtt_jax.errors import ConfigError
 from tests.statistics import assert_fits
@@ -205,10 +200,8 @@ def _laws_of_plans():
     spaced numbers of [0, 1): one program for all."""
 
     def law(shares, num_steps, grid, kind):
-        schedule, times = (
-            make_schedule(ScheduleConfig(kind)),
-            time_grid(SamplerConfig(num_steps, grid)),
-        )
+        schedule = make_schedule(ScheduleConfig(kind))
+        times = time_grid(SamplerConfig(num_steps, grid))
         still = still_masked(schedule, times)
         return still, unmask_prob(schedule, times[:-1], times[1:]), grid_calls(shares, still)
 
