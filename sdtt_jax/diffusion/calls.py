@@ -13,9 +13,14 @@ from sdtt_jax.typing import PerToken, Positions
 
 
 def still_masked(schedule: Schedule, times: jax.Array) -> jax.Array:
-    """Chance that a position masked at `times[0]` still is at each of `times: [n + 1]`: 1, then falling."""
+    """Chance that a position masked at `times[0]` still is at each of `times: [n + 1]`: 1, then falling.
+
+    0 at the last of them if the schedule masks something at time 0: the last step reveals it by draws, as
+    in `reverse.unmask_prob`. Under the other schedules 1e-5 or less is left, which a greedy call fills.
+    """
     chance = schedule.move_chance(times)
-    return chance / chance[0]
+    at_end = jnp.where(schedule.move_chance(jnp.float32(0.0)) > 0, 0.0, chance[-1])
+    return chance.at[-1].set(at_end) / chance[0]
 
 
 def grid_calls(share: PerToken, still: jax.Array) -> jax.Array:
