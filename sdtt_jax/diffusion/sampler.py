@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from sdtt_jax.config import flags, instance, one_of, require, whole, within
-from sdtt_jax.diffusion.calls import cooled
+from sdtt_jax.diffusion.calls import cooled, still_masked
 from sdtt_jax.diffusion.decoders import filling, parse_mode, serving, stop_of, stopping
 from sdtt_jax.diffusion.decoders.base import Helper, Memory, Now, Pick, Scene
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
@@ -393,8 +393,8 @@ def _redone(
     """What `Decoder.redo` reveals and masks again, both at random; the last step reveals everything."""
     masked, last = now.x == scene.diffusion.mask_id, now.call == scene.num_steps
     steps = jnp.stack([now.call, jnp.minimum(now.call + 1, scene.num_steps)])
-    chances = scene.diffusion.schedule.move_chance(scene.times[steps])
-    reveal, remask = redo(options, *chances)
+    still = still_masked(scene.diffusion.schedule, scene.times)
+    reveal, remask = redo(options, *still[steps])
     uniform = jax.random.uniform(key, now.x.shape, jnp.float32)
     again = (plan.call == scene.num_steps) & ~masked & ~last & (uniform < remask)
     return _Due(masked & (last | (uniform < reveal)), plan.sigmas[now.call], again=again)

@@ -82,7 +82,8 @@ class Decoder(NamedTuple):
     plan: Callable[..., tuple[jax.Array, jax.Array]]
     pick: Pick | None = None  # chooses among all masked positions, in place of the plan
     # `(options, masked_t, masked_s) -> (reveal, remask)`, `[]` float32: the chance that a masked position is
-    # revealed from t to s < t, and that a revealed one is masked again; in place of the plan.
+    # revealed from t to s < t, where these shares are masked of what is masked at time 1, and that a revealed
+    # one is masked again; in place of the plan.
     redo: Callable[..., tuple[jax.Array, jax.Array]] | None = None
     # `(options, scene, key, now) -> (x, calls, memory)`: the decoder's own calls; the text `[batch, length]`
     # and the number of calls `[]`, int32. Replaces revealing what the plan has for this call.

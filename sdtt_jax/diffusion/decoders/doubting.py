@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from sdtt_jax.diffusion.calls import still_masked
 from sdtt_jax.diffusion.decoders.base import Memory, Now, Scene
 from sdtt_jax.diffusion.decoders.filling import CHUNKS, choice
 from sdtt_jax.diffusion.decoders.remasking import Remdm, network_sigma, remask_chances
@@ -50,11 +51,9 @@ def doubting_step(
 ) -> tuple[Tokens, jax.Array, Memory]:
     """`Decoder.step`: a reverse step that also masks again; no call where nothing is revealed."""
     diffusion, network = scene.diffusion, scene.diffusion.denoiser
-    time, later = scene.times[now.call], scene.times[now.call + 1]
+    time, still = scene.times[now.call], still_masked(diffusion.schedule, scene.times)
     masked, (key_position, key_token) = now.x == diffusion.mask_id, jax.random.split(key)
-    reveal, sigma = remask_chances(
-        options, *diffusion.schedule.move_chance(jnp.stack([time, later]))
-    )
+    reveal, sigma = remask_chances(options, still[now.call], still[now.call + 1])
     uniform = jax.random.uniform(key_position, now.x.shape, jnp.float32)
     selected, shown = masked & (uniform < reveal), now.free & ~masked
     again = shown & (uniform < sigma * doubt(now.memory, shown, sigma))

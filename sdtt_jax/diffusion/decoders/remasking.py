@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from sdtt_jax.config import one_of, within
-from sdtt_jax.diffusion.decoders.base import no_plan, sigma_of_masked
+from sdtt_jax.diffusion.decoders.base import no_plan, sigma_of_share
 from sdtt_jax.diffusion.schedule import Schedule
 from sdtt_jax.typing import PerToken, Positions
 
@@ -44,7 +44,8 @@ def remask_chances(
 
     Args:
       options: how much is masked again.
-      masked_t, masked_s: `[]` float32, `1 - alpha` at a time t and at the later step s < t.
+      masked_t, masked_s: `[]` float32, `1 - alpha` at a time t and at the later step s < t. Since everything
+        is masked at time 1, it is `calls.still_masked`, the share of what the schedule masks there.
 
     Returns:
       `reveal = (alpha_s - (1 - sigma) alpha_t) / (1 - alpha_t)` and `sigma`, both `[]` float32; sigma is at
@@ -81,7 +82,8 @@ def network_sigma(options: Remdm, schedule: Schedule, times: jax.Array) -> jax.A
     """Total noise passed to the network at times of any shape; with a loop, it follows the masked share."""
     if options.loop == 0:
         return schedule.sigma(times)
-    return sigma_of_masked(schedule, _looped(options, schedule.move_chance(times))[0])
+    share = schedule.move_chance(times) / schedule.move_chance(jnp.float32(1.0))
+    return sigma_of_share(schedule, _looped(options, share)[0])
 
 
 def _looped(options: Remdm, masked: jax.Array) -> tuple[jax.Array, jax.Array]:
