@@ -5,6 +5,7 @@ weights `exp(score / T)` (Plackett and Luce); at T = 0 the next position is any 
 So the chance that a set of positions comes first is a sum over which of them is last, from small sets to
 large. A decoder reveals the longest start of the order that fits: a number of positions, or what a bound on
 entropies allows. Whether a set fits depends on the set alone; if one does not, no larger set around it does.
+Positions that reach a threshold are all revealed, and no others, whatever their order.
 """
 
 import functools
@@ -20,6 +21,7 @@ from sdtt_jax.diffusion.decoders.confident import (
     EntropyBounded,
     confident_count,
     rounded_scores,
+    sure_enough,
 )
 from sdtt_jax.laboratory.world import Array
 
@@ -48,7 +50,9 @@ def ordered_picks(
         return
     scores = rounded_scores(options, score[source][:, pattern])
     fits = _fitting(options, scores, calls_left)
-    places = range(len(pattern))
+    places, sure = range(len(pattern)), np.zeros(scores.shape, bool)
+    if isinstance(options, Confidence):
+        sure = np.asarray(sure_enough(options, jnp.asarray(scores)))
     first: dict[tuple[int, ...], Array] = {(): np.ones(len(source))}
     for chosen in itertools.chain.from_iterable(
         itertools.combinations(places, count) for count in range(1, len(pattern) + 1)
@@ -70,6 +74,8 @@ def ordered_picks(
             start=np.zeros(len(source)),
         )
         here = chance * fits(chosen) * (stops if others else 1.0)
+        exactly = (sure == np.isin(places, chosen)).all(axis=1)
+        here = np.where(sure.any(axis=1), exactly, here)
         if here.any():
             yield tuple(pattern[place] for place in chosen), (), here
 
@@ -93,7 +99,7 @@ def _fitting(
     """Returns a function from a set of places to `[n]` bool: whether a call may reveal all of them."""
     if isinstance(options, Confidence):
         due = jnp.ones(scores.shape, bool)
-        found = confident_count(options, jnp.asarray(scores), due, jnp.int32(calls_left))
+        found = confident_count(options, due, jnp.int32(calls_left))
         count = np.broadcast_to(np.asarray(found)[:, 0], len(scores))
         return functools.cache(lambda chosen: len(chosen) <= count)
 

@@ -96,6 +96,17 @@ def test_a_threshold_takes_all_that_is_sure_enough_and_at_least_one():
     assert accepted("confidence:threshold=0.99") == [False, True, False]
 
 
+def test_noise_in_the_order_lets_nothing_pass_a_threshold_that_is_not_sure():
+    """It decides only where nothing is sure: then one position, whichever the noise puts first."""
+    for scale in ("0.5", "1e6"):
+        assert accepted(f"confidence:threshold=0.6,order_temperature={scale}") == [
+            True,
+            True,
+            False,
+        ]
+        assert sum(accepted(f"confidence:threshold=0.99,order_temperature={scale}")) == 1
+
+
 def test_an_order_of_high_temperature_is_random():
     """n = 3,000 draws of one of three positions; standard error 8.6e-3, seed 5."""
     options = Confidence(order_temperature=1e6)

@@ -14,8 +14,17 @@ PATTERN = (0, 2, 3, 5)
 
 
 def brute(options, scores, count):
-    """The chance of each set at one state: the first positions of a permutation, as many as allowed."""
+    """The chance of each set at one state: the first positions of a permutation, as many as allowed.
+
+    A threshold takes all positions that reach it; where none does, the first one.
+    """
     found, temperature = {}, options.order_temperature
+    if isinstance(options, Confidence) and count is None:
+        bound = np.log(options.threshold)
+        sure = tuple(p for p, score in zip(PATTERN, scores, strict=True) if score >= bound)
+        if sure:
+            return {sure: 1.0}
+        count = 1
     for order in itertools.permutations(range(len(scores))):
         chance, left = 1.0, list(order)
         for place in order:
@@ -43,6 +52,7 @@ def brute(options, scores, count):
     [
         (Confidence(order_temperature=0.5), 2),
         (Confidence(order_temperature=2.0, threshold=0.5), None),
+        (Confidence(order_temperature=2.0, threshold=0.8), None),  # which none reaches in state 2
         (EntropyBounded(1.0, order_temperature=0.3), None),
         (EntropyBounded(0.0, order_temperature=0.3), None),
         (Confidence(), 2),
@@ -52,15 +62,14 @@ def brute(options, scores, count):
 )
 def test_each_set_has_the_chance_of_its_permutations(options, count):
     """Four masked positions with two calls left; a threshold reveals positions that sure, at least one."""
-    source = np.array([0, 2])
+    source = np.array([0, 1, 2])
     found = {}
     for places, again, chance in ordered_picks(options, SCORES, 2, PATTERN, source):
         assert again == ()
         found[places] = chance
     for row, state in enumerate(source):
         scores = SCORES[state, list(PATTERN)]
-        number = max(1, int((np.exp(scores) >= 0.5).sum())) if count is None else count
-        expected = brute(options, scores, number)
+        expected = brute(options, scores, count)
         assert sum(expected.values()) == pytest.approx(1)
         for places, chance in found.items():
             assert chance[row] == pytest.approx(expected.pop(places, 0.0), abs=1e-12)

@@ -34,7 +34,7 @@ class Confidence:
     # takes; for "entropy" the exponential of the score is compared. 0 spreads the positions evenly.
     threshold: float = 0.0
     # Scale of the Gumbel noise added to the score (log for the first two); 0 adds none and breaks ties at
-    # random.
+    # random. With a threshold, the noise only decides which position comes where none is sure enough.
     order_temperature: float = 0.0
 
     def __post_init__(self) -> None:
@@ -74,8 +74,10 @@ def accept_confident(
 ) -> Positions:
     """`Pick.accept`: the surest share of positions, or all that are sure enough."""
     score = rounded_scores(options, score)
-    count = confident_count(options, score, due, calls_left)
-    return due & (jnp.argsort(_falling(options, key, score, due), axis=-1) < count)
+    sure = due & sure_enough(options, score)
+    count = confident_count(options, due, calls_left)
+    surest = jnp.argsort(_falling(options, key, score, due), axis=-1) < count
+    return due & jnp.where(sure.any(axis=-1, keepdims=True), sure, surest)
 
 
 def block_pick(options: Confidence, key: Key, calls_left: jax.Array) -> Pick:
@@ -88,14 +90,15 @@ def block_pick(options: Confidence, key: Key, calls_left: jax.Array) -> Pick:
     return Pick(functools.partial(confidence, options), accept)
 
 
-def confident_count(
-    options: Confidence, score: PerToken, due: Positions, calls_left: jax.Array
-) -> jax.Array:
-    """How many positions of each text a call reveals: `[batch, 1]` int32."""
-    if options.threshold > 0:
-        sure = (due & (score >= jnp.log(options.threshold))).sum(axis=-1, keepdims=True)
-        return jnp.maximum(sure, 1)
-    return -(-due.sum(axis=-1, keepdims=True) // calls_left)
+def sure_enough(options: Confidence, score: jax.Array) -> jax.Array:
+    """Which positions reach the threshold, in the score's shape, bool; none if there is no threshold."""
+    return score >= (jnp.log(options.threshold) if options.threshold > 0 else jnp.inf)
+
+
+def confident_count(options: Confidence, due: Positions, calls_left: jax.Array) -> jax.Array:
+    """How many positions of each text a call reveals where none reaches the threshold: `[batch, 1]` int32."""
+    number = due.sum(axis=-1, keepdims=True)
+    return jnp.minimum(number, 1) if options.threshold > 0 else -(-number // calls_left)
 
 
 def negative_entropy(options: EntropyBounded, log_probs: jax.Array) -> jax.Array:
