@@ -334,8 +334,11 @@ def test_in_a_loop_the_network_is_told_the_noise_of_what_is_masked(mode, kind, s
     assert len(told) >= 6
 
 
-def test_second_thoughts_are_told_the_noise_of_one_masked_token():
-    """Oracle: a third of what is masked at time 1, by hand; in a cosine schedule that is not time 1 / 3."""
+def test_second_thoughts_are_told_the_noise_of_what_is_masked():
+    """One token where they look, and two of three, as all are doubted, where they draw.
+
+    Oracle: these shares of what is masked at time 1, by hand; in a cosine schedule they are no times.
+    """
     heard = []
 
     class Listening(TableDenoiser):
@@ -351,8 +354,9 @@ def test_second_thoughts_are_told_the_noise_of_one_masked_token():
     jax.effects_barrier()
     looked, drawn = heard[-2:]
     assert (looked.shape, drawn.shape) == ((8 * 2,), (8,))
-    masked = 1 - np.exp(-np.concatenate([looked, drawn]))
-    np.testing.assert_allclose(masked, (1 - 1e-3) / LENGTH, rtol=1e-4)
+    for sigma, tokens in ((looked, 1), (drawn, 2)):
+        masked = (1 - np.exp(-sigma)) / (1 - 1e-3)
+        np.testing.assert_allclose(masked, tokens / LENGTH, rtol=1e-4)
 
 
 @pytest.mark.parametrize("mode", ["first-hitting", "confidence", "entropy-bounded"])

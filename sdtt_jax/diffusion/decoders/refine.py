@@ -14,6 +14,7 @@ from sdtt_jax.diffusion.decoders.base import (
     Scene,
     first_hitting_plan,
     sigma_of_share,
+    sigma_of_state,
 )
 from sdtt_jax.diffusion.decoders.filling import choice, reveal, reveal_due
 from sdtt_jax.diffusion.schedule import Schedule
@@ -83,8 +84,9 @@ def refine_step(
         probs = jax.nn.softmax(logits)
         own = jnp.take_along_axis(probs, x[:, places][..., None], axis=-1)[..., 0]
         doubted = jnp.zeros(x.shape, bool).at[:, places].set(own < options.threshold) & now.free
-        x, sigma = jnp.where(doubted, diffusion.mask_id, x), jnp.broadcast_to(single, len(x))
+        x = jnp.where(doubted, diffusion.mask_id, x)
         choose = choice(scene.filters, None, sees_noise=False)
+        sigma = sigma_of_state(diffusion, x)
         x, calls = reveal(diffusion, scene.params, x, doubted, sigma, choose, key)
         return x, calls + 1
 
