@@ -40,12 +40,23 @@ class Filters:
         return self.temperature < SMALLEST
 
 
+def lifted(logits: jax.Array) -> jax.Array:
+    """`[..., vocab]` float32; where all entries lie far below 0, shifted so that the largest becomes 0.
+
+    Guidance of unnormalised logits makes such entries. Near `NEG_INFINITY` they would pass for impossible,
+    and below it what is impossible would be the most probable.
+    """
+    largest = logits.max(axis=-1, keepdims=True)
+    return logits - jnp.where(largest < 0.01 * NEG_INFINITY, largest, 0.0)
+
+
 def divided(logits: jax.Array, temperature: float | jax.Array) -> jax.Array:
     """Divides `[..., vocab]` float32 by a temperature of at least `SMALLEST`, a number or `[]` float32.
 
     Where a low temperature would take the largest entry below the impossible ones or beyond float32, all
     logits are shifted so that it becomes 0. Impossible entries stay impossible at any temperature.
     """
+    logits = lifted(logits)
     largest = logits.max(axis=-1, keepdims=True)
     far = jnp.abs(largest) > -0.01 * NEG_INFINITY * temperature
     scaled = jnp.maximum((logits - jnp.where(far, largest, 0.0)) / temperature, NEG_INFINITY)
@@ -66,7 +77,7 @@ def filter_logits(logits: jax.Array, filters: Filters) -> jax.Array:
       >>> filter_logits(jnp.array([1.0, 3.0, 2.0]), Filters(top_k=2)) > NEG_INFINITY
       Array([False,  True,  True], dtype=bool)
     """
-    vocab = logits.shape[-1]
+    vocab, logits = logits.shape[-1], lifted(logits)
     if filters.greedy:
         greedy = jnp.argmax(logits, axis=-1, keepdims=True)
         return jnp.where(jnp.arange(vocab) == greedy, logits, NEG_INFINITY)
@@ -120,7 +131,7 @@ def draw(key: jax.Array, logits: jax.Array) -> jax.Array:
 def in_blocks(logits: jax.Array) -> jax.Array:
     """`[..., vocab]` to `[..., blocks, BLOCK]`; the last block is padded with impossible entries."""
     widths = [(0, 0)] * (logits.ndim - 1) + [(0, -logits.shape[-1] % BLOCK)]
-    blocks = jnp.pad(logits, widths, constant_values=NEG_INFINITY)
+    blocks = jnp.pad(logits, widths, constant_values=-jnp.inf)
     return blocks.reshape(*logits.shape[:-1], -1, BLOCK)
 
 

@@ -102,6 +102,26 @@ def test_a_high_temperature_does_not_make_the_impossible_possible():
     assert float(filter_logits(logits, Filters(temperature=1e6))[1]) == NEG_INFINITY
 
 
+@pytest.mark.parametrize("vocab", [3, 1100])
+@pytest.mark.parametrize(
+    "filters",
+    [{}, {"temperature": 0.9}, {"temperature": 0.0}, {"top_k": 1}, {"top_p": 0.5}],
+    ids=str,
+)
+def test_where_all_logits_are_far_below_0_the_largest_is_drawn(filters, vocab):
+    """As guidance makes them; -1e6 stands for the impossible. Others were drawn, or ids beyond the last."""
+    for largest in (-6e5, -2e6):
+        logits = np.full((200, vocab), largest - 1e5, np.float32)
+        logits[:, 2] = largest
+        drawn = _drawn(jax.random.key(7), filter_logits(jnp.asarray(logits), Filters(**filters)))
+        assert np.unique(drawn).tolist() == [2]
+
+
+def test_what_pads_the_last_block_is_never_drawn_whatever_the_logits():
+    logits = np.full((200, 1100), -3e6, np.float32)
+    assert np.asarray(_drawn(jax.random.key(7), logits)).max() < 1100
+
+
 def test_draws_have_their_probabilities_rare_ones_too():
     """n = 2,000,000 of p = 0.9 … 2e-5: 40 of the rarest expected, standard error 6.3; seed 1."""
     probs = np.array([0.9, 0.09, 0.009, 9.8e-4, 2e-5])
