@@ -308,18 +308,12 @@ def take_step(
     if stop is None or watch is None:
         return step(state)
 
-    def cut(x: Tokens) -> Tokens:
-        return jnp.where(last, stopping.fill_with_eos(stop, diffusion.mask_id, x, free), x)
-
-    # Before the last step, so that it fills nothing after EOS; and after it, as it may write EOS too.
-    state = dataclasses.replace(state, x=cut(state.x))
     after = jax.lax.cond(watch.stopped.all() & ~last, lambda state: state, step, state)
-    after = dataclasses.replace(
-        after, x=cut(jnp.where((watch.stopped & ~last)[:, None], state.x, after.x))
-    )
-    return dataclasses.replace(
-        after, watch=stopping.updated_watch(stop, diffusion.mask_id, watch, state.x, after.x, free)
-    )
+    x = jnp.where((watch.stopped & ~last)[:, None], state.x, after.x)
+    watch = stopping.updated_watch(stop, diffusion.mask_id, watch, state.x, x, free)
+    # At once, so that no call is made for what is masked after EOS.
+    x = stopping.fill_with_eos(stop, diffusion.mask_id, x, free)
+    return dataclasses.replace(after, x=x, watch=watch)
 
 
 class _Due(NamedTuple):

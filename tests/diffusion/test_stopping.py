@@ -129,3 +129,17 @@ def test_a_text_ends_at_the_eos_at_which_the_samples_of_a_model_end(mode, num_st
     np.testing.assert_array_equal(stopped, expected)
     for rows in np.split(expected != plain, 5)[:3]:
         assert rows.any()
+
+
+def test_no_call_is_made_for_what_is_masked_after_the_end_of_a_text():
+    """One call writes the first text's EOS and all of the second; seven more were made for what follows EOS."""
+    table = np.zeros((5, 8, MASK), np.float32)
+    x_init = np.full((2, 8), MASK, np.int32)
+    x_init[:, 0] = 0, 1
+    of_first, of_second = (x_init.sum(axis=1) % 5).tolist()
+    table[of_first, 1, 1] = table[of_second, :, 2] = 20.0  # sure of these tokens, unsure elsewhere
+    diffusion = MaskedDiffusion(Long(), make_schedule())
+    config = SamplerConfig(8, mode="confidence:threshold=0.8,stop=eos:1")
+    state, _ = _sample(diffusion, table, KEY, x_init, config)
+    np.testing.assert_array_equal(state.x, [[0, *[1] * 7], [1, *[2] * 7]])
+    assert int(state.nfe) == 1
