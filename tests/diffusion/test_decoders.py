@@ -359,6 +359,18 @@ def test_second_thoughts_are_told_the_noise_of_what_is_masked():
         np.testing.assert_allclose(masked, tokens / LENGTH, rtol=1e-4)
 
 
+def test_second_thoughts_begin_after_the_prompt_and_cost_nothing_where_all_is_given():
+    """The window is one token, which is drawn again: two calls, after one for each token of the draft."""
+    model, table = MaskedDiffusion(TableDenoiser(), make_schedule()), random_table(2)
+    config = SamplerConfig(3, mode="refine:rounds=1,window=1,threshold=1")
+    for given, calls, changed in ((1, 4, 1), (2, 3, 2), (3, 0, None)):
+        x_init = np.where(np.arange(LENGTH) < given, 0, MASK).astype(np.int32)[None].repeat(64, 0)
+        state, states = _sample(model, table, KEY, x_init, config, keep_states=True)
+        again = (states[2] != states[3]).any(axis=0)
+        assert np.flatnonzero(again).tolist() == ([] if changed is None else [changed])
+        assert int(state.nfe) == calls
+
+
 @pytest.mark.parametrize("mode", ["first-hitting", "confidence", "entropy-bounded"])
 def test_a_network_is_told_a_finite_noise_where_all_is_masked_in_float32(mode):
     """SEDD's schedule: alpha(1) is exp(-20), and 1 - alpha(1) is 1 in float32."""

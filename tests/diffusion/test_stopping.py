@@ -132,7 +132,7 @@ def test_a_text_ends_at_the_eos_at_which_the_samples_of_a_model_end(mode, num_st
 
 
 def test_no_call_is_made_for_what_is_masked_after_the_end_of_a_text():
-    """One call writes the first text's EOS and all of the second; seven more were made for what follows EOS."""
+    """One call writes the first text's EOS and all of the second; seven more were made for what follows."""
     table = np.zeros((5, 8, MASK), np.float32)
     x_init = np.full((2, 8), MASK, np.int32)
     x_init[:, 0] = 0, 1

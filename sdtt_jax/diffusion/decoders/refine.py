@@ -27,7 +27,9 @@ class Refine:
 
     # Refinement steps, each for the next window; the steps before them draft as "first-hitting" does.
     rounds: int = 2
-    window: int = 8  # neighbouring positions that a step looks at
+    # Neighbouring positions that a step looks at. The first window begins after the prompt of every text, and
+    # after the last position the windows begin there again.
+    window: int = 8
     # A token is drawn again if its probability given all others is below this.
     threshold: float = 0.1
 
@@ -65,18 +67,19 @@ def refine_step(
 ) -> tuple[Tokens, jax.Array, Memory]:
     """`Decoder.step`: one call for the draft, or two that check a window and draw some of its tokens again.
 
-    The first of the two shows the network the text once for each position of the window, as one batch.
+    The first of the two shows the network the text once for each position of the window, as one batch. The
+    windows begin after what is given at the start of every text, and none is looked at that is given whole.
     """
     diffusion, drafts = scene.diffusion, scene.num_steps - options.rounds
+    length, first = now.x.shape[1], jnp.argmax(now.free.any(axis=0))
+    start = (now.call - drafts) * options.window
+    places = first + (start + jnp.arange(options.window)) % (length - first)
+    given = ~now.free[:, places].any()
 
     def refine(x: Tokens) -> tuple[Tokens, jax.Array]:
-        start = (now.call - drafts) * options.window
-        places = (start + jnp.arange(options.window)) % x.shape[1]
-        left_out = jnp.where(
-            jnp.arange(x.shape[1]) == places[:, None], diffusion.mask_id, x[:, None]
-        )
-        single = sigma_of_share(diffusion.schedule, jnp.float32(1 / x.shape[1]))
-        rows = left_out.reshape(-1, x.shape[1])
+        left_out = jnp.where(jnp.arange(length) == places[:, None], diffusion.mask_id, x[:, None])
+        single = sigma_of_share(diffusion.schedule, jnp.float32(1 / length))
+        rows = left_out.reshape(-1, length)
         hidden = diffusion.hidden(scene.params, rows, jnp.broadcast_to(single, len(rows)))
         hidden = hidden.reshape(*left_out.shape, -1)[:, jnp.arange(len(places)), places]
         head = diffusion.denoiser.head_params(scene.params)
@@ -91,5 +94,6 @@ def refine_step(
         return x, calls + 1
 
     draft = functools.partial(reveal_due, scene, key, now)
-    x, calls = jax.lax.cond(now.call < drafts, draft, refine, now.x)
+    what = jnp.where(now.call < drafts, 0, jnp.where(given, 2, 1))
+    x, calls = jax.lax.switch(what, (draft, refine, lambda x: (x, jnp.int32(0))), now.x)
     return x, calls, now.memory
