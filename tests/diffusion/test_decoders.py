@@ -212,6 +212,7 @@ def test_a_decoder_is_a_module_of_at_most_150_lines():
         ("remdm:stop=eos:1/0+filled+eos:2", "has 'eos' twice"),
         ("remdm:stop=stable:0", "'stable:0' would never stop a text; take a number above 0"),
         ("confidence:stop=entropy:0", "'entropy:0' would never stop a text"),
+        ("confidence:stop=entropy:1e-46", "'entropy:1e-46' would never stop a text"),
         (
             "grid:stop=eos:1,stop=filled",
             "gives 'stop' twice; give it once, with '.' between predicates",

@@ -10,12 +10,13 @@ import jax.numpy as jnp
 
 from sdtt_jax.config import choose, require, whole, within
 from sdtt_jax.diffusion.decoders.base import Pick, entropy
+from sdtt_jax.ops.categorical import SMALLEST
 from sdtt_jax.ops.sequences import ends_of_texts
 from sdtt_jax.typing import PerToken, Positions, Tokens
 
 # Predicates by name, and the type of the number after the colon; None where there is no number.
 PREDICATES = {"filled": None, "stable": int, "entropy": float, "eos": int}
-# Those whose number must be above 0.
+# Those whose number must be above 0, also in float32.
 POSITIVE = ("stable", "entropy")
 # The field of the number that may follow the first one and a slash.
 SECOND = {"eos": "bos"}
@@ -84,7 +85,7 @@ def parse_stop(text: str, *, picks: bool) -> Stop:
             + (" alone." if number is None else " with a number, as in 'stable:2'."),
         )
         require(
-            name not in POSITIVE or min(found) > 0,
+            name not in POSITIVE or min(found) >= SMALLEST,
             f"stop={text}: {part!r} would never stop a text; take a number above 0, or leave {name!r} out.",
         )
     require(
