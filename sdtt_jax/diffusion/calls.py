@@ -3,6 +3,8 @@
 Nothing here depends on what the network predicts.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -82,6 +84,11 @@ def dealt_calls(
     # Place `place` of `count` corresponds to place `place * ends[-1] / count` of the whole text.
     call = (place[..., None] * ends[-1] >= ends * count[..., None]).sum(axis=-1)
     return _with_first(share, masked, call, len(counts))
+
+
+def calls_of_share(share: float, num_steps: int) -> int:
+    """The number of calls nearest to a share of them, a half rounded up (Python's `round(0.5)` is 0)."""
+    return math.floor(share * num_steps + 0.5 + 1e-9)
 
 
 def ranks(values: jax.Array) -> jax.Array:

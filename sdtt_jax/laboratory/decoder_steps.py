@@ -123,7 +123,7 @@ def energy_step(options: Energy, table: StepTable, law: Array) -> tuple[Array, f
     """Picks one of two whole candidates (or takes the only one), and reveals some of its positions."""
     length, size = table.length, table.size
     after, calls = np.zeros_like(law), 0.0
-    step, compares = strides(size, length), table.call < round(options.window * table.num_steps)
+    step, compares = strides(size, length), table.call < options.comparisons(table.num_steps)
     for pattern in patterns(length):
         source = states_with_pattern(pattern, size, length)
         count = even_count(length, table.num_steps, table.call)

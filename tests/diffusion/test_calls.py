@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from sdtt_jax.diffusion.calls import dealt_calls, even_calls
+from sdtt_jax.diffusion.decoders.energy import Energy
+from sdtt_jax.diffusion.decoders.staged import Staged
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.sampler import SamplerConfig, prior_sample, sample
 from sdtt_jax.diffusion.schedule import ScheduleConfig, make_schedule
@@ -37,6 +39,25 @@ def test_even_calls_are_even_and_know_their_times():
     np.testing.assert_allclose(first.mean(axis=0), [5 / 6, 2 / 6], atol=5e-3)
     share = (call[:, [0, 2, 3, 4, 5]] == 0).mean(axis=0)
     np.testing.assert_allclose(share, 3 / 5, atol=0.014)  # four standard errors
+
+
+@pytest.mark.parametrize(
+    ("until", "calls"),
+    [("0.5", "M MH MMH MMHH MMMHH"), ("0.25/0.75", "H MH MHM MHHM MHHHM MMHHHM")],
+)
+def test_half_of_the_calls_are_half_also_of_an_odd_number(until, calls):
+    """M is the model's call, H its helper's: from 1 call on. A half of a call is rounded up."""
+    staged = Staged(until)
+    for turns in calls.split():
+        who = [int(staged.whose(call, len(turns))) for call in range(len(turns))]
+        assert "".join("MH"[each] for each in who) == turns
+
+
+def test_a_window_of_candidates_is_at_least_one_step():
+    found = [Energy(window=window).comparisons(4) for window in (0.0, 0.1, 0.125, 0.375, 0.5, 1.0)]
+    assert found == [0, 1, 1, 2, 2, 4]
+    assert Energy(window=0.5).comparisons(1) == 1
+    assert Energy(window=0.29).comparisons(50) == 15, "14.5, though 0.29 * 50 is a little less"
 
 
 @pytest.mark.parametrize(("length", "calls"), [(4096, 600_000), (46_340, 46_339)])

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from sdtt_jax.config import whole, within
+from sdtt_jax.diffusion.calls import calls_of_share
 from sdtt_jax.diffusion.decoders.base import Memory, Now, Scene
 from sdtt_jax.diffusion.decoders.filling import CHUNKS, reveal_due
 from sdtt_jax.keys import numbered_keys
@@ -22,12 +23,17 @@ class Energy:
     """Candidates and when they are compared (EDLM, arXiv 2410.21357); reveals as "first-hitting" does."""
 
     candidates: int = 4  # texts of which one is picked, with probability proportional to `exp(-E)`
-    # Share of the steps, from the first, that compare candidates; the others draw plainly.
+    # Share of the steps, from the first, that compare candidates, at least one step; the others draw plainly,
+    # and 0 is no comparison at all.
     window: float = 1.0
 
     def __post_init__(self) -> None:
         whole(1, self, "candidates")
         within("[0, 1]", self, "window")
+
+    def comparisons(self, num_steps: int) -> int:
+        """The number of steps that compare candidates."""
+        return max(calls_of_share(self.window, num_steps), int(self.window > 0))
 
 
 def energy_step(
@@ -47,7 +53,7 @@ def energy_step(
         return jnp.where(now.due, chosen, x), jnp.int32(2)
 
     plainly = functools.partial(reveal_due, scene, key, now)
-    within_window = now.call < round(options.window * scene.num_steps)
+    within_window = now.call < options.comparisons(scene.num_steps)
     x, calls = jax.lax.cond(now.due.any() & within_window, compare, plainly, now.x)
     return x, calls, now.memory
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from sdtt_jax.config import require
+from sdtt_jax.diffusion.calls import calls_of_share
 from sdtt_jax.diffusion.decoders.base import Memory, Now, Scene
 from sdtt_jax.diffusion.decoders.filling import reveal_due
 from sdtt_jax.typing import Key, Tokens
@@ -40,7 +41,7 @@ class Staged:
 
     def whose(self, call: jax.Array | int, num_steps: int) -> jax.Array:
         """0 for a call of the model itself, 1 for a call of its helper."""
-        ends = jnp.array([round(turn * num_steps) for turn in self.turns])
+        ends = jnp.array([calls_of_share(turn, num_steps) for turn in self.turns])
         return (call >= ends).sum() % 2
 
 
