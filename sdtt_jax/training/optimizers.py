@@ -21,15 +21,16 @@ class OptimizerConfig:
     """How parameters are updated. The defaults are the SDTT paper's recipe (arXiv 2410.21035, appendix).
 
     Attributes:
-      name: "adamw" | "adam" | "muon". Muon (Jordan, 2024) updates the matrices inside the blocks,
-        Adam everything else.
+      name: "adamw" | "adam" | "muon". Muon (Jordan, 2024) updates the matrices inside the blocks, also those
+        of adapters, Adam everything else.
       learning_rate: peak rate, reached after `warmup_steps`.
       schedule: what follows the warm-up: "constant", or "linear" / "cosine" decay to zero at
         `num_steps`.
       warmup_steps: updates of the warm-up, during which update n (counted from 0) has the rate
         `learning_rate * n / warmup_steps`.
       b1, b2, eps: Adam's moments and epsilon (also those of Muon's Adam part).
-      weight_decay: decoupled, scaled by the learning rate, on matrices only; "adam" allows none.
+      weight_decay: decoupled, scaled by the learning rate, on matrices only, also those of adapters
+        (`decays`); with "muon", on those that Muon updates; "adam" allows none.
       clip_norm: bound on the global norm of the gradient; 0 for no clipping.
       adam_learning_rate: with "muon", the peak rate of Adam's part, on the same schedule; 0 means
         `learning_rate`.
@@ -177,16 +178,28 @@ def clip_by_norm(max_norm: float) -> optax.GradientTransformationExtraArgs:
 
 
 def decays(params: Params) -> Params:
-    """Bool tree: which leaves weight decay applies to, the matrices (kernels and embeddings)."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: leaf_name(path).split("/")[-1] in ("kernel", "embedding"), params
-    )
+    """Bool tree: which leaves weight decay applies to, the matrices.
+
+    Kernels and embeddings are matrices; biases, scales of norms and values of noise are not. Of leaves with
+    other names, such as adapters and those of a user's own network, the ones with two axes or more are
+    matrices, not counting axis 0 of what is under `blocks`, which counts layers.
+    """
+    return jax.tree_util.tree_map_with_path(_decays, params)
+
+
+def _decays(path: tuple[Any, ...], leaf: jax.Array) -> bool:
+    names = leaf_name(path).split("/")
+    if names[-1] in ("kernel", "embedding"):
+        return True
+    rank = jnp.ndim(leaf) - ("blocks" in names)
+    return rank >= 2 and names[-1] not in ("bias", "scale", "values")
 
 
 def muon_dimension_numbers(params: Params) -> Params:
     """Which axes of each leaf Muon orthogonalises; None where Adam is used.
 
-    Muon takes the kernels of the stacked blocks except those of adaLN, whose axis 0 counts layers:
+    Muon takes the kernels of the stacked blocks except those of adaLN, and their adapters
+    (`a: [layers, in, rank]`, `b: [layers, rank, out]`); axis 0 counts layers:
 
       [layers, in, out]: one matrix per layer;
       [layers, heads, kv, embed] (attention's output): heads and kv together are the input;
@@ -195,13 +208,23 @@ def muon_dimension_numbers(params: Params) -> Params:
         live on different scales and orthogonalising them jointly would tie them.
 
     The axes not named are batch axes (`optax.contrib.MuonDimensionNumbers`).
+
+    Raises:
+      ConfigError: there is no such kernel, so that Adam would update everything.
     """
-    return jax.tree_util.tree_map_with_path(_muon_axes, params)
+    axes = jax.tree_util.tree_map_with_path(_muon_axes, params)
+    require(
+        # None is no leaf.
+        bool(jax.tree.leaves(axes)),
+        "name='muon' updates leaves named kernel, a or b under a group named blocks, with layers as their "
+        "first axis, and these parameters have none; name them so, or take name='adamw'.",
+    )
+    return axes
 
 
 def _muon_axes(path: tuple[Any, ...], leaf: jax.Array) -> MuonDimensionNumbers | None:
     names = leaf_name(path).split("/")
-    if "blocks" not in names or names[-1] != "kernel" or "adaln" in names:
+    if "blocks" not in names or names[-1] not in ("kernel", "a", "b") or "adaln" in names:
         return None
     match jnp.ndim(leaf):
         case 3:

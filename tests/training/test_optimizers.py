@@ -1,5 +1,8 @@
 """Schedules against their formulas, and which rule moves which leaf."""
 
+import functools
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,11 +11,12 @@ import pytest
 
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.networks.base import abstract_params
-from sdtt_jax.networks.config import LlamaConfig
+from sdtt_jax.networks.config import DenoiserConfig, LlamaConfig
 from sdtt_jax.networks.kinds import network_of
+from sdtt_jax.networks.lora import LoraConfig, init_adapters
 from sdtt_jax.parallel.placement import unbox
 from sdtt_jax.training import optimizers as opt
-from sdtt_jax.trees import flat_leaves
+from sdtt_jax.trees import flat_leaves, leaf_name
 from tests.training import toy
 
 MUON = {
@@ -117,6 +121,44 @@ def test_muon_s_updates_of_separate_queries_and_keys_are_orthogonal(num_kv_heads
         values = np.linalg.svd(matrix, compute_uv=False) / scale
         assert values.max() < 1.3, name
         assert values.min() > 0.6, name
+
+
+@pytest.fixture(scope="module")
+def adapters():
+    """Shapes of every kind of adapter: of kernels with one, two and three axes of input or output."""
+    net = network_of(DenoiserConfig(20, length=8, num_layers=2, embed_dim=16, num_heads=2))
+    init = functools.partial(init_adapters, net, LoraConfig(rank=3))
+    return unbox(jax.eval_shape(init, jax.random.key(0)))
+
+
+def test_adapters_are_matrices_for_weight_decay_and_for_muon(adapters):
+    """Oracle: PEFT and torch, which decay LoRA's matrices as others; Muon's matrices hold all of a leaf, and
+    the adapter's rank is one side. Neither setting did anything: these leaves are not named kernel."""
+    assert all(jax.tree.leaves(opt.decays(adapters)))
+    shapes, found = flat_leaves(adapters), opt.muon_dimension_numbers(adapters)
+    is_leaf = lambda x: isinstance(x, optax.contrib.MuonDimensionNumbers)  # noqa: E731
+    for path, axes in jax.tree_util.tree_leaves_with_path(found, is_leaf=is_leaf):
+        name = leaf_name(path)
+        shape = shapes[name].shape
+        sides = [[shape[axis] for axis in side] for side in (axes.reduction_axis, axes.output_axis)]
+        assert sides[name.endswith("/a")] == [3], name
+        batch = 3 if name == "blocks/attn_qkv/b" else 1  # query, key and value
+        assert math.prod(map(math.prod, sides)) * 2 * batch == math.prod(shape), name
+    assert jax.tree.structure(found, is_leaf=is_leaf) == jax.tree.structure(adapters)
+
+
+def test_leaves_of_a_network_with_other_names_decay_by_their_rank():
+    """Oracle: `weight_decay` is documented as "on matrices only"."""
+    one, two, three = (np.ones((4,) * rank, np.float32) for rank in (1, 2, 3))
+    own = {"w": two, "c": one, "norm": {"weight": one}, "blocks": {"w": three, "gain": two}}
+    spared = {"bias": two, "scale": two, "noise": {"values": two}}
+    decayed = {path for path, on in flat_leaves(opt.decays(own | spared)).items() if on}
+    assert decayed == {"w", "blocks/w"}
+
+
+def test_muon_is_refused_where_it_would_update_nothing():
+    with pytest.raises(ConfigError, match="under a group named blocks"):
+        opt.make_optimizer(opt.OptimizerConfig("muon"), 10).init({"w": np.ones((4, 4))})
 
 
 def test_muon_leaves_the_rest_to_adam_at_its_own_rate(params, grads, muons):
