@@ -31,11 +31,22 @@ REJECTION_METRICS = ("rejected", "rejected_in_a_row", "loss", "grad_norm")
 
 
 class Interrupted(Exception):  # noqa: N818
-    """Training was asked to stop and saved first; entry points exit with `EXIT_INTERRUPTED`."""
+    """Training was asked to stop, and kept its state; entry points exit with `EXIT_INTERRUPTED`.
 
-    def __init__(self, step: int, signal_name: str):
-        super().__init__(f"Stopped by {signal_name} after step {step}; the state is saved.")
-        self.step = step
+    Attributes:
+      step: the last step taken.
+      state: the state after that step if there were no checkpoints to save it to, else None. `train` goes on
+        from it.
+    """
+
+    def __init__(self, step: int, signal_name: str, state: TrainState | None = None):
+        kept = (
+            "the state is saved"
+            if state is None
+            else "its state is this error's `state`, not saved"
+        )
+        super().__init__(f"Stopped by {signal_name} after step {step}; {kept}.")
+        self.step, self.state = step, state
 
 
 class NonFiniteError(UserError):
@@ -106,8 +117,8 @@ def train(
       The state after `num_steps`.
 
     Raises:
-      Interrupted: after SIGINT or SIGTERM, once the current step is done and saved. A second
-        signal ends the process at once.
+      Interrupted: after SIGINT or SIGTERM, once the current step is done and saved, or, without
+        `checkpoints`, with the state in the error. A second signal ends the process at once.
       NonFiniteError: `max_rejected` updates in a row were rejected; unless a signal stopped the training
         among them, the last checkpoint is from before the first.
       CheckpointError: the last state could not be saved.
@@ -158,12 +169,13 @@ def train(
             if stopping:
                 if checkpoints is not None:
                     checkpoints.finish(state)
-                raise Interrupted(step, stop.name)
+                raise Interrupted(step, stop.name, state if checkpoints is None else None)
         if checkpoints is not None:
             checkpoints.finish(state)
         # A signal may have come while the last step was saved, which takes a while.
         if stop.requested():
-            raise Interrupted(max(start, config.num_steps), stop.name)
+            kept = state if checkpoints is None else None
+            raise Interrupted(max(start, config.num_steps), stop.name, kept)
     return state
 
 

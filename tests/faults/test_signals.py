@@ -120,6 +120,24 @@ def test_row_11_sigint(unbroken, tmp_path, monkeypatch, moment):
     toy.assert_same(tiny.run(tmp_path), unbroken)
 
 
+@pytest.mark.parametrize("last", [6, tiny.NUM_STEPS])
+def test_a_training_without_checkpoints_that_is_stopped_gives_its_state(unbroken, last):
+    """It said that the state was saved, which was lost: the one that was passed in had been donated."""
+    config, key = toy.until(tiny.config(), tiny.NUM_STEPS), jax.random.key(tiny.KEY)
+
+    def progress(step, _values):
+        if step == last:
+            send(signal.SIGINT)
+
+    log = loop.TrainLog(progress=progress)
+    with pytest.raises(loop.Interrupted, match="error's `state`, not saved") as caught:
+        loop.train(tiny.fresh(), tiny.step_fn(), tiny.batch_at, key, config, log=log)
+    state = caught.value.state
+    assert int(state.step) == caught.value.step == min(last + 1, tiny.NUM_STEPS)
+    ended = loop.train(state, tiny.step_fn(), tiny.batch_at, key, config)
+    toy.assert_same(ended, unbroken)
+
+
 def test_a_stopped_training_logs_the_steps_of_one_that_was_not(tmp_path):
     """The step at which a training was stopped used to get a log line of its own, for good."""
     batches = between_steps(signal.SIGTERM)["batches"]
