@@ -74,7 +74,7 @@ class CoupledStage(CoupledDistillConfig):
         none; each training step then makes its own, which takes the teacher's `num_calls` calls.
       pool: trajectories of the first round that another run stored with the same settings,
         `DIR/coupled/01/pool`; made if empty.
-      calls: numbers of network calls at which teacher and student are measured.
+      calls: numbers of network calls at which teacher and student are measured, ascending.
       train: steps of each round, batch, optimizer.
     """
 
@@ -98,6 +98,7 @@ class CoupledStage(CoupledDistillConfig):
             f"num_trajectories={self.num_trajectories} must be below 2**31, because int32 numbers them; 0 "
             f"stands for num_rounds * train.num_steps * train.batch_size = {made}.",
         )
+        require(len(self.calls) > 0, "calls must name at least one number of network calls.")
         each(functools.partial(whole, 1), calls=self.calls)
         require(list(self.calls) == sorted(set(self.calls)), f"calls={self.calls} must ascend.")
         require(

@@ -174,7 +174,7 @@ def claim_workdir(root: Path, config: RunConfig, source: Source = UNKNOWN) -> Wo
 
 
 def _changeable(workdir: Workdir, stored: dict[str, Any], config: RunConfig) -> set[str]:
-    """The sections of the config that no stage has used yet, and that may therefore change.
+    """The sections and fields of the config that no stage has used yet, and that may therefore change.
 
     An error in the settings of a late stage may show only after earlier stages have trained, and it must
     still be possible to correct it. Distillers may be added and, if they have not begun, removed again.
@@ -195,7 +195,7 @@ def _changeable(workdir: Workdir, stored: dict[str, Any], config: RunConfig) -> 
             changeable |= {"teacher", "model"}
     # Stored results hold the settings of the evaluation, and are computed again with others.
     if not workdir.results.exists():
-        changeable.add("evaluation")
+        changeable |= {"evaluation", "coupled.calls"}
     return changeable
 
 

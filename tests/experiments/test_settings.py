@@ -12,7 +12,7 @@ from ml_collections import config_flags
 
 from experiments.cli.arguments import clearer
 from experiments.configs.smoke import smoke
-from experiments.distillers import DISTILLERS, REFUSED_SEQUENCES
+from experiments.distillers import DISTILLERS, REFUSED_SEQUENCES, CoupledStage
 from experiments.settings import (
     EvaluationConfig,
     RunConfig,
@@ -193,6 +193,9 @@ def test_what_is_for_a_model_to_start_from_needs_one(name):
 
 
 def test_evaluation_must_have_steps():
+    """Without calls a noise-coupled student was trained, and then could not be measured."""
+    with pytest.raises(ConfigError, match="calls must name at least one number of network calls"):
+        CoupledStage(calls=())
     with pytest.raises(ConfigError, match="num_steps"):
         EvaluationConfig(num_steps=())
 

@@ -145,6 +145,23 @@ def test_what_too_little_memory_asks_for_may_change(tmp_path, fields, done):
         claim_workdir(tmp_path, CONFIG)
 
 
+def test_where_a_coupled_student_is_measured_may_change_until_it_is_measured(tmp_path):
+    """A run with no calls trained, failed as it was measured, and could not be given calls."""
+    workdir = claim(tmp_path, CONFIG)
+    (final(workdir.round(1, "coupled"))).mkdir(parents=True)
+    none = to_mapping(CONFIG)
+    none["coupled"]["calls"] = []  # which no config may have any more
+    write_json(workdir.config, {"config": none})
+    second = changed(CONFIG, coupled={"calls": (1, 2)})
+    claim(tmp_path, second)
+    assert stored(workdir) == to_mapping(second)
+    with pytest.raises(ConfigError, match=r"coupled\.train\.num_steps: "):
+        claim(tmp_path, changed(second, coupled=STEPS))
+    write_json(workdir.results, {})
+    with pytest.raises(ConfigError, match=r"coupled\.calls: "):
+        claim(tmp_path, CONFIG)
+
+
 def test_another_limit_of_bad_input_goes_on(tmp_path):
     """Oracle: docs/guides/data.md, which says so."""
     workdir = claim_workdir(tmp_path, CONFIG)
