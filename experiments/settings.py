@@ -215,6 +215,11 @@ class RunConfig:
             "teacher.checkpoint's).",
         )
         require(
+            not teacher.importance or bool(teacher.checkpoint) or self.schedule.can_flatten,
+            "teacher.importance=True needs schedule.kind='log-linear', or 'linear' with schedule.sigma_min "
+            f"above 0, not {self.schedule.kind!r}; leave it out, or take such a schedule.",
+        )
+        require(
             not (self.teacher.lora.rank and self.distill.lora.rank)
             or self.teacher.lora == self.distill.lora,
             "teacher.lora and distill.lora differ: students continue with the teacher's adapters, so make "

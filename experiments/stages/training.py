@@ -32,7 +32,9 @@ from sdtt_jax.data.records import read_info
 from sdtt_jax.distillation.rounds import Student, delivered_params, next_round, round_dt
 from sdtt_jax.errors import ConfigError, DataError
 from sdtt_jax.keys import purpose_key
+from sdtt_jax.networks import Denoiser
 from sdtt_jax.networks.base import abstract_params
+from sdtt_jax.networks.lora import LoraConfig, check_targets
 from sdtt_jax.objectives import judge_loss, open_share
 from sdtt_jax.parallel import processes
 from sdtt_jax.parallel.mesh import check_batch_size
@@ -66,7 +68,8 @@ def training_job(run: Run, stage: str, number: int = 0) -> TrainingJob:
 def check_found_elsewhere(run: Run, names: Sequence[str]) -> None:
     """Checks what the remaining stages take from elsewhere, before any of them runs for hours.
 
-    That is the models, data and pools that the config names, and the devices, which must divide every batch.
+    That is the models, data and pools that the config names, the linear maps that get adapters, and the
+    devices, which must divide every batch.
 
     Raises:
       ConfigError: a field names something that does not exist, or a batch size does not fit the devices.
@@ -84,12 +87,22 @@ def check_found_elsewhere(run: Run, names: Sequence[str]) -> None:
     for section in ahead:
         if _is_taken(run.config, section):
             continue
+        if section in ("teacher", "distill"):
+            _check_adapters(run, getattr(run.config, section).lora)
         train_config = getattr(run.config, section).train
         field = f"{section}.train.batch_size"
         check_batch_size(train_config.batch_size, run.mesh, train_config.microbatches, field)
     asked = "distill" in names and COUPLED in run.config.distillers
     if asked and not is_delivered(run.workdir.round(1, COUPLED)):
         coupled.check_pool(run.config)
+
+
+def _check_adapters(run: Run, lora: LoraConfig) -> None:
+    """Checks, without the data, that the network of teacher and students has linear maps to adapt."""
+    if lora.rank:
+        # No linear map of the blocks depends on the vocabulary.
+        own = Denoiser(run.config.denoiser(vocab_size=2)) if not run.config.published else None
+        check_targets(own or run.denoiser, lora)
 
 
 def _unfinished(run: Run, names: Sequence[str]) -> list[str]:

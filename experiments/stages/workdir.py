@@ -189,7 +189,7 @@ def _changeable(workdir: Workdir, stored: dict[str, Any], config: RunConfig) -> 
     if not (has_begun(workdir.judge) or has_begun(workdir.skeleton)):
         changeable.add("judge")
     if not made and not has_begun(workdir.teacher):
-        changeable.add("teacher.train")
+        changeable |= {"teacher.train", "schedule"}
         # A published teacher brings the tokenizer, with which the data may be prepared already.
         if config.tokenizer.kind != "hub" and not has_begun(workdir.base):
             changeable |= {"teacher", "model"}

@@ -80,6 +80,11 @@ class ScheduleConfig:
             )
 
     @property
+    def can_flatten(self) -> bool:
+        """Whether there is an `importance_t`; where total noise begins at 0, the weight is not integrable."""
+        return self.kind == "log-linear" or (self.kind == "linear" and self.sigmas[0] > 0)
+
+    @property
     def sigmas(self) -> tuple[float, float]:
         """Total noise at times 0 and 1, for the kinds that read it."""
         low, high = SIGMAS[self.kind]
@@ -230,8 +235,7 @@ def _linear(config: ScheduleConfig) -> Schedule:
         config,
         sigma=lambda t: low + t * (high - low),
         dsigma=lambda t: jnp.full_like(t, high - low),
-        # At sigma_min = 0 the weight is not integrable, so that no t makes it flat.
-        importance_t=importance_t if low > 0 else None,
+        importance_t=importance_t if config.can_flatten else None,
     )
 
 

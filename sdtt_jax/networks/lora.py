@@ -78,6 +78,11 @@ def init_adapters(network: Network, config: LoraConfig, key: Key) -> Params:
     return nested(adapters)
 
 
+def check_targets(network: Network, config: LoraConfig) -> None:
+    """Raises `ConfigError` if the network has none of the linear maps that get adapters."""
+    _kernels(network, config)
+
+
 def with_adapters(base: Params, adapters: Params, config: LoraConfig) -> Params:
     """Parameters for any function of the network: `base` and the adapters.
 
@@ -127,18 +132,20 @@ def frozen(params: Params, config: LoraConfig) -> Params:
 
 def _kernels(network: Network, config: LoraConfig) -> dict[str, Any]:
     """The boxed abstract kernels that have adapters, by the path of their linear map."""
-    found = {}
+    found, names = {}, set()
     for path, box in jax.tree_util.tree_leaves_with_path(
         abstract_params(network),
         is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned),
     ):
         room, *parents, name = leaf_name(path).split("/")
-        if room == "blocks" and name == "kernel" and parents[-1] in config.targets:
-            found["/".join((room, *parents))] = box
+        if room == "blocks" and name == "kernel" and parents[-1] in TARGETS:
+            names.add(parents[-1])
+            if parents[-1] in config.targets:
+                found["/".join((room, *parents))] = box
     require(
         bool(found),
         f"lora.targets={config.targets} matches no linear map of a {type(network).__name__}; choose from: "
-        f"{', '.join(TARGETS)}.",
+        f"{', '.join(name for name in TARGETS if name in names)}.",
     )
     return found
 

@@ -96,6 +96,7 @@ def test_everything_is_finite_at_the_ends_of_what_is_taken(kind):
 
     for values in (*figures(t), schedule.sigma(t), schedule.alpha(t)):
         assert np.isfinite(values).all()
+    assert schedule.config.can_flatten == (schedule.importance_t is not None)
     if schedule.importance_t is not None:
         times = np.asarray(schedule.importance_t(jnp.linspace(0.0, 1.0, 101)))
         assert np.all((times > 0) & (times <= 1))

@@ -2,6 +2,7 @@
 unbroken run, and bytes counted by hand.
 """
 
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -175,6 +176,19 @@ def test_students_of_a_teacher_that_was_trained_whole(tmp_path, monkeypatch):
     before, after = flat_leaves(teacher.params), flat_leaves(student.params)
     moved = {path for path in before if not np.array_equal(before[path], after[path])}
     assert moved == {f"blocks/{n}/kernel" for n in ("attn_qkv", "attn_out", "mlp/up", "mlp/down")}
+
+
+def test_targets_that_the_network_lacks_are_told_before_anything_is_made(tmp_path):
+    """They were told when a teacher had been trained; the directory is free again."""
+    distill = dataclasses.replace(run_config(small(tmp_path)).distill, lora=LoraConfig(2))
+    config = dataclasses.replace(run_config(small(tmp_path)), distill=distill)
+    for targets, said in (("gate",), "choose from: attn_qkv, attn_out, up, down"), (("up",), ""):
+        lora = dataclasses.replace(distill.lora, targets=targets)
+        asked = dataclasses.replace(config, distill=dataclasses.replace(distill, lora=lora))
+        refused = pytest.raises(ConfigError, match=said) if said else contextlib.nullcontext()
+        with refused, opened(asked, tmp_path / "run") as run:
+            training_stages.check_found_elsewhere(run, STAGES)
+        assert not (tmp_path / "run" / "data").exists()
 
 
 def test_settings_that_do_not_go_together_are_named(config):

@@ -21,7 +21,7 @@ from experiments.settings import (
     config_dict,
     run_config,
 )
-from sdtt_jax.config import to_mapping
+from sdtt_jax.config import changed, to_mapping
 from sdtt_jax.errors import ConfigError
 
 CONFIGS = Path(__file__).parent.parent.parent / "experiments" / "configs"
@@ -179,6 +179,18 @@ def test_a_distiller_that_cannot_honour_the_sequences_is_refused_and_the_others_
 def test_importance_sampling_needs_the_bound_as_objective():
     with pytest.raises(ConfigError, match="importance=True"):
         TeacherConfig(weighting="even", importance=True)
+
+
+@pytest.mark.parametrize("schedule", [{"kind": "cosine"}, {"kind": "linear", "sigma_min": 0.0}])
+def test_importance_sampling_needs_a_schedule_that_has_it(schedule):
+    """It used to be told only when the data had been prepared."""
+    config = smoke()
+    teacher = changed(config.teacher, weighting="nelbo", importance=True)
+    assert changed(config, teacher=teacher).teacher.importance
+    with pytest.raises(ConfigError, match=r"teacher\.importance=True needs schedule\.kind='log-"):
+        changed(config, teacher=teacher, schedule=schedule)
+    adopted = changed(teacher, checkpoint="x")
+    assert changed(config, teacher=adopted, schedule=schedule).schedule.kind == schedule["kind"]
 
 
 @pytest.mark.parametrize("name", ["attention_annealing", "init_layers"])

@@ -97,6 +97,7 @@ STEPS = {"train": {"num_steps": 77}}
         ({"teacher": STEPS}, "idlm/01", "teacher.train.num_steps: "),
         ({"model": {"num_layers": 9}}, "teacher", "model.num_layers: 2 -> 9"),
         ({"model": {"num_layers": 9}}, "rounds/02", "model.num_layers: 2 -> 9"),
+        ({"schedule": {"kind": "cosine"}}, "teacher", "schedule.kind: 'log-linear' -> 'cosine'"),
     ],
 )
 def test_settings_may_change_until_something_has_come_of_them(tmp_path, fields, begun, line):
@@ -110,7 +111,7 @@ def test_settings_may_change_until_something_has_come_of_them(tmp_path, fields, 
     second = changed(first, **fields)
     workdir = claim_workdir(tmp_path, first)
     final(workdir.data).mkdir(parents=True)
-    if begun not in ("teacher", "base") and "teacher" not in fields and "model" not in fields:
+    if begun not in ("teacher", "base") and not {"teacher", "model", "schedule"} & fields.keys():
         final(workdir.teacher).mkdir(parents=True)
     (tmp_path / begun / "pool").mkdir(parents=True)
     claim_workdir(tmp_path, second)

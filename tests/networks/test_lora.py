@@ -1,6 +1,7 @@
 """Adapters. Oracle: the network with the sums of products in its matrices, made here in NumPy."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,14 @@ from sdtt_jax.networks.config import LlamaDenoiserConfig
 from sdtt_jax.networks.exiting import layer_by_layer
 from sdtt_jax.networks.gpt2 import GPT2Config, GPT2Network
 from sdtt_jax.networks.llama import LlamaDenoiser
-from sdtt_jax.networks.lora import LoraConfig, frozen, init_adapters, merged, with_adapters
+from sdtt_jax.networks.lora import (
+    LoraConfig,
+    check_targets,
+    frozen,
+    init_adapters,
+    merged,
+    with_adapters,
+)
 from sdtt_jax.parallel.mesh import RULES, MeshConfig, make_mesh
 from sdtt_jax.parallel.placement import tree_shardings, unbox
 from sdtt_jax.trees import flat_leaves
@@ -168,5 +176,8 @@ def test_settings_that_make_no_adapters_are_named(fields, message):
 
 
 def test_targets_that_a_network_lacks_are_named():
-    with pytest.raises(ConfigError, match="matches no linear map of a GPT2Network"):
-        init_adapters(NETWORKS["gpt2"], LoraConfig(2, targets=("attn_q",)), jax.random.key(0))
+    """The names to choose from used to be those of all networks, the refused one among them."""
+    named = r"no linear map of a GPT2Network; choose from: attn_qkv, attn_out, up, down\.$"
+    for use in (check_targets, functools.partial(init_adapters, key=jax.random.key(0))):
+        with pytest.raises(ConfigError, match=named):
+            use(NETWORKS["gpt2"], LoraConfig(2, targets=("attn_q",)))
