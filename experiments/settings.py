@@ -6,6 +6,7 @@ from typing import Any
 
 import ml_collections
 
+from experiments.cli.arguments import NO_CONFIG_DICT
 from experiments.cli.overrides import check_fields, settable
 from experiments.distillers import (
     COUPLED,
@@ -314,6 +315,10 @@ def run_config(config: ml_collections.ConfigDict | dict[str, Any]) -> RunConfig:
     Raises:
       ConfigError: a field is wrong; the message names it.
     """
+    require(
+        not isinstance(config, RunConfig),
+        f"config: {NO_CONFIG_DICT}",
+    )
     mapping = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else config
     return from_mapping(RunConfig, mapping)
 

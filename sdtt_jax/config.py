@@ -37,7 +37,7 @@ def from_mapping(cls: type[T], mapping: Mapping[str, Any], where: str = "config"
       ConfigError: naming the unknown, missing or ill-typed field.
     """
     if not isinstance(mapping, Mapping):
-        raise ConfigError(f"{where} must be a group of fields, not {mapping!r}.")
+        raise ConfigError(f"{where} must be a group of fields, not {mapping!r:.60}.")
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
     hints = typing.get_type_hints(cls)
     check_fields(cls, mapping, where)
@@ -65,9 +65,21 @@ def changed(config: T, **fields: Any) -> T:
       >>> import sdtt_jax
       >>> changed(sdtt_jax.TrainConfig(10, 8), optimizer={"warmup_steps": 2}).optimizer.warmup_steps
       2
+
+    Raises:
+      ConfigError: there is no such field, or the changed config is refused.
     """
+    return _changed(config, fields, type(config).__name__)
+
+
+def _changed(config: Any, fields: Mapping[str, Any], where: str) -> Any:
+    if not dataclasses.is_dataclass(config):
+        raise ConfigError(f"{where} is a single value, not a group of fields; give {where}=VALUE.")
+    check_fields(type(config), fields, where)
     values = {
-        name: changed(getattr(config, name), **value) if isinstance(value, dict) else value
+        name: _changed(getattr(config, name), value, f"{where}.{name}")
+        if isinstance(value, dict)
+        else value
         for name, value in fields.items()
     }
     return dataclasses.replace(config, **values)  # type: ignore[type-var]

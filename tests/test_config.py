@@ -10,6 +10,7 @@ import pytest
 import sdtt_jax
 from sdtt_jax.config import (
     at_least,
+    changed,
     check_types,
     choose,
     differences,
@@ -83,6 +84,25 @@ def test_defaults_are_in_one_place():
 def test_what_is_wrong_and_where(mapping, message):
     with pytest.raises(ConfigError, match=message):
         from_mapping(Outer, mapping)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"zzz": 1}, r"^Outer has no field 'zzz'; known fields: inner, steps"),
+        ({"inner": {"widht": 3}}, r"^Outer\.inner has no field 'widht'; did you mean 'width'"),
+        ({"steps": {"width": 3}}, r"^Outer\.steps is a single value, not a group of fields"),
+    ],
+)
+def test_a_change_of_what_is_no_field_is_named(fields, message):
+    """It was a `TypeError` or an `AttributeError` of Python."""
+    with pytest.raises(ConfigError, match=message):
+        changed(from_mapping(Outer, {"inner": {"width": 1}}), **fields)
+
+
+def test_the_wrong_value_of_a_group_is_cut():
+    with pytest.raises(ConfigError, match=r"must be a group of fields, not .{60}\.$"):
+        from_mapping(Outer, {"inner": "x" * 8000})
 
 
 def test_none_is_a_value_where_the_field_allows_it():

@@ -1,12 +1,15 @@
 """The words of a command line before absl reads them, and absl's errors in plainer words."""
 
+import dataclasses
 import itertools
 import os
 import re
 import traceback
 from collections.abc import Sequence
+from typing import Any
 
 from absl import flags
+from ml_collections.config_flags import config_flags
 
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.paths import as_path
@@ -37,6 +40,10 @@ _KINDS = {
 }
 
 
+NO_CONFIG_DICT = (
+    "get_config returns a dataclass, whose fields no flag can change; let it return config_dict(…) of that, "
+    "from experiments.settings."
+)
 # What ml_collections puts before the stack of an error of a config file.
 _TRACED = "Error whilst parsing config file:\n\n"
 
@@ -90,12 +97,11 @@ def clearer(message: str) -> str:
     """absl's error, clearer where a value is of the wrong kind, and without the stack of a config file."""
     traced, _, trace = message.partition(_TRACED)
     if trace:
-        # Of the last stack, if one error led to another: its innermost line, and what was raised there.
+        # Of the last stack, if one error led to another: what was raised, and from where in the config file.
         stack = trace.rpartition("Traceback (most recent call last):\n")[2].rstrip()
         frames = re.findall(r'^  File "(.+)", line (\d+)', stack, re.MULTILINE)
         raised = "\n".join(itertools.dropwhile(lambda line: line[:1] == " ", stack.split("\n")))
-        file, line = frames[-1] if frames else ("", "")
-        return f"{traced}{raised}" + (f" ({file}, line {line})" if file else "")
+        return f"{traced}{raised}{_place(frames)}"
     found = re.fullmatch(r"flag (--[^=]+=.*?): (.*)", message, re.DOTALL)
     kind = next(
         (what for start, what in _KINDS.items() if found and found[2].startswith(start)), ""
@@ -104,8 +110,25 @@ def clearer(message: str) -> str:
 
 
 def in_words(error: Exception) -> str:
-    """The message of a flag's error; with file and line for a wrong key or index in a config file."""
-    if not isinstance(error, LookupError):
-        return clearer(str(error))
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__}: {error} ({frame.filename}, line {frame.lineno})"
+    """The message of a flag's error; with file and line if the config file raised it."""
+    frames = [(at.filename, at.lineno) for at in traceback.extract_tb(error.__traceback__)]
+    # The place of a syntax error is in its message, and so is that of what absl raises again.
+    place = "" if isinstance(error, SyntaxError | flags.Error) else _place(frames)
+    if isinstance(error, dataclasses.FrozenInstanceError) and not place:
+        return f"--config: {NO_CONFIG_DICT}"
+    if isinstance(error, LookupError):
+        return f"{type(error).__name__}: {error}{place}"
+    return clearer(str(error)) + place
+
+
+def _place(frames: Sequence[tuple[str, Any]]) -> str:
+    """` (FILE, line N)`: the innermost line of the config file in a stack; "" if none is on it.
+
+    Args:
+      frames: file and line of each frame, outermost first.
+    """
+    loaders = [at for at, (file, _) in enumerate(frames) if file == config_flags.__file__]
+    # Python's own loader runs the file.
+    within = [frame for frame in frames[max(loaders, default=len(frames)) :] if frame[0][:1] != "<"]
+    found = [frame for frame in within[1:] if frame[0] == within[1][0]]
+    return f" ({found[-1][0]}, line {found[-1][1]})" if found else ""

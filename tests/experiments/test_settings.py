@@ -10,7 +10,7 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from experiments.cli.arguments import clearer
+from experiments.cli.arguments import IN_FLAGS, clearer, in_words
 from experiments.configs.smoke import smoke
 from experiments.distillers import DISTILLERS, REFUSED_SEQUENCES, CoupledStage
 from experiments.settings import (
@@ -293,7 +293,8 @@ def test_an_argument_of_a_config_that_takes_none_is_refused(monkeypatch):
 
 @pytest.mark.filterwarnings("ignore:.*load_module:DeprecationWarning")  # of ml_collections' loader
 def test_what_a_config_file_raises_is_one_line_with_its_place(tmp_path):
-    """It used to be ml_collections' stack as well. Oracle: the file, by hand."""
+    """It used to be ml_collections' stack as well, and the place that of Python's or our own line, if any.
+    Oracle: the file, by hand."""
     file = tmp_path / "a.py"
     body = "try:\n        return {}[1]\n    except KeyError:\n        return int('x')"
     file.write_text(f"def get_config():\n    {body}\n")
@@ -304,3 +305,27 @@ def test_what_a_config_file_raises_is_one_line_with_its_place(tmp_path):
     said = clearer(str(caught.value)).partition("ValueError: ")
     assert said[2] == f"invalid literal for int() with base 10: 'x' ({file}, line 5)"
     assert "Traceback" not in said[0]
+
+    def said_of(body):
+        file.write_text(f"from sdtt_jax import *\ndef get_config():\n    {body}\n")
+        values = flags.FlagValues()
+        config_flags.DEFINE_config_file("config", flag_values=values)
+        with pytest.raises(IN_FLAGS) as caught:
+            values(["run", f"--config={file}"])
+        return in_words(caught.value)
+
+    place = f"({file}, line 3)"
+    assert said_of("return TrainConfig(5, 4, seed=3)").endswith(f"'seed' {place}")
+    assert said_of("return TrainConfig(5, batch_size=0)").endswith(f"not 0. {place}")
+    assert said_of("TrainConfig(5, 4).keep = 3").endswith(f"to field 'keep' {place}")
+    assert said_of("return {}[1]") == f"KeyError: 1 {place}"
+    # That of a flag for a field of a dataclass, which `get_config` has returned.
+    frozen = in_words(dataclasses.FrozenInstanceError("cannot assign to field 'seed'"))
+    assert frozen.startswith("--config: get_config returns a dataclass")
+
+
+def test_a_config_that_is_not_the_one_of_config_files_is_refused():
+    """It used to end in the whole config, of 8,000 characters."""
+    with pytest.raises(ConfigError, match="let it return config_dict") as caught:
+        run_config(smoke())
+    assert len(str(caught.value)) < 200
