@@ -60,7 +60,8 @@ class TeacherConfig(NelboConfig):
         The run takes its network and its tokenizer too (`tokenizer.kind` is then "hub"); of `config.model`
         only `compute_dtype`, `remat` and `unroll` count.
       init_layers: how many of that model's first blocks are taken; 0: all.
-      attention_annealing: steps over which a causal model's attention to later positions is opened.
+      attention_annealing: steps over which a causal model's attention to later positions is opened; for a
+        denoiser 0.
       lora: adapters of a teacher that starts from a model, trained instead of its parameters.
       train: steps, batch, optimizer.
     """

@@ -26,8 +26,9 @@ from experiments.stages.objective import (
     teacher_objective,
 )
 from experiments.stages.one_round import one_round
-from experiments.stages.workdir import is_delivered
+from experiments.stages.workdir import has_begun, is_delivered
 from sdtt_jax.checkpoints.store import Checkpoints
+from sdtt_jax.config import require
 from sdtt_jax.data.records import read_info
 from sdtt_jax.distillation.rounds import Student, delivered_params, next_round, round_dt
 from sdtt_jax.errors import ConfigError, DataError
@@ -68,8 +69,8 @@ def training_job(run: Run, stage: str, number: int = 0) -> TrainingJob:
 def check_found_elsewhere(run: Run, names: Sequence[str]) -> None:
     """Checks what the remaining stages take from elsewhere, before any of them runs for hours.
 
-    That is the models, data and pools that the config names, the linear maps that get adapters, and the
-    devices, which must divide every batch.
+    That is the models, data and pools that the config names, what is to be done to a model that the teacher
+    starts from, the linear maps that get adapters, and the devices, which must divide every batch.
 
     Raises:
       ConfigError: a field names something that does not exist, or a batch size does not fit the devices.
@@ -84,6 +85,15 @@ def check_found_elsewhere(run: Run, names: Sequence[str]) -> None:
     for stage, folder in (("teacher", run.workdir.teacher), ("judge", run.workdir.judge)):
         if getattr(run.config, stage).checkpoint and stage in names and not is_delivered(folder):
             adoption.check(run, stage)
+    annealing = run.config.teacher.attention_annealing
+    # A teacher that has begun goes on as it began.
+    if annealing and "teacher" in ahead and not has_begun(run.workdir.teacher):
+        name = run.config.teacher.init_from
+        require(
+            not name or run.was_causal,
+            f"teacher.attention_annealing={annealing} opens the attention of a causal model, and "
+            f"teacher.init_from={name} is a denoiser already; leave it out.",
+        )
     for section in ahead:
         if _is_taken(run.config, section):
             continue

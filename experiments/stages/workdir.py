@@ -232,9 +232,17 @@ def _stored_config(workdir: Workdir) -> dict[str, Any]:
     if not isinstance(stored, dict) or not isinstance(stored.get("distillers", []), list):
         raise UserError(f"{workdir.config} is damaged (no config in it); {remedy}.")
     try:
-        return to_mapping(from_mapping(RunConfig, stored))
+        return to_mapping(from_mapping(RunConfig, _without_idle(stored)))
     except ConfigError:
         return stored
+
+
+def _without_idle(stored: Any) -> Any:
+    """A stored config without Muon's settings of other optimizers, which an earlier version took."""
+    if not isinstance(stored, dict):
+        return stored
+    idle = ("momentum",) if stored.get("name") in ("adam", "adamw") else ()
+    return {name: _without_idle(value) for name, value in stored.items() if name not in idle}
 
 
 def _owner() -> str:

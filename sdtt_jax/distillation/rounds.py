@@ -37,7 +37,8 @@ class DistillConfig:
       divergence: name from `divergence.DIVERGENCES`.
       num_trajectories: teacher trajectories per text. For `kl-bwd` their mean loss is, up to a constant,
         the loss against the mean log-probability: the same optimum with less noise.
-      use_ema_on_growth: the next teacher is the student's EMA (False: its raw parameters).
+      use_ema_on_growth: the next teacher is the student's EMA, if its training keeps one (`ema_decay`);
+        False: its raw parameters.
       reset_optimizer_on_growth: a round starts with a fresh optimizer state.
       antithetic: spread the times evenly over a batch (lower variance; each is still uniform).
       reference_times: reproduce the step times of the reference code, which interpolates

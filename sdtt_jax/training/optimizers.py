@@ -63,6 +63,10 @@ class OptimizerConfig:
             self.name == "muon" or self.adam_learning_rate == 0,
             f"adam_learning_rate={self.adam_learning_rate} needs name='muon'.",
         )
+        require(
+            self.name == "muon" or self.momentum == OptimizerConfig.momentum,
+            f"momentum={self.momentum} needs name='muon'; the momentum of {self.name!r} is b1.",
+        )
 
 
 def learning_rate_schedule(

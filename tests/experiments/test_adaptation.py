@@ -14,6 +14,7 @@ from experiments.configs.english import english
 from experiments.configs.english_smoke import english_smoke
 from experiments.settings import JudgeConfig, config_dict, run_config
 from experiments.stages.runner import open_run, run_stages
+from experiments.stages.training import check_found_elsewhere
 from sdtt_jax.checkpoints.digests import params_digest
 from sdtt_jax.errors import CheckpointError, ConfigError, UserError
 from sdtt_jax.interchange.export import export_reference
@@ -74,6 +75,17 @@ def test_it_goes_out_in_the_layout_of_the_hub_and_comes_back(adapted, tmp_path):
         [t.encode("In the 7").tolist(), t.normalize] for t in (again.tokenizer, model.tokenizer)
     )
     assert theirs == ours
+
+
+def test_a_denoiser_has_no_attention_to_open(adapted, tmp_path):
+    """The steps were taken and opened nothing. A teacher that has begun so goes on."""
+    with open_run(adapting(tmp_path, adapted), tmp_path / "run") as run:
+        with pytest.raises(
+            ConfigError, match=r"attention_annealing=2 opens .* is a denoiser already"
+        ):
+            check_found_elsewhere(run, STAGES)
+        (run.workdir.teacher / "2").mkdir(parents=True)
+        check_found_elsewhere(run, STAGES)
 
 
 def test_attention_is_opened_step_by_step(adapted):

@@ -163,6 +163,18 @@ def test_where_a_coupled_student_is_measured_may_change_until_it_is_measured(tmp
         claim(tmp_path, CONFIG)
 
 
+def test_a_run_with_a_setting_that_changed_nothing_goes_on_without_it(tmp_path):
+    """No config may have it any more, so the run's own command, with it or without, would be refused."""
+    workdir = claim(tmp_path, CONFIG)
+    final(workdir.round(1)).mkdir(parents=True)
+    old = to_mapping(CONFIG)
+    assert old["distill"]["train"]["optimizer"]["name"] == "adam"
+    old["distill"]["train"]["optimizer"]["momentum"] = 0.5
+    write_json(workdir.config, {"config": old})
+    claim(tmp_path, CONFIG)
+    assert stored(workdir) == to_mapping(CONFIG)
+
+
 def test_another_limit_of_bad_input_goes_on(tmp_path):
     """Oracle: docs/guides/data.md, which says so."""
     workdir = claim_workdir(tmp_path, CONFIG)

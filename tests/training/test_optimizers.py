@@ -211,6 +211,7 @@ def test_the_gradient_is_clipped_before_anything_else(params, grads):
         ({"eps": 1e-46}, "eps must be 1.2e-38 or more, as in float32, not 1e-46"),
         ({"name": "adam", "weight_decay": 0.1}, "weight_decay=0.1"),
         ({"adam_learning_rate": 0.1}, "adam_learning_rate=0.1"),
+        ({"momentum": 0.5}, "momentum=0.5 needs name='muon'; the momentum of 'adamw' is b1"),
         ({"clip_norm": -1.0}, "clip_norm"),
         ({"warmup_steps": 2.5}, "warmup_steps must be a whole number, not 2.5"),
     ],
