@@ -15,6 +15,8 @@ class TrainConfig:
       num_steps: steps of the stage, or of each round.
       batch_size: sequences per step, over all devices.
       microbatches: pieces into which a batch is split to save memory; the mean over the batch is the same.
+        What a loss spreads evenly over a batch, such as times (`antithetic`) and the share of fully masked
+        states, it spreads over each piece by itself, less evenly over the batch.
       optimizer: how parameters are updated.
       ema_decay: decay of the parameters' moving average, ramped up by `ema_decay_at`; 0 keeps none.
       max_rejected: consecutive steps with a non-finite loss or gradient (or a spike) after which
