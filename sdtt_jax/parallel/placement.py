@@ -10,6 +10,7 @@ import numpy as np
 from flax.core import meta
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
+from sdtt_jax.config import require
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.parallel.mesh import BATCH_AXES, WHOLE_IF_UNDIVIDED, Rules, axis_pieces
 from sdtt_jax.trees import leaf_name
@@ -162,13 +163,22 @@ def place_batch(batch: Tree, mesh: Mesh) -> Tree:
     """Puts a global batch of host arrays `[batch, ...]` on the mesh.
 
     Every process must hold the same global batch; each copies only the pieces of its own devices.
+
+    Raises:
+      ConfigError: a leaf is a single number.
     """
     sharding = batch_sharding(mesh)
 
     def put(array: Any) -> jax.Array:
         if isinstance(array, jax.Array) and array.sharding == sharding:
             return array
-        return place(np.asarray(array), sharding)
+        host = np.asarray(array)
+        require(
+            host.ndim > 0,
+            f"A batch has arrays [batch, ...], and one of its leaves is the single number {host}; repeat it "
+            "for each row, or put it into the state's context.",
+        )
+        return place(host, sharding)
 
     return jax.tree.map(put, batch)
 

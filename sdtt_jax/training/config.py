@@ -3,7 +3,7 @@
 import dataclasses
 import math
 
-from sdtt_jax.config import INT32, require, whole, within
+from sdtt_jax.config import INT32, instance, require, whole, within
 from sdtt_jax.training.optimizers import OptimizerConfig, learning_rate_schedule
 
 
@@ -45,6 +45,7 @@ class TrainConfig:
     check_replicas_every: int = 1000
 
     def __post_init__(self) -> None:
+        instance(OptimizerConfig, optimizer=self.optimizer)
         whole(1, self, "num_steps", "batch_size", "microbatches", "max_rejected")
         require(
             self.num_steps < INT32,

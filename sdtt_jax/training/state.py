@@ -11,10 +11,12 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from sdtt_jax.config import require
 from sdtt_jax.parallel.mesh import RULES, use_mesh
 from sdtt_jax.parallel.placement import mirror_shardings, tree_shardings, unbox
 from sdtt_jax.training.config import TrainConfig
 from sdtt_jax.training.optimizers import make_optimizer
+from sdtt_jax.trees import flat_leaves
 from sdtt_jax.typing import Tree
 
 
@@ -89,6 +91,9 @@ class StateSpec:
 
         Returns:
           `TrainState` at step 0; an average starts at the parameters.
+
+        Raises:
+          ConfigError: a parameter is too narrow for an average.
         """
         context = _as_arrays(context)
         with use_mesh(self.mesh):
@@ -129,13 +134,22 @@ class StateSpec:
         with the caller.
 
         Args:
-          params: nested dict of placed arrays.
+          params: nested dict of placed arrays (`place_whole` places host arrays).
           context: untrained arrays.
           ema_params, ema_count: an average to continue, if the config keeps one; it starts at
             `params` if None.
           opt_state: an optimizer state to continue with; fresh if None.
+
+        Raises:
+          ConfigError: a parameter is no array of JAX, or too narrow for an average.
         """
         context = _as_arrays(context)
+        for path, leaf in flat_leaves(params).items():
+            require(
+                isinstance(leaf, jax.Array),
+                f"params: {path} is {type(leaf).__name__}, not an array on the mesh; place all of them with "
+                "sdtt_jax.parallel.placement.place_whole(params, mesh).",
+            )
         placement = jax.tree.map(lambda x: x.sharding, params)
         _, shardings = self._mirrored(jax.eval_shape(lambda: params), placement, context)
         with use_mesh(self.mesh):
@@ -155,6 +169,12 @@ class StateSpec:
 
     def _fresh(self, params: Tree) -> TrainState:
         zero = jnp.zeros((), jnp.int32)
+        for path, leaf in flat_leaves(params).items() if self.config.ema_decay else ():
+            require(
+                leaf.dtype.itemsize >= 4,
+                f"ema_decay={self.config.ema_decay} needs parameters of float32, and {path} is {leaf.dtype}, "
+                "in which an average stands still; convert them, or set ema_decay=0.",
+            )
         return TrainState(
             step=zero,
             params=params,

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from sdtt_jax.config import require
+from sdtt_jax.errors import ConfigError
 from sdtt_jax.parallel.mesh import mesh_of, use_mesh
 from sdtt_jax.parallel.placement import replicated
 from sdtt_jax.training.config import TrainConfig
@@ -122,6 +123,10 @@ def make_train_step(loss_fn: LossFn, config: TrainConfig) -> TrainStep:
     Returns:
       `TrainStep`. `batch` is a tree of arrays `[batch, ...]`; `key` a typed key of the stage and round:
       the loss gets `fold_in(fold_in(key, state.step), microbatch)`.
+
+    Raises:
+      ConfigError: when the step is first called: `loss_fn` returns something else, or a metric with the name
+        of one of the step's, or the state was made for another config.
     """
     rate = learning_rate_schedule(config.optimizer, config.num_steps)
     optimizer = make_optimizer(config.optimizer, config.num_steps)
@@ -155,6 +160,7 @@ def make_train_step(loss_fn: LossFn, config: TrainConfig) -> TrainStep:
         )
 
     def body(state: TrainState, batch: Tree, key: jax.Array) -> tuple[TrainState, Metrics]:
+        _check_state(state, config)
         key = jax.random.fold_in(key, state.step)
         gradient, loss, own = _mean_gradient(
             loss_fn, state.params, state.context, batch, key, config.microbatches
@@ -168,7 +174,7 @@ def make_train_step(loss_fn: LossFn, config: TrainConfig) -> TrainStep:
         # The context bypasses the branch, so it passes from the donated state to the new one uncopied.
         chosen = jax.lax.cond(good, accept, reject, state.replace(context={}), gradient, loss)
         chosen = chosen.replace(context=state.context)
-        metrics = own | {
+        metrics = {
             "loss": loss,
             "grad_norm": gradient.norm,
             "param_norm": optax.tree.norm(chosen.params),
@@ -176,9 +182,22 @@ def make_train_step(loss_fn: LossFn, config: TrainConfig) -> TrainStep:
             "rejected": 1.0 - good.astype(jnp.float32),
             "rejected_in_a_row": chosen.rejected_in_a_row.astype(jnp.float32),
         }
-        return chosen, metrics
+        for name in sorted(own.keys() & metrics.keys()):
+            raise ConfigError(f"The loss's metric {name!r} is one of the step's own; rename it.")
+        return chosen, own | metrics
 
     return TrainStep(body)
+
+
+def _check_state(state: TrainState, config: TrainConfig) -> None:
+    """Raises `ConfigError` unless the state has the averages that the step's config asks for."""
+    for field, kept in (("ema_decay", state.ema_params), ("spike_factor", state.loss_mean)):
+        asked = getattr(config, field)
+        require(
+            bool(asked) == (kept is not None),
+            f"The step's config has {field}={asked}, and that of the state's StateSpec has "
+            f"{'none' if asked else 'one'}; give both the same config.",
+        )
 
 
 def _num_updates(opt_state: Tree) -> jax.Array:
@@ -216,7 +235,13 @@ def _mean_gradient(
     def objective(
         p: Tree, piece: Tree, index: jax.Array
     ) -> tuple[jax.Array, tuple[jax.Array, dict[str, Any]]]:
-        total, weight, metrics = loss_fn(p, context, piece, jax.random.fold_in(key, index))
+        returned = loss_fn(p, context, piece, jax.random.fold_in(key, index))
+        require(
+            isinstance(returned, tuple) and len(returned) == len(Loss._fields),
+            "The loss function must return Loss(total, weight, metrics), with sums over the batch, not "
+            f"{returned!r:.60}.",
+        )
+        total, weight, metrics = returned
         weight = jax.lax.stop_gradient(jnp.asarray(weight, jnp.float32))
         weighted = {
             name: value if isinstance(value, Mean) else value * weight

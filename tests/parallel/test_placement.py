@@ -195,6 +195,13 @@ def test_rows_are_placed_as_a_whole_batch_would_be():
     assert place_batch(placed, mesh) is placed
 
 
+def test_a_batch_has_no_single_numbers():
+    with pytest.raises(
+        ConfigError, match=r"one of its leaves is the single number 0\.5; repeat it"
+    ):
+        place_batch({"tokens": np.zeros((4, 6)), "scale": 0.5}, make_mesh(MeshConfig()))
+
+
 def test_keys_and_arrays_are_placed_whole():
     mesh = make_mesh(MeshConfig())
     tree = {"key": jax.random.key(3), "x": np.arange(3.0)}

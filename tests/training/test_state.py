@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sdtt_jax.errors import ConfigError
 from sdtt_jax.parallel.mesh import MeshConfig, make_mesh
 from sdtt_jax.parallel.placement import unbox
 from sdtt_jax.training.config import TrainConfig
@@ -62,6 +63,17 @@ def test_a_new_round_starts_from_parameters_and_shares_no_buffer(state, spec):
 
     groups = [new.params, new.ema_params, new.context["teacher"], state.params, state.ema_params]
     assert len(set.union(*map(pointers, groups))) == sum(len(pointers(g)) for g in groups)
+
+
+def test_parameters_that_cannot_be_trained_so_are_named(spec):
+    """They were errors of Python and of `lax.cond`; an average in bfloat16 would stand still at 0.9999."""
+    host = {"w": np.ones((2, 2), np.float32)}
+    with pytest.raises(ConfigError, match="params: w is ndarray, not an array on the mesh; place"):
+        spec.from_params(host)
+    with pytest.raises(
+        ConfigError, match=r"ema_decay=0\.9 needs parameters of float32, and w is bf"
+    ):
+        spec.abstract({"w": jax.ShapeDtypeStruct((2, 2), jnp.bfloat16)})
 
 
 def test_a_state_has_the_averages_that_its_config_asks_for():

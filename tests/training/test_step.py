@@ -271,11 +271,44 @@ def test_the_context_reaches_the_loss(plain):
         ({"num_steps": 2**31}, r"num_steps=2147483648 must be below 2\*\*31"),
         ({"ema_decay": 1.0}, "ema_decay must lie in"),
         ({"microbatches": 3}, "microbatches=3"),
+        ({"optimizer": "adam"}, "optimizer must be of type OptimizerConfig, not 'adam'; pass"),
     ],
 )
 def test_a_bad_field_is_named(fields, message):
     with pytest.raises(ConfigError, match=message):
         TrainConfig(**({"num_steps": 1, "batch_size": 8} | fields))
+
+
+@pytest.mark.parametrize(
+    ("returned", "fields", "message"),
+    [
+        (
+            lambda total: total,
+            {},
+            r"must return Loss\(total, weight, metrics\), with sums over the ba",
+        ),
+        (lambda total: (total, {}), {}, r"must return Loss\(total, weight, metrics\)"),
+        (lambda total: Loss(total, 1, {"lr": 1.0}), {}, "metric 'lr' is one of the step's own"),
+        (
+            lambda total: Loss(total, 1, {}),
+            {"ema_decay": 0.0},
+            r"ema_decay=0\.0, and .* has one; giv",
+        ),
+        (
+            lambda total: Loss(total, 1, {}),
+            {"spike_factor": 3.0},
+            r"spike_factor=3\.0, and .* has no",
+        ),
+    ],
+)
+def test_what_does_not_fit_a_step_is_named_when_it_is_traced(returned, fields, message):
+    """They were errors of Python, or went without a word: an average that was the last parameters."""
+    spec = StateSpec(tiny.config(), make_mesh(MeshConfig()))
+    state = spec.abstract(functools.partial(tiny.init, KEY))
+    config = dataclasses.replace(tiny.config(), **fields)
+    step = make_train_step(lambda params, *_: returned(params["bias"].sum()), config)
+    with pytest.raises(ConfigError, match=message):
+        jax.eval_shape(step.body, state, tiny.batch_at(0), KEY)
 
 
 def test_the_loss_decreases(muon):
