@@ -236,10 +236,11 @@ def _mean_gradient(
         p: Tree, piece: Tree, index: jax.Array
     ) -> tuple[jax.Array, tuple[jax.Array, dict[str, Any]]]:
         returned = loss_fn(p, context, piece, jax.random.fold_in(key, index))
+        parts = len(returned) if isinstance(returned, tuple) else 1
         require(
-            isinstance(returned, tuple) and len(returned) == len(Loss._fields),
-            "The loss function must return Loss(total, weight, metrics), with sums over the batch, not "
-            f"{returned!r:.60}.",
+            parts == len(Loss._fields),
+            "The loss function must return Loss(total, weight, metrics), with sums over the batch; it "
+            f"returned {'one value' if parts == 1 else f'a tuple of {parts}'}.",
         )
         total, weight, metrics = returned
         weight = jax.lax.stop_gradient(jnp.asarray(weight, jnp.float32))

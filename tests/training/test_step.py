@@ -285,9 +285,9 @@ def test_a_bad_field_is_named(fields, message):
         (
             lambda total: total,
             {},
-            r"must return Loss\(total, weight, metrics\), with sums over the ba",
+            r"must return Loss\(.*; it returned one value\.",
         ),
-        (lambda total: (total, {}), {}, r"must return Loss\(total, weight, metrics\)"),
+        (lambda total: (total, {}), {}, r"must return Loss\(.*; it returned a tuple of 2\."),
         (lambda total: Loss(total, 1, {"lr": 1.0}), {}, "metric 'lr' is one of the step's own"),
         (
             lambda total: Loss(total, 1, {}),
