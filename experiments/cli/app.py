@@ -56,6 +56,8 @@ _CACHE = flags.DEFINE_string(
     "Folder for compiled programs, so that the next start compiles nothing; empty for none. By default "
     "$JAX_COMPILATION_CACHE_DIR, or else ~/.cache/sdtt_jax/compiled.",
 )
+# Flags in which the processes of a job may differ; of configs, `open_run` compares what they say.
+OWN_FLAGS = ("compilation_cache", "config", "output", "workdir")
 # Seconds; programs that compile faster are not stored.
 CACHED_SECONDS = 0.1
 
@@ -101,14 +103,35 @@ def output_file(path: str | None) -> Path | None:
 
 
 def join_processes() -> None:
-    """Joins the other processes of this job, as `--distributed` says."""
+    """Joins the other processes of this job, as `--distributed` says.
+
+    Raises:
+      ConfigError: of several processes, not all have the same flags.
+    """
     os.environ.update(threads_to_wait_in(os.environ))
     processes.initialize(_DISTRIBUTED.value)
+    require_same_flags()
     if ending.is_alone():
         # Even in a job of one process, JAX's handler of SIGTERM has replaced ours.
         signal.signal(signal.SIGTERM, _stop)
     else:
         signal.signal(signal.SIGINT, _stop_all)
+
+
+def require_same_flags(given: flags.FlagValues = flags.FLAGS) -> None:
+    """Checks that all processes are given the same flags, but for `OWN_FLAGS` and those of absl.
+
+    Raises:
+      ConfigError: they differ; names the first of them.
+    """
+    found = {
+        f"--{name}": given[name].value
+        for name in given
+        if given[name].present
+        and name.split(".")[0] not in OWN_FLAGS
+        and not str(given.find_module_defining_flag(name)).startswith("absl")
+    }
+    processes.require_same("The command", found, "give all processes the same flags")
 
 
 def _stop_all(number: int, _frame: FrameType | None) -> None:

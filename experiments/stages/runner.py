@@ -15,14 +15,17 @@ from experiments.stages import adoption, evaluation, training
 from experiments.stages.context import Run, missing
 from experiments.stages.workdir import Workdir, claimed_workdir, is_delivered, lock, timed
 from sdtt_jax.checkpoints.place import Place
+from sdtt_jax.config import to_mapping
 from sdtt_jax.errors import UserError
 from sdtt_jax.evaluation.record import FOLDER
+from sdtt_jax.keys import generator
 from sdtt_jax.parallel import processes
 from sdtt_jax.parallel.mesh import make_mesh
 from sdtt_jax.paths import modified
 from sdtt_jax.reporting import write_report
 from sdtt_jax.reporting.findings import find
 from sdtt_jax.reporting.record import read_run
+from sdtt_jax.version import __version__
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,10 +157,20 @@ def open_run(config: Any, root: Path, source: Source = UNKNOWN) -> Iterator[Run]
       source: where the config comes from, for the report.
 
     Raises:
-      ConfigError: a field is wrong, or the directory holds another run.
+      ConfigError: a field is wrong or differs between processes, or the directory holds another run.
       UserError: another process uses the directory, or not all processes see it.
     """
     validated = run_config(config)
+    processes.require_same(
+        "The config",
+        {
+            "config": to_mapping(validated),
+            "sdtt_jax": __version__,
+            "jax": jax.__version__,
+            "random numbers": generator(),
+        },
+        "give all processes the same command, config file, version and environment",
+    )
     mesh = make_mesh(validated.mesh)
     with contextlib.ExitStack() as stack:
 

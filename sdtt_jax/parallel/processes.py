@@ -6,18 +6,20 @@ wait in it forever. So process 0 decides, and broadcasts what it decided.
 """
 
 import concurrent.futures
+import hashlib
 import itertools
+import json
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from sdtt_jax.config import require
+from sdtt_jax.config import differences, require
 from sdtt_jax.errors import EXIT_INTERRUPTED, ConfigError, UserError
 from sdtt_jax.parallel import ending
 from sdtt_jax.parallel.environment import ADDRESS, COUNT, INDEX
@@ -211,6 +213,37 @@ def gathered(values: np.ndarray) -> np.ndarray:
     if jax.process_count() == 1:
         return values[None]
     return np.asarray(multihost_utils.process_allgather(values))
+
+
+def require_same(what: str, facts: Mapping[str, Any], remedy: str) -> None:
+    """Checks that all processes hold the same facts; all of them must call this.
+
+    Only a digest is exchanged, unless it differs.
+
+    Args:
+      what: the subject of the error message, for example "The config".
+      facts: JSON-ready, mappings within mappings.
+      remedy: what to do about a difference, for the end of the message.
+
+    Raises:
+      ConfigError: on all processes: they differ. Names the processes that differ from process 0, and the
+        first field.
+    """
+    text = json.dumps(facts, sort_keys=True, default=str).encode()
+    digests = gathered(np.frombuffer(hashlib.sha256(text).digest(), np.uint8))
+    others = [i for i, digest in enumerate(digests) if not np.array_equal(digest, digests[0])]
+    if not others:
+        return
+    sizes = gathered(np.array(len(text), np.int32))
+    padded = np.zeros(sizes.max(), np.uint8)
+    padded[: len(text)] = np.frombuffer(text, np.uint8)
+    texts = [found[:size].tobytes() for found, size in zip(gathered(padded), sizes, strict=True)]
+    first, *more = differences(json.loads(texts[0]), json.loads(texts[others[0]]))
+    number = f"processes {', '.join(map(str, others))}" if others[1:] else f"process {others[0]}"
+    raise ConfigError(
+        f"{what} of {number} differs from that of process 0 ({first:.300}"
+        f"{f', and {len(more)} more' if more else ''}); {remedy}."
+    )
 
 
 def _number(name: str) -> int | None:

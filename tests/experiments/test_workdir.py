@@ -3,11 +3,13 @@
 import contextlib
 import dataclasses
 import json
+import re
 
 import pytest
 
 from experiments.configs.smoke import smoke
 from experiments.settings import RunConfig
+from experiments.stages.runner import open_run
 from experiments.stages.workdir import (
     Workdir,
     claim_workdir,
@@ -21,6 +23,7 @@ from experiments.stages.workdir import (
 from sdtt_jax.checkpoints.place import Place
 from sdtt_jax.config import changed, from_mapping, to_mapping
 from sdtt_jax.errors import CheckpointError, ConfigError, DataError, UserError
+from tests.parallel.threads import in_threads
 
 CONFIG = smoke()
 
@@ -29,6 +32,24 @@ def test_an_empty_directory_becomes_the_runs(tmp_path):
     workdir = claim_workdir(tmp_path / "run", CONFIG)
     assert json.loads(workdir.config.read_text())["config"]["data"]["length"] == CONFIG.data.length
     assert claim_workdir(tmp_path / "run", CONFIG).root == workdir.root
+
+
+def test_processes_with_other_configs_are_no_run(monkeypatch, tmp_path):
+    """Threads stand in for them. Oracles: the message, and that nothing is made."""
+
+    def opening(config):
+        with open_run(to_mapping(config), tmp_path / "run"):
+            pass
+
+    configs = CONFIG, changed(CONFIG, seed=CONFIG.seed + 7)
+    found = in_threads(monkeypatch, *(lambda c=config: opening(c) for config in configs))
+    for error in found:
+        assert isinstance(error, ConfigError)
+        what = (
+            r"config of process 1 differs .*\(config\.seed: 0 -> 7\); give all processes the same"
+        )
+        assert re.search(what, str(error)), error
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_directory_of_something_else_is_refused(tmp_path):

@@ -1,11 +1,14 @@
 """Joint decisions, in one process; for several see tests/multidevice. Oracle: nothing changes."""
 
+import re
+
 import jax
 import numpy as np
 import pytest
 
 from sdtt_jax.errors import ConfigError, UserError
 from sdtt_jax.parallel import processes
+from tests.parallel.threads import in_threads
 
 
 def test_a_single_process_decides_for_itself():
@@ -72,3 +75,23 @@ def test_processes_that_do_not_appear_are_reported_in_one_line(monkeypatch):
     with pytest.raises(UserError, match="Not all processes") as caught:
         processes.initialize(timeout=5)
     assert "\n" not in str(caught.value)
+
+
+def test_facts_that_differ_between_processes_are_named_on_all_of_them(monkeypatch):
+    """Threads stand in for the processes. Oracle: the message."""
+    facts = {"seed": 0, "train": {"steps": 8, "rate": 0.1}}
+    others = facts | {"seed": 7, "train": {"steps": 8, "rate": 0.25}}
+
+    def check(facts):
+        processes.require_same("The config", facts, "give the same one")
+
+    assert in_threads(monkeypatch, *[lambda: check(facts)] * 3) == [None] * 3
+    found = in_threads(monkeypatch, *(lambda f=f: check(f) for f in (facts, others, facts, others)))
+    assert [type(error) for error in found] == [ConfigError] * 4
+    said = (
+        "The config of processes 1, 3 differs from that of process 0 (seed: 0 -> 7, and 1 more); "
+        "give the same one."
+    )
+    assert {str(error) for error in found} == {said}
+    found = in_threads(monkeypatch, lambda: check(facts), lambda: check(facts | {"seed": 1}))
+    assert re.search(r"of process 1 differs .*\(seed: 0 -> 1\); give", str(found[0]))
