@@ -1,16 +1,18 @@
 """Checkpoint metadata: what was saved, with a digest of every leaf; written on save and verified on read."""
 
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax.numpy as jnp
 
 from sdtt_jax.checkpoints.digests import canonical_sha256, describe
 from sdtt_jax.errors import MismatchError
+from sdtt_jax.parallel import processes
 
 FORMAT_VERSION = 1
+T = TypeVar("T")
 
 
 class DamagedError(Exception):
@@ -96,6 +98,19 @@ def require_same_leaves(
                 f"{path} is a checkpoint of another model: its {name} is "
                 f"{there[0]}{list(there[1])}, this model's is {here[0]}{list(here[1])}."
             )
+
+
+def agreed(read: Callable[[], T]) -> T:
+    """`read()`, or `DamagedError` on all processes if it failed on any, so that all fall back to the same
+    checkpoint and none waits for another in a collective."""
+    error = None
+    try:
+        found = read()
+    except DamagedError as caught:
+        error = caught
+    if processes.anywhere(error is not None):
+        raise error or DamagedError("another process cannot read it")
+    return found
 
 
 def brief(error: Exception) -> str:

@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 from jax.sharding import SingleDeviceSharding
@@ -21,7 +21,7 @@ from sdtt_jax.checkpoints import metadata as stored
 from sdtt_jax.checkpoints import orbax
 from sdtt_jax.checkpoints.aside import CORRUPT, any_aside, move_aside, refuse_uncommitted
 from sdtt_jax.checkpoints.digests import canonical_sha256, describe
-from sdtt_jax.checkpoints.metadata import DamagedError, brief, require_same_leaves
+from sdtt_jax.checkpoints.metadata import DamagedError, agreed, brief, require_same_leaves
 from sdtt_jax.checkpoints.place import Place
 from sdtt_jax.errors import CheckpointError, MismatchError
 from sdtt_jax.parallel import processes
@@ -34,7 +34,6 @@ PARTS = ("params", "meta")
 # Consecutive failed saves after which `save` raises instead of logging.
 MOST_FAILED_SAVES = 3
 LOG = logging.getLogger(__name__)
-T = TypeVar("T")
 
 
 class Checkpoints:
@@ -289,7 +288,7 @@ def load_params(
     """
     path = absolute(directory)
     with _naming_damaged(directory):
-        metadata, table = _agreed(lambda: _stored_metadata(path))
+        metadata, table = _common_metadata(path)
         shapes = {p: jax.ShapeDtypeStruct(s, jax.numpy.dtype(d)) for p, (d, s, _) in table.items()}
         shardings = shardings(metadata) if callable(shardings) else shardings
         if shardings is None or isinstance(shardings, jax.sharding.Sharding):
@@ -341,7 +340,7 @@ def _naming_damaged(directory: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def _read(path: Path, abstract: Tree, expect: Mapping[str, Any]) -> tuple[Tree, dict[str, Any]]:
-    metadata, table = _agreed(lambda: _stored_metadata(path))
+    metadata, table = _common_metadata(path)
     for field, wanted in expect.items():
         if metadata.get(field, wanted) != wanted:
             raise MismatchError(
@@ -356,17 +355,12 @@ def _read(path: Path, abstract: Tree, expect: Mapping[str, Any]) -> tuple[Tree, 
     return jax.tree.unflatten(structure, [restored[name] for name in names]), metadata
 
 
-def _agreed(read: Callable[[], T]) -> T:
-    """`read()`, or `DamagedError` on all processes if it failed on any, so that all fall back to the same
-    checkpoint and none waits for another in a collective."""
-    error = None
-    try:
-        found = read()
-    except DamagedError as caught:
-        error = caught
-    if processes.anywhere(error is not None):
-        raise error or DamagedError("another process cannot read it")
-    return found
+def _common_metadata(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What `_stored_metadata` finds; `ConfigError` if processes found different things under this name."""
+    metadata, table = agreed(lambda: _stored_metadata(path))
+    facts, remedy = {"meta": metadata, "leaves": table}, "give all hosts the same files"
+    processes.require_same(f"The checkpoint {path}", facts, remedy)
+    return metadata, table
 
 
 def _stored_metadata(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -389,7 +383,7 @@ def _read_leaves(
         except Exception as error:  # There are at least six types.
             raise DamagedError(f"it cannot be read: {brief(error)}") from error
 
-    leaves = _agreed(load)
+    leaves = agreed(load)
     try:
         described = describe(leaves)
     except CheckpointError as error:

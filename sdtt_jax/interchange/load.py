@@ -7,7 +7,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
@@ -18,7 +17,7 @@ from sdtt_jax.data import Tokenizer, load_tokenizer
 from sdtt_jax.diffusion.schedule import ScheduleConfig, make_schedule
 from sdtt_jax.errors import CheckpointError, MismatchError
 from sdtt_jax.interchange import hub
-from sdtt_jax.interchange.adapters import network_shardings, read_delivered
+from sdtt_jax.interchange.adapters import read_delivered
 from sdtt_jax.interchange.claims import FLAG, SEQUENCES, claimed, published_schedule
 from sdtt_jax.interchange.found import describe_folder, finished
 from sdtt_jax.interchange.gguf import SMOLLM2, smollm2_file
@@ -32,6 +31,7 @@ from sdtt_jax.interchange.layouts import (
     published_params,
     stored_config,
 )
+from sdtt_jax.interchange.placing import placing
 from sdtt_jax.interchange.renaming import Given, Stored
 from sdtt_jax.interchange.tables.reference import uniform_share
 from sdtt_jax.interchange.tokenizers import published_ends, published_tokenizer
@@ -41,9 +41,7 @@ from sdtt_jax.networks import CausalNetwork
 from sdtt_jax.networks.base import Network
 from sdtt_jax.networks.config import LlamaConfig
 from sdtt_jax.networks.kinds import KINDS, kind_of, network_of, stored_kind
-from sdtt_jax.parallel.placement import place as place_pieces
 from sdtt_jax.paths import as_path, is_remote, with_target
-from sdtt_jax.trees import flat_leaves
 
 # The paper's students: repository, losses, names of sizes in revisions, and rounds.
 STUDENTS = "jdeschena/sdtt"
@@ -306,15 +304,6 @@ def _published(
 ) -> Model | CausalModel:
     config = published.config
     network = network_of(_computing(config, compute_dtype))
-    places = {} if mesh is None else flat_leaves(network_shardings(network, mesh))
-
-    def place(at: str, value: np.ndarray) -> jax.Array:
-        # Every process reads the file and takes the pieces of its own devices; `device_put` would first send
-        # whole arrays between the processes to compare them.
-        placed = place_pieces(value, places[at]) if places else jax.device_put(value)
-        # Waiting keeps at most one parameter in memory twice.
-        return jax.block_until_ready(placed)
-
     stored = Stored(published.stored, published.config_file)
     llama = isinstance(config, LlamaConfig)
     facts = {
@@ -339,7 +328,10 @@ def _published(
                 f"{stored.where} says sequences={facts['sequences']!r}, but not which tokens begin and end a "
                 "text; add bos_token_id and eos_token_id, or put the model's tokenizer.json beside it."
             )
-    params = published_params(published, place) if read else {}
+    params = {}
+    if read:
+        with placing(network, mesh, where) as place:
+            params = published_params(published, place)
     return _model(network, params, tokenizer, facts)
 
 

@@ -14,10 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sdtt_jax.checkpoints.digests import params_digest
 from sdtt_jax.config import whole
+from sdtt_jax.parallel import processes
 from sdtt_jax.parallel.mesh import full_batch, mesh_if_any, use_mesh
 from sdtt_jax.parallel.placement import place_batch
-from sdtt_jax.parallel.processes import stop_if_preempted, to_host
+from sdtt_jax.parallel.processes import to_host
 
 BatchFunction = Callable[[Any, jax.Array, Any], Any]
 
@@ -56,7 +58,8 @@ def batched(function: BatchFunction, params: Any, rows: Any, batch_size: int) ->
 
     Returns:
       The batches. Each gives a tree of NumPy arrays `[rows, ...]`, floats widened to float64, and raises
-      KeyboardInterrupt if one of several processes was asked to stop (SIGTERM).
+      KeyboardInterrupt if one of several processes was asked to stop (SIGTERM), and ConfigError if not all
+      of them hold the same rows.
 
     Raises:
       ConfigError: `batch_size` is not a positive whole number.
@@ -85,11 +88,17 @@ def join(results: list[Any]) -> Any:
 
 
 def _run(function: BatchFunction, params: Any, index: int, batch: Any, size: int) -> Any:
-    stop_if_preempted()
+    processes.stop_if_preempted()
     mesh = mesh_if_any(params)
     count = len(jax.tree.leaves(batch)[0])
     # A batch is filled up with repeats, which are dropped again, so that one size is compiled.
     filled = jax.tree.map(lambda x: np.resize(x, (size, *x.shape[1:])), batch)
+    if mesh is not None:
+        processes.require_same(
+            "The texts",
+            {"batch": index, "rows": count, "digest": params_digest(filled)},
+            "each process reads texts, prompts and tasks for itself; give all hosts the same files",
+        )
     if mesh is None:
         out = function(params, jnp.int32(index), jax.device_put(filled))
     else:

@@ -241,7 +241,7 @@ def require_same(what: str, facts: Mapping[str, Any], remedy: str) -> None:
     first, *more = differences(json.loads(texts[0]), json.loads(texts[others[0]]))
     number = f"processes {', '.join(map(str, others))}" if others[1:] else f"process {others[0]}"
     raise ConfigError(
-        f"{what} of {number} differs from that of process 0 ({first:.300}"
+        f"{what} of {number} and of process 0 differ ({first:.300}"
         f"{f', and {len(more)} more' if more else ''}); {remedy}."
     )
 

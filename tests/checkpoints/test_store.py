@@ -1,6 +1,7 @@
 """Checkpoints: what is written comes back bit for bit. For damage and failures see tests/faults."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from sdtt_jax.parallel import processes
 from sdtt_jax.parallel.mesh import MeshConfig, make_mesh
 from sdtt_jax.parallel.placement import replicated
 from tests.checkpoints.stored import flip_bit, metadata_file, restore, save_three, state_at
+from tests.parallel.threads import in_threads
 from tests.training import toy
 
 # Orbax leaves coroutines behind when it meets damaged files.
@@ -117,6 +119,16 @@ def test_damaged_final_parameters_are_refused(tmp_path):
         load_params(tmp_path / "final")
     with pytest.raises(CheckpointError, match="no parameters at"):
         load_params(tmp_path / "elsewhere")
+
+
+def test_processes_that_find_other_parameters_under_a_name_are_an_error(tmp_path, monkeypatch):
+    """Threads stand in for the processes. Oracle: the message."""
+    for number in (1, 2):
+        save_params(tmp_path / str(number), state_at(number).params)
+    folders = tmp_path / "1", tmp_path / "2", tmp_path / "1"
+    for error in in_threads(monkeypatch, *(lambda f=folder: load_params(f) for folder in folders)):
+        assert isinstance(error, ConfigError), error
+        assert re.search(r"checkpoint .* of process 1 and of process 0 differ", str(error)), error
 
 
 def test_a_checkpoint_of_a_later_format_is_refused_by_name(three, monkeypatch):

@@ -26,7 +26,7 @@ def flags_of(*argv):
         (("--seed=0", "--output=b", "--verbose"), None),
         (
             ("--seed=7",),
-            r"command of process 1 differs .*\(--seed: 0 -> 7\); give all .* same flags",
+            r"command of process 1 and of process 0 differ .*\(--seed: 0 -> 7\); give all .* same flags",
         ),
         ((), r"\(--seed: 0 -> '\(absent\)'\)"),
     ],

@@ -1,14 +1,18 @@
 """Batches of one compiled size. Oracle: the function applied to all rows at once."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from sdtt_jax.diffusion.sampler import SamplerConfig
+from sdtt_jax.errors import ConfigError
 from sdtt_jax.model.batches import batched, join, map_batches
 from sdtt_jax.parallel.mesh import MeshConfig, make_mesh, mesh_if_any
 from sdtt_jax.parallel.placement import replicated
+from tests.parallel.threads import in_threads
 from tests.worlds import LENGTH, MASK, TableDenoiser, as_model, random_table
 
 ROWS = np.arange(22, dtype=np.int32).reshape(11, 2)
@@ -47,6 +51,25 @@ def test_parameters_on_a_mesh():
     assert mesh_if_any({"scale": jnp.float32(2.0)}) is None
     result = map_batches(lambda p, _, b: b.sum(axis=1) * p["scale"], params, ROWS, 4)
     np.testing.assert_array_equal(result, ROWS.sum(axis=1) * 2.0)
+
+
+def test_processes_that_hold_other_rows_are_an_error(monkeypatch):
+    """Threads stand in for them. Oracle: the message, and that nothing is computed."""
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    params = jax.device_put({"scale": jnp.float32(2.0)}, replicated(mesh))
+    other = ROWS + (ROWS == 15)
+
+    def function(*_arguments):
+        raise AssertionError
+
+    works = [batched(function, params, rows, 4) for rows in (ROWS, other, ROWS[:6])]
+    second = [batches[1] for batches in works]
+    for error in in_threads(monkeypatch, *second):
+        assert isinstance(error, ConfigError)
+        assert re.search(
+            r"texts of processes 1, 2 and of process 0 differ .* give all hosts the same files",
+            str(error),
+        )
 
 
 def test_rows_may_be_a_tree():

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 import sdtt_jax
+from sdtt_jax.errors import ConfigError
 from sdtt_jax.parallel import processes
 from sdtt_jax.parallel.mesh import MeshConfig, make_mesh
 
@@ -26,6 +27,11 @@ def main(directory: Path, restore_from: Path) -> None:
     tokens = np.arange(8 * 32).reshape(8, 32) % 90
     mesh = make_mesh(MeshConfig(*programs.BRIEF))
     together = processes.to_host(sdtt_jax.load(path, mesh=mesh).logits(tokens))
+    other = path.with_name("student_hub.safetensors")
+    try:
+        sdtt_jax.load(other if jax.process_index() == 2 else path, mesh=mesh)
+    except ConfigError as error:
+        result["other files"] = str(error)
     if processes.is_first():
         # How far the logits of a denoiser that all load are from those of a process's own copy.
         result["published"] = float(np.abs(together - sdtt_jax.load(path).logits(tokens)).max())

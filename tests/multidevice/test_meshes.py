@@ -5,6 +5,7 @@ Oracle: one device.
 
 import itertools
 import json
+import re
 
 import numpy as np
 import pytest
@@ -183,6 +184,11 @@ def test_several_processes_compute_what_one_does(by_processes):
 def test_several_processes_load_a_published_model_together(by_processes):
     """Oracle: the logits of a process's own copy, to float32 rounding."""
     assert by_processes[4]["published"] < 2e-5
+    # One that finds other files under the name of the model is named, before anything is computed.
+    said = (
+        r"model .*teacher_hub\.safetensors of process 2 and of process 0 differ \(.*; copy the same"
+    )
+    assert re.search(said, by_processes[4]["other files"])
 
 
 def test_a_checkpoint_goes_on_with_another_number_of_processes(results, by_processes):

@@ -89,9 +89,11 @@ def test_facts_that_differ_between_processes_are_named_on_all_of_them(monkeypatc
     found = in_threads(monkeypatch, *(lambda f=f: check(f) for f in (facts, others, facts, others)))
     assert [type(error) for error in found] == [ConfigError] * 4
     said = (
-        "The config of processes 1, 3 differs from that of process 0 (seed: 0 -> 7, and 1 more); "
+        "The config of processes 1, 3 and of process 0 differ (seed: 0 -> 7, and 1 more); "
         "give the same one."
     )
     assert {str(error) for error in found} == {said}
     found = in_threads(monkeypatch, lambda: check(facts), lambda: check(facts | {"seed": 1}))
-    assert re.search(r"of process 1 differs .*\(seed: 0 -> 1\); give", str(found[0]))
+    assert re.search(
+        r"of process 1 and of process 0 differ .*\(seed: 0 -> 1\); give", str(found[0])
+    )
