@@ -5,6 +5,8 @@ from collections.abc import Mapping
 
 # Set by `launch.local`, and by hand on a cluster that JAX does not recognise.
 ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+# The port of process 0, where JAX makes the address from a cluster's variables; and the ports that it takes.
+PORT, LEAST_PORT, PORTS = "JAX_COORDINATOR_PORT", 61440, 4096
 
 DEVICE_COUNT = "--xla_force_host_platform_device_count"
 # By default XLA has one thread for each virtual device, but a device waits in several collectives at once
@@ -31,3 +33,14 @@ def threads_to_wait_in(environ: Mapping[str, str]) -> dict[str, str]:
     if THREADS in environ or not count.isdecimal() or int(count) < 2:
         return {}
     return {THREADS: str(THREADS_PER_DEVICE * int(count))}
+
+
+def port_of_step(environ: Mapping[str, str]) -> dict[str, str]:
+    """The variable that gives each step of a SLURM job a port of its own, unless `environ` has one.
+
+    JAX makes the port from the job alone, so that of two steps that run at once one would end the other.
+    """
+    job, step = environ.get("SLURM_JOB_ID", ""), environ.get("SLURM_STEP_ID", "")
+    if PORT in environ or not (job.isdecimal() and step.isdecimal()):
+        return {}
+    return {PORT: str(LEAST_PORT + (int(job) + 257 * int(step)) % PORTS)}

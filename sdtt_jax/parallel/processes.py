@@ -17,12 +17,15 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from jax._src.clusters import (
+    ClusterEnv,
+)  # JAX has no public name for the clusters that it recognises
 from jax.experimental import multihost_utils
 
 from sdtt_jax.config import differences, require
 from sdtt_jax.errors import EXIT_INTERRUPTED, ConfigError, UserError
 from sdtt_jax.parallel import ending
-from sdtt_jax.parallel.environment import ADDRESS, COUNT, INDEX
+from sdtt_jax.parallel.environment import ADDRESS, COUNT, INDEX, port_of_step
 
 MODES = ("auto", "on", "off")
 
@@ -42,7 +45,7 @@ def initialize(mode: str = "auto", timeout: int = 300, heartbeat: int = 100) -> 
     `JAX_COORDINATOR_ADDRESS` (host:port of process 0), `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`.
 
     Args:
-      mode: "auto" joins if there is something to join, "on" always, "off" never.
+      mode: "auto" joins if there are several processes, "on" always, "off" never.
       timeout: seconds to wait for the others.
       heartbeat: seconds of silence after which a process counts as lost; JAX then ends all the others.
 
@@ -60,13 +63,19 @@ def initialize(mode: str = "auto", timeout: int = 300, heartbeat: int = 100) -> 
     timer = threading.Timer(timeout, _give_up, ["Error: " + late.format("")])
     timer.daemon = True
     timer.start()
+    os.environ.update(port_of_step(os.environ))
     try:
-        _join(
-            num_processes=_number(COUNT),
-            process_id=_number(INDEX),
-            initialization_timeout=timeout + JAX_TIMEOUT_MARGIN,
-            heartbeat_timeout_seconds=heartbeat,
-        )
+        # A job of one process would open a port that belongs to the whole allocation, and the next such job
+        # there (an interactive shell, another step) would end it.
+        if mode == "auto" and _number(INDEX) in (None, 0) and _in_thread(_job_size) == 1:
+            return
+        options: dict[str, Any] = {
+            "num_processes": _number(COUNT),
+            "process_id": _number(INDEX),
+            "initialization_timeout": timeout + JAX_TIMEOUT_MARGIN,
+            "heartbeat_timeout_seconds": heartbeat,
+        }
+        _in_thread(lambda: jax.distributed.initialize(**options))
     except ValueError as error:
         # JAX's error for "no cluster found".
         if mode == "auto" and "coordinator_address" in str(error) and COUNT not in os.environ:
@@ -90,19 +99,27 @@ def initialize(mode: str = "auto", timeout: int = 300, heartbeat: int = 100) -> 
     ending.listen()
 
 
-def _join(**options: Any) -> None:
-    """Joins in a thread, because JAX waits in C++, where the main thread would not notice a signal."""
-    joined: concurrent.futures.Future[None] = concurrent.futures.Future()
+def _job_size() -> int | None:
+    """The number of processes, from the environment or the cluster that JAX recognises; None without one."""
+    if COUNT in os.environ:
+        return _number(COUNT)
+    kinds = (kind for kind in ClusterEnv._cluster_types if not kind.opt_in_only_method)
+    cluster = next((kind for kind in kinds if kind.is_env_present()), None)
+    return None if cluster is None else cluster.get_process_count()
 
-    def join() -> None:
+
+def _in_thread(function: Callable[[], T]) -> T:
+    """Runs what waits for others in a thread: JAX waits in C++, where the main thread would miss a signal."""
+    done: concurrent.futures.Future[T] = concurrent.futures.Future()
+
+    def run() -> None:
         try:
-            jax.distributed.initialize(**options)
-            joined.set_result(None)
+            done.set_result(function())
         except BaseException as error:
-            joined.set_exception(error)
+            done.set_exception(error)
 
-    threading.Thread(target=join, name="joining", daemon=True).start()
-    joined.result()
+    threading.Thread(target=run, name="joining", daemon=True).start()
+    return done.result()
 
 
 def _give_up(message: str, status: int = 1) -> None:

@@ -157,7 +157,7 @@ run_app(main)
 def test_sigterm_is_heard_in_a_job_of_one_process():
     """Even there JAX's handler of SIGTERM replaces ours, and nobody would ask it about the signal."""
     done = subprocess.run(
-        [sys.executable, "-c", JOB_OF_ONE],
+        [sys.executable, "-c", JOB_OF_ONE, "--distributed=on"],
         cwd=ROOT,
         env=environment(0, 1, 1, free_port()),
         capture_output=True,

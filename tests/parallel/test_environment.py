@@ -1,6 +1,6 @@
 """What virtual devices of the CPU need. Oracle: what XLA reads."""
 
-from sdtt_jax.parallel.environment import threads_to_wait_in, virtual_devices
+from sdtt_jax.parallel.environment import port_of_step, threads_to_wait_in, virtual_devices
 
 
 def test_several_devices_of_a_process_have_threads_to_wait_in(monkeypatch):
@@ -17,3 +17,18 @@ def test_a_command_gives_them_where_its_flags_ask_for_several_devices():
     assert threads_to_wait_in({"XLA_FLAGS": f"--xla_a {flag}8 {flag}4"}) == {"PJRT_NPROC": "32"}
     for flags in ("", f"{flag}1", f"{flag}many", flag):
         assert threads_to_wait_in({"XLA_FLAGS": flags}) == {}
+
+
+def test_steps_of_a_slurm_job_meet_at_different_ports():
+    """The first at JAX's own, 61440 + job % 4096; "--pty" and sbatch scripts have steps of large numbers."""
+
+    def port(**environ):
+        return port_of_step(environ).get("JAX_COORDINATOR_PORT")
+
+    steps = "0", "1", "2", "4294967290", "4294967294"
+    ports = [port(SLURM_JOB_ID="12345", SLURM_STEP_ID=step) for step in steps]
+    assert ports[0] == str(61440 + 12345 % 4096)
+    assert len(set(ports)) == len(steps)
+    assert all(61440 <= int(found) < 65536 for found in ports)
+    assert port(SLURM_JOB_ID="1", SLURM_STEP_ID="2", JAX_COORDINATOR_PORT="3") is None
+    assert port(SLURM_JOB_ID="1") is port() is None

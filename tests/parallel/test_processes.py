@@ -46,6 +46,30 @@ def test_off_and_auto_without_a_cluster_join_nothing(monkeypatch):
     assert len(called) == 1
 
 
+SLURM = {"SLURM_JOB_ID": "1234", "SLURM_STEP_NODELIST": "localhost", "SLURM_LOCALID": "0"}
+OPEN_MPI = {"OMPI_MCA_orte_hnp_uri": "4096.0;tcp://127.0.0.1:1", "OMPI_COMM_WORLD_RANK": "0"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "count"),
+    [
+        (SLURM | {"SLURM_PROCID": "0"}, "SLURM_NTASKS"),
+        (OPEN_MPI, "OMPI_COMM_WORLD_SIZE"),
+        ({"JAX_COORDINATOR_ADDRESS": "localhost:1", "JAX_PROCESS_ID": "0"}, "JAX_NUM_PROCESSES"),
+    ],
+)
+def test_auto_joins_no_job_of_one_process(monkeypatch, environment, count):
+    """Its port would be that of every such command in the same allocation; each would end the others."""
+    called = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **given: called.append(given))
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    for mode, size, joins in (("auto", "1", 0), ("auto", "2", 1), ("on", "1", 2)):
+        monkeypatch.setenv(count, size)
+        processes.initialize(mode)
+        assert len(called) == joins
+
+
 @pytest.mark.parametrize("environment", [{}, {"JAX_NUM_PROCESSES": "2"}])
 def test_an_incomplete_environment_is_an_error_that_says_what_to_set(monkeypatch, environment):
     def initialize(**arguments):
