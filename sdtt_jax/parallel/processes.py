@@ -55,6 +55,11 @@ def initialize(mode: str = "auto", timeout: int = 300, heartbeat: int = 100) -> 
     """
     if mode == "off":
         return
+    address = os.environ.get(ADDRESS) or ":0"
+    require(
+        address.rpartition(":")[2].isdecimal(),
+        f"{ADDRESS}={address} has no port; give HOST:PORT of process 0, such as node-1:12345.",
+    )
     late = (
         f"Not all processes of this job appeared within {timeout} s{{}}; is one of them missing, or the "
         "coordinator's port closed? --distributed=off runs one process alone."

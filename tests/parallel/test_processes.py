@@ -70,6 +70,17 @@ def test_auto_joins_no_job_of_one_process(monkeypatch, environment, count):
         assert len(called) == joins
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1", "node-1:", "node-1:http", "[::1]"])
+def test_a_coordinator_without_a_port_is_named(monkeypatch, address):
+    """JAX raises an IndexError, or takes a part of the address for the port."""
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **_given: pytest.fail("joined"))
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", address)
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
+    said = rf"JAX_COORDINATOR_ADDRESS={re.escape(address)} has no port; give HOST:PORT"
+    with pytest.raises(ConfigError, match=said):
+        processes.initialize()
+
+
 @pytest.mark.parametrize("environment", [{}, {"JAX_NUM_PROCESSES": "2"}])
 def test_an_incomplete_environment_is_an_error_that_says_what_to_set(monkeypatch, environment):
     def initialize(**arguments):
