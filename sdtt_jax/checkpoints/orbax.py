@@ -12,6 +12,9 @@ from sdtt_jax.paths import PathLike, absolute
 
 # Orbax's name for the file that it writes last into a folder in a bucket.
 COMMITTED = "commit_success.txt"
+# Seconds in which several processes must have saved. One whose part fails (its disk is full) never arrives at
+# Orbax's barrier, where the others wait for it; the next save, and the end of a training, wait with them.
+PATIENCE = 300
 # Characters that a glob pattern does not take literally.
 IN_PATTERNS = "*?[\\"
 
@@ -51,11 +54,22 @@ def writing() -> ocp.Context:
     registry.add(ocp.handlers.JsonHandler, checkpointable_name="meta")
     context = ocp.Context()
     context.checkpointables.registry = registry
+    if jax.process_count() > 1:
+        context.asynchronous.timeout_secs = PATIENCE
     # Devices that hold the same array share the writing of it, for which Orbax compiles a slice per device
     # and shape. For small leaves that is not worth it: for a state on eight devices it took most of the first
     # save's time.
     context.array.saving.min_slice_bytes_for_replica_parallel = 2**20
     return context
+
+
+def late(error: Exception) -> str:
+    """What to say of a save that ran out of time: in a job, mostly that another process failed to save."""
+    if jax.process_count() == 1 or not isinstance(error, TimeoutError):
+        return ""
+    return (
+        " Another process has not saved its part in that time; if it failed, its output says why."
+    )
 
 
 def reading() -> ocp.Context:

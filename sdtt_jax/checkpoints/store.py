@@ -232,7 +232,9 @@ class Checkpoints:
 
     def _failed(self, step: int, error: Exception) -> None:
         self.failed_saves, self._last_error = self.failed_saves + 1, error
-        LOG.warning("Saving step %d in %s failed: %s", step, self.directory, error)
+        LOG.warning(
+            "Saving step %d in %s failed: %s%s", step, self.directory, error, orbax.late(error)
+        )
         # Orbax raises the error of a background save once in every thread that waits for it. Waiting here
         # takes it out of the way of the next save and of closing.
         with contextlib.suppress(Exception):

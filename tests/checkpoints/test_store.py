@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from jax.experimental import multihost_utils
 
-from sdtt_jax.checkpoints import metadata, store
+from sdtt_jax.checkpoints import metadata, orbax, store
 from sdtt_jax.checkpoints.digests import params_digest
 from sdtt_jax.checkpoints.store import (
     Checkpoints,
@@ -164,6 +164,16 @@ def test_a_save_leaves_the_agreement_on_stopping_to_us(tmp_path, monkeypatch):
     monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", asked.append)
     save_three(tmp_path)
     assert asked == []
+
+
+def test_a_save_that_fails_in_one_of_several_processes_holds_the_others_for_minutes(monkeypatch):
+    """Orbax lets them wait for 20 minutes. Oracles: its option, and what the warning adds."""
+    assert orbax.writing().asynchronous.timeout_secs == 1200
+    assert orbax.late(TimeoutError("timed out")) == ""
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    assert orbax.writing().asynchronous.timeout_secs == 300
+    assert "Another process" in orbax.late(TimeoutError("timed out"))
+    assert orbax.late(OSError("full")) == ""
 
 
 def test_parameters_that_cannot_be_written_are_said_with_a_remedy(tmp_path, monkeypatch):
