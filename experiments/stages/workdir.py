@@ -1,7 +1,9 @@
 """A run's directory: its paths, its config, and a lock against other processes."""
 
 import contextlib
+import errno
 import fcntl
+import logging
 import os
 import socket
 import time
@@ -28,6 +30,10 @@ from sdtt_jax.parallel import processes
 from sdtt_jax.paths import is_remote
 
 LOCK = ".lock"
+# What `flock` reports if somebody holds the lock, and if the file system knows no locks.
+HELD = (errno.EWOULDBLOCK, errno.EACCES)
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+LOG = logging.getLogger(__name__)
 # Fields that may change when a run is resumed. They decide when and where things are computed, not what is
 # computed; `skip_bad` decides how much bad input is allowed.
 FREE_FIELDS = (
@@ -254,7 +260,8 @@ def _owner() -> str:
 def lock(root: Path) -> Iterator[None]:
     """Holds the directory for this process, until the operating system releases it, however it ends.
 
-    Buckets have no such locks; there the lock is a lease, which must be renewed.
+    Buckets have no such locks; there the lock is a lease, which must be renewed. Where a file system has none
+    (Lustre without `-o flock`, NFS without a lock daemon), a warning says so, and nothing is locked.
 
     Raises:
       UserError: another process holds it, or it cannot be made.
@@ -275,12 +282,23 @@ def lock(root: Path) -> Iterator[None]:
     with handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            handle.seek(0)
-            raise UserError(
-                f"{root} is in use by another run ({handle.read().strip() or 'unknown process'}); "
-                "wait for it, or give another --workdir."
-            ) from None
+        except OSError as error:
+            if error.errno in HELD:
+                handle.seek(0)
+                raise UserError(
+                    f"{root} is in use by another run ({handle.read().strip() or 'unknown process'}); "
+                    "wait for it, or give another --workdir."
+                ) from None
+            if error.errno not in NO_LOCKS:
+                raise UserError(
+                    f"{root} cannot be locked: {error.strerror}; give another --workdir."
+                ) from None
+            LOG.warning(
+                "%s lies on a file system without locks (%s): do not start a second run there while this "
+                "one goes on.",
+                root,
+                error.strerror,
+            )
         handle.truncate(0)
         handle.write(_owner())
         handle.flush()

@@ -2,13 +2,16 @@
 
 import contextlib
 import dataclasses
+import errno
 import json
+import os
 import re
 
 import pytest
 
 from experiments.configs.smoke import smoke
 from experiments.settings import RunConfig
+from experiments.stages import workdir as workdirs
 from experiments.stages.runner import open_run
 from experiments.stages.workdir import (
     Workdir,
@@ -68,6 +71,29 @@ def test_a_run_does_not_begin_where_no_checkpoint_could_be_read_again(tmp_path):
     assert list((tmp_path / "empty[1]").iterdir()) == []
     claim_workdir(tmp_path / "run", CONFIG).root.rename(tmp_path / "lr[1]")
     claim_workdir(tmp_path / "lr[1]", CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (errno.EAGAIN, r"in use by another run \(unknown process\)"),
+        (errno.EACCES, "in use by another run"),
+        (errno.EIO, "cannot be locked: .*; give another --workdir"),
+        (errno.ENOSYS, None),
+        (errno.ENOLCK, None),
+        (errno.EOPNOTSUPP, None),
+    ],
+)
+def test_only_a_lock_that_is_held_means_another_run(tmp_path, monkeypatch, caplog, number, said):
+    """Lustre and NFS may have no locks at all; the pods' guide takes such folders. Oracle: the message."""
+
+    def flock(*_arguments):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(workdirs.fcntl, "flock", flock)
+    with pytest.raises(UserError, match=said) if said else contextlib.nullcontext(), lock(tmp_path):
+        assert not said
+    assert ("a file system without locks" in caplog.text) == (said is None)
 
 
 def test_a_distiller_may_be_added_with_its_settings_and_none_that_has_begun_be_taken_away(tmp_path):
