@@ -39,7 +39,7 @@ from sdtt_jax.evaluation.variants import variant
 from sdtt_jax.interchange.load import load, load_denoiser
 from sdtt_jax.keys import seed_key
 from sdtt_jax.model.base import Loaded
-from sdtt_jax.model.batches import Written, batched
+from sdtt_jax.model.batches import Written, batched, unmasked
 from sdtt_jax.model.masked import Model
 from sdtt_jax.model.prompts import cut_at_eos, reading_notes
 from sdtt_jax.parallel import processes
@@ -135,14 +135,15 @@ def _written(
         del params
         states = model.states(jax.random.fold_in(key, index), rows, config, helper)
         finish = functools.partial(stopped, given=np.asarray(rows))
-        # A batch that is not full is filled up with repeats.
+        # A batch that is not full is filled up.
         for row in range(min(len(rows), len(x_init) - int(index) * len(rows))):
             states, again = itertools.tee(states)
             state = watch(again, tokenizer, config.num_steps, _PAUSE.value, row=row, finish=finish)
         return Written(state.x, jnp.full(len(rows), state.nfe))
 
     if _WATCH.value:
-        batches = batched(watched, model.params, x_init, sampling.batch_size)
+        filler = unmasked(x_init, model.mask_id)
+        batches = batched(watched, model.params, x_init, sampling.batch_size, filler)
     else:
         batches = model.batches(key, x_init, config, sampling.batch_size, helper)
     for write in batches:

@@ -45,7 +45,18 @@ class Written(NamedTuple):
     nfe: Any  # `[rows]` int32, network calls of the batch that each row was part of
 
 
-def batched(function: BatchFunction, params: Any, rows: Any, batch_size: int) -> list[Batch[Any]]:
+def unmasked(rows: np.ndarray, mask_id: int) -> np.ndarray:
+    """A text in which nothing is masked, `[length]` int32, to fill batches of `rows: [B, length]`.
+
+    No decoder has anything to do for it. Repeats would draw their own noise and cost network calls that are
+    counted as those of the batch.
+    """
+    return np.full(rows.shape[1], int(mask_id == 0), np.int32)
+
+
+def batched(
+    function: BatchFunction, params: Any, rows: Any, batch_size: int, filler: Any = None
+) -> list[Batch[Any]]:
     """Splits work into batches, each of which is computed when it is called.
 
     Args:
@@ -54,7 +65,8 @@ def batched(function: BatchFunction, params: Any, rows: Any, batch_size: int) ->
       params: parameters, on a mesh or on one device.
       rows: a tree of NumPy arrays `[rows, ...]`.
       batch_size: rows at once, at most. Where the mesh splits a batch into pieces of which this is no
-        multiple, repeats are computed in addition: which rows a batch holds does not depend on the mesh.
+        multiple, more are computed in addition: which rows a batch holds does not depend on the mesh.
+      filler: what these are, and those that fill up the last batch: a tree of `[...]`; None: repeats.
 
     Returns:
       The batches. Each gives a tree of NumPy arrays `[rows, ...]`, floats widened to float64, and raises
@@ -71,7 +83,7 @@ def batched(function: BatchFunction, params: Any, rows: Any, batch_size: int) ->
 
     def batch(index: int, start: int) -> Batch[Any]:
         taken = _take(rows, start, start + size)
-        compute = functools.partial(_run, function, params, index, taken, computed)
+        compute = functools.partial(_run, function, params, index, taken, computed, filler)
         return Batch(compute, min(size, count - start))
 
     return [batch(index, start) for index, start in enumerate(range(0, count, size))]
@@ -87,12 +99,17 @@ def join(results: list[Any]) -> Any:
     return jax.tree.map(lambda *parts: np.concatenate(parts), *results)
 
 
-def _run(function: BatchFunction, params: Any, index: int, batch: Any, size: int) -> Any:
+def _run(
+    function: BatchFunction, params: Any, index: int, batch: Any, size: int, filler: Any
+) -> Any:
     processes.stop_if_preempted()
     mesh = mesh_if_any(params)
     count = len(jax.tree.leaves(batch)[0])
-    # A batch is filled up with repeats, which are dropped again, so that one size is compiled.
+    # A batch is filled up with rows that are dropped again, so that one size is compiled.
     filled = jax.tree.map(lambda x: np.resize(x, (size, *x.shape[1:])), batch)
+    if filler is not None:
+        for array, row in zip(jax.tree.leaves(filled), jax.tree.leaves(filler), strict=True):
+            array[count:] = row
     if mesh is not None:
         processes.require_same(
             "The texts",

@@ -30,7 +30,7 @@ from sdtt_jax.diffusion.schedule import Schedule
 from sdtt_jax.diffusion.shared_program import outline, spread_of
 from sdtt_jax.keys import check_key
 from sdtt_jax.model.base import Loaded, as_helper_of
-from sdtt_jax.model.batches import Batch, Written, batched
+from sdtt_jax.model.batches import Batch, Written, batched, unmasked
 from sdtt_jax.model.generation import generate
 from sdtt_jax.model.learnt import with_stored_schedule
 from sdtt_jax.model.prompts import Texts, cut_at_eos, given_batch, with_length
@@ -199,7 +199,7 @@ class Model(Loaded):
             )
             return Written(state.x, np.full(len(rows), to_host(state.nfe)))
 
-        return batched(write, self.params, rows, batch_size)
+        return batched(write, self.params, rows, batch_size, unmasked(rows, self.mask_id))
 
     @property
     def first_token(self) -> int | None:

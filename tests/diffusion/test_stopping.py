@@ -7,6 +7,7 @@ import pytest
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.sampler import SamplerConfig, prior_sample, sample
 from sdtt_jax.diffusion.schedule import make_schedule
+from sdtt_jax.model.batches import unmasked
 from sdtt_jax.model.prompts import cut_at_eos
 from tests.worlds import LENGTH, MASK, TableDenoiser, all_states, predictions, random_table
 
@@ -143,3 +144,21 @@ def test_no_call_is_made_for_what_is_masked_after_the_end_of_a_text():
     state, _ = _sample(diffusion, table, KEY, x_init, config)
     np.testing.assert_array_equal(state.x, [[0, *[1] * 7], [1, *[2] * 7]])
     assert int(state.nfe) == 1
+
+
+@pytest.mark.parametrize("stop", ["stable:2", "eos:0"])
+def test_texts_in_which_nothing_is_masked_cost_no_calls(stop):
+    """They fill up batches. Oracle: the same texts without them, and texts that are masked in their place."""
+    config = SamplerConfig(8, mode=f"remdm:eta=0.5,stop={stop}")
+    diffusion = MaskedDiffusion(NETWORK, make_schedule())
+
+    def calls(x_init):
+        state, _ = jax.device_get(_sample(diffusion, PARAMS, KEY, x_init, config))
+        return int(state.nfe), state.x
+
+    masked = prior_sample(BATCH, LENGTH, MASK)
+    given = np.broadcast_to(unmasked(masked, MASK), (BATCH - 2, LENGTH))
+    alone, texts = calls(masked[:2])
+    beside, among = calls(np.concatenate([masked[:2], given]))
+    assert alone == beside < calls(masked)[0]
+    np.testing.assert_array_equal(among, [*texts, *given])

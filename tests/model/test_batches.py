@@ -9,7 +9,7 @@ import pytest
 
 from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.errors import ConfigError
-from sdtt_jax.model.batches import batched, join, map_batches
+from sdtt_jax.model.batches import batched, join, map_batches, unmasked
 from sdtt_jax.parallel.mesh import MeshConfig, make_mesh, mesh_if_any
 from sdtt_jax.parallel.placement import replicated
 from tests.parallel.threads import in_threads
@@ -51,6 +51,21 @@ def test_parameters_on_a_mesh():
     assert mesh_if_any({"scale": jnp.float32(2.0)}) is None
     result = map_batches(lambda p, _, b: b.sum(axis=1) * p["scale"], params, ROWS, 4)
     np.testing.assert_array_equal(result, ROWS.sum(axis=1) * 2.0)
+
+
+def test_a_batch_is_filled_up_with_a_row_that_is_given():
+    """By repeats otherwise. Oracles: the rows that are computed, and `write`'s calls (see test_stopping)."""
+    seen = []
+
+    def function(_params, _index, batch):
+        seen.append(np.asarray(batch)[-1].tolist())
+        return batch
+
+    for filler in (None, np.array([7, 8], np.int32)):
+        work = batched(function, {"p": jnp.zeros(1)}, ROWS, 4, filler)
+        np.testing.assert_array_equal(join([batch() for batch in work]), ROWS)
+    assert seen == [[6, 7], [14, 15], [16, 17], [6, 7], [14, 15], [7, 8]]
+    np.testing.assert_array_equal(unmasked(ROWS, 0), [1, 1])
 
 
 def test_processes_that_hold_other_rows_are_an_error(monkeypatch):

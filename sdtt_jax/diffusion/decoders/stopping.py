@@ -96,9 +96,9 @@ def parse_stop(text: str, *, picks: bool) -> Stop:
     return Stop(**fields)  # type: ignore[arg-type]
 
 
-def begin_watch(x: Tokens) -> Watch:
-    """The first `Watch`: no text has stopped."""
-    return Watch(jnp.zeros(len(x), bool), jnp.zeros(len(x), jnp.int32))
+def begin_watch(x: Tokens, mask_id: int) -> Watch:
+    """The first `Watch`: only texts in which nothing is masked have stopped."""
+    return Watch(~(x == mask_id).any(axis=-1), jnp.zeros(len(x), jnp.int32))
 
 
 def until_stopped(step: Callable[..., Any], state: Any, num_steps: int) -> Any:
