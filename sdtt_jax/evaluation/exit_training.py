@@ -23,7 +23,7 @@ from sdtt_jax.networks.exiting import EXIT_PARAMS, untrained_exits
 from sdtt_jax.objectives import BASE, exits_loss
 from sdtt_jax.ops.sequences import Sequences
 from sdtt_jax.parallel import processes
-from sdtt_jax.parallel.mesh import MeshConfig, full_batch, make_mesh
+from sdtt_jax.parallel.mesh import MeshConfig, check_batch_size, make_mesh
 from sdtt_jax.parallel.placement import place_whole
 from sdtt_jax.paths import write_bytes
 from sdtt_jax.progress import make_progress
@@ -48,29 +48,32 @@ def train_exits(
         over.
       seed: of that order and of the maskings.
       num_steps: of the training.
-      batch_size: texts of a step, rounded up to a multiple of the mesh's parts.
+      batch_size: texts of a step.
+
+    Raises:
+      ConfigError: the mesh does not divide `batch_size`; larger batches would train other exits.
     """
     mesh = model.mesh or make_mesh(MeshConfig(), jax.devices()[:1])
-    size = full_batch(batch_size, mesh)
+    check_batch_size(batch_size, mesh)
     rates = OptimizerConfig(
         "adam", LEARNING_RATE, schedule="cosine", warmup_steps=num_steps // 20, b2=0.99
     )
-    config = TrainConfig(num_steps, size, optimizer=rates)
+    config = TrainConfig(num_steps, batch_size, optimizer=rates)
     fresh = functools.partial(untrained_exits, model.config)
     # The state is donated together with its context, so the model keeps its own parameters.
     base = model.params if model.mesh else place_whole(model.params, mesh)
     base = jax.jit(functools.partial(jax.tree.map, jnp.copy))(base)
     state = StateSpec(config, mesh).init(fresh).replace(context={BASE: base})
-    order = np.random.default_rng(seed).permutation(len(tokens))
+    order, rows = np.random.default_rng(seed).permutation(len(tokens)), np.arange(batch_size)
     with make_progress("exits", num_steps, shown=processes.is_first()) as bar:
         try:
             state = train(
                 state,
                 _step(model.diffusion, model.sequences, config),
-                lambda step: tokens[order[(step * size + np.arange(size)) % len(tokens)]],
+                lambda step: tokens[order[(step * batch_size + rows) % len(tokens)]],
                 purpose_key(seed, "evaluate.exits.training"),
                 config,
-                log=TrainLog(progress=bar.update, tokens_per_batch=size * tokens.shape[1]),
+                log=TrainLog(progress=bar.update, tokens_per_batch=batch_size * tokens.shape[1]),
             )
         except Interrupted as stop:  # the training is too short to keep a part of it
             raise KeyboardInterrupt from stop

@@ -15,6 +15,7 @@ from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.nelbo import NelboConfig, masked_batch
 from sdtt_jax.diffusion.schedule import make_schedule
 from sdtt_jax.errors import ConfigError
+from sdtt_jax.evaluation import exit_training
 from sdtt_jax.evaluation.exit_training import train_exits, with_exits
 from sdtt_jax.evaluation.exits import calibrate
 from sdtt_jax.evaluation.record import Record
@@ -26,6 +27,7 @@ from sdtt_jax.networks import Denoiser
 from sdtt_jax.networks.exiting import EXIT_PARAMS, Exiting, layer_by_layer, untrained_exits
 from sdtt_jax.objectives import BASE, exits_loss
 from sdtt_jax.ops.sequences import Sequences, arrange
+from sdtt_jax.parallel import mesh
 from sdtt_jax.parallel.placement import unbox
 from tests.evaluation.test_variants import folder, model, text  # noqa: F401 (fixtures)
 from tests.networks.test_exiting import LAYERS, LENGTH, NETWORK, PARAMS, VOCAB, some_exits
@@ -100,6 +102,14 @@ def test_where_the_layers_add_nothing_there_is_nothing_to_learn():
 @pytest.fixture(scope="module")
 def trained():
     return train_exits(as_model(NETWORK, PARAMS()), TOKENS, 0, num_steps=100, batch_size=32)
+
+
+def test_devices_that_do_not_divide_a_batch_train_no_other_exits(monkeypatch):
+    """A larger batch would be trained with, and kept as that of the size that was asked for."""
+    monkeypatch.setattr(mesh, "batch_pieces", lambda _mesh: 4)
+    monkeypatch.setattr(exit_training, "train", lambda *_given, **_fields: pytest.fail("trained"))
+    with pytest.raises(ConfigError, match=r"batch_size=6 cannot be split .* nearest that can is 8"):
+        train_exits(as_model(NETWORK, PARAMS), TOKENS, 0, num_steps=2, batch_size=6)
 
 
 def test_training_brings_the_exits_to_the_last_layer_and_leaves_the_network_alone(trained):
