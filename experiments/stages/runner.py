@@ -108,6 +108,8 @@ def run_stages(run: Run, names: Sequence[str] = STAGE_NAMES) -> None:
     """Runs the named stages that are not finished yet, in the order of `STAGES`."""
     training.check_found_elsewhere(run, names)
     _check_delivered_before(run, names)
+    if "data" not in names and run.is_prepared:
+        training.check_networks(run, names)
     for stage in STAGES:
         if stage.name not in names:
             continue
@@ -119,6 +121,8 @@ def run_stages(run: Run, names: Sequence[str] = STAGE_NAMES) -> None:
         run.log(f"{stage.name}: {stage.title}")
         with timed(run.workdir, stage.name, run.place):
             stage.run(run)
+        if stage.name == "data":
+            training.check_networks(run, names)
 
 
 def _check_delivered_before(run: Run, names: Sequence[str]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from experiments.distillers import COUPLED, ONE_ROUND, SDTT, stage_of
+from experiments.distillers import COUPLED, ONE_ROUND, SDTT, SEE_NOISE, stage_of
 from experiments.settings import RunConfig
 from experiments.stages import adoption, coupled
 from experiments.stages.context import Run
@@ -32,6 +32,7 @@ from sdtt_jax.config import require
 from sdtt_jax.data.records import read_info
 from sdtt_jax.distillation.rounds import Student, delivered_params, next_round, round_dt
 from sdtt_jax.errors import ConfigError, DataError
+from sdtt_jax.interchange.adapters import network_shardings
 from sdtt_jax.keys import purpose_key
 from sdtt_jax.networks import Denoiser
 from sdtt_jax.networks.base import abstract_params
@@ -113,6 +114,29 @@ def _check_adapters(run: Run, lora: LoraConfig) -> None:
         # No linear map of the blocks depends on the vocabulary.
         own = Denoiser(run.config.denoiser(vocab_size=2)) if not run.config.published else None
         check_targets(own or run.denoiser, lora)
+
+
+def check_networks(run: Run, names: Sequence[str]) -> None:
+    """Checks that the mesh can split every network that the remaining stages train or take.
+
+    For this the vocabulary must be known, so it comes after the stage "data".
+
+    Raises:
+      ConfigError: the mesh does not divide an axis of a parameter; names the section of the config.
+    """
+    for section in _unfinished(run, names) if run.mesh.size > 1 else ():
+        found = {section: run.denoiser}
+        if section == "judge":
+            found = {"judge": run.judge}
+            if run.config.judge.skeleton:
+                found["judge.skeleton"] = run.skeleton
+        elif section in map(stage_of, SEE_NOISE):
+            found = {section: run.mixture if section == "mixture" else run.coupled}
+        for name, network in found.items():
+            try:
+                network_shardings(network, run.mesh)
+            except ConfigError as error:
+                raise ConfigError(f"The network of config.{name}: {error}") from None
 
 
 def _unfinished(run: Run, names: Sequence[str]) -> list[str]:
