@@ -3,8 +3,6 @@
 import dataclasses
 from typing import NamedTuple
 
-import numpy as np
-
 from experiments.distillers import COUPLED, COUPLED_IDLM, ONE_ROUND, SDTT
 from experiments.stages import few_calls
 from experiments.stages.context import Run
@@ -289,16 +287,16 @@ def _samples(run: Run, teacher: MeasuredModel, student: MeasuredModel | None) ->
     """Sample texts, and the states of one generation."""
     count, tokenizer, shown = run.config.evaluation.show_texts, run.tokenizer, _shown_steps(run)
 
-    def decode(tokens: np.ndarray | list[np.ndarray]) -> list[str]:
-        return [tokenizer.decode(row) for row in tokens[:count]]
+    def decode(judged: generation.Judged) -> list[str]:
+        return [tokenizer.decode(text) for text in judged.reading.texts[:count]]
 
     def by_steps(measured: MeasuredModel) -> Json:
-        return {str(n): decode(measured.texts[f"steps_{n:04d}"].tokens) for n in shown}
+        return {str(n): decode(measured.texts[f"steps_{n:04d}"]) for n in shown}
 
     texts: Json = {
         "teacher": by_steps(teacher),
-        "data": decode(teacher.texts["real_text"].tokens),
-        "autoregressive": decode(teacher.texts["autoregressive"].tokens),
+        "data": decode(teacher.texts["real_text"]),
+        "autoregressive": decode(teacher.texts["autoregressive"]),
     }
     if student is not None:
         texts["student"] = by_steps(student)

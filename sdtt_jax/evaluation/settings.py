@@ -283,7 +283,8 @@ class Settings(Sampling):
     )
     ends: str = setting(
         "keep",
-        "keep: score whole texts, EOS included (as in packed text). cut: end each text at its first EOS.",
+        "keep: score whole texts, EOS included (as in packed text). cut: end each text at its first EOS, as "
+        "always for models of padded or prompted sequences.",
         suites=JUDGING,
     )
     latency_steps: tuple[int, ...] = setting(

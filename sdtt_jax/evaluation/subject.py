@@ -21,6 +21,16 @@ OWN = "own"
 NONE = "none"
 
 
+def text_ends(model: Model | CausalModel, settings: Settings) -> str:
+    """Whether a model's texts are measured whole ("keep") or end at their first EOS ("cut").
+
+    As the settings say; always "cut" for a model of sequences with padding, where what follows the first EOS
+    is no text.
+    """
+    sequences = model.sequences
+    return "cut" if sequences is not None and sequences.has_padding else settings.ends
+
+
 @dataclasses.dataclass(frozen=True)
 class Subject:
     """What a suite measures: the models, the settings and the data."""
@@ -45,6 +55,11 @@ class Subject:
     def length(self) -> int:
         """Tokens of a text."""
         return self.settings.length or int(self.model.config.length)
+
+    @property
+    def ends(self) -> str:
+        """Where the texts of the model, and those compared with them, end: see `text_ends`."""
+        return text_ends(self.model, self.settings)
 
     def denoiser(self, suite: str) -> Model:
         """The model, for a suite that measures only denoisers; `ConfigError` if it is causal."""

@@ -16,11 +16,13 @@ from sdtt_jax.evaluation.suites import generation
 from sdtt_jax.evaluation.suites.generation import (
     Judged,
     Setup,
+    Writer,
     judged_texts,
     setups,
     unprompted,
     writers,
 )
+from sdtt_jax.model.batches import Batch, Written
 from sdtt_jax.model.masked import Model
 from sdtt_jax.networks import CausalConfig, CausalNetwork
 from tests.model.runs import model, random_params, run
@@ -211,7 +213,7 @@ def test_earlier_continuations_by_such_a_baseline_leave_the_file(model, tmp_path
 
 @pytest.mark.parametrize("kind", ["padded", "prompted"])
 def test_the_padding_of_real_text_is_not_measured(model, tmp_path, kind):
-    """Oracle: the texts before their padding, written by hand."""
+    """Neither is what models write there. Oracle: the texts before their padding, written by hand."""
     model = dataclasses.replace(model, facts=model.facts | {"sequences": kind})
     bos, eos = model.tokenizer.bos_id, model.tokenizer.eos_id
     start = [bos] if kind == "prompted" else []
@@ -225,6 +227,13 @@ def test_the_padding_of_real_text_is_not_measured(model, tmp_path, kind):
     assert [row.tolist() for row in judged.tokens] == texts
     assert [text.tolist() for text in judged.written] == [text[len(start) :] for text in texts]
     assert judged.scores.scored.tolist() == [len(text) - len(start) for text in texts]
+    rows = np.array([text + [8] * (7 - len(text)) for text in texts], np.int32)
+    written = Batch(lambda: Written(rows, np.ones(2)), 2)
+    writer = Writer("teacher", model, [written], {"kind": "diffusion"}, {}, len(start))
+    judged = judged_texts(subject, record, setup, writer)
+    assert [text.tolist() for text in judged.written] == [text[len(start) :] for text in texts]
+    assert judged.scores.scored.tolist() == [len(text) - len(start) for text in texts]
+    assert generation.judging(subject)["ends"] == "cut"  # so that earlier figures are not kept
 
 
 def test_fewer_prompts_than_asked_for_are_said(model, tmp_path, monkeypatch):

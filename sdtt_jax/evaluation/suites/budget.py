@@ -28,7 +28,7 @@ def suite(subject: Subject, record: Record) -> None:
     every = [w for w in generation.writers(subject, setup) if w.facts["kind"] == "diffusion"]
     every.sort(key=lambda writer: writer.facts["num_steps"])
     inputs: Json = {"texts": [writer.inputs for writer in every], "delta": settings.budget_delta}
-    if settings.ends == "cut":
+    if subject.ends == "cut":
         inputs["empty"] = "left out"  # earlier versions counted nothing written as nothing lost
 
     def compute() -> Json:

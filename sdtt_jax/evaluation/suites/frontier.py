@@ -55,7 +55,7 @@ def suite(subject: Subject, record: Record) -> None:
 def real_entropy(subject: Subject, real: np.ndarray) -> float:
     """Mean entropy of real sequences `[texts, length]`: without prompts and padding, and cut as asked for."""
     rows, given = unpadded(real, subject.model.sequences)
-    texts = in_judge_tokens(None, rows, subject.model.tokenizer, subject.settings.ends, given).texts
+    texts = in_judge_tokens(None, rows, subject.model.tokenizer, subject.ends, given).texts
     return float(unigram_entropy(without_prompts(texts, given)).mean())
 
 
@@ -102,8 +102,7 @@ def _item(
         "judging": generation.judging(subject),
         "real": digest_of([real]),
     }
-    sequences = subject.model.sequences
-    if settings.ends != "keep" or (sequences is not None and sequences.has_padding):
+    if subject.ends != "keep":
         inputs["entropy"] = target  # earlier versions took that of whole sequences
 
     def compute() -> Json:

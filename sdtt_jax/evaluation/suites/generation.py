@@ -226,7 +226,7 @@ def judged_texts(subject: Subject, record: Record, setup: Setup, writer: Writer)
     tokens = tokens[:, -setup.length :]
     if writer.lengths is not None:
         tokens = [row[:n] for row, n in zip(tokens, writer.lengths, strict=True)]
-    reading = in_judge_tokens(judge, tokens, writer.model.tokenizer, settings.ends, writer.given)
+    reading = in_judge_tokens(judge, tokens, writer.model.tokenizer, subject.ends, writer.given)
     if judge is None:
         return Judged(tokens, nfe, reading, None, writer.given)
 
@@ -313,8 +313,6 @@ def _real(subject: Subject, setup: Setup, real: np.ndarray) -> Writer:
         texts, given = unpadded(real, sequences)
         if sequences is not None and sequences.has_padding:
             lengths = np.array([len(text) for text in texts])
-            if subject.settings.ends == "keep":
-                inputs["padding"] = "cut"  # earlier versions took it for text
     return Writer(
         "real_text",
         subject.model,
@@ -332,7 +330,7 @@ def judging(subject: Subject) -> Json:
     inputs: Json = {
         "judge": judge and {"path": judge.facts["path"]} | judge.fingerprint,
         "first_token": settings.first_token,
-        "ends": settings.ends,
+        "ends": subject.ends,
         "resampling_seed": settings.seed,
     }
     if judge is not None and joins_again(subject.model.tokenizer, judge.tokenizer):
@@ -345,7 +343,7 @@ def _lines(judged: Judged, model: Model | CausalModel) -> list[Json]:
     for index, row in enumerate(judged.tokens):
         line: Json = {"tokens": row.tolist()}
         if model.tokenizer is not None:
-            line["text"] = model.tokenizer.decode(row)
+            line["text"] = model.tokenizer.decode(judged.reading.texts[index])
         if judged.scores is not None:
             scored = judged.scores.scored[index] > 0
             line["nll_per_token"] = float(judged.scores.per_token[index]) if scored else None

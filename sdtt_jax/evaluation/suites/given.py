@@ -12,7 +12,7 @@ from sdtt_jax.evaluation.judge import bos_of, in_judge_tokens, make_rows, score_
 from sdtt_jax.evaluation.quality import quality
 from sdtt_jax.evaluation.record import Json, Record, digest_of, npz
 from sdtt_jax.evaluation.settings import Settings
-from sdtt_jax.evaluation.subject import Subject
+from sdtt_jax.evaluation.subject import Subject, text_ends
 from sdtt_jax.evaluation.texts import read_texts
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.parallel import processes
@@ -40,7 +40,8 @@ def suite(subject: Subject, record: Record) -> None:
         len(texts) > 0,
         f"--texts={settings.texts} holds no texts; give a file of JSON lines with texts.",
     )
-    reading = in_judge_tokens(model, texts, model.tokenizer, settings.ends)
+    ends = text_ends(model, settings)
+    reading = in_judge_tokens(model, texts, model.tokenizer, ends)
     kept = [i for i, text in enumerate(reading.seen) if _scorable(model, text, settings)]
     left_out = [str(i + 1) for i in sorted({*range(len(texts))} - {*kept})]
     if left_out:
@@ -52,7 +53,7 @@ def suite(subject: Subject, record: Record) -> None:
         "texts": digest_of(texts),
         "judge": model.identity,
         "first_token": settings.first_token,
-        "ends": settings.ends,
+        "ends": ends,
         "seed": settings.seed,
     }
 
