@@ -154,7 +154,7 @@ def causal_scores(
 
     Args:
       model, items, batch_size, progress: as for `scores`; every item is one row.
-      layout: must have BOS and no EOS; the network's positions also limit the length of rows. None is the
+      layout: must have BOS and no EOS; the model's context also limits the length of rows. None is the
         model's own.
 
     Raises:
@@ -170,13 +170,11 @@ def causal_scores(
         layout.eos_id is None,
         "a causal network sees nothing after the text; set layout.eos_id=None.",
     )
-    if network.max_length is not None:
-        # The last token is predicted and never read, so a row holds one more than the network reads.
-        most = network.max_length + 1
-        layout = dataclasses.replace(layout, max_length=min(layout.max_length or most, most))
+    # The last token is predicted and never read, so a row holds one more than the network reads.
+    most = model.context + 1
+    layout = dataclasses.replace(layout, max_length=min(layout.max_length or most, most))
     rows = lay_out(items, layout, bos_id, network.config.vocab_size)
-    if network.max_length is not None:
-        rows = [r._replace(tokens=r.tokens[:, :most]) for r in rows]
+    rows = [r._replace(tokens=r.tokens[:, :most]) for r in rows]
     score = functools.partial(_causal_batch, network)
     values = _map_items(score, model.params, rows, 1, batch_size, progress)[:, 0]
     return ItemScores(values[:, 0], values[:, 1] == 1)

@@ -97,7 +97,7 @@ def layout_of(model: Model | CausalModel) -> RowLayout:
     """
     tokenizer, mark = model.text_tokenizer, model.prompt_end
     if isinstance(model, CausalModel):
-        longest = model.network.max_length
+        longest = model.context
         return RowLayout(
             tokenizer.bos_id, max_length=longest, multiple=CAUSAL_MULTIPLE, mark_id=mark
         )

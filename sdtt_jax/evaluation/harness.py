@@ -205,7 +205,7 @@ def _scores(
 def _most(model: Model | CausalModel) -> int:
     """The largest number of tokens in a row."""
     if isinstance(model, CausalModel):
-        return model.network.max_length or model.config.length
+        return model.context
     return model.config.length
 
 

@@ -140,7 +140,7 @@ def score_texts(
     model.require_whole_texts()
     check_vocabulary(model, texts)
     rows, owners = make_rows(
-        texts, bos_id=bos_of(model, first_token), given=given, limit=model.network.max_length
+        texts, bos_id=bos_of(model, first_token), given=given, limit=model.context
     )
     nll = token_nll(model, rows, batch_size)
     total = np.zeros(len(texts))
@@ -149,6 +149,19 @@ def score_texts(
     np.add.at(count, owners, rows.scored.sum(axis=1))
     np.add.at(windows, owners, 1)
     return Scores(total, count, windows)
+
+
+def windows_of(model: CausalModel, longest: int) -> dict[str, str]:
+    """What the inputs of stored scores say about windows, so that those of earlier versions are replaced.
+
+    These read texts whole that are longer than a rotary network's training sequences.
+
+    Args:
+      model: the judge.
+      longest: tokens of the longest text, BOS not counted.
+    """
+    once_whole = model.network.max_length is None and longest > model.context
+    return {"windows": "as long as training sequences"} if once_whole else {}
 
 
 def bos_of(model: CausalModel, first_token: str) -> int | None:

@@ -72,7 +72,7 @@ def text_features(
 ) -> np.ndarray:
     """Features of each text, `[texts, embed]` float64: a causal judge's last hidden state, after the norm.
 
-    Of a text longer than the judge can see, the judge reads the end.
+    Of a text longer than the judge's context, the judge reads the end.
 
     Args:
       model: the judge (the paper's is GPT-2 large).
@@ -83,8 +83,7 @@ def text_features(
         len(texts) > 0 and min(map(len, texts)) >= 1,
         "features need texts of at least one token each.",
     )
-    limit = model.network.max_length
-    texts = [text if limit is None else text[-limit:] for text in texts]
+    texts = [text[-model.context :] for text in texts]
     lengths = np.array([len(text) for text in texts])
     rows = np.zeros((len(texts), lengths.max() + 1), np.int32)
     for index, (row, text) in enumerate(zip(rows, texts, strict=True)):

@@ -40,6 +40,14 @@ class CausalModel(Loaded):
         return self.network.config
 
     @property
+    def context(self) -> int:
+        """The most positions to read at once: those that it has embeddings for, or that training had.
+
+        Rotary embeddings have no end, but at positions beyond those of training the predictions mean nothing.
+        """
+        return self.network.max_length or self.config.length
+
+    @property
     def as_helper(self) -> Helper:
         # The tokenizer's BOS precedes the first token.
         every = self.facts.get("every", 1 if self.facts.get("stage") == "judge" else 0)

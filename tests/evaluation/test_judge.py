@@ -1,5 +1,6 @@
 """The judge's scores. Oracles: the network's own log-softmax, text by text; values by hand."""
 
+import dataclasses
 import functools
 import itertools
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ import pytest
 
 from sdtt_jax.data import TokenizerConfig, train_tokenizer
 from sdtt_jax.errors import ConfigError
+from sdtt_jax.evaluation.continuations import layout_of
 from sdtt_jax.evaluation.judge import (
     check_vocabulary,
     in_judge_tokens,
@@ -17,7 +19,9 @@ from sdtt_jax.evaluation.judge import (
     retokenise,
     same_tokens,
     score_texts,
+    windows_of,
 )
+from sdtt_jax.networks import CausalConfig, CausalNetwork
 from sdtt_jax.networks.gpt2 import GPT2Config, GPT2Network
 from tests.spaces import KINDS, spacing
 from tests.worlds import as_causal, noisy_params
@@ -107,6 +111,28 @@ def tokenizers():
     return train_tokenizer(characters, text, "text8"), train_tokenizer(
         TokenizerConfig(kind="gpt2"), []
     )
+
+
+def test_a_rotary_judge_reads_no_more_at_once_than_training_had(monkeypatch, tokenizers):
+    """It has no last position, but none of those behind its training length means anything to it."""
+    seen = []
+    monkeypatch.setattr(
+        judge, "token_nll", lambda _, rows, __: seen.append(rows) or np.zeros(rows.targets.shape)
+    )
+    network = CausalNetwork(
+        CausalConfig(vocab_size=11, length=SEEN, num_layers=1, embed_dim=8, num_heads=2)
+    )
+    rotary = as_causal(network, {}, SimpleNamespace(bos_id=BOS))
+    text = np.arange(2 * SEEN + 3, dtype=np.int32) % 11
+    scores = score_texts(rotary, [text, TEXTS[0]], batch_size=3)
+    np.testing.assert_array_equal(scores.windows, [3, 1])
+    np.testing.assert_array_equal(scores.scored, [len(text), 5])
+    assert seen[0].inputs.shape == (4, SEEN)
+    rotary = dataclasses.replace(rotary, tokenizer=tokenizers[0])
+    assert layout_of(rotary).max_length == SEEN
+    # Earlier scores of longer texts are computed again; others are kept.
+    assert windows_of(rotary, SEEN + 1)
+    assert windows_of(rotary, SEEN) == windows_of(judge(), SEEN + 1) == {}
 
 
 def test_another_tokenizer_reads_the_same_text(tokenizers):

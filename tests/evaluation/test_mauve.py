@@ -139,6 +139,11 @@ def test_features_are_the_state_of_the_last_token(judge):
     for text, feature in zip(texts, features, strict=True):
         alone = jax.jit(judge.network.hidden)(judge.params, text[None])[0, -1]
         np.testing.assert_allclose(feature, alone, rtol=1e-4, atol=1e-5)
+    # Of a text longer than its training sequences, it reads the end.
+    longer = [np.concatenate([text, texts[0]]) for text in texts]
+    np.testing.assert_array_equal(
+        text_features(judge, longer, batch_size=2), features[:1].repeat(5, 0)
+    )
 
 
 def test_features_of_gpt2_are_its_golden_final_states(golden):

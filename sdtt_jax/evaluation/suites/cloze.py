@@ -9,6 +9,7 @@ from sdtt_jax.diffusion.estimators import BoundConfig
 from sdtt_jax.evaluation.bootstrap import bootstrap, exp_mean, share, with_interval
 from sdtt_jax.evaluation.cloze import ItemScores, choice_hits, scores
 from sdtt_jax.evaluation.continuations import Choice, encode
+from sdtt_jax.evaluation.judge import windows_of
 from sdtt_jax.evaluation.likelihood import bound_inputs
 from sdtt_jax.evaluation.record import Json, Record, digest_of
 from sdtt_jax.evaluation.settings import Settings
@@ -46,6 +47,10 @@ def _item(
     inputs = subject.inputs(model, [ids for item in items for ids in item])
     if isinstance(model, Model):
         inputs |= {"num_maskings": settings.num_maskings} | bound_inputs(model)
+    else:
+        inputs |= windows_of(
+            model, 1 + max(len(ids) for ids in map(np.concatenate, items))
+        )  # with BOS
     if choices:
         inputs["choices"] = digest_of(
             np.array([choice.answer, *map(len, choice.endings)]) for choice in choices

@@ -14,6 +14,7 @@ from sdtt_jax.evaluation.judge import (
     in_judge_tokens,
     joins_again,
     score_texts,
+    windows_of,
     without_prompts,
 )
 from sdtt_jax.evaluation.mauve import MauveConfig, mauve_score, text_features
@@ -335,6 +336,8 @@ def judging(subject: Subject) -> Json:
     }
     if judge is not None and joins_again(subject.model.tokenizer, judge.tokenizer):
         inputs["spaces"] = "kept"  # earlier versions lost or added one after a prompt
+    if judge is not None:
+        inputs |= windows_of(judge, subject.length)
     return inputs
 
 

@@ -8,7 +8,14 @@ import numpy as np
 from sdtt_jax.config import require
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.evaluation.bootstrap import with_interval
-from sdtt_jax.evaluation.judge import bos_of, in_judge_tokens, make_rows, score_texts, token_nll
+from sdtt_jax.evaluation.judge import (
+    bos_of,
+    in_judge_tokens,
+    make_rows,
+    score_texts,
+    token_nll,
+    windows_of,
+)
 from sdtt_jax.evaluation.quality import quality
 from sdtt_jax.evaluation.record import Json, Record, digest_of, npz
 from sdtt_jax.evaluation.settings import Settings
@@ -55,7 +62,7 @@ def suite(subject: Subject, record: Record) -> None:
         "first_token": settings.first_token,
         "ends": ends,
         "seed": settings.seed,
-    }
+    } | windows_of(model, max(map(len, reading.seen)))
 
     def compute() -> Json:
         scores = score_texts(
@@ -90,7 +97,7 @@ def _scorable(model: CausalModel, text: np.ndarray, settings: Settings) -> bool:
 def _write_arrays(model: CausalModel, texts: Mapping[int, np.ndarray], settings: Settings) -> None:
     """Writes token scores of texts, which are keyed by their numbers in the file, from 0."""
     bos_id = bos_of(model, settings.first_token)
-    rows, owners = make_rows([*texts.values()], bos_id=bos_id, limit=model.network.max_length)
+    rows, owners = make_rows([*texts.values()], bos_id=bos_id, limit=model.context)
     arrays = {
         "nll": token_nll(model, rows, settings.batch_size),
         "scored": rows.scored,

@@ -9,7 +9,7 @@ from sdtt_jax.config import require
 from sdtt_jax.data import Tokenizer
 from sdtt_jax.diffusion.estimators import BoundConfig
 from sdtt_jax.evaluation.bootstrap import Interval, bootstrap, ratio, shares, with_interval
-from sdtt_jax.evaluation.judge import in_judge_tokens, score_texts, without_prompts
+from sdtt_jax.evaluation.judge import in_judge_tokens, score_texts, windows_of, without_prompts
 from sdtt_jax.evaluation.likelihood import Bounds, bound_inputs, text_bounds
 from sdtt_jax.evaluation.quality import perplexity
 from sdtt_jax.evaluation.record import Json, Record
@@ -108,6 +108,7 @@ def _exact(subject: Subject, model: CausalModel, record: Record, tokens: np.ndar
         return _measures(nats) | facts
 
     inputs = subject.inputs(model, [tokens]) | {"first_token": settings.first_token}
+    inputs |= windows_of(model, tokens.shape[1])
     if packed is not None:
         inputs["sequences"] = packed.kind  # which earlier runs took for packed ones
     if foreign:
