@@ -20,6 +20,7 @@ from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.evaluation.cloze import ItemScores, scores
 from sdtt_jax.evaluation.continuations import Cloze, Continuation, encode, layout_of
 from sdtt_jax.evaluation.settings import Variation, setting
+from sdtt_jax.evaluation.unknown import unknown_note
 from sdtt_jax.keys import purpose_key
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
@@ -55,6 +56,7 @@ def log_likelihoods(
     if not pairs:
         return []
     items = encode(model.text_tokenizer, [Cloze(*pair) for pair in pairs], model.prompt_end)
+    _warn_of_unknown(model, [np.concatenate(item) for item in items])
     nll, greedy = _scores(model, items, options)
     return [(-float(n), bool(g)) for n, g in zip(nll, greedy, strict=True)]
 
@@ -75,6 +77,7 @@ def rolling_log_likelihoods(
             owners.append(owner)
     if not windows:
         return []
+    _warn_of_unknown(model, [window.suffix for window in windows])
     nll, _ = _scores(model, windows, options)
     totals = np.zeros(len(texts))
     np.add.at(totals, owners, nll)
@@ -200,6 +203,11 @@ def _scores(
     # "counts" does not weight early times, so that for one token a single masking is exact.
     config = BoundConfig("counts", options.num_maskings)
     return scores(model, items, key, config, batch_size=options.batch_size)
+
+
+def _warn_of_unknown(model: Model | CausalModel, texts: Sequence[np.ndarray]) -> None:
+    if note := unknown_note(model.text_tokenizer, texts, "texts to score"):
+        warnings.warn(note, stacklevel=3)
 
 
 def _most(model: Model | CausalModel) -> int:

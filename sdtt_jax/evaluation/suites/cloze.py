@@ -15,6 +15,7 @@ from sdtt_jax.evaluation.record import Json, Record, digest_of
 from sdtt_jax.evaluation.settings import Settings
 from sdtt_jax.evaluation.subject import Subject
 from sdtt_jax.evaluation.tasks import read_task
+from sdtt_jax.evaluation.unknown import unknown_note
 from sdtt_jax.keys import purpose_key
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
@@ -44,13 +45,14 @@ def _item(
     choices = [item for item in task if isinstance(item, Choice)]
     clozes = [cloze for choice in choices for cloze in choice.clozes()] if choices else task
     items = encode(model.text_tokenizer, clozes, model.prompt_end)
+    parts = [np.concatenate(item) for item in items]
+    if note := unknown_note(model.tokenizer, parts, how):
+        record.log(f"  {note}")
     inputs = subject.inputs(model, [ids for item in items for ids in item])
     if isinstance(model, Model):
         inputs |= {"num_maskings": settings.num_maskings} | bound_inputs(model)
     else:
-        inputs |= windows_of(
-            model, 1 + max(len(ids) for ids in map(np.concatenate, items))
-        )  # with BOS
+        inputs |= windows_of(model, 1 + max(map(len, parts)))  # with BOS
     if choices:
         inputs["choices"] = digest_of(
             np.array([choice.answer, *map(len, choice.endings)]) for choice in choices

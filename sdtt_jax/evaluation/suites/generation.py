@@ -22,6 +22,7 @@ from sdtt_jax.evaluation.quality import quality
 from sdtt_jax.evaluation.record import Json, Record, digest_of
 from sdtt_jax.evaluation.subject import Subject
 from sdtt_jax.evaluation.texts import held_out, held_out_name, openings
+from sdtt_jax.evaluation.unknown import unknown_note, unknown_tokens
 from sdtt_jax.keys import purpose_key
 from sdtt_jax.model.base import same_ids
 from sdtt_jax.model.batches import Batch, Written, join
@@ -86,8 +87,8 @@ def suite(subject: Subject, record: Record) -> None:
     """Runs the suite; finished items are not computed again."""
     for setup in setups(subject):
         every = writers(subject, setup)
-        if said := _fewer(subject, setup):
-            record.log(f"  {said}")
+        for note in filter(None, (_fewer(subject, setup), _unread(subject, setup))):
+            record.log(f"  {note}")
         real = next((writer for writer in every if writer.facts["kind"] == "real"), None)
         for writer in every:
             compared = setup.name == PROMPTED and writer is not real
@@ -193,6 +194,13 @@ def _fewer(subject: Subject, setup: Setup) -> str:
     return f"{found} prompts instead of {asked}: no more texts have prompt_tokens={size} tokens"
 
 
+def _unread(subject: Subject, setup: Setup) -> str:
+    """A line on what the vocabulary lacks of prompts, or of real text without them; empty for nothing."""
+    prompted = setup.name == PROMPTED
+    texts = setup.prompts if prompted else () if setup.real is None else setup.real
+    return unknown_note(subject.model.tokenizer, texts, "prompts" if prompted else "real text")
+
+
 def _left_out(subject: Subject, setup: Setup) -> str:
     """Why the causal model does not continue the set-up's prompts; empty if it does, or there is none."""
     model, causal = subject.model, subject.causal
@@ -258,6 +266,7 @@ def _item(
         result |= judged.reading.facts
         if judge is not None:
             result["first_token"] = settings.first_token
+            result["unknown_tokens"] = unknown_tokens(judge.tokenizer, judged.reading.seen)
         texts, scores = judged.reading.texts, judged.scores
         result |= quality(texts, scores, seed=settings.seed, given=writer.given)
         if real is not None and judge is not None:
@@ -361,6 +370,8 @@ def _said(title: str, result: Json) -> str:
         parts.append(f"generative perplexity {with_interval(result, 'gen_ppl', 2)}")
     if result.get("texts_not_scored"):
         parts.append(f"{result['texts_not_scored']} texts with nothing to score")
+    if result.get("unknown_tokens"):
+        parts.append(f"{result['unknown_tokens']} unknown tokens")
     parts.append(f"entropy {result['entropy']:.3f}")
     if result.get("mauve") is not None:
         parts.append(f"MAUVE {result['mauve']:.3f}")

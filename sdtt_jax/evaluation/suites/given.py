@@ -21,6 +21,7 @@ from sdtt_jax.evaluation.record import Json, Record, digest_of, npz
 from sdtt_jax.evaluation.settings import Settings
 from sdtt_jax.evaluation.subject import Subject, text_ends
 from sdtt_jax.evaluation.texts import read_texts
+from sdtt_jax.evaluation.unknown import unknown_note, unknown_tokens
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.parallel import processes
 from sdtt_jax.paths import as_path, write_bytes
@@ -56,6 +57,9 @@ def suite(subject: Subject, record: Record) -> None:
         empty = f"{len(left_out)} of {len(texts)} texts hold nothing to score"
         require(len(kept) > 0, f"--texts={settings.texts}: {empty}; give others.")
         record.log(f"  {empty} and are left out: number {named}")
+    kept_texts = [reading.texts[index] for index in kept]
+    if note := unknown_note(model.tokenizer, kept_texts, "texts"):
+        record.log(f"  {note}")
     inputs = {
         "texts": digest_of(texts),
         "judge": model.identity,
@@ -73,7 +77,7 @@ def suite(subject: Subject, record: Record) -> None:
         )
         facts = {"file": settings.texts, "first_token": settings.first_token} | reading.facts
         facts |= {"texts_left_out": len(texts) - len(kept)}
-        kept_texts = [reading.texts[index] for index in kept]
+        facts["unknown_tokens"] = unknown_tokens(model.tokenizer, kept_texts)
         return facts | quality(kept_texts, scores, seed=settings.seed)
 
     result = record.item("judge/texts", inputs, compute)

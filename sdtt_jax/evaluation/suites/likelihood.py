@@ -15,6 +15,7 @@ from sdtt_jax.evaluation.quality import perplexity
 from sdtt_jax.evaluation.record import Json, Record
 from sdtt_jax.evaluation.subject import Subject
 from sdtt_jax.evaluation.texts import held_out, held_out_name
+from sdtt_jax.evaluation.unknown import unknown_note, unknown_tokens
 from sdtt_jax.keys import purpose_key
 from sdtt_jax.model.base import same_ids
 from sdtt_jax.model.batches import join
@@ -27,6 +28,8 @@ def suite(subject: Subject, record: Record) -> None:
     """Runs the suite; finished items are not computed again."""
     tokens = held_out(subject)
     model = subject.model
+    if note := unknown_note(model.tokenizer, tokens, "held-out text"):
+        record.log(f"  {note}")
     if isinstance(model, Model) and model.diffusion.noise_kind is not None:
         record.log("  likelihood: none, the model is a function of its noise")
     elif isinstance(model, Model):
@@ -163,4 +166,5 @@ def _text(subject: Subject, tokens: np.ndarray) -> Json:
         "source": held_out_name(subject),
         "num_texts": len(tokens),
         "length": int(tokens.shape[1]),
+        "unknown_tokens": unknown_tokens(subject.model.tokenizer, tokens),
     }
