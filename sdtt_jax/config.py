@@ -98,9 +98,18 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
         before, after = old.get(name, "(absent)"), new.get(name, "(absent)")
         if isinstance(before, Mapping) and isinstance(after, Mapping):
             lines += differences(before, after, path + ".")
+        elif _mappings(before) and _mappings(after):
+            if len(before) != len(after):
+                lines.append(f"{path}: {len(before)} -> {len(after)} entries")
+            for index, both in enumerate(zip(before, after, strict=False)):
+                lines += differences(*both, f"{path}[{index}].")
         elif before != after:
             lines.append(f"{path}: {before!r} -> {after!r}")
     return lines
+
+
+def _mappings(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(each, Mapping) for each in value)
 
 
 def check_fields(cls: type, names: Iterable[Any], where: str) -> None:

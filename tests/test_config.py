@@ -120,6 +120,12 @@ def test_differences_name_every_leaf():
         "e: '(absent)' -> None",
     ]
     assert differences(old, old) == []
+    texts = [{"start": "a", "temperature": t} for t in (0.5, 1.0, 3.0)]
+    assert differences({"texts": texts}, {"texts": texts[1:]}) == [
+        "texts: 3 -> 2 entries",
+        "texts[0].temperature: 0.5 -> 1.0",
+        "texts[1].temperature: 1.0 -> 3.0",
+    ]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Perplexity at the entropy of real text. Oracles: NumPy's interpolation, and texts whose figures are set."""
 
 import dataclasses
+import types
 
 import numpy as np
 import pytest
@@ -30,11 +31,11 @@ def test_between_temperatures_nats_are_linear_in_entropy_and_beyond_them_as_at_t
     np.testing.assert_allclose(rows, [1.75, 3.5])
 
 
-def judged(distinct, nats):
+def judged(distinct, nats, nfe=2.0):
     """Texts of eight tokens, `distinct` of them different and equally frequent: entropy log(distinct)."""
     tokens = np.tile(np.arange(8) % distinct, (5, 1))
     scores = Scores(np.full(5, 8 * nats), np.full(5, 8), np.ones(5, int))
-    return Judged(tokens, np.full(5, 2.0), ReadTexts(list(tokens), list(tokens), {}, 0), scores)
+    return Judged(tokens, np.full(5, nfe), ReadTexts(list(tokens), list(tokens), {}, 0), scores)
 
 
 def test_a_setting_stands_where_its_temperatures_have_the_entropy_of_real_text():
@@ -45,10 +46,20 @@ def test_a_setting_stands_where_its_temperatures_have_the_entropy_of_real_text()
     assert found["gen_ppl"] == pytest.approx(np.exp(2.0))
     assert found["gen_ppl_low"] == pytest.approx(found["gen_ppl_high"])  # all texts are alike
     assert found["temperature"] == pytest.approx(0.75)
+    assert found["nfe"] == 2.0
+
+
+def test_the_calls_are_those_at_that_entropy():
+    """A temperature that does not enclose it changes nothing, though texts at it end sooner."""
+    texts = [judged(2, 1.0, nfe=8), judged(4, 3.0, nfe=6), judged(8, 4.0, nfe=1)]
+    for used in (2, 3):
+        settings = Settings(temperatures=(0.5, 1.0, 3.0)[:used])
+        assert _matched(texts[:used], settings, 1.5 * np.log(2))["nfe"] == pytest.approx(7)
 
 
 def test_an_entropy_that_no_temperature_reaches_has_no_perplexity():
     found = _matched([judged(2, 1.0), judged(4, 3.0)], Settings(temperatures=(0.5, 1.0)), 2.0)
+    assert found.pop("nfe") == 2.0
     assert set(found.values()) == {None}
 
 
@@ -74,6 +85,7 @@ def subject(model, run, monkeypatch):
     real = np.zeros((2, 8), np.int32)
     monkeypatch.setattr(f"{at}.frontier.held_out", lambda *_: real)
     fields = {"facts": {"path": "judge"}, "fingerprint": {}, "tokenizer": None}
+    fields["network"] = types.SimpleNamespace(max_length=1024)
     causal = dataclasses.make_dataclass("Judge", fields)(**fields)
     return Subject(model, SETTINGS, causal, data=run)
 

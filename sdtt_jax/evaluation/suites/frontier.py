@@ -13,6 +13,7 @@ import numpy as np
 
 from sdtt_jax.checkpoints.digests import canonical_sha256
 from sdtt_jax.config import require
+from sdtt_jax.diffusion.decoders import parse_mode
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.evaluation.bootstrap import bootstrap, exp_ratio, mean, with_interval
 from sdtt_jax.evaluation.judge import in_judge_tokens, without_prompts
@@ -107,6 +108,9 @@ def _item(
     }
     if subject.ends != "keep":
         inputs["entropy"] = target  # earlier versions took that of whole sequences
+    decoder = parse_mode(mode)[0]
+    if decoder.pick or decoder.step or "stop=" in mode:
+        inputs["nfe"] = "at that entropy"  # earlier versions took the mean over all temperatures
 
     def compute() -> Json:
         judged = [
@@ -118,8 +122,7 @@ def _item(
             for temperature, texts in zip(settings.temperatures, judged, strict=True)
         ]
         result = {"kind": "diffusion", "mode": mode, "num_steps": num_steps, "points": points}
-        result |= {"entropy": target, "nfe": float(np.mean([t.nfe.mean() for t in judged]))}
-        return result | _matched(judged, settings, target)
+        return result | {"entropy": target} | _matched(judged, settings, target)
 
     name = f"{MATCHED}{mode}/steps_{num_steps:04d}"
     result = record.item(name, inputs, compute)
@@ -136,9 +139,10 @@ def _point(judged: generation.Judged, seed: int) -> Json:
 
 
 def _matched(judged: list[generation.Judged], settings: Any, target: float) -> Json:
-    """Perplexity and temperature at the entropy of real text, which is treated as exact.
+    """Perplexity, temperature and network calls at the entropy of real text, which is treated as exact.
 
-    Text i of all temperatures is drawn with one key, so they are resampled together.
+    Text i of all temperatures is drawn with one key, so they are resampled together. The calls of an entropy
+    that is not reached are the mean over all temperatures.
     """
     columns = [column for texts in judged for column in _columns(texts)]
 
@@ -150,11 +154,18 @@ def _matched(judged: list[generation.Judged], settings: Any, target: float) -> J
         return np.exp(at_entropy(*means(*columns), target))
 
     _, entropies = means(*columns)
+    calls = np.array([texts.nfe.mean() for texts in judged])
     if not entropies.min() <= target <= entropies.max():
-        return dict.fromkeys(("gen_ppl", "gen_ppl_low", "gen_ppl_high", "temperature"))
+        nothing = dict.fromkeys(("gen_ppl", "gen_ppl_low", "gen_ppl_high", "temperature"))
+        return nothing | {"nfe": float(calls.mean())}
     temperature = at_entropy(np.array(settings.temperatures), entropies, target)
     found = bootstrap(perplexity, *columns, seed=settings.seed).named("gen_ppl")
-    return found | {"temperature": float(temperature)}
+    return found | {"temperature": float(temperature), "nfe": _calls(calls, entropies, target)}
+
+
+def _calls(calls: np.ndarray, entropies: np.ndarray, target: float) -> float:
+    """Network calls at an entropy, from `[temperatures]` of both: exact where they are all the same."""
+    return float(calls[0] + at_entropy(calls - calls[0], entropies, target))
 
 
 def _columns(judged: generation.Judged) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
