@@ -17,6 +17,9 @@ from sdtt_jax.paths import as_path, read_json
 from sdtt_jax.reporting.palette import number, steps_text
 
 NOTHING = number(None)
+# In what texts and their timing must agree; in the case of a causal model.
+WAYS = ("length", "sampler", "compute_dtype", "helper")
+CAUSAL_WAYS = ("length", "compute_dtype")
 Item = Mapping[str, Any]
 
 
@@ -43,7 +46,7 @@ class Evaluation:
     items: Mapping[str, Item]  # results by name
     # Of the items that were judged, by name.
     judgings: Mapping[str, Judging] = dataclasses.field(default_factory=dict)
-    # What texts were written or timed with, by item: `length` and `sampler`, as far as the file has them.
+    # What texts were written or timed with, by item: those of `WAYS` that the file has.
     writing: Mapping[str, Item] = dataclasses.field(default_factory=dict)
 
     def under(self, prefix: str) -> dict[str, Item]:
@@ -138,8 +141,8 @@ def judged_by(evaluation: Evaluation, item: str, letters: Mapping[Judging, str])
 def race(evaluations: Iterable[Evaluation], batch: int) -> list[Point]:
     """All models whose texts were judged and whose speed was measured at a batch size.
 
-    A denoiser's texts and timing belong together where length and sampler agree, a causal model's where the
-    length does: a call takes it as long at any temperature.
+    A denoiser's texts and timing belong together where length, sampler, compute dtype and helper agree, a
+    causal model's where length and compute dtype do: a call takes it as long at any temperature.
 
     The causal baseline has a timing of its own only if its size differs from the denoiser's. It appears in
     the results of every round of its run, and is taken once. Where judges differ, the names of the models say
@@ -162,7 +165,7 @@ def race(evaluations: Iterable[Evaluation], batch: int) -> list[Point]:
                 continue
             written = evaluation.writing.get(f"generation/unconditional/{name}", {})
             ways = written, evaluation.writing.get(f"latency/{timing}", {})
-            if not _agree(*ways, fields=("length",) if causal else ("length", "sampler")):
+            if not _agree(*ways, fields=CAUSAL_WAYS if causal else WAYS):
                 continue
             by = judged_by(evaluation, f"generation/unconditional/{name}", letters)
             point = Point(
@@ -208,10 +211,18 @@ def _judging(name: str, items: Mapping[str, Any]) -> Judging | None:
 
 
 def _writing(inputs: Item) -> Item:
-    """The `length` and `sampler` of an item's inputs; those of a timing have the length one level down."""
+    """The `WAYS` that an item's inputs give; those of a timing have the length one level down."""
     timing = inputs.get("timing")
     found = dict(inputs) | (dict(timing) if isinstance(timing, Mapping) else {})
-    return {name: found[name] for name in ("length", "sampler") if name in found}
+    texts = found.get("texts")
+    first = texts[0] if isinstance(texts, list) and texts else None
+    # The model that computes: of the untrained causal models that are timed, it is the network.
+    models = [each.get("model") for each in (found, first) if isinstance(each, Mapping)]
+    for model in (found.get("network"), *models):
+        if isinstance(model, Mapping) and "compute_dtype" in model:
+            found["compute_dtype"] = model["compute_dtype"]
+            break
+    return {name: found[name] for name in WAYS if name in found}
 
 
 def _agree(one: Item, other: Item, fields: Iterable[str]) -> bool:
@@ -235,7 +246,7 @@ def _table(
 
     Denoisers come first, in the order of their evaluations, then causal models, then real text. Rows that are
     the same in several evaluations (a run's causal model, real text) appear once, and are of no model unless
-    they differ. Where texts were written by different samplers, a column says in what they differ.
+    they differ. Where samplers or compute dtypes differ, a column says which they are.
     """
     items = [
         (
@@ -244,19 +255,21 @@ def _table(
             item,
             evaluation.judgings.get(f"{table.items}/{name}"),
             _sampler(evaluation.writing.get(f"{table.items}/{name}", {}), item),
+            str(evaluation.writing.get(f"{table.items}/{name}", {}).get("compute_dtype", NOTHING)),
         )
         for place, evaluation in enumerate(evaluations)
         for name, item in evaluation.under(table.items).items()
     ]
-    differing = _differing([sampler for *_, sampler in items])
+    differing = _differing([sampler for *_, sampler, _ in items])
+    several = len({dtype for *_, dtype in items} - {NOTHING}) > 1
     denoisers = {name for _, name, item, *_ in items if not _rank(item)}
     found: dict[tuple[str, ...], tuple[str, ...]] = {}
     beside: set[tuple[str, ...]] = set()  # rows of causal models measured with a denoiser
-    for _, name, item, judging, sampler in sorted(items, key=lambda row: row[0]):
+    for _, name, item, judging, sampler, dtype in sorted(items, key=lambda row: row[0]):
         who, *figures = (_cell(cell, item) for _, cell in table.columns)
         judge = letters[judging] if judging is not None else ""
         ways = ", ".join(f"{key}={sampler[key]}" for key in differing if key in sampler)
-        cells = (who, ways or NOTHING, judge or NOTHING, *figures)
+        cells = (who, ways or NOTHING, dtype if several else NOTHING, judge or NOTHING, *figures)
         row = found.setdefault(cells if _rank(item) else (name, *cells), (name, *cells))
         if _rank(item) and name in denoisers:
             beside.add(row)
@@ -267,13 +280,13 @@ def _table(
         for row in found.values()
     ]
     first, *others = (head for head, _ in table.columns)
-    heads = ("model", first, "sampler", "judge", *others)
+    heads = ("model", first, "sampler", "dtype", "judge", *others)
     kept = [i for i in range(len(heads)) if any(row[i] != NOTHING for row in rows)]
     return TextTable(
         table.title,
         tuple(heads[i] for i in kept),
         tuple(tuple(row[i] for i in kept) for row in rows),
-        _note([judging for *_, judging, _ in items if judging is not None], letters),
+        _note([judging for *_, judging, _, _ in items if judging is not None], letters),
     )
 
 

@@ -160,6 +160,20 @@ def test_a_learnt_schedule_is_named_without_its_numbers(folder):
     assert _writers(folder, used)[:2] == ["mode=grid", "mode=learnt:stop=filled"]
 
 
+def test_where_dtypes_differ_a_column_says_which(tmp_path):
+    """So that rows of one model in two dtypes are not taken for one another."""
+    for name, dtype in (("one", "float32"), ("two", "bfloat16")):
+        content = _results()
+        for item in content["items"].values():
+            item["inputs"]["compute_dtype"] = dtype
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    files = [read_evaluation(tmp_path / f"{name}.json") for name in ("one", "two")]
+    for table in tables(files):
+        column = table.columns.index("dtype")
+        assert {row[column] for row in table.rows} >= {"float32", "bfloat16"}
+    assert not any("dtype" in table.columns for table in tables(files[:1]))
+
+
 def test_the_race_pairs_quality_with_latency(folder):
     """A causal model's own timing is used where there is one; the model counts once per run."""
     evaluations = read_evaluations(folder)
@@ -184,9 +198,12 @@ def test_the_race_pairs_quality_with_latency(folder):
         ({"sampler": {"mode": "grid"}}, {"sampler": {"mode": "confidence"}}, {16, 0}),
         ({"sampler": {"temperature": 0.5}}, {"sampler": {"temperature": 1.0}}, {16, 0}),
         ({"length": 16}, {"timing": {"length": 64}}, {16, 0}),
+        ({"model": {"compute_dtype": "float32"}}, {"compute_dtype": "float32"}, {8, 16, 0}),
+        ({"model": {"compute_dtype": "float32"}}, {"compute_dtype": "bfloat16"}, {16, 0}),
+        ({"helper": {"digest": "a"}}, {"helper": {"digest": "b"}}, {16, 0}),
     ],
 )
-def test_the_race_does_not_pair_texts_with_timings_of_another_sampler_or_length(
+def test_the_race_does_not_pair_texts_with_timings_of_another_way_to_write(
     tmp_path, text, timing, left
 ):
     content = _results()
@@ -203,7 +220,14 @@ def test_the_race_does_not_pair_causal_texts_with_timings_of_another_length(tmp_
         "length": 64, "sampler": {"temperature": 0.9},
     }  # fmt: skip
     timing = content["items"]["latency/baseline_batch_008"]["inputs"]
+    text = content["items"]["generation/unconditional/autoregressive"]["inputs"]
     path = tmp_path / "one.json"
+    for dtype, raced in (("float32", True), ("bfloat16", False)):
+        text["model"] = {"compute_dtype": "float32"}
+        timing |= {"compute_dtype": "float32", "network": {"compute_dtype": dtype}}
+        path.write_text(json.dumps(content))
+        assert any(point.causal for point in race([read_evaluation(path)], 8)) is raced
+    del timing["network"]
     for length, raced in ((64, True), (16, False)):
         timing["timing"] = {"length": length}
         path.write_text(json.dumps(content))
