@@ -85,7 +85,9 @@ def evaluate(subject: Subject, suites: Sequence[str], path: Path) -> None:
     log = stopwatch() if processes.is_first() else (lambda _: None)
     record = Record(path, subject.model.identity, log)
     if subject.settings.held_out:
-        log(f"held-out text: {held_out_name(subject)}")
+        most = subject.settings.held_out_texts
+        first = f", at most the first {most} sequences" if most else ""
+        log(f"held-out text: {held_out_name(subject)}{first}")
     if subject.missing and any(SUITES[name].compares for name in suites):
         log(subject.missing)
     for name, suite in SUITES.items():

@@ -1,6 +1,6 @@
 """Early exits with a guarantee: a threshold calibrated on held-out text by Learn then Test.
 
-The guarantee: with probability `1 - failure` over the calibration texts, the mean share of masked
+The guarantee: with probability `1 - failure` over independent calibration texts, the mean share of masked
 positions whose most probable token changes when texts leave early is at most `bound`. The mean is over texts
 in which something is masked; prompts and padding never are. Thresholds are tested in falling order, beginning
 with one at which no text leaves early, until the first for which "the share exceeds the bound" cannot be

@@ -209,7 +209,8 @@ class Settings(Sampling):
     )
     exit_failure: float = setting(
         0.05,
-        "--suite=exits: accepted probability that the stored threshold breaks --exit_bound.",
+        "--suite=exits: accepted probability that the stored threshold breaks --exit_bound, if held-out "
+        "sequences are independent.",
         suites=("exits",),
     )
     exit_training_steps: int = setting(
@@ -264,7 +265,10 @@ class Settings(Sampling):
         suites=READING,
     )
     held_out_texts: int = setting(
-        1024, "Maximum number of sequences of held-out text; 0 is all.", suites=READING
+        1024,
+        "Maximum number of sequences of held-out text: the first of --held_out, or of a run's own split, "
+        "spread evenly over it; 0 is all. Intervals count neighbouring sequences as independent.",
+        suites=READING,
     )
     estimators: tuple[str, ...] = setting(
         ("antithetic", "importance", "low-variance"),

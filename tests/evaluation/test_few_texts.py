@@ -81,6 +81,8 @@ def test_one_text_has_no_interval_but_the_error_of_its_masks(measure, tmp_path):
     )
     item = items["likelihood/counts"]
     assert item["num_texts"] == 1
+    assert item["selection"] == "first"
+    assert item["resampled"] == "sequences, as if independent"
     assert item["perplexity_low"] is item["perplexity_high"] is None
     assert item["masking_error"] > 0
     assert item["empty_draws"] == 0

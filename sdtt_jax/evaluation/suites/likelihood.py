@@ -166,5 +166,8 @@ def _text(subject: Subject, tokens: np.ndarray) -> Json:
         "source": held_out_name(subject),
         "num_texts": len(tokens),
         "length": int(tokens.shape[1]),
+        # Those of a file are the first, those of a run's split are spread over it.
+        "selection": "first" if subject.settings.held_out else "spread",
+        "resampled": "sequences, as if independent",
         "unknown_tokens": unknown_tokens(subject.model.tokenizer, tokens),
     }
