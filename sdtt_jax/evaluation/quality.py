@@ -21,7 +21,12 @@ REPEATED = 4
 
 
 def quality(
-    texts: Sequence[np.ndarray], scores: Scores | None, *, seed: int, given: int | np.ndarray = 0
+    texts: Sequence[np.ndarray],
+    scores: Scores | None,
+    *,
+    seed: int,
+    given: int | np.ndarray = 0,
+    continuations: int = 1,
 ) -> dict[str, Any]:
     """Perplexity together with entropy, and how much the texts repeat themselves and each other.
 
@@ -33,6 +38,8 @@ def quality(
       scores: the judge's; None without a judge.
       seed: of the bootstrap.
       given: tokens of the prompt at the start of the texts, or of each, which are left out of everything.
+      continuations: how many texts in a row continue one prompt. Prompts are then resampled: what continues
+        the same one is alike.
     """
     texts = without_prompts(texts, given)
     ids = [text.tolist() for text in texts]
@@ -40,13 +47,16 @@ def quality(
     if scores is not None:
         scored = scores.scored > 0
         if scored.any():
-            result |= perplexity(scores, seed=seed).named("gen_ppl")
-            median = bootstrap(exp_median, scores.per_token[scored], seed=seed)
+            result |= perplexity(scores, seed=seed, continuations=continuations).named("gen_ppl")
+            median = _median(scores, seed, continuations)
             result |= median.named("gen_ppl_median")
         result["texts_not_scored"] = int((~scored).sum())
         result["scored_tokens"] = int(scores.scored.sum())
         result["texts_in_several_windows"] = int((scores.windows > 1).sum())
-    result |= bootstrap(mean, unigram_entropy(texts), seed=seed).named("entropy")
+    entropies = unigram_entropy(texts)
+    if continuations > 1:
+        entropies = entropies.reshape(-1, continuations).mean(axis=1)
+    result |= bootstrap(mean, entropies, seed=seed).named("entropy")
     for n in DISTINCT:
         if any(len(text) >= n for text in texts):
             result[f"distinct_{n}"] = distinct_n(ids, n)
@@ -59,11 +69,31 @@ def quality(
     return result
 
 
-def perplexity(scores: Scores, *, seed: int) -> Interval:
-    """Perplexity over all scored tokens of the texts; there must be at least one."""
-    kept = scores.scored > 0
+def perplexity(scores: Scores, *, seed: int, continuations: int = 1) -> Interval:
+    """Perplexity over all scored tokens of the texts; there must be at least one.
+
+    `continuations` texts in a row are resampled together.
+    """
+    nll, scored = (
+        column.reshape(-1, continuations).sum(axis=1) for column in (scores.nll, scores.scored)
+    )
+    kept = scored > 0
     require(bool(kept.any()), "the texts hold nothing to score.")
-    return bootstrap(exp_ratio, scores.nll[kept], scores.scored[kept], seed=seed)
+    return bootstrap(exp_ratio, nll[kept], scored[kept], seed=seed)
+
+
+def _median(scores: Scores, seed: int, continuations: int) -> Interval:
+    """The perplexity of the median text, of those with something to score."""
+    if continuations == 1:
+        return bootstrap(exp_median, scores.per_token[scores.scored > 0], seed=seed)
+    nats = np.where(scores.scored > 0, scores.per_token, np.nan).reshape(-1, continuations)
+    nats = nats[~np.isnan(nats).all(axis=1)]
+    median = np.nanmedian if np.isnan(nats).any() else np.median
+
+    def together(*columns: np.ndarray) -> np.ndarray:
+        return np.exp(median(np.concatenate(columns, axis=-1), axis=-1))
+
+    return bootstrap(together, *nats.T, seed=seed)
 
 
 def unigram_entropy(texts: Iterable[np.ndarray]) -> np.ndarray:

@@ -172,6 +172,27 @@ def test_a_prompt_counts_in_no_figure():
     assert "gen_ppl" not in quality(texts, None, seed=0)
 
 
+def test_continuations_of_one_prompt_are_resampled_together():
+    """Oracle: continuations that are all alike say no more than one of them; empty ones say nothing."""
+    rng = np.random.default_rng(0)
+    texts = [rng.integers(0, 5, 6) for _ in range(20)]
+    scored = np.array([0, *range(1, 20)])
+    nll = scored * rng.normal(2, 0.3, 20)
+    alone = quality(texts, Scores(nll, scored, np.ones(20)), seed=0)
+    scores = Scores(*(np.repeat(column, 3) for column in (nll, scored, np.ones(20))))
+    texts = [text for text in texts for _ in range(3)]
+    together = quality(texts, scores, seed=0, continuations=3)
+    figures = ("gen_ppl", "gen_ppl_median", "entropy")
+    for name in (f"{figure}{end}" for figure in figures for end in ("", "_low", "_high")):
+        assert together[name] == pytest.approx(alone[name])
+    apart = quality(texts, scores, seed=0)
+    assert apart["gen_ppl_high"] - apart["gen_ppl_low"] < 0.7 * (
+        together["gen_ppl_high"] - together["gen_ppl_low"]
+    )
+    scores.scored[:4], scores.nll[:4] = 0, 0  # one of the second prompt
+    assert quality(texts, scores, seed=0, continuations=3)["gen_ppl_median_high"] > 0
+
+
 def test_the_log_ratio_is_that_of_the_perplexities_however_long_the_texts_are():
     """Oracle: the two perplexities; where lengths are equal, the bits are those of the mean difference."""
     rng = np.random.default_rng(0)

@@ -257,6 +257,10 @@ def _item(
 ) -> None:
     settings, judge, name = subject.settings, subject.judge, _name(setup, writer)
     inputs = writer.inputs | judging(subject) | {"real": real and real.inputs}
+    written = setup.name == PROMPTED and writer.facts["kind"] != "real"
+    continuations = settings.continuations if written else 1
+    if continuations > 1:
+        inputs["resampled"] = "prompts"  # earlier versions took their continuations for independent
 
     def compute() -> Json:
         judged = judged_texts(subject, record, setup, writer)
@@ -268,7 +272,9 @@ def _item(
             result["first_token"] = settings.first_token
             result["unknown_tokens"] = unknown_tokens(judge.tokenizer, judged.reading.seen)
         texts, scores = judged.reading.texts, judged.scores
-        result |= quality(texts, scores, seed=settings.seed, given=writer.given)
+        result |= quality(
+            texts, scores, seed=settings.seed, given=writer.given, continuations=continuations
+        )
         if real is not None and judge is not None:
             result |= _mauve(subject, judge, record, setup, judged, real)
         lines = _lines(judged, writer.model)
