@@ -53,10 +53,17 @@ class Paired:
     @property
     def change(self) -> tuple[str, str]:
         """The change of perplexity and its interval, as text."""
-        middle, low, high = (
-            percent(math.expm1(value), sign=True) for value in (self.log_ratio, self.low, self.high)
-        )
-        return middle, f"{low} to {high}"
+        low, high = _end(self.low), _end(self.high)
+        return percent(math.expm1(self.log_ratio), sign=True), f"{low} to {high}"
+
+
+def _end(log_ratio: float) -> str:
+    """An end of an interval of changes, as text that says on which side of 0 it lies."""
+    change = math.expm1(log_ratio)
+    text = percent(change, sign=True)
+    if text != percent(0.0) or abs(change) < 1e-9:  # below that it is rounding
+        return text
+    return f"just {'above' if change > 0 else 'below'} 0\u202f%"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -122,10 +122,8 @@ def forest_chart(run: RecordedRun) -> RowChart | None:
         return None
     low, high = padded([0.0, *(b for r in rows for b in (r.low, r.high))], log=False, share=0.08)
     percents = linear_ticks(100 * math.expm1(low), 100 * math.expm1(high), 7)
-    ticks = tuple(
-        (math.log1p(tick / 100), percent(tick / 100, sign=True).replace(".0", "") if tick else "0")
-        for tick in percents
-    )
+    step = percents[1] - percents[0] if len(percents) > 1 else 1.0
+    ticks = tuple((math.log1p(tick / 100), _percent_tick(tick, step)) for tick in percents)
     return RowChart(
         title="Perplexity against the first teacher",
         description="Paired change of generative perplexity with 95 % intervals, by student "
@@ -135,6 +133,15 @@ def forest_chart(run: RecordedRun) -> RowChart | None:
         ticks=ticks,
         directions=("← better", "worse →"),
     )
+
+
+def _percent_tick(tick: float, step: float) -> str:
+    """A tick in percent, with as many decimals as its distance to the next one has."""
+    if not tick:
+        return "0"
+    digits = max(0, math.ceil(-math.log10(step) - 1e-9))
+    text = f"{tick:+.{digits}f}".removesuffix(".0")
+    return text.replace("-", "−") + "\u202f%"
 
 
 def gain_chart(run: RecordedRun) -> RowChart | None:

@@ -1,11 +1,13 @@
 """What the figures of a run show. Oracle: the numbers of the fixture."""
 
+import itertools
 import math
 
+import numpy as np
 import pytest
 
 from sdtt_jax.reporting.layout import draw_panel
-from sdtt_jax.reporting.record import LossCurve, read_run
+from sdtt_jax.reporting.record import LossCurve, Paired, read_run
 from sdtt_jax.reporting.run_figures import (
     few_calls_panel,
     forest_chart,
@@ -110,6 +112,28 @@ def test_the_forest_has_an_interval_for_each_round_and_number_of_steps(run):
     assert "0" in [text for _, text in forest.ticks]
     first = forest.rows[0].details
     assert first == (("change", "−5.8\u202f%"), ("95 %", "−8.1\u202f% to −3.6\u202f%"))
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.03, 0.01, 0.005, 0.001])
+def test_the_forests_ticks_say_where_they_are(make_workdir, scale):
+    """Also where students are next to their teacher. Oracle: the number in the text of each tick."""
+
+    def shrink(results):
+        for record in results["rounds"]:
+            for pair in record["paired"].values():
+                pair.update({name: scale * value for name, value in pair.items()})
+
+    ticks = forest_chart(read_run(make_workdir(change_results=shrink))).ticks
+    step = 100 * min(b - a for (a, _), (b, _) in itertools.pairwise(ticks))
+    for place, text in ticks:
+        shown = float(text.removesuffix("\u202f%").replace("−", "-"))
+        assert shown == pytest.approx(100 * np.expm1(place), abs=1e-3 * step)
+
+
+def test_an_interval_says_on_which_side_of_nothing_it_ends():
+    pairs = (-0.002, -3e-5), (-0.002, 3e-5), (-0.002, 1e-17), (-0.002, 0.0)
+    said = [Paired(-0.001, *ends).change[1].split(" to ")[1] for ends in pairs]
+    assert said == ["just below 0\u202f%", "just above 0\u202f%", *["0.0\u202f%"] * 2]
 
 
 def test_a_share_off_the_scale_is_written_in_full(make_workdir):
