@@ -23,7 +23,7 @@ from experiments.cli.tables import rich_table
 from experiments.stages.mirror import own_data
 from sdtt_jax.config import require, whole
 from sdtt_jax.errors import UserError
-from sdtt_jax.evaluation.harness import Options, adapter
+from sdtt_jax.evaluation.harness import Options, adapter, resamples
 from sdtt_jax.evaluation.subject import OWN
 from sdtt_jax.evaluation.variants import variant
 from sdtt_jax.interchange.load import load
@@ -50,7 +50,9 @@ def _table(results: dict[str, Any]) -> Table:
                 shown = f"{error:.4f}" if isinstance(error, float) else ""
                 rows.append((task, metric, f"{value:.4f}", shown))
     columns = ("task", "metric", "value", "standard error")
-    return rich_table(columns, rows, right=("value", "standard error"))
+    if not any(row[-1] for row in rows):
+        columns, rows = columns[:-1], [row[:-1] for row in rows]
+    return rich_table(columns, rows, right=columns[2:])
 
 
 def main(argv: Sequence[str]) -> None:
@@ -66,6 +68,7 @@ def main(argv: Sequence[str]) -> None:
     options = fields.from_flags(Options)
     try:
         import lm_eval
+        from lm_eval.api import metrics
         from lm_eval.api.model import LM
         from lm_eval.tasks import TaskManager
     except ImportError:
@@ -82,8 +85,7 @@ def main(argv: Sequence[str]) -> None:
         num_fewshot=_NUM_FEWSHOT.value,
         task_manager=TaskManager(include_path=include),
         log_samples=False,
-        # Its bootstrap forks this process, which JAX's threads do not survive.
-        bootstrap_iters=0,
+        bootstrap_iters=resamples(metrics),
     )
     if output is not None:
         write_json(output, results, default=str)

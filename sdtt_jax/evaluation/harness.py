@@ -5,6 +5,7 @@ The harness is not a dependency: `adapter` is given its base class.
 
 import collections
 import dataclasses
+import os
 import warnings
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -215,6 +216,21 @@ def _most(model: Model | CausalModel) -> int:
     if isinstance(model, CausalModel):
         return model.context
     return model.config.length
+
+
+def resamples(metrics: Any) -> int:
+    """How many resamples the harness may draw for the errors of figures that have no formula for them.
+
+    Its bootstrap forks the process, which JAX's threads do not survive, unless the environment tells it not
+    to. For a version that does not ask, 0: it then leaves out all standard errors, also those by formula.
+
+    Args:
+      metrics: its module `lm_eval.api.metrics`.
+    """
+    if not hasattr(metrics, "_bootstrap_internal_no_mp"):
+        return 0
+    os.environ["DISABLE_MULTIPROC"] = "1"
+    return 1000
 
 
 def adapter(base: type) -> Callable[[Model | CausalModel, Options], Any]:

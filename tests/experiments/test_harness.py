@@ -1,5 +1,6 @@
 """The harness's requests. Oracles: sums by hand over the model's own log-probabilities, and its samples."""
 
+import os
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,6 +15,7 @@ from sdtt_jax.evaluation.harness import (
     adapter,
     generations,
     log_likelihoods,
+    resamples,
     rolling_log_likelihoods,
     wanted,
 )
@@ -225,6 +227,15 @@ def test_the_adapter_speaks_the_harness_protocol(denoiser):
     assert value < 0
     [text] = lm.generate_until([SimpleNamespace(args=("in the", {"until": ["\n"]}))])
     assert isinstance(text, str)
+
+
+def test_standard_errors_are_drawn_only_where_nothing_is_forked(monkeypatch):
+    """Oracle: bootstrap_stderr of lm_eval 0.4.13, which forks unless DISABLE_MULTIPROC is set."""
+    monkeypatch.setenv("DISABLE_MULTIPROC", "")
+    assert resamples(SimpleNamespace()) == 0
+    assert os.environ["DISABLE_MULTIPROC"] == ""
+    assert resamples(SimpleNamespace(_bootstrap_internal_no_mp=None)) > 1
+    assert os.environ["DISABLE_MULTIPROC"] == "1"
 
 
 def test_wrong_options_are_named():
