@@ -80,6 +80,13 @@ class RowLayout:
         whole(0, self, *given(self, "bos_id", "mark_id", "eos_id"))
         whole(1, self, "multiple", *given(self, "max_length"))
 
+    def room(self, suffix: np.ndarray) -> int | None:
+        """How many tokens of a prefix fit; None for all, below 0 if not even the suffix does."""
+        if self.max_length is None:
+            return None
+        around = len(self.opening(suffix[:0])) + (self.eos_id is not None)
+        return self.max_length - around - len(suffix)
+
     def opening(self, prefix: np.ndarray) -> np.ndarray:
         """A row up to its suffix, from the ids of the prefix: `[n]` int32."""
         before = [] if self.bos_id is None else [self.bos_id]
@@ -160,6 +167,12 @@ class Rows(NamedTuple):
     masking: Any  # `[rows]` int32, which masking of the item
 
 
+def contexts_cut(items: Sequence[Continuation], layout: RowLayout) -> int:
+    """How many items have a prefix that loses its beginning, because a row has no room for it."""
+    rooms = [layout.room(item.suffix) for item in items]
+    return sum(r is not None and len(i.prefix) > r for i, r in zip(items, rooms, strict=True))
+
+
 def lay_out(
     items: Sequence[Continuation], layout: RowLayout, fill: int, num_ids: int | None = None
 ) -> list[Rows]:
@@ -177,20 +190,19 @@ def lay_out(
     """
     require(len(items) > 0, "no items: there is nothing to score.")
     behind = [] if layout.eos_id is None else [layout.eos_id]
-    around = len(layout.opening(np.empty(0))) + len(behind)
     groups: dict[int, list[tuple[np.ndarray, int, int, int]]] = {}
     for index, (prefix, suffix) in enumerate(items):
         require(len(suffix) > 0, f"item {index} has no suffix; there is nothing to score.")
         for part in (prefix, suffix):
             as_ids(part, fill if num_ids is None else num_ids, f"item {index}")
-        room = len(prefix)
-        if layout.max_length is not None:
-            room = layout.max_length - around - len(suffix)
-            require(
-                room >= 0,
-                f"the suffix of item {index} has {len(suffix)} tokens, too many for rows of "
-                f"max_length={layout.max_length}.",
-            )
+        room = layout.room(suffix)
+        if room is None:
+            room = len(prefix)
+        require(
+            room >= 0,
+            f"the suffix of item {index} has {len(suffix)} tokens, too many for rows of "
+            f"max_length={layout.max_length}.",
+        )
         opening = layout.opening(prefix[max(0, len(prefix) - room) :])
         tokens = np.concatenate([opening, suffix, behind]).astype(np.int32)
         start = len(opening)

@@ -19,7 +19,7 @@ from sdtt_jax.data.normalize import without_traces_of_files
 from sdtt_jax.diffusion.estimators import BoundConfig
 from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.evaluation.cloze import ItemScores, scores
-from sdtt_jax.evaluation.continuations import Cloze, Continuation, encode, layout_of
+from sdtt_jax.evaluation.continuations import Cloze, Continuation, contexts_cut, encode, layout_of
 from sdtt_jax.evaluation.settings import Variation, setting
 from sdtt_jax.evaluation.unknown import unknown_note
 from sdtt_jax.keys import purpose_key
@@ -52,12 +52,16 @@ def log_likelihoods(
     """log p(continuation | context) in nats, and whether the continuation is the model's greedy answer.
 
     For a denoiser, a lower bound, and what it fills in for all tokens at once; both exact for a causal model.
-    `ConfigError` if a continuation has no tokens, or more than the model reads.
+    A context that is too long loses its beginning; one warning says how many do. `ConfigError` if a
+    continuation has no tokens, or more than the model reads.
     """
     if not pairs:
         return []
     items = encode(model.text_tokenizer, [Cloze(*pair) for pair in pairs], model.prompt_end)
     _warn_of_unknown(model, [np.concatenate(item) for item in items])
+    cut = contexts_cut(items, layout_of(model))
+    if cut:
+        warnings.warn(f"contexts that lost their beginning: {cut} of {len(items)}", stacklevel=2)
     nll, greedy = _scores(model, items, options)
     return [(-float(n), bool(g)) for n, g in zip(nll, greedy, strict=True)]
 

@@ -5,7 +5,14 @@ import pytest
 
 from sdtt_jax.data import TokenizerConfig, train_tokenizer
 from sdtt_jax.errors import ConfigError
-from sdtt_jax.evaluation.continuations import Cloze, Continuation, RowLayout, encode, lay_out
+from sdtt_jax.evaluation.continuations import (
+    Cloze,
+    Continuation,
+    RowLayout,
+    contexts_cut,
+    encode,
+    lay_out,
+)
 from tests.spaces import KINDS, spacing
 
 
@@ -83,6 +90,23 @@ def test_where_the_cut_goes_through_a_token_no_space_comes_in(kind):
 def test_a_suffix_without_tokens_is_refused(gpt2):
     with pytest.raises(ConfigError, match="the suffix '' has no tokens"):
         encode(gpt2, [Cloze("a text", "")])
+
+
+@pytest.mark.parametrize(
+    ("layout", "cut"),
+    [
+        (RowLayout(max_length=4), 1),
+        (RowLayout(bos_id=9, max_length=4), 2),
+        (RowLayout(bos_id=9, mark_id=9, eos_id=8, max_length=4), 3),
+        (RowLayout(bos_id=9), 0),
+    ],
+)
+def test_contexts_that_lose_their_beginning_are_counted(layout, cut):
+    """Prefixes of one, three and four tokens before a suffix of one, in rows of four tokens."""
+    items = [Continuation(np.arange(n), np.array([5])) for n in (1, 3, 4)]
+    assert contexts_cut(items, layout) == cut
+    rows = np.concatenate([rows.tokens.ravel() for rows in lay_out(items, layout, 40)])
+    assert (np.isin(rows, range(4)).sum() < 1 + 3 + 4) == (cut > 0)
 
 
 def test_rows_of_one_length_stand_together():

@@ -96,6 +96,9 @@ def test_one_last_word_has_no_interval(measure, tmp_path):
     item = items["lambada/lambada_bound"]
     assert item["perplexity_low"] is item["accuracy_high"] is None
     assert said.count("no interval") == 2
+    # Of "a quick" before " brown", between BOS and EOS, a row of 12 tokens has no room for all.
+    assert item["contexts_cut"] == 1
+    assert "bound: 1 of 1 contexts are too long and lose their beginning" in said
 
 
 GOOD = {"text": "a fox"}

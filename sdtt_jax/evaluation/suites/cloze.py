@@ -8,14 +8,14 @@ from sdtt_jax.config import require
 from sdtt_jax.diffusion.estimators import BoundConfig
 from sdtt_jax.evaluation.bootstrap import bootstrap, exp_mean, share, with_interval
 from sdtt_jax.evaluation.cloze import ItemScores, choice_hits, scores
-from sdtt_jax.evaluation.continuations import Choice, encode
+from sdtt_jax.evaluation.continuations import Choice, contexts_cut, encode, layout_of
 from sdtt_jax.evaluation.judge import windows_of
 from sdtt_jax.evaluation.likelihood import bound_inputs
 from sdtt_jax.evaluation.record import Json, Record, digest_of
 from sdtt_jax.evaluation.settings import Settings
 from sdtt_jax.evaluation.subject import Subject
 from sdtt_jax.evaluation.tasks import read_task
-from sdtt_jax.evaluation.unknown import unknown_note
+from sdtt_jax.evaluation.unknown import unknown_note, unknown_tokens
 from sdtt_jax.keys import purpose_key
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
@@ -48,6 +48,9 @@ def _item(
     parts = [np.concatenate(item) for item in items]
     if note := unknown_note(model.tokenizer, parts, how):
         record.log(f"  {note}")
+    cut = contexts_cut(items, layout_of(model))
+    if cut:
+        record.log(f"  {how}: {cut} of {len(items)} contexts are too long and lose their beginning")
     inputs = subject.inputs(model, [ids for item in items for ids in item])
     if isinstance(model, Model):
         inputs |= {"num_maskings": settings.num_maskings} | bound_inputs(model)
@@ -71,6 +74,7 @@ def _item(
             )
         kind = "diffusion" if how == "bound" else "autoregressive"
         facts = {"kind": kind, "task": settings.task, "source": settings.task_file}
+        facts |= {"contexts_cut": cut, "unknown_tokens": unknown_tokens(model.tokenizer, parts)}
         return facts | {"num_texts": len(task)} | _measures(choices, found, settings)
 
     result = record.item(name, inputs, compute)
