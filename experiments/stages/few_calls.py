@@ -148,7 +148,8 @@ def matched(judged: dict[str, generation.Judged], entropy: float, seed: int) -> 
 
     Returns:
       `{"matched": …, "teacher_matched": …}`: perplexity, entropy and temperature of each; for the student
-      also the log of its perplexity over the teacher's, with a 95 % interval.
+      also the log of its perplexity over the teacher's, with a 95 % interval. Every way of writing has
+      keys of its own, so the two are independent.
     """
     own_temperatures, own_columns = _columns(TEMPERATURES, judged)
     temperatures, columns = _columns(TEACHER_TEMPERATURES, judged)

@@ -101,8 +101,9 @@ class FewCalls:
 
     The student takes the tokens that its noise determines (`argmax`), draws them from its own distribution
     (`drawn`), or is tuned to the entropy of real text (`matched`), as is the teacher in `teacher_matched`.
-    `paired` compares these two. `reached` is False if the temperatures tried do not enclose that entropy for
-    both: the figures are then those of the nearest temperature, and the comparison means nothing.
+    `paired` compares these two, whose texts have keys of their own. `reached` is False if the temperatures
+    tried do not enclose that entropy for both: the figures are then those of the nearest temperature, and the
+    comparison means nothing.
     """
 
     calls: int

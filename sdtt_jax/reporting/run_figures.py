@@ -70,7 +70,7 @@ def few_calls_panel(run: RecordedRun) -> Panel | None:
     """Teacher and noise-coupled students at very few calls, with 95 % bands; None if nothing can be drawn.
 
     All are at the entropy of real text; pairs that do not reach it are left out. The students' bands are
-    their paired intervals with the teacher.
+    the intervals of their difference from the teacher, whose texts are drawn independently.
     """
     teacher = run.teacher_few_calls
     if not run.few_calls or not teacher:
@@ -96,7 +96,7 @@ def few_calls_panel(run: RecordedRun) -> Panel | None:
 
 
 def _matched(label: str, colour: str, found: Sequence[FewCalls]) -> Series:
-    """A noise-coupled student at the entropy of real text, with its paired interval as a band."""
+    """A noise-coupled student at the entropy of real text, with the interval of its change as a band."""
     found = [few for few in found if few.reached]
     low, high = (
         tuple(
