@@ -118,17 +118,27 @@ class Record:
             self._removed.add(name)
             self._write()
 
-    def item(self, name: str, inputs: Json, compute: Callable[[], Json]) -> Json:
+    def item(
+        self, name: str, inputs: Json, compute: Callable[[], Json], named: Json | None = None
+    ) -> Json:
         """The result of an item; computed unless the file holds it for the same inputs.
 
         The inputs are everything that determines it; they and the result are JSON-ready. A result for other
         inputs is replaced, and the log says what they were. Paths of models among them are not compared,
-        because a run may be moved.
+        because a run may be moved. Fields of the result that only name what the inputs identify, such as a
+        file, are given as `named` too: in a stored result they take the latest value.
         """
         stored = self._content["items"].get(name)
         same = stored is not None and placeless(stored["inputs"]) == placeless(_plain(inputs))
         if processes.agree(same):
-            return dict(_seen(stored, self.path)["result"])
+            found = dict(_seen(stored, self.path)["result"])
+            latest = {k: v for k, v in _plain(named or {}).items() if k in found}
+            if latest != {k: found[k] for k in latest}:
+                found |= latest
+                item = self._content["items"][name] | {"result": found}
+                self._content["items"][name] = self._own[name] = item
+                self._write()
+            return found
         if stored is not None:
             lines = "; ".join(differences(stored["inputs"], _plain(inputs)))
             self.log(

@@ -62,6 +62,17 @@ def test_parts_outlive_an_item_that_was_cut_off(tmp_path):
     assert compute.times == 2
 
 
+def test_what_only_names_the_inputs_takes_the_latest_value(tmp_path):
+    """Equal texts in another file: nothing is computed, and the file's name is that of the last call."""
+    compute = Counted({"file": "a.jsonl", "gen_ppl": 2.0})
+    for file in ("a.jsonl", "b.jsonl"):
+        record = Record(tmp_path / "x.json", MODEL)
+        named = {"file": file, "newer": "than the stored result"}
+        assert record.item("judge/texts", {}, compute, named) == {"file": file, "gen_ppl": 2.0}
+        assert Record(tmp_path / "x.json", MODEL).items["judge/texts"]["file"] == file
+    assert compute.times == 1
+
+
 def test_parts_of_an_earlier_version_are_read(tmp_path):
     """They lay beside x.json in x.parts, which was that of x.txt as well."""
     compute = Counted({"tokens": np.arange(6)})

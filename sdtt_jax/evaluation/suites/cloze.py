@@ -77,7 +77,7 @@ def _item(
         facts |= {"contexts_cut": cut, "unknown_tokens": unknown_tokens(model.tokenizer, parts)}
         return facts | {"num_texts": len(task)} | _measures(choices, found, settings)
 
-    result = record.item(name, inputs, compute)
+    result = record.item(name, inputs, compute, {"source": settings.task_file})
     perplexity = (
         f"perplexity {with_interval(result, 'perplexity', 2)}, " if "perplexity" in result else ""
     )

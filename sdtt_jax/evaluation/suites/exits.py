@@ -47,7 +47,8 @@ def suite(subject: Subject, record: Record) -> None:
         return facts | found._asdict() | source
 
     trained = "trained_" if exits else ""
-    result = record.item(f"exits/{trained}bound_{bound}", inputs, compute)
+    named = {"source": held_out_name(subject)}
+    result = record.item(f"exits/{trained}bound_{bound}", inputs, compute, named)
     record.log(
         f"  {result['layers']:.2f} of {result['num_layers']} layers on average, and "
         f"{result['disagreement']:.4f} of the likeliest tokens change"

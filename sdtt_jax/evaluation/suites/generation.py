@@ -281,7 +281,9 @@ def _item(
         record.write_texts(name, lines)
         return result | {"examples": [line["text"] for line in lines[:EXAMPLES] if "text" in line]}
 
-    record.log(_said(f"{setup.name}, {writer.name}", record.item(name, inputs, compute)))
+    named = {field: writer.facts[field] for field in ("source",) if field in writer.facts}
+    found = record.item(name, inputs, compute, named)
+    record.log(_said(f"{setup.name}, {writer.name}", found))
 
 
 def _mauve(

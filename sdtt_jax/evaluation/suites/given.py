@@ -80,7 +80,7 @@ def suite(subject: Subject, record: Record) -> None:
         facts["unknown_tokens"] = unknown_tokens(model.tokenizer, kept_texts)
         return facts | quality(kept_texts, scores, seed=settings.seed)
 
-    result = record.item("judge/texts", inputs, compute)
+    result = record.item("judge/texts", inputs, compute, {"file": settings.texts})
     judged = f"{result['num_texts']} text{'s' * (result['num_texts'] != 1)}"
     record.log(
         f"  {judged}: perplexity {with_interval(result, 'gen_ppl', 2)}, entropy {result['entropy']:.3f}"

@@ -73,7 +73,7 @@ def _bound(
             **_text(subject, tokens),
         }
 
-    result = record.item(name, inputs, compute)
+    result = record.item(name, inputs, compute, _source(subject))
     line = f"  {estimator}: perplexity at most {with_interval(result, 'perplexity', 3)}, "
     line += f"{result['bits_per_token']:.4f} bits per token"
     if result["masking_error"] is not None:
@@ -116,7 +116,7 @@ def _exact(subject: Subject, model: CausalModel, record: Record, tokens: np.ndar
         inputs["sequences"] = packed.kind  # which earlier runs took for packed ones
     if foreign:
         inputs["retokenised"] = True  # earlier versions gave it the other model's ids
-    result = record.item("likelihood/autoregressive", inputs, compute)
+    result = record.item("likelihood/autoregressive", inputs, compute, _source(subject))
     line = f"  autoregressive: perplexity {with_interval(result, 'perplexity', 3)}, "
     line += f"{result['bits_per_token']:.4f} bits per token"
     record.log(line + (" of the evaluated model" if foreign else ""))
@@ -161,13 +161,16 @@ def _measures(nats: Interval) -> Json:
     return nats.named("nelbo") | perplexity.named("perplexity") | bits.named("bits_per_token")
 
 
+def _source(subject: Subject) -> Json:
+    """Where the text is from; of a file it is the first sequences, of a run's split some spread over it."""
+    selection = "first" if subject.settings.held_out else "spread"
+    return {"source": held_out_name(subject), "selection": selection}
+
+
 def _text(subject: Subject, tokens: np.ndarray) -> Json:
-    return {
-        "source": held_out_name(subject),
+    return _source(subject) | {
         "num_texts": len(tokens),
         "length": int(tokens.shape[1]),
-        # Those of a file are the first, those of a run's split are spread over it.
-        "selection": "first" if subject.settings.held_out else "spread",
         "resampled": "sequences, as if independent",
         "unknown_tokens": unknown_tokens(subject.model.tokenizer, tokens),
     }

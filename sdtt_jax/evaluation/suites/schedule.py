@@ -52,7 +52,8 @@ def suite(subject: Subject, record: Record) -> None:
     found = {}
     for num_steps in settings.num_steps:
         item = f"schedule/steps_{num_steps:04d}"
-        result = record.item(item, inputs, functools.partial(learn, num_steps))
+        named = {"source": held_out_name(subject)}
+        result = record.item(item, inputs, functools.partial(learn, num_steps), named)
         names = ("counts", "temperatures")
         learnt = {name: result[name] for name in names if name in result}
         found[str(num_steps)] = learnt
