@@ -49,7 +49,7 @@ from rich.table import Table
 
 from experiments.cli.app import check_flags, run_app, wide_console
 from experiments.cli.fields import define_flags, from_flags, require_used
-from experiments.cli.tables import rich_table
+from experiments.cli.tables import decimals, rich_table
 from sdtt_jax.config import choose, each, given, positive, require, whole
 from sdtt_jax.errors import DataError, UserError
 from sdtt_jax.evaluation.settings import setting
@@ -62,6 +62,7 @@ from sdtt_jax.laboratory.matched import ENTROPIES, matched_measures
 from sdtt_jax.laboratory.optimum import OPTIMA
 from sdtt_jax.laboratory.others import OthersConfig, make_bench
 from sdtt_jax.laboratory.record import Record, Truth, closed_form, train_students
+from sdtt_jax.laboratory.sampled import COUNTED
 from sdtt_jax.laboratory.search import SearchConfig
 from sdtt_jax.laboratory.student import StudentConfig
 from sdtt_jax.laboratory.world import Array, World, load_world, sticky_world
@@ -243,19 +244,21 @@ def _table(
     title: str, columns: dict[str, str], rows: dict[str, Iterator[tuple[str, Record]]]
 ) -> Table:
     numbers = columns.values()
+    found = {n: list(measured) for n, measured in rows.items()}
+    counted = any("samples" in measures for part in found.values() for _, measures in part)
     table = rich_table(
-        ("calls", "samples of", *numbers), (), right=("calls", *numbers), title=title
+        ("calls", "samples of", *numbers),
+        (),
+        right=("calls", *numbers),
+        title=title,
+        caption=COUNTED if counted else None,
     )
-    for n, measured in rows.items():
-        for index, (name, measures) in enumerate(measured):
-            values = (_number(measures[column]) for column in columns)
-            table.add_row("" if index else n, name, *values)
+    for n, part in found.items():
+        for index, (name, measures) in enumerate(part):
+            values = (decimals(measures[column]) for column in columns)
+            table.add_row("" if index else n, name + " †" * ("samples" in measures), *values)
         table.add_section()
     return table
-
-
-def _number(value: float | None) -> str:
-    return "∞" if value is None else f"{abs(value):.4f}"
 
 
 def _measured(record: Record, n: str) -> Iterator[tuple[str, Record]]:
@@ -268,9 +271,8 @@ def _measured(record: Record, n: str) -> Iterator[tuple[str, Record]]:
         **_distillers(record, matched=False),
     }
     yield from ((name, by_calls[n]) for name, by_calls in found.items() if n in by_calls)
-    for whose, decoders in (
-        record.get("decoders_of", {}) | {"": record.get("decoders", {})}
-    ).items():
+    every = record.get("decoders_of", {}) | {"": record.get("decoders", {})}
+    for whose, decoders in every.items():
         for mode, by_calls in decoders.items():
             if n in by_calls:
                 yield f"{whose} {mode} ({by_calls[n]['calls']:.2f} calls)".lstrip(), by_calls[n]

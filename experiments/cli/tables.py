@@ -11,6 +11,11 @@ BORDER = 3
 """Columns of the terminal between the texts of two columns of a table."""
 
 
+def decimals(value: float | None) -> str:
+    """A number with four decimals and without a sign of zero; None is infinite."""
+    return "∞" if value is None else f"{round(value, 4) + 0.0:.4f}"
+
+
 def rich_table(
     columns: Sequence[str],
     rows: Iterable[Sequence[str]],

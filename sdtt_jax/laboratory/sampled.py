@@ -5,6 +5,8 @@ numbers, and that of a decoder that remembers has one term for each history. The
 large, and that of entropy too small, by about (sequences seen) / (2 samples); extrapolation from the two
 halves of the samples takes this out. For KL(chain || samples), half a sample is added to every sequence,
 because one that was never seen would make it infinite. Total variation is left as it is, an upper bound.
+Samples of the language itself would not have zeros. Of 131,072 in a world of 6 tokens and length 6, the three
+were 0.022, 0.137 and 0.124; in one of 5 tokens and length 5, the last two were 0.010 and 0.031.
 """
 
 import functools
@@ -23,6 +25,9 @@ from sdtt_jax.laboratory.world import Array, World
 from sdtt_jax.typing import Key, Params
 
 _SAMPLES_PER_CALL = 2**14
+COUNTED = (
+    "† counted over samples: measures near 0 are too large, and KL(samples ‖ chain) may be below 0"
+)
 
 
 class Draws(NamedTuple):
@@ -42,6 +47,8 @@ def sampled_measures(
     mode: str = "grid",
 ) -> dict[str, dict[str, float]]:
     """Both KLs, total variation and entropy of what a model writes, by number of calls (a string).
+
+    With `samples`, the number that they were counted over.
 
     Args:
       truth: the language, enumerated.
@@ -63,7 +70,7 @@ def sampled_measures(
             ]
         )
         halves = [counts[half::2].sum(axis=0) for half in range(2)]
-        measures[str(number)] = _measures_of_counts(halves, truth)
+        measures[str(number)] = _measures_of_counts(halves, truth) | {"samples": int(counts.sum())}
     return measures
 
 

@@ -125,6 +125,23 @@ def test_the_table_has_a_section_for_each_number_of_calls() -> None:
         "mixture of 4, best sum",
     ]
     assert kl[4] == f"{record['teacher']['steps']['3']['kl']:.4f}"
+    assert table.caption is None
+
+
+def test_a_counted_law_is_marked_and_may_have_an_estimate_below_zero() -> None:
+    """Its KL(samples ‖ chain) is extrapolated; of a perfect sampler it scatters around zero."""
+    record, _ = closed_form(Truth.of(WORLD), ("kl-bwd",), WORLD.dts, print)
+    exactly = record["teacher"]["steps"]["2"]
+    record["distillers"] = {
+        name: {"2": exactly | {"kl": kl, "samples": 131_072}}
+        for name, kl in (("below", -0.0123), ("zero", -2.9e-5))
+    }
+    table = exact.measures_table(record, (2,))
+    _, names, kl = (list(column.cells) for column in table.columns[:3])
+    assert names[0] == "teacher"
+    found = dict(zip(names, kl, strict=True))
+    assert (found["below †"], found["zero †"]) == ("-0.0123", "0.0000")
+    assert "counted over samples" in str(table.caption)
 
 
 def test_what_is_matched_has_a_table_with_every_round() -> None:

@@ -21,6 +21,7 @@ def test_measures_are_those_of_the_exact_law(mode: str) -> None:
     law, _ = decoder_law(TRUTH.teacher, mode, 2)
     draws = Draws(2**16, seed=1)
     found = sampled_measures(TRUTH, *TEACHER, [2], draws, temperature=1.0, mode=mode)["2"]
+    assert found.pop("samples") == 2**16
     assert found == pytest.approx(TRUTH.measures_of(law), abs=0.02)
 
 
