@@ -203,7 +203,12 @@ def _comparison(run: RecordedRun, c: Comparison) -> tuple[str, list[str]]:
     """Headline, and sentences with its numbers."""
     here, change = steps_text(c.steps), percent(abs(math.expm1(c.log_ratio)))
     texts = f"{count(run.num_texts)} texts" if run.num_texts else "texts"
-    interval = f" (95\u202f% interval {c.bounds}, {texts} paired by their random keys)"
+    texts = (
+        "1 text paired by its random key"
+        if run.num_texts == 1
+        else f"{texts} paired by their random keys"
+    )
+    interval = f" (95\u202f% interval {c.bounds}, {texts})"
     difference = f"{change} {'lower' if c.log_ratio < 0 else 'higher'}"
     sentences = [
         f"At {here} the judge gives the student’s texts a perplexity of "
@@ -273,7 +278,9 @@ def _highlights(run: RecordedRun, c: Comparison) -> tuple[Highlight, ...]:
     if c.pair:
         change, interval = c.pair.change
         chosen.append(Highlight("change, same keys", change, f"95\u202f%: {interval}"))
-    if 0 < c.equal < math.inf:
+    # Where the two cannot be told apart, a number without its bounds would say that they can.
+    told_apart = c.pair is not None and not c.pair.low <= 0 <= c.pair.high
+    if 0 < c.equal < math.inf and (told_apart or c.equal_bounds):
         between = f" ({c.equal_bounds})" if c.equal_bounds else ""
         chosen.append(Highlight("the teacher needs", _steps_number(c.equal), f"steps{between}"))
     if c.student.entropy is not None:

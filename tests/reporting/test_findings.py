@@ -62,6 +62,7 @@ def test_without_an_interval_the_headline_claims_no_direction(make_workdir, log_
 
     findings = find(read_run(make_workdir(log_ratio=log_ratio, change_results=one_text)))
     assert findings.headline == "At 8 steps no interval tells the student from its teacher"
+    assert "the teacher needs" not in {highlight.name for highlight in findings.highlights}
     said = {-0.06: "lower, without", 0.0: ": no difference, without", 0.05: "higher, without"}
     assert said[log_ratio] in findings.sentences[0]
 
@@ -181,6 +182,20 @@ def test_variety_lost_is_said_in_the_headline(make_workdir):
     findings = find(read_run(make_workdir(change_results=repeat)))
     assert findings.headline.endswith("with less variety")
     assert "13\u202f% below" in findings.warning
+
+
+def test_what_cannot_be_told_apart_is_worth_no_steps_that_have_no_bounds(make_workdir):
+    """The low end is beyond all steps of the teacher, so the number in between has no interval."""
+
+    def wide(results):
+        results["num_texts"] = 1
+        pair = {"log_ratio": -0.06, "low": -9.0, "high": 0.05}
+        results["rounds"][-1]["paired"]["8"] = pair
+
+    findings = find(read_run(make_workdir(change_results=wide)))
+    assert findings.headline == "At 8 steps the student cannot be told apart from its teacher"
+    assert "1 text paired by its random key" in findings.sentences[0]
+    assert "the teacher needs" not in {highlight.name for highlight in findings.highlights}
 
 
 def test_without_a_paired_interval_chance_is_not_ruled_out(make_workdir):

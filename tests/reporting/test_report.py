@@ -59,6 +59,7 @@ def test_a_noise_coupled_student_has_a_section_with_a_figure_and_a_table(make_wo
     page = path.read_text(encoding="utf-8")
     assert "A student that sees its noise" in page
     assert "Perplexity at very few calls" in page
+    assert '<blockquote dir="auto">' in page  # a text has the direction of its own script
     assert (
         "whose texts are drawn\n      independently" in page
     )  # each way of writing has its own keys
