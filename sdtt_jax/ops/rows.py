@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax.core import spmd
 from jax.sharding import PartitionSpec
 
+from sdtt_jax.config import require
 from sdtt_jax.typing import Positions, Tree
 
 Carry = TypeVar("Carry")
@@ -64,7 +65,19 @@ def map_selected(
 
     Returns:
       `(values, sums)`: the values as `[batch, length, …]`, and the sums over all chunks.
+
+    Raises:
+      ConfigError: the arrays of `per_row` and `fill` are not all of the batch and length of `selected`.
     """
+    mapped = jax.tree.map(jnp.asarray, (selected, per_row, fill))
+    # An array with fewer rows would be read as zeros past its end, and one of another length at wrong places.
+    wanted, *others = (list(x.shape) for x in jax.tree.leaves(mapped))
+    wrong = next((shape for shape in others if shape[:2] != wanted), None)
+    require(
+        wrong is None and len(wanted) == 2,
+        "The positions, tokens, states and targets of a batch must all begin with the same "
+        f"[batch, length], not {wanted}{f' and {wrong}' if wrong else ''}.",
+    )
 
     def local(mapped: Tree, shared: Tree) -> tuple[Tree, Tree]:
         selected, per_row, fill = flatten(mapped)
@@ -85,7 +98,7 @@ def map_selected(
         shape = mapped[0].shape
         return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), values), sums
 
-    return over_batch_shards(local, (selected, per_row, fill), shared)
+    return over_batch_shards(local, mapped, shared)
 
 
 def chunk_size(rows: int, columns: int, parts: int) -> int:

@@ -41,9 +41,9 @@ def _each(x_t):
     return {name: gradients(STUDENT, name) for name in DIVERGENCES}
 
 
-def _terms(student, divergence, x_t=X_T):
+def _terms(student, divergence, x_t=X_T, targets=TARGETS):
     sigma = jnp.zeros(len(x_t))
-    return divergence_terms(DIFFUSION, student, TEACHER, x_t, sigma, TARGETS, divergence)
+    return divergence_terms(DIFFUSION, student, TEACHER, x_t, sigma, targets, divergence)
 
 
 def _softmax(x):
@@ -67,6 +67,12 @@ def test_sum_over_masked_positions_and_mean_over_trajectories():
 def test_an_unknown_divergence_is_named():
     with pytest.raises(ConfigError, match=r"divergence='kl' is unknown.*kl-bwd"):
         _terms(STUDENT, "kl")
+
+
+def test_targets_of_another_batch_are_refused_within_jit_too():
+    """One text's targets for three would give a plausible loss."""
+    with pytest.raises(ConfigError, match=r"not \[3, 3\] and \[1, 3, 2, 3\]"):
+        jax.eval_shape(lambda: _terms(STUDENT, "kl-bwd", targets=TARGETS[:, :1]))
 
 
 @pytest.mark.parametrize("name", DIVERGENCES)

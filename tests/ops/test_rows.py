@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sdtt_jax.errors import ConfigError
 from sdtt_jax.ops.rows import (
     MAX_ENTRIES,
     MAX_ROWS,
@@ -101,3 +102,31 @@ def test_map_selected_is_a_loop_over_the_selected_positions(batch, length, share
     (values, marks), _ = jax.device_get(_mapped(selected, x, None))
     np.testing.assert_array_equal(values == 0, ~selected)
     np.testing.assert_array_equal(marks == 0, ~selected)
+
+
+@pytest.mark.parametrize(
+    ("selected", "row", "fill"),
+    [
+        ((4, 8), (1, 8, 2), (4, 8)),  # one text for four, read as zeros past its end
+        ((4, 8), (4, 4, 2), (4, 8)),  # another length, read at wrong places
+        ((4, 8), (4, 8, 2), (4, 7)),
+        ((4, 8), (8,), (4, 8)),
+        ((8,), (8, 2), (8,)),
+    ],
+)
+def test_arrays_of_different_batches_are_refused_while_tracing(selected, row, fill):
+    """Each array is flattened to rows, so nothing else would notice."""
+    ours, x, below = (np.zeros(shape, np.float32) for shape in (selected, row, fill))
+    with pytest.raises(ConfigError, match=r"begin with the same \[batch, length\], not \["):
+        jax.eval_shape(_mapped, ours > 0, x, (below, below.astype(np.int32)))
+
+
+def test_arrays_of_numpy_are_taken_outside_of_jit():
+    """Oracle: the same within `jit`."""
+    selected, x = np.arange(6).reshape(2, 3) % 2 > 0, np.ones((2, 3, 2), np.float32)
+    fill = np.zeros((2, 3), np.float32), np.ones((2, 3), np.int32)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        _mapped.__wrapped__(selected, x, fill),
+        _mapped(selected, x, fill),
+    )
