@@ -39,6 +39,7 @@ from sdtt_jax.networks.exiting import EXIT_PARAMS, agreement_logits, layer_by_la
 from sdtt_jax.networks.lora import LoraConfig, with_adapters
 from sdtt_jax.ops.head_loss import weighted_loss
 from sdtt_jax.ops.sequences import Sequences, arrange, number_counted
+from sdtt_jax.ops.tokens import as_rows
 from sdtt_jax.training.step import Loss, LossFn, Mean
 from sdtt_jax.typing import Key, Logits, Params, Tokens, Tree
 
@@ -171,6 +172,7 @@ def judge_loss(
 
     def loss(params: Tree, context: Tree, batch: Tokens, key: Key) -> Loss:
         del context, key
+        batch = jnp.asarray(as_rows(batch, network.config.vocab_size))
         # BOS and EOS say where texts and prompts end, so they are read before tokens are left out.
         arrangement = arrange(batch, sequences)
         if every > 1:
@@ -267,9 +269,9 @@ def coupled_idlm_loss(
     """
 
     def loss(params: Tree, context: Tree, batch: Tokens, key: Key) -> Loss:
-        (size, length), fixed = batch.shape, _teacher_of(context)
-        terms = coupled_idlm_terms(student, diffusion, params, fixed, (size, length), key, config)
-        return _student_and_fake(*terms, jnp.float32(size * length))
+        shape, fixed = batch.shape, _teacher_of(context)
+        terms = coupled_idlm_terms(student, diffusion, params, fixed, shape, key, config)
+        return _student_and_fake(*terms, jnp.float32(batch.size))
 
     return loss
 

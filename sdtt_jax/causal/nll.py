@@ -91,10 +91,7 @@ def causal_nll(
     Raises:
       ConfigError: `tokens` has another shape, or holds ids that are not tokens; or `bos_id` is not a token.
     """
-    if not isinstance(bos_id, jax.core.Tracer):
-        within(f"[0, {network.config.vocab_size})", bos_id=bos_id)
-    tokens = jnp.asarray(as_rows(tokens, network.config.vocab_size))
-    inputs, segments = _inputs(tokens, bos_id, arrangement)
+    tokens, inputs, segments = _checked(network, tokens, bos_id, arrangement)
     scored = jnp.ones(tokens.shape, bool) if arrangement is None else arrangement.free
     return next_token_nll(network, params, inputs, tokens, scored, segments)
 
@@ -114,8 +111,11 @@ def causal_loss(
       bos_id: the token put before the first one, so that the first is scored too.
       arrangement: of the positions: BOS is put before the first token of each text, and prompts and padding
         are not scored. None: every sequence is one text.
+
+    Raises:
+      ConfigError: as `causal_nll`.
     """
-    inputs, segments = _inputs(tokens, bos_id, arrangement)
+    tokens, inputs, segments = _checked(network, tokens, bos_id, arrangement)
     hidden, head = network.hidden(params, inputs, segments), network.head_params(params)
     weights = jnp.ones(tokens.shape, jnp.float32)
     if arrangement is not None:
@@ -123,11 +123,16 @@ def causal_loss(
     return weighted_loss(network.logits, _cross_entropy, head, hidden, weights, tokens)[0]
 
 
-def _inputs(
-    tokens: Tokens, bos_id: int, arrangement: Arrangement | None
-) -> tuple[Tokens, Segments | None]:
-    """What the network reads to predict `tokens`, and the segments that it keeps to: `[batch, length]`."""
+def _checked(
+    network: CausalNetwork, tokens: Tokens, bos_id: int, arrangement: Arrangement | None
+) -> tuple[Tokens, Tokens, Segments | None]:
+    """The tokens, what the network reads to predict them, and the segments that it keeps to."""
+    vocab = network.config.vocab_size
+    if not isinstance(bos_id, jax.core.Tracer):
+        within(f"[0, {vocab})", bos_id=bos_id)
+    tokens = jnp.asarray(as_rows(tokens, vocab))
     inputs = preceded(tokens, bos_id)
     if arrangement is None:
-        return inputs, None
-    return jnp.where(begins(arrangement.segments), bos_id, inputs), arrangement.segments
+        return tokens, inputs, None
+    segments = arrangement.segments
+    return tokens, jnp.where(begins(segments), bos_id, inputs), segments

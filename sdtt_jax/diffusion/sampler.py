@@ -30,7 +30,7 @@ from sdtt_jax.diffusion.forward import SAMPLING_EPS
 from sdtt_jax.diffusion.guidance import check_guided, guided
 from sdtt_jax.ops.categorical import Filters
 from sdtt_jax.ops.noise import Noise, draw_noise
-from sdtt_jax.ops.tokens import as_rows
+from sdtt_jax.ops.tokens import as_ids, as_rows
 from sdtt_jax.typing import Key, Params, PerSequence, Positions, Tokens, Tree
 
 TIME_GRIDS = ("uniform", "cosine")
@@ -189,7 +189,7 @@ def prior_sample(
       tokens, fixed: `[batch, length]` int32 and bool, both or neither; tokens stay where `fixed` is True.
 
     Raises:
-      ConfigError: only one of `tokens` and `fixed` is given, or a number is negative.
+      ConfigError: only one of `tokens` and `fixed` is given, a number is negative, or what stays is no token.
     """
     whole(0, batch=batch, length=length, mask_id=mask_id)
     x = jnp.full((batch, length), mask_id, jnp.int32)
@@ -199,7 +199,7 @@ def prior_sample(
         tokens is not None and fixed is not None,
         "prior_sample needs both tokens and fixed, which marks the given positions, or neither.",
     )
-    return jnp.where(jnp.asarray(fixed), jnp.asarray(tokens), x).astype(jnp.int32)
+    return as_ids(jnp.where(jnp.asarray(fixed), jnp.asarray(tokens), x), mask_id + 1)
 
 
 def first_state(

@@ -48,6 +48,9 @@ def alpha_terms(
 
     Returns:
       `(total, count)`: `[]` float32 each. At alpha = 0, `total / max(count, 1)` is in nats per token.
+
+    Raises:
+      ConfigError: `x0` has another shape, or holds ids that are not tokens.
     """
     denoiser, block = diffusion.denoiser, draw_block(diffusion, x0, key, config.num_calls)
     log_probs = token_log_probs(

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from sdtt_jax.diffusion.denoiser import DenoiserLike, MaskedDiffusion
 from sdtt_jax.diffusion.forward import mask_tokens, sample_t, token_nll
 from sdtt_jax.ops.head_loss import selected_losses, weighted_loss
+from sdtt_jax.ops.tokens import as_rows
 from sdtt_jax.typing import Hidden, Key, Params, PerSequence, PerToken, Positions, Tokens
 
 
@@ -34,7 +35,11 @@ def draw_block(diffusion: MaskedDiffusion, x0: Tokens, key: Key, num_calls: int)
       x0: `[batch, length]` int32, clean tokens.
       key: PRNG key.
       num_calls: network calls of the sampler, `SamplerConfig(num_calls)`.
+
+    Raises:
+      ConfigError: `x0` has another shape, or holds ids that are not tokens.
     """
+    x0 = jnp.asarray(as_rows(x0, diffusion.mask_id, "x0"))
     key_call, key_mask = jax.random.split(key)
     schedule = diffusion.schedule
     call = jnp.floor(num_calls * sample_t(key_call, len(x0), eps=0.0))

@@ -28,6 +28,7 @@ from sdtt_jax.diffusion.sampler import SamplerConfig, plan_generation, prior_sam
 from sdtt_jax.distillation.divergence import kl_fwd
 from sdtt_jax.distillation.trajectories import Teacher, Trajectories
 from sdtt_jax.ops.head_loss import weighted_loss
+from sdtt_jax.ops.tokens import as_rows
 from sdtt_jax.typing import Hidden, Key, Logits, Params, PerSequence, PerToken, Scalar, Tokens
 
 
@@ -150,8 +151,11 @@ def states_along(
       key: PRNG key.
       config: one-shot or in rounds, and the share of states that are fully masked.
       round: counted from 1.
+
+    Raises:
+      ConfigError: the final tokens have another shape, or hold ids that are not tokens.
     """
-    noise, tokens = trajectories
+    noise, tokens = trajectories.noise, as_rows(trajectories.tokens, diffusion.mask_id)
     batch, length = tokens.shape
     k, sampler = config.num_distill_calls, config.trajectory(round)
     if k == 0:

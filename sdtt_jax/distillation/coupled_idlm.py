@@ -22,6 +22,7 @@ from sdtt_jax.diffusion.sampler import prior_sample
 from sdtt_jax.distillation.coupled import CoupledDistillConfig, states_along
 from sdtt_jax.distillation.idlm import STUDENT, InverseConfig, inverse_terms
 from sdtt_jax.distillation.trajectories import Trajectories, noise_of
+from sdtt_jax.ops.tokens import check_rows
 from sdtt_jax.typing import Key, Params, Scalar, Tree
 
 
@@ -43,7 +44,7 @@ def coupled_idlm_terms(
     diffusion: MaskedDiffusion,
     params: Tree,
     teacher_params: Params,
-    shape: tuple[int, int],
+    shape: tuple[int, ...],
     key: Key,
     config: CoupledIdlmConfig,
 ) -> tuple[Scalar, Scalar]:
@@ -60,7 +61,11 @@ def coupled_idlm_terms(
 
     Returns:
       `(student, fake)`: `[]` float32 each, sums over the batch.
+
+    Raises:
+      ConfigError: `shape` is not that of a batch, or the student sees no noise.
     """
+    check_rows(shape, "the batch")
     batch, length = shape
     key_noise, key_text, key_state, *keys = jax.random.split(key, 6)
     noise = noise_of(student, jax.random.split(key_noise, batch), length)

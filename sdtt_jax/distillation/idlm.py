@@ -77,6 +77,9 @@ def idlm_terms(
 
     Returns:
       `(student, fake)`: `[]` float32 each, sums over the batch.
+
+    Raises:
+      ConfigError: `x0` has another shape, or holds ids that are not tokens.
     """
     key_block, *keys = jax.random.split(key, 4)
     block = draw_block(diffusion, x0, key_block, config.num_calls)

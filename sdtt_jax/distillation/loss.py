@@ -40,10 +40,12 @@ def divergence_terms(
       the KL divergences), the mean over trajectories.
 
     Raises:
-      ConfigError: there is no such divergence.
+      ConfigError: there is no such divergence, `x_t` holds ids that do not exist, or `targets` are of another
+        batch.
     """
     choose("divergence", divergence, DIVERGENCES)
     denoiser = diffusion.denoiser
+    x_t = jnp.asarray(as_rows(x_t, denoiser.mask_id + 1, "x_t"))
     masked = x_t == denoiser.mask_id
     total, _ = weighted_loss(
         denoiser.logits,

@@ -33,6 +33,7 @@ from sdtt_jax.distillation.targets import first_call, walk
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.ops.head_loss import weighted_loss
 from sdtt_jax.ops.noise import LATENT, every_value, num_values
+from sdtt_jax.ops.tokens import as_rows
 from sdtt_jax.typing import Hidden, Key, Logits, Params, PerSequence, Scalar, Tokens
 
 
@@ -78,7 +79,8 @@ def mixture_terms(
       `(total, count)`: `[]` float32 each; `total / max(count, 1)` is the loss in nats per revealed token.
 
     Raises:
-      ConfigError: the student sees no latent value.
+      ConfigError: the student sees no latent value; or `x0` has another shape, or holds ids that are not
+        tokens.
     """
     kind = diffusion.noise_kind or ""
     if not kind.startswith(LATENT):
@@ -121,6 +123,7 @@ def _reveal(
     config: MixtureConfig,
 ) -> tuple[Tokens, jax.Array, Tokens, Hidden]:
     """Masked texts, their times, the texts after the teacher's calls, and the stitched target states."""
+    x0 = as_rows(x0, diffusion.mask_id, "x0")
     key_t, key_mask, key_teacher = jax.random.split(key, 3)
     even = sample_t(key_t, len(x0), eps=0.0)
     along = (even - config.full_share) / max(1.0 - config.full_share, 1e-6)

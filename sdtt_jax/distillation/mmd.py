@@ -70,6 +70,9 @@ def mmd_terms(
     Returns:
       `(total, reward)`: `[]` float32 each. `total` is a sum over texts, of which only the gradient has a
       meaning; `reward` is the mean over texts and groups.
+
+    Raises:
+      ConfigError: `x0` has another shape, or holds ids that are not tokens.
     """
     denoiser, count = diffusion.denoiser, config.num_groups * config.group_size
     key_block, key_draw = jax.random.split(key)

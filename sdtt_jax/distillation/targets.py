@@ -16,6 +16,7 @@ from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.forward import SAMPLING_EPS
 from sdtt_jax.diffusion.reverse import reverse_step, unmask_prob
 from sdtt_jax.distillation.rounds import DistillConfig
+from sdtt_jax.ops.tokens import as_rows
 from sdtt_jax.ops.values import check_numbers
 from sdtt_jax.typing import Hidden, Key, Keys, Params, PerSequence, Scalar, Tokens
 
@@ -80,7 +81,8 @@ def teacher_targets(
       state and must not be used.
 
     Raises:
-      ConfigError: `keys` is a single key, `t` is not a time for each text, or `dt` not a number in (0, 1].
+      ConfigError: `keys` is a single key, `x_t` holds ids that do not exist, `t` is not a time for each text,
+        or `dt` not a number in (0, 1].
 
     Examples:
       >>> import sdtt_jax
@@ -94,9 +96,10 @@ def teacher_targets(
       (3, 2, 8, 16)
     """
     instance(DistillConfig, config=config)
-    several = keys.ndim == (1 if jnp.issubdtype(keys.dtype, jax.dtypes.prng_key) else 2)
+    dtype, ndim = getattr(keys, "dtype", None), getattr(keys, "ndim", None)
     require(
-        several, "keys must be an array of keys, one for each trajectory; pass keys[None] for one."
+        ndim is not None and ndim == (1 if jnp.issubdtype(dtype, jax.dtypes.prng_key) else 2),
+        "keys must be an array of keys, one for each trajectory; pass keys[None] for one.",
     )
     start = first_call(diffusion, params, x_t, t, dt, config)
     targets = jax.lax.map(lambda key: walk(diffusion, params, key, start)[2], keys)
@@ -123,7 +126,9 @@ def first_call(
 ) -> Start:
     """The first of the teacher's k calls, and the times of all; arguments as in `teacher_targets`."""
     check_numbers("(0, 1]", (), dt=dt)
+    x_t = jnp.asarray(as_rows(x_t, diffusion.mask_id + 1, "x_t"))
     check_numbers("[0, 1]", x_t.shape[:1], t=t)
+    t = jnp.asarray(t)
     times = step_times(t, dt, config.num_distill_steps, reference_times=config.reference_times)
     sigmas = diffusion.schedule.sigma(times)
     probs = unmask_prob(diffusion.schedule, times, times - dt)

@@ -18,6 +18,7 @@ from sdtt_jax.errors import ConfigError
 from sdtt_jax.keys import check_batched, seed_key
 from sdtt_jax.ops.noise import FULL, Noise, draw_noise, mask_of, noise_given, num_values
 from sdtt_jax.ops.rows import MAX_ENTRIES
+from sdtt_jax.ops.tokens import as_rows
 from sdtt_jax.typing import Hidden, Keys, Params, Tokens
 
 
@@ -110,8 +111,12 @@ def hindsight_noise(
       noise: fresh noise of `[batch, length]` positions, turned into the posterior draw; its order stays.
       tokens: `[batch, length]` int32, the texts.
       config: calls, and how positions are assigned to them.
+
+    Raises:
+      ConfigError: `tokens` has another shape, or holds ids that are not tokens.
     """
     denoiser = teacher.denoiser
+    tokens = jnp.asarray(as_rows(tokens, teacher.mask_id))
     batch, length = tokens.shape
     x_init = prior_sample(batch, length, teacher.mask_id)
     plan = plan_generation(teacher, seed_key(0), x_init, config, noise)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sdtt_jax.config import require
 from sdtt_jax.ops.sequence_kinds import KINDS as KINDS
 from sdtt_jax.ops.sequence_kinds import Sequences as Sequences
 from sdtt_jax.typing import Hidden, PerSequence, PerToken, Positions, Scalar, Segments, Tokens
@@ -40,6 +41,9 @@ def arrange(tokens: Tokens, sequences: Sequences | None) -> Arrangement | None:
       tokens: `[batch, length]` int32, no MASK.
       sequences: how they were packed; None: all are alike.
 
+    Raises:
+      ConfigError: `tokens` has another shape.
+
     Examples:
       >>> tokens = jnp.array([[5, 6, 1, 7, 1, 8]])
       >>> arrange(tokens, Sequences("documents", bos_id=0, eos_id=1)).segments
@@ -49,6 +53,7 @@ def arrange(tokens: Tokens, sequences: Sequences | None) -> Arrangement | None:
     """
     if sequences is None or sequences.kind == "packed":
         return None
+    require(tokens.ndim == 2, f"tokens must be [batch, length], not {list(tokens.shape)}.")
     ends, prompt = tokens == sequences.eos_id, jnp.zeros(tokens.shape, bool)
     if sequences.wrap:
         ends = ends.at[:, 0].set(False)  # BOS, which may be the same token

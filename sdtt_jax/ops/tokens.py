@@ -64,9 +64,22 @@ def as_rows(tokens: ArrayLike, num_ids: int, name: str = "tokens") -> Any:
       ConfigError: another shape, no text, texts without tokens, or ids that do not exist.
     """
     ids = as_ids(tokens, num_ids, name)
-    one = "; put a single text into a batch, tokens[None]" if ids.ndim == 1 and ids.size else ""
-    require(
-        ids.ndim == 2 and ids.size > 0,
-        f"{name} must be [batch, length] with at least one text of one token, not {list(ids.shape)}{one}.",
-    )
+    check_rows(ids.shape, name)
     return ids
+
+
+def check_rows(shape: tuple[int, ...], name: str = "tokens") -> None:
+    """Checks that a shape is that of a batch of texts, `[B, L]`, none of them empty.
+
+    Args:
+      shape: of the tokens.
+      name: what errors call them.
+
+    Raises:
+      ConfigError: another shape, no text, or texts without tokens.
+    """
+    one = "; put a single text into a batch, tokens[None]" if len(shape) == 1 and shape[0] else ""
+    require(
+        len(shape) == 2 and min(shape) > 0,
+        f"{name} must be [batch, length] with at least one text of one token, not {list(shape)}{one}.",
+    )

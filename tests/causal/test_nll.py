@@ -79,8 +79,9 @@ def test_the_loss_to_train_on_is_the_sum(judge):
     assert float(total) == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.parametrize("score", [causal_nll, causal_loss])
 @pytest.mark.parametrize("bos_id", [-1, 4])
-def test_a_beginning_that_is_no_token_is_refused(judge, bos_id):
+def test_a_beginning_that_is_no_token_is_refused(judge, bos_id, score):
     """An index beyond the embedding would be silently clipped: the first token would follow another one."""
     with pytest.raises(ConfigError, match=r"bos_id must lie in \[0, 4\)"):
-        causal_nll(*judge, np.zeros((1, 3), np.int32), bos_id)
+        score(*judge, np.zeros((1, 3), np.int32), bos_id)

@@ -83,3 +83,8 @@ def test_means_are_over_what_counts():
 def test_single_texts_are_not_wrapped():
     with pytest.raises(ConfigError, match="wrap=True"):
         dataclasses.replace(Sequences("padded"), wrap=True)
+
+
+def test_a_text_without_a_batch_is_refused():
+    with pytest.raises(ConfigError, match=r"tokens must be \[batch, length\], not \[3\]"):
+        arrange(jnp.zeros(3, jnp.int32), Sequences("padded"))

@@ -8,13 +8,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sdtt_jax.causal.nll import causal_nll
+from sdtt_jax.causal.nll import causal_loss, causal_nll
 from sdtt_jax.causal.sampler import generate
+from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.estimators import BoundConfig
 from sdtt_jax.diffusion.nelbo import denoising_terms, nelbo
-from sdtt_jax.diffusion.sampler import SamplerConfig, sample
-from sdtt_jax.distillation.loss import distillation_terms
+from sdtt_jax.diffusion.sampler import SamplerConfig, prior_sample, sample
+from sdtt_jax.distillation.alpha import AlphaConfig, alpha_terms
+from sdtt_jax.distillation.coupled import CoupledDistillConfig, coupled_terms
+from sdtt_jax.distillation.idlm import IdlmConfig, idlm_terms
+from sdtt_jax.distillation.loss import distillation_terms, divergence_terms
+from sdtt_jax.distillation.mixture import MixtureConfig, mixture_terms
+from sdtt_jax.distillation.mmd import MmdConfig, mmd_terms
 from sdtt_jax.distillation.rounds import DistillConfig
+from sdtt_jax.distillation.targets import teacher_targets
+from sdtt_jax.distillation.trajectories import Trajectories, hindsight_noise
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.evaluation.cloze import causal_scores, greedy_hits, suffix_bounds
 from sdtt_jax.evaluation.continuations import Continuation, RowLayout
@@ -23,7 +31,19 @@ from sdtt_jax.evaluation.likelihood import text_bounds
 from sdtt_jax.evaluation.mauve import text_features
 from sdtt_jax.model.batches import join
 from sdtt_jax.networks import CausalConfig, CausalNetwork
-from tests.worlds import MASK, VOCAB, TableDenoiser, as_causal, as_model, noisy_params, random_table
+from sdtt_jax.networks.config import CoupledConfig, NoiseConfig
+from sdtt_jax.networks.coupled import CoupledDenoiser
+from sdtt_jax.objectives import judge_loss
+from tests.worlds import (
+    MASK,
+    VOCAB,
+    TableDenoiser,
+    as_causal,
+    as_model,
+    noisy_params,
+    random_table,
+    tiny_network,
+)
 
 KEY, STEPS, ONE = jax.random.key(0), SamplerConfig(2), BoundConfig()
 MODEL = as_model(TableDenoiser(), random_table(1))
@@ -56,6 +76,30 @@ CLEAN = {
     "generate": lambda x: generate(NETWORK, judge().params, KEY, prompt=x, num_tokens=2),
     "continued": lambda x: join([write() for write in judge().batches(KEY, x, 2)]).tokens,
 }
+# Losses to train on, which refuse before they draw or compute anything, and need no parameters for that.
+TEACHER, MIXTURE = MODEL.diffusion, NoiseConfig("latent", num_values=2)
+LATENT = MaskedDiffusion(
+    CoupledDenoiser(CoupledConfig.of(tiny_network().config, MIXTURE)), TEACHER.schedule
+)
+LOSSES = {
+    "alpha": lambda x: alpha_terms(TEACHER, {}, x, KEY, AlphaConfig()),
+    "idlm": lambda x: idlm_terms(TEACHER, {}, {}, x, KEY, IdlmConfig()),
+    "mmd": lambda x: mmd_terms(TEACHER, {}, {}, None, x, KEY, MmdConfig()),
+    "mixture": lambda x: mixture_terms(LATENT, {}, TEACHER, {}, x, KEY, MixtureConfig()),
+    "coupled": lambda x: coupled_terms(
+        LATENT, {}, Trajectories(None, x), KEY, CoupledDistillConfig()
+    ),
+    "hindsight": lambda x: hindsight_noise(TEACHER, {}, None, x, STEPS),
+    "judge": lambda x: judge_loss(NETWORK, 0, every=2)({}, {}, x, KEY),
+    "causal_loss": lambda x: causal_loss(NETWORK, {}, x, 0),
+}
+# Functions of noisy texts that refuse in the same way.
+STATES = {
+    "targets": lambda x: teacher_targets(
+        TEACHER, {}, KEY[None], x, np.ones(2), 0.5, DistillConfig()
+    ),
+    "divergence": lambda x: divergence_terms(TEACHER, {}, {}, x, None, None, "mse"),
+}
 ON_THE_HOST = ("batches", "bounds", "continued")
 # Functions that leave it to their callers to compile them.
 UNCOMPILED = ("sample", "nelbo", "denoising_terms", "distillation_terms", "causal_nll")
@@ -78,22 +122,22 @@ def _items(rows):
     return [Continuation(row[:1], row[1:]) for row in np.asarray(rows)]
 
 
-@pytest.mark.parametrize("name", NOISY | CLEAN | RAGGED)
+@pytest.mark.parametrize("name", NOISY | CLEAN | RAGGED | LOSSES | STATES)
 @pytest.mark.parametrize("wrong", [-1, MASK + 1, 30_522, 2**31, 2**32, 2**40])
 def test_an_id_that_does_not_exist_is_refused(name, wrong):
     """2^32 and 2^40 would become 0 in 32 bits."""
     rows = np.array([[0, 1, 2], [0, wrong, 2]])
     with pytest.raises(ConfigError, match=f"there is no token {wrong}; ids are 0 … "):
-        (NOISY | CLEAN | RAGGED)[name](rows)
+        (NOISY | CLEAN | RAGGED | LOSSES | STATES)[name](rows)
 
 
-@pytest.mark.parametrize("name", CLEAN | RAGGED)
+@pytest.mark.parametrize("name", CLEAN | RAGGED | LOSSES)
 def test_mask_stands_in_no_text(name):
     with pytest.raises(ConfigError, match=f"there is no token {MASK}; ids are 0 … {VOCAB - 1}"):
-        (CLEAN | RAGGED)[name](np.array([[0, MASK, 2]]))
+        (CLEAN | RAGGED | LOSSES)[name](np.array([[0, MASK, 2]]))
 
 
-@pytest.mark.parametrize("name", NOISY | CLEAN)
+@pytest.mark.parametrize("name", NOISY | CLEAN | LOSSES | STATES)
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
@@ -115,7 +159,18 @@ def test_mask_stands_in_no_text(name):
 )
 def test_another_shape_or_kind_is_refused(name, rows, message):
     with pytest.raises(ConfigError, match=message):
-        (NOISY | CLEAN)[name](rows)
+        (NOISY | CLEAN | LOSSES | STATES)[name](rows)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [([[1.9, 0, 0]], "whole numbers"), ([[MASK + 1, 0, 0]], f"there is no token {MASK + 1}")],
+)
+def test_what_a_text_is_to_keep_are_tokens(given, message):
+    with pytest.raises(ConfigError, match=message):
+        prior_sample(1, 3, MASK, given, [[True, False, False]])
+    # What does not stay may be anything.
+    assert prior_sample(1, 3, MASK, [[0, 99, -1]], [[1, 0, 0]]).tolist() == [[0, MASK, MASK]]
 
 
 ROWS = np.array([[0, 1, 2], [2, 1, 0]], np.int32)
