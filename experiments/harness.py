@@ -47,12 +47,12 @@ def _table(results: dict[str, Any]) -> Table:
             metric, _, kind = name.partition(",")
             if isinstance(value, float) and not metric.endswith("_stderr"):
                 error = values.get(f"{metric}_stderr,{kind}")
-                shown = f"{error:.4f}" if isinstance(error, float) else ""
-                rows.append((task, metric, f"{value:.4f}", shown))
+                after = f"{error:.4f}" if isinstance(error, float) else ""
+                rows.append((task, metric, f"{value:.4f}", after))
     columns = ("task", "metric", "value", "standard error")
-    if not any(row[-1] for row in rows):
-        columns, rows = columns[:-1], [row[:-1] for row in rows]
-    return rich_table(columns, rows, right=columns[2:])
+    # Without any error, its column is left out.
+    shown = columns if any(row[-1] for row in rows) else columns[:-1]
+    return rich_table(shown, [row[: len(shown)] for row in rows], right=shown[2:])
 
 
 def main(argv: Sequence[str]) -> None:

@@ -96,9 +96,9 @@ def teacher_targets(
       (3, 2, 8, 16)
     """
     instance(DistillConfig, config=config)
-    dtype, ndim = getattr(keys, "dtype", None), getattr(keys, "ndim", None)
+    typed = hasattr(keys, "dtype") and jnp.issubdtype(keys.dtype, jax.dtypes.prng_key)
     require(
-        ndim is not None and ndim == (1 if jnp.issubdtype(dtype, jax.dtypes.prng_key) else 2),
+        getattr(keys, "ndim", None) == (1 if typed else 2),
         "keys must be an array of keys, one for each trajectory; pass keys[None] for one.",
     )
     start = first_call(diffusion, params, x_t, t, dt, config)

@@ -156,4 +156,4 @@ def test_a_student_that_sees_no_noise_and_a_wrong_field_are_refused():
     with pytest.raises(ConfigError, match="teacher_temperature"):
         CoupledIdlmConfig(teacher_temperature=-1.0)
     with pytest.raises(ConfigError, match=r"at least one text of one token, not \[0, 3\]"):
-        coupled_idlm_terms(DIFFUSION, DIFFUSION, PARAMS, TEACHER, (0, 3), KEY, CONFIG)
+        coupled_idlm_terms(DIFFUSION, DIFFUSION, params_of_both(), TEACHER, (0, 3), KEY, CONFIG)

@@ -127,11 +127,11 @@ def test_texts_with_nothing_to_score_are_named_counted_and_left_out(measure, tmp
 def test_what_the_vocabulary_cannot_spell_is_counted_and_said(measure, tmp_path):
     """A run of unknown characters is one token: of six and four read ones, two are no text."""
     path = lines(tmp_path / "part.jsonl", {"text": "a fox日本日"}, {"text": "fox語"})
-    items, said = measure(given.suite, JUDGE, texts=path)
+    items, said = measure(given.suite, judge(), texts=path)
     assert items["judge/texts"]["unknown_tokens"] == 2
     assert "texts: 2 of 10 tokens (20.00%) stand for text that the vocabulary lacks" in said
     path = lines(tmp_path / "text.jsonl", {"text": "a fox日本日a fox日本"})
-    items, said = measure(likelihood.suite, JUDGE, held_out=path)
+    items, said = measure(likelihood.suite, judge(), held_out=path)
     assert items["likelihood/autoregressive"]["unknown_tokens"] == 2
     assert "held-out text: 2 of 12 tokens (16.67%)" in said
 

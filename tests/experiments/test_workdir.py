@@ -193,30 +193,30 @@ def test_what_too_little_memory_asks_for_may_change(tmp_path, fields, done):
 
 def test_where_a_coupled_student_is_measured_may_change_until_it_is_measured(tmp_path):
     """A run with no calls trained, failed as it was measured, and could not be given calls."""
-    workdir = claim(tmp_path, CONFIG)
+    workdir = claim_workdir(tmp_path, CONFIG)
     (final(workdir.round(1, "coupled"))).mkdir(parents=True)
     none = to_mapping(CONFIG)
     none["coupled"]["calls"] = []  # which no config may have any more
     write_json(workdir.config, {"config": none})
     second = changed(CONFIG, coupled={"calls": (1, 2)})
-    claim(tmp_path, second)
+    claim_workdir(tmp_path, second)
     assert stored(workdir) == to_mapping(second)
     with pytest.raises(ConfigError, match=r"coupled\.train\.num_steps: "):
-        claim(tmp_path, changed(second, coupled=STEPS))
+        claim_workdir(tmp_path, changed(second, coupled=STEPS))
     write_json(workdir.results, {})
     with pytest.raises(ConfigError, match=r"coupled\.calls: "):
-        claim(tmp_path, CONFIG)
+        claim_workdir(tmp_path, CONFIG)
 
 
 def test_a_run_with_a_setting_that_changed_nothing_goes_on_without_it(tmp_path):
     """No config may have it any more, so the run's own command, with it or without, would be refused."""
-    workdir = claim(tmp_path, CONFIG)
+    workdir = claim_workdir(tmp_path, CONFIG)
     final(workdir.round(1)).mkdir(parents=True)
     old = to_mapping(CONFIG)
     assert old["distill"]["train"]["optimizer"]["name"] == "adam"
     old["distill"]["train"]["optimizer"]["momentum"] = 0.5
     write_json(workdir.config, {"config": old})
-    claim(tmp_path, CONFIG)
+    claim_workdir(tmp_path, CONFIG)
     assert stored(workdir) == to_mapping(CONFIG)
 
 

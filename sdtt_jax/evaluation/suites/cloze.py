@@ -73,7 +73,7 @@ def _item(
                 progress=lambda done, _: progress.update(done, {}),
             )
         kind = "diffusion" if how == "bound" else "autoregressive"
-        facts = {"kind": kind, "task": settings.task, "source": settings.task_file}
+        facts: Json = {"kind": kind, "task": settings.task, "source": settings.task_file}
         facts |= {"contexts_cut": cut, "unknown_tokens": unknown_tokens(model.tokenizer, parts)}
         return facts | {"num_texts": len(task)} | _measures(choices, found, settings)
 
