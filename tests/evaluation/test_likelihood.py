@@ -180,7 +180,7 @@ def test_texts_of_any_lengths_weigh_as_much_as_they_have_tokens(monkeypatch, tmp
         params["head"]["linear"]["bias"][:4] = log_p
         return params
 
-    tokenizer = types.SimpleNamespace(bos_id=0, eos_id=1, digest="", normalize="none")
+    tokenizer = types.SimpleNamespace(bos_id=0, eos_id=1, unk_id=None, digest="", normalize="none")
     made = (as_model, as_causal)
     model, causal = (
         dataclasses.replace(
