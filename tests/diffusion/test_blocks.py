@@ -299,3 +299,32 @@ def test_what_cannot_be_written_in_blocks_is_named(mode, steps, fields, said):
     diffusion = MaskedDiffusion(network, make_schedule())
     with pytest.raises(ConfigError, match=said):
         sample(diffusion, PARAMS(), KEY, X_INIT, SamplerConfig(steps, mode=mode))
+
+
+class Foreign:
+    """A user's network: nothing but the names of `DenoiserLike`."""
+
+    mask_id, padded_vocab = VOCAB, VOCAB + 1
+
+    def hidden(self, params, tokens, sigma=None):
+        del sigma
+        return params[tokens]
+
+    def head_params(self, params):
+        del params
+        return ()
+
+    def logits(self, params, hidden):
+        del params
+        return hidden
+
+
+def test_a_users_own_network_writes_blocks_without_a_cache():
+    """Which is what the error about a cache advises."""
+    diffusion, table = MaskedDiffusion(Foreign(), make_schedule()), np.eye(VOCAB + 1)
+    with pytest.raises(ConfigError, match="take cache=none"):
+        sample(diffusion, table, KEY, X_INIT, SamplerConfig(6, mode="blocks:length=4"))
+    config = SamplerConfig(6, mode="blocks:length=4,cache=none")
+    write = functools.partial(sample, diffusion, config=config)
+    state, _ = jax.eval_shape(lambda table: write(table, key=KEY, x_init=X_INIT), table)
+    assert state.x.shape == X_INIT.shape

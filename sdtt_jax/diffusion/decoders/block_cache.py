@@ -86,6 +86,10 @@ def block_states(
       scene, now, start, size: as for `remember`.
       first: `[]` bool, whether this is the block's first call.
     """
+    if cache == "none":
+        # The only cache for a network of which no more is known than the names of `DenoiserLike`.
+        hidden = scene.diffusion.hidden(scene.params, now.x, now.sigma(scene))
+        return jax.lax.dynamic_slice_in_dim(hidden, start, size, axis=1), None
     network: Any = scene.diffusion.denoiser
     length, shift = now.x.shape[1], getattr(network.config, "shift", False)
     # The positions that are computed: the block, and the one before it if there is one and it is needed.
@@ -102,9 +106,6 @@ def block_states(
             return hidden
         return jnp.where(start > 0, hidden[:, :size], predicted_before(hidden, None)[:, :size])
 
-    if cache == "none":
-        hidden = scene.diffusion.hidden(scene.params, now.x, now.sigma(scene))
-        return cut(hidden, start, size), None
     everything = jnp.ones((width, width), bool)
     if cache == "prefix":
         row, column = jnp.indices((width, width))

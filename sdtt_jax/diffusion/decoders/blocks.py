@@ -98,8 +98,9 @@ def check_blocks(options: Blocks, network: Any, num_steps: int, length: int) -> 
     )
     if options.cache == "none":
         return
-    unfit = ("time_conditioned", "causal")
-    fit = hasattr(network, "decode") and not any(getattr(network.config, f, False) for f in unfit)
+    unfit, config = ("time_conditioned", "causal"), getattr(network, "config", None)
+    cached = config is not None and hasattr(network, "decode")
+    fit = cached and not any(getattr(config, f, False) for f in unfit)
     require(
         fit and getattr(network, "noise_kind", None) is None,
         f"mode=blocks:cache={options.cache} needs a network with a cache that attends in both directions "
