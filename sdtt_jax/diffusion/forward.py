@@ -59,7 +59,7 @@ def mask_tokens(
     """
     masked = uniform < move_chance[:, None]
     if free is not None:
-        masked &= free
+        masked &= jnp.asarray(free, bool)
     return jnp.where(masked, mask_id, x0).astype(jnp.int32)
 
 
@@ -84,7 +84,7 @@ def q_xt(
 
     Raises:
       ConfigError: `x0` does not hold ids (but floats, for example), or holds ids that do not exist; or
-        `move_chance` is not one probability for each text.
+        `move_chance` is not one probability for each text, or `free` has another shape.
 
     Examples:
       >>> q_xt(jax.random.key(0), jnp.array([[1, 2], [3, 4]]), jnp.array([0.0, 1.0]), mask_id=9)
@@ -93,6 +93,8 @@ def q_xt(
     """
     x0 = jnp.asarray(as_rows(x0, mask_id + 1, "x0"))
     check_numbers("[0, 1]", x0.shape[:1], move_chance=move_chance)
+    shape = x0.shape if free is None else jnp.shape(free)
+    require(shape == x0.shape, f"free must be {list(x0.shape)} like x0, not {list(shape)}.")
     uniform = jax.random.uniform(key, x0.shape, jnp.float32)
     return mask_tokens(x0, uniform, jnp.asarray(move_chance), mask_id, free)
 

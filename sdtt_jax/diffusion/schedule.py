@@ -234,7 +234,7 @@ def _linear(config: ScheduleConfig) -> Schedule:
     return Schedule(
         config,
         sigma=lambda t: low + t * (high - low),
-        dsigma=lambda t: jnp.full_like(t, high - low),
+        dsigma=lambda t: jnp.full_like(t, high - low, dtype=jnp.result_type(t, float)),
         importance_t=importance_t if config.can_flatten else None,
     )
 

@@ -18,7 +18,7 @@ ON_HOST = 2**22
 
 
 def digest(x: jax.Array) -> Digest:
-    """Digest of the bits of an array of any dtype, PRNG keys included.
+    """Digest of the bits of an array of bool, integers or floats of 8 to 64 bits, or of PRNG keys.
 
     Returns:
       `(one, two, bad)`: the two halves of the digest, and whether an element is NaN or infinite.
@@ -71,7 +71,7 @@ def digest_on_host(
     """`digest` of an array in memory, with NumPy: nothing is compiled.
 
     Args:
-      x: any array except PRNG keys.
+      x: an array as `digest` takes it, in this machine's order of bytes; no PRNG keys.
       index: where `x` lies in an array of `shape`, if it is a piece of one; the pieces' digests add up to the
         digest of the whole.
       shape: the shape of the whole.

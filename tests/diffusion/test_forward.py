@@ -61,6 +61,16 @@ def test_what_is_no_token_is_not_masked(x0):
         q_xt(jax.random.key(0), np.array(x0), np.array([0.5], np.float32), MASK_ID)
 
 
+@pytest.mark.parametrize("free", [[[True, False]], [[2, 0]], [[0.5, 0.0]]])
+def test_what_is_not_free_is_not_masked_whatever_kind_the_marks_are(free):
+    """Ones, twos and floats mark a position as True does."""
+    x0, always = np.array([[1, 2]]), np.ones(1, np.float32)
+    x_t = q_xt(jax.random.key(0), x0, always, MASK_ID, np.array(free))
+    np.testing.assert_array_equal(x_t, [[MASK_ID, 2]])
+    with pytest.raises(ConfigError, match=r"free must be \[1, 2\] like x0, not \[1, 1, 2\]"):
+        q_xt(jax.random.key(0), x0, always, MASK_ID, np.array([free]))
+
+
 def test_share_of_masked_tokens_is_the_move_chance():
     """n = 100,000 per row, standard error at most 1.6e-3; bound 4.5 of it; seed 2."""
     chance = np.array([0.02, 0.5, 0.9], np.float32)

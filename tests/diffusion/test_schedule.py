@@ -35,6 +35,8 @@ def test_dsigma_is_the_derivative_of_sigma(config):
     schedule = make_schedule(config)
     slope = jax.jit(jax.vmap(jax.grad(schedule.sigma)))(INSIDE)
     np.testing.assert_allclose(jax.jit(schedule.dsigma)(INSIDE), slope, rtol=1e-4)
+    # A time may be a whole number, its rate is none.
+    assert jax.eval_shape(schedule.dsigma, 1).dtype == jnp.float32
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=IDS)
