@@ -5,7 +5,9 @@ columns count, MASK included; the rest is padding. It returns `[...]`, for the t
 
 Everything is computed from log-probabilities in float32 (or the dtype given, if wider). SUBS keeps impossible
 entries at a finite -1e6, so that 0 * log 0 is 0 here in values and in gradients. Padding has no probability,
-so only `mse` and `log-l1`, which compare the log-probabilities themselves, need to know about it.
+so only `mse` and `log-l1`, which compare the log-probabilities themselves, need to know about it. As in the
+reference code, these two also compare the entry of MASK: where the logits that the networks give to MASK
+differ, so do they, and by a part of the loss that says nothing about tokens.
 """
 
 from collections.abc import Callable

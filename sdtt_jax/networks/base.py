@@ -84,7 +84,8 @@ def abstract_params(network: Network) -> Params:
 class AdaptedDenoiser(Network):
     """A denoiser with a causal network's parameters; with `shift` it also predicts the next token.
 
-    Its logits have a column for MASK too, which means nothing: losses and samplers leave it out (SUBS).
+    Its logits have a column for MASK too, which means nothing: losses and samplers leave it out (SUBS),
+    except the divergences "mse" and "log-l1", which compare it as the reference code does.
     """
 
     config: Any

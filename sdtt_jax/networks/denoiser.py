@@ -27,7 +27,8 @@ TIME_BASE = 10_000.0
 class Denoiser(Network):
     """A denoiser as pure functions of its parameters (plain nested dicts): a DiT (arXiv 2212.09748).
 
-    Its logits have a column for MASK too, which means nothing: losses and samplers leave it out (SUBS).
+    Its logits have a column for MASK too, which means nothing: losses and samplers leave it out (SUBS),
+    except the divergences "mse" and "log-l1", which compare it as the reference code does.
 
     Attributes:
       config: sizes; vocabulary and length must be set.
