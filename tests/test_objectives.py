@@ -1,23 +1,30 @@
 """The losses that stages train with. Oracles: the bound, the causal cross-entropy, the distillation terms."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 
 from sdtt_jax.causal.nll import causal_nll
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.nelbo import NelboConfig, denoising_terms, nelbo
 from sdtt_jax.diffusion.schedule import make_schedule
+from sdtt_jax.distillation.alpha import AlphaConfig
 from sdtt_jax.distillation.loss import distillation_terms
 from sdtt_jax.distillation.rounds import DistillConfig
 from sdtt_jax.errors import ConfigError
+from sdtt_jax.networks.base import abstract_params
 from sdtt_jax.networks.causal import CausalNetwork
 from sdtt_jax.networks.config import CausalConfig
-from sdtt_jax.objectives import distill_loss, judge_loss, teacher_loss
+from sdtt_jax.networks.denoiser import Denoiser
+from sdtt_jax.objectives import alpha_loss, distill_loss, judge_loss, teacher_loss
 from sdtt_jax.ops.sequences import Sequences
+from sdtt_jax.parallel.placement import unbox
 from sdtt_jax.training.step import _mean_gradient
-from tests.worlds import LENGTH, VOCAB, TableDenoiser, noisy_params, random_table
+from tests.worlds import LENGTH, VOCAB, TableDenoiser, noisy_params, random_table, tiny_network
 
 WORLD, TABLE = MaskedDiffusion(TableDenoiser(), make_schedule()), random_table(0)
 X0, KEY = np.tile(np.int32([[2, 0, 1], [1, 1, 0]]), (8, 1)), jax.random.key(0)
@@ -57,6 +64,25 @@ def test_the_judges_loss_is_the_cross_entropy_per_token(every):
 
     found, expected = both(noisy_params(network, 1))
     assert float(found.total / found.weight) == pytest.approx(float(expected), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "loss_of",
+    [lambda model: teacher_loss(model, EVEN), lambda model: alpha_loss(model, AlphaConfig())],
+)
+def test_a_gradient_may_be_taken_of_a_loss_within_shard_map(loss_of):
+    """Oracle: JAX's own check (check_vma, its default) that what devices share has one gradient for all."""
+    sizes = tiny_network(time_conditioned=True).config
+    network = Denoiser(dataclasses.replace(sizes, num_layers=1, compute_dtype="bf16_bf16_f32"))
+    loss, params = loss_of(MaskedDiffusion(network, make_schedule())), abstract_params(network)
+    mesh = jax.sharding.AbstractMesh((2,), ("data",))
+    shared, split = PartitionSpec(), PartitionSpec("data")
+
+    def total(params, x0):
+        return jax.lax.psum(loss(params, {}, x0, KEY).total, "data")
+
+    sharded = jax.shard_map(total, mesh=mesh, in_specs=(shared, split), out_specs=shared)
+    assert jax.eval_shape(jax.grad(sharded), unbox(params), X0) == unbox(params)
 
 
 def test_the_rounds_loss_reads_teacher_and_step_from_the_context():

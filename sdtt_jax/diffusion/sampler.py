@@ -31,6 +31,7 @@ from sdtt_jax.diffusion.guidance import check_guided, guided
 from sdtt_jax.ops.categorical import Filters
 from sdtt_jax.ops.noise import Noise, draw_noise
 from sdtt_jax.ops.tokens import as_ids, as_rows
+from sdtt_jax.parallel.mesh import vary_alike
 from sdtt_jax.typing import Key, Params, PerSequence, Positions, Tokens, Tree
 
 TIME_GRIDS = ("uniform", "cosine")
@@ -158,7 +159,7 @@ def sample(
     x_init = jnp.asarray(as_rows(x_init, diffusion.mask_id + 1, "x_init"))
     state = first_state(diffusion, params, x_init, config, helper)
     plan = plan_generation(diffusion, key, x_init, config, noise)
-    plan = with_prepared_noise(diffusion, params, plan)
+    state, plan = vary_alike(state, with_prepared_noise(diffusion, params, plan))
 
     def body(state: SamplerState, index: jax.Array) -> tuple[SamplerState, jax.Array | None]:
         state = take_step(diffusion, params, plan, state, index, config, helper)
@@ -169,8 +170,7 @@ def sample(
         states = None
     else:
         state, states = jax.lax.scan(body, state, jnp.arange(config.num_steps + 1))
-    if states is not None:
-        states = jnp.concatenate([x_init[None], states])
+        states = None if states is None else jnp.concatenate([x_init[None], states])
     # The memory of a decoder, such as keys and values, is no longer needed.
     return SamplerState(state.x, state.nfe), states
 
@@ -263,9 +263,8 @@ def plan_generation(
     masked, key_plan = x_init == diffusion.mask_id, jax.random.fold_in(key, config.num_steps)
     if noise is None and diffusion.noise_kind is not None:
         noise = draw_noise(key_plan, x_init.shape, diffusion.mask_id, diffusion.noise_kind)
-    share = (
-        jax.random.uniform(key_plan, x_init.shape, jnp.float32) if noise is None else noise.order
-    )
+    fresh = functools.partial(jax.random.uniform, key_plan, x_init.shape, jnp.float32)
+    share = fresh() if noise is None else noise.order
     decoder, options = parse_mode(config.mode)
     call, sigmas = decoder.plan(options, share, masked, diffusion.schedule, time_grid(config))
     return Plan(key, jnp.where(masked, call, config.num_steps + 1), sigmas, noise)

@@ -13,6 +13,7 @@ from sdtt_jax.diffusion.denoiser import DenoiserLike, MaskedDiffusion
 from sdtt_jax.diffusion.forward import mask_tokens, sample_t, token_nll
 from sdtt_jax.ops.head_loss import selected_losses, weighted_loss
 from sdtt_jax.ops.tokens import as_rows
+from sdtt_jax.parallel.mesh import vary_alike
 from sdtt_jax.typing import Hidden, Key, Params, PerSequence, PerToken, Positions, Tokens
 
 
@@ -56,7 +57,6 @@ def draw_block(diffusion: MaskedDiffusion, x0: Tokens, key: Key, num_calls: int)
     return Block(x_t, schedule.sigma(t), revealed)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def token_log_probs(
     denoiser: DenoiserLike, head: Params, hidden: Hidden, selected: Positions, tokens: Tokens
 ) -> PerToken:
@@ -75,6 +75,13 @@ def token_log_probs(
     Returns:
       `[batch, length]` float32, nats.
     """
+    return _token_log_probs(denoiser, *vary_alike(head, hidden, selected, tokens))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _token_log_probs(
+    denoiser: DenoiserLike, head: Params, hidden: Hidden, selected: Positions, tokens: Tokens
+) -> PerToken:
     nll = functools.partial(token_nll, denoiser.mask_id)
     return -selected_losses(denoiser.logits, nll, head, hidden, selected, tokens)
 
@@ -83,7 +90,7 @@ def _forward(
     denoiser: DenoiserLike, head: Params, hidden: Hidden, selected: Positions, tokens: Tokens
 ) -> tuple[PerToken, tuple]:
     saved = (head, hidden, selected, tokens)
-    return token_log_probs(denoiser, *saved), saved
+    return _token_log_probs(denoiser, *saved), saved
 
 
 def _backward(denoiser: DenoiserLike, saved: tuple, cotangent: PerToken) -> tuple:
@@ -97,4 +104,4 @@ def _backward(denoiser: DenoiserLike, saved: tuple, cotangent: PerToken) -> tupl
     return *jax.grad(total, argnums=(0, 1))(head, hidden), None, None
 
 
-token_log_probs.defvjp(_forward, _backward)
+_token_log_probs.defvjp(_forward, _backward)

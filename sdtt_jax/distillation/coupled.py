@@ -225,7 +225,7 @@ def coupled_terms(
     targets = jax.lax.stop_gradient(
         teacher.diffusion.hidden(teacher.params, x_s, states.sigma_s, trajectories.noise)
     )
-    weights = config.soft_weight * (x_s == diffusion.mask_id)
+    weights = jnp.where(x_s == diffusion.mask_id, jnp.float32(config.soft_weight), 0.0)
     soft, _ = weighted_loss(
         denoiser.logits,
         functools.partial(_divergence, teacher.diffusion.denoiser),

@@ -124,7 +124,7 @@ def inverse_terms(
     sigma = schedule.sigma(t)
     x_again = q_xt(key_mask, drawn, schedule.move_chance(t), diffusion.mask_id, diffusion.free)
     masked = x_again == diffusion.mask_id
-    weights = masked * nelbo_weight(schedule, t)[:, None]
+    weights = jnp.where(masked, nelbo_weight(schedule, t)[:, None], 0.0)
     seen_by_fake = diffusion.hidden(params[FAKE], x_again, sigma)
     seen_by_teacher = diffusion.hidden(teacher, x_again, sigma)
     total, _ = weighted_loss(
@@ -132,7 +132,7 @@ def inverse_terms(
         functools.partial(_student_loss, denoiser, config.teacher_temperature),
         student.denoiser.head_params(params[STUDENT]),
         hidden,
-        weights * asked,
+        jnp.where(asked, weights, 0.0),
         (jax.lax.stop_gradient(seen_by_fake), seen_by_teacher),
         (denoiser.head_params(still[FAKE]), denoiser.head_params(teacher)),
     )

@@ -19,6 +19,7 @@ from sdtt_jax.keys import check_batched, seed_key
 from sdtt_jax.ops.noise import FULL, Noise, draw_noise, mask_of, noise_given, num_values
 from sdtt_jax.ops.rows import MAX_ENTRIES
 from sdtt_jax.ops.tokens import as_rows
+from sdtt_jax.parallel.mesh import vary_alike
 from sdtt_jax.typing import Hidden, Keys, Params, Tokens
 
 
@@ -118,7 +119,7 @@ def hindsight_noise(
     denoiser = teacher.denoiser
     tokens = jnp.asarray(as_rows(tokens, teacher.mask_id))
     batch, length = tokens.shape
-    x_init = prior_sample(batch, length, teacher.mask_id)
+    x_init, noise = vary_alike(prior_sample(batch, length, teacher.mask_id), noise)
     plan = plan_generation(teacher, seed_key(0), x_init, config, noise)
 
     def call(index: jax.Array, seen: Hidden) -> Hidden:

@@ -124,7 +124,8 @@ class CoupledDiT(DiT):
     ) -> jax.Array:
         masked = tokens == self.config.mask_id
         features = self.noise(noise, masked)
-        return self.from_embedded(self.embed(tokens) + masked[..., None] * features, sigma)
+        shown = jnp.where(masked[..., None], features, 0.0)
+        return self.from_embedded(self.embed(tokens) + shown, sigma)
 
     def shown(self, noise: Noise) -> ShownNoise:
         return self.noise.shown(noise)

@@ -9,13 +9,12 @@ import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
 from jax.typing import DTypeLike
 
-from sdtt_jax.parallel.mesh import free_axes
+from sdtt_jax.parallel.mesh import free_axes, vary_alike
 
 # From this many columns on, the gradient of a bias is a matrix product.
 WIDE = 8192
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def widened_product(rows: jax.Array, kernel: jax.Array, products: DTypeLike) -> jax.Array:
     """`rows @ kernel`, both rounded to `products`, added up and returned in float32.
 
@@ -28,6 +27,11 @@ def widened_product(rows: jax.Array, kernel: jax.Array, products: DTypeLike) -> 
       kernel: `[in, …]`, say float32.
       products: a dtype, say bfloat16.
     """
+    return _widened_product(*vary_alike(rows, kernel), products)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _widened_product(rows: jax.Array, kernel: jax.Array, products: DTypeLike) -> jax.Array:
     return _widened_forward(rows, kernel, products)[0]
 
 
@@ -87,10 +91,9 @@ def _widened(
     return jax.lax.dot_general(left, right, axes, preferred_element_type=jnp.float32)
 
 
-widened_product.defvjp(_widened_forward, _widened_backward)
+_widened_product.defvjp(_widened_forward, _widened_backward)
 
 
-@jax.custom_vjp
 def biased(y: jax.Array, bias: jax.Array) -> jax.Array:
     """`y + bias`, with a gradient that is fast for rows as wide as a vocabulary.
 
@@ -98,11 +101,16 @@ def biased(y: jax.Array, bias: jax.Array) -> jax.Array:
       y: `[..., out]`.
       bias: `[out]`, of a dtype at least as wide as that of `y`.
     """
+    return _biased(*vary_alike(y, bias))
+
+
+@jax.custom_vjp
+def _biased(y: jax.Array, bias: jax.Array) -> jax.Array:
     return y + bias.astype(y.dtype)
 
 
 def _biased_forward(y: jax.Array, bias: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return biased(y, bias), bias
+    return _biased(y, bias), bias
 
 
 def _biased_backward(bias: jax.Array, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -117,10 +125,9 @@ def _biased_backward(bias: jax.Array, gradient: jax.Array) -> tuple[jax.Array, j
     return gradient, total.astype(bias.dtype)
 
 
-biased.defvjp(_biased_forward, _biased_backward)
+_biased.defvjp(_biased_forward, _biased_backward)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def looked_up(table: jax.Array, tokens: jax.Array, dtype: DTypeLike, axis: str | None) -> jax.Array:
     """`table.astype(dtype)[tokens]`, with a gradient that is summed in the dtype of the table.
 
@@ -132,6 +139,13 @@ def looked_up(table: jax.Array, tokens: jax.Array, dtype: DTypeLike, axis: str |
       dtype: dtype of the result.
       axis: the logical name of the table's first axis.
     """
+    return _looked_up(*vary_alike(table, tokens), dtype, axis)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _looked_up(
+    table: jax.Array, tokens: jax.Array, dtype: DTypeLike, axis: str | None
+) -> jax.Array:
     # Under fsdp a row is split: it is gathered here, before rows are looked up. Left alone, the compiler
     # looks up pieces of rows, and to spread those over the batch it copies all of them everywhere.
     return nn.with_logical_constraint(table.astype(dtype), (axis, None))[tokens]
@@ -140,7 +154,7 @@ def looked_up(table: jax.Array, tokens: jax.Array, dtype: DTypeLike, axis: str |
 def _looked_up_forward(
     table: jax.Array, tokens: jax.Array, dtype: DTypeLike, axis: str | None
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return looked_up(table, tokens, dtype, axis), (table, tokens)
+    return _looked_up(table, tokens, dtype, axis), (table, tokens)
 
 
 def _looked_up_backward(
@@ -152,4 +166,4 @@ def _looked_up_backward(
     return zeros.at[tokens].add(gradient.astype(table.dtype)), None
 
 
-looked_up.defvjp(_looked_up_forward, _looked_up_backward)
+_looked_up.defvjp(_looked_up_forward, _looked_up_backward)

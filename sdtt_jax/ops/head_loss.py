@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from sdtt_jax.ops.rows import Chunks, map_selected
+from sdtt_jax.parallel.mesh import vary_alike
 from sdtt_jax.typing import Hidden, PerToken, Positions, Tree
 
 ApplyHead = Callable[[Tree, jax.Array], jax.Array]
@@ -65,7 +66,6 @@ def selected_losses(
     return map_selected(losses, selected, rows, everywhere, columns, CHUNKS)[0]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def weighted_loss(
     apply_head: ApplyHead,
     loss_fn: LossFn,
@@ -90,6 +90,20 @@ def weighted_loss(
       `(total, losses)`: `[]` float32, differentiable with respect to `head` and `hidden`, and
       `[batch, length]` float32 unweighted (0 where the weight is 0), through which no gradient flows.
     """
+    arrays = vary_alike(head, hidden, weights, per_row, shared)
+    return _weighted_loss(apply_head, loss_fn, *arrays)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _weighted_loss(
+    apply_head: ApplyHead,
+    loss_fn: LossFn,
+    head: Tree,
+    hidden: Hidden,
+    weights: PerToken,
+    per_row: Tree,
+    shared: tuple[Tree, ...],
+) -> tuple[jax.Array, jax.Array]:
     losses = selected_losses(apply_head, loss_fn, head, hidden, weights != 0, per_row, shared)
     return (losses * weights).sum(), losses
 
@@ -101,7 +115,7 @@ def _forward(
     hidden: Hidden,
     weights: PerToken,
     per_row: Tree,
-    shared: tuple[Tree, ...] = (),
+    shared: tuple[Tree, ...],
 ) -> tuple[tuple[jax.Array, jax.Array], tuple[Tree, jax.Array]]:
     """The results of `weighted_loss`, and the gradients of the total with respect to head and hidden."""
 
@@ -137,7 +151,7 @@ def _backward(
     return d_head, d_hidden, None, None, None
 
 
-weighted_loss.defvjp(_forward, _backward)
+_weighted_loss.defvjp(_forward, _backward)
 
 
 def _columns(apply_head: ApplyHead, head: Tree, hidden: Hidden) -> int:

@@ -16,6 +16,7 @@ from flax.core import spmd
 from jax.sharding import PartitionSpec
 
 from sdtt_jax.config import require
+from sdtt_jax.parallel.mesh import vary_alike
 from sdtt_jax.typing import Positions, Tree
 
 Carry = TypeVar("Carry")
@@ -91,7 +92,8 @@ def map_selected(
             values = jax.tree.map(lambda x, y: x.at[index].set(y, mode="drop"), values, new)
             return values, jax.tree.map(jnp.add, sums, more)
 
-        carry = fill, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), sums)
+        sums = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), sums)
+        carry, selected, per_row, shared = vary_alike((fill, sums), selected, per_row, shared)
         size = chunk_size(len(selected), columns, chunks.parts)
         with jax.named_scope(chunks.scope):
             values, sums = fold_selected(selected, size, body, carry)

@@ -141,6 +141,25 @@ def free_axes() -> dict[str, int]:
     return {axis: size for axis, size in mesh.shape.items() if axis not in mesh.manual_axes}
 
 
+def vary_alike(*trees: Tree) -> tuple[Tree, ...]:
+    """The same arrays, all of which vary over the axes of a `jax.shard_map` over which one of them does.
+
+    Operations with a gradient of their own take their arguments so. Parameters that all devices share then
+    have a gradient of each device's rows inside, and JAX adds these up outside. Only under `check_vma=True`
+    does JAX know over which axes an array varies; anywhere else nothing changes.
+    """
+    axes = [jax.typeof(x).mat.varying for x in jax.tree.leaves(trees)]
+    every = frozenset().union(*axes)
+    if not every:
+        return trees
+
+    def cast(x: jax.Array) -> jax.Array:
+        return jax.lax.pcast(x, tuple(sorted(every - jax.typeof(x).mat.varying)), to="varying")
+
+    varied: tuple[Tree, ...] = jax.tree.map(cast, trees)
+    return varied
+
+
 def mesh_of(tree: Tree) -> Mesh:
     """The mesh that the (abstract) arrays of `tree` are placed on; every leaf has the same."""
     return jax.tree.leaves(tree)[0].sharding.mesh

@@ -148,12 +148,19 @@ def test_the_objective_is_the_mean_over_tokens_of_both():
         )
 
 
+def test_it_needs_no_numbers_of_mixed_dtypes():
+    """Oracle: JAX's own strict rules."""
+    with jax.numpy_dtype_promotion("strict"):
+        terms = (STUDENT_MODEL, DIFFUSION, params_of_both(), TEACHER, SHAPE, KEY, CONFIG)
+        assert len(jax.eval_shape(lambda: coupled_idlm_terms(*terms))) == 2
+
+
 def test_a_student_that_sees_no_noise_and_a_wrong_field_are_refused():
     with pytest.raises(ConfigError, match="needs a student that sees noise"):
         coupled_idlm_terms(DIFFUSION, DIFFUSION, params_of_both(), TEACHER, SHAPE, KEY, CONFIG)
+    with pytest.raises(ConfigError, match=r"at least one text of one token, not \[0, 3\]"):
+        coupled_idlm_terms(DIFFUSION, DIFFUSION, params_of_both(), TEACHER, (0, 3), KEY, CONFIG)
     with pytest.raises(ConfigError, match="full_share must lie in"):
         CoupledIdlmConfig(1.5)
     with pytest.raises(ConfigError, match="teacher_temperature"):
         CoupledIdlmConfig(teacher_temperature=-1.0)
-    with pytest.raises(ConfigError, match=r"at least one text of one token, not \[0, 3\]"):
-        coupled_idlm_terms(DIFFUSION, DIFFUSION, params_of_both(), TEACHER, (0, 3), KEY, CONFIG)
