@@ -10,7 +10,6 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from sdtt_jax.config import require
 from sdtt_jax.networks import layers
@@ -92,10 +91,10 @@ class CausalBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, past: LayerPast | None, shared: tuple[jax.Array, jax.Array, Any, Any]
+        self, x: jax.Array, past: LayerPast | None, shared: tuple[Any, ...]
     ) -> tuple[jax.Array, LayerPast | None]:
         c = self.config
-        cos, sin, used, segments = shared
+        cos, sin, used, segments, _ = shared
         y = layers.LayerNorm(c.embed_dim, name="norm1")(x)
         query, key, value = layers.queries_keys_values(c, y, bias=False)
         query, key = rotate(query, cos, sin), rotate(key, cos, sin)
@@ -107,7 +106,7 @@ class CausalBlock(nn.Module):
         return nn.with_logical_constraint(x, ("batch", "length", "embed")), new
 
 
-class CausalTransformer(nn.Module):
+class CausalTransformer(layers.DecoderOnly):
     """Embedding, scanned blocks, final norm, head."""
 
     config: CausalConfig
@@ -120,24 +119,8 @@ class CausalTransformer(nn.Module):
         # The kernel has a column for MASK, as in the reference; no prediction can use it.
         self.head = layers.Head(c.embed_dim, c.vocab_size, c.padded_vocab, c.numerics)
 
-    def decode(
-        self,
-        tokens: jax.Array,
-        past: LayerPast | None,
-        used: jax.Array | None,
-        segments: jax.Array | None = None,
-    ) -> tuple[jax.Array, LayerPast | None]:
-        positions = jnp.arange(tokens.shape[1]) + (0 if used is None else used)
-        rotary = rotary_tables(positions, self.config.head_dim)
-        x = nn.with_logical_constraint(self.embed(tokens), ("batch", "length", "embed"))
-        x, new = self.blocks(x, past, (*rotary, used, segments))
-        return self.final(x), new
-
-    def hidden(self, tokens: jax.Array, segments: jax.Array | None = None) -> jax.Array:
-        return self.decode(tokens, None, None, segments)[0]
+    def start(self, tokens: jax.Array, positions: jax.Array) -> tuple[jax.Array, Any]:
+        return self.embed(tokens), rotary_tables(positions, self.config.head_dim)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         return self.head(hidden)
-
-    def __call__(self, tokens: jax.Array) -> jax.Array:
-        return self.logits(self.hidden(tokens))

@@ -69,10 +69,10 @@ class GPT2Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, past: LayerPast | None, shared: tuple[Any, Any]
+        self, x: jax.Array, past: LayerPast | None, shared: tuple[Any, ...]
     ) -> tuple[jax.Array, LayerPast | None]:
         c = self.config
-        used, edges = shared
+        used, _, edges = shared
         y = _norm(c, "norm1")(x)
         query, key, value = layers.queries_keys_values(c, y, bias=True)
         new: LayerPast | None = None
@@ -89,7 +89,7 @@ class GPT2Block(nn.Module):
         return nn.with_logical_constraint(x, ("batch", "length", "embed")), new
 
 
-class GPT2(nn.Module):
+class GPT2(layers.DecoderOnly):
     """Token and position embedding, scanned blocks, final norm, tied head."""
 
     config: GPT2Config
@@ -101,18 +101,8 @@ class GPT2(nn.Module):
         self.blocks = layers.scan_blocks(GPT2Block, c)
         self.final = _norm(c)
 
-    def decode(
-        self,
-        tokens: jax.Array,
-        past: LayerPast | None,
-        used: jax.Array | None,
-        edges: jax.Array | None = None,
-    ) -> tuple[jax.Array, LayerPast | None]:
-        positions = jnp.arange(tokens.shape[1]) + (0 if used is None else used)
-        x = self.embed(tokens) + self.positions(positions)
-        x = nn.with_logical_constraint(x, ("batch", "length", "embed"))
-        x, new = self.blocks(x, past, (used, edges))
-        return self.final(x), new
+    def start(self, tokens: jax.Array, positions: jax.Array) -> tuple[jax.Array, Any]:
+        return self.embed(tokens) + self.positions(positions), ()
 
     def hidden(
         self,
@@ -130,10 +120,7 @@ class GPT2(nn.Module):
             length <= most,
             f"length={length} exceeds the {most} positions of this network; reduce it.",
         )
-        return self.decode(tokens, None, None, edges)[0]
+        return super().hidden(tokens, None, edges)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         return layers.without_padding(self.embed.attend(hidden), self.config.columns)
-
-    def __call__(self, tokens: jax.Array) -> jax.Array:
-        return self.logits(self.hidden(tokens))

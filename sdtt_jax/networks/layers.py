@@ -208,6 +208,44 @@ def scan_blocks(
     )(config)
 
 
+class DecoderOnly(nn.Module):
+    """A network that can continue what is in a cache.
+
+    A subclass has `setup`, which makes `blocks` (`scan_blocks`) and `final`, the last norm; `start(tokens,
+    positions)`, which returns what the first block reads and the rotary tables, or (); and `logits(hidden)`.
+    Each block gets `(*rotary, used, segments, edges)` as its argument `shared`.
+    """
+
+    config: Any
+
+    def decode(
+        self,
+        tokens: jax.Array,
+        past: Any,
+        used: jax.Array | int | None,
+        segments: jax.Array | None = None,
+        edges: jax.Array | None = None,
+    ) -> tuple[jax.Array, Any]:
+        """Hidden states of tokens that follow `used` others, and their keys and values for a cache."""
+        positions = jnp.arange(tokens.shape[1]) + (0 if used is None else used)
+        x, rotary = self.start(tokens, positions)
+        x = nn.with_logical_constraint(x, ("batch", "length", "embed"))
+        x, new = self.blocks(x, past, (*rotary, used, segments, edges))
+        return self.final(x), new
+
+    def hidden(
+        self,
+        tokens: jax.Array,
+        segments: jax.Array | None = None,
+        edges: jax.Array | None = None,
+    ) -> jax.Array:
+        """Hidden states of whole sequences."""
+        return self.decode(tokens, None, None, segments, edges)[0]
+
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        return self.logits(self.hidden(tokens))
+
+
 class LayerNorm(nn.Module):
     """Layer normalisation with a scale and no bias, computed in float32."""
 

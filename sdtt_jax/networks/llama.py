@@ -113,7 +113,7 @@ class LlamaBlock(nn.Module):
         self,
         x: jax.Array,
         past: LayerPast | None,
-        shared: tuple[jax.Array, jax.Array, Any, Any, Any],
+        shared: tuple[Any, ...],
     ) -> tuple[jax.Array, LayerPast | None]:
         c = self.config
         *rotary, used, segments, edges = shared
@@ -156,7 +156,7 @@ class LlamaBlock(nn.Module):
         return jnp.concatenate([turn(turned, cos, sin), rest], axis=-1)
 
 
-class Llama(nn.Module):
+class Llama(layers.DecoderOnly):
     """Embedding, scanned blocks, final norm, head."""
 
     config: LlamaConfig
@@ -169,33 +169,12 @@ class Llama(nn.Module):
         if not c.tied_head:
             self.head = layers.Head(c.embed_dim, c.columns, c.padded_vocab, c.numerics, bias=False)
 
-    def decode(
-        self,
-        tokens: jax.Array,
-        past: LayerPast | None,
-        used: jax.Array | None,
-        segments: jax.Array | None = None,
-        edges: jax.Array | None = None,
-    ) -> tuple[jax.Array, LayerPast | None]:
+    def start(self, tokens: jax.Array, positions: jax.Array) -> tuple[jax.Array, Any]:
         c = self.config
-        positions = jnp.arange(tokens.shape[1]) + (0 if used is None else used)
         rotary = rotary_tables(positions, c.rotary_dim, c.rotary_base, c.rotary_scaling)
-        x = nn.with_logical_constraint(self.embed(tokens), ("batch", "length", "embed"))
-        x, new = self.blocks(x, past, (*rotary, used, segments, edges))
-        return self.final(x), new
-
-    def hidden(
-        self,
-        tokens: jax.Array,
-        segments: jax.Array | None = None,
-        edges: jax.Array | None = None,
-    ) -> jax.Array:
-        return self.decode(tokens, None, None, segments, edges)[0]
+        return self.embed(tokens), rotary
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         if self.config.tied_head:
             return layers.without_padding(self.embed.attend(hidden), self.config.columns)
         return self.head(hidden)
-
-    def __call__(self, tokens: jax.Array) -> jax.Array:
-        return self.logits(self.hidden(tokens))
