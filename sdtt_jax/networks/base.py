@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from sdtt_jax.config import require
-from sdtt_jax.networks.config import TransformerConfig
+from sdtt_jax.networks.config import AdaptedConfig, TransformerConfig
 from sdtt_jax.ops.sequences import predicted_before
 from sdtt_jax.trees import leaf_name
 from sdtt_jax.typing import Hidden, Key, Logits, Params, PerSequence, Segments, Tokens
@@ -88,7 +88,7 @@ class AdaptedDenoiser(Network):
     except the divergences "mse" and "log-l1", which compare it as the reference code does.
     """
 
-    config: Any
+    config: AdaptedConfig
 
     def init_from(self, params: Params) -> Params:
         """A denoiser's parameters, unboxed, from a causal network's `params`.

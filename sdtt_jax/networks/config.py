@@ -194,6 +194,27 @@ class CausalConfig(TransformerConfig):
 
 
 @dataclasses.dataclass(frozen=True)
+class AdaptedConfig(CausalConfig):
+    """A denoiser with a causal network's parameters; MASK has a column of its logits too.
+
+    Attributes:
+      shift: the network predicts token i at position i - 1, like the causal model that it was made from.
+      causal: a position sees no later ones.
+    """
+
+    shift: bool = False
+    causal: bool = False
+
+    @property
+    def is_causal(self) -> bool:
+        return self.causal
+
+    @property
+    def columns(self) -> int:
+        return self.vocab_size + 1
+
+
+@dataclasses.dataclass(frozen=True)
 class GPT2Config(CausalConfig):
     """Sizes of a GPT-2; `length` is its number of position embeddings."""
 
@@ -205,19 +226,10 @@ class GPT2Config(CausalConfig):
 
 
 @dataclasses.dataclass(frozen=True)
-class GPT2DenoiserConfig(GPT2Config):
-    """A denoiser that was made from a GPT-2 (DiffuGPT); its fields are as in `LlamaDenoiserConfig`."""
+class GPT2DenoiserConfig(AdaptedConfig, GPT2Config):
+    """A denoiser that was made from a GPT-2 (DiffuGPT)."""
 
     shift: bool = True
-    causal: bool = False
-
-    @property
-    def is_causal(self) -> bool:
-        return self.causal
-
-    @property
-    def columns(self) -> int:
-        return self.vocab_size + 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -293,24 +305,8 @@ class LlamaConfig(CausalConfig):
 
 
 @dataclasses.dataclass(frozen=True)
-class LlamaDenoiserConfig(LlamaConfig):
-    """A denoiser of the Llama family: LLaDA, Dream, or one made from a causal model.
-
-    Attributes:
-      shift: the network predicts token i at position i - 1, like the causal model that it was made from.
-      causal: a position sees no later ones.
-    """
-
-    shift: bool = False
-    causal: bool = False
-
-    @property
-    def is_causal(self) -> bool:
-        return self.causal
-
-    @property
-    def columns(self) -> int:
-        return self.vocab_size + 1
+class LlamaDenoiserConfig(AdaptedConfig, LlamaConfig):
+    """A denoiser of the Llama family: LLaDA, Dream, or one made from a causal model."""
 
 
 # Published networks that are denoisers or become denoisers.
