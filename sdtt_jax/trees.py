@@ -22,5 +22,4 @@ def flat_leaves(tree: Tree) -> dict[str, Any]:
 
 def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
     """The inverse of `flat_leaves`: nested dicts, the form in which trees of any kind are stored."""
-    tree: dict[str, Any] = traverse_util.unflatten_dict(leaves, sep="/")
-    return tree
+    return traverse_util.unflatten_dict(leaves, sep="/")

@@ -127,7 +127,7 @@ def from_flags(kind: type[T]) -> T:
 def _fields(kind: type) -> Iterator[tuple[Any, type, bool]]:
     """The fields of a dataclass, each with its type (a tuple's items') and whether it is a tuple."""
     hints = typing.get_type_hints(kind)
-    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+    for field in dataclasses.fields(kind):
         hint = hints[field.name]
         # The first argument of `tuple[int, ...]` and of `int | None`.
         of, *_ = typing.get_args(hint) or (hint,)

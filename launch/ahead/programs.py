@@ -283,8 +283,7 @@ def least_batch(kind: str, config: RunConfig, mesh: Mesh) -> int:
 
 
 def _train_of(kind: str, config: RunConfig) -> TrainConfig | None:
-    train: TrainConfig | None = None if kind in ("sample", CAUSAL) else getattr(config, kind).train
-    return train
+    return None if kind in ("sample", CAUSAL) else getattr(config, kind).train
 
 
 def _rows_per_shard(batch: int, sizes: TransformerConfig, mesh: Mesh) -> int:

@@ -285,7 +285,7 @@ class Recipe(NamedTuple):
 def _read(piece: reading.Piece, split: str, fields: reading.Fields) -> Iterator[reading.ReadRow]:
     if piece.kind == reading.NAMED:
         source: Any = CORPORA[piece.path].source
-        return source()  # type: ignore[no-any-return]
+        return source()
     if piece.kind == reading.TFDS:
         return read_tfds(piece, split, fields)
     return reading.read_file(piece, fields)

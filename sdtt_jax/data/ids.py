@@ -30,5 +30,4 @@ def one_text(ids: Iterable[int]) -> list[int]:
         f"ids must be whole numbers [length], not {array.dtype}{list(array.shape)}; decode one text at a "
         "time.",
     )
-    found: list[int] = array.tolist()
-    return found
+    return array.tolist()

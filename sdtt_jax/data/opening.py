@@ -122,7 +122,7 @@ def open_file(path: str) -> Iterator[IO[bytes]]:
             import pyarrow
 
             with io.BufferedReader(pyarrow.CompressedInputStream(raw, codec)) as file:
-                yield file  # type: ignore[misc]
+                yield file
         else:
             yield raw
 

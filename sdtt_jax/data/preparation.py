@@ -116,7 +116,7 @@ def prepare(
 def _plan(asked: dict[str, Any], **facts: Any) -> dict[str, Any]:
     """What determines the tokens of every part."""
     plan = _without_limit(asked) | {"version": __version__} | facts
-    return json.loads(json.dumps(plan))  # type: ignore[no-any-return]
+    return json.loads(json.dumps(plan))
 
 
 def _without_limit(asked: dict[str, Any]) -> dict[str, Any]:

@@ -377,9 +377,9 @@ def _strings(column: Any) -> list[Any]:
     import pyarrow
 
     try:
-        return column.to_pylist()  # type: ignore[no-any-return]
+        return column.to_pylist()
     except UnicodeDecodeError:
-        return column.cast(pyarrow.large_binary()).to_pylist()  # type: ignore[no-any-return]
+        return column.cast(pyarrow.large_binary()).to_pylist()
 
 
 _READERS: dict[str, Callable[[IO[bytes], Piece, Fields], Iterator[ReadRow]]] = {

@@ -43,7 +43,7 @@ class Store(NamedTuple):
     def documents(self, number: int) -> Index:
         """The documents of a part: `[documents]` of DOCUMENT."""
         with self.path(number, ".npy").open("rb") as file:
-            return np.load(file)  # type: ignore[no-any-return]
+            return np.load(file)
 
     def sides(self, number: int) -> np.ndarray:
         """The split of each document of a part, as `division.choices` gives it."""
@@ -51,7 +51,7 @@ class Store(NamedTuple):
 
     def record(self, number: int) -> dict[str, Any]:
         """The record that a finished part has written."""
-        return read_json(self.path(number, ".json"))  # type: ignore[no-any-return]
+        return read_json(self.path(number, ".json"))
 
     def stream(self, number: int, side: int, start: int, stop: int) -> Iterator[np.ndarray]:
         """The tokens of a part's documents that are in split number `side`, as `packing.with_eos` gives them.

@@ -53,7 +53,7 @@ def unk_row(tokenizer: tokenizers.Tokenizer, content: bytes) -> int | None:
     model: Any = tokenizer.model
     if isinstance(model, models.Unigram):
         # The only kind of model whose object does not give its unk token.
-        return json.loads(content)["model"].get("unk_id")  # type: ignore[no-any-return]
+        return json.loads(content)["model"].get("unk_id")
     return tokenizer.token_to_id(model.unk_token) if model.unk_token else None
 
 

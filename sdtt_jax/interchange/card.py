@@ -94,8 +94,7 @@ def _measured(model: Model | CausalModel, results: dict[str, Any] | None) -> dic
     for entry in entries:
         same_digest = entry.get("params_digest") in (None, model.identity["digest"])
         if entry.get("round") == model.facts.get("round") and same_digest:
-            found: dict[str, Any] = entry.get("steps") or {}
-            return found
+            return entry.get("steps") or {}
     return {}
 
 
@@ -109,5 +108,4 @@ def measured_results(model: Model | CausalModel) -> dict[str, Any] | None:
     folder = model.run_folder
     if folder is None or not (folder / "results.json").exists():
         return None
-    results: dict[str, Any] = read_json(folder / "results.json")
-    return results
+    return read_json(folder / "results.json")

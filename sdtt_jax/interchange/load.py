@@ -121,8 +121,7 @@ def find_network(path: str | os.PathLike[str]) -> Network | None:
         model = load_network(text)
         return model.denoiser if isinstance(model, Model) else model.network
     folder = _delivered(as_path(text))
-    network: Network = _network(folder, load_facts(folder), None)
-    return network
+    return _network(folder, load_facts(folder), None)
 
 
 def _find_published(

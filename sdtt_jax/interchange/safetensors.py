@@ -90,7 +90,7 @@ class Tensors(TensorFile):
 
     def __init__(self, path: Path):
         try:
-            with safe_open(path, framework="np"):  # type: ignore[no-untyped-call]
+            with safe_open(path, framework="np"):
                 pass
             size, header = _header(path)
         except (SafetensorError, OSError, ValueError) as error:

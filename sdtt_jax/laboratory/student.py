@@ -98,8 +98,7 @@ class EnumeratedDenoiser:
     @property
     def noise_kind(self) -> str | None:
         """The noise that the network sees, if any."""
-        kind: str | None = getattr(self.network, "noise_kind", None)
-        return kind
+        return getattr(self.network, "noise_kind", None)
 
     def hidden(
         self, params: Params, tokens: Tokens, sigma: PerSequence | None = None, *noise: Noise | None

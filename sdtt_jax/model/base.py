@@ -83,8 +83,7 @@ class Loaded(abc.ABC):
         host = np.asarray(rows)
         whole = len(host) % batch_pieces(self.mesh) != 0
         place = place_whole if whole else place_batch
-        array: jax.Array = place(host, self.mesh)
-        return array
+        return place(host, self.mesh)
 
     @property
     @abc.abstractmethod

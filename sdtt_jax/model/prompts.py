@@ -156,7 +156,7 @@ def given_batch(
             return [texts] * num_samples
         # A set has no order, and the items of bytes are numbers.
         listed = isinstance(texts, Sequence | np.ndarray) and not isinstance(texts, bytes)
-        listed = listed and np.ndim(texts) > 0  # type: ignore[arg-type]
+        listed = listed and np.ndim(texts) > 0
         found: list[Any] = list(texts) if listed else [texts]
         for text in found:
             if not (text is None or isinstance(text, str)):

@@ -48,8 +48,7 @@ class Network(abc.ABC):
     def init(self, key: Key) -> Params:
         """Fresh parameters, each leaf boxed with its logical axes (`sdtt_jax.unbox` removes them)."""
         tokens = jnp.zeros((1, 1), jnp.int32)  # no parameter's shape depends on the length
-        params: Params = self._module.init(key, tokens)["params"]
-        return params
+        return self._module.init(key, tokens)["params"]
 
     def head_params(self, params: Params) -> Params:
         """The part of `params` that `logits` reads: the head, or the embedding that it is tied to."""
@@ -66,8 +65,7 @@ class Network(abc.ABC):
         Returns:
           `[..., padded_vocab]` float32.
         """
-        logits: Any = self._apply(params, hidden, method="logits")
-        return logits
+        return self._apply(params, hidden, method="logits")
 
     def _apply(self, params: Params, *args: Any, method: str) -> Any:
         """Calls a method of the module; the parameters may include adapters."""

@@ -53,8 +53,7 @@ class CausalNetwork(Network):
         Raises:
           ConfigError: when the sequence is longer than `max_length`, or a GPT-2 is given segments.
         """
-        hidden: Any = self._apply(params, tokens, segments, method="hidden")
-        return hidden
+        return self._apply(params, tokens, segments, method="hidden")
 
     def init_cache(self, batch: int, length: int) -> KVCache:
         """An empty cache for `batch` sequences of at most `length` positions.

@@ -7,7 +7,6 @@ noise with few values ("latent", "masks") changes a little from the start (`Nois
 
 import dataclasses
 import functools
-from typing import Any
 
 import flax.linen as nn
 import flax.struct
@@ -69,8 +68,7 @@ class CoupledDenoiser(Denoiser):
         """
         if num_values(self.noise_kind):
             return noise
-        shown: Any = self._apply(params, noise, method="shown")
-        return shown
+        return self._apply(params, noise, method="shown")
 
     def hidden(
         self,
@@ -105,8 +103,7 @@ class CoupledDenoiser(Denoiser):
             "segments; put one text in each sequence.",
         )
         sigma = self._sigma_seen(sigma)
-        hidden: Any = self._apply(params, tokens, sigma, noise, method="hidden_given")
-        return hidden
+        return self._apply(params, tokens, sigma, noise, method="hidden_given")
 
 
 class CoupledDiT(DiT):

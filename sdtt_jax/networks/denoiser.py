@@ -61,8 +61,7 @@ class Denoiser(Network):
           `[batch, length, embed]`, the compute dtype.
         """
         sigma = self._sigma_seen(sigma)
-        hidden: Any = self._apply(params, tokens, sigma, segments, method="hidden")
-        return hidden
+        return self._apply(params, tokens, sigma, segments, method="hidden")
 
     def decode(
         self,

@@ -177,15 +177,13 @@ def _parts(
 
     def layer(index: jax.Array, x: jax.Array) -> jax.Array:
         own = {name: part["blocks"] for name, part in variables(of_blocks(params, index)).items()}
-        after: jax.Array = DenoiserBlock(config).apply(own, x, condition, shared)[0]
-        return after
+        return DenoiserBlock(config).apply(own, x, condition, shared)[0]
 
     def read(index: jax.Array | None, x: jax.Array) -> Any:
         if exits is not None and index is not None:
             kernel, bias = (exits[name][index].astype(x.dtype) for name in ("kernel", "bias"))
             x = x + x @ kernel + bias
-        normed: Any = apply(x, condition, method=lambda m, x, c: m.final(x, c))
-        return normed
+        return apply(x, condition, method=lambda m, x, c: m.final(x, c))
 
     def settling(index: jax.Array, before: Hidden, after: Hidden) -> PerSequence:
         masked = tokens == network.mask_id

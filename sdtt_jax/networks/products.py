@@ -80,8 +80,7 @@ def _summed_over_rows(rows: jax.Array, gradient: jax.Array) -> jax.Array:
     # Over several devices, the layout would make each of them gather all rows.
     alone = math.prod(free_axes().values()) == 1
     cpu = transposed if alone else wide
-    result: jax.Array = jax.lax.platform_dependent(rows, gradient, cpu=cpu, default=plain)
-    return result
+    return jax.lax.platform_dependent(rows, gradient, cpu=cpu, default=plain)
 
 
 def _widened(

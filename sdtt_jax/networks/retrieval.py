@@ -48,8 +48,7 @@ class Retrieving(Wrapped):
 
     def hidden(self, params: Params, tokens: Tokens, sigma: PerSequence | None = None) -> Hidden:
         """The network's hidden states."""
-        hidden: Hidden = self.network.hidden(params["network"], tokens, sigma)
-        return hidden
+        return self.network.hidden(params["network"], tokens, sigma)
 
     def head_params(self, params: Params) -> Params:
         """The network's head parameters, and the datastore."""

@@ -75,8 +75,7 @@ def arrangement_of(tokens: Tokens | np.ndarray, sequences: Sequences | None) -> 
     """`arrange` outside of `jit`, where JAX would compile each of its operations for each shape."""
     if sequences is None or sequences.kind == "packed":
         return None
-    found: Arrangement = _arranged(tokens, sequences)
-    return found
+    return _arranged(tokens, sequences)
 
 
 def single_texts(

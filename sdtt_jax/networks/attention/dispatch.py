@@ -99,8 +99,7 @@ def form(
 def matmul_precision() -> str | None:
     """What `jax.default_matmul_precision` asks for in this context."""
     config: Any = jax.config
-    precision: str | None = config.jax_default_matmul_precision
-    return precision
+    return config.jax_default_matmul_precision
 
 
 def forward(
