@@ -240,7 +240,7 @@ def resamples(metrics: Any) -> int:
 def adapter(base: type) -> Callable[[Model | CausalModel, Options], Any]:
     """The harness's model class, to be called with a model and options; `base` is `lm_eval.api.model.LM`."""
 
-    class Adapter(base):  # type: ignore[misc]
+    class Adapter(base):
         """Answers the harness's requests, each an object with `args`."""
 
         def __init__(self, model: Model | CausalModel, options: Options):
