@@ -296,6 +296,8 @@ def parse_json(
     raise error(f"{where} {fault} ({said})" + (f"; {remedy}." if remedy else "."))
 
 
+# What a file of Git LFS that was not downloaded begins with.
+LFS = b"version https://git-lfs.github.com/spec/"
 # First bytes of files in other formats than text, and what to do about them; no line of text begins so.
 _OTHERS = {
     b"\x1f\x8b": "compressed (gzip); decompress it first",
@@ -304,7 +306,7 @@ _OTHERS = {
     b"\xfd7zXZ\0": "compressed (xz); decompress it first",
     b"PK\x03\x04": "compressed (zip); decompress it first",
     b"PAR1\x15": "Parquet; convert it to JSON lines",
-    b"version https://git-lfs.github.com/spec/": "a pointer of Git LFS; fetch the file that it stands for",
+    LFS: "a pointer of Git LFS; fetch the file that it stands for",
 }
 
 

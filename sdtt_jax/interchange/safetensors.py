@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from sdtt_jax.errors import CheckpointError
-from sdtt_jax.paths import read_json, written_whole
+from sdtt_jax.paths import LFS, read_json, written_whole
 
 # Dtypes of weights, by the format's names.
 FLOATS = {
@@ -27,7 +27,6 @@ LENGTH_BYTES = 8
 # The header's one entry that is not a tensor.
 METADATA = "__metadata__"
 SUFFIX = ".safetensors"
-LFS = b"version https://git-lfs"
 # What torch.compile, (Distributed)DataParallel, DeepSpeed, FSDP and activation checkpointing put into names.
 WRAPPERS = (
     "_orig_mod",
