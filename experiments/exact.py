@@ -147,8 +147,8 @@ class ExactPlan:
                 f"--distillers={name} is measured by training a student; add --train.",
             )
         require(len(self.calls) > 0, "--calls must name at least one number of network calls.")
-        each(functools.partial(whole, 1), **{"--calls": self.calls})
-        each(functools.partial(whole, 2), **{"--mixtures": self.mixtures})
+        each(whole, 1, **{"--calls": self.calls})
+        each(whole, 2, **{"--mixtures": self.mixtures})
         steps = ("copy_steps", "steps_per_round", "coupled_steps", "student_steps")
         for name in (*steps, "coupled_batch_size", *given(self, "rounds")):
             whole(1, **{f"--{name}": getattr(self, name)})

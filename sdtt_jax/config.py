@@ -180,11 +180,11 @@ def instance(kind: type, **values: Any) -> None:
         require(isinstance(value, kind), f"{name} must be of type {called}.")
 
 
-def each(check: Callable[..., None], **values: Iterable[Any]) -> None:
-    """Runs a check of this module, say `functools.partial(whole, 1)`, on each of several values, by name."""
+def each(check: Callable[..., None], *bounds: Any, **values: Iterable[Any]) -> None:
+    """Runs a check of this module on each of several values, by name: `each(whole, 1, sizes=(2, 3))`."""
     for name, several in values.items():
         for value in several:
-            check(**{name: value})
+            check(*bounds, **{name: value})
 
 
 def given(config: Any, *names: str) -> list[str]:

@@ -161,7 +161,7 @@ class BenchmarkPlan:
         )
         whole(1, **{"--batch_size": self.batch_size, "--repeats": self.repeats})
         several = {f"--{name}": getattr(self, name) for name in ("num_steps", "race_batches")}
-        each(functools.partial(whole, 1), **several)
+        each(whole, 1, **several)
         choose("--race_helper", self.race_helper, HELPERS)
         at_least(0, **{"--limit_s": self.limit_s})
         require(

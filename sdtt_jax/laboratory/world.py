@@ -14,7 +14,6 @@ A table of predictions is an array `[states, L, V]`; at unmasked positions it is
 """
 
 import dataclasses
-import functools
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -71,7 +70,7 @@ class World:
         for row, values in enumerate(self.transition):
             _check_distribution(values, f"world.transition, row {row},")
         require(bool(self.dts), "world.dts is empty; a world needs at least one step size.")
-        each(functools.partial(within, "(0, 1]"), **{"world.dts": self.dts})
+        each(within, "(0, 1]", **{"world.dts": self.dts})
         pairs = (2 * size + 1) ** self.length
         require(
             pairs <= MAX_PAIRS,
