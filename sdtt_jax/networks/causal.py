@@ -78,8 +78,7 @@ class CausalNetwork(Network):
         Returns:
           `[batch, n, embed]`, equal to `hidden` of the whole sequence at these positions, and the new cache.
         """
-        decoded: Any = self._apply(params, tokens, cache.past, cache.used, method="decode")
-        hidden, new = decoded
+        hidden, new = self._apply(params, tokens, cache.past, cache.used, method="decode")
         return hidden, extend(cache, new)
 
 

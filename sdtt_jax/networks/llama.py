@@ -63,9 +63,7 @@ class LlamaDenoiser(AdaptedDenoiser):
         """
         if past is None:
             past = cache_for(self.config, len(tokens), 0).past
-        decoded: Any = self._apply(params, tokens, past, start, None, visible, method="decode")
-        hidden, new = decoded
-        return hidden, new
+        return self._apply(params, tokens, past, start, None, visible, method="decode")
 
 
 class RMSNorm(nn.Module):
