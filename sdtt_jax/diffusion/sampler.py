@@ -222,8 +222,7 @@ def first_state(
     """
     diffusion = guided(diffusion, x_init != diffusion.mask_id, config.guidance)
     scene = Scene(diffusion, params, helper, config, time_grid(config))
-    stops = stop_of(config.mode) is not None
-    watch = stopping.begin_watch(x_init, diffusion.mask_id) if stops else None
+    watch = stopping.begin_watch(x_init, diffusion.mask_id) if stop_of(config.mode) else None
     return SamplerState(x_init, jnp.int32(0), serving.begin(config.mode, scene, x_init), watch)
 
 
