@@ -14,7 +14,8 @@ from sdtt_jax.paths import PathLike, absolute
 COMMITTED = "commit_success.txt"
 # Seconds in which several processes must have saved. One whose part fails (its disk is full) never arrives at
 # Orbax's barrier, where the others wait for it; the next save, and the end of a training, wait with them.
-PATIENCE = 300
+# One host that writes 130 GB, the state of 8 billion parameters, at 0.5 GB/s needs 260 s.
+PATIENCE = 600
 # Characters that a glob pattern does not take literally.
 IN_PATTERNS = "*?[\\"
 

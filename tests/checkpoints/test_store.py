@@ -171,7 +171,7 @@ def test_a_save_that_fails_in_one_of_several_processes_holds_the_others_for_minu
     assert orbax.writing().asynchronous.timeout_secs == 1200
     assert orbax.late(TimeoutError("timed out")) == ""
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    assert orbax.writing().asynchronous.timeout_secs == 300
+    assert orbax.writing().asynchronous.timeout_secs == 600
     assert "Another process" in orbax.late(TimeoutError("timed out"))
     assert orbax.late(OSError("full")) == ""
 
