@@ -148,10 +148,9 @@ def vary_alike(*trees: Tree) -> tuple[Tree, ...]:
     have a gradient of each device's rows inside, and JAX adds these up outside. Only under `check_vma=True`
     does JAX know over which axes an array varies; anywhere else nothing changes.
     """
-    axes = [jax.typeof(x).mat.varying for x in jax.tree.leaves(trees)]
-    every = frozenset().union(*axes)
-    if not every:
+    if not jax.sharding.get_abstract_mesh().manual_axes:
         return trees
+    every = frozenset().union(*(jax.typeof(x).mat.varying for x in jax.tree.leaves(trees)))
 
     def cast(x: jax.Array) -> jax.Array:
         return jax.lax.pcast(x, tuple(sorted(every - jax.typeof(x).mat.varying)), to="varying")
