@@ -98,11 +98,10 @@ def check_blocks(options: Blocks, network: Any, num_steps: int, length: int) -> 
     )
     if options.cache == "none":
         return
-    unfit, config = ("time_conditioned", "causal"), getattr(network, "config", None)
-    cached = config is not None and hasattr(network, "decode")
-    fit = cached and not any(getattr(config, f, False) for f in unfit)
+    fit = hasattr(network, "config") and hasattr(network, "decode")
+    unfit = fit and any(getattr(network.config, f, False) for f in ("time_conditioned", "causal"))
     require(
-        fit and getattr(network, "noise_kind", None) is None,
+        fit and not unfit and getattr(network, "noise_kind", None) is None,
         f"mode=blocks:cache={options.cache} needs a network with a cache that attends in both directions "
         "and sees neither time nor noise; take cache=none.",
     )
