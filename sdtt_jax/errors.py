@@ -27,3 +27,9 @@ class CheckpointError(UserError):
 
 class MismatchError(CheckpointError, ConfigError):
     """A checkpoint that is whole, but of another model or run than the config asks for."""
+
+
+def first_line(error: BaseException, silent: str = "") -> str:
+    """The first line of another library's message, without its full stop; if empty, `silent` or the class."""
+    lines = str(error).strip().splitlines() or [silent or type(error).__name__]
+    return lines[0].rstrip(" .")

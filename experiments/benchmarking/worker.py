@@ -28,7 +28,7 @@ from experiments.benchmarking.data import build_data
 from experiments.benchmarking.memory import TooLargeError
 from experiments.cli.memory import keep_freed_memory
 from experiments.settings import run_config
-from sdtt_jax.errors import UserError
+from sdtt_jax.errors import UserError, first_line
 
 ROOT = Path(__file__).resolve().parents[2]
 MODULE = "experiments.benchmarking.worker"
@@ -170,7 +170,7 @@ def _failing() -> Iterator[None]:
     try:
         yield
     except (jax.errors.JaxRuntimeError, TooLargeError) as error:
-        raise WorkerError(str(error).splitlines()[0][:200]) from error
+        raise WorkerError(first_line(error)[:200]) from error
 
 
 def main() -> None:

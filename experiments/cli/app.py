@@ -37,7 +37,7 @@ from experiments.cli.output import (
     system_error,
 )
 from sdtt_jax.config import require
-from sdtt_jax.errors import EXIT_INTERRUPTED, ConfigError, UserError
+from sdtt_jax.errors import EXIT_INTERRUPTED, ConfigError, UserError, first_line
 from sdtt_jax.parallel import ending, processes
 from sdtt_jax.parallel.environment import threads_to_wait_in
 from sdtt_jax.paths import as_path, home, is_remote, resolve_links
@@ -247,7 +247,7 @@ def _status(main: Callable[[Sequence[str]], None], argv: Sequence[str], resumes:
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
         if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        reason = (str(error) or "out of memory").splitlines()[0].strip(" .")
+        reason = first_line(error, "out of memory")
         print(f"Error: {reason}; take a smaller batch or model, or more devices.", file=sys.stderr)
         return EXIT_FAILED
     except Exception as error:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from sdtt_jax.data.files import codec_of
-from sdtt_jax.errors import DataError
+from sdtt_jax.errors import DataError, first_line
 from sdtt_jax.paths import as_path, is_remote
 
 HUB = "hf://"
@@ -125,8 +125,3 @@ def open_file(path: str) -> Iterator[IO[bytes]]:
                 yield file
         else:
             yield raw
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of another library's error message, without its full stop."""
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -10,8 +10,8 @@ from typing import Any
 from sdtt_jax.config import require
 from sdtt_jax.data import reading
 from sdtt_jax.data.files import CODECS, SUFFIXES, Found, find_files
-from sdtt_jax.data.opening import HUB, first_line
-from sdtt_jax.errors import ConfigError, DataError
+from sdtt_jax.data.opening import HUB
+from sdtt_jax.errors import ConfigError, DataError, first_line
 from sdtt_jax.paths import as_path, home
 
 # The variable names a folder that holds corpora by name: $SDTT_JAX_CORPORA/openwebtext/train/….

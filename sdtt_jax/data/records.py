@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from sdtt_jax.data.tokenizer import Tokenizer
-from sdtt_jax.errors import DataError
+from sdtt_jax.errors import DataError, first_line
 from sdtt_jax.paths import as_path, is_remote, read_json
 
 INFO_FILE = "info.json"
@@ -110,7 +110,7 @@ class Records:
 
 
 def _reason(error: Exception) -> str:
-    return (str(error).strip().splitlines() or ["its checksums do not match"])[0][:200]
+    return first_line(error, "its checksums do not match")[:200]
 
 
 def read_info(directory: str | Path) -> dict[str, Any]:
