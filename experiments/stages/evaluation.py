@@ -71,7 +71,7 @@ def evaluate(run: Run) -> None:
         "length": run.config.data.length,
         "data_info": dataclasses.asdict(run.info),
         "delivered": _delivered(run),
-    }
+    } | _ends(run)
     others = {name: _measure(run, _other(run, name), judge, baseline=None) for name in _others(run)}
     if others:
         # The same choice as the report's, `reporting.record.RecordedRun.student`.
@@ -122,7 +122,14 @@ def is_evaluated(run: Run) -> bool:
         ) from None
     # Earlier versions did not store which models they had measured.
     same = all(file.get("delivered", delivered) == delivered for file in (results, samples))
+    same = same and all(results.get(name) == value for name, value in _ends(run).items())
     return processes.agree(same and measured == (rounds, few, {*others}))
+
+
+def _ends(run: Run) -> Json:
+    """How results.json says that texts end before padding, which earlier versions took for text; or {}."""
+    padded = run.sequences is not None and run.sequences.has_padding
+    return {"ends": "cut"} if padded else {}
 
 
 def _delivered(run: Run) -> dict[str, str]:

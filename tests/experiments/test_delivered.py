@@ -18,6 +18,7 @@ from experiments.stages.workdir import final
 from sdtt_jax.checkpoints.digests import params_digest
 from sdtt_jax.checkpoints.store import stored_digest
 from sdtt_jax.errors import CheckpointError, ConfigError, MismatchError, UserError
+from sdtt_jax.ops.sequences import Sequences
 from sdtt_jax.parallel.placement import unbox
 from tests.experiments.small import small
 
@@ -68,6 +69,16 @@ def test_results_of_other_parameters_are_not_taken_for_the_runs(run):
     run.workdir.results.write_text(json.dumps(results))
     run.workdir.samples.write_text("{}")
     assert is_evaluated(run), "an earlier version wrote no digests"
+
+
+def test_results_that_took_padding_for_text_are_computed_again(run, monkeypatch):
+    """Those of packed sequences have none and are kept; earlier versions did not say where texts end."""
+    for kind, kept in (("documents", True), ("padded", False), ("prompted", False)):
+        monkeypatch.setitem(vars(run), "sequences", Sequences(kind, 1, 2))
+        assert is_evaluated(run) is kept
+    results = json.loads(run.workdir.results.read_text())
+    run.workdir.results.write_text(json.dumps(results | {"ends": "cut"}))
+    assert is_evaluated(run)
 
 
 def test_samples_of_other_parameters_are_written_again(run):
