@@ -23,7 +23,7 @@ from jax._src.clusters import (
 from jax.experimental import multihost_utils
 
 from sdtt_jax.config import differences, require
-from sdtt_jax.errors import EXIT_INTERRUPTED, ConfigError, UserError
+from sdtt_jax.errors import EXIT_INTERRUPTED, ConfigError, UserError, first_line
 from sdtt_jax.parallel import ending
 from sdtt_jax.parallel.environment import ADDRESS, COUNT, INDEX, port_of_step
 
@@ -92,7 +92,7 @@ def initialize(mode: str = "auto", timeout: int = 300, heartbeat: int = 100) -> 
     except RuntimeError as error:
         if "must be called before" in str(error):
             raise
-        raise UserError(late.format(f" ({str(error).splitlines()[0][:200]})")) from None
+        raise UserError(late.format(f" ({first_line(error):.200})")) from None
     except KeyboardInterrupt:
         # Not raised further: on exit, Python would wait for the thread, and JAX for the other processes.
         _give_up(
