@@ -48,6 +48,7 @@ from experiments.cli.fields import define_flags, from_flags
 from experiments.settings import check_overrides, run_config
 from sdtt_jax.config import require
 from sdtt_jax.data.corpora import find_corpus
+from sdtt_jax.diffusion.decoders import parse_mode
 from sdtt_jax.diffusion.decoders.serving import check_served
 from sdtt_jax.errors import UserError
 from sdtt_jax.networks import Denoiser
@@ -85,7 +86,7 @@ def main(argv: Sequence[str]) -> None:
     if "race" in plan.suite:
         network = Denoiser(config.denoiser(config.vocab_size))
         for steps, mode in itertools.product(plan.num_steps, plan.modes.split()):
-            check_served(mode, network, steps, config.data.length)
+            check_served(parse_mode(mode), network, steps, config.data.length)
     if "data" in plan.suite:
         find_corpus(config.data.corpus)
     if {"teacher", "demo"} & set(plan.suite):

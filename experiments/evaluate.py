@@ -166,7 +166,7 @@ def check_used(
         modes += settings.modes.split() or [settings.mode]
     asked = " ".join(dict.fromkeys(modes)) or "none, as nothing is written"
     require(
-        not helper or any(parse_mode(mode)[0].helper for mode in modes),
+        not helper or any(parse_mode(mode).decoder.helper for mode in modes),
         f"--helper has no effect: no decoder ({asked}) uses a second model; leave it out, or choose one that "
         "does, such as --mode=speculative.",
     )

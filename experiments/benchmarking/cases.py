@@ -285,7 +285,7 @@ def _racing(job: Job, config: RunConfig, log: Log) -> Case:
     entrant = denoiser if job.variant == STUDENT else network
     dtype = jnp.dtype(sizes.numerics.products)
     params = random_params(entrant, dtype=dtype)
-    helper, (decoder, _) = None, parse_mode(job.mode)
+    helper, decoder = None, parse_mode(job.mode).decoder
     if job.variant == STUDENT and decoder.helper:
         helper = Helper(params, denoiser)
         if (job.helper if job.helper in decoder.helper else decoder.helper[0]) == "causal":

@@ -59,7 +59,7 @@ def define_helper() -> flags.FlagHolder[str | None]:
 def require_helper(modes: Iterable[str], helper: str | None) -> None:
     """Raises `ConfigError` if one of the decoders needs a second model, and --helper names none."""
     for mode in modes:
-        kinds = [HELPERS[kind] for kind in parse_mode(mode)[0].helper]
+        kinds = [HELPERS[kind] for kind in parse_mode(mode).decoder.helper]
         require(
             bool(helper) or not kinds,
             f"mode={mode} needs another model, a {' or a '.join(kinds)}; name it with --helper.",

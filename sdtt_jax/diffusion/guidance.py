@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from sdtt_jax.config import require
-from sdtt_jax.diffusion.decoders import parse_mode
+from sdtt_jax.diffusion.decoders import Mode
 from sdtt_jax.diffusion.decoders.blocks import Blocks
 from sdtt_jax.diffusion.denoiser import ForOneBatch, MaskedDiffusion
 from sdtt_jax.typing import Hidden, Params, PerSequence, Positions, Tokens
@@ -42,14 +42,13 @@ class Guided(ForOneBatch):
         return seen + self.scale * (seen - unseen)
 
 
-def check_guided(scale: float, mode: str) -> None:
+def check_guided(scale: float, mode: Mode) -> None:
     """Raises `ConfigError` for a decoder that cannot be guided: with another model, or with a cache."""
-    decoder, options = parse_mode(mode)
     require(
-        scale == 0 or not decoder.helper,
+        scale == 0 or not mode.decoder.helper,
         f"mode={mode} also asks a second model, which is not guided; set guidance=0 or take another mode.",
     )
-    cache = options.cache if isinstance(options, Blocks) else "none"
+    cache = mode.options.cache if isinstance(mode.options, Blocks) else "none"
     require(
         scale == 0 or cache == "none",
         f"mode={mode}: guidance reads a text with and without what is given, and cache={cache} keeps keys "

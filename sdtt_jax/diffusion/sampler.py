@@ -23,7 +23,7 @@ import jax.numpy as jnp
 
 from sdtt_jax.config import flags, instance, one_of, require, whole, within
 from sdtt_jax.diffusion.calls import cooled, still_masked
-from sdtt_jax.diffusion.decoders import filling, parse_mode, serving, stop_of, stopping
+from sdtt_jax.diffusion.decoders import filling, parse_mode, serving, stopping
 from sdtt_jax.diffusion.decoders.base import Helper, Memory, Now, Pick, Scene
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.forward import SAMPLING_EPS
@@ -76,14 +76,19 @@ class SamplerConfig(Filters):
         flags(self, "final_denoise")
         within("[0, 1)", self, "cooling")
         within("[0, 1e20]", self, "guidance")  # far from float32's end, where logits become NaN
-        parse_mode(self.mode)
-        stop_of(self.mode)
-        check_guided(self.guidance, self.mode)
-        if self.time_grid != TIME_GRIDS[0]:
-            serving.check_timed(self.mode, self.time_grid)
+        mode = parse_mode(self.mode)
+        check_guided(self.guidance, mode)
+        require(
+            self.time_grid == TIME_GRIDS[0] or mode.decoder.timed,
+            f"time_grid={self.time_grid} has no effect with mode={self.mode!r}; leave it at uniform, or use "
+            "grid, remdm or remdm-confidence.",
+        )
         if self.cooling > 0:
             require(not self.greedy, "cooling has no effect at temperature 0; set cooling=0.")
-            serving.check_cooled(self.mode)
+            require(
+                mode.decoder.step is None,
+                f"mode={self.mode!r} draws in its own way, at one temperature; leave cooling at 0.",
+            )
 
 
 @flax.struct.dataclass
@@ -222,8 +227,9 @@ def first_state(
     """
     diffusion = guided(diffusion, x_init != diffusion.mask_id, config.guidance)
     scene = Scene(diffusion, params, helper, config, time_grid(config))
-    watch = stopping.begin_watch(x_init, diffusion.mask_id) if stop_of(config.mode) else None
-    return SamplerState(x_init, jnp.int32(0), serving.begin(config.mode, scene, x_init), watch)
+    mode = parse_mode(config.mode)
+    watch = None if mode.stop is None else stopping.begin_watch(x_init, diffusion.mask_id)
+    return SamplerState(x_init, jnp.int32(0), serving.begin(mode, scene, x_init), watch)
 
 
 def time_grid(config: SamplerConfig) -> jax.Array:
@@ -257,15 +263,16 @@ def plan_generation(
     Raises:
       ConfigError: noise is given, but does not determine what the decoder writes.
     """
+    mode, times = parse_mode(config.mode), time_grid(config)
     if noise is not None:
-        serving.check_decided(config.mode)
+        serving.check_decided(mode)
     masked, key_plan = x_init == diffusion.mask_id, jax.random.fold_in(key, config.num_steps)
     if noise is None and diffusion.noise_kind is not None:
         noise = draw_noise(key_plan, x_init.shape, diffusion.mask_id, diffusion.noise_kind)
-    fresh = functools.partial(jax.random.uniform, key_plan, x_init.shape, jnp.float32)
-    share = fresh() if noise is None else noise.order
-    decoder, options = parse_mode(config.mode)
-    call, sigmas = decoder.plan(options, share, masked, diffusion.schedule, time_grid(config))
+    share = (
+        jax.random.uniform(key_plan, x_init.shape, jnp.float32) if noise is None else noise.order
+    )
+    call, sigmas = mode.decoder.plan(mode.options, share, masked, diffusion.schedule, times)
     return Plan(key, jnp.where(masked, call, config.num_steps + 1), sigmas, noise)
 
 
@@ -296,7 +303,7 @@ def take_step(
       helper: the second model of a decoder that needs one.
       temperatures: `[num_steps + 1]` float32, further divisors of each step's logits; None: no further ones.
     """
-    stop, watch = stop_of(config.mode), state.watch
+    stop, watch = parse_mode(config.mode).stop, state.watch
     free, last = plan.call <= config.num_steps, index == config.num_steps
     model, each = guided(diffusion, ~free, config.guidance), 2 if config.guidance else 1
 
@@ -335,21 +342,22 @@ def _step(
     temperatures: jax.Array | None,
 ) -> SamplerState:
     """`take_step` for all texts, including those that have stopped."""
-    decoder, options = parse_mode(config.mode)
+    mode = parse_mode(config.mode)
+    decoder, options = mode.decoder, mode.options
     key, last = jax.random.fold_in(plan.key, index), index == config.num_steps
     due = _Due(plan.call == index, plan.sigmas[index])
     scene = Scene(diffusion, params, helper, config, time_grid(config))
     now = Now(state.x, due.selected, plan.call <= config.num_steps, index, state.memory)
     if decoder.step is not None:
-        x, calls, memory = serving.own_step(config.mode, scene, key, now)
+        x, calls, memory = serving.own_step(mode, scene, key, now)
         state = dataclasses.replace(state, x=x, nfe=state.nfe + calls, memory=memory)
         due = due._replace(selected=last & (x == diffusion.mask_id))
     elif decoder.pick is not None:
         key, key_position = jax.random.split(key)
-        due = _picked(decoder.pick, options, scene, key_position, now, stop_of(config.mode))
+        due = _picked(decoder.pick, options, scene, key_position, now, mode.stop)
     elif decoder.redo is not None:
         key, key_position = jax.random.split(key)
-        due = _redone(decoder.redo, options, scene, key_position, now, plan)
+        due = _redone(functools.partial(decoder.redo, options), scene, key_position, now, plan)
     selected = due.selected if config.final_denoise else due.selected & ~last
     if config.cooling > 0:
         falling = jnp.asarray(cooled(config.num_steps, config.temperature, config.cooling))
@@ -380,14 +388,12 @@ def _picked(
     return _Due(masked, now.sigma(scene), pick)
 
 
-def _redone(
-    redo: Callable[..., Any], options: Any, scene: Scene, key: Key, now: Now, plan: Plan
-) -> _Due:
+def _redone(redo: Callable[..., Any], scene: Scene, key: Key, now: Now, plan: Plan) -> _Due:
     """What `Decoder.redo` reveals and masks again, both at random; the last step reveals everything."""
     masked, last = now.x == scene.diffusion.mask_id, now.call == scene.num_steps
     steps = jnp.stack([now.call, jnp.minimum(now.call + 1, scene.num_steps)])
     still = still_masked(scene.diffusion.schedule, scene.times)
-    reveal, remask = redo(options, *still[steps])
+    reveal, remask = redo(*still[steps])
     uniform = jax.random.uniform(key, now.x.shape, jnp.float32)
     again = (plan.call == scene.num_steps) & ~masked & ~last & (uniform < remask)
     return _Due(masked & (last | (uniform < reveal)), plan.sigmas[now.call], again=again)

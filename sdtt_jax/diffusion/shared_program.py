@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdtt_jax.diffusion.calls import cooled
-from sdtt_jax.diffusion.decoders import only_plans
+from sdtt_jax.diffusion.decoders import parse_mode
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.sampler import (
     Plan,
@@ -37,7 +37,7 @@ def common_config(config: SamplerConfig) -> SamplerConfig | None:
     Args:
       config: of the generation.
     """
-    if config.num_steps > CAPACITY or not only_plans(config.mode):
+    if config.num_steps > CAPACITY or not parse_mode(config.mode).only_plans:
         return None
     temperature = config.temperature if config.greedy else 1.0
     return dataclasses.replace(

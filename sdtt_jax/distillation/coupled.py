@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from sdtt_jax.config import at_least, flags, require, whole, within
-from sdtt_jax.diffusion.decoders import only_plans, parse_mode
+from sdtt_jax.diffusion.decoders import parse_mode
 from sdtt_jax.diffusion.denoiser import DenoiserLike, MaskedDiffusion
 from sdtt_jax.diffusion.forward import masked_log_probs, sample_t, token_nll
 from sdtt_jax.diffusion.sampler import SamplerConfig, plan_generation, prior_sample
@@ -72,7 +72,7 @@ class CoupledDistillConfig:
         flags(self, "hindsight", "independent")
         self.trajectory(1)
         require(
-            only_plans(self.mode),
+            parse_mode(self.mode).only_plans,
             f"mode={self.mode}: its decoder chooses positions as the text grows, but here the noise must "
             'decide in advance which call reveals each position; take "first-hitting" or "grid".',
         )
@@ -110,8 +110,8 @@ class CoupledDistillConfig:
     def trajectory(self, round: int) -> SamplerConfig:
         """The sampler that makes the teacher's trajectory in a round."""
         # Stored configs of earlier versions may name a grid that their mode has no use for.
-        decoder, _ = parse_mode(self.mode)
-        grid = self.time_grid if decoder.timed else SamplerConfig.time_grid
+        timed = parse_mode(self.mode).decoder.timed
+        grid = self.time_grid if timed else SamplerConfig.time_grid
         return SamplerConfig(self.calls_of(round), time_grid=grid, mode=self.mode)
 
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdtt_jax.config import require
-from sdtt_jax.diffusion.decoders import parse_mode, stop_of
+from sdtt_jax.diffusion.decoders import parse_mode
 from sdtt_jax.diffusion.decoders.base import Decoder
 from sdtt_jax.diffusion.decoders.blocks import RANDOM, Blocks
 from sdtt_jax.diffusion.decoders.confident import confidence
@@ -72,7 +72,8 @@ def decoder_law(
         predictions with nothing masked on their left.
     """
     check_measurable(mode)
-    decoder, options = parse_mode(mode)
+    parsed = parse_mode(mode)
+    decoder, options = parsed.decoder, parsed.options
     require(
         not isinstance(options, DoubtingRemdm),
         f"mode={mode}: the law depends on every history and cannot be summed here.",
@@ -120,9 +121,10 @@ def decoder_law(
 
 def check_measurable(mode: str) -> None:
     """Raises `ConfigError` for a decoder that has no law here."""
-    _, options = parse_mode(mode)
+    parsed = parse_mode(mode)
+    options = parsed.options
     require(
-        stop_of(mode) is None, f"mode={mode}: the law is computed for all steps; leave `stop` out."
+        parsed.stop is None, f"mode={mode}: the law is computed for all steps; leave `stop` out."
     )
     cached = isinstance(options, Blocks) and options.cache != "none"
     require(not cached, f"mode={mode}: a cache has no law of its own; add cache=none.")
@@ -166,10 +168,10 @@ def decoder_measures(
 
 def _makes(mode: str, num_steps: int, length: int) -> bool:
     """Whether a decoder can make so many steps in texts of this length."""
-    decoder, options = parse_mode(mode)
+    parsed = parse_mode(mode)
     try:
-        if decoder.check is not None:
-            decoder.check(options, None, num_steps, length)
+        if parsed.decoder.check is not None:
+            parsed.decoder.check(parsed.options, None, num_steps, length)
     except ConfigError:
         return False
     return True
@@ -178,7 +180,7 @@ def _makes(mode: str, num_steps: int, length: int) -> bool:
 def _measures(
     truth: Truth, own: Array, mode: str, num_steps: int
 ) -> tuple[dict[str, float], float]:
-    if not isinstance(parse_mode(mode)[1], DoubtingRemdm):
+    if not isinstance(parse_mode(mode).options, DoubtingRemdm):
         law, calls = decoder_law(own, mode, num_steps, truth.teacher)
         return truth.measures_of(law), calls
     model = make_diffusion(truth.world, StudentConfig()), table_params(own)

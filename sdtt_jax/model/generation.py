@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from sdtt_jax.diffusion.decoders import parse_mode
 from sdtt_jax.diffusion.decoders.base import Helper
 from sdtt_jax.diffusion.decoders.serving import check_unasked
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
@@ -44,7 +45,7 @@ def generate(
     common = common_config(config)
     if common is None:
         return _sampled(diffusion, params, key, x_init, config, sequences, helper)
-    check_unasked(config.mode, helper)
+    check_unasked(parse_mode(config.mode), helper)
     plan = _wide_plan(outline(diffusion), key, x_init, spread_of(config))
     steps = jnp.int32(config.num_steps)
     temperatures = own_temperatures(config)

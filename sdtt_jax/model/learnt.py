@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sdtt_jax.config import instance, require
-from sdtt_jax.diffusion.decoders import parse_mode, with_options
+from sdtt_jax.diffusion.decoders import parse_mode
 from sdtt_jax.diffusion.decoders.learnt import SCHEDULES, Learnt
 from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.model.base import Loaded
@@ -59,8 +59,8 @@ def with_stored_schedule(config: SamplerConfig, model: Loaded) -> SamplerConfig:
         `config` is not a `SamplerConfig`.
     """
     instance(SamplerConfig, config=config)
-    _, options = parse_mode(config.mode)
-    if not isinstance(options, Learnt) or options.counts:
+    mode = parse_mode(config.mode)
+    if not isinstance(mode.options, Learnt) or mode.options.counts:
         return config
     found = read_fitted(
         model,
@@ -70,4 +70,4 @@ def with_stored_schedule(config: SamplerConfig, model: Loaded) -> SamplerConfig:
         "learn it with experiments.evaluate --suite=schedule",
     )
     found = found if isinstance(found, dict) else {"counts": found}
-    return dataclasses.replace(config, mode=with_options(config.mode, found))
+    return dataclasses.replace(config, mode=mode.with_options(found))

@@ -67,7 +67,7 @@ _sample = jax.jit(sample, static_argnames=("diffusion", "config", "keep_states")
 def accepted(
     mode: str, log_probs: jax.Array = LOG_PROBS, due: jax.Array = DUE, calls_left: int = 2
 ):
-    decoder, options = parse_mode(mode)
+    _, _, decoder, options, _ = parse_mode(mode)
     score = decoder.pick.score(options, log_probs)[None]
     return np.asarray(decoder.pick.accept(options, KEY, score, due, calls_left))[0].tolist()
 
@@ -124,7 +124,7 @@ def test_what_only_rounding_tells_apart_is_ordered_at_random(mode):
 
     As in the fully masked text of a network with rotated attention: equal probabilities everywhere.
     """
-    (decoder, options), due = parse_mode(mode), jnp.ones((3000, 3), bool)
+    (_, _, decoder, options, _), due = parse_mode(mode), jnp.ones((3000, 3), bool)
     score = jnp.broadcast_to(-1.6185 + jnp.array([2e-7, 0.0, 5e-7]), (3000, 3))
     found = np.asarray(decoder.pick.accept(options, jax.random.key(6), score, due, 3))
     assert (found.sum(axis=1) == 1).all()
@@ -238,9 +238,9 @@ def test_a_mode_that_is_none_is_refused_by_name(mode, said):
     ],
 )
 def test_a_word_that_looks_like_a_number_is_one_only_where_the_option_is(mode, counts, scales):
-    _, options = parse_mode(mode)
+    options = parse_mode(mode).options
     assert (options.tokens, options.scales) == (counts, scales)
-    assert parse_mode("confidence:threshold=0.5")[1].threshold == 0.5
+    assert parse_mode("confidence:threshold=0.5").options.threshold == 0.5
 
 
 @pytest.mark.parametrize(

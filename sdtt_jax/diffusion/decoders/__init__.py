@@ -18,9 +18,10 @@ It may use what `diffusion` may use, but not the sampler.
 import ast
 import contextlib
 import dataclasses
+import functools
 import typing
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from sdtt_jax.config import choose, from_mapping, nearest, require
 from sdtt_jax.diffusion.decoders.base import Decoder, Pick, first_hitting_plan, no_plan
@@ -61,31 +62,77 @@ from sdtt_jax.diffusion.decoders.staged import Staged, staged_step
 from sdtt_jax.diffusion.decoders.stopping import Stop, parse_stop
 
 
-def parse_mode(text: str) -> tuple[Decoder, Any]:
-    """The decoder that a mode names, and its options.
+class Mode(NamedTuple):
+    """A parsed mode; `SamplerConfig.mode` is its text."""
+
+    text: str
+    name: str  # the key in `DECODERS`
+    decoder: Decoder
+    options: Any  # a `decoder.options`
+    stop: Stop | None  # from `stop=`, which ends a text before the calls are used up; None: never
+
+    def __str__(self) -> str:
+        return self.text
+
+    @property
+    def only_plans(self) -> bool:
+        """Whether the decoder does no more than follow the plan that it makes before the first call.
+
+        Examples:
+          >>> [parse_mode(text).only_plans for text in ("grid", "confidence", "grid:stop=eos:1")]
+          [True, False, False]
+        """
+        decoder = self.decoder
+        more = decoder.pick, decoder.redo, decoder.step, decoder.temperature, self.stop
+        return all(part is None for part in more)
+
+    def with_options(self, options: Mapping[str, Any]) -> str:
+        """The text with further options, by name; those that it gives itself are kept.
+
+        Examples:
+          >>> mode = parse_mode("learnt:temperatures=1/,stop=eos:1")
+          >>> mode.with_options({"counts": "1/3", "temperatures": "0.9"})
+          'learnt:counts=1/3,temperatures=1/,stop=eos:1'
+        """
+        _, words, stop = _split(self.text)
+        words = {**options, **words, **({} if stop is None else {"stop": stop})}
+        return f"{self.name}:" + ",".join(f"{option}={word}" for option, word in words.items())
+
+
+def parse_mode(text: str) -> Mode:
+    """The decoder that a mode names, its options, and what ends a text.
 
     Args:
-      text: a name in `DECODERS`, then after a colon `name=value` options with commas; `stop=` is for
-        `stop_of`.
+      text: a name in `DECODERS`, then after a colon `name=value` options with commas, of which `stop=` is as
+        in `stopping.Stop`.
 
     Raises:
       ConfigError: naming what is unknown or out of range.
 
     Examples:
-      >>> parse_mode("confidence:score=margin,threshold=0.9")[1]
+      >>> parse_mode("confidence:score=margin,threshold=0.9").options
       Confidence(score='margin', threshold=0.9, order_temperature=0.0)
+      >>> parse_mode("remdm:eta=0.1,stop=stable:2+eos:1").stop
+      Stop(filled=False, stable=2, entropy=0.0, eos=1, bos=-1)
     """
-    name, words, _ = _parsed(text)
-    options = DECODERS[name].options
-    types = typing.get_type_hints(options)
-    known = [field.name for field in dataclasses.fields(options)] + ["stop"]
+    return _parsed(str(text))
+
+
+@functools.cache
+def _parsed(text: str) -> Mode:
+    name, words, stop = _split(text)
+    decoder = DECODERS[name]
+    types = typing.get_type_hints(decoder.options)
+    known = [field.name for field in dataclasses.fields(decoder.options)] + ["stop"]
     for word in words:
         hint = nearest(word, known) or f"known fields: {', '.join(known)}."
         require(word in known, f"mode {name} has no field {word!r}; {hint}")
     fields = {
         field: word if types.get(field) is str else _literal(word) for field, word in words.items()
     }
-    return DECODERS[name], from_mapping(options, fields, f"mode {name}")
+    options: Any = from_mapping(decoder.options, fields, f"mode {name}")
+    ends = None if stop is None else parse_stop(stop, picks=decoder.pick is not None)
+    return Mode(text, name, decoder, options, ends)
 
 
 def _literal(word: str) -> Any:
@@ -96,57 +143,9 @@ def _literal(word: str) -> Any:
     return word
 
 
-def stop_of(text: str) -> Stop | None:
-    """When a mode's option `stop=` ends a text before the calls are used up; None: never.
-
-    Args:
-      text: as `parse_mode` takes it.
-
-    Raises:
-      ConfigError: naming what is unknown or out of range.
-
-    Examples:
-      >>> stop_of("remdm:eta=0.1,stop=stable:2+eos:1")
-      Stop(filled=False, stable=2, entropy=0.0, eos=1, bos=-1)
-    """
-    name, _, stop = _parsed(text)
-    return None if stop is None else parse_stop(stop, picks=DECODERS[name].pick is not None)
-
-
-def with_options(text: str, options: Mapping[str, Any]) -> str:
-    """A mode with further options; those that it gives itself are kept.
-
-    Args:
-      text: as `parse_mode` takes it.
-      options: by name.
-
-    Examples:
-      >>> with_options("learnt:temperatures=1/,stop=eos:1", {"counts": "1/3", "temperatures": "0.9"})
-      'learnt:counts=1/3,temperatures=1/,stop=eos:1'
-    """
-    name, words, stop = _parsed(text)
-    words = {**options, **words, **({} if stop is None else {"stop": stop})}
-    return f"{name}:" + ",".join(f"{option}={word}" for option, word in words.items())
-
-
-def only_plans(text: str) -> bool:
-    """Whether a mode's decoder does no more than follow the plan that it makes before the first call.
-
-    Args:
-      text: as `parse_mode` takes it.
-
-    Examples:
-      >>> only_plans("first-hitting"), only_plans("confidence"), only_plans("grid:stop=eos:1")
-      (True, False, False)
-    """
-    decoder, _ = parse_mode(text)
-    more = decoder.pick, decoder.redo, decoder.step, decoder.temperature, stop_of(text)
-    return all(part is None for part in more)
-
-
-def _parsed(text: str) -> tuple[str, dict[str, str], str | None]:
+def _split(text: str) -> tuple[str, dict[str, str], str | None]:
     """Name, options and `stop=` of a mode, as they are written."""
-    name, colon, rest = str(text).partition(":")
+    name, colon, rest = text.partition(":")
     choose("mode", name, DECODERS)
     fields: dict[str, str] = {}
     for part in rest.split(",") if colon else ():

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from sdtt_jax.config import require
-from sdtt_jax.diffusion.decoders import parse_mode, stop_of
+from sdtt_jax.diffusion.decoders import Mode
 from sdtt_jax.diffusion.decoders.base import Helper, Memory, Now, Scene
 from sdtt_jax.diffusion.denoiser import innermost
 from sdtt_jax.typing import Key, Tokens
@@ -14,7 +14,7 @@ from sdtt_jax.typing import Key, Tokens
 HELPERS = {"causal": "causal model", "denoiser": "denoiser"}
 
 
-def begin(mode: str, scene: Scene, x: Tokens) -> Memory:
+def begin(mode: Mode, scene: Scene, x: Tokens) -> Memory:
     """A decoder's memory before the first step, after checking that the decoder fits the model.
 
     Args:
@@ -25,7 +25,7 @@ def begin(mode: str, scene: Scene, x: Tokens) -> Memory:
     Raises:
       ConfigError: the model or the helper does not suit the decoder.
     """
-    decoder, options = parse_mode(mode)
+    decoder = mode.decoder
     require(
         decoder.step is None or scene.diffusion.arrangement is None,
         f"mode={mode} needs packed sequences, but this model's have prompts, padding or separate texts; use "
@@ -36,19 +36,19 @@ def begin(mode: str, scene: Scene, x: Tokens) -> Memory:
         f"mode={mode} makes its own network calls without noise, but this network was trained to see noise; "
         "take a decoder without such calls, such as first-hitting.",
     )
-    _check_helper(mode, decoder.helper, scene)
+    _check_helper(mode, scene)
     if scene.helper is not None:
-        own, asked = scene.helper.every, getattr(options, "every", 1)
+        own, asked = scene.helper.every, getattr(mode.options, "every", 1)
         require(
             own in (0, asked),
             f"mode={mode} asks for every n-th token with n = {asked}, but the helper was trained with n = "
             f"{own}.",
         )
     check_served(mode, innermost(scene.diffusion.denoiser), scene.num_steps, x.shape[1])
-    return None if decoder.begin is None else decoder.begin(options, scene, x)
+    return None if decoder.begin is None else decoder.begin(mode.options, scene, x)
 
 
-def check_served(mode: str, network: Any, num_steps: int, length: int) -> None:
+def check_served(mode: Mode, network: Any, num_steps: int, length: int) -> None:
     """Checks that a decoder can work with a network, a number of calls and a length of texts.
 
     Args:
@@ -60,18 +60,17 @@ def check_served(mode: str, network: Any, num_steps: int, length: int) -> None:
     Raises:
       ConfigError: the decoder cannot work with them.
     """
-    decoder, options = parse_mode(mode)
-    stop = stop_of(mode)
+    decoder, stop = mode.decoder, mode.stop
     require(
         stop is None or max(stop.eos, stop.bos) < network.mask_id,
         f"mode={mode}: the tokens of this model are 0 to {network.mask_id - 1}; EOS must be one of them, and "
         "so must BOS.",
     )
     if decoder.check is not None:
-        decoder.check(options, network, num_steps, length)
+        decoder.check(mode.options, network, num_steps, length)
 
 
-def own_step(mode: str, scene: Scene, key: Key, now: Now) -> tuple[Tokens, jax.Array, Memory]:
+def own_step(mode: Mode, scene: Scene, key: Key, now: Now) -> tuple[Tokens, jax.Array, Memory]:
     """`Decoder.step`, skipped after the last step, and where nothing is masked if the decoder `finishes`.
 
     Args:
@@ -80,62 +79,42 @@ def own_step(mode: str, scene: Scene, key: Key, now: Now) -> tuple[Tokens, jax.A
       key: PRNG key of this step.
       now: the generation before the step.
     """
-    decoder, options = parse_mode(mode)
-    step = decoder.step
+    decoder, step = mode.decoder, mode.decoder.step
     assert step is not None
     masked = (now.x == scene.diffusion.mask_id).any()
     x, calls, memory = jax.lax.cond(
         (now.call < scene.num_steps) & (masked | (not decoder.finishes)),
-        lambda now: step(options, scene, key, now),
+        lambda now: step(mode.options, scene, key, now),
         lambda now: (now.x, jnp.int32(0), now.memory),
         now,
     )
     return x, calls, memory
 
 
-def check_decided(mode: str) -> None:
+def check_decided(mode: Mode) -> None:
     """Raises `ConfigError` unless given noise alone determines what the decoder writes.
 
     Others also draw with the key: tokens of their own calls (`step`), what is masked again (`redo`), or the
     order of positions of which the network is equally sure (`pick`; all of them, where everything is MASK).
     """
-    decoder, _ = parse_mode(mode)
+    decoder = mode.decoder
     require(
         decoder.pick is None and decoder.redo is None and decoder.step is None,
         f"mode={mode} is not determined by the noise; use grid, first-hitting or learnt, or pass no noise.",
     )
 
 
-def check_timed(mode: str, time_grid: str) -> None:
-    """Raises `ConfigError` unless a decoder uses the times of the grid."""
-    decoder, _ = parse_mode(mode)
-    require(
-        decoder.timed,
-        f"time_grid={time_grid} has no effect with mode={mode!r}; leave it at uniform, or use grid, remdm or "
-        "remdm-confidence.",
-    )
-
-
-def check_cooled(mode: str) -> None:
-    """Raises `ConfigError` if a decoder draws in a `step` of its own, which takes no falling temperature."""
-    decoder, _ = parse_mode(mode)
-    require(
-        decoder.step is None,
-        f"mode={mode!r} draws in its own way, at one temperature; leave cooling at 0.",
-    )
-
-
-def check_unasked(mode: str, helper: Helper | None) -> None:
+def check_unasked(mode: Mode, helper: Helper | None) -> None:
     """Raises `ConfigError` if a helper is given to a decoder that uses none."""
     require(helper is None, f"mode={mode} uses no other model; leave the helper out.")
 
 
-def _check_helper(mode: str, kinds: tuple[str, ...], scene: Scene) -> None:
-    helper = scene.helper
+def _check_helper(mode: Mode, scene: Scene) -> None:
+    kinds, helper = mode.decoder.helper, scene.helper
     if not kinds:
         check_unasked(mode, helper)
         return
-    name, wanted = mode.partition(":")[0], " or a ".join(HELPERS[kind] for kind in kinds)
+    name, wanted = mode.name, " or a ".join(HELPERS[kind] for kind in kinds)
     require(helper is not None, f"mode={name} needs another model; pass a {wanted} as its helper.")
     assert helper is not None
     kind = "denoiser" if helper.bos_id is None else "causal"

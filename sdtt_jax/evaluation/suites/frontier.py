@@ -108,8 +108,8 @@ def _item(
     }
     if subject.ends != "keep":
         inputs["entropy"] = target  # earlier versions took that of whole sequences
-    decoder = parse_mode(mode)[0]
-    if decoder.pick or decoder.step or "stop=" in mode:
+    parsed = parse_mode(mode)
+    if parsed.decoder.pick or parsed.decoder.step or parsed.stop:
         inputs["nfe"] = "at that entropy"  # earlier versions took the mean over all temperatures
 
     def compute() -> Json:

@@ -155,7 +155,7 @@ def writers(subject: Subject, setup: Setup) -> list[Writer]:
                 settings.sampler(num_steps, given=bool(setup.given)), model
             )
             key = purpose_key(settings.seed, name, num_steps)
-            helper = subject.helper if parse_mode(config.mode)[0].helper else None
+            helper = subject.helper if parse_mode(config.mode).decoder.helper else None
             batches = model.batches(key, x_init, config, settings.batch_size, helper)
             facts: Json = {"kind": "diffusion", "num_steps": num_steps}
             inputs = drawn(model, x_init) | {"sampler": to_mapping(config)}

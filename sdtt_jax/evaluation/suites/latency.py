@@ -147,7 +147,7 @@ def racers(subject: Subject, key: jax.Array) -> list[Racer]:
         sampler = with_stored_schedule(settings.sampler(num_steps, given=False), model)
         facts = {"kind": "diffusion", "num_steps": num_steps}
         inputs = own | {"sampler": to_mapping(sampler)}
-        helper = subject.helper if parse_mode(sampler.mode)[0].helper else None
+        helper = subject.helper if parse_mode(sampler.mode).decoder.helper else None
         if helper is not None:
             inputs["helper"] = helper.fingerprint
         name = f"steps_{num_steps:04d}"
