@@ -181,6 +181,7 @@ def test_a_law_that_depends_on_every_history_is_counted() -> None:
     truth, mode = Truth.of(WORLD), "remdm-confidence:eta=0"
     counted = decoder_measures(truth, [mode], [2])[mode]["2"]
     exact = decoder_measures(truth, ["grid"], [2])["grid"]["2"]
+    assert counted.pop("samples") == 131_072
     assert counted == pytest.approx(exact, abs=0.02)
     with pytest.raises(ConfigError, match="depends on every history"):
         decoder_law(truth.teacher, mode, 2)
