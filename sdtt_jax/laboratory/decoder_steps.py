@@ -7,7 +7,7 @@ the step's mean number of calls.
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -217,11 +217,3 @@ def step_law(law: Array, probabilities: Array, moves: Any) -> tuple[Array, float
             # States that differ only where they are masked again become one state: their weights must add up.
             np.add.at(after, target[:, None] + shift, weight)
     return after, made
-
-
-STEPS: dict[type, Callable[[Any, StepTable, Array], tuple[Array, float]]] = {
-    Speculative: speculative_step,
-    Refine: refine_step,
-    Energy: energy_step,
-    Skeleton: skeleton_step,
-}

@@ -17,23 +17,25 @@ import numpy as np
 
 from sdtt_jax.config import require
 from sdtt_jax.diffusion.decoders import parse_mode
-from sdtt_jax.diffusion.decoders.base import Decoder
 from sdtt_jax.diffusion.decoders.blocks import RANDOM, Blocks
-from sdtt_jax.diffusion.decoders.confident import confidence
-from sdtt_jax.diffusion.decoders.doubting import DoubtingRemdm
+from sdtt_jax.diffusion.decoders.confident import confidence, negative_entropy
 from sdtt_jax.diffusion.decoders.energy import Energy
 from sdtt_jax.diffusion.decoders.learnt import Learnt
 from sdtt_jax.diffusion.decoders.planned import Grid
 from sdtt_jax.diffusion.decoders.refine import Refine
+from sdtt_jax.diffusion.decoders.remasking import Remdm, remask_chances
 from sdtt_jax.diffusion.decoders.staged import Staged
 from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.keys import purpose_key
 from sdtt_jax.laboratory.decoder_steps import (
-    STEPS,
     StepTable,
+    energy_step,
     even_count,
+    refine_step,
     reveal_all,
+    skeleton_step,
+    speculative_step,
     step_law,
     uniform_moves,
 )
@@ -47,6 +49,8 @@ from sdtt_jax.laboratory.world import (
     all_states,
     states_with_pattern,
 )
+
+Score = Callable[..., jax.Array]  # `Pick.score` of a decoder
 
 
 def decoder_law(
@@ -72,11 +76,9 @@ def decoder_law(
         predictions with nothing masked on their left.
     """
     check_measurable(mode)
-    parsed = parse_mode(mode)
-    decoder, options = parsed.decoder, parsed.options
+    _, name, decoder, options, _ = parse_mode(mode)
     require(
-        not isinstance(options, DoubtingRemdm),
-        f"mode={mode}: the law depends on every history and cannot be summed here.",
+        name in LAWS, f"mode={mode}: the law depends on every history and cannot be summed here."
     )
     _, length, size = probabilities.shape
     law = np.zeros(len(probabilities))
@@ -84,33 +86,8 @@ def decoder_law(
     if decoder.check is not None:
         decoder.check(options, None, num_steps, length)
     table = StepTable(probabilities, probabilities if helper is None else helper, causal, num_steps)
-    score: Array | None
-    if isinstance(options, Blocks) and options.score != RANDOM:
-        score = _scores(confidence, options.confidence(), probabilities)
-    else:
-        score = (
-            None if decoder.pick is None else _scores(decoder.pick.score, options, probabilities)
-        )
     for index in range(num_steps):
-        drafts = num_steps - options.rounds if isinstance(options, Refine) else 0
-        if type(options) in STEPS and index >= drafts:
-            law, made = STEPS[type(options)](options, table._replace(call=index), law)
-            calls += made
-            continue
-        if score is not None and isinstance(options, Blocks):
-            moves = functools.partial(_surest_of_block, options, score, index, num_steps)
-        elif score is not None:
-            moves = functools.partial(ordered_picks, options, score, num_steps - index)
-        else:
-            moves = functools.partial(
-                _by_chance, decoder, options, length, index, drafts or num_steps
-            )
-        drawn = table.own
-        if isinstance(options, Learnt) and options.scales:
-            drawn = at_temperature(drawn, options.scale(index))
-        if isinstance(options, Staged) and options.whose(index, num_steps):
-            drawn = table.helper
-        law, made = step_law(law, drawn, moves)
+        law, made = LAWS[name](options, table._replace(call=index), law)
         calls += made
     masked = (all_states(size, length) == size).any(axis=1)
     calls += float(law[masked].sum())
@@ -180,7 +157,7 @@ def _makes(mode: str, num_steps: int, length: int) -> bool:
 def _measures(
     truth: Truth, own: Array, mode: str, num_steps: int
 ) -> tuple[dict[str, float], float]:
-    if not isinstance(parse_mode(mode).options, DoubtingRemdm):
+    if parse_mode(mode).name in LAWS:
         law, calls = decoder_law(own, mode, num_steps, truth.teacher)
         return truth.measures_of(law), calls
     model = make_diffusion(truth.world, StudentConfig()), table_params(own)
@@ -194,66 +171,84 @@ def _measures(
     return counted[str(num_steps)], calls
 
 
-def _scores(score: Callable[..., jax.Array], options: Any, probabilities: Array) -> Array:
-    """A decoder's `Pick.score` of each position in each state: `[states, L]` float32."""
-    _, _, size = probabilities.shape
-    log_probs = jnp.log(jnp.maximum(probabilities.reshape(-1, size), 1e-30))
-    return np.asarray(score(options, log_probs)).reshape(probabilities.shape[:2])
+def _grid(options: Grid, table: StepTable, law: Array) -> tuple[Array, float]:
+    del options
+    chance = 1 / (table.num_steps - table.call)
+
+    def moves(pattern: tuple[int, ...], _: Array) -> Iterator[Move]:
+        for places in _subsets(pattern):
+            yield places, (), _chance(chance, places, pattern)
+
+    return step_law(law, table.own, moves)
 
 
-def _by_chance(
-    decoder: Decoder,
-    options: Any,
-    length: int,
-    index: int,
-    num_steps: int,
-    pattern: tuple[int, ...],
-    source: Array,
-) -> Iterator[Move]:
-    """All that a call can do where `pattern` is masked, for a decoder that does not ask the network."""
-    if decoder.redo is not None:
-        masked = (jnp.float32(1 - step / num_steps) for step in (index, index + 1))
-        reveal, remask = (float(chance) for chance in decoder.redo(options, *masked))
-        shown = tuple(sorted(set(range(length)) - set(pattern)))
+def _remdm(options: Remdm, table: StepTable, law: Array) -> tuple[Array, float]:
+    masked = (jnp.float32(1 - step / table.num_steps) for step in (table.call, table.call + 1))
+    reveal, remask = (float(chance) for chance in remask_chances(options, *masked))
+
+    def moves(pattern: tuple[int, ...], _: Array) -> Iterator[Move]:
+        shown = tuple(sorted(set(range(table.length)) - set(pattern)))
         for places, again in itertools.product(_subsets(pattern), _subsets(shown)):
             chance = _chance(reveal, places, pattern) * _chance(remask, again, shown)
             if chance > 0:
                 yield places, again, chance
-    elif isinstance(options, Grid):
-        for places in _subsets(pattern):
-            yield places, (), _chance(1 / (num_steps - index), places, pattern)
-    elif isinstance(options, Blocks):
-        block, each, call = _of_block(options, length, index, num_steps, pattern)
-        yield from uniform_moves(even_count(options.length, each, call), block, source)
-    elif isinstance(options, Learnt):
-        yield from uniform_moves(options.tokens[index], pattern, source)
+
+    return step_law(law, table.own, moves)
+
+
+def _evenly(table: StepTable, law: Array, drawn: Array) -> tuple[Array, float]:
+    """Positions in a random order, spread evenly over the calls."""
+    count = even_count(table.length, table.num_steps, table.call)
+    return step_law(law, drawn, functools.partial(uniform_moves, count))
+
+
+def _learnt(options: Learnt, table: StepTable, law: Array) -> tuple[Array, float]:
+    scale = options.scale(table.call) if options.scales else None
+    drawn = table.own if scale is None else at_temperature(table.own, scale)
+    return step_law(law, drawn, functools.partial(uniform_moves, options.tokens[table.call]))
+
+
+def _staged(options: Staged, table: StepTable, law: Array) -> tuple[Array, float]:
+    theirs = options.whose(table.call, table.num_steps)
+    return _evenly(table, law, table.helper if theirs else table.own)
+
+
+def _refine(options: Refine, table: StepTable, law: Array) -> tuple[Array, float]:
+    drafts = table.num_steps - options.rounds
+    if table.call < drafts:
+        return _evenly(table._replace(num_steps=drafts), law, table.own)
+    return refine_step(options, table, law)
+
+
+def _surest(function: Score, options: Any, table: StepTable, law: Array) -> tuple[Array, float]:
+    score = _scores(function, options, table.own)
+    moves = functools.partial(ordered_picks, options, score, table.num_steps - table.call)
+    return step_law(law, table.own, moves)
+
+
+def _blocks(options: Blocks, table: StepTable, law: Array) -> tuple[Array, float]:
+    each = table.num_steps // (table.length // options.length)
+    block, call = divmod(table.call, each)
+    picks: Callable[..., Iterable[Move]]
+    if options.score == RANDOM:
+        picks = functools.partial(uniform_moves, even_count(options.length, each, call))
+    elif call == each - 1:
+        picks = reveal_all
     else:
-        yield from uniform_moves(even_count(length, num_steps, index), pattern, source)
+        picked = options.confidence()
+        score = _scores(confidence, picked, table.own)
+        picks = functools.partial(ordered_picks, picked, score, each - call)
+
+    def moves(pattern: tuple[int, ...], source: Array) -> Iterable[Move]:
+        return picks(tuple(p for p in pattern if p // options.length == block), source)
+
+    return step_law(law, table.own, moves)
 
 
-def _surest_of_block(
-    options: Blocks,
-    score: Array,
-    index: int,
-    num_steps: int,
-    pattern: tuple[int, ...],
-    source: Array,
-) -> Iterator[Move]:
-    """`ordered_picks` in the block that call `index` writes; a block's last call reveals what is left."""
-    block, each, call = _of_block(options, score.shape[1], index, num_steps, pattern)
-    if call == each - 1:
-        yield block, (), 1.0
-    else:
-        yield from ordered_picks(options.confidence(), score, each - call, block, source)
-
-
-def _of_block(
-    options: Blocks, length: int, index: int, num_steps: int, pattern: tuple[int, ...]
-) -> tuple[tuple[int, ...], int, int]:
-    """The masked positions of the block that call `index` writes, its calls, and the call's number in it."""
-    each = num_steps // (length // options.length)
-    block = tuple(p for p in pattern if p // options.length == index // each)
-    return block, each, index % each
+def _scores(function: Score, options: Any, probabilities: Array) -> Array:
+    """A decoder's `Pick.score` of each position in each state: `[states, L]` float32."""
+    log_probs = jnp.log(jnp.maximum(probabilities.reshape(-1, probabilities.shape[-1]), 1e-30))
+    return np.asarray(function(options, log_probs)).reshape(probabilities.shape[:2])
 
 
 def _subsets(positions: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
@@ -264,3 +259,21 @@ def _subsets(positions: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
 def _chance(each: float, chosen: tuple[int, ...], positions: tuple[int, ...]) -> float:
     """The chance that exactly these positions are chosen, each independently with chance `each`."""
     return float(each ** len(chosen) * (1 - each) ** (len(positions) - len(chosen)))
+
+
+# By name, what a step of a decoder does to a law, as in `decoder_steps`; `StepTable.call` is its index.
+# "remdm-confidence" has no such function, as its law depends on every history.
+LAWS: dict[str, Callable[[Any, StepTable, Array], tuple[Array, float]]] = {
+    "grid": _grid,
+    "first-hitting": lambda _, table, law: _evenly(table, law, table.own),
+    "learnt": _learnt,
+    "confidence": functools.partial(_surest, confidence),
+    "entropy-bounded": functools.partial(_surest, negative_entropy),
+    "remdm": _remdm,
+    "speculative": speculative_step,
+    "blocks": _blocks,
+    "refine": _refine,
+    "staged": _staged,
+    "skeleton": skeleton_step,
+    "energy": energy_step,
+}
