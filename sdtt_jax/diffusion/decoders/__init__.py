@@ -40,7 +40,7 @@ from sdtt_jax.diffusion.decoders.confident import (
     confidence,
     negative_entropy,
 )
-from sdtt_jax.diffusion.decoders.doubting import DoubtingRemdm, doubting_step, nothing_written
+from sdtt_jax.diffusion.decoders.doubting import doubting_step, nothing_written
 from sdtt_jax.diffusion.decoders.energy import Energy, energy_step
 from sdtt_jax.diffusion.decoders.learnt import (
     Learnt,
@@ -172,7 +172,7 @@ DECODERS: dict[str, Decoder] = {
     "entropy-bounded": Decoder(EntropyBounded, no_plan, Pick(negative_entropy, accept_bounded)),
     "remdm": Decoder(Remdm, remdm_plan, redo=remask_chances, timed=True),
     "remdm-confidence": Decoder(
-        DoubtingRemdm,
+        Remdm,
         no_plan,
         step=doubting_step,
         begin=nothing_written,

@@ -56,6 +56,12 @@ class Scene(NamedTuple):
         """Calls that may be made."""
         return len(self.times) - 1
 
+    @property
+    def other(self) -> Helper:
+        """The helper of a decoder that needs one."""
+        assert self.helper is not None  # checked by `serving.begin`
+        return self.helper
+
 
 class Now(NamedTuple):
     """The state of a generation, as a decoder's own step sees it."""

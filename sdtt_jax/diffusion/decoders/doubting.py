@@ -1,6 +1,8 @@
-"""ReMDM that masks again the tokens that the network was least sure of when it wrote them."""
+"""ReMDM whose chances of masking again are weighted by doubt (arXiv 2503.00307, confidence schedule).
 
-import dataclasses
+It prefers the tokens that the network was least sure of when it wrote them.
+"""
+
 from typing import Any
 
 import jax
@@ -14,12 +16,7 @@ from sdtt_jax.ops.rows import map_selected
 from sdtt_jax.typing import Key, PerToken, Positions, Tokens
 
 
-@dataclasses.dataclass(frozen=True)
-class DoubtingRemdm(Remdm):
-    """ReMDM whose chances of masking again are weighted by doubt (arXiv 2503.00307, confidence schedule)."""
-
-
-def nothing_written(options: DoubtingRemdm, scene: Scene, x: Tokens) -> Memory:
+def nothing_written(options: Remdm, scene: Scene, x: Tokens) -> Memory:
     """`Decoder.begin`: the probability that each token had when it was written, `[batch, length]` float32."""
     del options, scene
     return jnp.zeros(x.shape, jnp.float32)
@@ -47,7 +44,7 @@ def doubt(confidence: PerToken, shown: Positions, sigma: jax.Array) -> PerToken:
 
 
 def doubting_step(
-    options: DoubtingRemdm, scene: Scene, key: Key, now: Now
+    options: Remdm, scene: Scene, key: Key, now: Now
 ) -> tuple[Tokens, jax.Array, Memory]:
     """`Decoder.step`: a reverse step that also masks again; no call where nothing is revealed."""
     diffusion, network = scene.diffusion, scene.diffusion.denoiser

@@ -85,8 +85,7 @@ def _candidates(
 
 def _causal_log_prob(scene: Scene, texts: Tokens) -> jax.Array:
     """The helper's log-probability of whole texts `[batch, count, length]`: `[batch, count]`."""
-    helper = scene.helper
-    assert helper is not None  # checked by `serving.begin`
+    helper = scene.other
     assert helper.bos_id is not None
     flat = texts.reshape(-1, texts.shape[-1])
     hidden = helper.network.hidden(helper.params, preceded(flat, helper.bos_id))

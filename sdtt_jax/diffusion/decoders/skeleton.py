@@ -73,8 +73,7 @@ def _write(scene: Scene, key: Key, x: Tokens) -> tuple[Tokens, jax.Array]:
 
     A call whose tokens are all given only reads them, and is not counted.
     """
-    helper, mask_id = scene.helper, scene.diffusion.mask_id
-    assert helper is not None  # checked by `serving.begin`
+    helper, mask_id = scene.other, scene.diffusion.mask_id
     assert helper.bos_id is not None
     network, head = helper.network, helper.network.head_params(helper.params)
     batch, count = x.shape

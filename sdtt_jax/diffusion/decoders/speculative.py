@@ -41,8 +41,7 @@ def speculate(
     options: Speculative, scene: Scene, key: Key, now: Now
 ) -> tuple[Tokens, jax.Array, Memory]:
     """`Decoder.step`: a draft and its verification, two calls, which reveal 1 to `window` tokens."""
-    diffusion, helper = scene.diffusion, scene.helper
-    assert helper is not None  # checked by `serving.begin`
+    diffusion, helper = scene.diffusion, scene.other
     masked, keys = now.x == diffusion.mask_id, jax.random.split(key, 4)
     if helper.bos_id is None:
         score = jax.random.uniform(keys[0], now.x.shape, jnp.float32)

@@ -49,10 +49,8 @@ def staged_step(
     options: Staged, scene: Scene, key: Key, now: Now
 ) -> tuple[Tokens, jax.Array, Memory]:
     """`Decoder.step`: a reverse step of the model whose turn it is; no call where nothing is due."""
-    helper = scene.helper
-    assert helper is not None  # checked by `serving.begin`
-    theirs = dataclasses.replace(scene.diffusion, denoiser=helper.network)
-    other = scene._replace(diffusion=theirs, params=helper.params)
-    turns = [functools.partial(reveal_due, who, key, now) for who in (scene, other)]
+    theirs = dataclasses.replace(scene.diffusion, denoiser=scene.other.network)
+    their_scene = scene._replace(diffusion=theirs, params=scene.other.params)
+    turns = [functools.partial(reveal_due, who, key, now) for who in (scene, their_scene)]
     x, calls = jax.lax.switch(options.whose(now.call, scene.num_steps), turns, now.x)
     return x, calls, now.memory
