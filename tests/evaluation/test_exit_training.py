@@ -109,7 +109,7 @@ def test_devices_that_do_not_divide_a_batch_train_no_other_exits(monkeypatch):
     monkeypatch.setattr(mesh, "batch_pieces", lambda _mesh: 4)
     monkeypatch.setattr(exit_training, "train", lambda *_given, **_fields: pytest.fail("trained"))
     with pytest.raises(ConfigError, match=r"batch_size=6 cannot be split .* nearest that can is 8"):
-        train_exits(as_model(NETWORK, PARAMS), TOKENS, 0, num_steps=2, batch_size=6)
+        train_exits(as_model(NETWORK, PARAMS()), TOKENS, 0, num_steps=2, batch_size=6)
 
 
 def test_training_brings_the_exits_to_the_last_layer_and_leaves_the_network_alone(trained):

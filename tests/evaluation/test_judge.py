@@ -11,6 +11,7 @@ import pytest
 
 from sdtt_jax.data import TokenizerConfig, train_tokenizer
 from sdtt_jax.errors import ConfigError
+from sdtt_jax.evaluation import judge as judging
 from sdtt_jax.evaluation.continuations import layout_of
 from sdtt_jax.evaluation.judge import (
     check_vocabulary,
@@ -117,7 +118,7 @@ def test_a_rotary_judge_reads_no_more_at_once_than_training_had(monkeypatch, tok
     """It has no last position, but none of those behind its training length means anything to it."""
     seen = []
     monkeypatch.setattr(
-        judge, "token_nll", lambda _, rows, __: seen.append(rows) or np.zeros(rows.targets.shape)
+        judging, "token_nll", lambda _, rows, __: seen.append(rows) or np.zeros(rows.targets.shape)
     )
     network = CausalNetwork(
         CausalConfig(vocab_size=11, length=SEEN, num_layers=1, embed_dim=8, num_heads=2)
