@@ -110,7 +110,7 @@ def _run(
     if filler is not None:
         for array, row in zip(jax.tree.leaves(filled), jax.tree.leaves(filler), strict=True):
             array[count:] = row
-    if mesh is not None:
+    if mesh is not None and mesh.is_multi_process:
         processes.require_same(
             "The texts",
             {"batch": index, "rows": count, "digest": params_digest(filled)},

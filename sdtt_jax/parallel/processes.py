@@ -17,9 +17,6 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
-from jax._src.clusters import (
-    ClusterEnv,
-)  # JAX has no public name for the clusters that it recognises
 from jax.experimental import multihost_utils
 
 from sdtt_jax.config import differences, require
@@ -28,6 +25,8 @@ from sdtt_jax.parallel import ending
 from sdtt_jax.parallel.environment import ADDRESS, COUNT, INDEX, port_of_step
 
 MODES = ("auto", "on", "off")
+# Which variables give the number of processes: JAX's own, and those of SLURM and Open MPI that JAX reads.
+SIZES = (COUNT, "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
 
 T = TypeVar("T")
 # Seconds by which JAX's own timeout exceeds that of `initialize`, so that the latter reports the error.
@@ -72,15 +71,14 @@ def initialize(mode: str = "auto", timeout: int = 300, heartbeat: int = 100) -> 
     try:
         # A job of one process would open a port that belongs to the whole allocation, and the next such job
         # there (an interactive shell, another step) would end it.
-        if mode == "auto" and _number(INDEX) in (None, 0) and _in_thread(_job_size) == 1:
+        if mode == "auto" and _number(INDEX) in (None, 0) and _job_size() == 1:
             return
-        options: dict[str, Any] = {
-            "num_processes": _number(COUNT),
-            "process_id": _number(INDEX),
-            "initialization_timeout": timeout + JAX_TIMEOUT_MARGIN,
-            "heartbeat_timeout_seconds": heartbeat,
-        }
-        _in_thread(lambda: jax.distributed.initialize(**options))
+        _join(
+            num_processes=_number(COUNT),
+            process_id=_number(INDEX),
+            initialization_timeout=timeout + JAX_TIMEOUT_MARGIN,
+            heartbeat_timeout_seconds=heartbeat,
+        )
     except ValueError as error:
         # JAX's error for "no cluster found".
         if mode == "auto" and "coordinator_address" in str(error) and COUNT not in os.environ:
@@ -105,26 +103,23 @@ def initialize(mode: str = "auto", timeout: int = 300, heartbeat: int = 100) -> 
 
 
 def _job_size() -> int | None:
-    """The number of processes, from the environment or the cluster that JAX recognises; None without one."""
-    if COUNT in os.environ:
-        return _number(COUNT)
-    kinds = (kind for kind in ClusterEnv._cluster_types if not kind.opt_in_only_method)
-    cluster = next((kind for kind in kinds if kind.is_env_present()), None)
-    return None if cluster is None else cluster.get_process_count()
+    """The number of processes that the environment names; None if it names none."""
+    return next((_number(name) for name in SIZES if name in os.environ), None)
 
 
-def _in_thread(function: Callable[[], T]) -> T:
-    """Runs what waits for others in a thread: JAX waits in C++, where the main thread would miss a signal."""
-    done: concurrent.futures.Future[T] = concurrent.futures.Future()
+def _join(**options: Any) -> None:
+    """Joins in a thread, because JAX waits in C++, where the main thread would miss a signal."""
+    joined: concurrent.futures.Future[None] = concurrent.futures.Future()
 
-    def run() -> None:
+    def join() -> None:
         try:
-            done.set_result(function())
+            jax.distributed.initialize(**options)
+            joined.set_result(None)
         except BaseException as error:
-            done.set_exception(error)
+            joined.set_exception(error)
 
-    threading.Thread(target=run, name="joining", daemon=True).start()
-    return done.result()
+    threading.Thread(target=join, name="joining", daemon=True).start()
+    joined.result()
 
 
 def _give_up(message: str, status: int = 1) -> None:
