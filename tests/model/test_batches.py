@@ -71,6 +71,7 @@ def test_a_batch_is_filled_up_with_a_row_that_is_given():
 def test_processes_that_hold_other_rows_are_an_error(monkeypatch):
     """Threads stand in for them. Oracle: the message, and that nothing is computed."""
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    monkeypatch.setitem(vars(mesh), "is_multi_process", True)  # a cached property
     params = jax.device_put({"scale": jnp.float32(2.0)}, replicated(mesh))
     other = ROWS + (ROWS == 15)
 
