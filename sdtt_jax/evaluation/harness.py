@@ -57,6 +57,8 @@ def log_likelihoods(
     """
     if not pairs:
         return []
+    if isinstance(model, CausalModel):
+        model.require_whole_texts()
     items = encode(model.text_tokenizer, [Cloze(*pair) for pair in pairs], model.prompt_end)
     _warn_of_unknown(model, [np.concatenate(item) for item in items])
     cut = contexts_cut(items, layout_of(model))
