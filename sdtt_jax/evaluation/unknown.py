@@ -5,6 +5,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from sdtt_jax.data import Tokenizer
+from sdtt_jax.evaluation.record import Record
 
 
 def unknown_tokens(tokenizer: Tokenizer | None, texts: Iterable[np.ndarray]) -> int:
@@ -38,3 +39,11 @@ def unknown_note(tokenizer: Tokenizer | None, texts: Iterable[np.ndarray], what:
         f"{what}: {count} of {total} tokens ({count / total:.2%}) stand for text that the vocabulary lacks, "
         "and are measured as if they were text"
     )
+
+
+def log_unknown(
+    record: Record, tokenizer: Tokenizer | None, texts: Iterable[np.ndarray], what: str
+) -> None:
+    """Logs `unknown_note`, if there is anything to say."""
+    if note := unknown_note(tokenizer, texts, what):
+        record.log(f"  {note}")

@@ -15,7 +15,7 @@ from sdtt_jax.evaluation.record import Json, Record, digest_of
 from sdtt_jax.evaluation.settings import Settings
 from sdtt_jax.evaluation.subject import Subject
 from sdtt_jax.evaluation.tasks import read_task
-from sdtt_jax.evaluation.unknown import unknown_note, unknown_tokens
+from sdtt_jax.evaluation.unknown import log_unknown, unknown_tokens
 from sdtt_jax.keys import purpose_key
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
@@ -46,8 +46,7 @@ def _item(
     clozes = [cloze for choice in choices for cloze in choice.clozes()] if choices else task
     items = encode(model.text_tokenizer, clozes, model.prompt_end)
     parts = [np.concatenate(item) for item in items]
-    if note := unknown_note(model.tokenizer, parts, how):
-        record.log(f"  {note}")
+    log_unknown(record, model.tokenizer, parts, how)
     cut = contexts_cut(items, layout_of(model))
     if cut:
         record.log(f"  {how}: {cut} of {len(items)} contexts are too long and lose their beginning")

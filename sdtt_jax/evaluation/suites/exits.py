@@ -10,7 +10,7 @@ from sdtt_jax.evaluation.exits import EXITS_FILE, calibrate, check_exits
 from sdtt_jax.evaluation.record import Arrays, Json, Record
 from sdtt_jax.evaluation.subject import Subject
 from sdtt_jax.evaluation.texts import held_out, held_out_name, training_texts
-from sdtt_jax.evaluation.unknown import unknown_note
+from sdtt_jax.evaluation.unknown import log_unknown
 from sdtt_jax.keys import purpose_key
 from sdtt_jax.model.learnt import store_fitted
 from sdtt_jax.model.masked import Model
@@ -22,8 +22,7 @@ def suite(subject: Subject, record: Record) -> None:
     settings, model = subject.settings, subject.denoiser("exits")
     check_exits(model)
     tokens, batch_size = held_out(subject), settings.batch_size
-    if note := unknown_note(model.tokenizer, tokens, "held-out text"):
-        record.log(f"  {note}")
+    log_unknown(record, model.tokenizer, tokens, "held-out text")
     bound, failure = settings.exit_bound, settings.exit_failure
     inputs = subject.inputs(model, [tokens]) | {"failure": failure}
     # Earlier versions also counted texts without a masked token, and took all sequences for packed ones.

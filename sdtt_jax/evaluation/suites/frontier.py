@@ -22,7 +22,7 @@ from sdtt_jax.evaluation.record import Json, Record, digest_of, placeless
 from sdtt_jax.evaluation.subject import Subject
 from sdtt_jax.evaluation.suites import generation
 from sdtt_jax.evaluation.texts import held_out, held_out_name
-from sdtt_jax.evaluation.unknown import unknown_note
+from sdtt_jax.evaluation.unknown import log_unknown
 from sdtt_jax.ops.sequences import unpadded
 
 # A perplexity up to this factor above the checkpoint's best still counts as clean.
@@ -46,8 +46,7 @@ def suite(subject: Subject, record: Record) -> None:
         "--suite=frontier interpolates between --temperatures; give at least two.",
     )
     real = held_out(subject, settings.num_texts)
-    if note := unknown_note(subject.model.tokenizer, real, "real text"):
-        record.log(f"  {note}")
+    log_unknown(record, subject.model.tokenizer, real, "real text")
     target = real_entropy(subject, real)
     record.log(f"  real text has an entropy of {target:.3f}")
     for mode in dict.fromkeys(settings.modes.split()) or (settings.mode,):

@@ -21,7 +21,7 @@ from sdtt_jax.evaluation.record import Json, Record, digest_of, npz
 from sdtt_jax.evaluation.settings import Settings
 from sdtt_jax.evaluation.subject import Subject, text_ends
 from sdtt_jax.evaluation.texts import read_texts
-from sdtt_jax.evaluation.unknown import unknown_note, unknown_tokens
+from sdtt_jax.evaluation.unknown import log_unknown, unknown_tokens
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.parallel import processes
 from sdtt_jax.paths import as_path, write_bytes
@@ -58,8 +58,7 @@ def suite(subject: Subject, record: Record) -> None:
         require(len(kept) > 0, f"--texts={settings.texts}: {empty}; give others.")
         record.log(f"  {empty} and are left out: number {named}")
     kept_texts = [reading.texts[index] for index in kept]
-    if note := unknown_note(model.tokenizer, kept_texts, "texts"):
-        record.log(f"  {note}")
+    log_unknown(record, model.tokenizer, kept_texts, "texts")
     inputs = {
         "texts": digest_of(texts),
         "judge": model.identity,

@@ -15,7 +15,7 @@ from sdtt_jax.evaluation.quality import perplexity
 from sdtt_jax.evaluation.record import Json, Record
 from sdtt_jax.evaluation.subject import Subject
 from sdtt_jax.evaluation.texts import held_out, held_out_name
-from sdtt_jax.evaluation.unknown import unknown_note, unknown_tokens
+from sdtt_jax.evaluation.unknown import log_unknown, unknown_tokens
 from sdtt_jax.keys import purpose_key
 from sdtt_jax.model.base import same_ids
 from sdtt_jax.model.batches import join
@@ -28,8 +28,7 @@ def suite(subject: Subject, record: Record) -> None:
     """Runs the suite; finished items are not computed again."""
     tokens = held_out(subject)
     model = subject.model
-    if note := unknown_note(model.tokenizer, tokens, "held-out text"):
-        record.log(f"  {note}")
+    log_unknown(record, model.tokenizer, tokens, "held-out text")
     if isinstance(model, Model) and model.diffusion.noise_kind is not None:
         record.log("  likelihood: none, the model is a function of its noise")
     elif isinstance(model, Model):

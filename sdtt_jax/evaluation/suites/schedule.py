@@ -13,7 +13,7 @@ from sdtt_jax.evaluation.schedules import best_counts, gap, information_curve
 from sdtt_jax.evaluation.subject import Subject
 from sdtt_jax.evaluation.temperatures import best_temperatures
 from sdtt_jax.evaluation.texts import held_out, held_out_name
-from sdtt_jax.evaluation.unknown import unknown_note
+from sdtt_jax.evaluation.unknown import log_unknown
 from sdtt_jax.model.learnt import store_fitted
 from sdtt_jax.parallel import processes
 
@@ -21,8 +21,7 @@ from sdtt_jax.parallel import processes
 def suite(subject: Subject, record: Record) -> None:
     """Runs the suite; finished items are not computed again."""
     settings, model, tokens = subject.settings, subject.denoiser("schedule"), held_out(subject)
-    if note := unknown_note(model.tokenizer, tokens, "held-out text"):
-        record.log(f"  {note}")
+    log_unknown(record, model.tokenizer, tokens, "held-out text")
     seed, maskings, batch_size = settings.seed, settings.num_maskings, settings.batch_size
     inputs = subject.inputs(model, [tokens]) | {"num_maskings": maskings}
     inputs["call_temperatures"] = settings.call_temperatures
