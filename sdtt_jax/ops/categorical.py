@@ -39,6 +39,11 @@ class Filters:
         """Whether the most probable token is taken instead of a draw."""
         return self.temperature < SMALLEST
 
+    @property
+    def off(self) -> bool:
+        """Whether the distribution stays as it is."""
+        return (self.temperature, self.top_k, self.top_p) == (1.0, 0, 1.0)
+
 
 def divided(logits: jax.Array, temperature: float | jax.Array) -> jax.Array:
     """Divides `[..., vocab]` float32 by a temperature of at least `SMALLEST`, a number or `[]` float32.
@@ -69,7 +74,7 @@ def filter_logits(logits: jax.Array, filters: Filters) -> jax.Array:
       >>> filter_logits(jnp.array([1.0, 3.0, 2.0]), Filters(top_k=2)) > NEG_INFINITY
       Array([False,  True,  True], dtype=bool)
     """
-    if filters == Filters():
+    if filters.off:
         return logits  # without a pass over them: at 50k tokens it takes a tenth of the time of the head
     vocab = logits.shape[-1]
     logits = divided(logits, 1.0 if filters.greedy else filters.temperature)
