@@ -56,11 +56,11 @@ from sdtt_jax.evaluation.settings import setting
 from sdtt_jax.keys import check_seed
 from sdtt_jax.laboratory.coupled import CoupledStudentConfig
 from sdtt_jax.laboratory.decoders import check_measurable, decoder_measures
-from sdtt_jax.laboratory.distillers import DISTILLERS, Asked, measure_distillers
+from sdtt_jax.laboratory.distillers import DISTILLERS, measure_distillers
 from sdtt_jax.laboratory.floor import find_floor
 from sdtt_jax.laboratory.matched import ENTROPIES, matched_measures
 from sdtt_jax.laboratory.optimum import OPTIMA
-from sdtt_jax.laboratory.others import OthersConfig, make_bench
+from sdtt_jax.laboratory.others import OthersConfig, StudentBench
 from sdtt_jax.laboratory.record import Record, Truth, closed_form, train_students
 from sdtt_jax.laboratory.sampled import COUNTED
 from sdtt_jax.laboratory.search import SearchConfig
@@ -355,11 +355,10 @@ def distilled(plan: ExactPlan, truth: Truth, optima: Sequence[Array]) -> Record:
     others = OthersConfig(
         num_steps=plan.student_steps, teacher_temperature=plan.teacher_temperature
     )
-    bench = make_bench(truth, plan.calls, plan.coupled, others)
-    asked = Asked(truth, optima, plan.calls, plan.coupled, bench, plan.matched)
+    bench = StudentBench(truth, plan.calls, plan.coupled, others, optima, plan.matched)
     began = time.monotonic()
     record: Record = {
-        "distillers": measure_distillers(tuple(dict.fromkeys(plan.distillers)), asked)
+        "distillers": measure_distillers(tuple(dict.fromkeys(plan.distillers)), bench)
     }
     seconds = time.monotonic() - began
     if any(DISTILLERS[name].trains for name in plan.distillers):

@@ -31,7 +31,6 @@ from sdtt_jax.networks.config import CoupledConfig, NoiseConfig
 from sdtt_jax.networks.coupled import CoupledDenoiser
 from sdtt_jax.objectives import coupled_loss
 from sdtt_jax.ops.noise import draw_noise
-from sdtt_jax.training.step import make_train_step
 from sdtt_jax.typing import Key, Params, Tree
 
 
@@ -82,14 +81,11 @@ def train_coupled(
 ) -> list[Params]:
     """Distils the true denoiser's trajectories in rounds; returns the parameters of each round's student.
 
-    Args:
-      world: the language.
-      config: the student and its training.
-      distill: rounds and calls; None: one-shot, from as many calls as a sequence has tokens.
+    Without `distill` there is one round, one-shot, from as many calls as a sequence has tokens.
     """
     if distill is None:
         distill = CoupledDistillConfig(world.length, full_share=config.full_share)
-    settings, spec = training(
+    spec = training(
         config.num_steps,
         config.batch_size,
         name="muon",
@@ -106,12 +102,10 @@ def train_coupled(
         state = train_in_turns(
             f"coupled, round {round}",
             spec.from_params(params, {"teacher_params": teacher_params}),
-            make_train_step(
-                coupled_loss(student, teacher, distill, round, key, world.length), settings
-            ),
+            coupled_loss(student, teacher, distill, round, key, world.length),
             _trajectories(student, teacher, distill, round, (config.batch_size, world.length)),
             key,
-            settings,
+            spec.config,
             world.length,
         )
         params = state.params

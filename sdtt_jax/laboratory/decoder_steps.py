@@ -21,8 +21,9 @@ from sdtt_jax.diffusion.decoders.speculative import Speculative, relaxed
 from sdtt_jax.laboratory.world import (
     Array,
     all_states,
-    outer_sum,
+    masked_again,
     patterns,
+    revealed,
     states_with_pattern,
     strides,
 )
@@ -109,10 +110,9 @@ def refine_step(options: Refine, table: StepTable, law: Array) -> tuple[Array, f
     step, finished = strides(size, length), states_with_pattern((), size, length)
     shown = all_states(size, length)[finished]
     doubted = np.zeros((len(finished), length), bool)
-    for place in window:
-        left_out = finished + (size - shown[:, place]) * step[place]
-        own = np.take_along_axis(table.own[left_out, place], shown[:, place, None], axis=1)[:, 0]
-        doubted[:, place] = own < options.threshold
+    for place in window.tolist():
+        left_out = masked_again(finished, [place], size, length)
+        doubted[:, place] = table.own[left_out, place, shown[:, place]] < options.threshold
     masked = np.zeros_like(law)
     np.add.at(masked, finished + ((size - shown) * step * doubted).sum(axis=1), law[finished])
     after, redrawn = step_law(masked, table.own, reveal_all)
@@ -123,7 +123,7 @@ def energy_step(options: Energy, table: StepTable, law: Array) -> tuple[Array, f
     """Picks one of two whole candidates (or takes the only one), and reveals some of its positions."""
     length, size = table.length, table.size
     after, calls = np.zeros_like(law), 0.0
-    step, compares = strides(size, length), table.call < options.comparisons(table.num_steps)
+    compares = table.call < options.comparisons(table.num_steps)
     for pattern in patterns(length):
         source = states_with_pattern(pattern, size, length)
         count = even_count(length, table.num_steps, table.call)
@@ -131,10 +131,7 @@ def energy_step(options: Energy, table: StepTable, law: Array) -> tuple[Array, f
             after[source] += law[source]
             continue
         calls += float(law[source].sum()) * (2 if compares else 1)
-        own = np.ones((len(source), 1))
-        for place in pattern:
-            own = (own[:, :, None] * table.own[source, place][:, None]).reshape(len(source), -1)
-        texts = source[:, None] + outer_sum([(np.arange(size) - size) * step[p] for p in pattern])
+        texts, own = revealed(source, pattern, table.own, np.ones(len(source)))
         picked = own
         if compares and options.candidates == 2:
             weight = _causal_law(table)[texts] / own
@@ -142,10 +139,8 @@ def energy_step(options: Energy, table: StepTable, law: Array) -> tuple[Array, f
             picked = 2 * own * (pairs * own[:, None, :]).sum(axis=2)
         for due in itertools.combinations(pattern, count):
             hidden = [place for place in pattern if place not in due]
-            tokens = texts[..., None] // step[hidden] % (size + 1)
-            target = texts + ((size - tokens) * step[hidden]).sum(axis=-1)
             share = law[source][:, None] * picked / math.comb(len(pattern), count)
-            np.add.at(after, target, share)
+            np.add.at(after, masked_again(texts, hidden, size, length), share)
     return after, calls
 
 
@@ -163,12 +158,11 @@ def skeleton_step(options: Skeleton, table: StepTable, law: Array) -> tuple[Arra
 def _causal_law(table: StepTable) -> Array:
     """The probability of every finished text under a causal helper: `[states]`, zero at the other states."""
     length, size = table.length, table.size
-    step, law = strides(size, length), np.zeros(len(table.helper))
-    finished = states_with_pattern((), size, length)
+    law, finished = np.zeros(len(table.helper)), states_with_pattern((), size, length)
     shown, chance = all_states(size, length)[finished], np.ones(len(finished))
     for place in range(length):
-        left = finished + ((size - shown[:, place:]) * step[place:]).sum(axis=1)
-        chance *= np.take_along_axis(table.helper[left, place], shown[:, place, None], axis=1)[:, 0]
+        left = masked_again(finished, range(place, length), size, length)
+        chance *= table.helper[left, place, shown[:, place]]
     law[finished] = chance
     return law
 
@@ -200,20 +194,16 @@ def step_law(law: Array, probabilities: Array, moves: Any) -> tuple[Array, float
       moves: `(pattern, source) -> [(revealed, masked again, chance)]`, everything that can happen.
     """
     _, length, size = probabilities.shape
-    step, after, made = strides(size, length), np.zeros_like(law), 0.0
+    after, made = np.zeros_like(law), 0.0
     for pattern in patterns(length):
         source = states_with_pattern(pattern, size, length)
         if not law[source].any():
             continue
-        for revealed, again, chance in moves(pattern, source):
-            weight = (law[source] * chance)[:, None]
-            made += float(weight.sum()) if revealed else 0.0
-            for position in revealed:
-                drawn = probabilities[source, position]
-                weight = (weight[:, :, None] * drawn[:, None, :]).reshape(len(source), -1)
-            shift = outer_sum([(np.arange(size) - size) * step[p] for p in revealed])
-            shown = source[:, None] // step[list(again)] % (size + 1)
-            target = source + ((size - shown) * step[list(again)]).sum(axis=1)
+        for places, again, chance in moves(pattern, source):
+            weight = law[source] * chance
+            made += float(weight.sum()) if places else 0.0
+            target, weight = revealed(source, places, probabilities, weight)
+            masked = masked_again(source, again, size, length) - source
             # States that differ only where they are masked again become one state: their weights must add up.
-            np.add.at(after, target[:, None] + shift, weight)
+            np.add.at(after, target + masked[:, None], weight)
     return after, made

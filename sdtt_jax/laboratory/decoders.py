@@ -44,11 +44,7 @@ from sdtt_jax.laboratory.orders import Move, ordered_picks
 from sdtt_jax.laboratory.record import Truth
 from sdtt_jax.laboratory.sampled import Draws, mean_calls, sampled_measures
 from sdtt_jax.laboratory.student import StudentConfig, make_diffusion, table_params
-from sdtt_jax.laboratory.world import (
-    Array,
-    all_states,
-    states_with_pattern,
-)
+from sdtt_jax.laboratory.world import Array, all_states, states_with_pattern
 
 Score = Callable[..., jax.Array]  # `Pick.score` of a decoder
 
@@ -163,10 +159,8 @@ def _measures(
     model = make_diffusion(truth.world, StudentConfig()), table_params(own)
     draws = Draws()
     counted = sampled_measures(truth, *model, [num_steps], draws, temperature=1.0, mode=mode)
-    config, key = (
-        SamplerConfig(num_steps, mode=mode),
-        purpose_key(draws.seed, "exact-decoder-calls"),
-    )
+    config = SamplerConfig(num_steps, mode=mode)
+    key = purpose_key(draws.seed, "exact-decoder-calls")
     calls = float(mean_calls(*model, key, config, truth.world.length))
     return counted[str(num_steps)], calls
 

@@ -78,7 +78,6 @@ def find_floor(
     """The best table, and the best mixtures of tables, for each number of calls, in a small world.
 
     Args:
-      truth: the world, enumerated.
       calls: numbers of the sampler's calls, each at least 1.
       optima: tables of predictions `[states, L, V]` to start from, in addition to the teacher.
       components: sizes of mixtures, each at least 2.
@@ -150,7 +149,7 @@ class _Searches:
 
     def problem(self, n: int, starts: Mapping[str, TableMixture]) -> Problem:
         """The objective at n calls, for mixtures of as many tables as the starts have."""
-        ways = _ways(self.truth, n)
+        ways = reveal_ways(n, self.truth.world.length)[: _groups(self.truth, n) + 1]
         return make_problem(self.layout.paths, starts["leaning"], ways, self.truth.chain)
 
     def run(
@@ -163,7 +162,12 @@ class _Searches:
         planned: bool = True,
     ) -> Ends:
         """Where each job ends; jobs that were not planned do not count as progress."""
-        steps = self.config if n > 1 else _longer(self.config)
+        longer = _LONGER if n == 1 else 1
+        steps = dataclasses.replace(
+            self.config,
+            lbfgs_steps=longer * self.config.lbfgs_steps,
+            adam_steps=longer * self.config.adam_steps,
+        )
         ends = self._pool.map(
             lambda job: search(problem, starts[job.start], job.objective, job.optimizer, steps),
             jobs,
@@ -210,14 +214,9 @@ def _apart(found: Record) -> float:
     return abs(float(lbfgs) - float(adam))
 
 
-def _ways(truth: Truth, n: int) -> Array:
-    """`reveal_ways` of n calls, up to the most groups in which they can reveal a text."""
-    return reveal_ways(n, truth.world.length)[: min(n, truth.world.length) + 1]
-
-
 def _groups(truth: Truth, n: int) -> int:
     """The most groups in which n calls reveal a text."""
-    return len(_ways(truth, n)) - 1
+    return min(n, truth.world.length)
 
 
 def _jobs(starts: Sequence[str], calls: int) -> list[SearchJob]:
@@ -234,12 +233,6 @@ def _nearest(measured: Mapping[str, Record], objective: str) -> str:
     """The objective whose best table is best for `objective`."""
     shares = dict(zip(("kl", "kl_reverse", "tv"), OBJECTIVES[objective], strict=True))
     return min(measured, key=lambda o: sum(shares[name] * measured[o][name] for name in shares))
-
-
-def _longer(config: SearchConfig) -> SearchConfig:
-    return dataclasses.replace(
-        config, lbfgs_steps=_LONGER * config.lbfgs_steps, adam_steps=_LONGER * config.adam_steps
-    )
 
 
 def likely_sequences(truth: Truth, count: int) -> Array:

@@ -58,7 +58,6 @@ def matched_measures(
     If there are several such temperatures, the one nearest to 1 is taken.
 
     Args:
-      truth: the language, enumerated.
       tables: the student's predictions `[states, L, V]`: one table, or one for each value of a mixture.
       calls: numbers of network calls.
       entropy: the one of `ENTROPIES` that is made equal.

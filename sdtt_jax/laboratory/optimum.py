@@ -60,11 +60,6 @@ def subset_weights(length: int, masked: int, dt: float) -> Array:
         dt^j (1 - dt)^(L - j + 1) B(m - j + 1, L - m + 1) / B(m + 1, L - m + 1),
 
     plus P(t <= dt) at j = m, where the step reveals everything.
-
-    Args:
-      length: L, positions.
-      masked: m, masked positions.
-      dt: the step size.
     """
     j = np.arange(masked + 1)
     rest = length - masked + 1
@@ -140,11 +135,9 @@ def expected_divergence(student: Array, teacher: Array, dt: float, divergence: s
 
 
 def mean_kl(first: Array, second: Array, probabilities: Array) -> float:
-    """KL(first || second) per masked position, nats, over states as masking produces them.
+    """KL(first || second), `[states, L, V]`, per masked position, nats, over states as masking makes them.
 
-    Args:
-      first, second: [states, L, V].
-      probabilities: [states], from `state_probabilities`.
+    `probabilities: [states]` are from `state_probabilities`.
     """
     kl = special.rel_entr(first, second).sum(axis=-1)
     return mean_over_masked(kl, probabilities, first.shape[-1])

@@ -8,7 +8,6 @@ start from a network that has copied the true denoiser, except the noise-coupled
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +25,11 @@ from sdtt_jax.distillation.mmd import MmdConfig
 from sdtt_jax.distillation.rounds import DistillConfig
 from sdtt_jax.distillation.trajectories import Teacher, make_trajectories
 from sdtt_jax.keys import purpose_key
-from sdtt_jax.laboratory.coupled import CoupledStudentConfig, make_coupled_diffusion
+from sdtt_jax.laboratory.coupled import (
+    CoupledStudentConfig,
+    make_coupled_diffusion,
+    train_coupled,
+)
 from sdtt_jax.laboratory.record import Record, Truth
 from sdtt_jax.laboratory.sampled import sampled_measures
 from sdtt_jax.laboratory.student import (
@@ -54,7 +57,7 @@ from sdtt_jax.objectives import (
     mmd_loss,
 )
 from sdtt_jax.ops.noise import LATENT, Noise, draw_noise, every_value, num_values
-from sdtt_jax.training.step import Loss, LossFn, make_train_step
+from sdtt_jax.training.step import Loss, LossFn
 from sdtt_jax.typing import Key, Params, Tokens, Tree
 
 # The tables, from `tables_of`, of the student for each number of calls.
@@ -100,52 +103,57 @@ class OthersConfig:
         )
 
 
-class StudentBench(NamedTuple):
-    """What all students share."""
+@dataclasses.dataclass(frozen=True)
+class StudentBench:
+    """A world, and how students of it are made and measured; what several students need is computed once."""
 
     truth: Truth  # the world, enumerated
     calls: Sequence[int]  # numbers of network calls to measure at
-    sizes: CoupledStudentConfig  # of network and batch, and the seed
-    config: OthersConfig  # settings of the distillers
-    start: Callable[[], Params]  # returns the parameters that they begin with, made once
+    coupled: CoupledStudentConfig  # the coupled student and its training
+    config: OthersConfig = dataclasses.field(default_factory=OthersConfig)  # the other distillers
+    optima: Sequence[Array] = ()  # predictions of SDTT's rounds, the last of which is measured
+    # The one of `matched.ENTROPIES` at which students are compared as well; None for none.
+    matched: str | None = None
 
+    @property
+    def sizes(self) -> CoupledStudentConfig:
+        """`coupled` with the network and the batch of the other distillers' students."""
+        return dataclasses.replace(
+            self.coupled,
+            num_layers=self.config.num_layers,
+            embed_dim=self.config.embed_dim,
+            num_heads=self.config.num_heads,
+            batch_size=self.config.batch_size,
+        )
 
-def make_bench(
-    truth: Truth,
-    calls: Sequence[int],
-    sizes: CoupledStudentConfig,
-    config: OthersConfig,
-) -> StudentBench:
-    """A bench whose start is a network that has copied the true denoiser.
+    @property
+    def plain(self) -> MaskedDiffusion:
+        """A student that sees no noise, without its parameters."""
+        sizes = StudentConfig(self.config.num_layers, self.config.embed_dim, self.config.num_heads)
+        return make_diffusion(self.truth.world, sizes)
 
-    Of `sizes`, only the seed, the number of samples and the share of fully masked states are used.
-    """
-    sizes = dataclasses.replace(
-        sizes,
-        num_layers=config.num_layers,
-        embed_dim=config.embed_dim,
-        num_heads=config.num_heads,
-        batch_size=config.batch_size,
-    )
+    @functools.cached_property
+    def context(self) -> Tree:
+        """What losses with a teacher read: the true denoiser."""
+        return {"teacher_params": table_params(self.truth.teacher)}
 
-    @functools.cache
-    def start() -> Params:
-        diffusion = plain_student(truth, sizes)
+    @functools.cached_property
+    def one_shot(self) -> Params:
+        """The parameters of the coupled student."""
+        [params] = train_coupled(self.truth.world, self.coupled)
+        return params
+
+    @functools.cached_property
+    def start(self) -> Params:
+        """What the other students begin with: a network that has copied the true denoiser."""
+        diffusion = self.plain
         # With dt = 1 the first teacher step reveals everything: every target is the teacher's at x_t itself.
         loss = distill_loss(diffusion, DistillConfig(divergence="kl-fwd"))
-        context = {"teacher_params": table_params(truth.teacher), "dt": jnp.float32(1.0)}
-        params = init_params(diffusion, purpose_key(sizes.seed, "exact-others-init"))
-        steps = dataclasses.replace(config, num_steps=config.copy_steps)
-        copying = StudentBench(truth, calls, sizes, steps, lambda: params)
-        return fit(copying, "copy of the teacher", loss, params, context, config.copy_rate)
-
-    return StudentBench(truth, calls, sizes, config, start)
-
-
-def plain_student(truth: Truth, sizes: CoupledStudentConfig) -> MaskedDiffusion:
-    """A student that sees no noise."""
-    config = StudentConfig(sizes.num_layers, sizes.embed_dim, sizes.num_heads)
-    return make_diffusion(truth.world, config)
+        context = self.context | {"dt": jnp.float32(1.0)}
+        params = init_params(diffusion, purpose_key(self.coupled.seed, "exact-others-init"))
+        steps = dataclasses.replace(self.config, num_steps=self.config.copy_steps)
+        copying = dataclasses.replace(self, config=steps)
+        return fit(copying, "copy of the teacher", loss, params, context, self.config.copy_rate)
 
 
 def fit(
@@ -153,30 +161,26 @@ def fit(
 ) -> Tree:
     """Trains for `bench.config.num_steps` steps, and returns the parameters.
 
-    Args:
-      bench: world, batch, steps and seed.
-      title: names the training in the progress shown, and seeds its random numbers.
-      loss: the loss on a batch of the chain's sequences.
-      params, context: what training begins with; the loss reads the context, which is not trained.
-      rate: Adam's peak rate, decayed to zero along a cosine.
+    The loss is that of a batch of the chain's sequences; `rate` is Adam's at its peak, from which it falls to
+    zero along a cosine. The title also seeds the random numbers.
     """
     world, size = bench.truth.world, bench.sizes.batch_size
-    settings, spec = training(bench.config.num_steps, size, name="adam", learning_rate=rate)
+    spec = training(bench.config.num_steps, size, name="adam", learning_rate=rate)
     shares = np.cumsum(bench.truth.chain).astype(np.float32)
     place = (world.vocab_size ** np.arange(world.length - 1, -1, -1)).astype(np.int32)
 
     def sequences(key: Key) -> Tokens:
-        uniform = jax.random.uniform(key, (settings.batch_size,), jnp.float32)
+        uniform = jax.random.uniform(key, (size,), jnp.float32)
         number = jnp.minimum(jnp.searchsorted(shares, uniform, side="right"), len(shares) - 1)
         return (number[:, None] // place % world.vocab_size).astype(jnp.int32)
 
     return train_in_turns(
         title,
         spec.from_params(params, context),
-        make_train_step(loss, settings),
+        loss,
         lambda key, _, steps: jax.vmap(lambda n: sequences(jax.random.fold_in(key, n)))(steps),
-        purpose_key(bench.sizes.seed, f"exact-{title}"),
-        settings,
+        purpose_key(bench.coupled.seed, f"exact-{title}"),
+        spec.config,
         world.length,
     ).params
 
@@ -198,11 +202,11 @@ def law_of(tables: Sequence[Array], calls: int) -> Array:
 
 def alpha_students(bench: StudentBench) -> Students:
     """The teacher-free student, one for each number of calls."""
-    student, config = plain_student(bench.truth, bench.sizes), bench.config
+    student, config = bench.plain, bench.config
 
     def trained(calls: int) -> Params:
         loss = alpha_loss(student, AlphaConfig(config.alpha, calls))
-        return fit(bench, f"alpha, {calls} calls", loss, bench.start(), {}, config.learning_rate)
+        return fit(bench, f"alpha, {calls} calls", loss, bench.start, {}, config.learning_rate)
 
     return _by_calls(bench, student, trained)
 
@@ -211,59 +215,52 @@ def mixture_students(bench: StudentBench) -> Students:
     """The mixture, which learns trajectories to their end: one student for all numbers of calls."""
     world, config = bench.truth.world, bench.config
     latent = dataclasses.replace(bench.sizes, noise=NoiseConfig(LATENT, num_values=config.values))
-    student, teacher = make_coupled_diffusion(world, latent), plain_student(bench.truth, latent)
+    student, teacher = make_coupled_diffusion(world, latent), bench.plain
     begin = jax.jit(network_of(student).init_from)(
-        bench.start(), purpose_key(latent.seed, "exact-mixture-init")
+        bench.start, purpose_key(latent.seed, "exact-mixture-init")
     )
     calls = MixtureConfig(config.teacher_calls, config.teacher_calls)
-    context = {"teacher_params": table_params(bench.truth.teacher)}
     loss = mixture_loss(student, teacher, calls)
-    params = fit(bench, "mixture", loss, begin, context, config.learning_rate)
+    params = fit(bench, "mixture", loss, begin, bench.context, config.learning_rate)
     return _by_calls(bench, student, lambda _calls: params)
 
 
 def mmd_students(bench: StudentBench) -> Students:
     """Students that compare completions by the copied network's states, one for each number of calls."""
-    student, config = plain_student(bench.truth, bench.sizes), bench.config
+    student, config = bench.plain, bench.config
     features = functools.partial(network_of(student).layer_states, layer=config.layer)
 
     def trained(calls: int) -> Params:
         settings = MmdConfig(calls, layer=config.layer, gamma=config.gamma)
         loss = mmd_loss(student, features, settings)
-        context = {"teacher_params": bench.start()}
-        return fit(bench, f"mmd, {calls} calls", loss, bench.start(), context, config.slow_rate)
+        context = {"teacher_params": bench.start}
+        return fit(bench, f"mmd, {calls} calls", loss, bench.start, context, config.slow_rate)
 
     return _by_calls(bench, student, trained)
 
 
 def idlm_students(bench: StudentBench) -> Students:
     """Students of inverse distillation, each trained together with a fake, one for each number of calls."""
-    student, config = plain_student(bench.truth, bench.sizes), bench.config
-    context = {"teacher_params": table_params(bench.truth.teacher)}
+    student, config = bench.plain, bench.config
 
     def trained(calls: int) -> Params:
         settings = IdlmConfig(calls, teacher_temperature=config.teacher_temperature)
         loss = idlm_loss(student, settings)
-        begin = {STUDENT: bench.start(), FAKE: bench.start()}
-        return fit(bench, f"idlm, {calls} calls", loss, begin, context, config.slow_rate)[STUDENT]
+        begin = {STUDENT: bench.start, FAKE: bench.start}
+        both = fit(bench, f"idlm, {calls} calls", loss, begin, bench.context, config.slow_rate)
+        return both[STUDENT]
 
     return _by_calls(bench, student, trained)
 
 
-def coupled_idlm_params(bench: StudentBench, student: MaskedDiffusion, params: Params) -> Params:
-    """A noise-coupled student after inverse distillation: one for all numbers of calls.
-
-    Args:
-      bench: world, steps and rate; its network is the fake.
-      student: the student, without its parameters.
-      params: the parameters that it continues from.
-    """
+def coupled_idlm_params(bench: StudentBench) -> Params:
+    """The coupled student after inverse distillation, with a fake that sees no noise."""
     temperature = bench.config.teacher_temperature
-    settings = CoupledIdlmConfig(bench.sizes.full_share, teacher_temperature=temperature)
-    loss = coupled_idlm_loss(student, plain_student(bench.truth, bench.sizes), settings)
-    context = {"teacher_params": table_params(bench.truth.teacher)}
-    begin = {STUDENT: params, FAKE: bench.start()}
-    return fit(bench, "coupled-idlm", loss, begin, context, bench.config.slow_rate)[STUDENT]
+    settings = CoupledIdlmConfig(bench.coupled.full_share, teacher_temperature=temperature)
+    student = make_coupled_diffusion(bench.truth.world, bench.coupled)
+    loss = coupled_idlm_loss(student, bench.plain, settings)
+    begin = {STUDENT: bench.one_shot, FAKE: bench.start}
+    return fit(bench, "coupled-idlm", loss, begin, bench.context, bench.config.slow_rate)[STUDENT]
 
 
 def masks_measures(bench: StudentBench, kind: str, *, coupled: bool) -> Record:
@@ -276,15 +273,12 @@ def masks_measures(bench: StudentBench, kind: str, *, coupled: bool) -> Record:
     uncoupled noise is independent of the target, so the best prediction does not depend on it, and tokens
     that are revealed together are as independent as without noise.
 
-    Args:
-      bench: world, sizes and steps.
-      kind: "masks", as many as the world has tokens; or "full", continuous noise, infinitely many.
-      coupled: whether the teacher's draws depend on what is shown.
+    The kind is "masks", as many as the world has tokens, or "full", continuous noise, infinitely many.
     """
     world, config = bench.truth.world, bench.config
     noise = NoiseConfig(kind, num_values=world.vocab_size)
     sizes = dataclasses.replace(bench.sizes, noise=noise)
-    student, teacher = make_coupled_diffusion(world, sizes), plain_student(bench.truth, sizes)
+    student, teacher = make_coupled_diffusion(world, sizes), bench.plain
     distill = CoupledDistillConfig(
         world.length, full_share=sizes.full_share, independent=not coupled
     )
@@ -303,23 +297,20 @@ def masks_measures(bench: StudentBench, kind: str, *, coupled: bool) -> Record:
 
     title = f"{kind}, {'coupled' if coupled else 'uncoupled'}"
     key = purpose_key(sizes.seed, "exact-masks")
-    begin = jax.jit(network_of(student).init_from)(bench.start(), key)
-    context = {"teacher_params": table_params(bench.truth.teacher)}
-    params = fit(bench, title, loss, begin, context, config.learning_rate)
+    begin = jax.jit(network_of(student).init_from)(bench.start, key)
+    params = fit(bench, title, loss, begin, bench.context, config.learning_rate)
     found = sampled_measures(
         bench.truth, student, params, bench.calls, sizes.draws, temperature=1.0
     )
     used = noise_information(student, params, world.length, purpose_key(sizes.seed, title))
-    return {n: measures | {"noise_information": used} for n, measures in found.items()}
-
-
-def noise_information(diffusion: MaskedDiffusion, params: Params, length: int, key: Key) -> float:
-    """Mean KL(prediction || mean prediction over noise) at the first call, nats per token."""
-    return float(_information(diffusion, params, length, key))
+    return {n: measures | {"noise_information": float(used)} for n, measures in found.items()}
 
 
 @functools.partial(jax.jit, static_argnames=("diffusion", "length"))
-def _information(diffusion: MaskedDiffusion, params: Params, length: int, key: Key) -> jax.Array:
+def noise_information(
+    diffusion: MaskedDiffusion, params: Params, length: int, key: Key
+) -> jax.Array:
+    """Mean KL(prediction || mean prediction over noise) at the first call, nats per token: `[]` float32."""
     kind = diffusion.noise_kind
     assert kind is not None
     x = prior_sample(_NOISES, length, diffusion.mask_id)

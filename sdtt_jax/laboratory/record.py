@@ -86,11 +86,8 @@ def closed_form(
 ) -> tuple[Record, dict[str, list[Array]]]:
     """Computes the optimum of every round.
 
-    Args:
-      truth: the world, enumerated.
-      divergences: names of `OPTIMA`.
-      dts: step size of each round.
-      log: called with a line for each divergence.
+    Divergences are names of `OPTIMA`, `dts` the step sizes of the rounds. `log` gets a line for each
+    divergence.
 
     Returns:
       record: an entry of `record["rounds"][divergence]` holds the round's number and dt; `steps`, the
@@ -148,11 +145,7 @@ def train_students(
     there is nothing to gain; `own_kl`, KL to the optimum for the student's actual teacher; `loss`,
     the last logged loss.
 
-    Args:
-      truth: the world, enumerated.
-      record, optima: what `closed_form` returned; the record is changed.
-      config: the student and its training.
-      log: called with a line for each round.
+    `closed_form` returned record, which is changed, and optima; `log` gets a line for each round.
     """
     began = time.monotonic()
     students: dict[str, list[Array]] = {}

@@ -51,8 +51,6 @@ def sampled_measures(
     With `samples`, the number that they were counted over.
 
     Args:
-      truth: the language, enumerated.
-      diffusion, params: the model.
       calls: numbers of network calls.
       draws: how many samples, and their seed.
       temperature: 0 takes what the noise determines, 1 draws from the student's own distribution.

@@ -98,12 +98,10 @@ def mixture_law(paths: Paths, mixture: TableMixture, ways: jax.Array) -> jax.Arr
 def objective_value(
     law: jax.Array, chain: jax.Array, shares: jax.Array, kink: float | jax.Array
 ) -> jax.Array:
-    """The objective to minimise, a scalar.
+    """The objective to minimise, a scalar, of the laws `[V^L]` of samples and language.
 
-    Args:
-      law, chain: `[V^L]`, the probability of every sequence as a sample and in the language.
-      shares: `[3]`, from `OBJECTIVES`.
-      kink: how round total variation is at its kink, as a share of the probabilities.
+    `shares: [3]` are from `OBJECTIVES`; `kink` says how round total variation is at its kink, as a share of
+    the probabilities.
     """
     log_ratio = jnp.log(jnp.maximum(law, _SMALLEST)) - jnp.log(chain)
     apart = jnp.sqrt(jnp.square(law - chain) + jnp.square(kink * chain))

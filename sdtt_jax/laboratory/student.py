@@ -34,7 +34,7 @@ from sdtt_jax.ops.categorical import NEG_INFINITY
 from sdtt_jax.ops.noise import Noise
 from sdtt_jax.parallel.mesh import MeshConfig, make_mesh
 from sdtt_jax.parallel.placement import unbox
-from sdtt_jax.progress import Progress, make_progress
+from sdtt_jax.progress import make_progress
 from sdtt_jax.training.config import TrainConfig
 from sdtt_jax.training.loop import TrainLog, train
 from sdtt_jax.training.optimizers import OptimizerConfig
@@ -42,8 +42,8 @@ from sdtt_jax.training.state import StateSpec
 from sdtt_jax.training.step import make_train_step
 from sdtt_jax.typing import Hidden, Key, Logits, Params, PerSequence, Tokens
 
-# (params, teacher, number, dt, bar) -> the student's parameters and its last logged loss.
-Trainer = Callable[[Params, Params, int, float, Progress], tuple[Params, float]]
+# (title, params, teacher, number, dt) -> the student's parameters and its last logged loss.
+Trainer = Callable[[str, Params, Params, int, float], tuple[Params, float]]
 # alpha_t = 1 - t up to the schedule's alpha_1 = eps, which is smaller than its default so that it is far
 # below what is measured.
 SCHEDULE = ScheduleConfig(kind="log-linear", eps=1e-6)
@@ -162,11 +162,11 @@ def init_params(diffusion: MaskedDiffusion, key: Key) -> Params:
     return jax.jit(lambda key: unbox(network_of(diffusion).init(key)))(key)
 
 
-def training(num_steps: int, batch_size: int, **optimizer: Any) -> tuple[TrainConfig, StateSpec]:
-    """Settings whose rates fall along a cosine after a short rise, and the state spec on the first device."""
+def training(num_steps: int, batch_size: int, **optimizer: Any) -> StateSpec:
+    """A training on the first device, whose rates fall along a cosine after a short rise."""
     rates = OptimizerConfig(schedule="cosine", warmup_steps=num_steps // 20, b2=0.99, **optimizer)
     settings = TrainConfig(num_steps, batch_size, optimizer=rates, log_every=50)
-    return settings, StateSpec(settings, make_mesh(MeshConfig(), jax.devices()[:1]))
+    return StateSpec(settings, make_mesh(MeshConfig(), jax.devices()[:1]))
 
 
 def copy_teacher(world: World, config: StudentConfig) -> Params:
@@ -176,8 +176,7 @@ def copy_teacher(world: World, config: StudentConfig) -> Params:
         world, config, "kl-fwd", config.copy_learning_rate, config.copy_steps, num_trajectories=1
     )
     teacher = table_params(true_denoiser(world)[0])
-    with make_progress("copy of the teacher", config.copy_steps) as bar:
-        return train_round(params, teacher, 0, 1.0, bar)[0]
+    return train_round("copy of the teacher", params, teacher, 0, 1.0)[0]
 
 
 def train_rounds(
@@ -187,27 +186,17 @@ def train_rounds(
     dts: Sequence[float],
     divergence: str,
 ) -> Iterator[tuple[Array, float]]:
-    """Distills round after round.
-
-    Args:
-      world: the language.
-      config: the student and its training.
-      params: where the first student starts, from `copy_teacher`.
-      dts: step size of each round.
-      divergence: what the rounds minimise.
+    """Distills round after round, with step sizes `dts`; `params`, the start, are from `copy_teacher`.
 
     Yields:
       For each round the student's predictions, [states, L, V] float64, and the last logged loss, in nats per
       masked token.
     """
-    num_steps = config.steps_per_round
-    train_round = _make_trainer(
-        world, config, divergence, config.learning_rate, num_steps, config.num_trajectories
-    )
+    num_steps, rate = config.steps_per_round, config.learning_rate
+    train_round = _make_trainer(world, config, divergence, rate, num_steps, config.num_trajectories)
     teacher, diffusion = table_params(true_denoiser(world)[0]), make_diffusion(world, config)
     for number, dt in enumerate(dts, start=1):
-        with make_progress(f"{divergence}, round {number}", num_steps) as bar:
-            params, loss = train_round(params, teacher, number, dt, bar)
+        params, loss = train_round(f"{divergence}, round {number}", params, teacher, number, dt)
         predicted = predictions(diffusion, params, world)
         yield predicted, loss
         teacher = table_params(predicted)
@@ -221,7 +210,6 @@ def predictions(
     Args:
       diffusion: from `make_diffusion`.
       params: of the network, or a table.
-      world: the world whose states to predict at.
       noise: that of one text, `[L]` positions, shown at all states to a network that sees noise.
     """
     states = all_states(world.vocab_size, world.length)
@@ -256,27 +244,28 @@ def _make_trainer(
 ) -> Trainer:
     """Makes the function that trains a round: one compiled step, with teacher and dt as arguments."""
     distill = DistillConfig(divergence=divergence, num_trajectories=num_trajectories)
-    settings, spec = training(num_steps, config.batch_size, name="adam", learning_rate=rate)
-    step_fn = make_train_step(distill_loss(make_diffusion(world, config), distill), settings)
+    spec = training(num_steps, config.batch_size, name="adam", learning_rate=rate)
+    step_fn = make_train_step(distill_loss(make_diffusion(world, config), distill), spec.config)
 
     def train_round(
-        params: Params, teacher: Params, number: int, dt: float, bar: Progress
+        title: str, params: Params, teacher: Params, number: int, dt: float
     ) -> tuple[Params, float]:
         student = next_round(distill, Student(params), number, teacher_params=teacher, dt=dt)
         last = {"loss": 0.0}
-        state = train(
-            spec.from_params(**student._asdict()),
-            step_fn,
-            # every round sees other sequences
-            lambda step: sample_sequences(world, config.seed, number, step, config.batch_size),
-            purpose_key(config.seed, f"exact-{divergence}", number),
-            settings,
-            log=TrainLog(
-                write=lambda _, values: last.update(values),
-                progress=bar.update,
-                tokens_per_batch=config.batch_size * world.length,
-            ),
-        )
+        with make_progress(title, num_steps) as bar:
+            state = train(
+                spec.from_params(**student._asdict()),
+                step_fn,
+                # every round sees other sequences
+                lambda step: sample_sequences(world, config.seed, number, step, config.batch_size),
+                purpose_key(config.seed, f"exact-{divergence}", number),
+                spec.config,
+                log=TrainLog(
+                    write=lambda _, values: last.update(values),
+                    progress=bar.update,
+                    tokens_per_batch=config.batch_size * world.length,
+                ),
+            )
         return state.params, last["loss"]
 
     return train_round

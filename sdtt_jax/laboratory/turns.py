@@ -12,7 +12,7 @@ from sdtt_jax.progress import make_progress
 from sdtt_jax.training.config import TrainConfig
 from sdtt_jax.training.loop import TrainLog, train
 from sdtt_jax.training.state import TrainState
-from sdtt_jax.training.step import Metrics, TrainStep
+from sdtt_jax.training.step import LossFn, Metrics, TrainStep, make_train_step
 from sdtt_jax.typing import Key, Tree
 
 _STEPS_AT_ONCE = 50
@@ -24,7 +24,7 @@ Batches = Callable[[Key, Tree, jax.Array], Tree]
 def train_in_turns(
     title: str,
     state: TrainState,
-    step: TrainStep,
+    loss: LossFn,
     batches: Batches,
     key: Key,
     settings: TrainConfig,
@@ -32,19 +32,13 @@ def train_in_turns(
 ) -> TrainState:
     """Trains for `settings.num_steps` steps with the usual training loop, several steps at a time.
 
-    Args:
-      title: names the training in the progress shown.
-      state: the state to begin with; donated.
-      step: one training step.
-      batches: makes the batches of all steps of a turn, on the device.
-      key: the key of batches and steps.
-      settings: those of single steps.
-      length: tokens of a sequence.
+    The state is donated. `batches` makes the batches of all steps of a turn, on the device; the settings are
+    those of single steps, and `length` the tokens of a sequence.
     """
     most = min(_STEPS_AT_ONCE, settings.num_steps)
     at_once = next(n for n in range(most, 0, -1) if settings.num_steps % n == 0)
     turns = TrainConfig(settings.num_steps // at_once, settings.batch_size, log_every=1)
-    tokens = at_once * settings.batch_size * length
+    step, tokens = make_train_step(loss, settings), at_once * settings.batch_size * length
 
     def turn(state: TrainState, _: Tree, key: Key) -> tuple[TrainState, Metrics]:
         key_data, key_steps = jax.random.split(key)

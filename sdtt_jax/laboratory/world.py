@@ -16,7 +16,7 @@ A table of predictions is an array `[states, L, V]`; at unmasked positions it is
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +158,33 @@ def outer_sum(parts: Iterable[Array]) -> Array:
     return total
 
 
+def revealed(
+    states: Array, positions: Sequence[int], probabilities: Array, weight: Array
+) -> tuple[Array, Array]:
+    """The states that revealing `positions`, m of them, can lead to, and their weights: two `[n, V^m]`.
+
+    Args:
+      states: `[n]` numbers of states in which all of `positions` are masked.
+      positions: what is revealed.
+      probabilities: `[states, L, V]`, what tokens are drawn from.
+      weight: `[n]`, the weights of `states`.
+    """
+    _, length, size = probabilities.shape
+    step, weight = strides(size, length), weight[:, None]
+    for position in positions:
+        drawn = probabilities[states, position]
+        weight = (weight[:, :, None] * drawn[:, None, :]).reshape(len(states), -1)
+    shift = outer_sum([(np.arange(size) - size) * step[p] for p in positions])
+    return states[:, None] + shift, weight
+
+
+def masked_again(states: Array, positions: Sequence[int], size: int, length: int) -> Array:
+    """Numbers of `states`, of any shape, once `positions` are masked."""
+    step = strides(size, length)[list(positions)]
+    shown = states[..., None] // step % (size + 1)
+    return np.asarray(states + ((size - shown) * step).sum(axis=-1))
+
+
 def true_denoiser(world: World) -> tuple[Array, Array]:
     """The chain's own predictions, and the probability of what each state shows.
 
@@ -199,31 +226,23 @@ def finished_states(world: World) -> Array:
 def reveal_sums(probabilities: Array) -> Array:
     """The sampler's law, summed over everything but the number of steps that reveal something.
 
-    For each s, the sum over all ways to reveal a sequence in exactly s groups of positions, one
-    group after the other, of the product of the predictions that its tokens are drawn from. Each
-    position is independently revealed at a step that is uniform over the n steps of the grid, so
-    each such way has probability C(n, s) / n^L, whatever the groups: one pass serves every n.
-
-    Args:
-      probabilities: [states, L, V].
+    It draws from `probabilities: [states, L, V]`. For each s, the sum over all ways to reveal a sequence in
+    exactly s groups of positions, one group after the other, of the product of the predictions that its
+    tokens are drawn from. Each position is independently revealed at a step that is uniform over the n steps
+    of the grid, so each such way has probability C(n, s) / n^L, whatever the groups: one pass serves every n.
 
     Returns:
       [L + 1, V^L], finished sequences in the order of their numbers; row 0 is zero.
     """
     _, length, size = probabilities.shape
-    step = strides(size, length)
     sums = np.zeros((length + 1, len(probabilities)))
     sums[0, -1] = 1.0  # the last state is the fully masked one
     for masked in patterns(length):
         source = states_with_pattern(masked, size, length)
         for count in range(1, len(masked) + 1):
-            for revealed in itertools.combinations(masked, count):
-                weight = np.ones((len(source), 1))
-                for position in revealed:
-                    drawn = probabilities[source, position]
-                    weight = (weight[:, :, None] * drawn[:, None, :]).reshape(len(source), -1)
-                shift = outer_sum([(np.arange(size) - size) * step[p] for p in revealed])
-                target = source[:, None] + shift  # each reached once, so += below is safe
+            for group in itertools.combinations(masked, count):
+                target, weight = revealed(source, group, probabilities, np.ones(len(source)))
+                # Each target is reached once, so += is safe.
                 sums[1:, target] += sums[:-1, source, None] * weight
     return np.asarray(sums[:, states_with_pattern((), size, length)])
 
@@ -250,13 +269,8 @@ def sampler_measures(
 ) -> dict[int, dict[str, float]]:
     """`law_measures` of the samples for each number of steps, without sampling.
 
-    With them goes `perplexity`, the exponential of the samples' cross-entropy per token under the chain.
-
-    Args:
-      world: the chain that judges.
-      probabilities: [states, L, V], what the sampler draws from.
-      evidence: [states], from `true_denoiser`.
-      steps: numbers of steps, each at least 1.
+    With them goes `perplexity`, the exponential of the samples' cross-entropy per token under the chain. The
+    sampler draws from `probabilities: [states, L, V]`; `evidence: [states]` is from `true_denoiser`.
     """
     sums, chain = reveal_sums(probabilities), evidence[finished_states(world)]
     measures = {}
@@ -268,11 +282,7 @@ def sampler_measures(
 
 
 def law_measures(law: Array, chain: Array, length: int) -> dict[str, float]:
-    """How far a law of finished sequences is from the chain's.
-
-    Args:
-      law, chain: `[V^L]` probabilities, in the order of `finished_states`.
-      length: L.
+    """How far a law of finished sequences is from the chain's, both `[V^L]`, ordered as `finished_states`.
 
     Returns:
       `kl`, KL(law || chain), and `kl_reverse`, KL(chain || law), in nats, and `tv`, their total variation,

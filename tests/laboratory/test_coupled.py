@@ -8,7 +8,8 @@ from sdtt_jax.laboratory import distillers
 from sdtt_jax.laboratory.coupled import (
     CoupledStudentConfig,
 )
-from sdtt_jax.laboratory.distillers import Asked, measure_distillers
+from sdtt_jax.laboratory.distillers import measure_distillers
+from sdtt_jax.laboratory.others import StudentBench
 from sdtt_jax.laboratory.record import Truth
 from sdtt_jax.laboratory.world import (
     World,
@@ -43,9 +44,9 @@ def test_in_rounds_calls_are_halved_down_to_one_with_as_many_steps_in_all(monkey
 
     monkeypatch.setattr(distillers, "train_coupled", train)
     monkeypatch.setattr(distillers, "sampled_measures", measured)
-    asked = Asked(TRUTH, (), (1, 2, 3), SIZES)
+    bench = StudentBench(TRUTH, (1, 2, 3), SIZES)
     names = {"coupled-rounds", "coupled-soft"}
-    found = measure_distillers(names, asked)
+    found = measure_distillers(names, bench)
     assert set(found) == names | {f"{name}-drawn" for name in names}
     students = {n: student for n, (student, _) in found["coupled-rounds"].items()}
     assert students == {"1": "second", "2": "first", "3": "first"}
@@ -64,5 +65,5 @@ def test_a_single_token_has_one_round_too(monkeypatch):
     monkeypatch.setattr(distillers, "train_coupled", train)
     monkeypatch.setattr(distillers, "sampled_measures", lambda *given: {"1": given[2]})
     token = World((0.3, 0.7), ((0.5, 0.5), (0.5, 0.5)), 1, (0.5,), name="token")
-    found = measure_distillers(["coupled-rounds"], Asked(Truth.of(token), (), (1,), SIZES))
+    found = measure_distillers(["coupled-rounds"], StudentBench(Truth.of(token), (1,), SIZES))
     assert found["coupled-rounds"] == {"1": (150, 1, 2)}

@@ -9,18 +9,17 @@ import jax
 import numpy as np
 import pytest
 
-from sdtt_jax.laboratory import distillers, others
+from sdtt_jax.laboratory import others
 from sdtt_jax.laboratory.coupled import (
     CoupledStudentConfig,
     make_coupled_diffusion,
 )
-from sdtt_jax.laboratory.distillers import DISTILLERS, Asked, measure_distillers
+from sdtt_jax.laboratory.distillers import DISTILLERS, measure_distillers
 from sdtt_jax.laboratory.others import (
     OthersConfig,
+    StudentBench,
     law_of,
-    make_bench,
     noise_information,
-    plain_student,
     tables_of,
 )
 from sdtt_jax.laboratory.record import Truth, closed_form
@@ -60,10 +59,9 @@ CONFIG = OthersConfig(
 
 
 @pytest.fixture(scope="module")
-def asked():
+def bench():
     _, optima = closed_form(TRUTH, ("kl-bwd",), WORLD.dts, print)
-    bench = make_bench(TRUTH, (1,), SIZES, CONFIG)
-    return Asked(TRUTH, optima["kl-bwd"], (1,), SIZES, bench)
+    return StudentBench(TRUTH, (1,), SIZES, CONFIG, optima["kl-bwd"])
 
 
 @pytest.fixture(scope="module")
@@ -72,8 +70,8 @@ def teacher():
     return {n: TRUTH.measures_of(sample_distribution(sums, int(n))) for n in ("1", "2")}
 
 
-def test_the_start_is_the_true_denoiser(asked, teacher):
-    law = law_of(tables_of(asked.bench, plain_student(TRUTH, SIZES), asked.bench.start()), 2)
+def test_the_start_is_the_true_denoiser(bench, teacher):
+    law = law_of(tables_of(bench, bench.plain, bench.start), 2)
     assert TRUTH.measures_of(law) == pytest.approx(teacher["2"], abs=0.02)
 
 
@@ -83,7 +81,7 @@ def test_a_mixtures_law_is_that_of_its_counted_samples():
     sizes = dataclasses.replace(SIZES, noise=latent, num_samples=65_536)
     student = make_coupled_diffusion(WORLD, sizes)
     params = noisy_params(student.denoiser.network, 2, spread=0.15)
-    bench = make_bench(TRUTH, (2,), sizes, CONFIG)
+    bench = StudentBench(TRUTH, (2,), sizes, CONFIG)
     exact = TRUTH.measures_of(law_of(tables_of(bench, student, params), 2))
     counted = sampled_measures(TRUTH, student, params, [2], sizes.draws, temperature=1.0)["2"]
     assert counted.pop("samples") == 65_536
@@ -91,27 +89,27 @@ def test_a_mixtures_law_is_that_of_its_counted_samples():
 
 
 def test_a_table_is_measured_without_noise():
-    bench = make_bench(TRUTH, (2,), SIZES, CONFIG)
-    law = law_of(tables_of(bench, plain_student(TRUTH, SIZES), table_params(TRUTH.teacher)), 2)
+    bench = StudentBench(TRUTH, (2,), SIZES, CONFIG)
+    law = law_of(tables_of(bench, bench.plain, table_params(TRUTH.teacher)), 2)
     np.testing.assert_allclose(law, sample_distribution(reveal_sums(TRUTH.teacher), 2), rtol=1e-4)
 
 
-def test_a_mixture_passes_below_the_factorised_teacher(asked, teacher):
-    found = measure_distillers(("mixture",), asked)["mixture"]
+def test_a_mixture_passes_below_the_factorised_teacher(bench, teacher):
+    found = measure_distillers(("mixture",), bench)["mixture"]
     assert found["1"]["kl"] < 0.6 * teacher["1"]["kl"]
     assert found["1"]["kl_reverse"] < 0.6 * teacher["1"]["kl_reverse"]
 
 
-def test_alpha_seeks_modes(asked, teacher):
+def test_alpha_seeks_modes(bench, teacher):
     """The best law by direct search (BFGS over the six probabilities): entropy 0.13, reverse KL 3.57."""
-    found = measure_distillers(("alpha",), asked)["alpha"]["1"]
+    found = measure_distillers(("alpha",), bench)["alpha"]["1"]
     assert found["entropy"] == pytest.approx(0.13, abs=0.1)
     assert found["kl_reverse"] > 2.5
     assert teacher["1"]["entropy"] > 0.6
 
 
-def test_masks_help_only_where_the_teachers_draws_depend_on_them(asked, teacher):
-    measured = measure_distillers(("masks", "masks-uncoupled"), asked)
+def test_masks_help_only_where_the_teachers_draws_depend_on_them(bench, teacher):
+    measured = measure_distillers(("masks", "masks-uncoupled"), bench)
     free, coupled = measured["masks-uncoupled"]["1"], measured["masks"]["1"]
     assert coupled["kl"] < 0.7 * teacher["1"]["kl"]
     assert free["kl"] > 0.8 * teacher["1"]["kl"]
@@ -126,13 +124,13 @@ def test_noise_that_a_network_does_not_see_says_nothing():
     assert found == pytest.approx(0.0, abs=1e-5)
 
 
-def test_the_discrepancy_has_a_gradient_and_is_measured(asked, monkeypatch):
+def test_the_discrepancy_has_a_gradient_and_is_measured(bench, monkeypatch):
     """Its gradient is traced and not computed; a training with it: tests/experiments/test_one_round.py.
 
     Oracle of the measures: the law of the start, which is returned as if it were trained.
     """
-    start = asked.bench.start()
-    law = law_of(tables_of(asked.bench, plain_student(TRUTH, SIZES), start), 1)
+    start = bench.start
+    law = law_of(tables_of(bench, bench.plain, start), 1)
 
     def traced(bench, _title, loss, params, context, _rate):
         batch = np.zeros((bench.sizes.batch_size, WORLD.length), np.int32)
@@ -142,20 +140,21 @@ def test_the_discrepancy_has_a_gradient_and_is_measured(asked, monkeypatch):
         return params
 
     monkeypatch.setattr(others, "fit", traced)
-    found = measure_distillers(("mmd",), asked)["mmd"]
+    found = measure_distillers(("mmd",), bench)["mmd"]
     assert set(found) == {"1"}
     assert found["1"] == pytest.approx(TRUTH.measures_of(law), rel=1e-6)
     assert DISTILLERS["mmd"].trains
 
 
-def test_inverse_distillation_comes_to_its_teacher(asked):
+def test_inverse_distillation_comes_to_its_teacher(bench):
     """From a student of the first world, 100 steps with the teacher of the other.
 
     Two tokens have at most log 2 = 0.693 nats each; training begins at 0.687, and the teacher has 0.34.
     """
     truth, config = Truth.of(SKEWED), dataclasses.replace(CONFIG, slow_rate=2e-4)
-    bench = asked.bench._replace(truth=truth, config=config)
-    own = measure_distillers(("idlm",), asked._replace(truth=truth, bench=bench))["idlm"]
+    other = dataclasses.replace(bench, truth=truth, config=config)
+    vars(other)["start"] = bench.start  # a student of the first world
+    own = measure_distillers(("idlm",), other)["idlm"]
     assert set(own) == {"1"}
     assert np.isfinite(list(own["1"].values())).all()
     assert own["1"]["entropy"] < 0.5
@@ -163,7 +162,7 @@ def test_inverse_distillation_comes_to_its_teacher(asked):
     assert DISTILLERS["idlm"].trains
 
 
-def test_inverse_distillation_is_told_the_teachers_temperature(asked, monkeypatch):
+def test_inverse_distillation_is_told_the_teachers_temperature(bench, monkeypatch):
     """Nothing is trained. What the temperature does to the losses: tests/distillation/test_idlm.py and
     test_coupled_idlm.py."""
     told = []
@@ -177,21 +176,22 @@ def test_inverse_distillation_is_told_the_teachers_temperature(asked, monkeypatc
     monkeypatch.setattr(others, "fit", fit)
     monkeypatch.setattr(others, "tables_of", lambda *_: [])
     config = dataclasses.replace(CONFIG, teacher_temperature=32.0)
-    bench = asked.bench._replace(config=config, start=dict)
-    others.idlm_students(bench)
-    others.coupled_idlm_params(bench, make_coupled_diffusion(WORLD, SIZES), {})
+    hot = dataclasses.replace(bench, config=config)
+    vars(hot).update(start={}, one_shot={})
+    others.idlm_students(hot)
+    others.coupled_idlm_params(hot)
     assert told == [32.0, 32.0]
 
 
 @pytest.fixture(scope="module")
-def coupled(asked):
+def coupled(bench):
     """Measures of SDTT, a noise-coupled student, and the same student after inverse distillation."""
-    train, trained = distillers.train_coupled, []
+    train, trained = others.train_coupled, []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            distillers, "train_coupled", lambda *given: trained.append(given) or train(*given)
+            others, "train_coupled", lambda *given: trained.append(given) or train(*given)
         )
-        measured = measure_distillers(("sdtt", "coupled", "coupled-idlm"), asked)
+        measured = measure_distillers(("sdtt", "coupled", "coupled-idlm"), bench)
     assert len(trained) == 1, "both begin with the same training"
     return measured
 
