@@ -110,6 +110,16 @@ class Model(Loaded):
         )
         return rows
 
+    def _asked(
+        self, key: Key, x_init: ArrayLike, config: SamplerConfig, helper: Loaded | Helper | None
+    ) -> tuple[Any, SamplerConfig, Helper | None]:
+        """Checks what a generation is asked for: rows `[B, L]`, config with a stored schedule, and helper."""
+        check_key(key)
+        rows = self._rows(x_init, self.mask_id + 1)
+        config, other = with_stored_schedule(config, self), as_helper_of(helper, self)
+        check_given(config.guidance, rows, self.mask_id)
+        return rows, config, other
+
     def sample(
         self,
         key: Key,
@@ -182,10 +192,8 @@ class Model(Loaded):
           batch_size: texts at once, as many as memory allows.
           helper: the second model of a decoder that needs one.
         """
-        check_key(key)
-        rows = to_host(self._rows(x_init, self.mask_id + 1))
-        config, other = with_stored_schedule(config, self), as_helper_of(helper, self)
-        check_given(config.guidance, rows, self.mask_id)
+        given, config, other = self._asked(key, x_init, config, helper)
+        rows = to_host(given)
 
         def write(params: Params, index: jax.Array, rows: jax.Array) -> Written:
             state = generate(
@@ -270,10 +278,8 @@ class Model(Loaded):
           config: sampler.
           helper: the second model of a decoder that needs one.
         """
-        check_key(key)
-        config, other = with_stored_schedule(config, self), as_helper_of(helper, self)
-        x_init = self.noisy(x_init)
-        check_given(config.guidance, x_init, self.mask_id)
+        rows, config, other = self._asked(key, x_init, config, helper)
+        x_init = self.placed(rows)
         with self.on_mesh():
             return generate(self.diffusion, self.params, key, x_init, config, self.sequences, other)
 
@@ -288,10 +294,8 @@ class Model(Loaded):
 
         The last of the `num_steps + 2` states is what `denoise` returns for the same key.
         """
-        check_key(key)
-        config, other = with_stored_schedule(config, self), as_helper_of(helper, self)
-        x_init = self.noisy(x_init)
-        check_given(config.guidance, x_init, self.mask_id)
+        rows, config, other = self._asked(key, x_init, config, helper)
+        x_init = self.placed(rows)
         model = self.diffusion.within(arrangement_of(x_init, self.sequences))
         begin = first_state(model, self.params, x_init, config, other)
         return self._states(key, begin, config, other)

@@ -78,6 +78,10 @@ class Now(NamedTuple):
         return sigma_of_state(scene.diffusion, self.x)
 
 
+def _nothing(*_: Any) -> None:
+    """Checks nothing, or remembers nothing."""
+
+
 class Decoder(NamedTuple):
     """One row of `DECODERS`; each function takes the options first."""
 
@@ -95,14 +99,14 @@ class Decoder(NamedTuple):
     # and the number of calls `[]`, int32. Replaces revealing what the plan has for this call.
     step: Callable[..., tuple[Tokens, jax.Array, Memory]] | None = None
     # `(options, scene, x) -> memory` before the first step.
-    begin: Callable[..., Memory] | None = None
+    begin: Callable[..., Memory] = _nothing
     # Whether the decoder uses the grid's times. Otherwise `plan` reads only their number, and the noise that
     # the network gets follows from the share that is masked.
     timed: bool = False
     # Whether steps are skipped once nothing is masked.
     finishes: bool = True
     # `(options, network, num_steps, length)` raises `ConfigError` if they do not suit the decoder.
-    check: Callable[..., None] | None = None
+    check: Callable[..., None] = _nothing
     # Kinds of helper that it accepts, "causal" or "denoiser"; empty if it needs no helper.
     helper: tuple[str, ...] = ()
     # `(options, call [] int32) -> [] float32`, divides the logits of a call in addition to the sampler's own
@@ -115,10 +119,6 @@ def sigma_of_state(diffusion: MaskedDiffusion, x: Tokens) -> PerSequence:
 
     Only positions that may be masked count: padding, and the prompts of a model that was trained on prompts,
     are never masked in training.
-
-    Args:
-      diffusion: the model, with the batch's arrangement.
-      x: `[batch, length]` int32.
     """
     masked, free = x == diffusion.mask_id, diffusion.free
     counted = (masked if free is None else masked & free).astype(jnp.float32)
@@ -126,18 +126,13 @@ def sigma_of_state(diffusion: MaskedDiffusion, x: Tokens) -> PerSequence:
 
 
 def sigma_of_share(schedule: Schedule, share: jax.Array) -> jax.Array:
-    """Total noise at the time at which `share` of what is masked at time 1 is still masked; any shape."""
-    end = jnp.float32(1.0)
-    return sigma_of_masked(schedule, schedule.move_chance(end) * share)
-
-
-def sigma_of_masked(schedule: Schedule, masked: jax.Array) -> jax.Array:
-    """Total noise at the time at which the share `masked` of all tokens is masked; any shape.
+    """Total noise at the time at which `share` of what is masked at time 1 is still masked; any shape.
 
     At most the noise at time 1. A schedule whose noise there exceeds 17 masks everything, as far as float32
     can tell, and the logarithm by itself would be infinite.
     """
-    return jnp.minimum(-jnp.log1p(-masked), schedule.sigma(jnp.float32(1.0)))
+    end = jnp.float32(1.0)
+    return jnp.minimum(-jnp.log1p(-schedule.move_chance(end) * share), schedule.sigma(end))
 
 
 def first_hitting_plan(

@@ -136,7 +136,7 @@ def write_block(
     if options.cache == "prefix":
         prompt = origin if options.start == "prompt" else None
         now = now._replace(memory=update_cache(scene, now, fresh, before, prompt, size))
-    choose = choice(scene.filters, None, sees_noise=False)
+    choose = choice(scene.filters)
 
     def call(now: Now) -> tuple[Tokens, Memory]:
         hidden, memory = block_states(options.cache, scene, now, start, size, first)

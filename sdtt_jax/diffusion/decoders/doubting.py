@@ -31,7 +31,6 @@ def doubt(confidence: PerToken, shown: Positions, sigma: jax.Array) -> PerToken:
     all weights of the text are moved towards one until none does.
 
     Args:
-      confidence: `[batch, length]` float32.
       shown: `[batch, length]` bool, positions that may be masked again.
       sigma: `[]` float32, the chance without weights.
     """
@@ -54,7 +53,7 @@ def doubting_step(
     uniform = jax.random.uniform(key_position, now.x.shape, jnp.float32)
     selected, shown = masked & (uniform < reveal), now.free & ~masked
     again = shown & (uniform < sigma * doubt(now.memory, shown, sigma))
-    choose = choice(scene.filters, None, sees_noise=False)
+    choose = choice(scene.filters)
 
     def read(rows: tuple[Any, Any], shared: Any) -> tuple[Any, tuple[()]]:
         (hidden, places), (head, key) = rows, shared

@@ -50,7 +50,7 @@ def reveal(
 
 def reveal_due(scene: Scene, key: Key, now: Now, x: Tokens) -> tuple[Tokens, jax.Array]:
     """`x` with tokens drawn at the positions that the plan reveals now, and the number of network calls."""
-    choose = choice(scene.filters, None, sees_noise=False)
+    choose = choice(scene.filters)
     return reveal(scene.diffusion, scene.params, x, now.due, now.sigma(scene), choose, key)
 
 
@@ -89,13 +89,11 @@ def fill(
     return jnp.where(pick.accept(score, selected), tokens, x)
 
 
-def choice(filters: Filters, noise: Noise | None, *, sees_noise: bool) -> Choice:
+def choice(filters: Filters, noise: Tree = None, *, sees_noise: bool = False) -> Choice:
     """How the steps of a generation take their tokens.
 
-    Args:
-      filters: of the token distribution.
-      noise: the noise that the generation is a function of; None draws fresh noise at each call.
-      sees_noise: whether the network gets the noise as an input; tokens are then drawn with fresh noise.
+    They are drawn with fresh noise at each call, unless the generation is a function of `noise` that the
+    network does not see.
     """
     if filters.greedy:
         return most_probable
@@ -133,11 +131,9 @@ def drawn(filters: Filters) -> Choice:
 
 
 def greedy_at_last(choose: Choice) -> Choice:
-    """`choose` at the steps and `most_probable` after the last one, in one compiled program.
+    """`choose` at the steps and `most_probable` after the last one, in a program that holds the network once.
 
-    Args:
-      choose: for the steps. The result takes a pair as its key: the key of `choose`, and whether this is
-        after the last step. The program then holds the network only once.
+    The result takes a pair as its key: the key of `choose`, and whether this is after the last step.
     """
 
     def either(key: Any, logits: Logits, places: jax.Array, noise: Any) -> jax.Array:

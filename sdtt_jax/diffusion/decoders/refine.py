@@ -88,7 +88,7 @@ def refine_step(
         own = jnp.take_along_axis(probs, x[:, places][..., None], axis=-1)[..., 0]
         doubted = jnp.zeros(x.shape, bool).at[:, places].set(own < options.threshold) & now.free
         x = jnp.where(doubted, diffusion.mask_id, x)
-        choose = choice(scene.filters, None, sees_noise=False)
+        choose = choice(scene.filters)
         sigma = sigma_of_state(diffusion, x)
         x, calls = reveal(diffusion, scene.params, x, doubted, sigma, choose, key)
         return x, calls + 1

@@ -15,16 +15,7 @@ HELPERS = {"causal": "causal model", "denoiser": "denoiser"}
 
 
 def begin(mode: Mode, scene: Scene, x: Tokens) -> Memory:
-    """A decoder's memory before the first step, after checking that the decoder fits the model.
-
-    Args:
-      mode: the decoder.
-      scene: the models, and how tokens are drawn.
-      x: `[batch, length]` int32.
-
-    Raises:
-      ConfigError: the model or the helper does not suit the decoder.
-    """
+    """A decoder's memory before the first step; `ConfigError` if model or helper do not suit the decoder."""
     decoder = mode.decoder
     require(
         decoder.step is None or scene.diffusion.arrangement is None,
@@ -45,40 +36,22 @@ def begin(mode: Mode, scene: Scene, x: Tokens) -> Memory:
             f"{own}.",
         )
     check_served(mode, innermost(scene.diffusion.denoiser), scene.num_steps, x.shape[1])
-    return None if decoder.begin is None else decoder.begin(mode.options, scene, x)
+    return decoder.begin(mode.options, scene, x)
 
 
 def check_served(mode: Mode, network: Any, num_steps: int, length: int) -> None:
-    """Checks that a decoder can work with a network, a number of calls and a length of texts.
-
-    Args:
-      mode: the decoder.
-      network: a denoiser.
-      num_steps: calls.
-      length: tokens of a text.
-
-    Raises:
-      ConfigError: the decoder cannot work with them.
-    """
+    """Raises `ConfigError` unless a decoder can work with a network, so many calls and such a length."""
     decoder, stop = mode.decoder, mode.stop
     require(
         stop is None or max(stop.eos, stop.bos) < network.mask_id,
         f"mode={mode}: the tokens of this model are 0 to {network.mask_id - 1}; EOS must be one of them, and "
         "so must BOS.",
     )
-    if decoder.check is not None:
-        decoder.check(mode.options, network, num_steps, length)
+    decoder.check(mode.options, network, num_steps, length)
 
 
 def own_step(mode: Mode, scene: Scene, key: Key, now: Now) -> tuple[Tokens, jax.Array, Memory]:
-    """`Decoder.step`, skipped after the last step, and where nothing is masked if the decoder `finishes`.
-
-    Args:
-      mode: the decoder.
-      scene: the models, and how tokens are drawn.
-      key: PRNG key of this step.
-      now: the generation before the step.
-    """
+    """`Decoder.step`, skipped after the last step, and where nothing is masked if the decoder `finishes`."""
     decoder, step = mode.decoder, mode.decoder.step
     assert step is not None
     masked = (now.x == scene.diffusion.mask_id).any()
