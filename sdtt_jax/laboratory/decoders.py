@@ -79,8 +79,7 @@ def decoder_law(
     _, length, size = probabilities.shape
     law = np.zeros(len(probabilities))
     law[-1], calls = 1.0, 0.0  # the last state is the fully masked one
-    if decoder.check is not None:
-        decoder.check(options, None, num_steps, length)
+    decoder.check(options, None, num_steps, length)
     table = StepTable(probabilities, probabilities if helper is None else helper, causal, num_steps)
     for index in range(num_steps):
         law, made = LAWS[name](options, table._replace(call=index), law)
@@ -143,8 +142,7 @@ def _makes(mode: str, num_steps: int, length: int) -> bool:
     """Whether a decoder can make so many steps in texts of this length."""
     parsed = parse_mode(mode)
     try:
-        if parsed.decoder.check is not None:
-            parsed.decoder.check(parsed.options, None, num_steps, length)
+        parsed.decoder.check(parsed.options, None, num_steps, length)
     except ConfigError:
         return False
     return True

@@ -111,41 +111,38 @@ def find_floor(
         make_progress("floor", total) as bar,
         ThreadPoolExecutor(min(os.cpu_count() or 1, _MOST_WORKERS)) as pool,
     ):
+        bar.update(0)
         searches = _Searches(truth, layout, config, pool, bar)
         for n in calls:
             ends, best = _best_tables(searches, n, tables, jobs[n])
             record["floor"][str(n)] = {
-                o: _measures(truth, layout, n, found.mixture) for o, found in best.items()
+                o: _measures(searches, n, found.mixture) for o, found in best.items()
             }
             record["floor_search"][str(n)] = {o: _search_record(ends, o) for o in OBJECTIVES}
             log(_line(n, record))
             for size in components:
-                starts = _mixture_starts(truth, layout, n, size, best[MIXTURE_OBJECTIVE], config)
+                starts = _mixture_starts(searches, n, size, best[MIXTURE_OBJECTIVE])
                 ends = searches.run(searches.problem(n, starts), n, starts, _MIXTURE_JOBS)
                 found = _best(ends, MIXTURE_OBJECTIVE)
                 record["mixtures"][str(size)][str(n)] = {
-                    MIXTURE_OBJECTIVE: _measures(truth, layout, n, found.mixture)
+                    MIXTURE_OBJECTIVE: _measures(searches, n, found.mixture)
                 }
     return record
 
 
+@dataclasses.dataclass
 class _Searches:
     """Runs searches side by side, and shows their progress.
 
     The cost of a search grows with the number of groups that are revealed and with the number of tables.
     """
 
-    def __init__(
-        self,
-        truth: Truth,
-        layout: StateLayout,
-        config: SearchConfig,
-        pool: ThreadPoolExecutor,
-        bar: Progress,
-    ):
-        self.truth, self.layout, self.config = truth, layout, config
-        self._pool, self._bar, self._done = pool, bar, 0
-        bar.update(0)
+    truth: Truth
+    layout: StateLayout
+    config: SearchConfig
+    pool: ThreadPoolExecutor
+    bar: Progress
+    done: int = 0
 
     def problem(self, n: int, starts: Mapping[str, TableMixture]) -> Problem:
         """The objective at n calls, for mixtures of as many tables as the starts have."""
@@ -168,15 +165,15 @@ class _Searches:
             lbfgs_steps=longer * self.config.lbfgs_steps,
             adam_steps=longer * self.config.adam_steps,
         )
-        ends = self._pool.map(
+        ends = self.pool.map(
             lambda job: search(problem, starts[job.start], job.objective, job.optimizer, steps),
             jobs,
         )
         found = {}
         for job, end in zip(jobs, ends, strict=True):
             found[job] = end
-            self._done += planned * _groups(self.truth, n) * len(end.mixture.shares)
-            self._bar.update(self._done, {})
+            self.done += planned * _groups(self.truth, n) * len(end.mixture.shares)
+            self.bar.update(self.done, {})
         return found
 
 
@@ -184,8 +181,7 @@ def _best_tables(
     searches: _Searches, n: int, tables: Mapping[str, Array], jobs: Sequence[SearchJob]
 ) -> tuple[Ends, dict[str, SearchEnd]]:
     """Where all searches at n calls ended, and the best of them for each objective."""
-    truth, layout = searches.truth, searches.layout
-    starts = _starts(truth, layout, n, tables, searches.config)
+    starts = _starts(searches, n, tables)
     problem = searches.problem(n, starts)
     ends = searches.run(problem, n, starts, jobs)
     # Both optimizers continue from the best table that any search has found for an objective, until they
@@ -194,7 +190,7 @@ def _best_tables(
     sought = tuple(OBJECTIVES)
     for number in range(_AGAIN):
         first = {o: _best(ends, o) for o in OBJECTIVES}
-        measured = {o: _measures(truth, layout, n, first[o].mixture) for o in OBJECTIVES}
+        measured = {o: _measures(searches, n, first[o].mixture) for o in OBJECTIVES}
         again = [
             SearchJob(f"best {_nearest(measured, o)}", o, name)
             for o in sought
@@ -253,12 +249,11 @@ def likely_sequences(truth: Truth, count: int) -> Array:
     return np.asarray(sequences[chosen])
 
 
-def _starts(
-    truth: Truth, layout: StateLayout, n: int, tables: Mapping[str, Array], config: SearchConfig
-) -> dict[str, TableMixture]:
+def _starts(searches: _Searches, n: int, tables: Mapping[str, Array]) -> dict[str, TableMixture]:
+    config = searches.config
     rng = np.random.default_rng((config.seed, n))
-    starts = {name: single(to_logits(layout, table, n)) for name, table in tables.items()}
-    teacher, likely = starts["teacher"], likely_sequences(truth, 1)
+    starts = {name: single(to_logits(searches.layout, table, n)) for name, table in tables.items()}
+    teacher, likely = starts["teacher"], likely_sequences(searches.truth, 1)
     return {
         **starts,
         "leaning": _leaning(teacher, likely, config.leaning),
@@ -269,11 +264,12 @@ def _starts(
 
 
 def _mixture_starts(
-    truth: Truth, layout: StateLayout, n: int, size: int, best: SearchEnd, config: SearchConfig
+    searches: _Searches, n: int, size: int, best: SearchEnd
 ) -> dict[str, TableMixture]:
     """Tables that each lean towards a sequence of their own, and copies of the best table with some noise."""
+    truth, config = searches.truth, searches.config
     rng = np.random.default_rng((config.seed, n, size))
-    teacher = _copies(single(to_logits(layout, truth.teacher, n)), size)
+    teacher = _copies(single(to_logits(searches.layout, truth.teacher, n)), size)
     return {
         "leaning": _leaning(teacher, likely_sequences(truth, size), config.leaning),
         "floor": _perturbed(_copies(best.mixture, size), config.noise / 4, rng),
@@ -314,12 +310,12 @@ def _best(ends: Ends, objective: str, optimizer: str | None = None) -> SearchEnd
     return min(own, key=lambda end: end.value)
 
 
-def _measures(truth: Truth, layout: StateLayout, n: int, mixture: TableMixture) -> Record:
+def _measures(searches: _Searches, n: int, mixture: TableMixture) -> Record:
     """The measures of a mixture's samples, in float64."""
-    tables = zip(*mixture.logits, strict=True)
+    truth, layout = searches.truth, searches.layout
     laws = [
         sample_distribution(reveal_sums(to_predictions(layout, table, truth.teacher)), n)
-        for table in tables
+        for table in zip(*mixture.logits, strict=True)
     ]
     return truth.measures_of(special.softmax(np.float64(mixture.shares)) @ laws)
 
