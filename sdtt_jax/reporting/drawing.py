@@ -5,7 +5,7 @@ variables, so that one drawing serves light and dark mode; `picture` paints file
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from markupsafe import Markup
@@ -135,16 +135,13 @@ def css() -> str:
     return "\n".join(f"svg .{name} {{ {_rule(s)} }}" for name, s in STYLES.items())
 
 
-def both_widths(draw: Callable[[bool], Drawing]) -> Markup:
+def both_widths(wide: Drawing, narrow: Drawing) -> Markup:
     """A figure for wide and for narrow screens; the style sheet shows the one that fits.
 
     Two drawings instead of one that is scaled, so that text keeps its size on a telephone.
-
-    Args:
-      draw: makes the drawing, given whether it is the narrow one.
     """
     page = Markup('<div class="wide">{}</div><div class="narrow">{}</div>')
-    return page.format(draw(False).svg(), draw(True).svg())
+    return page.format(wide.svg(), narrow.svg())
 
 
 def _element(name: str, mark: Mark, text: str = "", **attributes: object) -> Markup:

@@ -25,9 +25,7 @@ Item = Mapping[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Judging:
-    """Which model scored an item's texts, and how: perplexities can be compared only where these are
-    equal.
-    """
+    """Which model scored an item's texts, and how: only perplexities of equal judging can be compared."""
 
     # Of the judge, which may have been moved or copied.
     path: str = dataclasses.field(compare=False)
@@ -111,9 +109,7 @@ def read_evaluations(workdir: Path | str) -> list[Evaluation]:
 
 
 def tables(evaluations: Sequence[Evaluation]) -> list[TextTable]:
-    """Every table of every suite that has a row; where judges differ, a column names each perplexity's
-    judge.
-    """
+    """Every table of every suite that has a row; where judges differ, a column names that of each row."""
     letters = judge_letters(evaluations)
     every = [
         _table(table, evaluations, letters)
@@ -150,8 +146,7 @@ def race(evaluations: Iterable[Evaluation], batch: int) -> list[Point]:
     """
     evaluations = list(evaluations)
     letters = judge_letters(evaluations)
-    points: dict[tuple[object, ...], Point] = {}
-    sources: dict[tuple[object, ...], str] = {}  # the names of their evaluations
+    found: dict[tuple[object, ...], tuple[Point, str]] = {}  # with the names of their evaluations
     for evaluation in evaluations:
         quality = evaluation.under("generation/unconditional")
         speed = evaluation.under("latency")
@@ -180,13 +175,13 @@ def race(evaluations: Iterable[Evaluation], batch: int) -> list[Point]:
                 entropy=item["entropy"],
             )
             key: tuple[object, ...] = (item["gen_ppl"],) if causal else (evaluation.name, name)
-            if key not in points:
-                points[key], sources[key] = point, evaluation.name
-    baselines = [key for key, point in points.items() if point.causal]
-    for key in baselines if len(baselines) > 1 else ():
-        model = points[key].model.replace("causal", f"causal of {sources[key]}", 1)
-        points[key] = dataclasses.replace(points[key], model=model)
-    return list(points.values())
+            found.setdefault(key, (point, evaluation.name))
+    if sum(point.causal for point, _ in found.values()) > 1:
+        for key, (point, source) in found.items():
+            if point.causal:
+                model = point.model.replace("causal", f"causal of {source}", 1)
+                found[key] = dataclasses.replace(point, model=model), source
+    return [point for point, _ in found.values()]
 
 
 def race_batches(evaluations: Iterable[Evaluation]) -> list[int]:
@@ -248,18 +243,14 @@ def _table(
     the same in several evaluations (a run's causal model, real text) appear once, and are of no model unless
     they differ. Where samplers or compute dtypes differ, a column says which they are.
     """
-    items = [
-        (
-            _order(item, place),
-            evaluation.name,
-            item,
-            evaluation.judgings.get(f"{table.items}/{name}"),
-            _sampler(evaluation.writing.get(f"{table.items}/{name}", {}), item),
-            str(evaluation.writing.get(f"{table.items}/{name}", {}).get("compute_dtype", NOTHING)),
-        )
-        for place, evaluation in enumerate(evaluations)
-        for name, item in evaluation.under(table.items).items()
-    ]
+    items = []
+    for place, evaluation in enumerate(evaluations):
+        for name, item in evaluation.under(table.items).items():
+            judging = evaluation.judgings.get(f"{table.items}/{name}")
+            writing = evaluation.writing.get(f"{table.items}/{name}", {})
+            dtype = str(writing.get("compute_dtype", NOTHING))
+            order, sampler = _order(item, place), _sampler(writing, item)
+            items.append((order, evaluation.name, item, judging, sampler, dtype))
     differing = _differing([sampler for *_, sampler, _ in items])
     several = len({dtype for *_, dtype in items} - {NOTHING}) > 1
     denoisers = {name for _, name, item, *_ in items if not _rank(item)}
@@ -282,12 +273,9 @@ def _table(
     first, *others = (head for head, _ in table.columns)
     heads = ("model", first, "sampler", "dtype", "judge", *others)
     kept = [i for i in range(len(heads)) if any(row[i] != NOTHING for row in rows)]
-    return TextTable(
-        table.title,
-        tuple(heads[i] for i in kept),
-        tuple(tuple(row[i] for i in kept) for row in rows),
-        _note([judging for *_, judging, _, _ in items if judging is not None], letters),
-    )
+    columns, *shown = (tuple(row[i] for i in kept) for row in (heads, *rows))
+    note = _note([judging for *_, judging, _, _ in items if judging is not None], letters)
+    return TextTable(table.title, columns, tuple(shown), note)
 
 
 def _sampler(writing: Item, item: Item) -> Item:
@@ -307,11 +295,9 @@ def _sampler(writing: Item, item: Item) -> Item:
 
 def _differing(samplers: Sequence[Item]) -> list[str]:
     """The fields, but for the number of steps, in which samplers differ; one need not have every field."""
-    values: dict[str, set[str]] = {}
-    for sampler in samplers:
-        for name, value in sampler.items():
-            values.setdefault(name, set()).add(str(value))
-    return [name for name, found in values.items() if len(found) > 1 and name != "num_steps"]
+    names = dict.fromkeys(name for sampler in samplers for name in sampler if name != "num_steps")
+    values = {name: {str(each[name]) for each in samplers if name in each} for name in names}
+    return [name for name in names if len(values[name]) > 1]
 
 
 def _note(judgings: Iterable[Judging], letters: Mapping[Judging, str]) -> str:

@@ -49,8 +49,8 @@ class Findings:
 class Comparison:
     """The last student compared with the first teacher at one number of steps.
 
-    `equal` is the number of steps at which the teacher does as well. `equal_bounds` is its interval in
-    words, which follows from the paired one, or empty.
+    `equal` is the number of steps at which the teacher does as well. `equal_bounds` is its interval, in
+    brackets after a space, which follows from the paired one, or empty.
     """
 
     steps: int
@@ -60,11 +60,6 @@ class Comparison:
     log_ratio: float
     equal: float
     equal_bounds: str
-
-    @property
-    def bounds(self) -> str:
-        """The paired interval of the change, in words; empty if none was measured."""
-        return self.pair.change[1] if self.pair else ""
 
 
 def equivalent_steps(curve: Mapping[int, Quality], gen_ppl: float, start: int) -> float:
@@ -107,12 +102,10 @@ def find(run: RecordedRun) -> Findings:
         return _without_student(run)
     comparison = compare(run, steps)
     headline, sentences = _comparison(run, comparison)
-    warning = _lost_variety(run, comparison)
-    if warning:
+    if warning := _lost_variety(run, comparison):
         headline += ", with less variety"
     sentences += _context(run, comparison.student, bool(warning))
-    few = _fewest_gained(run)
-    if few:
+    if few := _fewest_gained(run):
         headline += f"; at {_calls(few.calls)} a noise-coupled student {_gained(run, few)}"
     return Findings(headline, tuple(sentences), warning, _highlights(run, comparison))
 
@@ -129,7 +122,7 @@ def compare(run: RecordedRun, steps: int) -> Comparison:
     log_ratio = pair.log_ratio if pair else math.log(student.gen_ppl) - math.log(teacher.gen_ppl)
     ends = [equal(pair.high), equal(pair.low)] if pair else [0.0]
     known = all(0 < end < math.inf for end in ends)
-    bounds = " to ".join(_steps_number(end) for end in ends) if known else ""
+    bounds = f" ({' to '.join(map(_steps_number, ends))})" if known else ""
     return Comparison(steps, teacher, student, pair, log_ratio, equal(log_ratio), bounds)
 
 
@@ -147,9 +140,8 @@ def _gained(run: RecordedRun, few: FewCalls) -> str:
     teacher = run.teacher_few_calls
     equal = equivalent_steps(teacher, few.matched.gen_ppl, few.calls)
     if math.isinf(equal) and few.calls < (most := max(teacher)):
-        return (
-            f"writes {_beyond(teacher, few.calls, few.paired.high)} its teacher at {_calls(most)}"
-        )
+        better = _beyond(teacher, few.calls, few.paired.high)
+        return f"writes {better} its teacher at {_calls(most)}"
     if math.isfinite(equal) and round(equal) > few.calls:
         return f"writes as well as its teacher at {_calls(round(equal))}"
     return f"gains {percent(abs(math.expm1(few.paired.log_ratio)))}"
@@ -193,8 +185,8 @@ def _few_calls_alone(run: RecordedRun) -> Findings:
                 "perplexities say little.",
             ),
         )
-    few, headline = _fewest_gained(run), "No gain of the noise-coupled student is certain"
-    if few:
+    headline = "No gain of the noise-coupled student is certain"
+    if few := _fewest_gained(run):
         headline = f"At {_calls(few.calls)} a noise-coupled student {_gained(run, few)}"
     return Findings(headline, ("Teacher and student are compared at the entropy of real text.",))
 
@@ -203,29 +195,28 @@ def _comparison(run: RecordedRun, c: Comparison) -> tuple[str, list[str]]:
     """Headline, and sentences with its numbers."""
     here, change = steps_text(c.steps), percent(abs(math.expm1(c.log_ratio)))
     texts = f"{count(run.num_texts)} texts" if run.num_texts else "texts"
-    texts = (
+    paired = (
         "1 text paired by its random key"
         if run.num_texts == 1
         else f"{texts} paired by their random keys"
     )
-    interval = f" (95\u202f% interval {c.bounds}, {texts})"
+    certainty = ", without a paired interval, so chance is not ruled out"
+    if c.pair:
+        certainty = f" (95\u202f% interval {c.pair.change[1]}, {paired})"
     difference = f"{change} {'lower' if c.log_ratio < 0 else 'higher'}"
     sentences = [
         f"At {here} the judge gives the student’s texts a perplexity of "
         f"{number(c.student.gen_ppl)} and the teacher’s {number(c.teacher.gen_ppl)}: "
-        f"{difference if c.log_ratio else 'no difference'}"
-        f"{interval if c.pair else ', without a paired interval, so chance is not ruled out'}."
+        f"{difference if c.log_ratio else 'no difference'}{certainty}."
     ]
     if c.pair is None:
         return f"At {here} no interval tells the student from its teacher", sentences
-    if c.pair.low <= 0 <= c.pair.high:
+    if not c.pair.is_sure:
         sentences.append("That interval includes no change at all.")
         return f"At {here} the student cannot be told apart from its teacher", sentences
     if 0 < c.equal < math.inf:
-        between = f" ({c.equal_bounds})" if c.equal_bounds else ""
-        sentences.append(
-            f"That is what the teacher reaches at {_steps_number(c.equal)} steps{between}."
-        )
+        equal = f"{_steps_number(c.equal)} steps{c.equal_bounds}"
+        sentences.append(f"That is what the teacher reaches at {equal}.")
     if c.log_ratio >= 0:
         return f"At {here} the student writes {change} worse than its teacher", sentences
     if math.isinf(c.equal) and c.steps < max(run.teacher):
@@ -279,10 +270,10 @@ def _highlights(run: RecordedRun, c: Comparison) -> tuple[Highlight, ...]:
         change, interval = c.pair.change
         chosen.append(Highlight("change, same keys", change, f"95\u202f%: {interval}"))
     # Where the two cannot be told apart, a number without its bounds would say that they can.
-    told_apart = c.pair is not None and not c.pair.low <= 0 <= c.pair.high
+    told_apart = c.pair is not None and c.pair.is_sure
     if 0 < c.equal < math.inf and (told_apart or c.equal_bounds):
-        between = f" ({c.equal_bounds})" if c.equal_bounds else ""
-        chosen.append(Highlight("the teacher needs", _steps_number(c.equal), f"steps{between}"))
+        remark = f"steps{c.equal_bounds}"
+        chosen.append(Highlight("the teacher needs", _steps_number(c.equal), remark))
     if c.student.entropy is not None:
         remark = f"data {number(run.data_entropy)}" if run.data_entropy else "nats"
         chosen.append(Highlight("entropy, nats", number(c.student.entropy), remark))

@@ -17,6 +17,7 @@ from sdtt_jax.reporting.evaluations import Evaluation, read_evaluations
 from sdtt_jax.reporting.palette import percent
 
 COUPLED_WAYS = ("teacher", "argmax", "drawn", "matched", "teacher_matched")
+ROUND_NUMBERS = ("dt", "teacher_divergence", "student_divergence", "floor", "gain_share")
 # Fields of results.json for the distillers whose students see noise, the last distiller first.
 COUPLED_STUDENTS = ("coupled_idlm", "coupled")
 
@@ -51,15 +52,19 @@ class Paired:
     high: float
 
     @property
+    def is_sure(self) -> bool:
+        """Whether the interval excludes "no change"."""
+        return not self.low <= 0 <= self.high
+
+    @property
     def change(self) -> tuple[str, str]:
         """The change of perplexity and its interval, as text."""
-        low, high = _end(self.low), _end(self.high)
+        low, high = (_end(math.expm1(end)) for end in (self.low, self.high))
         return percent(math.expm1(self.log_ratio), sign=True), f"{low} to {high}"
 
 
-def _end(log_ratio: float) -> str:
+def _end(change: float) -> str:
     """An end of an interval of changes, as text that says on which side of 0 it lies."""
-    change = math.expm1(log_ratio)
     text = percent(change, sign=True)
     if text != percent(0.0) or abs(change) < 1e-9:  # below that it is rounding
         return text
@@ -182,10 +187,15 @@ class RecordedRun:
         return (self.rounds or self.others or (None,))[-1]
 
     @property
+    def settings(self) -> Mapping[str, Any]:
+        """The fields of the config, of which files of older runs consist."""
+        inner = self.config.get("config")
+        return inner if isinstance(inner, Mapping) else self.config
+
+    @property
     def judge_checkpoint(self) -> str:
         """The judge that the run was given; empty if it trained its own."""
-        inner = self.config.get("config")
-        judge = (inner if isinstance(inner, Mapping) else self.config).get("judge")
+        judge = self.settings.get("judge")
         return str(judge.get("checkpoint") or "") if isinstance(judge, Mapping) else ""
 
 
@@ -261,8 +271,8 @@ def _is_asked(curve: LossCurve, config: Mapping[str, Any]) -> bool:
 def read_curves(path: Path) -> tuple[LossCurve, ...]:
     """Reads `metrics.jsonl` into one loss curve per stage and round, in order of appearance.
 
-    A resumed run logs some steps twice; the later line is the one that led to the final
-    parameters. A last line cut short by a kill is passed over, any other bad line is an error.
+    A resumed run logs some steps twice; the later line is the one that led to the final parameters. A last
+    line cut short by a kill is passed over, any other bad line is an error.
     """
     if not path.exists():
         return ()
@@ -310,26 +320,21 @@ def read_animation(entry: Mapping[str, Any] | None, where: Path) -> Animation | 
     while len(frames) > 2 and frames[-1] == frames[-2]:
         # The final greedy denoising often finds nothing left to reveal.
         frames = frames[:-1]
-    last = len(frames) - 1
-    revealed = []
-    for position in range(len(frames[0])):
-        known = [frame[position] is not None for frame in frames]
-        masked_until = max((i for i, k in enumerate(known) if not k), default=-1)
-        revealed.append(masked_until + 1)
     return Animation(
         title=str(entry.get("title", "")),
         pieces=tuple(" " if piece is None else piece or "¶" for piece in frames[-1]),
-        revealed=tuple(revealed),
-        num_steps=last,
+        revealed=tuple(
+            max((step for step, piece in enumerate(pieces, start=1) if piece is None), default=0)
+            for pieces in zip(*frames, strict=True)
+        ),
+        num_steps=len(frames) - 1,
     )
 
 
 def _stored(path: Path) -> Any:
-    return (
-        read_json(path, remedy="remove it and run the same command again")
-        if path.exists()
-        else None
-    )
+    if not path.exists():
+        return None
+    return read_json(path, remedy="remove it and run the same command again")
 
 
 def _number(value: Any) -> float | None:
@@ -361,10 +366,9 @@ def _few_calls(calls: Mapping[str, Any] | None, entropy: float | None) -> tuple[
         qualities = {name: _quality(entry.get(name)) for name in COUPLED_WAYS}
         paired = _paired(entry["matched"])
         if None not in qualities.values() and paired is not None:
-            few = FewCalls(int(number), paired=paired, **qualities)  # type: ignore[arg-type]
-            both = few.matched, few.teacher_matched
+            both: Any = qualities["matched"], qualities["teacher_matched"]
             reached = all(_has_entropy(quality, entropy) for quality in both)
-            found.append(dataclasses.replace(few, reached=reached))
+            found.append(FewCalls(int(number), paired=paired, reached=reached, **qualities))  # type: ignore[arg-type]
     return tuple(found)
 
 
@@ -388,12 +392,8 @@ def _round(entry: Mapping[str, Any], name: str = "") -> Round:
         number=1 if name else int(entry["round"]),
         steps=_qualities(entry.get("steps")),
         paired={k: pair for k, pair in sorted(paired.items()) if pair is not None},
-        dt=_number(entry.get("dt")),
         num_distill_steps=entry.get("num_distill_steps"),
         divergence=entry.get("divergence"),
-        teacher_divergence=_number(entry.get("teacher_divergence")),
-        student_divergence=_number(entry.get("student_divergence")),
-        floor=_number(entry.get("floor")),
-        gain_share=_number(entry.get("gain_share")),
+        **{name: _number(entry.get(name)) for name in ROUND_NUMBERS},
     )
     return dataclasses.replace(found, gain_share=None) if found.nothing_to_gain else found

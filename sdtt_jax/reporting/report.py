@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+from flax.traverse_util import flatten_dict
 from markupsafe import Markup
 
 from sdtt_jax.paths import as_path, write_text
@@ -64,16 +65,15 @@ def page(template: str, rounds: int = 1, **values: Any) -> str:
 
     `rounds` is how many rounds have colours.
     """
+    loader = jinja2.PackageLoader("sdtt_jax.reporting", "templates")
     templates = jinja2.Environment(
-        loader=jinja2.PackageLoader("sdtt_jax.reporting", "templates"),
+        loader=loader,
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     templates.filters |= {"number": number, "count": count, "duration": duration}
-    loader = templates.loader
-    assert loader is not None
     style, script = (
         # Our own files, free of closing tags: to escape them would break them.
         Markup(loader.get_source(templates, name)[0])
@@ -91,14 +91,15 @@ def page(template: str, rounds: int = 1, **values: Any) -> str:
 def render(run: RecordedRun) -> str:
     """The page as text."""
     rounds = max(1, len(run.students), *(curve.round for curve in run.curves))
+    curves = quality_curves(run)
     return page(
         "report.html",
         rounds,
         run=run,
         findings=find(run),
         figures=figures(run),
-        columns=sorted({k for s in quality_curves(run) for k in s.steps}),
-        rows=quality_curves(run),
+        columns=sorted({k for curve in curves for k in curve.steps}),
+        rows=curves,
         before_idlm={few.calls: few.matched for few in run.first_few_calls},
         sample_sets=sample_sets(run),
         pairs_shown=PAIRS_SHOWN,
@@ -114,14 +115,12 @@ def render(run: RecordedRun) -> str:
 
 def command(run: RecordedRun) -> str:
     """The command that repeats a run, quoted for a shell; of older runs without the fields that it gave."""
-    words = [
-        f"--config={quoted(str(run.config.get('config_file') or 'CONFIG.py'))}",
-        "--workdir=DIR",
-    ]
+    config = quoted(str(run.config.get("config_file") or "CONFIG.py"))
+    words = ["python -m experiments.run", f"--config={config}", "--workdir=DIR"]
     for override in _overrides(run) or ():
         field, _, value = override.partition("=")
         words.append(f"--config.{field}={quoted(value)}")
-    return " ".join(["python -m experiments.run", *words])
+    return " ".join(words)
 
 
 def _overrides(run: RecordedRun) -> list[str] | None:
@@ -139,7 +138,10 @@ def quoted(value: str) -> str:
 def figures(run: RecordedRun) -> dict[str, Markup | list[Markup]]:
     """All figures by name; an empty one has nothing to draw."""
     perplexity, entropy = quality_panel(run), quality_panel(run, entropy=True)
-    forest, gain = forest_chart(run), gain_chart(run)
+    races = [
+        race_panel(race(run.evaluations, batch), batch, _colours(run))
+        for batch in race_batches(run.evaluations)
+    ]
     several = {curve.stage for curve in run.curves if curve.round > 1}
     losses = [
         loss_panel(curve, *_title_and_colour(curve, numbered=curve.stage in several))
@@ -148,25 +150,13 @@ def figures(run: RecordedRun) -> dict[str, Markup | list[Markup]]:
     return {
         "perplexity": panel_figure(perplexity, (610, 440), (NARROW, 340)),
         "entropy": panel_figure(entropy, (430, 440), (NARROW, 280)),
-        "few_calls": panel_figure(few_calls_panel(run), (WIDE, 380), (NARROW, 320)),
-        "forest": _rows_figure(forest),
-        "gain": _rows_figure(gain),
-        "races": races(run),
-        "frontiers": [
-            panel_figure(panel, (WIDE, 400), (NARROW, 320))
-            for panel in frontier_panels(run.evaluations, _colours(run))
-        ],
+        "few_calls": panel_figure(few_calls_panel(run), (WIDE, 380)),
+        "forest": _rows_figure(forest_chart(run)),
+        "gain": _rows_figure(gain_chart(run)),
+        "races": [panel_figure(panel) for panel in races if panel],
+        "frontiers": [panel_figure(p) for p in frontier_panels(run.evaluations, _colours(run))],
         "losses": [draw_panel(loss, 336, 190).svg() for loss in losses if loss],
     }
-
-
-def races(run: RecordedRun) -> list[Markup]:
-    """Quality against latency, for each batch size at which two points can race."""
-    panels = [
-        race_panel(race(run.evaluations, batch), batch, _colours(run))
-        for batch in race_batches(run.evaluations)
-    ]
-    return [panel_figure(panel, (WIDE, 400), (NARROW, 320)) for panel in panels if panel]
 
 
 def _colours(run: RecordedRun) -> dict[str, str]:
@@ -178,18 +168,20 @@ def _colours(run: RecordedRun) -> dict[str, str]:
 
 
 def panel_figure(
-    panel: Panel | None, wide: tuple[float, float], narrow: tuple[float, float]
+    panel: Panel | None,
+    wide: tuple[float, float] = (WIDE, 400),
+    narrow: tuple[float, float] = (NARROW, 320),
 ) -> Markup:
     """A panel in its two sizes (width, height), for wide and for narrow screens; empty without a panel."""
     if panel is None:
         return Markup("")
-    return both_widths(lambda is_narrow: draw_panel(panel, *(narrow if is_narrow else wide)))
+    return both_widths(draw_panel(panel, *wide), draw_panel(panel, *narrow))
 
 
 def _rows_figure(rows: RowChart | None) -> Markup:
     if rows is None:
         return Markup("")
-    return both_widths(lambda narrow: draw_rows(rows, NARROW if narrow else WIDE, narrow=narrow))
+    return both_widths(draw_rows(rows, WIDE), draw_rows(rows, NARROW, narrow=True))
 
 
 def _title_and_colour(curve: LossCurve, *, numbered: bool) -> tuple[str, str]:
@@ -205,24 +197,20 @@ def _title_and_colour(curve: LossCurve, *, numbered: bool) -> tuple[str, str]:
 
 def sample_sets(run: RecordedRun) -> list[dict[str, Any]]:
     """One set of samples per tab: teacher next to student at each number of steps, then references."""
-    sets: list[dict[str, Any]] = []
     teacher, student = (run.texts.get(name) or {} for name in ("teacher", "student"))
-    for steps in run.sample_steps:
-        columns = [
-            (title, kind, texts[str(steps)])
-            for title, kind, texts in (("Teacher", "teacher", teacher), ("Student", "r", student))
-            if texts.get(str(steps))
+    sets: dict[str, list[tuple[str, str, Any]]] = {
+        steps_text(steps): [
+            ("Teacher", "teacher", teacher.get(str(steps))),
+            ("Student", "r", student.get(str(steps))),
         ]
-        if columns:
-            sets.append({"title": steps_text(steps), "columns": columns})
-    references = [
-        (title, kind, run.texts[kind])
-        for title, kind in (("Real text", "data"), ("Causal model", "autoregressive"))
-        if run.texts.get(kind)
+        for steps in run.sample_steps
+    }
+    sets["For comparison"] = [
+        ("Real text", "data", run.texts.get("data")),
+        ("Causal model", "autoregressive", run.texts.get("autoregressive")),
     ]
-    if references:
-        sets.append({"title": "For comparison", "columns": references})
-    return sets
+    known = {title: [column for column in sets[title] if column[2]] for title in sets}
+    return [{"title": title, "columns": columns} for title, columns in known.items() if columns]
 
 
 def settings(run: RecordedRun) -> list[tuple[str, list[tuple[str, str]]]]:
@@ -230,20 +218,11 @@ def settings(run: RecordedRun) -> list[tuple[str, list[tuple[str, str]]]]:
 
     Counts of the prepared data come last.
     """
-    inner = run.config.get("config")
-    config = inner if isinstance(inner, Mapping) else run.config
-    sections = {name: v for name, v in config.items() if isinstance(v, Mapping)}
-    plain = {name: v for name, v in config.items() if name not in sections}
+    sections = {name: v for name, v in run.settings.items() if isinstance(v, Mapping)}
+    plain = {name: v for name, v in run.settings.items() if name not in sections}
     named = {"run": plain, **sections, "data, as prepared": run.data_info}
-    return [(name, _flat(fields)) for name, fields in named.items() if fields]
-
-
-def _flat(section: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    rows = []
-    for name, value in section.items():
-        nested = isinstance(value, Mapping)
-        rows += _flat(value, f"{prefix}{name}.") if nested else [(prefix + name, _shown(value))]
-    return rows
+    flat = {name: flatten_dict(dict(fields), sep=".") for name, fields in named.items() if fields}
+    return [(name, [(k, _shown(v)) for k, v in fields.items()]) for name, fields in flat.items()]
 
 
 def _shown(value: Any) -> str:
@@ -257,10 +236,9 @@ def _shown(value: Any) -> str:
 def stages(run: RecordedRun) -> list[dict[str, Any]]:
     """Seconds by stage with their share of the whole, and the speed of those that train."""
     whole = sum(run.timing.values())
-    speeds: dict[str, float] = {}
-    for curve in run.curves:
-        if curve.tokens_per_second is not None:
-            speeds.setdefault(curve.stage, curve.tokens_per_second)
+    # Of a stage with several curves, the first counts.
+    curves = [curve for curve in reversed(run.curves) if curve.tokens_per_second is not None]
+    speeds = {curve.stage: curve.tokens_per_second for curve in curves}
     return [
         {"name": stage, "seconds": seconds, "share": seconds / whole, "speed": speeds.get(stage)}
         for stage, seconds in run.timing.items()

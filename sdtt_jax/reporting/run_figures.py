@@ -9,7 +9,7 @@ import numpy as np
 from sdtt_jax.reporting.figures import Axis, Panel, Row, RowChart, Series, Tip
 from sdtt_jax.reporting.findings import ENTROPY_TOLERANCE
 from sdtt_jax.reporting.palette import number, percent, steps_text
-from sdtt_jax.reporting.record import FewCalls, LossCurve, Paired, Quality, RecordedRun, Round
+from sdtt_jax.reporting.record import FewCalls, LossCurve, Quality, RecordedRun, Round
 from sdtt_jax.reporting.scales import linear_ticks, padded
 
 SHARES_SHOWN = (-1.0, 1.5)
@@ -75,14 +75,15 @@ def few_calls_panel(run: RecordedRun) -> Panel | None:
     teacher = run.teacher_few_calls
     if not run.few_calls or not teacher:
         return None
-    students = [_matched("noise-coupled", "coupled", run.few_calls)]
-    if run.first_few_calls:
-        students = [
-            _matched("noise-coupled", "coupled_first", run.first_few_calls),
-            _matched("and IDLM", "coupled", run.few_calls),
-        ]
-    drawn = [student for student in students if student.x]
-    series = (_quality_series(Curve("teacher", "teacher", dict(teacher)), entropy=False), *drawn)
+    label = "and IDLM" if run.first_few_calls else "noise-coupled"
+    students = [
+        _matched("noise-coupled", "coupled_first", run.first_few_calls),
+        _matched(label, "coupled", run.few_calls),
+    ]
+    series = [
+        _quality_series(Curve("teacher", "teacher", dict(teacher)), entropy=False),
+        *(student for student in students if student.x),
+    ]
     references = _references(run, entropy=False)
     return Panel(
         title="Perplexity at very few calls",
@@ -114,9 +115,12 @@ def forest_chart(run: RecordedRun) -> RowChart | None:
     rows = []
     for steps in sorted({k for student in run.students for k in student.paired}):
         head = steps_text(steps)
-        for index, round_ in enumerate(run.students, start=1):
-            if steps in round_.paired:
-                rows.append(_forest_row(head, f"r{index}", round_, round_.paired[steps]))
+        for index, student in enumerate(run.students, start=1):
+            if pair := student.paired.get(steps):
+                change, interval = pair.change
+                values = pair.log_ratio, pair.low, pair.high
+                details = ("change", change), ("95 %", interval)
+                rows.append(Row(head, student.name, f"r{index}", *values, details))
                 head = ""
     if not rows:
         return None
@@ -230,11 +234,10 @@ def _quality_series(curve: Curve, entropy: bool) -> Series:
     """The measured points of a curve; where the interval is not known, it has no width."""
     values = {k: q.entropy if entropy else q.gen_ppl for k, q in curve.steps.items()}
     known = {float(k): v for k, v in values.items() if v is not None}
-    low: tuple[float, ...] = ()
-    high: tuple[float, ...] = ()
-    if not entropy and any(q.low and q.high for q in curve.steps.values()):
-        low = tuple(q.low or q.gen_ppl for q in curve.steps.values())
-        high = tuple(q.high or q.gen_ppl for q in curve.steps.values())
+    measured = curve.steps.values()
+    bands = not entropy and any(q.low and q.high for q in measured)
+    low = tuple(q.low or q.gen_ppl for q in measured) if bands else ()
+    high = tuple(q.high or q.gen_ppl for q in measured) if bands else ()
     # The teacher's points are open squares, which tell it from the rounds without colour, too.
     marker = "open" if curve.colour == "teacher" else "dot"
     x, y = tuple(known), tuple(known.values())
@@ -251,36 +254,14 @@ def _quality_tip(steps: int, series: Sequence[Series]) -> Tip:
     return Tip(steps, steps_text(steps), tuple(rows))
 
 
-def _forest_row(head: str, colour: str, round_: Round, pair: Paired) -> Row:
-    change, interval = pair.change
-    return Row(
-        head=head,
-        name=round_.name,
-        colour=colour,
-        value=pair.log_ratio,
-        low=pair.low,
-        high=pair.high,
-        details=(("change", change), ("95 %", interval)),
-    )
-
-
 def _gain_row(index: int, round_: Round) -> Row:
-    share = round_.gain_share or 0.0
+    name, share = round_.name, round_.gain_share or 0.0
     text = "at floor" if round_.gain_share is None else percent(share)
     divergences = {
         "teacher": round_.teacher_divergence,
         "student": round_.student_divergence,
         "floor": round_.floor,
     }
-    known = [(name, number(value, 4)) for name, value in divergences.items() if value is not None]
-    name = round_.name
-    return Row(
-        head=name,
-        name=name,
-        colour=f"r{index}",
-        value=share,
-        low=share,
-        high=share,
-        details=(("gain share", text), *known),
-        note=" · ".join(" ".join(pair) for pair in known),
-    )
+    known = [(of, number(value, 4)) for of, value in divergences.items() if value is not None]
+    details, note = (("gain share", text), *known), " · ".join(" ".join(pair) for pair in known)
+    return Row(name, name, f"r{index}", share, share, share, details, note)

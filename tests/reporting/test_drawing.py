@@ -49,8 +49,7 @@ def test_every_style_has_a_rule_over_colours_that_the_palette_has():
 
 
 def test_a_figure_comes_in_two_widths():
-    page = str(
-        both_widths(lambda narrow: Drawing(300 if narrow else 600, 9, (), "", (), "x", (0, 9)))
-    )
+    wide, narrow = (Drawing(width, 9, (), "", (), "x", (0, 9)) for width in (600, 300))
+    page = str(both_widths(wide, narrow))
     assert page.index('class="wide"') < page.index("0 0 600") < page.index('class="narrow"')
     assert page.index('class="narrow"') < page.index("0 0 300")
