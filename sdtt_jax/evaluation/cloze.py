@@ -75,9 +75,8 @@ def scores(
     how: Any = {"batch_size": batch_size, "progress": progress}
     if isinstance(model, CausalModel):
         return causal_scores(model, items, **how)
-    return ItemScores(
-        suffix_bounds(model, items, key, config, **how), greedy_hits(model, items, **how)
-    )
+    bounds = suffix_bounds(model, items, key, config, **how)
+    return ItemScores(bounds, greedy_hits(model, items, **how))
 
 
 def suffix_bounds(
@@ -163,13 +162,10 @@ def causal_scores(
     model.require_whole_texts()
     network = model.network
     layout = layout or layout_of(model)
-    bos_id = layout.bos_id
+    bos_id, eos_id = layout.bos_id, layout.eos_id
     if bos_id is None:
         raise ConfigError("a causal network needs layout.bos_id before the text.")
-    require(
-        layout.eos_id is None,
-        "a causal network sees nothing after the text; set layout.eos_id=None.",
-    )
+    require(eos_id is None, "a causal network sees nothing after the text; set layout.eos_id=None.")
     # The last token is predicted and never read, so a row holds one more than the network reads.
     most = model.context + 1
     layout = dataclasses.replace(layout, max_length=min(layout.max_length or most, most))
@@ -198,15 +194,13 @@ def choice_hits(choices: Sequence[Choice], nll: np.ndarray) -> ChoiceHits:
         `[c for choice in choices for c in choice.clozes()]`: the `ItemScores.nll` of the encoded clozes.
     """
     counts = [len(choice.endings) for choice in choices]
-    require(
-        len(nll) == sum(counts), f"{len(nll)} values for {sum(counts)} endings; give one for each."
-    )
-    plain, normalised = [], []
+    total = sum(counts)
+    require(len(nll) == total, f"{len(nll)} values for {total} endings; give one for each.")
+    hits = []
     for choice, part in zip(choices, np.split(nll, np.cumsum(counts)[:-1]), strict=True):
         characters = np.array([max(1, len(ending.lstrip())) for ending in choice.endings])
-        plain.append(int(np.argmin(part)) == choice.answer)
-        normalised.append(int(np.argmin(part / characters)) == choice.answer)
-    return ChoiceHits(np.array(plain), np.array(normalised))
+        hits.append([np.argmin(each) == choice.answer for each in (part, part / characters)])
+    return ChoiceHits(*np.array(hits).T)
 
 
 def _map_items(

@@ -1,6 +1,7 @@
 """Prefixes and their continuations: as text, as ids, and as rows of tokens."""
 
 import dataclasses
+import sys
 import zlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -80,12 +81,10 @@ class RowLayout:
         whole(0, self, *given(self, "bos_id", "mark_id", "eos_id"))
         whole(1, self, "multiple", *given(self, "max_length"))
 
-    def room(self, suffix: np.ndarray) -> int | None:
-        """How many tokens of a prefix fit; None for all, below 0 if not even the suffix does."""
-        if self.max_length is None:
-            return None
+    def room(self, suffix: np.ndarray) -> int:
+        """How many tokens of a prefix fit before a suffix; below 0 if not even the suffix does."""
         around = len(self.opening(suffix[:0])) + (self.eos_id is not None)
-        return self.max_length - around - len(suffix)
+        return (self.max_length or sys.maxsize) - around - len(suffix)
 
     def opening(self, prefix: np.ndarray) -> np.ndarray:
         """A row up to its suffix, from the ids of the prefix: `[n]` int32."""
@@ -99,15 +98,12 @@ def layout_of(model: Model | CausalModel) -> RowLayout:
 
     A denoiser's texts stand between BOS and an unmasked EOS, as the reference scores them. A causal network's
     stand after BOS, in rows that are padded so that few lengths are compiled; it does not see the padding.
-    For a model of instructions BOS follows the prefix; only a causal network also has it before the
-    prefix.
+    For a model of instructions BOS follows the prefix; only a causal network also has it before the prefix.
     """
     tokenizer, mark = model.text_tokenizer, model.prompt_end
     if isinstance(model, CausalModel):
-        longest = model.context
-        return RowLayout(
-            tokenizer.bos_id, max_length=longest, multiple=CAUSAL_MULTIPLE, mark_id=mark
-        )
+        most, multiple = model.context, CAUSAL_MULTIPLE
+        return RowLayout(tokenizer.bos_id, max_length=most, multiple=multiple, mark_id=mark)
     bos_id = tokenizer.bos_id if mark is None else model.first_token
     return RowLayout(bos_id, mark_id=mark, eos_id=tokenizer.eos_id, max_length=model.config.length)
 
@@ -169,8 +165,7 @@ class Rows(NamedTuple):
 
 def contexts_cut(items: Sequence[Continuation], layout: RowLayout) -> int:
     """How many items have a prefix that loses its beginning, because a row has no room for it."""
-    rooms = [layout.room(item.suffix) for item in items]
-    return sum(r is not None and len(i.prefix) > r for i, r in zip(items, rooms, strict=True))
+    return sum(len(item.prefix) > layout.room(item.suffix) for item in items)
 
 
 def lay_out(
@@ -196,8 +191,6 @@ def lay_out(
         for part in (prefix, suffix):
             as_ids(part, fill if num_ids is None else num_ids, f"item {index}")
         room = layout.room(suffix)
-        if room is None:
-            room = len(prefix)
         require(
             room >= 0,
             f"the suffix of item {index} has {len(suffix)} tokens, too many for rows of "

@@ -56,12 +56,10 @@ def hoeffding_bentkus(mean: float, count: int, bound: float) -> float:
     `mean` is that of `count` independent losses in [0, 1].
     """
     # Imported here: at the top, it would cost every program that samples or measures half a second.
-    from scipy import stats
+    from scipy import special, stats
 
     low = min(mean, bound)
-    relative = (low * math.log(low / bound) if low > 0 else 0.0) + (
-        (1 - low) * math.log((1 - low) / (1 - bound)) if low < 1 else 0.0
-    )
+    relative = float(special.rel_entr(low, bound) + special.rel_entr(1 - low, 1 - bound))
     bentkus = math.e * float(stats.binom.cdf(math.ceil(count * mean - 1e-9), count, bound))
     return min(math.exp(-count * relative), bentkus, 1.0)
 

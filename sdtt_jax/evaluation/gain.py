@@ -91,13 +91,11 @@ def measure_gain(
     x0 = to_host(as_rows(x0, teacher.mask_id, "x0"))
     step = jnp.float32(dt)
     terms = functools.partial(_terms, teacher.diffusion, config, teacher.sequences, step, key)
-    sums = map_batches(terms, (student.params, teacher.params), x0, batch_size)
-    count = sums["masked"].sum()
+    sums, masked = map_batches(terms, (student.params, teacher.params), x0, batch_size)
+    count = masked.sum()
     if count == 0:
         return Gain(math.nan, math.nan, math.nan, math.nan)
-    of_teacher, of_student, floor = (
-        float(sums[k].sum() / count) for k in ("teacher", "student", "floor")
-    )
+    of_teacher, of_student, floor = (float(column.sum() / count) for column in sums.T)
     to_gain = of_teacher - floor
     share = (of_teacher - of_student) / to_gain if to_gain else math.nan
     return Gain(of_teacher, of_student, floor, share)
@@ -113,8 +111,8 @@ def _terms(
     params: tuple[Any, Any],
     index: jax.Array,
     batch: jax.Array,
-) -> dict[str, jax.Array]:
-    """Sums over the masked positions of each text: `[batch]` float32 each."""
+) -> tuple[jax.Array, jax.Array]:
+    """Sums of `_divergences` over the masked positions of each text, `[batch, 3]`, and their number."""
     student, teacher = params
     diffusion = diffusion.within(arrange(batch, sequences))
     denoiser, schedule = diffusion.denoiser, diffusion.schedule
@@ -132,14 +130,8 @@ def _terms(
         masked,
         (denoiser.hidden(teacher, x_t, sigma), jnp.moveaxis(targets, 0, 2)),
         (denoiser.head_params(teacher),),
-    ).sum(axis=1)
-    teacher_sum, student_sum, floor_sum = jnp.moveaxis(values, -1, 0)
-    return {
-        "teacher": teacher_sum,
-        "student": student_sum,
-        "floor": floor_sum,
-        "masked": masked.sum(axis=-1).astype(jnp.float32),
-    }
+    )
+    return values.sum(axis=1), masked.sum(axis=-1)
 
 
 def _divergences(

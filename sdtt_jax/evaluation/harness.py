@@ -174,10 +174,10 @@ def generations(
         for end in request.until:
             text = text.partition(end)[0]
         texts.append(text)
-    if unused or short or cut:
-        told = [f"not used: {', '.join(sorted(unused))}"] * bool(unused)
-        told += [f"more tokens wanted than fit: {short} of {len(texts)} requests"] * bool(short)
-        told += [f"contexts that lost their beginning: {cut} of {len(texts)}"] * bool(cut)
+    told = [f"not used: {', '.join(sorted(unused))}"] * bool(unused)
+    told += [f"more tokens wanted than fit: {short} of {len(texts)} requests"] * bool(short)
+    told += [f"contexts that lost their beginning: {cut} of {len(texts)}"] * bool(cut)
+    if told:
         warnings.warn(f"Settings of generated text, {'; '.join(told)}.", stacklevel=2)
     return texts
 

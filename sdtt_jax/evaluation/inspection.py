@@ -92,23 +92,19 @@ def losses(
       num_maskings: maskings of each text, or pieces into which it is cut.
     """
     whole(1, num_maskings=num_maskings)
-    readings = [own_reading(model)]
+    readings, found = [own_reading(model)], {}
     if isinstance(model.config, PublishedConfig):
         readings = [Reading(*flags) for flags in itertools.product((False, True), repeat=2)]
     if isinstance(model, CausalModel):
         rows = _pieces(tokens, num_maskings)
-        functions = {r: functools.partial(_nll, model.network, r) for r in readings}
-        return {
-            reading: float(map_batches(function, model.params, rows, BATCH).mean())
-            for reading, function in functions.items()
-        }
+        for reading in readings:
+            function = functools.partial(_nll, model.network, reading)
+            found[reading] = float(map_batches(function, model.params, rows, BATCH).mean())
+        return found
     config = BoundConfig("low-variance", num_maskings)
-    found = {}
     for reading in readings:
-        read = _read_as(model, reading)
-        bounds = join(
-            [batch() for batch in text_bounds(read, tokens, key, config, batch_size=BATCH)]
-        )
+        batches = text_bounds(_read_as(model, reading), tokens, key, config, batch_size=BATCH)
+        bounds = join([batch() for batch in batches])
         found[reading] = float((bounds.nelbo * shares(bounds.counted)[:, None]).mean())
     return found
 

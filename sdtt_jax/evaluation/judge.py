@@ -91,8 +91,7 @@ def in_judge_tokens(
             texts = [text[:n] for n, text in zip(lengths, texts, strict=True)]
     if judge is None:
         return ReadTexts(texts, texts, prompts.copy(), facts)
-    seen, starts = texts, prompts.copy()
-    theirs = judge.tokenizer
+    seen, starts, theirs = texts, prompts.copy(), judge.tokenizer
     facts["retokenised"] = False
     if tokenizer is not None and theirs is not None and not same_tokens(tokenizer, theirs):
         facts["retokenised"] = True
@@ -100,18 +99,14 @@ def in_judge_tokens(
         # Prompt and continuation are converted separately: a token that spans both would count as one of
         # them.
         parts = [
-            (convert(t[:n]), convert(t[n:], behind=_goes_on(tokenizer, t[:n])))
+            # A continuation goes on with the prompt's text unless that ends in BOS or EOS.
+            (convert(t[:n]), convert(t[n:], behind=n > 0 and t[n - 1] not in special))
             for t, n in zip(texts, prompts, strict=True)
         ]
         starts = np.array([len(prompt) for prompt, _ in parts])
         seen = [np.concatenate(both) for both in parts]
     check_vocabulary(judge, seen)
     return ReadTexts(texts, seen, starts, facts)
-
-
-def _goes_on(tokenizer: Tokenizer, prompt: np.ndarray) -> bool:
-    """Whether the continuation belongs to the prompt's text: the prompt does not end in BOS or EOS."""
-    return len(prompt) > 0 and prompt[-1] not in (tokenizer.bos_id, tokenizer.eos_id)
 
 
 def score_texts(
@@ -143,12 +138,10 @@ def score_texts(
         texts, bos_id=bos_of(model, first_token), given=given, limit=model.context
     )
     nll = token_nll(model, rows, batch_size)
-    total = np.zeros(len(texts))
-    count, windows = np.zeros(len(texts), np.int64), np.zeros(len(texts), np.int64)
+    total, count = np.zeros(len(texts)), np.zeros(len(texts), np.int64)
     np.add.at(total, owners, nll.sum(axis=1))
     np.add.at(count, owners, rows.scored.sum(axis=1))
-    np.add.at(windows, owners, 1)
-    return Scores(total, count, windows)
+    return Scores(total, count, np.bincount(owners, minlength=len(texts)))
 
 
 def windows_of(model: CausalModel, longest: int) -> dict[str, str]:
@@ -193,12 +186,11 @@ def make_rows(
       limit: the most positions of a row; None for no limit.
     """
     pieces, owners = [], []
+    before = np.array([] if bos_id is None else [bos_id], np.int32)
     prompts = np.broadcast_to(given, len(texts))
     for owner, text in enumerate(texts):
-        text = np.asarray(text, np.int32)
-        if bos_id is not None:
-            text = np.concatenate([[np.int32(bos_id)], text])
-        first = int(prompts[owner]) + (bos_id is not None)
+        text = np.concatenate([before, np.asarray(text, np.int32)])
+        first = int(prompts[owner]) + len(before)
         step = limit or max(len(text) - 1, 1)
         for start in range(0, max(len(text) - 1, 1), step):
             window = text[start : start + step + 1]
@@ -219,8 +211,7 @@ def make_rows(
 def token_nll(model: CausalModel, rows: TextWindows, batch_size: int) -> np.ndarray:
     """-log p of every token of `make_rows`: `[rows, width]` float64, nats; 0 where it is not scored."""
     function = functools.partial(_token_nll, model.network)
-    nll: np.ndarray = map_batches(function, model.params, rows, batch_size)
-    return nll
+    return np.asarray(map_batches(function, model.params, rows, batch_size))
 
 
 @functools.partial(jax.jit, static_argnames="network")

@@ -59,10 +59,10 @@ class Mauve(NamedTuple):
 # Compiled once per network: real text and every set of samples are of one shape.
 @functools.partial(jax.jit, static_argnames="network")
 def _feature_batch(
-    network: CausalNetwork, params: Any, index: jax.Array, batch: jax.Array
+    network: CausalNetwork, params: Any, index: jax.Array, batch: tuple[jax.Array, jax.Array]
 ) -> jax.Array:
     del index
-    tokens, last = batch[:, :-1], batch[:, -1]
+    tokens, last = batch
     hidden = network.hidden(params, tokens)
     return jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0].astype(jnp.float32)
 
@@ -84,15 +84,13 @@ def text_features(
         "features need texts of at least one token each.",
     )
     texts = [text[-model.context :] for text in texts]
-    lengths = np.array([len(text) for text in texts])
-    rows = np.zeros((len(texts), lengths.max() + 1), np.int32)
+    lengths = np.array([len(text) for text in texts], np.int32)
+    # The padding does not matter: a causal network computes the state at a text's end without it.
+    rows = np.zeros((len(texts), lengths.max()), np.int32)
     for index, (row, text) in enumerate(zip(rows, texts, strict=True)):
         row[: len(text)] = as_ids(text, model.config.vocab_size, f"text {index}")
-    # The padding does not matter: a causal network computes the state at a text's end without it.
-    rows[:, -1] = lengths - 1
     function = functools.partial(_feature_batch, model.network)
-    features: np.ndarray = map_batches(function, model.params, rows, batch_size)
-    return features
+    return np.asarray(map_batches(function, model.params, (rows, lengths - 1), batch_size))
 
 
 def mauve_score(features_p: np.ndarray, features_q: np.ndarray, config: MauveConfig) -> Mauve:
@@ -167,8 +165,7 @@ def _project(rows: np.ndarray, explained_variance: float) -> np.ndarray:
     variances, directions = np.maximum(variances[::-1], 0), directions[:, ::-1]
     share = np.cumsum(variances) / max(variances.sum(), np.finfo(np.float64).tiny)
     kept = min(int((share < explained_variance).sum()) + 1, len(share))
-    projected: np.ndarray = centred @ directions[:, :kept]
-    return projected
+    return np.asarray(centred @ directions[:, :kept])
 
 
 def divergence_curve(p: np.ndarray, q: np.ndarray, *, scaling: float, points: int) -> np.ndarray:

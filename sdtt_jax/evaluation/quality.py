@@ -4,6 +4,7 @@ A text is a sequence of ids or words, and texts may differ in length. N-grams ar
 What papers print as a percentage is a share in [0, 1] here.
 """
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from sdtt_jax.config import positive, require, whole
 from sdtt_jax.evaluation.bootstrap import Interval, bootstrap, exp_median, exp_ratio, mean, shares
 from sdtt_jax.evaluation.judge import Scores, without_prompts
 
-Texts = Sequence[Sequence[int]] | Sequence[Sequence[str]] | np.ndarray
+Texts = Sequence[np.ndarray] | Sequence[Sequence[int]] | Sequence[Sequence[str]] | np.ndarray
 # Lengths of the n-grams whose variety is reported, and of those whose repetition is.
 DISTINCT = (1, 2, 3)
 REPEATED = 4
@@ -42,14 +43,12 @@ def quality(
         the same one is alike.
     """
     texts = without_prompts(texts, given)
-    ids = [text.tolist() for text in texts]
     result: dict[str, Any] = {"num_texts": len(texts)}
     if scores is not None:
         scored = scores.scored > 0
         if scored.any():
             result |= perplexity(scores, seed=seed, continuations=continuations).named("gen_ppl")
-            median = _median(scores, seed, continuations)
-            result |= median.named("gen_ppl_median")
+            result |= _median(scores, seed, continuations).named("gen_ppl_median")
         result["texts_not_scored"] = int((~scored).sum())
         result["scored_tokens"] = int(scores.scored.sum())
         result["texts_in_several_windows"] = int((scores.windows > 1).sum())
@@ -59,9 +58,9 @@ def quality(
     result |= bootstrap(mean, entropies, seed=seed).named("entropy")
     for n in DISTINCT:
         if any(len(text) >= n for text in texts):
-            result[f"distinct_{n}"] = distinct_n(ids, n)
+            result[f"distinct_{n}"] = distinct_n(texts, n)
     if len(texts) > 1:
-        result["self_bleu"] = float(self_bleu(ids).mean())
+        result["self_bleu"] = float(self_bleu(texts).mean())
     long = [text for text in texts if len(text) >= REPEATED]
     if long:
         rates = np.concatenate([repeated_ngram_rate(text[None], REPEATED) for text in long])
@@ -214,13 +213,12 @@ def _bleu(matches: list[int], length: int, reference_length: int, epsilon: float
 
 def _closest_other_lengths(lengths: np.ndarray) -> np.ndarray:
     """For each text the closest length among the others, the shorter of two: `[texts]`."""
-    values, counts = np.unique(lengths, return_counts=True)
-    closest = {}
-    for place, (value, count) in enumerate(zip(values.tolist(), counts.tolist(), strict=True)):
-        around = values[max(0, place - 1) : place + 2].tolist()
-        others = [other for other in around if other != value or count > 1]
-        closest[value] = min(others, key=lambda other: (abs(other - value), other))
-    return np.array([closest[length] for length in lengths.tolist()])
+    order = np.argsort(lengths)
+    own = lengths[order]
+    shorter, longer = np.append(-np.inf, own[:-1]), np.append(own[1:], np.inf)
+    closest = np.empty(len(own))
+    closest[order] = np.where(own - shorter <= longer - own, shorter, longer)
+    return closest
 
 
 def _clipped_matches(grams: _Grams, num_texts: int) -> np.ndarray:
@@ -247,7 +245,7 @@ def _clipped_matches(grams: _Grams, num_texts: int) -> np.ndarray:
 
 def _ngrams(texts: Texts, max_n: int) -> Iterator[_Grams]:
     """The 1-grams, 2-grams, … of all texts; an n-gram is numbered as (its first n - 1 tokens, its last)."""
-    tokens = _token_ids(texts)
+    tokens = np.unique(list(itertools.chain(*texts)), return_inverse=True)[1]
     lengths = np.array([len(text) for text in texts], np.int64)
     text = np.repeat(np.arange(len(texts)), lengths)
     size = int(tokens.max(initial=0)) + 1
@@ -261,13 +259,3 @@ def _ngrams(texts: Texts, max_n: int) -> Iterator[_Grams]:
             start, gram = start[inside], gram[inside]
             gram = np.unique(gram * size + tokens[start + n - 1], return_inverse=True)[1]
         yield _Grams(gram, text[start])
-
-
-def _token_ids(texts: Texts) -> np.ndarray:
-    """All tokens of all texts in a row, numbered from 0 without gaps: `[tokens]` int64."""
-    if isinstance(texts, np.ndarray):
-        return np.unique(texts.reshape(-1), return_inverse=True)[1].astype(np.int64)
-    numbers: dict[int | str, int] = {}
-    plain = (text.tolist() if isinstance(text, np.ndarray) else text for text in texts)
-    found = [numbers.setdefault(token, len(numbers)) for text in plain for token in text]
-    return np.array(found, np.int64)

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from sdtt_jax.checkpoints.digests import canonical_sha256
-from sdtt_jax.config import differences
+from sdtt_jax.config import differences, require
 from sdtt_jax.errors import ConfigError, UserError
 from sdtt_jax.model.batches import Batch
 from sdtt_jax.model.causal import CausalModel
@@ -86,12 +86,11 @@ class Record:
         self._content: Json = {"format": FORMAT, "model": model, "items": {}}
         self._own: Json = {}  # the items of this call
         self._removed: set[str] = set()
-        if self.path.is_dir():
-            raise ConfigError(f"--output={self.path} is a folder; name a file.")
-        if is_irregular(self.path):
-            raise ConfigError(
-                f"--output={self.path} is a device or a pipe, which keeps no results; name a file."
-            )
+        require(not self.path.is_dir(), f"--output={self.path} is a folder; name a file.")
+        require(
+            not is_irregular(self.path),
+            f"--output={self.path} is a device or a pipe, which keeps no results; name a file.",
+        )
         self._content["items"] = self._earlier()
         self._content["environment"] = environment()
         try:
@@ -128,29 +127,26 @@ class Record:
         because a run may be moved. Fields of the result that only name what the inputs identify, such as a
         file, are given as `named` too: in a stored result they take the latest value.
         """
-        stored = self._content["items"].get(name)
-        same = stored is not None and placeless(stored["inputs"]) == placeless(_plain(inputs))
+        inputs, stored = _plain(inputs), self._content["items"].get(name)
+        same = stored is not None and placeless(stored["inputs"]) == placeless(inputs)
         if processes.agree(same):
-            found = dict(_seen(stored, self.path)["result"])
-            latest = {k: v for k, v in _plain(named or {}).items() if k in found}
-            if latest != {k: found[k] for k in latest}:
-                found |= latest
-                item = self._content["items"][name] | {"result": found}
-                self._content["items"][name] = self._own[name] = item
-                self._write()
-            return found
-        if stored is not None:
-            lines = "; ".join(differences(stored["inputs"], _plain(inputs)))
-            self.log(
-                f"{name}: replaces the result in {self.path.name} ({lines}); to keep both, use another file"
-            )
-        began = time.monotonic()
-        result = _plain(compute())
-        self._content["items"][name] = self._own[name] = {
-            "inputs": _plain(inputs),
-            "result": result,
-            "seconds": round(time.monotonic() - began, 2),
-        }
+            found = _seen(stored, self.path)["result"]
+            result = found | {k: v for k, v in _plain(named or {}).items() if k in found}
+            if result == found:
+                return dict(result)
+            item = stored | {"result": result}
+        else:
+            if stored is not None:
+                lines = "; ".join(differences(stored["inputs"], inputs))
+                self.log(
+                    f"{name}: replaces the result in {self.path.name} ({lines}); to keep both, use another "
+                    "file"
+                )
+            began = time.monotonic()
+            result = _plain(compute())
+            seconds = round(time.monotonic() - began, 2)
+            item = {"inputs": inputs, "result": result, "seconds": seconds}
+        self._content["items"][name] = self._own[name] = item
         self._write()
         return dict(result)
 
@@ -183,18 +179,17 @@ class Record:
         """An item's texts as JSON lines, in the folder next to the file."""
         if processes.is_first():
             lines = "".join(json.dumps(_plain(text)) + "\n" for text in texts)
-            write_text(self._parts / f"{_file_name(name)}.jsonl", lines)
+            write_text(self._parts / f"{name.replace('/', '_')}.jsonl", lines)
 
     def _part(self, name: str, inputs: Json, part: int | str) -> Path:
         part = f"{part:05d}" if isinstance(part, int) else part
         digest = canonical_sha256(_plain(inputs))[:12]
-        inside = f"{_file_name(name)}-{digest}/{part}.npz"
+        inside = f"{name.replace('/', '_')}-{digest}/{part}.npz"
         new, old = self._parts / inside, self._earlier_parts / inside
         return old if old.exists() and not new.exists() else new
 
     def _earlier(self) -> Json:
         """The items in the file."""
-        model = self._content["model"]
         if not self.path.exists():
             return {}
         content = read_json(self.path, ConfigError, "remove it or give another file")
@@ -204,6 +199,7 @@ class Record:
             )
         if fault := damage(content):
             raise ConfigError(f"{self.path} is damaged ({fault}); remove it or give another file.")
+        model = self._content["model"]
         if content["items"] and content["model"]["digest"] != model["digest"]:
             if self._replace:
                 return {}
@@ -259,9 +255,7 @@ def digest_of(arrays: Iterable[np.ndarray]) -> str:
     """A digest of arrays: of their dtypes, shapes and contents."""
     digest = hashlib.sha256()
     for array in arrays:
-        digest.update(
-            f"{array.dtype}{array.shape}".encode() + np.ascontiguousarray(array).tobytes()
-        )
+        digest.update(f"{array.dtype}{array.shape}".encode() + array.tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -340,19 +334,15 @@ def placeless(inputs: Mapping[str, Any]) -> Json:
     }
 
 
-def _file_name(item: str) -> str:
-    return item.replace("/", "_")
-
-
 def _agreed(path: Path, rows: int | None = None) -> Arrays | None:
     """The stored arrays of a part if process 0 can read them (then all must); else None."""
     stored = read_npz(path)
-    # A file that was copied over another one is computed again. Earlier versions did not name the part.
-    if stored is not None and str(stored.pop(PART, _part_name(path))) != _part_name(path):
-        stored = None
-    # Earlier versions made larger batches on some numbers of devices.
-    if stored is not None and rows is not None and any(len(x) != rows for x in stored.values()):
-        stored = None
+    if stored is not None:
+        # A file that was copied over another one is computed again. Earlier versions did not name the part.
+        same = str(stored.pop(PART, _part_name(path))) == _part_name(path)
+        # Earlier versions made larger batches on some numbers of devices.
+        if not same or any(len(x) != (rows or len(x)) for x in stored.values()):
+            stored = None
     return dict(_seen(stored, path)) if processes.agree(stored is not None) else None
 
 

@@ -331,20 +331,10 @@ class Settings(Sampling):
         dtypes = ("", *COMPUTE_DTYPES)
         one_of(self, first_token=FIRST_TOKEN, ends=ENDS, task=TASKS)
         one_of(self, compute_dtype=dtypes, judge_compute_dtype=dtypes)
-        for name in (
-            "num_steps",
-            "latency_steps",
-            "latency_batches",
-            "estimators",
-            "temperatures",
-        ):
+        counts = ("num_steps", "latency_steps", "latency_batches")
+        for name in (*counts, "estimators", "temperatures"):
             require(len(getattr(self, name)) > 0, f"{name} must name at least one.")
-        each(
-            functools.partial(whole, 1),
-            num_steps=self.num_steps,
-            latency_steps=self.latency_steps,
-            latency_batches=self.latency_batches,
-        )
+        each(functools.partial(whole, 1), **{name: getattr(self, name) for name in counts})
         within("(0, 1)", self, "exit_bound", "exit_failure")
         require(
             bool(self.held_out) or not self.held_out_folder,

@@ -8,13 +8,16 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from sdtt_jax.config import require
+from sdtt_jax.config import require, to_mapping
+from sdtt_jax.diffusion.decoders import parse_mode
+from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.errors import CheckpointError, ConfigError
 from sdtt_jax.evaluation.record import Json, digest_of
 from sdtt_jax.evaluation.settings import Settings
 from sdtt_jax.interchange.load import load
 from sdtt_jax.keys import unusual_generator
 from sdtt_jax.model.causal import CausalModel
+from sdtt_jax.model.learnt import with_stored_schedule
 from sdtt_jax.model.masked import Model
 
 OWN = "own"
@@ -73,6 +76,21 @@ class Subject:
         """The inputs that determine a result of a model on some arrays, whose digest is named `name`."""
         own = {"batch_size": self.settings.batch_size, "seed": self.settings.seed}
         return {"model": model.fingerprint, name: digest_of(arrays)} | own | unusual_generator()
+
+    def sampler(
+        self, model: Model, num_steps: int, *, given: bool
+    ) -> tuple[SamplerConfig, Model | CausalModel | None, Json]:
+        """The model's sampler, the helper if its decoder needs one, and the inputs that say which they are.
+
+        Args:
+          model: the denoiser, with the schedule of `mode=learnt`.
+          num_steps, given: as for `Settings.sampler`.
+        """
+        config = with_stored_schedule(self.settings.sampler(num_steps, given=given), model)
+        inputs: Json = {"sampler": to_mapping(config)}
+        if self.helper is None or not parse_mode(config.mode).decoder.helper:
+            return config, None, inputs
+        return config, self.helper, inputs | {"helper": self.helper.fingerprint}
 
     @property
     def causal(self) -> CausalModel | None:

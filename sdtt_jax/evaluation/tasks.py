@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from sdtt_jax.config import choose, require
 from sdtt_jax.data.normalize import without_traces_of_files
 from sdtt_jax.errors import ConfigError, DataError
@@ -136,7 +138,7 @@ def _items(parse: Callable[[Row], Cloze | Choice], path: Path) -> Iterator[Cloze
         raise ConfigError(f"{path} does not exist; put the task's JSONL file there.")
     for where, line in text_lines(path):
         fault = "is not of the task's form"
-        row = _without_traces(parse_json(line, where + ",", fault=fault))
+        row = jax.tree.map(_cleaned, parse_json(line, where + ",", fault=fault))
         try:
             item = parse(row)
             clozes = [item] if isinstance(item, Cloze) else item.clozes()
@@ -150,14 +152,8 @@ def _items(parse: Callable[[Row], Cloze | Choice], path: Path) -> Iterator[Cloze
             raise DataError(f"{where}, {fault} ({error}).") from None
 
 
-def _without_traces(value: Any) -> Any:
-    if isinstance(value, str):
-        return without_traces_of_files(value)
-    if isinstance(value, list):
-        return [_without_traces(each) for each in value]
-    if isinstance(value, dict):
-        return {name: _without_traces(each) for name, each in value.items()}
-    return value
+def _cleaned(value: Any) -> Any:
+    return without_traces_of_files(value) if isinstance(value, str) else value
 
 
 def _question(question: str, endings: list[str], answer: int) -> Choice:

@@ -64,7 +64,13 @@ def held_out(subject: Subject, limit: int | None = None) -> np.ndarray:
         length <= split.length,
         f"length={length} exceeds the {split.length} tokens of the run's sequences; reduce it.",
     )
-    return _shortened(_spread(split, limit), length, subject.model.sequences)
+    rows = _spread(split, limit)
+    kept = prompt_lengths(rows, subject.model.sequences) < length
+    require(
+        bool(kept.any()),
+        f"length={length} is no more than the prompt of any held-out sequence; increase it.",
+    )
+    return rows[kept, :length]
 
 
 def training_texts(model: Model, flag: str, name: str, data: Path | None, limit: int) -> np.ndarray:
@@ -98,33 +104,31 @@ def openings(subject: Subject) -> np.ndarray:
     n counts the tokens of a prompt, and of its true continuation if enough texts are that long. The texts are
     the lines of `--prompts`, else the held-out documents (in a run's own split, its sequences).
     """
-    settings = subject.settings
-    size = settings.prompt_tokens
-    whole = size + settings.continuation_tokens
-    limit = settings.num_prompts or None
+    settings, size = subject.settings, subject.settings.prompt_tokens
+    whole, limit = size + settings.continuation_tokens, settings.num_prompts or None
     name = f"--prompts={settings.prompts}" if settings.prompts else held_out_name(subject)
+    model = subject.model
     if settings.prompts:
-        model = subject.model
         sources = read_texts(settings.prompts, model.tokenizer, model.config.vocab_size)
     elif settings.held_out:
-        tokenizer = subject.model.text_tokenizer
-        texts = _documents(tokenizer, _held_out_corpus(subject), "--held_out")
-        sources = encode_documents(tokenizer, texts)
+        texts = _documents(model.text_tokenizer, _held_out_corpus(subject), "--held_out")
+        sources = encode_documents(model.text_tokenizer, texts)
     else:
-        sources = iter(unpadded(held_out(subject), subject.model.sequences)[0])
-    # With a whole continuation each if enough texts have one, because MAUVE compares with it.
-    long: list[np.ndarray] = []
-    short: list[np.ndarray] = []
-    longest = 0
+        sources = iter(unpadded(held_out(subject), model.sequences)[0])
+    starts: list[np.ndarray] = []
+    longest = num_whole = 0
     for tokens in sources:
         longest = max(longest, len(tokens))
-        if len(tokens) >= whole:
-            long.append(tokens[:whole])
         if len(tokens) >= size:
-            short.append(tokens[:size])
-        if limit is not None and len(long) == limit:
+            starts.append(tokens[:whole])
+        num_whole += len(tokens) >= whole
+        if num_whole == limit:
             break
-    rows = long if len(long) == min(limit or len(short), len(short)) else short[:limit]
+    # With a whole continuation each if enough texts have one, because MAUVE compares with it.
+    if num_whole == min(limit or len(starts), len(starts)):
+        rows = [tokens for tokens in starts if len(tokens) == whole]
+    else:
+        rows = [tokens[:size] for tokens in starts[:limit]]
     require(longest > 0, f"{name} is empty, or all its texts are; give some.")
     require(
         bool(rows),
@@ -205,16 +209,6 @@ def _spread(split: Split, limit: int | None) -> np.ndarray:
     """At most `limit` sequences, spread evenly over a split."""
     count = min(limit or len(split), len(split))
     return split.gather(np.arange(count) * len(split) // count).astype(np.int32)
-
-
-def _shortened(rows: np.ndarray, length: int, sequences: Sequences | None) -> np.ndarray:
-    """Sequences cut to `[texts, length]`; those whose prompt is at least that long are left out."""
-    kept = prompt_lengths(rows, sequences) < length
-    require(
-        bool(kept.any()),
-        f"length={length} is no more than the prompt of any held-out sequence; increase it.",
-    )
-    return rows[kept, :length]
 
 
 def _documents(tokenizer: Tokenizer, source: Source, flag: str) -> Iterator[str]:

@@ -17,11 +17,10 @@ def unknown_tokens(tokenizer: Tokenizer | None, texts: Iterable[np.ndarray]) -> 
       tokenizer: of the texts; None if only the tokens are known, of which none is then counted.
       texts: int32 tokens `[n_i]`.
     """
-    unk_id = None if tokenizer is None else tokenizer.unk_id
     # An unk that is EOS cannot be told from the end of a text.
-    if tokenizer is None or unk_id is None or unk_id == tokenizer.eos_id:
+    if tokenizer is None or tokenizer.unk_id in (None, tokenizer.eos_id):
         return 0
-    return sum(int(np.count_nonzero(text == unk_id)) for text in texts)
+    return sum(int(np.count_nonzero(text == tokenizer.unk_id)) for text in texts)
 
 
 def unknown_note(tokenizer: Tokenizer | None, texts: Iterable[np.ndarray], what: str) -> str:

@@ -97,12 +97,8 @@ def _retrieving(model: Model, wanted: Variation, data: Path | None) -> Model:
         rows = [(0, size - len(store.tokens))]
         store = jax.tree.map(lambda x: np.pad(x, rows + [(0, 0)] * (x.ndim - 1)), store)
         store = place_batch(store, model.mesh)
-    network: Any = Retrieving(
-        model.denoiser,
-        wanted.neighbour_count,
-        wanted.neighbour_share,
-        wanted.neighbour_temperature,
-    )
+    how = wanted.neighbour_count, wanted.neighbour_share, wanted.neighbour_temperature
+    network: Any = Retrieving(model.denoiser, *how)
     params = {"network": model.params, "store": jax.tree.map(jnp.asarray, store)}
     return dataclasses.replace(model, denoiser=network, params=params)
 

@@ -43,12 +43,11 @@ def suite(subject: Subject, record: Record) -> None:
         return {"kind": "diffusion"} | halves(features, nats, counts, settings.budget_delta)
 
     result = record.item("budget/prompted", inputs | generation.judging(subject), compute)
-    record.log(
-        f"  {result['steps']:.2f} steps on average lose {result['excess']:.4f} nats per token; the fewest "
-        f"with one number for all, {result['fixed_steps']}, lose {result['fixed_excess']:.4f}"
-        + f"; {result['prompts_not_scored']} prompts with nothing to score"
-        * bool(result.get("prompts_not_scored"))
-    )
+    line = f"  {result['steps']:.2f} steps on average lose {result['excess']:.4f} nats per token; the fewest "
+    line += f"with one number for all, {result['fixed_steps']}, lose {result['fixed_excess']:.4f}"
+    if empty := result.get("prompts_not_scored"):
+        line += f"; {empty} prompts with nothing to score"
+    record.log(line)
 
 
 def of_prompts(scores: Scores, continuations: int) -> np.ndarray:

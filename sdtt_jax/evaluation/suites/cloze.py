@@ -77,12 +77,9 @@ def _item(
         return facts | {"num_texts": len(task)} | _measures(choices, found, settings)
 
     result = record.item(name, inputs, compute, {"source": settings.task_file})
-    perplexity = (
-        f"perplexity {with_interval(result, 'perplexity', 2)}, " if "perplexity" in result else ""
-    )
-    record.log(
-        f"  {result['task']}, {how}: {perplexity}accuracy {with_interval(result, 'accuracy', 3)}"
-    )
+    figures = [("perplexity", 2), ("accuracy", 3)]
+    shown = [f"{of} {with_interval(result, of, digits)}" for of, digits in figures if of in result]
+    record.log(f"  {result['task']}, {how}: {', '.join(shown)}")
 
 
 def _measures(choices: list[Choice], found: ItemScores, settings: Settings) -> Json:

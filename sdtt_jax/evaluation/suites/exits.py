@@ -33,6 +33,8 @@ def suite(subject: Subject, record: Record) -> None:
     digest = params_digest(exits) if exits else ""
     inputs |= {"exits": digest} if exits else {}
 
+    source = {"source": held_out_name(subject)}
+
     def compute() -> Json:
         key = purpose_key(settings.seed, "evaluate.exits")
         measured = with_exits(model, exits) if exits else model
@@ -40,14 +42,12 @@ def suite(subject: Subject, record: Record) -> None:
             measured, tokens, key, bound=bound, failure=failure, batch_size=batch_size
         )
         facts = {"kind": "diffusion", "bound": bound, "failure": failure, "num_texts": len(tokens)}
-        source = {"num_layers": model.config.num_layers, "source": held_out_name(subject)}
-        steps = settings.exit_training_steps
-        source["exits"] = f"trained, {steps} steps" if exits else "untrained"
-        return facts | found._asdict() | source
+        how = f"trained, {settings.exit_training_steps} steps" if exits else "untrained"
+        layers = {"num_layers": model.config.num_layers}
+        return facts | found._asdict() | layers | source | {"exits": how}
 
-    trained = "trained_" if exits else ""
-    named = {"source": held_out_name(subject)}
-    result = record.item(f"exits/{trained}bound_{bound}", inputs, compute, named)
+    name = f"exits/{'trained_' if exits else ''}bound_{bound}"
+    result = record.item(name, inputs, compute, source)
     record.log(
         f"  {result['layers']:.2f} of {result['num_layers']} layers on average, and "
         f"{result['disagreement']:.4f} of the likeliest tokens change"

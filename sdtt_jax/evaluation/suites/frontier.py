@@ -7,7 +7,7 @@ interpolated between them at the entropy of real text.
 
 import dataclasses
 import functools
-from typing import Any
+import itertools
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from sdtt_jax.evaluation.bootstrap import bootstrap, exp_ratio, mean, with_inter
 from sdtt_jax.evaluation.judge import in_judge_tokens, without_prompts
 from sdtt_jax.evaluation.quality import unigram_entropy
 from sdtt_jax.evaluation.record import Json, Record, digest_of, placeless
+from sdtt_jax.evaluation.settings import Settings
 from sdtt_jax.evaluation.subject import Subject
 from sdtt_jax.evaluation.suites import generation
 from sdtt_jax.evaluation.texts import held_out, held_out_name
@@ -71,9 +72,8 @@ def at_entropy(nats: np.ndarray, entropies: np.ndarray, target: float | np.ndarr
     """
     order = np.argsort(entropies, axis=-1, kind="stable")
     x, y = (np.take_along_axis(values, order, axis=-1) for values in (entropies, nats))
-    right = np.clip(
-        (x < np.asarray(target)[..., None]).sum(axis=-1, keepdims=True), 1, x.shape[-1] - 1
-    )
+    below = (x < np.asarray(target)[..., None]).sum(axis=-1, keepdims=True)
+    right = np.clip(below, 1, x.shape[-1] - 1)
     (x0, x1), (y0, y1) = (
         [np.take_along_axis(values, at, axis=-1)[..., 0] for at in (right - 1, right)]
         for values in (x, y)
@@ -88,17 +88,12 @@ def _item(
 ) -> str:
     """Measures a decoder at a number of steps; returns the name of its item."""
     settings = subject.settings
+    setup = generation.unprompted(subject, "frontier", None)
+    at = functools.partial(dataclasses.replace, settings, mode=mode, num_steps=(num_steps,))
     subjects = [
-        dataclasses.replace(
-            subject,
-            baseline=None,
-            settings=dataclasses.replace(
-                settings, mode=mode, num_steps=(num_steps,), temperature=temperature
-            ),
-        )
+        dataclasses.replace(subject, baseline=None, settings=at(temperature=temperature))
         for temperature in settings.temperatures
     ]
-    setup = generation.unprompted(subject, "frontier", None)
     writers = [generation.writers(each, setup)[0] for each in subjects]
     inputs: Json = {
         "texts": [writer.inputs for writer in writers],
@@ -137,13 +132,13 @@ def _point(judged: generation.Judged, seed: int) -> Json:
     return found | bootstrap(mean, entropy, seed=seed).named("entropy")
 
 
-def _matched(judged: list[generation.Judged], settings: Any, target: float) -> Json:
+def _matched(judged: list[generation.Judged], settings: Settings, target: float) -> Json:
     """Perplexity, temperature and network calls at the entropy of real text, which is treated as exact.
 
     Text i of all temperatures is drawn with one key, so they are resampled together. The calls of an entropy
     that is not reached are the mean over all temperatures.
     """
-    columns = [column for texts in judged for column in _columns(texts)]
+    columns = list(itertools.chain(*map(_columns, judged)))
 
     def means(*columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         nll, scored, entropy = (np.stack(columns[i::3], axis=-2) for i in range(3))
@@ -159,12 +154,9 @@ def _matched(judged: list[generation.Judged], settings: Any, target: float) -> J
         return nothing | {"nfe": float(calls.mean())}
     temperature = at_entropy(np.array(settings.temperatures), entropies, target)
     found = bootstrap(perplexity, *columns, seed=settings.seed).named("gen_ppl")
-    return found | {"temperature": float(temperature), "nfe": _calls(calls, entropies, target)}
-
-
-def _calls(calls: np.ndarray, entropies: np.ndarray, target: float) -> float:
-    """Network calls at an entropy, from `[temperatures]` of both: exact where they are all the same."""
-    return float(calls[0] + at_entropy(calls - calls[0], entropies, target))
+    # Exact where all temperatures take the same calls.
+    nfe = calls[0] + at_entropy(calls - calls[0], entropies, target)
+    return found | {"temperature": float(temperature), "nfe": float(nfe)}
 
 
 def _columns(judged: generation.Judged) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -186,9 +178,8 @@ def _clean_calls(record: Record, latest: str) -> None:
         if name.startswith(MATCHED):
             groups.setdefault(_measured_by(record, name), []).append(name)
     current = groups.pop(_measured_by(record, latest))
-    found: dict[str, Json | None] = {}
-    for names in (*groups.values(), current):
-        found |= _summaries(record, names)
+    *others, summaries = (_summaries(record, names) for names in (*groups.values(), current))
+    found = dict(itertools.chain(*(each.items() for each in (*others, summaries))))
     for name in record.items:
         if name.startswith(SUMMARY) and found.get(name.removeprefix(SUMMARY)) is None:
             record.remove(name)
@@ -203,11 +194,11 @@ def _clean_calls(record: Record, latest: str) -> None:
             f"  lowest clean number of calls: not known, for {settings} could be the best; give lower and "
             "higher --temperatures for it"
         )
-    for mode in _summaries(record, current) if not unknown else ():
-        result = record.items[f"{SUMMARY}{mode}"]
-        calls = "none" if result["clean_calls"] is None else f"{result['clean_calls']:.1f}"
-        tried = ", the most that was tried" if result.get("most_tried") else ""
-        record.log(f"  {mode}: lowest clean number of calls: {calls}{tried}")
+    for mode, known in summaries.items():
+        if known is not None:
+            calls = "none" if known["clean_calls"] is None else f"{known['clean_calls']:.1f}"
+            tried = ", the most that was tried" if known.get("most_tried") else ""
+            record.log(f"  {mode}: lowest clean number of calls: {calls}{tried}")
 
 
 def _measured_by(record: Record, name: str) -> str:

@@ -4,8 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sdtt_jax.config import require, to_mapping
-from sdtt_jax.diffusion.decoders import parse_mode
+from sdtt_jax.config import require
 from sdtt_jax.evaluation.bootstrap import with_interval
 from sdtt_jax.evaluation.judge import (
     ReadTexts,
@@ -27,7 +26,6 @@ from sdtt_jax.keys import purpose_key
 from sdtt_jax.model.base import same_ids
 from sdtt_jax.model.batches import Batch, Written, join
 from sdtt_jax.model.causal import CausalModel
-from sdtt_jax.model.learnt import with_stored_schedule
 from sdtt_jax.model.masked import Model
 from sdtt_jax.model.prompts import with_prompt_end
 from sdtt_jax.ops.sequences import unpadded
@@ -151,18 +149,13 @@ def writers(subject: Subject, setup: Setup) -> list[Writer]:
         masked = ((0, 0), (0, free))
         x_init = np.pad(after_bos(model, setup.prompts), masked, constant_values=model.mask_id)
         for num_steps in settings.num_steps:
-            config = with_stored_schedule(
-                settings.sampler(num_steps, given=bool(setup.given)), model
-            )
+            config, helper, how = subject.sampler(model, num_steps, given=bool(setup.given))
             key = purpose_key(settings.seed, name, num_steps)
-            helper = subject.helper if parse_mode(config.mode).decoder.helper else None
             batches = model.batches(key, x_init, config, settings.batch_size, helper)
             facts: Json = {"kind": "diffusion", "num_steps": num_steps}
-            inputs = drawn(model, x_init) | {"sampler": to_mapping(config)}
-            if helper is not None:
-                inputs["helper"] = helper.fingerprint
+            inputs = facts | drawn(model, x_init) | how
             item = f"steps_{num_steps:04d}"
-            result.append(Writer(item, model, batches, facts, facts | inputs, setup.given))
+            result.append(Writer(item, model, batches, facts, inputs, setup.given))
     if causal is not None and not _left_out(subject, setup):
         prompts = setup.prompts
         # Without a prompt BOS is all that it can begin with, whether or not the judge reads BOS.
@@ -178,9 +171,8 @@ def writers(subject: Subject, setup: Setup) -> list[Writer]:
         key = purpose_key(settings.seed, name)
         batches = causal.batches(key, prompts, free, settings.batch_size, **settings.filters)
         facts = {"kind": "autoregressive"}
-        inputs = drawn(causal, prompts) | {"sampler": settings.filters}
-        item = "autoregressive"
-        result.append(Writer(item, causal, batches, facts, facts | inputs, setup.given))
+        inputs = facts | drawn(causal, prompts) | {"sampler": settings.filters}
+        result.append(Writer("autoregressive", causal, batches, facts, inputs, setup.given))
     return result
 
 
@@ -299,7 +291,6 @@ def _mauve(
     The features of the real texts are kept as a part of the record: every set of generated texts needs them.
     """
     real = judged_texts(subject, record, setup, writer)
-
     seen, theirs_seen = ([t for t in texts.reading.seen if len(t)] for texts in (written, real))
     if min(len(seen), len(theirs_seen)) < 2:
         return {}
@@ -309,8 +300,8 @@ def _mauve(
 
     inputs = writer.inputs | judging(subject)
     theirs = record.part(_name(setup, writer), inputs, "features", lambda: features(theirs_seen))
-    ours, seed = features(seen), subject.settings.seed
-    score = mauve_score(ours["features"], theirs["features"], MauveConfig(seed))
+    config = MauveConfig(subject.settings.seed)
+    score = mauve_score(features(seen)["features"], theirs["features"], config)
     facts = {"mauve_buckets": len(score.p), "mauve_real_texts": len(real.tokens)}
     return {"mauve": score.value} | facts
 
@@ -323,23 +314,15 @@ def _real(subject: Subject, setup: Setup, real: np.ndarray) -> Writer:
     facts = {"kind": "real", "source": held_out_name(subject)}
     inputs: Json = {"texts": digest_of([real]), "given": setup.given}
     written = Written(real, np.full(len(real), np.nan))  # no calls
-    prompted, sequences = setup.name == PROMPTED, subject.model.sequences
-    # Whole sequences of instructions begin with their own prompts, which no model had to write.
+    batches, sequences = [Batch(lambda: written, len(real))], subject.model.sequences
     given: int | np.ndarray = setup.given
     lengths = None
-    if not prompted:
+    if setup.name != PROMPTED:
+        # Whole sequences of instructions begin with their own prompts, which no model had to write.
         texts, given = unpadded(real, sequences)
         if sequences is not None and sequences.has_padding:
             lengths = np.array([len(text) for text in texts])
-    return Writer(
-        "real_text",
-        subject.model,
-        [Batch(lambda: written, len(written.tokens))],
-        facts,
-        inputs,
-        given,
-        lengths,
-    )
+    return Writer("real_text", subject.model, batches, facts, inputs, given, lengths)
 
 
 def judging(subject: Subject) -> Json:

@@ -50,9 +50,9 @@ def suite(subject: Subject, record: Record) -> None:
     )
     ends = text_ends(model, settings)
     reading = in_judge_tokens(model, texts, model.tokenizer, ends)
-    kept = [i for i, text in enumerate(reading.seen) if _scorable(model, text, settings)]
-    left_out = [str(i + 1) for i in sorted({*range(len(texts))} - {*kept})]
-    if left_out:
+    scorable = [_scorable(model, text, settings) for text in reading.seen]
+    kept = [index for index, one in enumerate(scorable) if one]
+    if left_out := [str(number) for number, one in enumerate(scorable, start=1) if not one]:
         named = ", ".join(left_out[:NAMED]) + (", …" if len(left_out) > NAMED else "")
         empty = f"{len(left_out)} of {len(texts)} texts hold nothing to score"
         require(len(kept) > 0, f"--texts={settings.texts}: {empty}; give others.")
@@ -90,11 +90,10 @@ def suite(subject: Subject, record: Record) -> None:
 
 def _scorable(model: CausalModel, text: np.ndarray, settings: Settings) -> bool:
     """Whether a text has a token to score besides unk, BOS and EOS."""
-    scored, tokenizer = text[1 if settings.first_token == "given" else 0 :], model.tokenizer
+    scored, tokenizer = text[settings.first_token == "given" :].tolist(), model.tokenizer
     if tokenizer is None:
         return len(scored) > 0
-    says_nothing = (tokenizer.unk_id, tokenizer.bos_id, tokenizer.eos_id)
-    return any(token not in says_nothing for token in scored.tolist())
+    return not {*scored} <= {tokenizer.unk_id, tokenizer.bos_id, tokenizer.eos_id}
 
 
 def _write_arrays(model: CausalModel, texts: Mapping[int, np.ndarray], settings: Settings) -> None:

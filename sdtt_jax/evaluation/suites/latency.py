@@ -12,7 +12,6 @@ import jax.numpy as jnp
 
 from sdtt_jax.causal.sampler import generate
 from sdtt_jax.config import to_mapping
-from sdtt_jax.diffusion.decoders import parse_mode
 from sdtt_jax.diffusion.sampler import SamplerConfig, prior_sample, sample
 from sdtt_jax.evaluation.record import Json, Record, environment
 from sdtt_jax.evaluation.subject import Subject
@@ -144,14 +143,9 @@ def racers(subject: Subject, key: jax.Array) -> list[Racer]:
         result.append(causal("baseline", "the baseline", baseline.config, lambda: baseline))
     own = common | {"model": model.identity["digest"], "seed": settings.seed}
     for num_steps in settings.latency_steps:
-        sampler = with_stored_schedule(settings.sampler(num_steps, given=False), model)
-        facts = {"kind": "diffusion", "num_steps": num_steps}
-        inputs = own | {"sampler": to_mapping(sampler)}
-        helper = subject.helper if parse_mode(sampler.mode).decoder.helper else None
-        if helper is not None:
-            inputs["helper"] = helper.fingerprint
-        name = f"steps_{num_steps:04d}"
-        result.append(Racer(name, lambda: model, sampler, facts, inputs, helper))
+        sampler, helper, how = subject.sampler(model, num_steps, given=False)
+        facts, name = {"kind": "diffusion", "num_steps": num_steps}, f"steps_{num_steps:04d}"
+        result.append(Racer(name, lambda: model, sampler, facts, own | how, helper))
     return result
 
 

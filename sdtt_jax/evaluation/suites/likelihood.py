@@ -92,8 +92,7 @@ def _exact(subject: Subject, model: CausalModel, record: Record, tokens: np.ndar
         texts, prompts = single_texts(tokens, packed)
         seen, starts = texts, prompts
         if foreign:
-            reading = in_judge_tokens(model, texts, tokenizer, "keep", prompts)
-            seen, starts = reading.seen, reading.starts
+            _, seen, starts, _ = in_judge_tokens(model, texts, tokenizer, "keep", prompts)
         scores = score_texts(
             model,
             seen,
@@ -116,9 +115,10 @@ def _exact(subject: Subject, model: CausalModel, record: Record, tokens: np.ndar
     if foreign:
         inputs["retokenised"] = True  # earlier versions gave it the other model's ids
     result = record.item("likelihood/autoregressive", inputs, compute, _source(subject))
-    line = f"  autoregressive: perplexity {with_interval(result, 'perplexity', 3)}, "
-    line += f"{result['bits_per_token']:.4f} bits per token"
-    record.log(line + (" of the evaluated model" if foreign else ""))
+    record.log(
+        f"  autoregressive: perplexity {with_interval(result, 'perplexity', 3)}, "
+        f"{result['bits_per_token']:.4f} bits per token" + " of the evaluated model" * foreign
+    )
 
 
 def counted_tokens(texts: Sequence[np.ndarray], tokenizer: Tokenizer) -> np.ndarray:

@@ -49,12 +49,12 @@ def suite(subject: Subject, record: Record) -> None:
         }
 
     found = {}
+    source = {"source": held_out_name(subject)}
+    fields = ["counts", "temperatures"]
     for num_steps in settings.num_steps:
         item = f"schedule/steps_{num_steps:04d}"
-        named = {"source": held_out_name(subject)}
-        result = record.item(item, inputs, functools.partial(learn, num_steps), named)
-        names = ("counts", "temperatures")
-        learnt = {name: result[name] for name in names if name in result}
+        result = record.item(item, inputs, functools.partial(learn, num_steps), source)
+        learnt = {name: result[name] for name in fields if name in result}
         found[str(num_steps)] = learnt
         record.log(
             f"  {num_steps} calls: {result['gap']:.3f} nats above one token per call, "
