@@ -130,11 +130,6 @@ def exp_mean(values: np.ndarray) -> np.ndarray:
     return np.asarray(np.exp(values.mean(axis=-1)))
 
 
-def exp_median(values: np.ndarray) -> np.ndarray:
-    """The perplexity of the median text."""
-    return np.asarray(np.exp(np.median(values, axis=-1)))
-
-
 def exp_ratio(nll: np.ndarray, count: np.ndarray) -> np.ndarray:
     """Perplexity over all tokens, from the nats and the number of tokens of each text."""
     return np.asarray(np.exp(nll.sum(axis=-1) / count.sum(axis=-1)))

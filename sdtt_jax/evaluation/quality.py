@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sdtt_jax.config import positive, require, whole
-from sdtt_jax.evaluation.bootstrap import Interval, bootstrap, exp_median, exp_ratio, mean, shares
+from sdtt_jax.evaluation.bootstrap import Interval, bootstrap, exp_ratio, mean, shares
 from sdtt_jax.evaluation.judge import Scores, without_prompts
 
 Texts = Sequence[np.ndarray] | Sequence[Sequence[int]] | Sequence[Sequence[str]] | np.ndarray
@@ -52,9 +52,7 @@ def quality(
         result["texts_not_scored"] = int((~scored).sum())
         result["scored_tokens"] = int(scores.scored.sum())
         result["texts_in_several_windows"] = int((scores.windows > 1).sum())
-    entropies = unigram_entropy(texts)
-    if continuations > 1:
-        entropies = entropies.reshape(-1, continuations).mean(axis=1)
+    entropies = unigram_entropy(texts).reshape(-1, continuations).mean(axis=1)
     result |= bootstrap(mean, entropies, seed=seed).named("entropy")
     for n in DISTINCT:
         if any(len(text) >= n for text in texts):
@@ -83,8 +81,6 @@ def perplexity(scores: Scores, *, seed: int, continuations: int = 1) -> Interval
 
 def _median(scores: Scores, seed: int, continuations: int) -> Interval:
     """The perplexity of the median text, of those with something to score."""
-    if continuations == 1:
-        return bootstrap(exp_median, scores.per_token[scores.scored > 0], seed=seed)
     nats = np.where(scores.scored > 0, scores.per_token, np.nan).reshape(-1, continuations)
     nats = nats[~np.isnan(nats).all(axis=1)]
     median = np.nanmedian if np.isnan(nats).any() else np.median
@@ -126,9 +122,7 @@ def paired_log_ratio(
       seed: of the bootstrap over texts.
       scored: `[texts]` each, how many tokens were scored in the texts of both; None: equally many in all.
     """
-    if scored is None:
-        return bootstrap(mean, nll - reference, seed=seed)
-    ours, theirs = map(shares, scored)
+    ours, theirs = (np.ones(len(nll)),) * 2 if scored is None else map(shares, scored)
     return bootstrap(_log_ratio, nll * ours, ours, reference * theirs, theirs, seed=seed)
 
 
@@ -182,9 +176,8 @@ def self_bleu(texts: Texts, max_n: int = 4, *, epsilon: float = 0.1) -> np.ndarr
     1 if all texts are the same. BLEU is the geometric mean of the precisions of 1- to max_n-grams in equal
     parts, each n-gram counted at most as often as in the reference that has it most often, with a brevity
     penalty by the reference of the closest length (the shorter of two). The numbers are those of NLTK's
-    `sentence_bleu` with `SmoothingFunction(epsilon).method1`, as the field computes it. Here one table of all
-    texts says which reference has an n-gram most often, instead of counting again for every text, so that the
-    time is linear in the amount of text (except for sorting).
+    `sentence_bleu` with `SmoothingFunction(epsilon).method1`, as the field computes it; but one table of the
+    n-grams of all texts, instead of one for every text, makes the time linear in the amount of text.
 
     Args:
       texts: at least two.

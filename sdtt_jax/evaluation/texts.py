@@ -40,9 +40,8 @@ def held_out(subject: Subject, limit: int | None = None) -> np.ndarray:
     """Held-out sequences of the evaluation's length: `[texts, length]` int32.
 
     As many as the settings say, or `limit` if that is less: the first of a file, which may be too long to be
-    read whole; those of a run's split are spread evenly over it.
-    Sequences whose prompt exceeds the length are left out: a prompt without its end would pass for
-    text.
+    read whole; those of a run's split are spread evenly over it. Sequences whose prompt exceeds the length
+    are left out: a prompt without its end would pass for text.
 
     Raises:
       ConfigError: there is no such text, or the model has no tokenizer to read it with.

@@ -27,27 +27,26 @@ def suite(subject: Subject, record: Record) -> None:
     inputs = subject.inputs(model, [tokens]) | {"failure": failure}
     # Earlier versions also counted texts without a masked token, and took all sequences for packed ones.
     inputs["mean"] = "over masked texts"
+    # What a stored threshold holds for.
     kind = {} if model.sequences is None else {"sequences": model.sequences.kind}
-    inputs |= kind
-    exits = _trained(subject, model, record) if settings.exit_training_steps else None
-    digest = params_digest(exits) if exits else ""
-    inputs |= {"exits": digest} if exits else {}
-
+    exits, measured, how = None, model, "untrained"
+    if steps := settings.exit_training_steps:
+        exits, how = _trained(subject, model, record), f"trained, {steps} steps"
+        measured = with_exits(model, exits)
+        kind["exits"] = params_digest(exits)
     source = {"source": held_out_name(subject)}
 
     def compute() -> Json:
         key = purpose_key(settings.seed, "evaluate.exits")
-        measured = with_exits(model, exits) if exits else model
         found = calibrate(
             measured, tokens, key, bound=bound, failure=failure, batch_size=batch_size
         )
         facts = {"kind": "diffusion", "bound": bound, "failure": failure, "num_texts": len(tokens)}
-        how = f"trained, {settings.exit_training_steps} steps" if exits else "untrained"
         layers = {"num_layers": model.config.num_layers}
         return facts | found._asdict() | layers | source | {"exits": how}
 
     name = f"exits/{'trained_' if exits else ''}bound_{bound}"
-    result = record.item(name, inputs, compute, source)
+    result = record.item(name, inputs | kind, compute, source)
     record.log(
         f"  {result['layers']:.2f} of {result['num_layers']} layers on average, and "
         f"{result['disagreement']:.4f} of the likeliest tokens change"
@@ -62,7 +61,6 @@ def suite(subject: Subject, record: Record) -> None:
         entry = {name: result[name] for name in ("threshold", "failure")} | kind
         if exits:
             store_exits(model, exits)
-            entry["exits"] = digest
         path = store_fitted(model, EXITS_FILE, {str(bound): entry})
         record.log(f"  written to {path}: --early_exit={bound} uses it")
 
@@ -70,13 +68,10 @@ def suite(subject: Subject, record: Record) -> None:
 def _trained(subject: Subject, model: Model, record: Record) -> Arrays:
     """The trained exits; those of an earlier call that asked for the same are reused."""
     settings, steps = subject.settings, subject.settings.exit_training_steps
-    limit = steps * settings.batch_size
-    texts = training_texts(
-        model, "exit_training_text", settings.exit_training_text, subject.data, limit
-    )
+    size, name = settings.batch_size, settings.exit_training_text
+    texts = training_texts(model, "exit_training_text", name, subject.data, steps * size)
 
     def compute() -> Arrays:
-        size = settings.batch_size
         return train_exits(model, texts, settings.seed, num_steps=steps, batch_size=size)
 
     inputs = subject.inputs(model, [texts], "training_texts") | {"steps": steps}

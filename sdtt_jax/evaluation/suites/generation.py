@@ -21,7 +21,7 @@ from sdtt_jax.evaluation.quality import quality
 from sdtt_jax.evaluation.record import Json, Record, digest_of
 from sdtt_jax.evaluation.subject import Subject
 from sdtt_jax.evaluation.texts import held_out, held_out_name, openings
-from sdtt_jax.evaluation.unknown import unknown_note, unknown_tokens
+from sdtt_jax.evaluation.unknown import log_unknown, unknown_tokens
 from sdtt_jax.keys import purpose_key
 from sdtt_jax.model.base import same_ids
 from sdtt_jax.model.batches import Batch, Written, join
@@ -85,8 +85,7 @@ def suite(subject: Subject, record: Record) -> None:
     """Runs the suite; finished items are not computed again."""
     for setup in setups(subject):
         every = writers(subject, setup)
-        for note in filter(None, (_fewer(subject, setup), _unread(subject, setup))):
-            record.log(f"  {note}")
+        _log_texts(subject, record, setup)
         real = next((writer for writer in every if writer.facts["kind"] == "real"), None)
         for writer in every:
             compared = setup.name == PROMPTED and writer is not real
@@ -176,21 +175,19 @@ def writers(subject: Subject, setup: Setup) -> list[Writer]:
     return result
 
 
-def _fewer(subject: Subject, setup: Setup) -> str:
-    """A line on how many prompts there are, if there are fewer than asked for; else empty."""
-    asked = subject.settings.num_prompts
-    found = len(setup.prompts) // subject.settings.continuations
-    if setup.name != PROMPTED or found >= asked:
-        return ""
-    size = subject.settings.prompt_tokens
-    return f"{found} prompts instead of {asked}: no more texts have prompt_tokens={size} tokens"
-
-
-def _unread(subject: Subject, setup: Setup) -> str:
-    """A line on what the vocabulary lacks of prompts, or of real text without them; empty for nothing."""
-    prompted = setup.name == PROMPTED
-    texts = setup.prompts if prompted else () if setup.real is None else setup.real
-    return unknown_note(subject.model.tokenizer, texts, "prompts" if prompted else "real text")
+def _log_texts(subject: Subject, record: Record, setup: Setup) -> None:
+    """Logs what the vocabulary lacks of prompts, or of real text without them, and if prompts are too few."""
+    settings, tokenizer = subject.settings, subject.model.tokenizer
+    if setup.name != PROMPTED:
+        log_unknown(record, tokenizer, () if setup.real is None else setup.real, "real text")
+        return
+    found, size = len(setup.prompts) // settings.continuations, settings.prompt_tokens
+    if found < settings.num_prompts:
+        record.log(
+            f"  {found} prompts instead of {settings.num_prompts}: no more texts have prompt_tokens={size} "
+            "tokens"
+        )
+    log_unknown(record, tokenizer, setup.prompts, "prompts")
 
 
 def _left_out(subject: Subject, setup: Setup) -> str:
@@ -342,6 +339,7 @@ def judging(subject: Subject) -> Json:
 
 
 def _lines(judged: Judged, model: Model | CausalModel) -> list[Json]:
+    """What the folder of the record keeps of each text."""
     lines = []
     for index, row in enumerate(judged.tokens):
         line: Json = {"tokens": row.tolist()}

@@ -128,7 +128,11 @@ def suite(subject: Subject, record: Record) -> None:
 def racers(subject: Subject, key: jax.Array) -> list[Racer]:
     """A causal model of the denoiser's size, the baseline if its config differs, and the sampler."""
     settings, model, baseline = subject.settings, subject.model, subject.baseline
-    common = {"compute_dtype": model.identity["compute_dtype"], "environment": _machine()}
+    now = environment()
+    # What a timing depends on; on another machine it is measured again.
+    machine = {name: now[name] for name in ("device", "platform", "num_devices")}
+    machine["jax"] = now["packages"]["jax"]
+    common = {"compute_dtype": model.identity["compute_dtype"], "environment": machine}
 
     def causal(name: str, what: str, config: Any, load: Callable[[], CausalModel]) -> Racer:
         facts = {"kind": "autoregressive", "what": what}
@@ -173,14 +177,6 @@ def _item(record: Record, racer: Racer, key: jax.Array, batch: int, timing: Timi
         f"tokens/s, {1e3 * result['seconds_per_call']:.3g} ms per call of {result['nfe']}, compiled in "
         f"{result['compile_s']:.3g} s"
     )
-
-
-def _machine() -> Json:
-    """What a timing depends on; on another machine it is measured again."""
-    now = environment()
-    return {name: now[name] for name in ("device", "platform", "num_devices")} | {
-        "jax": now["packages"]["jax"]
-    }
 
 
 def _fresh(network: CausalNetwork, key: jax.Array, beside: Model) -> CausalModel:
