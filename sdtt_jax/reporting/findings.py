@@ -1,7 +1,7 @@
 """The findings of a run, in sentences computed from its numbers.
 
-The headline compares the last student with the first teacher at few steps. It claims no more
-than the paired interval allows, and says so where entropy shows that variety was lost.
+The headline compares the last student with the first teacher at few steps. It claims no more than the paired
+interval allows, and says so where entropy shows that variety was lost.
 """
 
 import itertools
@@ -12,18 +12,12 @@ from dataclasses import dataclass
 from sdtt_jax.reporting.palette import count, number, percent, steps_text
 from sdtt_jax.reporting.record import FewCalls, Paired, Quality, RecordedRun
 
-FOCUS_STEPS = 8
-"""Number of steps that the headline is about, where it was measured."""
-
-FOCUS_CALLS = 2
-"""Number of calls at which the headline speaks of a noise-coupled student."""
-
+FOCUS_STEPS = 8  # that the headline is about, where they were measured
+FOCUS_CALLS = 2  # at which the headline speaks of a noise-coupled student
+# Relative distance from the data's entropy beyond which the page warns of lost variety. It is small because a
+# little variety buys much perplexity: at a temperature of 0.9 the teacher of `docs/measurements/quality.md`
+# (an evening) gives up 1 % of its entropy and 14 % of its perplexity.
 ENTROPY_TOLERANCE = 0.02
-"""Relative distance from the data's entropy beyond which the page warns of lost variety.
-
-It is small because a little variety buys much perplexity: at a temperature of 0.9 the teacher of
-`docs/measurements/quality.md` (an evening) gives up 1 % of its entropy and 14 % of its perplexity.
-"""
 
 
 @dataclass(frozen=True)
@@ -65,10 +59,10 @@ class Comparison:
 def equivalent_steps(curve: Mapping[int, Quality], gen_ppl: float, start: int) -> float:
     """Number of steps at which a curve reaches `gen_ppl`, walking away from `start`.
 
-    Interpolates log perplexity linearly in log steps. A curve that never gets there gives inf
-    (it stays worse however many steps) or 0.0 (it is still better with the fewest steps).
-    The walk goes towards more steps if `gen_ppl` is better than the curve's own value at
-    `start`, and the first crossing counts, so a noisy tail of the curve does not matter.
+    Interpolates log perplexity linearly in log steps. A curve that never gets there gives inf (it stays worse
+    however many steps) or 0.0 (it is still better with the fewest steps). The walk goes towards more steps if
+    `gen_ppl` is better than the curve's own value at `start`, and the first crossing counts, so a noisy tail
+    of the curve does not matter.
     """
     better = gen_ppl < curve[start].gen_ppl
     steps = sorted(curve)
@@ -139,18 +133,26 @@ def _gained(run: RecordedRun, few: FewCalls) -> str:
     """What a noise-coupled student gains, in calls of its teacher if it saves any, else in perplexity."""
     teacher = run.teacher_few_calls
     equal = equivalent_steps(teacher, few.matched.gen_ppl, few.calls)
-    if math.isinf(equal) and few.calls < (most := max(teacher)):
-        better = _beyond(teacher, few.calls, few.paired.high)
-        return f"writes {better} its teacher at {_calls(most)}"
-    if math.isfinite(equal) and round(equal) > few.calls:
-        return f"writes as well as its teacher at {_calls(round(equal))}"
+    if saved := _saved(teacher, few.calls, equal, few.paired.high):
+        return f"writes {saved[0]} its teacher at {_calls(saved[1])}"
     return f"gains {percent(abs(math.expm1(few.paired.log_ratio)))}"
 
 
-def _beyond(teacher: Mapping[int, Quality], steps: int, high: float) -> str:
-    """Compares a student beyond its teacher's whole curve with the curve's end: better only if surely so."""
-    surely = teacher[steps].gen_ppl * math.exp(high) < teacher[max(teacher)].gen_ppl
-    return "better than" if surely else "as well as"
+def _saved(
+    teacher: Mapping[int, Quality], steps: int, equal: float, high: float
+) -> tuple[str, int] | None:
+    """How well a student writes, and at how many steps its teacher does; None if it saves no step.
+
+    `equal` is where the teacher does as well. Beyond the teacher's whole curve, the student is compared with
+    the curve's end: it is better only if that is sure from `high`, the upper end of the log ratio.
+    """
+    most = max(teacher)
+    if math.isinf(equal) and steps < most:
+        surely = teacher[steps].gen_ppl * math.exp(high) < teacher[most].gen_ppl
+        return "better than" if surely else "as well as", most
+    if math.isfinite(equal) and round(equal) > steps:
+        return "as well as", round(equal)
+    return None
 
 
 def _calls(number_of: int) -> str:
@@ -219,12 +221,8 @@ def _comparison(run: RecordedRun, c: Comparison) -> tuple[str, list[str]]:
         sentences.append(f"That is what the teacher reaches at {equal}.")
     if c.log_ratio >= 0:
         return f"At {here} the student writes {change} worse than its teacher", sentences
-    if math.isinf(c.equal) and c.steps < max(run.teacher):
-        better = _beyond(run.teacher, c.steps, c.pair.high)
-        return f"The student at {here} writes {better} its teacher at {max(run.teacher)}", sentences
-    if math.isfinite(c.equal) and round(c.equal) > c.steps:
-        as_well = f"The student at {here} writes as well as its teacher at {round(c.equal)}"
-        return as_well, sentences
+    if saved := _saved(run.teacher, c.steps, c.equal, c.pair.high):
+        return f"The student at {here} writes {saved[0]} its teacher at {saved[1]}", sentences
     return f"At {here} the student writes {change} better than its teacher", sentences
 
 

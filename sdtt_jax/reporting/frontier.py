@@ -6,6 +6,9 @@ from sdtt_jax.reporting.evaluations import Evaluation, Item, judge_letters, judg
 from sdtt_jax.reporting.figures import Axis, Panel, Series, Tip
 from sdtt_jax.reporting.palette import number, steps_text
 
+# Of decoders, in the order in which these were asked for.
+MARKERS = ("dot", "ring", "square", "open")
+
 
 def frontier_panels(
     evaluations: Sequence[Evaluation], colours: Mapping[str, str] | None = None
@@ -99,10 +102,6 @@ def _series(name: str, item: Item, modes: Sequence[str], colour: str) -> Series:
     label = f"{name}, {item['mode']}" if len(modes) > 1 else name
     line, marker = "line" if place == 0 else "reference", MARKERS[place % len(MARKERS)]
     return Series(label, colour, x, y, low, high, line=line, marker=marker, bars=True)
-
-
-MARKERS = ("dot", "ring", "square", "open")
-"""Markers of decoders, in the order in which the decoders were asked for."""
 
 
 def _points(item: Item) -> list[Item]:

@@ -8,29 +8,25 @@ from sdtt_jax.reporting.figures import Axis, Panel, Row, RowChart, Series
 from sdtt_jax.reporting.palette import number
 from sdtt_jax.reporting.scales import Scale, linear_ticks, log_ticks, padded, spread
 
+# Pixels, as all that follow: between neighbouring labels at the ends of lines.
 LABEL_GAP = 16.0
-"""Pixels between neighbouring labels at the ends of lines."""
-
+# Between neighbouring labels of a horizontal axis; one that is nearer is left out.
 TICK_GAP, PERCENT_GAP = 27.0, 46.0
-"""Pixels between neighbouring labels of a horizontal axis; one that is nearer is left out."""
-
+# Where the plot begins; further right if the labels of its vertical axis need more room.
 LEFT, TOP = 40.0, 34.0
-"""Where the plot begins, in pixels; further right if the labels of its vertical axis need more room."""
-
+# For a letter of a label and of a name in `RowChart`, enough for the widest common font.
 LETTER, SMALL_LETTER = 7.5, 7.0
-"""Pixels reserved per letter of a label and of a name in `RowChart`, enough for the widest common font."""
-
+# `RowChart`: where the axis begins; heights of a row, a row with a bar, and a bar; gap between groups.
 HEAD, PITCH, BAR_PITCH, BAR, GROUP_GAP = 74.0, 19.0, 54.0, 18.0, 12.0
-"""`RowChart`, in pixels: where the axis begins; heights of a row, a row with a bar, and a bar; gap between
-groups."""
-
+# Room at the right of `RowChart`.
 VALUE, NAME_AND_VALUE = 60.0, 190.0
-"""Room at the right of `RowChart`, in pixels."""
 
 
 def draw_panel(panel: Panel, width: float, height: float) -> Drawing:
     """Draws a panel; width and height are those of the whole, in pixels."""
-    right = width - _margin(panel, width)
+    # Room for the labels of the series, at most two fifths of the width.
+    longest = max(len(s.label) for s in panel.series)
+    right = width - (min(20 + LETTER * longest, 0.4 * width) if longest else 10)
     top, bottom = TOP + (18 if panel.note else 0), height - (42 if panel.x.label else 24)
     inset = 12 if any(s.marker for s in panel.series) else 0
     values = [v for s in panel.series for v in (*s.y, *s.low, *s.high)] + [*panel.y.reaches]
@@ -99,12 +95,6 @@ def tick_texts(ticks: Sequence[float]) -> list[str]:
 def _shown(marks: Sequence[Mark]) -> tuple[Mark, ...]:
     """All marks except empty texts."""
     return tuple(mark for mark in marks if not isinstance(mark, Text) or mark.text)
-
-
-def _margin(panel: Panel, width: float) -> float:
-    """Room at the right for the labels of the series, at most two fifths of the width."""
-    longest = max(len(s.label) for s in panel.series)
-    return min(20 + LETTER * longest, 0.4 * width) if longest else 10
 
 
 def _ticks(axis: Axis, scale: Scale) -> Sequence[float]:

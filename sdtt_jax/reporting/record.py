@@ -1,7 +1,7 @@
 """Reads the results in a run's directory into small frozen dataclasses.
 
-Everything except `config.json` may be missing: a run that has only trained its teacher has no
-results yet, and a report of it must still be possible. What is there must be well formed.
+Everything except `config.json` may be missing: a run that has only trained its teacher has no results yet,
+and a report of it must still be possible. What is there must be well formed.
 """
 
 import dataclasses
@@ -20,13 +20,9 @@ COUPLED_WAYS = ("teacher", "argmax", "drawn", "matched", "teacher_matched")
 ROUND_NUMBERS = ("dt", "teacher_divergence", "student_divergence", "floor", "gain_share")
 # Fields of results.json for the distillers whose students see noise, the last distiller first.
 COUPLED_STUDENTS = ("coupled_idlm", "coupled")
-
+# Relative distance within which entropies count as equal. It is far smaller than the one that the page allows
+# as variety: 1 % of entropy may be worth a tenth of perplexity.
 ENTROPY_MATCHED = 0.001
-"""Relative distance within which entropies count as equal.
-
-It is far smaller than the one that the page allows as variety: 1 % of entropy may be worth a tenth of
-perplexity.
-"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -307,10 +303,9 @@ def read_curves(path: Path) -> tuple[LossCurve, ...]:
 def read_animation(entry: Mapping[str, Any] | None, where: Path) -> Animation | None:
     """Turns frames (lists of pieces, None where masked) into final pieces and reveal steps.
 
-    Masked diffusion never takes a token back, so one reveal step per position is enough.
-    A position still masked in the last frame has reveal step `num_steps + 1`. Pieces are text as
-    `Tokenizer.pieces` gives it; BOS and EOS have none there, and show as a pilcrow, since they part one text
-    from the next.
+    Masked diffusion never takes a token back, so one reveal step per position is enough. A position still
+    masked in the last frame has reveal step `num_steps + 1`. Pieces are text as `Tokenizer.pieces` gives it;
+    BOS and EOS have none there, and show as a pilcrow, since they part one text from the next.
     """
     frames = entry.get("frames") if entry else None
     if not entry or not frames:

@@ -37,14 +37,9 @@ from sdtt_jax.reporting.run_figures import (
     quality_panel,
 )
 
-WIDE, NARROW = 720.0, 344.0
-"""Widths of a figure on wide and on narrow screens, in pixels."""
-
-PAIRS_SHOWN = 3
-"""Pairs of sampled texts that stand open; the others unfold."""
-
-ABBREVIATIONS = ("idlm", "mmd")
-"""Words in the names of stages that are written in capitals."""
+WIDE, NARROW = 720.0, 344.0  # widths of a figure on wide and on narrow screens, in pixels
+PAIRS_SHOWN = 3  # pairs of sampled texts that stand open; the others unfold
+ABBREVIATIONS = ("idlm", "mmd")  # words in the names of stages that are written in capitals
 
 
 def write_report(workdir: Path | str) -> Path:

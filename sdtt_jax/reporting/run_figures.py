@@ -12,11 +12,8 @@ from sdtt_jax.reporting.palette import number, percent, steps_text
 from sdtt_jax.reporting.record import FewCalls, LossCurve, Quality, RecordedRun, Round
 from sdtt_jax.reporting.scales import linear_ticks, padded
 
-SHARES_SHOWN = (-1.0, 1.5)
-"""Gain shares between which the axis stays."""
-
-CURVE_POINTS = 200
-"""About how many points of a training curve are drawn."""
+SHARES_SHOWN = (-1.0, 1.5)  # gain shares between which the axis stays
+CURVE_POINTS = 200  # about how many points of a training curve are drawn
 
 
 @dataclass(frozen=True)

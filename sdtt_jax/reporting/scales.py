@@ -19,11 +19,7 @@ class Scale:
 
     def __call__(self, value: float) -> float:
         """Position in pixels of a data value."""
-        low, high, value = (
-            (math.log(self.low), math.log(self.high), math.log(value))
-            if self.log
-            else (self.low, self.high, value)
-        )
+        low, high, value = map(math.log if self.log else float, (self.low, self.high, value))
         share = 0.5 if high == low else (value - low) / (high - low)
         return self.start + share * (self.end - self.start)
 
