@@ -102,9 +102,9 @@ class FewCalls:
 
     The student takes the tokens that its noise determines (`argmax`), draws them from its own distribution
     (`drawn`), or is tuned to the entropy of real text (`matched`), as is the teacher in `teacher_matched`.
-    `paired` compares these two, whose texts have keys of their own. `reached` is False if the temperatures
-    tried do not enclose that entropy for both: the figures are then those of the nearest temperature, and the
-    comparison means nothing.
+    `paired` compares these two, whose texts have keys of their own. Where no temperature that was tried gives
+    that entropy, the figures are those of the nearest one. `reached` is False if the comparison then means
+    nothing. A student with more entropy (`surplus`) is compared: the more entropy, the higher a perplexity.
     """
 
     calls: int
@@ -121,6 +121,13 @@ class FewCalls:
         """The change of perplexity from the teacher to the matched student with its interval, as text."""
         change, interval = self.paired.change
         return f"{change} (95\u202f% {interval})"
+
+    @property
+    def surplus(self) -> float:
+        """By what share the student has more entropy than the teacher; 0 where they count as equal."""
+        student, teacher = self.matched.entropy, self.teacher_matched.entropy
+        more = student / teacher - 1 if student and teacher else 0.0
+        return more if more > ENTROPY_MATCHED else 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -361,9 +368,11 @@ def _few_calls(calls: Mapping[str, Any] | None, entropy: float | None) -> tuple[
         qualities = {name: _quality(entry.get(name)) for name in COUPLED_WAYS}
         paired = _paired(entry["matched"])
         if None not in qualities.values() and paired is not None:
-            both: Any = qualities["matched"], qualities["teacher_matched"]
-            reached = all(_has_entropy(quality, entropy) for quality in both)
-            found.append(FewCalls(int(number), paired=paired, reached=reached, **qualities))  # type: ignore[arg-type]
+            few = FewCalls(int(number), paired=paired, **qualities)  # type: ignore[arg-type]
+            reached = _has_entropy(few.teacher_matched, entropy) and (
+                few.surplus > 0 or _has_entropy(few.matched, entropy)
+            )
+            found.append(dataclasses.replace(few, reached=reached))
     return tuple(found)
 
 

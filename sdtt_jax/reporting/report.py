@@ -24,6 +24,7 @@ from sdtt_jax.reporting.palette import (
     css_variables,
     duration,
     number,
+    percent,
     steps_text,
 )
 from sdtt_jax.reporting.race import race_panel
@@ -68,7 +69,12 @@ def page(template: str, rounds: int = 1, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    templates.filters |= {"number": number, "count": count, "duration": duration}
+    templates.filters |= {
+        "number": number,
+        "count": count,
+        "duration": duration,
+        "percent": percent,
+    }
     style, script = (
         # Our own files, free of closing tags: to escape them would break them.
         Markup(loader.get_source(templates, name)[0])

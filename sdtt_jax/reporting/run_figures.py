@@ -66,12 +66,14 @@ def quality_panel(run: RecordedRun, *, entropy: bool = False) -> Panel | None:
 def few_calls_panel(run: RecordedRun) -> Panel | None:
     """Teacher and noise-coupled students at very few calls, with 95 % bands; None if nothing can be drawn.
 
-    All are at the entropy of real text; pairs that do not reach it are left out. The students' bands are
-    the intervals of their difference from the teacher, whose texts are drawn independently.
+    All are at the entropy of real text, or a student above it; pairs that do not reach it are left out. The
+    students' bands are the intervals of their difference from the teacher, whose texts are drawn
+    independently.
     """
     teacher = run.teacher_few_calls
     if not run.few_calls or not teacher:
         return None
+    above = any(few.reached and few.surplus for few in (*run.first_few_calls, *run.few_calls))
     label = "and IDLM" if run.first_few_calls else "noise-coupled"
     students = [
         _matched("noise-coupled", "coupled_first", run.first_few_calls),
@@ -85,7 +87,7 @@ def few_calls_panel(run: RecordedRun) -> Panel | None:
     return Panel(
         title="Perplexity at very few calls",
         description="Generative perplexity against number of network calls: teacher and noise-coupled "
-        "student, at the entropy of real text",
+        "student, at the entropy of real text" + (" or above it" if above else ""),
         x=Axis("network calls", log=True, ticks=tuple(float(n) for n in teacher)),
         y=Axis(log=True),
         series=(*series, *references),

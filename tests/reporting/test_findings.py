@@ -139,6 +139,25 @@ def test_what_does_not_reach_the_entropy_of_real_text_is_not_compared(make_workd
     assert page.count("<td>not reached</td>") == 1
 
 
+def test_a_student_above_the_entropy_of_real_text_is_compared_as_it_is(make_workdir):
+    """Its argmax has more entropy: a comparison with a teacher at 3.68 nats counts against it."""
+
+    def rise(results):
+        for entry in results["coupled"]["calls"].values():
+            entry["teacher_matched"] = {"gen_ppl": 40.0, "entropy": 3.68}
+        results["coupled"]["calls"]["2"]["matched"]["entropy"] = 3.68 * 1.022
+
+    run = read_run(make_workdir(coupled_log_ratios={1: -0.8, 2: -0.5}, change_results=rise))
+    assert [few.reached for few in run.few_calls] == [True, True]
+    assert "; at 2 calls a noise-coupled student" in find(run).headline
+    assert few_calls_panel(run).series[1].x == (1.0, 2.0)
+    page = " ".join(render(run).split())
+    assert "more entropy than real text, by 2.2 % at most" in page
+    assert "the student at up to 2.2 % more." in page
+    assert page.count("%)*</td>") == 1
+    assert "not reached" not in page
+
+
 def test_a_noise_coupled_student_that_never_reaches_that_entropy_is_not_in_the_headline(
     make_workdir,
 ):
