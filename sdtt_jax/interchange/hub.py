@@ -22,7 +22,7 @@ BPE_FILES = ("vocab.json", "merges.txt")
 TOKEN_VARIABLE = "HF_TOKEN"
 
 
-def fetch(repo: str, revision: str | None = None) -> tuple[Path, Path | None]:
+def fetch(repo: str, revision: str | None = None) -> Path:
     """Downloads a repository's tensors and config, or finds them in the hub's local cache.
 
     Args:
@@ -30,8 +30,8 @@ def fetch(repo: str, revision: str | None = None) -> tuple[Path, Path | None]:
       revision: branch, tag or commit; the main branch if None.
 
     Returns:
-      The path of `model.safetensors`, or of the index of several files, which are then fetched too; and the
-      path of `config.json`, or None.
+      The path of `model.safetensors`, or of the index of several files, which are then fetched too.
+      `config.json` lies next to it, if there is one.
 
     Raises:
       CheckpointError: the hub cannot be reached, or there is no such repository, revision or file.
@@ -57,19 +57,14 @@ def fetch(repo: str, revision: str | None = None) -> tuple[Path, Path | None]:
             if fetch_beside(repo, revision, file) is None:
                 raise CheckpointError(f"{what} lacks {file}, which its index names.") from None
         tensors = index
-    return tensors, fetch_beside(repo, revision, CONFIG_FILE)
+    fetch_beside(repo, revision, CONFIG_FILE)
+    return tensors
 
 
 def fetch_beside(
     repo: str, revision: str | None, name: str, *, cached: bool = False
 ) -> Path | None:
-    """A file of a repository, downloaded or from the local cache; None if it cannot be had.
-
-    Args:
-      repo, revision: as for `fetch`.
-      name: the file's name.
-      cached: look into the local cache only.
-    """
+    """A file of a repository, downloaded or (with `cached`) found in the local cache; else None."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, OfflineModeIsEnabled
 
@@ -90,13 +85,10 @@ def push_token() -> str:
 
 
 def push(folder: Path, repo: str, token: str, *, public: bool = False) -> str:
-    """Uploads a folder to a repository of the hub as one commit, and returns its address.
+    """Uploads the files of a folder to a repository of the hub as one commit, and returns its address.
 
-    Args:
-      folder: the folder whose files are uploaded, under the same names.
-      repo: "owner/name"; made if there is none.
-      token: a token with write access, from `push_token`.
-      public: whether a new repository is public; an existing one stays as it is.
+    The repository, "owner/name", is made if there is none; an existing one stays as `public` as it is. The
+    token is that of `push_token`.
 
     Raises:
       CheckpointError: the hub refuses or cannot be reached.

@@ -2,7 +2,6 @@
 
 import dataclasses
 import re
-import types
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +14,6 @@ from sdtt_jax.interchange.gguf import SUFFIX, GgufTensors
 from sdtt_jax.interchange.hub import CONFIG_FILE, INDEX_FILE, TENSORS_FILE
 from sdtt_jax.interchange.renaming import (
     NOTHING_GIVEN,
-    NOTHING_STORED,
     Given,
     Layout,
     Place,
@@ -24,7 +22,6 @@ from sdtt_jax.interchange.renaming import (
     read_params,
 )
 from sdtt_jax.interchange.safetensors import open_tensors, require_content
-from sdtt_jax.interchange.tables.families import FAMILIES
 from sdtt_jax.interchange.tables.gpt2 import DIFFUGPT, GPT2
 from sdtt_jax.interchange.tables.llama import LLADA, LLAMA, LLAMA_GGUF
 from sdtt_jax.interchange.tables.reference import CAUSAL, DENOISER
@@ -45,14 +42,10 @@ class Published(NamedTuple):
     tensors: Mapping[str, np.ndarray]  # name to array
     prefix: str  # of the tensors' names
     config: Any  # the config of our network
-    stored: Mapping[str, Any]  # the published config; empty if there is none
-    file: str  # the file of the tensors, for errors
-    config_file: str  # the file of that config, for errors
-    dtype: str = "F32"  # of the tensors, by safetensors' name; "F32" if they differ
-    dtypes: Mapping[str, str] = types.MappingProxyType({})  # of each; empty for GGUF
+    stored: Stored  # the published config, empty if there is none
+    file: str  # the file of the tensors
     # MASK in the published numbering of tokens, where it is not the last.
-    mask_row: int | None = None
-    given: Given = NOTHING_GIVEN  # what the user specifies about it
+    mask_row: int | None
 
 
 def is_published(path: Path) -> bool:
@@ -60,15 +53,12 @@ def is_published(path: Path) -> bool:
     return path.is_file() or any((path / name).is_file() for name in (TENSORS_FILE, INDEX_FILE))
 
 
-def open_published(
-    path: Path, config: Stored | None = None, given: Given = NOTHING_GIVEN
-) -> Published:
-    """Recognises a published model by the names of its tensors.
+def open_published(path: Path, given: Given = NOTHING_GIVEN) -> Published:
+    """Recognises a published model by the names of its tensors; its config is the one next to them.
 
     Args:
       path: a safetensors or GGUF file, the index of several files, or a folder with `model.safetensors` or
         an index.
-      config: the model's config; the one next to the tensors if None.
       given: what the user specifies about the model.
 
     Raises:
@@ -97,9 +87,7 @@ def open_published(
     if file.suffix.lower() == SUFFIX:
         gguf = GgufTensors(file)
         return recognised(LLAMA_GGUF, gguf, Stored(gguf.content, str(file), given), str(file))
-    beside = file.with_name(CONFIG_FILE)
-    config = config or stored_config(beside if beside.is_file() else None)
-    stored = config._replace(given=given)
+    stored = _stored(file.with_name(CONFIG_FILE), given)
     tensors = open_tensors(file)
     for layout in LAYOUTS.values():
         if any(prefix + layout.anchor in tensors for prefix in layout.prefixes):
@@ -114,10 +102,7 @@ def open_published(
 
 
 def recognised(
-    layout: Layout,
-    tensors: Mapping[str, Any],
-    stored: Stored = NOTHING_STORED,
-    file: str = "the checkpoint",
+    layout: Layout, tensors: Mapping[str, Any], stored: Stored, file: str = "the checkpoint"
 ) -> Published:
     """A published model of a known layout, from its tensors by full name and the config next to them.
 
@@ -134,49 +119,22 @@ def recognised(
         config.check_filled()
     except ConfigError as error:
         raise CheckpointError(f"{stored.where if stored.content else file}: {error}") from None
-    return Published(
-        layout,
-        tensors,
-        prefix,
-        config,
-        stored.content,
-        file,
-        stored.where,
-        dtype=getattr(tensors, "dtype", "F32"),
-        dtypes=getattr(tensors, "dtypes", {}),
-        mask_row=layout.mask_row(config, stored),
-        given=stored.given,
-    )
+    mask_row = layout.mask_row(config, stored)
+    return Published(layout, tensors, prefix, config, stored, file, mask_row)
 
 
 def published_params(model: Published, place: Place | None = None) -> dict[str, Any]:
-    """The parameters of a published model, float32.
-
-    Args:
-      model: as `open_published` found it.
-      place: maps the path and array of a parameter to its leaf in the tree, as soon as it is read; None
-        keeps the NumPy array.
-
-    Raises:
-      CheckpointError: naming missing, unexpected or ill-shaped tensors, or one that should repeat another and
-        does not.
-    """
+    """The parameters of a published model, float32; `place`, and errors, as of `read_params`."""
     table = dataclasses.replace(model.layout.table(model.config), mask_row=model.mask_row)
     return read_params(table, model.tensors, model.prefix, model.file, place)
 
 
-def mask_is_named_elsewhere(config: Stored) -> bool:
-    """Whether a config is of the Llama family and leaves it to the tokenizer's config to name MASK."""
-    known = str(config.content.get("model_type")).lower() in FAMILIES
-    return known and config.content.get("mask_token_id") is None
-
-
-def stored_config(path: Path | None) -> Stored:
-    """The config in a file; an empty one if `path` is None."""
-    if path is None:
-        return NOTHING_STORED
+def _stored(path: Path, given: Given) -> Stored:
+    """The config in a file; an empty one if there is no such file."""
+    if not path.is_file():
+        return Stored({}, given=given)
     require_content(path)
     content = read_json(path, CheckpointError, "download it again", "cannot be read as JSON")
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} does not hold a JSON object; download it again.")
-    return Stored(content, str(path))
+    return Stored(content, str(path), given)

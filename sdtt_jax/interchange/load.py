@@ -26,13 +26,10 @@ from sdtt_jax.interchange.layouts import (
     LLAMA_LAYOUTS,
     Published,
     is_published,
-    mask_is_named_elsewhere,
     open_published,
-    published_params,
-    stored_config,
 )
-from sdtt_jax.interchange.placing import placing
-from sdtt_jax.interchange.renaming import Given, Stored
+from sdtt_jax.interchange.placing import placed_params
+from sdtt_jax.interchange.renaming import Given
 from sdtt_jax.interchange.tables.reference import uniform_share
 from sdtt_jax.interchange.tokenizers import published_ends, published_tokenizer
 from sdtt_jax.model.causal import CausalModel
@@ -126,8 +123,8 @@ def find_network(path: str | os.PathLike[str]) -> Network | None:
 
 def _find_published(
     path: str | os.PathLike[str], revision: str | None, given: dict[str, Any]
-) -> tuple[Published, Path, str] | None:
-    """A published model, with its folder and its name; None if the path is not one, but may be ours."""
+) -> tuple[Published, str] | None:
+    """A published model and its name; None if the path is not one, but may be ours."""
     unknown = [name for name in given if name not in Given._fields]
     known = ", ".join(("revision", "mesh", "compute_dtype", *Given._fields))
     require(not unknown, f"load has no argument {', '.join(unknown)}; there are {known}.")
@@ -141,23 +138,18 @@ def _find_published(
         require(right, f"{name} must be True or False, not {value!r}.")
     text, named = _place(path, revision)
     if named is not None:
-        tensors, config_path = hub.fetch(named["repo"], named["revision"])
-        config = stored_config(config_path)
-        if mask_is_named_elsewhere(config):
-            hub.fetch_beside(named["repo"], named["revision"], TOKENIZER_FILES[1])
-        published = open_published(tensors, config, specified)
-        beside = [
-            hub.fetch_beside(named["repo"], named["revision"], name) for name in TOKENIZER_FILES
-        ]
+        repo, at = named["repo"], named["revision"]
+        tensors = hub.fetch(repo, at)
+        # The tokenizer's config alone may say which token is MASK.
+        beside = [hub.fetch_beside(repo, at, name) for name in TOKENIZER_FILES]
+        published = open_published(tensors, specified)
         if beside[0] is None and published.layout in LLAMA_LAYOUTS:
             for name in hub.BPE_FILES:
-                hub.fetch_beside(named["repo"], named["revision"], name)
-        return published, tensors.parent, named[0]
+                hub.fetch_beside(repo, at, name)
+        return published, named[0]
     where = as_path(text)
     if not is_remote(text) and is_published(where):
-        folder = where if where.is_dir() else where.parent
-        published = open_published(where, None, specified)
-        return published, folder, str(where)
+        return open_published(where, specified), str(where)
     if specified.given_names:
         raise MismatchError(
             f"{', '.join(specified.given_names)} is for published networks of the Llama family, and {text} "
@@ -294,7 +286,6 @@ def _network(folder: Path, facts: dict[str, Any], compute_dtype: DTypeLike | Non
 
 def _published(
     published: Published,
-    folder: Path,
     where: str,
     mesh: Mesh | None,
     compute_dtype: DTypeLike | None,
@@ -303,8 +294,8 @@ def _published(
 ) -> Model | CausalModel:
     config = published.config
     network = network_of(_computing(config, compute_dtype))
-    stored = Stored(published.stored, published.config_file)
-    llama = isinstance(config, LlamaConfig)
+    stored, llama = published.stored, isinstance(config, LlamaConfig)
+    dtypes = dict(getattr(published.tensors, "dtypes", {}))  # GGUF files have none
     facts = {
         "path": where,
         "schedule": to_mapping(published_schedule(stored)),
@@ -313,13 +304,14 @@ def _published(
         "sequences": claimed(stored, ("sequences",), SEQUENCES, "packed"),
         "layout": published.layout.name,
         "mask_row": published.mask_row,
-        "published_config": dict(published.stored),
+        "published_config": dict(stored.content),
         "prefix": published.prefix,
-        "dtype": published.dtype,
-        "dtypes": dict(published.dtypes),
+        # That of all tensors, or F32.
+        "dtype": next(iter(dtypes.values())) if len(set(dtypes.values())) == 1 else "F32",
+        "dtypes": dtypes,
         "uniform_share": uniform_share(stored),
     }
-    tokenizer = published_tokenizer(published, folder)
+    tokenizer = published_tokenizer(published)
     if tokenizer is None:
         facts["ends"] = published_ends(published)
         if facts["ends"] is None and facts["sequences"] != "packed":
@@ -327,10 +319,7 @@ def _published(
                 f"{stored.where} says sequences={facts['sequences']!r}, but not which tokens begin and end a "
                 "text; add bos_token_id and eos_token_id, or put the model's tokenizer.json beside it."
             )
-    params = {}
-    if read:
-        with placing(network, mesh, where) as place:
-            params = published_params(published, place)
+    params = placed_params(published, network, mesh, where) if read else {}
     return _model(network, params, tokenizer, facts)
 
 

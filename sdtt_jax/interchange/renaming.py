@@ -6,7 +6,6 @@ exact inverses of each other, bit for bit.
 
 import dataclasses
 import math
-import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -51,10 +50,7 @@ class Entry:
 def kernel(name: str, path: str, out_dim: int, in_dim: int, **how: Any) -> Entry:
     """The weight of a PyTorch linear map, `[out, in]`, whose kernel here is `[in, out]`.
 
-    Args:
-      name, path: their name and our path of the linear map.
-      out_dim, in_dim: its sizes.
-      **how: further fields of `Entry`.
+    `name` and `path` are those of the map; `how` are further fields of `Entry`.
     """
     return Entry(f"{name}.weight", f"{path}/kernel", (out_dim, in_dim), transpose=True, **how)
 
@@ -103,9 +99,6 @@ class Stored(NamedTuple):
     given: Given = NOTHING_GIVEN
 
 
-NOTHING_STORED = Stored(types.MappingProxyType({}))
-
-
 @dataclasses.dataclass(frozen=True)
 class Layout:
     """The format of a family of published checkpoints."""
@@ -137,10 +130,9 @@ def read_params(
 
     Args:
       table: which tensor goes where.
-      tensors: full name to array.
-      prefix: what all names begin with, for example `"backbone."`.
+      tensors: by full name; all names begin with `prefix`, for example `"backbone."`.
       where: the file or repository that errors name.
-      place: called with each parameter as soon as it is read; the array itself if None.
+      place: called with each parameter as soon as it is read; None keeps the array.
 
     Raises:
       CheckpointError: naming the tensors that are missing, not expected, of another shape, not the constant
@@ -162,8 +154,12 @@ def read_params(
                 "to a network with another head size or rotary base."
             )
     params: dict[str, Any] = {}
+
+    def size(entry: Entry) -> int:
+        return math.prod(entry.shape) * len(_names(entry.name, table.num_layers))
+
     # The largest first: while it is held twice, little else is there yet.
-    for entry in sorted(table.entries, key=lambda entry: -_size(entry, table.num_layers)):
+    for entry in sorted(table.entries, key=size, reverse=True):
         value = _read_entry(entry, table, tensors, prefix, where)
         params[entry.path] = value if place is None else place(entry.path, value)
         del value
@@ -197,14 +193,10 @@ def _read_entry(
 def write_params(table: Table, params: Mapping[str, Any], prefix: str) -> dict[str, np.ndarray]:
     """Converts our parameters to tensors in the published layout, by full name.
 
-    Args:
-      table: which tensor goes where.
-      params: our parameter tree, or any tree of the same form, such as gradients.
-      prefix: what all names begin with.
+    `params` may be any tree of the same form, such as gradients.
 
     Raises:
-      CheckpointError: naming the leaves of `params` that are missing, not expected or of another
-        shape.
+      CheckpointError: naming the leaves of `params` that are missing, not expected or of another shape.
     """
     ours, expected = flat_leaves(params), {entry.path for entry in table.entries}
     for what, paths in (("lack", expected - set(ours)), ("hold unexpected", set(ours) - expected)):
@@ -283,10 +275,6 @@ def shape_of(
             f"{where}: {name} has shape {list(shape)}; the file is damaged: download it again."
         )
     return shape
-
-
-def _size(entry: Entry, num_layers: int) -> int:
-    return math.prod(entry.shape) * (num_layers if LAYER in entry.name else 1)
 
 
 def _names(template: str, num_layers: int) -> list[str]:

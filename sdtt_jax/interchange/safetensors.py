@@ -40,11 +40,8 @@ WRAPPERS = (
 class TensorFile(Mapping[str, np.ndarray]):
     """The tensors of a file by name. Each is read when it is asked for, and none is kept.
 
-    Subclasses implement `_read`. Looking up or listing names reads nothing.
-
-    Args:
-      path: the file's path.
-      entries: what `_read` needs to know of each tensor, by name.
+    Subclasses implement `_read`; `entries` holds what it needs to know of each tensor, by name. Looking up or
+    listing names reads nothing.
 
     Raises:
       CheckpointError: on reading, a tensor with values that are not finite.
@@ -128,12 +125,6 @@ class Tensors(TensorFile):
         return np.fromfile(self.path, dtype, count, offset=offset).reshape(entry["shape"])
 
     @property
-    def dtype(self) -> str:
-        """The dtype that all tensors share; "F32" if they differ."""
-        found = {str(entry["dtype"]) for entry in self._entries.values()}
-        return found.pop() if len(found) == 1 else "F32"
-
-    @property
     def dtypes(self) -> dict[str, str]:
         """The dtype of each tensor."""
         return {name: str(entry["dtype"]) for name, entry in self._entries.items()}
@@ -196,17 +187,14 @@ class ShardedTensors(collections.ChainMap[str, np.ndarray]):
                 f"{index} says that {lost[0]} is in {named[lost[0]]}, which does not hold it; download both "
                 "again."
             )
-        holders = [(name, file) for file in files for name in shards[file]]
-        first = dict(reversed(holders))
-        twice = next(((name, file) for name, file in holders if first[name] != file), None)
-        if twice is not None:
-            name, file = twice
-            raise CheckpointError(
-                f"{name} is in two of the files that {index} names, {first[name]} and {file}; download both "
-                "again."
-            )
-        dtypes = {shard.dtype for shard in shards.values()}
-        self.dtype = dtypes.pop() if len(dtypes) == 1 else "F32"
+        first: dict[str, str] = {}
+        for file, shard in shards.items():
+            for name in shard:
+                if first.setdefault(name, file) != file:
+                    raise CheckpointError(
+                        f"{name} is in two of the files that {index} names, {first[name]} and {file}; "
+                        "download both again."
+                    )
         self.dtypes = {name: of for shard in shards.values() for name, of in shard.dtypes.items()}
 
 

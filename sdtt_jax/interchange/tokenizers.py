@@ -18,8 +18,8 @@ from sdtt_jax.interchange.gguf import GgufTensors
 from sdtt_jax.interchange.gguf_tokenizers import gguf_tokenizer
 from sdtt_jax.interchange.hub import BPE_FILES, TOKENIZER_FILES
 from sdtt_jax.interchange.layouts import LLAMA_LAYOUTS, Published
-from sdtt_jax.interchange.renaming import Stored
 from sdtt_jax.interchange.safetensors import require_content
+from sdtt_jax.paths import as_path
 
 # The least share of an embedding's rows that are tokens; a published model's last rows may be padding.
 LEAST_SHARE = 7 / 8
@@ -27,10 +27,10 @@ LEAST_SHARE = 7 / 8
 PROBES = ("Hello world", " Hello\n\n  it's 1984 ", "ÉCOLE e\u0301 “日本”")
 
 
-def published_tokenizer(model: Published, folder: Path) -> Tokenizer | None:
+def published_tokenizer(model: Published) -> Tokenizer | None:
     """The tokenizer of a published model; None where there is none that can be read.
 
-    A GGUF file's own is taken if its kind is known, else the tokenizer.json in the folder, or for the Llama
+    A GGUF file's own is taken if its kind is known, else the tokenizer.json next to it, or for the Llama
     family what vocab.json and merges.txt amount to (`bpe_files`). A model of GPT-2's size has GPT-2's
     tokenizer if there is no such file, or if it holds GPT-2's vocabulary and reads texts as GPT-2's does,
     unless its config names another by its digest.
@@ -45,8 +45,8 @@ def published_tokenizer(model: Published, folder: Path) -> Tokenizer | None:
             special = found.special
             _require_own_mask(model, special.mask_row, (special.bos_id, special.eos_id))
             return found
-    stored = Stored(model.stored, model.config_file)
-    normalize = claimed(stored, ("tokenizer_normalize",), NORMALIZE, "none")
+    normalize = claimed(model.stored, ("tokenizer_normalize",), NORMALIZE, "none")
+    folder = as_path(model.file).parent
     for name in (*TOKENIZER_FILES, *BPE_FILES):
         require_content(folder / name)
     llama = model.layout in LLAMA_LAYOUTS
@@ -80,7 +80,7 @@ def published_tokenizer(model: Published, folder: Path) -> Tokenizer | None:
 def _gpt2(model: Published, normalize: str) -> Gpt2Tokenizer | None:
     """GPT-2's tokenizer if it has the model's size, and the config does not name another one."""
     gpt2 = Gpt2Tokenizer(TokenizerConfig(kind="gpt2"), normalize)
-    named = model.stored.get("tokenizer_digest") in (None, gpt2.digest)
+    named = model.stored.content.get("tokenizer_digest") in (None, gpt2.digest)
     return gpt2 if named and gpt2.vocab_size == model.config.vocab_size else None
 
 
@@ -93,7 +93,7 @@ def _special(
     """BOS and EOS, by number in the model's config, or else by name in tokenizer_config.json, or as usual."""
     mask, rows = _numbering(model, tokenizer)
     # The last row need not be a named token: it is MASK where a causal model was made a denoiser.
-    named_by_file = mask not in (None, model.given.mask_id, rows - 1)
+    named_by_file = mask not in (None, model.stored.given.mask_id, rows - 1)
     if named_by_file and tokenizer.id_to_token(mask or 0) is None:
         raise CheckpointError(
             f"{model.file}: token {mask} should be MASK, but tokenizer.json beside it has no such token; "
@@ -108,7 +108,7 @@ def _special(
         )
 
     def number(which: str) -> int | None:
-        said = _said(model.stored, which)
+        said = _said(model.stored.content, which)
         return named.number(tokenizer, which) if said is None else said
 
     both = ends(number("bos"), number("eos")) or usual
@@ -126,7 +126,8 @@ def _numbering(model: Published, tokenizer: tokenizers.Tokenizer) -> tuple[int |
     if model.layout in LLAMA_LAYOUTS:
         return model.mask_row, model.config.columns
     # The tensors of these layouts have MASK last, wherever the tokenizer has it.
-    mask, size = model.stored.get("tokenizer_mask_row", model.mask_row), model.config.vocab_size
+    size = model.config.vocab_size
+    mask = model.stored.content.get("tokenizer_mask_row", model.mask_row)
     if mask is None and tokenizer.get_vocab_size() > size:
         mask = getattr(model.config, "mask_id", None)
     return mask, size + (mask is not None)
@@ -134,7 +135,7 @@ def _numbering(model: Published, tokenizer: tokenizers.Tokenizer) -> tuple[int |
 
 def published_ends(model: Published) -> tuple[int, int] | None:
     """BOS and EOS of a model without a tokenizer, in this library's numbering; None if unknown."""
-    found = ends(_said(model.stored, "bos"), _said(model.stored, "eos"))
+    found = ends(*(_said(model.stored.content, which) for which in ("bos", "eos")))
     mask = model.mask_row
     if found is not None:
         _require_own_mask(model, mask, found)
@@ -146,21 +147,21 @@ def _require_own_mask(model: Published, mask: int | None, both: tuple[int, int])
     if mask in both:
         raise CheckpointError(
             f"{model.file}: token {mask} is both MASK and {'BOS' if mask == both[0] else 'EOS'}; pass "
-            f"mask_id=…, or correct bos_token_id or eos_token_id in {model.config_file}."
+            f"mask_id=…, or correct bos_token_id or eos_token_id in {model.stored.where}."
         )
 
 
 def facts_of(tokenizer: Tokenizer) -> dict[str, Any]:
     """Fields of an exported model's config that identify its tokenizer, so that no other one is used."""
+    special = tokenizer.special if isinstance(tokenizer, HubTokenizer) else None
+    numbered = special or tokenizer
     said: dict[str, Any] = {
         "tokenizer_digest": tokenizer.digest,
         "tokenizer_normalize": tokenizer.normalize,
+        "bos_token_id": numbered.bos_id,
+        "eos_token_id": numbered.eos_id,
     }
-    if isinstance(tokenizer, HubTokenizer):
-        special = tokenizer.special
-        said |= {"bos_token_id": special.bos_id, "eos_token_id": special.eos_id}
-        return said | {"tokenizer_mask_row": special.mask_row}
-    return said | {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
+    return said if special is None else said | {"tokenizer_mask_row": special.mask_row}
 
 
 def unsaid_ends(content: Mapping[str, Any], tokenizer: Tokenizer | None) -> dict[str, int]:

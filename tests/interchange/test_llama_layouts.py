@@ -182,13 +182,13 @@ class TestWhatTheUserSays:
             sdtt_jax.load(folder)
 
     def test_of_the_hub_too_where_its_config_says_nothing(self, tmp_path, hub_of):
-        """It is downloaded before the config is read, and for no other model."""
+        """It is downloaded before the config is read."""
         folder = repository(tmp_path / "m", "a2d-qwen2", mask_token_id=None)
         names = {"mask_token": "#", "added_tokens_decoder": {str(MASK): {"content": "#"}}}
         (folder / "tokenizer_config.json").write_text(json.dumps(names))
         asked = hub_of(folder)
         assert sdtt_jax.load("some/repo").facts["mask_row"] == MASK
-        assert asked[:3] == ["model.safetensors", "config.json", "tokenizer_config.json"]
+        assert asked[1:4] == ["config.json", "tokenizer.json", "tokenizer_config.json"]
 
     def test_a_config_that_says_nothing_of_a_denoiser_is_a_causal_models(self, tmp_path):
         folder = repository(tmp_path / "m", "diffullama")
