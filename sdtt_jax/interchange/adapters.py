@@ -33,12 +33,10 @@ def adapter_facts(config: LoraConfig, root: Path, base: str) -> dict[str, Any]:
 def read_delivered(
     folder: Path, network_of: Callable[[dict[str, Any]], Network], mesh: Mesh | None
 ) -> tuple[Params, dict[str, Any]]:
-    """Reads the parameters and facts of a folder; adapters are merged with their base.
+    """Reads the parameters and facts that `save_params` wrote; adapters are merged with their base.
 
-    Args:
-      folder: the folder that `save_params` wrote.
-      network_of: maps the facts to the network.
-      mesh: the devices over which the parameters are spread; the first device if None.
+    `network_of` maps the facts to the network. The parameters are spread over the mesh, or lie on the first
+    device if it is None.
 
     Raises:
       CheckpointError: the folder is missing or damaged, or the base is missing or another one.
@@ -56,7 +54,11 @@ def read_delivered(
     network = network_of(facts)
     whole = None if mesh is None else network_shardings(network, mesh)
     base, _ = load_params(_base_of(folder, facts["base"]), mesh and _spread(network, mesh))
-    join = jax.jit(functools.partial(_joined, config=lora), out_shardings=whole)
+
+    def joined(base: Params, adapters: Params) -> Params:
+        return merged(frozen(base, lora), adapters, lora)
+
+    join = jax.jit(joined, out_shardings=whole)
     # Merged parameters need no base any more.
     return join(base, params), {n: x for n, x in facts.items() if n not in ("lora", "base")}
 
@@ -82,10 +84,6 @@ def network_shardings(network: Network, mesh: Mesh, lora: LoraConfig | None = No
 
 def _spread(network: Network, mesh: Mesh) -> Tree:
     return spread_shardings(unbox(abstract_params(network)), mesh)
-
-
-def _joined(base: Params, adapters: Params, config: LoraConfig) -> Params:
-    return merged(frozen(base, config), adapters, config)
 
 
 def _base_of(folder: Path, said: dict[str, str]) -> Path:

@@ -12,10 +12,16 @@ from sdtt_jax.interchange.hub import BPE_FILES
 
 # The classes whose code cuts and normalises texts as Qwen2's does, by `tokenizer_class`.
 QWEN2_CLASSES = ("DreamTokenizer", "Qwen2Tokenizer", "Qwen2TokenizerFast")
-_QWEN2_CUTS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+
+
+def cut_words(digits: str) -> pre_tokenizers.PreTokenizer:
+    """Cuts texts as Llama 3 and Qwen2 do, which differ only in the pattern of their groups of digits."""
+    letters = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
+    others = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    words = tokenizers.Regex(f"{letters}|{digits}|{others}")
+    split = pre_tokenizers.Split(words, "isolated")
+    in_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    return pre_tokenizers.Sequence([split, in_bytes])
 
 
 def tokenizer_of_files(folder: Path) -> bytes | None:
@@ -44,11 +50,6 @@ def tokenizer_of_files(folder: Path) -> bytes | None:
             f"{vocabulary}, {merges.name} and {NAMES_FILE} make no tokenizer ({error}); download them again."
         ) from None
     made.normalizer = normalizers.NFC()
-    made.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(tokenizers.Regex(_QWEN2_CUTS), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+    made.pre_tokenizer = cut_words(r"\p{N}")
     made.decoder = decoders.ByteLevel()
     return made.to_str().encode()

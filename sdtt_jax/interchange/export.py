@@ -61,7 +61,7 @@ def export_reference(model: Model | CausalModel, directory: PathLike) -> list[Pa
         bos_id = None if tokenizer is None else tokenizer.bos_id
         config = config or hub_config(sizes, bos_id) | training(model)
     prefix = facts.get("prefix", prefix)
-    tensors = as_stored(write_params(table, params, prefix), table, prefix, facts)
+    tensors = _as_stored(write_params(table, params, prefix), table, prefix, facts)
     config = config or reference_config(model)
     if isinstance(sizes, LlamaConfig):
         file, row = directory / CONFIG_FILE, table.mask_row
@@ -69,17 +69,11 @@ def export_reference(model: Model | CausalModel, directory: PathLike) -> list[Pa
     return write_repository(directory, tensors, config | unsaid_ends(config, tokenizer), tokenizer)
 
 
-def as_stored(
+def _as_stored(
     tensors: Mapping[str, np.ndarray], table: Table, prefix: str, facts: Mapping[str, Any]
 ) -> dict[str, np.ndarray]:
-    """Tensors in the dtypes that a published file has them in, with the copies of tied ones that it has.
-
-    Args:
-      tensors: by full name, float32.
-      table: of their layout.
-      prefix: what all names begin with.
-      facts: the model's; those of checkpoints of earlier versions hold one dtype for all tensors.
-    """
+    """Tensors in the dtypes that a published file has them in, with the copies of tied ones that it has."""
+    # Checkpoints of earlier versions hold one dtype for all tensors.
     dtypes, shared = facts.get("dtypes", {}), facts.get("dtype", "F32")
     copies = {copy: tensors[prefix + name] for copy, name in table.tied.items() if copy in dtypes}
     return {

@@ -43,12 +43,7 @@ def _last_first(finals: Iterable[Path]) -> list[Path]:
 
 
 def describe_folder(folder: Path, models: Sequence[Path]) -> str:
-    """Describes a folder without a model, in a sentence with a remedy.
-
-    Args:
-      folder: of any kind.
-      models: the folders in it that are models.
-    """
+    """Describes a folder without a model, in a sentence with a remedy; `models` are those in the folder."""
     folder = folder if folder.name else folder.absolute()
     for place in (folder, folder.parent):
         if all((place / part).is_dir() for part in STEP_PARTS):

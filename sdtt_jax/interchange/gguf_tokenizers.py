@@ -9,6 +9,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers
 from sdtt_jax.data import TokenizerConfig
 from sdtt_jax.data.tokenizer import HubTokenizer, Special
 from sdtt_jax.errors import CheckpointError, DataError
+from sdtt_jax.interchange.bpe_files import cut_words
 from sdtt_jax.interchange.gguf import GgufTensors
 
 START = "tokenizer.ggml."
@@ -17,18 +18,12 @@ TEXT, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4
 SPACE = "▁"  # in Llama 2's pieces
 # How texts are cut before pieces are merged, by the name that GGUF files give it.
 LLAMA3 = "llama-bpe"
-_LLAMA3_CUTS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 _GPT2_CUTS = pre_tokenizers.ByteLevel(add_prefix_space=False)
-_CUTS: dict[str, list[Any]] = {
-    "gpt-2": [_GPT2_CUTS],
-    "smollm": [pre_tokenizers.Digits(individual_digits=True), _GPT2_CUTS],
-    LLAMA3: [
-        pre_tokenizers.Split(tokenizers.Regex(_LLAMA3_CUTS), "isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ],
+_DIGITS = pre_tokenizers.Digits(individual_digits=True)
+_CUTS: dict[str, pre_tokenizers.PreTokenizer] = {
+    "gpt-2": pre_tokenizers.Sequence([_GPT2_CUTS]),
+    "smollm": pre_tokenizers.Sequence([_DIGITS, _GPT2_CUTS]),
+    LLAMA3: cut_words(r"\p{N}{1,3}"),
 }
 
 
@@ -37,10 +32,7 @@ def gguf_tokenizer(
 ) -> HubTokenizer | None:
     """The file's tokenizer; None if its kind is not supported.
 
-    Args:
-      tensors: the opened file.
-      rows: the number of rows of the model's embedding.
-      mask_row: the token that is MASK; None for a causal model.
+    `rows` and `mask_row` are as in `Special`.
 
     Raises:
       CheckpointError: the tokenizer lacks tokens, merges or special tokens, or has those of another model.
@@ -99,7 +91,7 @@ def _byte_level(
     # In Llama 3, a word that is a token is taken whole and not merged from parts.
     bpe = models.BPE(vocab=vocabulary, merges=merges, ignore_merges=kind == LLAMA3)
     made = tokenizers.Tokenizer(bpe)
-    made.pre_tokenizer = pre_tokenizers.Sequence(_CUTS[kind])
+    made.pre_tokenizer = _CUTS[kind]
     made.decoder = decoders.ByteLevel()
     return made
 

@@ -88,15 +88,8 @@ def completed(
 ) -> dict[str, Any]:
     """The published config, completed so that it alone describes the network.
 
-    It is changed only where the network also follows from the user's `Given` or tokenizer_config.json.
-
-    Args:
-      content: the published config.
-      config: the network's config, as it was read.
-      mask_row: MASK in the published numbering; None for a causal model.
-      layout: of the Llama family, in which the network is written.
-      tensors: by name, as they will be written.
-      file: where the config will be written.
+    It is changed only where the network also follows from the user's `Given` or tokenizer_config.json. The
+    network, with this config and MASK at `mask_row`, is written to `file` in this layout as these tensors.
     """
     stored = Stored(content, str(file))
     try:

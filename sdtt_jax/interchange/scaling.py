@@ -79,8 +79,7 @@ def gguf_divisors_scaling(
 
     Args:
       divisors: `[pairs]` float32, the tensor `rope_freqs.weight`.
-      config: the network's config, without a scaling.
-      stored: the config that errors name.
+      config, stored: of the network.
 
     Raises:
       CheckpointError: the divisors are not those of Llama 3.1 and later (for any factor), or the config has a

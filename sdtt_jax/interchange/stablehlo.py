@@ -75,13 +75,8 @@ def exported_sampler(
     """The sampler for one batch size and number of steps, lowered for all of `PLATFORMS` at once.
 
     It takes the parameters by path (`all_params`), the data `[2]` uint32 of a threefry key, and
-    `x_init: [batch_size, L]` int32, and returns the texts `[batch_size, L]` int32.
-
-    Args:
-      model: a denoiser.
-      config: the sampler's config.
-      batch_size: texts at once.
-      helper: the second model of a decoder that needs one.
+    `x_init: [batch_size, L]` int32, and returns the texts `[batch_size, L]` int32. `helper` is the second
+    model of a decoder that needs one.
 
     Raises:
       ConfigError: the model, or its helper, cannot do what the decoder asks of it.

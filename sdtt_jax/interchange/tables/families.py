@@ -65,9 +65,7 @@ def signs_of_a_denoiser(stored: Stored) -> list[str]:
 def is_causal(family: Family | None, stored: Stored) -> bool:
     """Whether a network is causal, according to user, config and family.
 
-    Args:
-      family: the config's; None if it is not known, and the user then specifies `causal` or `mask_id`.
-      stored: the config.
+    If the family is not known (None), the user specifies `causal` or `mask_id`.
     """
     given = stored.given
     if given.causal is not None:

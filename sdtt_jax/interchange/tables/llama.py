@@ -45,45 +45,30 @@ LONGEST_DENOISED = 1024
 
 
 class Names(NamedTuple):
-    """One layout's names for the tensors (without ".weight") and, by our names, for the config's fields."""
+    """One layout's names."""
 
-    embed: str
-    final: str
-    head: str
-    norm1: str
-    q: str
-    k: str
-    v: str
-    out: str
-    norm2: str
-    gate: str
-    up: str
-    down: str
-    q_norm: str
-    k_norm: str
-    fields: Mapping[str, str]
+    tensors: Mapping[str, str]  # by our paths, without ".weight"
+    fields: Mapping[str, str]  # of the config, by our names
 
 
 # The hub's, OLMo's and GGUF files' name for each; names within a block follow the layout's `_BLOCKS`.
-_OUTSIDE = {
+_TENSORS = {
     "embed": ("model.embed_tokens", "model.transformer.wte", "token_embd"),
     "final": ("model.norm", "model.transformer.ln_f", "output_norm"),
     "head": ("lm_head", "model.transformer.ff_out", "output"),
+    "blocks/norm1": ("input_layernorm", "attn_norm", "attn_norm"),
+    "blocks/attn_q": ("self_attn.q_proj", "q_proj", "attn_q"),
+    "blocks/attn_k": ("self_attn.k_proj", "k_proj", "attn_k"),
+    "blocks/attn_v": ("self_attn.v_proj", "v_proj", "attn_v"),
+    "blocks/attn_out": ("self_attn.o_proj", "attn_out", "attn_output"),
+    "blocks/norm2": ("post_attention_layernorm", "ff_norm", "ffn_norm"),
+    "blocks/mlp/gate": ("mlp.gate_proj", "ff_proj", "ffn_gate"),
+    "blocks/mlp/up": ("mlp.up_proj", "up_proj", "ffn_up"),
+    "blocks/mlp/down": ("mlp.down_proj", "ff_out", "ffn_down"),
+    "blocks/q_norm": ("self_attn.q_norm", "q_norm", "attn_q_norm"),
+    "blocks/k_norm": ("self_attn.k_norm", "k_norm", "attn_k_norm"),
 }
 _BLOCKS = ("model.layers.{layer}.", "model.transformer.blocks.{layer}.", "blk.{layer}.")
-_INSIDE = {
-    "norm1": ("input_layernorm", "attn_norm", "attn_norm"),
-    "q": ("self_attn.q_proj", "q_proj", "attn_q"),
-    "k": ("self_attn.k_proj", "k_proj", "attn_k"),
-    "v": ("self_attn.v_proj", "v_proj", "attn_v"),
-    "out": ("self_attn.o_proj", "attn_out", "attn_output"),
-    "norm2": ("post_attention_layernorm", "ff_norm", "ffn_norm"),
-    "gate": ("mlp.gate_proj", "ff_proj", "ffn_gate"),
-    "up": ("mlp.up_proj", "up_proj", "ffn_up"),
-    "down": ("mlp.down_proj", "ff_out", "ffn_down"),
-    "q_norm": ("self_attn.q_norm", "q_norm", "attn_q_norm"),
-    "k_norm": ("self_attn.k_norm", "k_norm", "attn_k_norm"),
-}
 _FIELDS = {
     "num_layers": ("num_hidden_layers", "n_layers", "block_count"),
     "num_heads": ("num_attention_heads", "n_heads", "head_count"),
@@ -110,10 +95,12 @@ MLP_WIDTHS = ("intermediate_size", "mlp_hidden_size", "feed_forward_length")
 
 
 def _names(column: int) -> Names:
-    outside = {role: names[column] for role, names in _OUTSIDE.items()}
-    inside = {role: _BLOCKS[column] + names[column] for role, names in _INSIDE.items()}
+    tensors = {
+        path: _BLOCKS[column] * path.startswith("blocks/") + names[column]
+        for path, names in _TENSORS.items()
+    }
     fields = {ours: name for ours, names in _FIELDS.items() if (name := names[column])}
-    return Names(**outside, **inside, fields=fields)
+    return Names(tensors, fields)
 
 
 HUB, OLMO, GGUF = map(_names, range(3))
@@ -127,45 +114,38 @@ def llama_table(names: Names, config: LlamaConfig) -> Table:
     d, mlp, rows = config.embed_dim, config.mlp_dim, config.columns
     heads, kv_heads = (config.num_heads, config.head_dim), (config.kv_heads, config.head_dim)
 
-    def scale(name: str, path: str, size: int) -> Entry:
-        return Entry(f"{name}.weight", f"{path}/scale", (size,))
+    def scale(path: str, size: int) -> Entry:
+        return Entry(f"{names.tensors[path]}.weight", f"{path}/scale", (size,))
 
-    embed = f"{names.embed}.weight"
+    def linear(path: str, out_dim: int, in_dim: int, **how: Any) -> Entry:
+        return kernel(names.tensors[path], path, out_dim, in_dim, **how)
+
+    embed, head = (f"{names.tensors[path]}.weight" for path in ("embed", "head"))
     entries = [
         Entry(embed, "embed/embedding", (rows, d), vocab_axis=0),
-        scale(names.final, "final", d),
-        scale(names.norm1, "blocks/norm1", d),
-        scale(names.norm2, "blocks/norm2", d),
+        scale("final", d),
+        scale("blocks/norm1", d),
+        scale("blocks/norm2", d),
     ]
-    for name, letter, shape in (
-        (names.q, "q", heads),
-        (names.k, "k", kv_heads),
-        (names.v, "v", kv_heads),
-    ):
+    for letter, shape in (("q", heads), ("k", kv_heads), ("v", kv_heads)):
         size, path = shape[0] * shape[1], f"blocks/attn_{letter}"
-        entries.append(kernel(name, path, size, d, reshape=(d, *shape)))
+        entries.append(linear(path, size, d, reshape=(d, *shape)))
         if config.qkv_bias:
-            entries.append(Entry(f"{name}.bias", f"{path}/bias", (size,), reshape=shape))
-    entries.append(
-        kernel(names.out, "blocks/attn_out", d, heads[0] * heads[1], reshape=(*heads, d))
-    )
-    if config.qk_norm:
-        entries += [
-            scale(names.q_norm, "blocks/q_norm", config.head_dim),
-            scale(names.k_norm, "blocks/k_norm", config.head_dim),
-        ]
+            bias = f"{names.tensors[path]}.bias"
+            entries.append(Entry(bias, f"{path}/bias", (size,), reshape=shape))
     entries += [
-        kernel(names.gate, "blocks/mlp/gate", mlp, d),
-        kernel(names.up, "blocks/mlp/up", mlp, d),
-        kernel(names.down, "blocks/mlp/down", d, mlp),
+        linear("blocks/attn_out", d, heads[0] * heads[1], reshape=(*heads, d)),
+        linear("blocks/mlp/gate", mlp, d),
+        linear("blocks/mlp/up", mlp, d),
+        linear("blocks/mlp/down", d, mlp),
     ]
-    head, tied = f"{names.head}.weight", {}
-    if config.tied_head:
-        tied = {head: embed}
-    else:
-        entries.append(kernel(names.head, "head/linear", rows, d, vocab_axis=0))
+    if config.qk_norm:
+        entries += [scale(f"blocks/{letter}_norm", config.head_dim) for letter in "qk"]
+    tied = {head: embed} if config.tied_head else {}
+    if not config.tied_head:
+        entries.append(kernel(names.tensors["head"], "head/linear", rows, d, vocab_axis=0))
     # Older exports carry their rotary frequencies along; a GGUF file's are in our config already.
-    ignored = [f"{names.q.rsplit('.', 1)[0]}.rotary_emb.inv_freq"]
+    ignored = [f"{names.tensors['blocks/attn_q'].rsplit('.', 1)[0]}.rotary_emb.inv_freq"]
     if names is GGUF:
         ignored.append(GGUF_DIVISORS)
     return Table(entries, config.num_layers, config.padded_vocab, ignored=ignored, tied=tied)
@@ -183,10 +163,10 @@ def _config(
     # Checked before the tensors, which other networks (quantised, other activations) may name otherwise.
     check_claims(stored, WHAT, file, LLAMA_CLAIMS)
     _require_known(names, stored)
-    rows, embed = shape_of(tensors, f"{prefix}{names.embed}.weight", file, dims=2)
-    gate = f"{prefix}{names.gate}.weight".replace(LAYER, "0")
-    sizes: dict[str, Any] = {"vocab_size": rows, "embed_dim": embed}
-    sizes["mlp_dim"], _ = shape_of(tensors, gate, file, dims=2)
+    first = {path: f"{prefix}{name}".replace(LAYER, "0") for path, name in names.tensors.items()}
+    rows, embed = shape_of(tensors, f"{first['embed']}.weight", file, dims=2)
+    mlp, _ = shape_of(tensors, f"{first['blocks/mlp/gate']}.weight", file, dims=2)
+    sizes: dict[str, Any] = {"vocab_size": rows, "embed_dim": embed, "mlp_dim": mlp}
     if names is HUB:
         sizes["norm_epsilon"] = 1e-6  # what its libraries take where the config does not say it
     for field, theirs in names.fields.items():
@@ -201,16 +181,15 @@ def _config(
                 f"{stored.where}: field {names.fields[field]!r} is missing; this is not the config of a "
                 "network of the Llama family."
             )
-    q, q_norm = (f"{prefix}{name}".replace(LAYER, "0") for name in (names.q, names.q_norm))
-    sizes["qkv_bias"] = f"{q}.bias" in tensors
-    sizes["qk_norm"] = f"{q_norm}.weight" in tensors
-    no_head = f"{prefix}{names.head}.weight" not in tensors
+    sizes["qkv_bias"] = f"{first['blocks/attn_q']}.bias" in tensors
+    sizes["qk_norm"] = f"{first['blocks/q_norm']}.weight" in tensors
+    no_head = f"{first['head']}.weight" not in tensors
     sizes["tied_head"] = claimed(stored, ("tie_word_embeddings", "weight_tying"), FLAG, no_head)
     scaling = (gguf_scaling if names is GGUF else hub_scaling)(stored)
     sizes["rotary_scaling"] = scaling
     allowed: dict[str, tuple[Any, ...]] = {"rope_type": (*UNSCALED, scaling.kind)}
     allowed |= dict.fromkeys(("vocab_size", "embedding_size"), (rows,))
-    allowed |= dict.fromkeys(WIDTHS, (embed,)) | dict.fromkeys(MLP_WIDTHS, (sizes["mlp_dim"],))
+    allowed |= dict.fromkeys(WIDTHS, (embed,)) | dict.fromkeys(MLP_WIDTHS, (mlp,))
     interval = claimed(stored, ("no_rope_layer_interval",), NUMBER, None)
     if (
         stored.content.get("no_rope_layers") is None
@@ -358,7 +337,7 @@ def _family(names: Names, stored: Stored) -> Family | None:
 def _layout(name: str, names: Names) -> Layout:
     return Layout(
         name=name,
-        anchor=f"{names.embed}.weight",
+        anchor=f"{names.tensors['embed']}.weight",
         prefixes=("",),
         config=lambda *found: _config(names, *found),
         table=lambda config: llama_table(names, config),
