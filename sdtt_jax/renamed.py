@@ -12,6 +12,8 @@ from collections.abc import Sequence
 MODULES = {
     "sdtt_jax.categorical": "sdtt_jax.ops.categorical",
     "sdtt_jax.configs": "sdtt_jax.config",
+    "sdtt_jax.data.gpt2": "sdtt_jax.data.tokenizer",
+    "sdtt_jax.data.ids": "sdtt_jax.data.tokenizer_base",
     "sdtt_jax.data.named": "sdtt_jax.data.corpora",
     "sdtt_jax.diffusion.choices": "sdtt_jax.diffusion.decoders.filling",
     "sdtt_jax.diffusion.masking": "sdtt_jax.diffusion.forward",

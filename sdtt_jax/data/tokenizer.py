@@ -4,7 +4,10 @@ MASK belongs to none of the vocabularies: it is `mask_id == vocab_size`, one pas
 """
 
 import dataclasses
+import functools
 import hashlib
+import importlib.resources
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +16,6 @@ import sentencepiece
 import tokenizers
 
 from sdtt_jax.config import choose, from_mapping, to_mapping
-from sdtt_jax.data import gpt2
 from sdtt_jax.data.config import TokenizerConfig
 from sdtt_jax.data.normalize import NORMALIZERS
 from sdtt_jax.data.tokenizer_base import MASK_PIECE as MASK_PIECE
@@ -32,6 +34,8 @@ from sdtt_jax.paths import as_path, read_json, write_json
 MODEL_FILE = "sentencepiece.model"
 HUB_FILE = "tokenizers.json"
 CONFIG_FILE = "tokenizer.json"
+# SHA-256 of the bytes of GPT-2's tokens, in the order of their ids and with a zero byte between them.
+GPT2_DIGEST = "80fc72dae333882a37b202858853685b0232e9dd624396c1024fb93536a62a83"
 PREPARE_AGAIN = "remove the data and tokenizer folders and prepare the data again"
 
 
@@ -39,9 +43,6 @@ def ends(bos: int | None, eos: int | None) -> tuple[int, int] | None:
     """BOS and EOS of a vocabulary; if it has only one of them, that serves as both; None if it has neither.
 
     Models that have no BOS were trained on texts each of which follows the end of another.
-
-    Args:
-      bos, eos: the vocabulary's own ids; None if it has none.
     """
     first, last = (eos if bos is None else bos), (bos if eos is None else eos)
     return None if first is None or last is None else (first, last)
@@ -77,6 +78,9 @@ class SentencePieceTokenizer(Tokenizer):
             return bytes([int(piece[1:-1], 16)]).decode("utf-8", errors="replace")
         return "⁇" if self._processor.is_unknown(token) else piece.replace(SPACE_SYMBOL, " ")
 
+    def name_of(self, token: int) -> str:
+        return self._processor.id_to_piece(token)
+
 
 class Gpt2Tokenizer(Tokenizer):
     """GPT-2's byte-level BPE, id for id; BOS = EOS = `<|endoftext|>` = 50256.
@@ -86,9 +90,9 @@ class Gpt2Tokenizer(Tokenizer):
 
     def __init__(self, config: TokenizerConfig, normalize: str):
         self.config, self.normalize = config, normalize
-        self._tokenizer = gpt2.byte_level_bpe()
+        self._tokenizer = _gpt2_bpe()
         self.vocab_size = self._tokenizer.get_vocab_size()
-        self.digest = gpt2.DIGEST
+        self.digest = GPT2_DIGEST
         self.bos_id = self.eos_id = self.vocab_size - 1
 
     def normalising(self, config: TokenizerConfig, normalize: str) -> "Gpt2Tokenizer":
@@ -111,6 +115,23 @@ class Gpt2Tokenizer(Tokenizer):
     def _piece(self, token: int) -> str:
         return self._decode_run([token])
 
+    def name_of(self, token: int) -> str | None:
+        return self._tokenizer.id_to_token(token)
+
+
+@functools.cache
+def _gpt2_bpe() -> tokenizers.Tokenizer:
+    """GPT-2's BPE from `gpt2_bpe/`; `<|endoftext|>` is its last token, and no text becomes it."""
+    folder = importlib.resources.files("sdtt_jax.data") / "gpt2_bpe"
+    vocabulary = json.loads((folder / "encoder.json").read_text("utf-8"))
+    # The first line says the version.
+    lines = (folder / "vocab.bpe").read_text("utf-8").split("\n")[1:]
+    merges = [(left, right) for left, right in (line.split(" ") for line in lines if line)]
+    bpe = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocabulary, merges=merges))
+    bpe.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = tokenizers.decoders.ByteLevel()
+    return bpe
+
 
 class Special(NamedTuple):
     """The special tokens of a published model, in its own numbering."""
@@ -129,11 +150,8 @@ class HubTokenizer(Tokenizer):
     Here MASK follows the vocabulary, wherever the published model has it: tokens that follow MASK there have
     ids here that are smaller by one. Special tokens that a text spells out ("<|im_start|>") become their ids.
 
-    Args:
-      config: of kind "hub" or "file".
-      normalize: as every tokenizer's.
-      model: a tokenizer.json.
-      special: the numbers that the tokenizer.json does not give.
+    The config's kind is "hub" or "file", `model` is a tokenizer.json, and `special` gives the numbers that
+    this file does not.
     """
 
     def __init__(self, config: TokenizerConfig, normalize: str, model: bytes, special: Special):
@@ -192,8 +210,8 @@ class HubTokenizer(Tokenizer):
     def _decode_run(self, ids: list[int]) -> str:
         return self._tokenizer.decode(self._theirs(ids), skip_special_tokens=False)
 
-    def _piece(self, token: int) -> str:
-        return self._decode_behind([token])
+    def name_of(self, token: int) -> str | None:
+        return self._tokenizer.id_to_token(*self._theirs([token]))
 
     def count_lost(self, text: str) -> int:
         return 0 if self._losses is None else self._losses.count(NORMALIZERS[self.normalize](text))

@@ -5,12 +5,12 @@ import contextlib
 import functools
 import itertools
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
 from sdtt_jax.config import require
 from sdtt_jax.data.config import TokenizerConfig
-from sdtt_jax.data.ids import one_text
 from sdtt_jax.data.normalize import (
     NORMALIZERS,
     require_characters,
@@ -69,10 +69,15 @@ class Tokenizer(abc.ABC):
         normalize = NORMALIZERS[self.normalize]
         return self.encode_normalized([normalize(text) for text in texts])
 
-    def encode_normalized(self, texts: list[str]) -> list[np.ndarray]:
-        """Already normalised texts, or parts of them, to a list of int32 ids `[n_i]`."""
+    def encode_normalized(
+        self, texts: list[str], error: type[UserError] = DataError
+    ) -> list[np.ndarray]:
+        """Already normalised texts, or parts of them, to a list of int32 ids `[n_i]`.
+
+        `error` is raised if a text holds half of a surrogate pair.
+        """
         for text in texts:
-            require_characters(text)
+            require_characters(text, error)
         return [np.asarray(row, np.int32) for row in self._encode_batch(texts)]
 
     def encode_piece(
@@ -80,14 +85,13 @@ class Tokenizer(abc.ABC):
     ) -> np.ndarray:
         """Part of a longer text to int32 ids `[n]`, keeping spaces at its beginning and end.
 
-        Normalisation strips whole documents; a prompt or the text between two gaps is not one. `error` is
-        raised if the text holds half of a surrogate pair; `behind` is as for `encode`.
+        Normalisation strips whole documents; a prompt or the text between two gaps is not one. `error` is as
+        for `encode_normalized`, `behind` as for `encode`.
         """
         require_text(text)
         # Between two letters, which every normalisation leaves alone.
         normalized = NORMALIZERS[self.normalize](f"a{text}a")[1:-1]
-        require_characters(normalized, error)
-        ids = np.asarray(self._encode_batch([normalized])[0], np.int32)
+        [ids] = self.encode_normalized([normalized], error)
         return self._behind(normalized, ids) if behind else ids
 
     def _behind(self, text: str, alone: np.ndarray) -> np.ndarray:
@@ -164,16 +168,13 @@ class Tokenizer(abc.ABC):
         BOS and EOS are `""`; MASK and ids out of range are `MASK_PIECE`. Joined, the pieces read like
         `decode`, except that a character spelled by several byte tokens shows as U+FFFD.
         """
-        read = {
-            "end": lambda _: "",
-            "first": lambda token: self._decode_run([token]),
-            "text": self._piece,
-            "mask": lambda _: MASK_PIECE,
-        }
         found, before = [], "end"
         for token in one_text(ids):
             kind = self._kind(token)
-            found.append(read["first" if kind == "text" and before == "end" else kind](token))
+            if kind == "text":
+                found.append(self._decode_run([token]) if before == "end" else self._piece(token))
+            else:
+                found.append(MASK_PIECE if kind == "mask" else "")
             before = kind
         return found
 
@@ -219,8 +220,37 @@ class Tokenizer(abc.ABC):
     def _decode_run(self, ids: list[int]) -> str:
         """Text of ids that are neither special nor out of range."""
 
+    def _piece(self, token: int) -> str:
+        """Text of a token that follows other text."""
+        return self._decode_behind([token])
+
     @abc.abstractmethod
-    def _piece(self, token: int) -> str: ...
+    def name_of(self, token: int) -> str | None:
+        """A token as its vocabulary writes it; None for an id that belongs to no token."""
+
+
+def one_text(ids: Iterable[int]) -> list[int]:
+    """The ids of one text, in any range, as a list; an array, of NumPy or JAX, is fetched all at once.
+
+    Raises:
+      ConfigError: they are not whole numbers `[length]`.
+    """
+    listed = not hasattr(ids, "shape") and isinstance(ids, Iterable)
+    several = list(ids) if listed else ids
+    if listed and all(type(token) is int for token in several):
+        return several  # type: ignore[return-value]  # NumPy has no dtype for numbers beyond 64 bits
+    try:
+        array: Any = np.asarray(several)
+    except ValueError:
+        raise ConfigError(
+            "ids must be whole numbers [length], not rows of other lengths; decode one text at a time."
+        ) from None
+    require(
+        array.ndim == 1 and (array.size == 0 or np.issubdtype(array.dtype, np.integer)),
+        f"ids must be whole numbers [length], not {array.dtype}{list(array.shape)}; decode one text at a "
+        "time.",
+    )
+    return array.tolist()
 
 
 def _spaces(text: str) -> int:

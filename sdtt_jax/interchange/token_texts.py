@@ -5,12 +5,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-import sentencepiece
-
-from sdtt_jax.data import Gpt2Tokenizer, Tokenizer
-from sdtt_jax.data.gpt2 import byte_level_bpe
-from sdtt_jax.data.tokenizer import HubTokenizer, SentencePieceTokenizer
-from sdtt_jax.data.tokenizer_json import read_tokenizer
+from sdtt_jax.data import SentencePieceTokenizer, Tokenizer
 
 UNREADABLE = "\ufffd"  # what bytes that are not UTF-8 decode to
 _BYTE = re.compile("<0x([0-9A-F]{2})>")
@@ -30,7 +25,8 @@ def token_texts(tokenizer: Tokenizer) -> dict[str, Any]:
     special = {tokenizer.bos_id, tokenizer.eos_id}
     alone = [tokenizer.decode([token]) for token in range(tokenizer.vocab_size)]
     pieces, first, spelt, unreadable = [], {}, {}, "part"
-    for token, name in enumerate(_names(tokenizer)):
+    for token in range(tokenizer.vocab_size):
+        name = tokenizer.name_of(token)
         pieces.append(tokenizer.decode([token], behind=True))
         if token in special or name is None:
             continue
@@ -96,20 +92,6 @@ def read_tokens(info: dict[str, Any], row: Iterable[int]) -> str:
                 parts.append(spelt(bytes.fromhex(read)) if in_bytes else read)
             texts[-1] += "".join(parts)
     return "\n".join(texts if texts[-1] else texts[:-1])
-
-
-def _names(tokenizer: Tokenizer) -> list[str | None]:
-    """Each token as its vocabulary writes it; None for ids that belong to no token."""
-    ids = list(range(tokenizer.vocab_size))
-    if isinstance(tokenizer, SentencePieceTokenizer):
-        pieces = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.model)
-        return [pieces.id_to_piece(i) for i in ids]
-    if isinstance(tokenizer, HubTokenizer):
-        mask = tokenizer.special.mask_row
-        theirs = read_tokenizer(tokenizer.model)
-        return [theirs.id_to_token(i + (mask is not None and i >= mask)) for i in ids]
-    assert isinstance(tokenizer, Gpt2Tokenizer)
-    return [byte_level_bpe().id_to_token(i) for i in ids]
 
 
 def _byte_level(name: str) -> str | None:
