@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+from tensorflow_datasets.core.dataset_info import DatasetIdentity
 from tensorflow_datasets.core.utils import shard_utils
 
 from sdtt_jax.errors import DataError
@@ -24,32 +25,12 @@ NAME, VERSION = "packed_tokens", "1.0.0"
 FOLDER = f"{NAME}/{VERSION}"
 
 
-class PackedTokens(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """Sequences of token ids of equal length, one a record."""
-
-    VERSION = tfds.core.Version(VERSION)
-    pkg_dir_path = None  # No citation or checksum files lie next to this module.
-
-    def __init__(self, data_dir: str | os.PathLike[str], length: int, dtype: np.dtype):
-        # Encoded as bytes, a sequence is the last length * itemsize bytes of its record, so the loader
-        # can read it without TFDS's decoder.
-        self._tokens = tfds.features.Tensor(shape=(length,), dtype=dtype, encoding="bytes")
-        super().__init__(file_format=FILE_FORMAT, data_dir=data_dir)
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        return tfds.core.DatasetInfo(
-            builder=self,
-            description=self.__doc__,
-            features=tfds.features.FeaturesDict({"tokens": self._tokens}),
-            # A batch is a function of (seed, step), so the order of records is part of the data.
-            disable_shuffling=True,
-        )
-
-    def _split_generators(self, dl_manager: Any) -> Any:
-        raise NotImplementedError("the shards are written by `write_shard`")
-
-    def _generate_examples(self) -> Any:
-        raise NotImplementedError("the shards are written by `write_shard`")
+def features(length: int, dtype: np.dtype) -> tfds.features.FeaturesDict:
+    """What a record holds, as TFDS describes it: a sequence of this length and dtype."""
+    # Encoded as bytes, a sequence is the last length * itemsize bytes of its record, so the loader can read
+    # it without TFDS's decoder.
+    tokens = tfds.features.Tensor(shape=(length,), dtype=dtype, encoding="bytes")
+    return tfds.features.FeaturesDict({"tokens": tokens})
 
 
 def shard_ends(records: int, num_shards: int) -> Sequence[int]:
@@ -64,9 +45,8 @@ def shard_name(split: str, number: int, count: int) -> str:
 
 def record_prefix(length: int, dtype: np.dtype) -> bytes:
     """The bytes that TFDS writes before each sequence; they depend on its length and dtype alone."""
-    builder = PackedTokens(tempfile.gettempdir(), length, dtype)  # where nothing is written
     row = np.zeros(length, dtype)
-    serialised: bytes = builder.info.features.serialize_example({"tokens": row})
+    serialised: bytes = features(length, dtype).serialize_example({"tokens": row})
     return serialised[: -row.nbytes]
 
 
@@ -82,14 +62,9 @@ def group_size(records: int) -> int:
 def write_shard(
     path: Path, prefix: bytes, rows: Iterable[np.ndarray], records: int, group: int = 1
 ) -> None:
-    """Writes a file of records, and checks that it holds all of them.
+    """Writes a local file of records, and checks that it holds as many as there must be.
 
-    Args:
-      path: the local file.
-      prefix: from `record_prefix`.
-      rows: sequences `[length]` of the dtype that the prefix was made for.
-      records: how many there must be.
-      group: from `group_size`.
+    `prefix` is from `record_prefix`, for the dtype of the `rows` `[length]`; `group` is from `group_size`.
 
     Raises:
       OSError: the disk is full, or something else kept the file from being written.
@@ -146,9 +121,16 @@ def write_info(
         for split, lengths in shards.items()
     ]
     with tempfile.TemporaryDirectory() as temporary:
-        builder = PackedTokens(temporary, length, dtype)
-        builder.info.set_splits(tfds.core.splits.SplitDict(splits))
-        builder.info.write_to_directory(temporary)
+        info = tfds.core.DatasetInfo(
+            builder=DatasetIdentity(NAME, tfds.core.Version(VERSION), temporary, __name__),
+            description="Sequences of token ids of equal length, one a record.",
+            features=features(length, dtype),
+            # A batch is a function of (seed, step), so the order of records is part of the data.
+            disable_shuffling=True,
+        )
+        info.set_file_format(FILE_FORMAT)
+        info.set_splits(tfds.core.splits.SplitDict(splits))
+        info.write_to_directory(temporary)
         for path in as_path(temporary).glob("*.json"):
             write_bytes(folder / FOLDER / path.name, path.read_bytes())
 
