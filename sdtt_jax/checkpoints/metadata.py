@@ -71,13 +71,9 @@ def _describes_an_array(entry: Any) -> bool:
 def require_same_leaves(
     stored: Mapping[str, Any], wanted: Mapping[str, Any], path: Path, *, typed: bool = True
 ) -> None:
-    """Checks that a checkpoint has the leaves of a model.
+    """Checks that a checkpoint, at `path`, has the leaves of a model, and their dtypes and shapes if `typed`.
 
-    Args:
-      stored: `[dtype, shape, digest]` of every leaf of the checkpoint, by path.
-      wanted: every leaf of the model by path, with dtype and shape if `typed`.
-      path: the checkpoint's path, named in errors.
-      typed: compare dtypes and shapes too.
+    `stored` holds `[dtype, shape, digest]` of every leaf by path, and `wanted` every leaf of the model.
 
     Raises:
       MismatchError: naming the first leaf that is missing, extra, or of another dtype or shape.

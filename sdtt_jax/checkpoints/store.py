@@ -291,17 +291,16 @@ def load_params(
     path = absolute(directory)
     with _naming_damaged(directory):
         metadata, table = _common_metadata(path)
-        shapes = {p: jax.ShapeDtypeStruct(s, jax.numpy.dtype(d)) for p, (d, s, _) in table.items()}
         shardings = shardings(metadata) if callable(shardings) else shardings
         if shardings is None or isinstance(shardings, jax.sharding.Sharding):
             one = shardings or SingleDeviceSharding(jax.local_devices()[0])
-            placement = dict.fromkeys(shapes, one)
+            placement = dict.fromkeys(table, one)
         else:
             placement = flat_leaves(shardings)
         require_same_leaves(table, placement, path, typed=False)
         abstract = {
-            p: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placement[p])
-            for p, x in shapes.items()
+            leaf: jax.ShapeDtypeStruct(shape, jax.numpy.dtype(dtype), sharding=placement[leaf])
+            for leaf, (dtype, shape, _) in table.items()
         }
         return nested(_read_leaves(path, "params", abstract, table)), metadata
 
@@ -349,12 +348,11 @@ def _read(path: Path, abstract: Tree, expect: Mapping[str, Any]) -> tuple[Tree, 
                 f"Checkpoint {path} belongs to another run: its {field} is {metadata[field]!r}, "
                 f"this run's is {wanted!r}."
             )
-    names = [leaf_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(abstract)]
-    leaves, structure = jax.tree.flatten(abstract)
-    wanted_leaves = dict(zip(names, leaves, strict=True))
+    leaves, structure = jax.tree_util.tree_flatten_with_path(abstract)
+    wanted_leaves = {leaf_name(place): leaf for place, leaf in leaves}
     require_same_leaves(table, wanted_leaves, path)
     restored = _read_leaves(path, "state", wanted_leaves, table)
-    return jax.tree.unflatten(structure, [restored[name] for name in names]), metadata
+    return jax.tree.unflatten(structure, [restored[name] for name in wanted_leaves]), metadata
 
 
 def _common_metadata(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
