@@ -44,19 +44,17 @@ class Corpus:
         """Its own split for evaluation, or None if it has none."""
         return next((split for split in (VALIDATION, TEST) if split in self.splits), None)
 
-    def parts(
-        self, split: str, folder: Path | None = None, part_bytes: int = reading.PART_BYTES
-    ) -> list[reading.Part]:
+    def parts(self, split: str, folder: Path | None = None) -> list[reading.Part]:
         """A split, from `folder` or wherever it is found, cut into parts; `DataError` if it is not found."""
         choose(f"split of {self.name}", split, self.splits)
         if isinstance(self.source, PublishedCorpus):
-            return self.source.parts(self.name, split, folder, part_bytes)
+            return self.source.parts(self.name, split, folder)
         require(
             folder is None,
             f"{self.name} is not a published corpus; leave out the folder of its files.",
         )
         if isinstance(self.source, Found):
-            return reading.plan(self.source.files, split, part_bytes)
+            return reading.plan(self.source.files, split)
         return [reading.Part(split, (reading.Piece(reading.NAMED, self.name, 0, -1, 0),))]
 
     def files(self, split: str, folder: Path | None = None) -> str:
@@ -73,16 +71,15 @@ _WIKIPEDIA = "CC BY-SA 3.0"
 
 def _published(repo: str, config: str, text_field: str = "text", **fields: Any) -> PublishedCorpus:
     """A data set in the hub's own conversion to Parquet."""
-    return PublishedCorpus(repo, f"{config}/{{split}}/*.parquet", text_field, **fields)
+    files, revision = f"{config}/{{split}}/*.parquet", "refs/convert/parquet"
+    return PublishedCorpus(repo, files, text_field, revision, **fields)
 
 
 def _pile(subset: str) -> PublishedCorpus:
     """One source of The Pile, from the copy without copyrighted texts."""
     files = {TRAIN: "train/*.jsonl.zst", VALIDATION: "val.jsonl.zst", TEST: "test.jsonl.zst"}
     one = "meta.pile_set_name", subset
-    return PublishedCorpus(
-        "monology/pile-uncopyrighted", files, revision="main", streamed=True, subset=one
-    )
+    return PublishedCorpus("monology/pile-uncopyrighted", files, streamed=True, subset=one)
 
 
 CORPORA: dict[str, Corpus] = {
@@ -109,7 +106,6 @@ CORPORA: dict[str, Corpus] = {
             PublishedCorpus(
                 "Skylion007/openwebtext",
                 "*/{split}-*.parquet",
-                revision="main",
                 tfds=("skylion007__openwebtext/plain_text", "text"),
                 streamed=True,
             ),
@@ -171,13 +167,13 @@ CORPORA: dict[str, Corpus] = {
         ),
         Corpus(
             "text8",
-            PublishedCorpus("afmck/text8", "data/{split}-*.parquet", revision="main"),
+            PublishedCorpus("afmck/text8", "data/{split}-*.parquet"),
             _ALL,
             licence=_WIKIPEDIA,
         ),
         Corpus(
             "tinystories",
-            PublishedCorpus("roneneldan/TinyStories", "data/{split}-*.parquet", revision="main"),
+            PublishedCorpus("roneneldan/TinyStories", "data/{split}-*.parquet"),
             SPLITS,
             licence="CDLA-Sharing-1.0",
         ),
@@ -186,7 +182,6 @@ CORPORA: dict[str, Corpus] = {
             PublishedCorpus(
                 "allenai/c4",
                 "en/c4-{split}.*.json.gz",
-                revision="main",
                 tfds=("c4/en", "text"),
                 streamed=True,
             ),
@@ -196,7 +191,7 @@ CORPORA: dict[str, Corpus] = {
         *(
             Corpus(
                 name,
-                PublishedCorpus("HuggingFaceFW/fineweb-edu", files, revision="main", streamed=True),
+                PublishedCorpus("HuggingFaceFW/fineweb-edu", files, streamed=True),
                 licence="ODC-By 1.0",
             )
             for name, files in (
@@ -231,10 +226,8 @@ CORPORA: dict[str, Corpus] = {
 def find_corpus(name: str, field: str = "data.corpus") -> Corpus:
     """The corpus of that name, or the user's own at that path.
 
-    Args:
-      name: a name in `CORPORA`, or the path of a .txt, .jsonl or .parquet file or of a folder of them. For a
-        folder with the name of a corpus, give a path with a slash: `./openwebtext`.
-      field: the field or flag that names it, for errors.
+    A path is that of a .txt, .jsonl or .parquet file or of a folder of them; for a folder with the name of a
+    corpus, it has a slash: `./openwebtext`. Errors name the field or flag.
     """
     if name in CORPORA:
         return CORPORA[name]
@@ -251,18 +244,13 @@ def find_corpus(name: str, field: str = "data.corpus") -> Corpus:
 class Recipe(NamedTuple):
     """How the rows of a corpus become documents."""
 
+    config: DataConfig
     fields: reading.Fields  # where a row's text is
-    # detokenize, normalize: names in `DETOKENIZERS` and `NORMALIZERS`.
-    detokenize: str
-    normalize: str
-    # skip_bad, sequences, length: as in `DataConfig`.
-    skip_bad: int
-    sequences: str = "packed"
-    length: int = 0
+    detokenize: str  # the config's, or else the corpus's own
 
     def rows(self, part: reading.Part) -> Iterator[reading.ReadRow]:
         """The cleaned text of every row of a part, "" where nothing is left of it."""
-        detokenize, normalize = DETOKENIZERS[self.detokenize], NORMALIZERS[self.normalize]
+        detokenize, normalize = DETOKENIZERS[self.detokenize], NORMALIZERS[self.config.normalize]
         for piece in part.pieces:
             for row in _read(piece, part.split, self.fields):
                 if isinstance(row, str):
@@ -277,7 +265,7 @@ class Recipe(NamedTuple):
             for row in self.rows(part):
                 if isinstance(row, reading.BadInputError):
                     bad += 1
-                    refuse_bad(row, bad, self.skip_bad)
+                    refuse_bad(row, bad, self.config.skip_bad)
                 elif row:
                     yield row
 
@@ -291,16 +279,14 @@ def _read(piece: reading.Piece, split: str, fields: reading.Fields) -> Iterator[
     return reading.read_file(piece, fields)
 
 
-def recipe(config: DataConfig, corpus: Corpus | None = None) -> Recipe:
-    """How the rows of a config's corpus become documents.
+def recipe(config: DataConfig, corpus: Corpus) -> Recipe:
+    """How the rows of a config's corpus, which `find_corpus` has found, become documents.
 
-    `text_field` is for the user's own files: a corpus of the table has its own, as it has its detokenizer. A
-    caller that has found the `corpus` gives it, since finding one may list many files.
+    `text_field` is for the user's own files: a corpus of the table has its own, as it has its detokenizer.
 
     Raises:
-      ConfigError: there is no such corpus, or it is one of the table and `text_field` names another field.
+      ConfigError: the corpus is one of the table, and `text_field` names another field.
     """
-    corpus = corpus or find_corpus(config.corpus)
     fields = reading.Fields(config.text_field)
     if not isinstance(corpus.source, Found):
         published = isinstance(corpus.source, PublishedCorpus)
@@ -312,8 +298,7 @@ def recipe(config: DataConfig, corpus: Corpus | None = None) -> Recipe:
             "data.corpus.",
         )
     own = corpus.detokenize if config.detokenize == "none" else config.detokenize
-    kind, length = config.sequences, config.length
-    return Recipe(fields, own, config.normalize, config.skip_bad, kind, length)
+    return Recipe(config, fields, own)
 
 
 def refuse_bad(bad: reading.BadInputError, count: int, allowed: int) -> None:
@@ -335,11 +320,7 @@ def documents(
 ) -> Iterator[str]:
     """The documents of a split, detokenised and normalised, in order, empty ones left out.
 
-    Args:
-      config: the corpus, its normalisation, and how many bad rows are skipped.
-      split: one of the corpus's splits.
-      folder: holds the files of a published corpus, `SPLIT.parquet` or the like.
-      field: the field or flag that names the corpus, for errors.
+    `folder` is as for `PublishedCorpus.parts`, `field` as for `find_corpus`.
 
     Raises:
       ConfigError: no such corpus or split, or no such file in `folder`.
@@ -363,9 +344,8 @@ def no_text(config: DataConfig, field: str = "data.corpus") -> DataError:
     return DataError(f"{field}: {config.corpus} holds no text{after}; give another file or folder.")
 
 
-def files_read(config: DataConfig) -> str:
+def files_read(corpus: Corpus) -> str:
     """For each split "3 of 5 files", with what is not read; "" unless a folder of the user's is read."""
-    corpus = find_corpus(config.corpus)
     if isinstance(corpus.source, Found):
         return corpus.files(TRAIN)
     splits = {split: corpus.files(split) for split in (TRAIN, corpus.held_out) if split}

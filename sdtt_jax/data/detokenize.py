@@ -36,69 +36,58 @@ _PAIRED_QUOTES = (r'(?<!\w)" ([^"\n]*?) "', r'"\1"')
 _NUMBER_SIGN = (r"(?<= )N(?= )", "1")
 _PLURAL_POSSESSIVE = (r"(?<=s) +'(?= |$)", "'")
 
-_PTB = _rules(
-    (r"-(?:lrb|LRB)-", "("),
-    (r"-(?:rrb|RRB)-", ")"),
-    (r" ?\\/ ?", "/"),
-    (r"`` *", '"'),
-    (r" *''", '"'),
-    _CONTRACTIONS,
-    _NEGATION,
-    _PLURAL_POSSESSIVE,
-    _NUMBER_SIGN,
-    _CLOSING,
-    _OPENING,
-    (r" *\n *", "\n"),
-)
-
-_WIKITEXT = _rules(
-    (r" @([-,.])@ ", r"\1"),
-    _CONTRACTIONS,
-    _NEGATION,
-    _PLURAL_POSSESSIVE,
-    _PAIRED_QUOTES,
-    _NUMBER_SIGN,
-    _CLOSING,
-    _OPENING,
-    (r"=(?: =)+", lambda signs: signs[0].replace(" ", "")),
-    (r" +° +", "°"),
-    (r" *\n *", "\n"),
-)
-
-_LM1B = _rules(
-    (r"\b(https?) : / / ", r"\1://"),
-    _CONTRACTIONS,
-    _NEGATION,
-    _PLURAL_POSSESSIVE,
-    (r"(?<=[A-Za-z]) - (?=[A-Za-z])", "-"),
-    _PAIRED_QUOTES,
-    _CLOSING,
-    _OPENING,
-)
-
-# GPT-2's evaluation also puts a newline before each text; here that is left to the code that scores it.
-_LAMBADA = _rules((r"[“”]|``|''", '"'), (r"^\s+|\s+$", ""))
-
-_SCIENTIFIC = _rules(
-    _CONTRACTIONS,
-    _NEGATION,
-    _PLURAL_POSSESSIVE,
-    _CLOSING,
-    _OPENING,
-    (r" *\n *", "\n"),
-)
-
-
 DETOKENIZERS: dict[str, Callable[[str], str]] = {
     "none": str,
     # Penn Treebank: brackets, quotes, contractions; N becomes 1, and `<unk>` stays.
-    "ptb": _PTB,
+    "ptb": _rules(
+        (r"-(?:lrb|LRB)-", "("),
+        (r"-(?:rrb|RRB)-", ")"),
+        (r" ?\\/ ?", "/"),
+        (r"`` *", '"'),
+        (r" *''", '"'),
+        _CONTRACTIONS,
+        _NEGATION,
+        _PLURAL_POSSESSIVE,
+        _NUMBER_SIGN,
+        _CLOSING,
+        _OPENING,
+        (r" *\n *", "\n"),
+    ),
     # WikiText: `@-@`, `@,@` and `@.@`, headings, quotes, spacing; N becomes 1.
-    "wikitext": _WIKITEXT,
+    "wikitext": _rules(
+        (r" @([-,.])@ ", r"\1"),
+        _CONTRACTIONS,
+        _NEGATION,
+        _PLURAL_POSSESSIVE,
+        _PAIRED_QUOTES,
+        _NUMBER_SIGN,
+        _CLOSING,
+        _OPENING,
+        (r"=(?: =)+", lambda signs: signs[0].replace(" ", "")),
+        (r" +° +", "°"),
+        (r" *\n *", "\n"),
+    ),
     # One Billion Words: spacing, contractions, hyphens and addresses.
-    "lm1b": _LM1B,
-    # LAMBADA: typographic and doubled quotes become straight ones.
-    "lambada": _LAMBADA,
+    "lm1b": _rules(
+        (r"\b(https?) : / / ", r"\1://"),
+        _CONTRACTIONS,
+        _NEGATION,
+        _PLURAL_POSSESSIVE,
+        (r"(?<=[A-Za-z]) - (?=[A-Za-z])", "-"),
+        _PAIRED_QUOTES,
+        _CLOSING,
+        _OPENING,
+    ),
+    # LAMBADA: typographic and doubled quotes become straight ones. GPT-2's evaluation also puts a newline
+    # before each text; here that is left to the code that scores it.
+    "lambada": _rules((r"[“”]|``|''", '"'), (r"^\s+|\s+$", "")),
     # The arXiv and PubMed corpora: spacing and line ends.
-    "scientific_papers": _SCIENTIFIC,
+    "scientific_papers": _rules(
+        _CONTRACTIONS,
+        _NEGATION,
+        _PLURAL_POSSESSIVE,
+        _CLOSING,
+        _OPENING,
+        (r" *\n *", "\n"),
+    ),
 }

@@ -11,16 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sdtt_jax.data.config import DataConfig
-from sdtt_jax.data.corpora import (
-    SPLITS,
-    TRAIN,
-    VALIDATION,
-    Recipe,
-    find_corpus,
-    no_text,
-    recipe,
-)
+from sdtt_jax.data.corpora import SPLITS, TRAIN, VALIDATION, Corpus, Recipe, no_text
 from sdtt_jax.data.reading import Part
 from sdtt_jax.errors import DataError
 
@@ -68,23 +59,7 @@ def digest(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
-def corpus_parts(config: DataConfig, part_bytes: int) -> list[Part]:
-    """All parts of a corpus: of its train split, then of its own split for evaluation, if it has one."""
-    corpus = find_corpus(config.corpus)
-    # A config that does not suit the corpus is refused before anything is fetched.
-    recipe(config, corpus)
-    parts = corpus.parts(TRAIN, part_bytes=part_bytes)
-    if corpus.held_out is not None:
-        parts += corpus.parts(corpus.held_out, part_bytes=part_bytes)
-    return parts
-
-
-def split_number(part: Part) -> int:
-    """The number in SPLITS of a part's split; a corpus's test split counts as its validation split."""
-    return SPLITS.index(TRAIN if part.split == TRAIN else VALIDATION)
-
-
-def first_rule(config: DataConfig, parts: Iterable[Part]) -> Rule:
+def first_rule(corpus: Corpus, how: Recipe, parts: Iterable[Part]) -> Rule:
     """How documents are cut as they are read: not at all, unless the corpus has only a few.
 
     Reads only as many documents as it takes to decide that.
@@ -92,14 +67,14 @@ def first_rule(config: DataConfig, parts: Iterable[Part]) -> Rule:
     Raises:
       DataError: there is no text, or so little that one of the splits would be empty.
     """
-    divided = find_corpus(config.corpus).held_out is not None
+    config = how.config
     rule = Rule("tails", fraction=config.validation_fraction)
     seen: set[int] = set()
     splits: set[str] = set()
-    for text in recipe(config).texts(parts):
+    for text in how.texts(parts):
         seen.add(digest(text))
         splits |= {split for split, _ in rule.cut(text, TRAIN)}
-        if divided or len(seen) >= FEWEST_DOCUMENTS:
+        if corpus.held_out is not None or len(seen) >= FEWEST_DOCUMENTS:
             return Rule("own")
     if not seen:
         raise no_text(config)
@@ -120,22 +95,25 @@ def first_rule(config: DataConfig, parts: Iterable[Part]) -> Rule:
 
 
 def make_rule(
-    config: DataConfig, first: Rule, rows: Sequence[int], indices: Callable[[], Iterable[Index]]
+    corpus: Corpus,
+    fraction: float,
+    first: Rule,
+    rows: Sequence[int],
+    indices: Callable[[], Iterable[Index]],
 ) -> Rule:
     """The rule by which a corpus is divided, given the rule from `first_rule`.
 
-    `rows` holds the number of rows of each part, including bad and empty ones; `indices` starts a pass over
-    the indices of the parts.
+    `fraction` is `data.validation_fraction`; `rows` holds the number of rows of each part, including bad and
+    empty ones; `indices` starts a pass over the indices of the parts.
     """
-    corpus = find_corpus(config.corpus)
     if corpus.held_out is not None or first.kind == "tails":
         return first
     if corpus.held_out_rows:
         total = sum(rows)
         enough = total >= 10 * corpus.held_out_rows
-        held_out = corpus.held_out_rows if enough else round(total * config.validation_fraction)
+        held_out = corpus.held_out_rows if enough else round(total * fraction)
         return Rule("rows", total - max(1, held_out))
-    return Rule("digests", _smallest_digests(indices, config.validation_fraction))
+    return Rule("digests", _smallest_digests(indices, fraction))
 
 
 def _smallest_digests(indices: Callable[[], Iterable[Index]], fraction: float) -> int:

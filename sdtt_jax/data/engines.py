@@ -50,12 +50,16 @@ def local(workers: int) -> Engine:
     if workers == 1:
         return in_process
 
+    # JAX's threads do not survive a fork.
+    context = multiprocessing.get_context("spawn")
+
     def run(tasks: Sequence[T]) -> Iterator[T]:
         waiting, losses = list(tasks), 0
         others = multiprocessing.active_children()
         while waiting:
-            with _pool(min(workers, len(waiting))) as pool:
-                futures = {pool.submit(_run, task): task for task in waiting}
+            count = min(workers, len(waiting))
+            with concurrent.futures.ProcessPoolExecutor(count, context, _start_worker) as pool:
+                futures = {pool.submit(task.run): task for task in waiting}
                 try:
                     for future in concurrent.futures.as_completed(futures):
                         future.result()
@@ -81,12 +85,6 @@ def local(workers: int) -> Engine:
     return run
 
 
-def _pool(workers: int) -> concurrent.futures.ProcessPoolExecutor:
-    # JAX's threads do not survive a fork.
-    context = multiprocessing.get_context("spawn")
-    return concurrent.futures.ProcessPoolExecutor(workers, context, _start_worker)
-
-
 def _start_worker() -> None:
     """Prepares a worker: the tokenizer starts no threads, Ctrl-C is ignored, and it ends with its parent."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -100,10 +98,6 @@ def _leave_with_parent() -> None:
     if parent is not None:
         parent.join()  # returns when the parent has died, even if it was killed
         os._exit(1)
-
-
-def _run(task: Task) -> None:
-    task.run()
 
 
 def _run_pickled(task: bytes) -> None:

@@ -37,11 +37,7 @@ def find_files(path: Path, field: str = "data.corpus") -> Found:
     """The files at an existing path: the file itself, or all files below a folder.
 
     Links are followed, and each folder and file is visited once. Hidden files and folders are left out: they
-    belong to file managers and editors.
-
-    Args:
-      path: the file or folder.
-      field: the field or flag that names it, for errors.
+    belong to file managers and editors. Errors name the field or flag that holds the path.
 
     Raises:
       ConfigError: the path is neither a file of a known kind nor a folder that holds one.
@@ -74,7 +70,9 @@ def _walk(folder: Path, folders: set[str], files: dict[str, Path]) -> None:
     """Adds the files below a folder to `files`, by their real paths, and the folders in it to `folders`."""
     try:
         # Links come last, so that a file is known by its own name where it has one here.
-        entries = sorted(folder.iterdir(), key=lambda entry: (_is_link(entry), entry))
+        entries = sorted(
+            folder.iterdir(), key=lambda file: (not is_remote(file) and file.is_symlink(), file)
+        )
     except OSError as error:
         raise DataError(f"{folder} cannot be listed: {error.strerror}.") from None
     for entry in entries:
@@ -94,10 +92,6 @@ def _walk(folder: Path, folders: set[str], files: dict[str, Path]) -> None:
 def _real(path: Path) -> str:
     """The path with links resolved; a bucket has none."""
     return str(path) if is_remote(path) else os.path.realpath(path)
-
-
-def _is_link(path: Path) -> bool:
-    return not is_remote(path) and path.is_symlink()
 
 
 def _refuse_dangling(path: Path) -> None:

@@ -15,18 +15,18 @@ from typing import Any
 import numpy as np
 
 from sdtt_jax.data.config import DataConfig
-from sdtt_jax.data.corpora import SPLITS, recipe, refuse_bad
-from sdtt_jax.data.division import (
-    Index,
-    Rule,
-    choices,
-    corpus_parts,
-    first_rule,
-    make_rule,
-    pieces,
+from sdtt_jax.data.corpora import (
+    SPLITS,
+    TRAIN,
+    Corpus,
+    Recipe,
+    find_corpus,
+    recipe,
+    refuse_bad,
 )
+from sdtt_jax.data.division import Index, Rule, choices, first_rule, make_rule, pieces
 from sdtt_jax.data.engines import Engine, in_process
-from sdtt_jax.data.reading import PART_BYTES, BadInputError, Part
+from sdtt_jax.data.reading import BadInputError, Part
 from sdtt_jax.data.tasks import ReadPart, Store, written
 
 # Wraps the items of a pass to report its progress. Arguments: items, purpose, the bytes or characters of all
@@ -46,11 +46,33 @@ def untracked(items: Iterable[Any], purpose: str, total: int, size: Callable[[An
 class CorpusReading:
     """A corpus that is being read."""
 
-    config: DataConfig  # of the data
-    parts: Sequence[Part]  # of the corpus
+    corpus: Corpus
+    how: Recipe
+    # Of its train split, then of its own split for evaluation, if it has one.
+    parts: Sequence[Part]
     rule: Rule  # how documents are cut as they are read
     work: Path  # folder for intermediate files
-    passes: Callable[..., None]  # `run_tasks` with its engine and progress
+    engine: Engine[Any]
+    track: Track
+
+    def run(self, tasks: Sequence[Any], purpose: str) -> None:
+        """Runs all tasks that are not finished, and raises an error once there are too many bad rows."""
+        finished: list[Any] = []
+        todo: list[Any] = []
+        for task in tasks:
+            (finished if task.is_finished else todo).append(task)
+        if finished:
+            purpose += f" ({len(finished)} of {len(tasks)} parts are done)"
+        size = sum(task.bytes for task in todo)
+        bad = 0
+        for task in itertools.chain(
+            finished, self.track(self.engine(todo), purpose, size, lambda task: task.bytes)
+        ):
+            if isinstance(task, ReadPart):
+                found = task.store.record(task.number)
+                bad += found["counts"].get("bad", 0)
+                for kind, named in found["bad"].items():
+                    refuse_bad(BadInputError(kind, named[-1]), bad, self.how.config.skip_bad)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,8 +93,7 @@ class Ingested:
 
     def texts(self, split: str) -> Iterator[str]:
         """A pass over the documents of a split."""
-        how = recipe(self.read.config)
-        return pieces(how, self.read.rule, self.read.parts, self.sides(), split)
+        return pieces(self.read.how, self.read.rule, self.read.parts, self.sides(), split)
 
     def totals(self) -> dict[str, "collections.Counter[str]"]:
         """Counts of documents, characters and tokens (with EOS) of each split, and of "dropped" documents."""
@@ -99,29 +120,11 @@ def start_reading(
     config: DataConfig, work: Path, engine: Engine[Any] = in_process, track: Track = untracked
 ) -> CorpusReading:
     """Finds a corpus and cuts it into parts; `work` is the folder for intermediate files."""
-    parts = corpus_parts(config, PART_BYTES)
-    passes = functools.partial(run_tasks, engine=engine, track=track)
-    return CorpusReading(config, parts, first_rule(config, parts), work, passes)
-
-
-def run_tasks(tasks: Sequence[Any], purpose: str, *, engine: Engine[Any], track: Track) -> None:
-    """Runs all tasks that are not finished, and raises an error once there are too many bad rows."""
-    finished: list[Any] = []
-    todo: list[Any] = []
-    for task in tasks:
-        (finished if task.is_finished else todo).append(task)
-    if finished:
-        purpose += f" ({len(finished)} of {len(tasks)} parts are done)"
-    bad = 0
-    for task in itertools.chain(
-        finished,
-        track(engine(todo), purpose, sum(task.bytes for task in todo), lambda task: task.bytes),
-    ):
-        if isinstance(task, ReadPart):
-            found = task.store.record(task.number)
-            bad += found["counts"].get("bad", 0)
-            for kind, named in found["bad"].items():
-                refuse_bad(BadInputError(kind, named[-1]), bad, task.how.skip_bad)
+    corpus = find_corpus(config.corpus)
+    how = recipe(config, corpus)  # refuses an unsuitable config before anything is fetched
+    splits = (TRAIN, corpus.held_out) if corpus.held_out else (TRAIN,)
+    parts = [part for split in splits for part in corpus.parts(split)]
+    return CorpusReading(corpus, how, parts, first_rule(corpus, how, parts), work, engine, track)
 
 
 def ingest(read: CorpusReading, tokenizer: tuple[Path, np.dtype] | None) -> Ingested:
@@ -135,18 +138,18 @@ def ingest(read: CorpusReading, tokenizer: tuple[Path, np.dtype] | None) -> Inge
     where = ""
     if tokenizer is not None:
         store, where = Store(str(read.work / TOKENS), tokenizer[1].name), str(tokenizer[0])
-    how = recipe(read.config)
     tasks = [
-        ReadPart(number, part, how, read.rule, store, where)
+        ReadPart(number, part, read.how, read.rule, store, where)
         for number, part in enumerate(read.parts)
     ]
-    read.passes(tasks, "tokenising" if tokenizer else "reading the corpus")
-    rows = [store.record(number)["counts"].get("rows", 0) for number in range(len(tasks))]
-    division = Ingested(read, read.rule, store)
+    read.run(tasks, "tokenising" if tokenizer else "reading the corpus")
+    numbers, config = range(len(tasks)), read.how.config
+    rows = [store.record(number)["counts"].get("rows", 0) for number in numbers]
     learned = first.path(0, ".json").exists()
-    divided = Ingested(read, read.rule, first) if learned else division
-    rule = make_rule(read.config, read.rule, rows, divided.indices)
-    chosen = choices(rule, read.config.deduplicate, rows, division.indices)
+    divided = functools.partial(map, (first if learned else store).documents, numbers)
+    rule = make_rule(read.corpus, config.validation_fraction, read.rule, rows, divided)
+    indices = functools.partial(map, store.documents, numbers)
+    chosen = choices(rule, config.deduplicate, rows, indices)
     for number, sides in enumerate(chosen):
         with written(store.path(number, ".sides")) as file:
             file.write(sides.tobytes())

@@ -30,12 +30,8 @@ def inspect_data(
     """Inspects a prepared corpus.
 
     Counts cover everything. Lengths, tokens and compression are measured on at most four million tokens of
-    each split; `looked_at` is their number, without padding.
-
-    Args:
-      data_dir, tokenizer_dir: what `prepare` wrote.
-      records: how many random sequences of each split are decoded.
-      seed: decides which sequences they are.
+    each split; `looked_at` is their number, without padding. `records` random sequences of each split are
+    decoded.
 
     Returns:
       `info` and `manifest` as they are stored ({} for data without a manifest), `digests` ("equal", or what

@@ -51,14 +51,8 @@ def shuffled(
 
     The batches of all steps, laid end to end, are epochs, each a random permutation of the records. An
     epoch's end may fall within a batch. Nothing but the arguments enters, so a resumed run needs no state and
-    any number of hosts sees the same global batches.
-
-    Args:
-      size: how many records there are.
-      seed: the seed of the permutations, at least 0.
-      step: number of the batch, from 0.
-      batch_size: records of the global batch.
-      rows: which rows of the batch are wanted; all if None.
+    any number of hosts sees the same global batches, of `batch_size` records each. `seed` and `step` are at
+    least 0; `rows` are the rows of the batch that are wanted, all if None.
     """
     _check_batch(seed, step, batch_size)
     positions = _places(step, batch_size, rows)
@@ -153,14 +147,10 @@ def _mixed(weights: tuple[float, ...]) -> Any:
 
     # Endless, because `_shuffled` divides the numbers into epochs.
     endless = [
-        grain.MapDataset.range(2**48).map(functools.partial(_pair, number))
+        grain.MapDataset.range(2**48).map(lambda place, number=number: (number, place))
         for number in range(len(weights))
     ]
     return grain.MapDataset.mix(endless, weights)
-
-
-def _pair(number: int, place: int) -> tuple[int, int]:
-    return number, place
 
 
 def _places(step: int, batch_size: int, rows: slice | None) -> range:
@@ -189,12 +179,7 @@ def _epoch_seed(seed: int, epoch: int) -> int:
 
 
 def open_split(directory: str | Path, split: str, cache_bytes: int = CACHE_BYTES) -> Split:
-    """Opens a split that `prepare` wrote.
-
-    Args:
-      directory: the data folder.
-      split: `train` or `validation`.
-      cache_bytes: hold the split in memory if it is at most this large.
+    """Opens a split that `prepare` wrote, `train` or `validation`; holds it in memory up to `cache_bytes`.
 
     Raises:
       DataError: no such split, or a shard is missing, of the wrong size or damaged, or there is a

@@ -47,64 +47,53 @@ def encode_documents(
         is longer or whose own BOS or EOS would move the end of its prompt or completion, or a text of the
         kind "padded" that goes on after an EOS. Such a document is left out if it returns.
     """
+    encoded: Iterator[np.ndarray | BadInputError]
+    if kind == "prompted":
+        encoded = (_encode_pair(tokenizer, text, length) for text in texts)
+    else:
+        pairs = _encode_texts(tokenizer, texts)
+        encoded = (_without_special(tokenizer, text, ids, kind) for text, ids in pairs)
+    for ids in encoded:
+        if isinstance(ids, BadInputError):
+            refuse(ids)
+        else:
+            yield ids
+
+
+def _encode_texts(tokenizer: Tokenizer, texts: Iterable[str]) -> Iterator[tuple[str, np.ndarray]]:
+    """Each text with its ids `[n]`; they are encoded many at a time, and very long ones in stretches."""
     waiting: list[str] = []
     size = 0
     for text in texts:
-        pair = kind == "prompted"
-        if pair and text.count(PROMPT_END) != 1:
-            raise _no_prompt()
-        alone = pair or len(text) > 2 * _CHARACTERS_AT_ONCE
-        if not alone:
+        long = len(text) > 2 * _CHARACTERS_AT_ONCE
+        if not long:
             waiting.append(text)
             size += len(text)
-        if alone or len(waiting) >= _DOCUMENTS_AT_ONCE or size >= _CHARACTERS_AT_ONCE:
-            batch = zip(waiting, tokenizer.encode_batch(waiting), strict=True)
-            yield from _without_faults(tokenizer, batch, kind, refuse)
+        if long or len(waiting) >= _DOCUMENTS_AT_ONCE or size >= _CHARACTERS_AT_ONCE:
+            yield from zip(waiting, tokenizer.encode_batch(waiting), strict=True)
             waiting, size = [], 0
-        if pair:
-            prompt, completion = text.split(PROMPT_END)
-            ids = _encode_pair(tokenizer, prompt, completion, length)
-            if isinstance(ids, BadInputError):
-                refuse(ids)
-            else:
-                yield ids
-        elif alone:
+        if long:
             # Normalised as a whole: on its own a stretch would lose the space at its beginning.
             whole = NORMALIZERS[tokenizer.normalize](text)
             parts = [_encode_stretch(tokenizer, s) for s in _stretches(tokenizer, whole)]
-            yield from _without_faults(tokenizer, [(text, np.concatenate(parts))], kind, refuse)
-    batch = zip(waiting, tokenizer.encode_batch(waiting), strict=True)
-    yield from _without_faults(tokenizer, batch, kind, refuse)
+            yield text, np.concatenate(parts)
+    yield from zip(waiting, tokenizer.encode_batch(waiting), strict=True)
 
 
-def _without_faults(
-    tokenizer: Tokenizer,
-    encoded: Iterable[tuple[str, np.ndarray]],
-    kind: str,
-    refuse: Callable[[BadInputError], None],
-) -> Iterator[np.ndarray]:
-    """Yields the texts without a special token where none may be; passes the faults of others to `refuse`.
+def _without_special(
+    tokenizer: Tokenizer, text: str, ids: np.ndarray, kind: str
+) -> np.ndarray | BadInputError:
+    """The ids, or a fault if they hold a special token where none may be.
 
     Published vocabularies spell special tokens. In "padded" sequences the first EOS ends the text, so an EOS
-    at the very end of the text is dropped, because `with_eos` adds it again.
+    at the very end of the text is dropped, because `ended` adds it again.
     """
-    for text, ids in encoded:
-        fault = _text_fault(tokenizer, text, ids, kind)
-        if fault is not None:
-            refuse(fault)
-        else:
-            yield ids[:-1] if kind == "padded" and tokenizer.eos_id in ids[-1:] else ids
-
-
-def _text_fault(
-    tokenizer: Tokenizer, text: str, ids: np.ndarray, kind: str
-) -> BadInputError | None:
     if tokenizer.mask_id in ids:
         name, token, why = "MASK", tokenizer.mask_id, _NO_MASK
     elif kind == "padded" and tokenizer.eos_id in ids[:-1]:
         name, token, why = "EOS", tokenizer.eos_id, _ENDS
     else:
-        return None
+        return ids[:-1] if kind == "padded" and tokenizer.eos_id in ids[-1:] else ids
     at = int(np.argmax(ids == token))
     behind = f"after {tokenizer.decode(ids[max(0, at - 8) : at])!r}, " if at else ""
     return BadInputError(
@@ -114,16 +103,18 @@ def _text_fault(
     )
 
 
-def _encode_pair(
-    tokenizer: Tokenizer, prompt: str, completion: str, length: int | None
-) -> np.ndarray | BadInputError:
-    """Encodes prompt and completion as `model.prompts` does, so that sampling sees the ids of training.
+def _encode_pair(tokenizer: Tokenizer, text: str, length: int | None) -> np.ndarray | BadInputError:
+    """Encodes a prompt and its completion as `model.prompts` does, so that sampling sees the ids of training.
 
     Unknown characters are unk, as in other documents, even where nothing else is left of a part.
     Published vocabularies spell special tokens. Of those, an EOS in the prompt, or at the very end of the
     completion, changes nothing (see `ops.sequences.arrange`); others are returned as a fault.
     """
-    before, behind = (tokenizer.encode_piece(part) for part in (prompt, completion))
+    parts = text.split(PROMPT_END)
+    if len(parts) != 2:
+        raise _no_prompt()
+    prompt, completion = parts
+    before, behind = map(tokenizer.encode_piece, parts)
     kind, remedy = "BOS or EOS in a pair", "take it out, leave the pair out of the file"
     fault, size = "", len(before) + len(behind) + 2
     if tokenizer.mask_id in before or tokenizer.mask_id in behind:
@@ -153,37 +144,27 @@ def _encode_stretch(tokenizer: Tokenizer, stretch: str) -> np.ndarray:
     return ids
 
 
-def with_eos(
-    documents: Iterable[np.ndarray], length: int, sequences: Sequences
-) -> Iterator[np.ndarray]:
-    """Documents with EOS after each: one array for each, in order, for the stream that `cut` cuts.
+def ended(tokens: np.ndarray, length: int, sequences: Sequences) -> np.ndarray:
+    """A document's ids `[n]` with EOS after them, for the stream that `cut` cuts.
 
     For the kinds with padding, EOS fills the document's last sequence, so that each document has one or
     several whole sequences of its own. A document that already fills them gets no EOS: its end is not
     marked, as in the inner sequences of a long one, since one EOS more would begin another sequence, an empty
     text. A document of the kind "prompted" must have a prompt; `encode_documents` has checked that it fits
-    into one sequence, with EOS.
-
-    Args:
-      documents: ids of each document, `[n]`.
-      length: tokens in a sequence.
-      sequences: their kind, and the ids of BOS and EOS.
+    into one sequence, with EOS. `length` and `sequences` are as for `pack`.
     """
-    for tokens in documents:
-        if sequences.kind == "prompted" and sequences.bos_id not in tokens:
-            raise _no_prompt()
-        more = 1
-        if sequences.has_padding:
-            more = -len(tokens) % length if len(tokens) else length
-        yield np.concatenate([tokens, np.full(more, sequences.eos_id, tokens.dtype)])
+    if sequences.kind == "prompted" and sequences.bos_id not in tokens:
+        raise _no_prompt()
+    more = 1
+    if sequences.has_padding:
+        more = -len(tokens) % length if len(tokens) else length
+    return np.concatenate([tokens, np.full(more, sequences.eos_id, tokens.dtype)])
 
 
 def text_ends(rows: np.ndarray, sequences: Sequences) -> tuple[np.ndarray, np.ndarray]:
     """Which tokens are the EOS of a document, and which are padding: bool, the shape of `rows`.
 
-    Args:
-      rows: `[n, length]` sequences without the BOS and EOS around wrapped ones.
-      sequences: their kind, and the ids of BOS and EOS.
+    The rows are `[n, length]` sequences without the BOS and EOS around wrapped ones.
     """
     ends = rows == sequences.eos_id
     if not sequences.has_padding:
@@ -233,7 +214,7 @@ def chunk_length(length: int, sequences: Sequences) -> int:
 def pack(
     documents: Iterable[np.ndarray], length: int, sequences: Sequences
 ) -> Iterator[np.ndarray]:
-    """Joins documents with EOS after each, as `with_eos` does, and cuts the stream into sequences `[length]`.
+    """Joins documents with EOS after each, as `ended` adds it, and cuts the stream into sequences `[length]`.
 
     With `sequences.wrap`, every sequence is `[BOS] chunk [EOS]` around `length - 2` tokens of the stream, as
     MDLM (arXiv 2406.07524) and SDTT train on; otherwise the sequences are the chunks themselves. The rest of
@@ -246,16 +227,11 @@ def pack(
       length: tokens in a sequence.
       sequences: their kind, whether they are wrapped, and the ids of BOS and EOS.
     """
-    yield from cut(with_eos(documents, length, sequences), length, sequences)
+    yield from cut((ended(ids, length, sequences) for ids in documents), length, sequences)
 
 
 def cut(stream: Iterable[np.ndarray], length: int, sequences: Sequences) -> Iterator[np.ndarray]:
-    """Cuts a stream of tokens, in arrays `[n]` of any length, into sequences `[length]`, as `pack` does.
-
-    Args:
-      stream: of ids, as from `with_eos`.
-      length, sequences: as for `pack`.
-    """
+    """Cuts a stream of ids, in arrays `[n]` of any length, into sequences `[length]`, as `pack` does."""
     size, ends = chunk_length(length, sequences), (sequences.bos_id, sequences.eos_id)
     waiting: list[np.ndarray] = []
     count = 0

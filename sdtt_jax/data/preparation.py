@@ -17,7 +17,7 @@ from sdtt_jax.data.config import DataConfig, TokenizerConfig
 from sdtt_jax.data.corpora import TRAIN
 from sdtt_jax.data.engines import Engine, in_process
 from sdtt_jax.data.ingest import CorpusReading, Track, ingest, start_reading, untracked
-from sdtt_jax.data.making import given_tokenizer, train_tokenizer
+from sdtt_jax.data.making import train_tokenizer
 from sdtt_jax.data.normalize import PROMPT_END
 from sdtt_jax.data.reading import samples_digest
 from sdtt_jax.data.records import INFO_FILE, made_with, read_info
@@ -85,14 +85,19 @@ def prepare(
     given: Tokenizer | None = None
     if tokenizer is not None:
         given = tokenizer.normalising(tokenizer_config, data_config.normalize)
-    elif tokenizer_config.kind == "file":
-        given = given_tokenizer(tokenizer_config, data_config.normalize)
+    elif tokenizer_config.kind != "sentencepiece":
+        given = train_tokenizer(tokenizer_config, (), data_config.normalize)
     read = start_reading(data_config, work, engine, track)
-    digest = None if given is None else given.digest
-    samples = samples_digest(read.parts)
-    _continue(work, partial, _plan(asked, parts=read.parts, samples=samples, given=digest))
+    # What determines the tokens of every part.
+    plan = _without_limit(asked) | {
+        "version": __version__,
+        "parts": read.parts,
+        "samples": samples_digest(read.parts),
+        "given": None if given is None else given.digest,
+    }
+    _continue(work, partial, json.loads(json.dumps(plan)))
     try:
-        vocabulary = _vocabulary(read, tokenizer_config, given, track)
+        vocabulary = _vocabulary(read, tokenizer_config, given)
         if (partial / INFO_FILE).exists():
             content = read_json(partial / INFO_FILE) | asked
         else:
@@ -101,7 +106,8 @@ def prepare(
             _deliver(vocabulary, tokenizer_dir)
         write_json(partial / INFO_FILE, content)
         if partial != data_dir:
-            _remove_half_written(partial)
+            for path in partial.rglob(".*"):  # which workers that were killed left
+                path.unlink()
             partial.rename(data_dir)
         remove_tree(work)
     except BaseException as error:
@@ -111,12 +117,6 @@ def prepare(
             remove_tree(partial)
         raise
     return _info_from(content, data_dir)
-
-
-def _plan(asked: dict[str, Any], **facts: Any) -> dict[str, Any]:
-    """What determines the tokens of every part."""
-    plan = _without_limit(asked) | {"version": __version__} | facts
-    return json.loads(json.dumps(plan))
 
 
 def _without_limit(asked: dict[str, Any]) -> dict[str, Any]:
@@ -139,32 +139,20 @@ def _continue(work: Path, partial: Path, plan: dict[str, Any]) -> None:
     write_json(work / PLAN, plan)
 
 
-def _remove_half_written(folder: Path) -> None:
-    """Removes what workers that were killed left in a folder on a disk, in which all else is finished."""
-    for path in folder.rglob(".*"):
-        path.unlink()
-
-
-def _vocabulary(
-    read: CorpusReading, config: TokenizerConfig, given: Tokenizer | None, track: Track
-) -> Tokenizer:
+def _vocabulary(read: CorpusReading, config: TokenizerConfig, given: Tokenizer | None) -> Tokenizer:
     """The vocabulary: given, learned now, or learned by an earlier run that was stopped."""
-    folder = read.work / TOKENIZER
+    folder, data = read.work / TOKENIZER, read.how.config
     if (folder / CONFIG_FILE).exists():
         return load_tokenizer(folder)
-    tokenizer: Tokenizer
-    if given is not None:
-        tokenizer = given
-    elif config.kind != "sentencepiece":
-        tokenizer = train_tokenizer(config, (), read.config.normalize)
-    else:
+    tokenizer = given
+    if tokenizer is None:
         division = ingest(read, None)
         characters = sum(split["characters"] for split in division.totals().values())
         plain = division.texts(TRAIN)
-        if read.config.sequences == "prompted":
+        if data.sequences == "prompted":
             plain = (text.replace(PROMPT_END, "\n") for text in plain)
-        texts = track(plain, "learning the vocabulary", characters, len)
-        tokenizer = train_tokenizer(config, texts, read.config.normalize)
+        texts = read.track(plain, "learning the vocabulary", characters, len)
+        tokenizer = train_tokenizer(config, texts, data.normalize)
     folder.mkdir(parents=True, exist_ok=True)
     save_tokenizer(tokenizer, folder)
     return tokenizer

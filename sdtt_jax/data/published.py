@@ -27,8 +27,7 @@ class PublishedCorpus:
     # Glob pattern of a split's files in the repository, with `{split}` for its name; or a pattern by split.
     files: str | Mapping[str, str]
     text_field: str = "text"  # the field or column that holds the text
-    # Branch of the repository; `refs/convert/parquet` is the hub's own conversion.
-    revision: str = "refs/convert/parquet"
+    revision: str = "main"  # branch of the repository
     # Its name in TFDS, with its config, and the feature that holds the text; None if TFDS lacks it.
     tfds: tuple[str, str] | None = None
     # Whether the hub's copy is read over the network (of Parquet, only the text's column) and never stored;
@@ -41,21 +40,13 @@ class PublishedCorpus:
         """Where a row's text is."""
         return reading.Fields(self.text_field, self.tfds[1] if self.tfds else "", self.subset)
 
-    def parts(
-        self, name: str, split: str, folder: Path | None, part_bytes: int
-    ) -> list[reading.Part]:
-        """A split, as parts of at least `part_bytes`.
+    def parts(self, name: str, split: str, folder: Path | None) -> list[reading.Part]:
+        """A split, cut into parts.
 
-        They are read from the first of these that exists: `folder`; the folder `name` in
+        They are read from the first of these that is there: `folder`, if given; the folder `name` in
         $SDTT_JAX_CORPORA; the newest version that TFDS has prepared; the hub's copy. A folder holds
         `SPLIT.parquet`, `.jsonl` or `.txt`, or files of these kinds in `SPLIT/`, or is what TFDS has
         prepared.
-
-        Args:
-          name: what the corpus is called, for the folder and for messages.
-          split: one of the corpus's splits.
-          folder: where to look instead of the places above.
-          part_bytes: as for `reading.plan`.
 
         Raises:
           ConfigError: `folder` lacks the split (the message says which file to put there), or has it twice.
@@ -63,14 +54,15 @@ class PublishedCorpus:
         """
         place = self._place(name, folder)
         if place is None:
-            return reading.plan(self._from_hub(name, split), split, part_bytes)
+            return reading.plan(self._from_hub(name, split), split)
         found = self.found(name, split, folder)
         if found is not None:
-            return reading.plan(found.files, split, part_bytes)
+            return reading.plan(found.files, split)
         assert self.tfds is not None
-        return reading.gather(
-            _tfds_pieces(place, split, self.tfds[1], part_bytes), split, part_bytes
-        )
+        data = _tfds_builder(str(place), split, self.tfds[1]).info.splits[split]
+        size = max(1, data.num_bytes // max(1, data.num_examples))
+        sizes = itertools.repeat(size, data.num_examples)
+        return reading.gather(reading.ranges(reading.TFDS, str(place), sizes), split)
 
     def found(self, name: str, split: str, folder: Path | None) -> Found | None:
         """The files of a split in the folder that is read; None if it is read by TFDS or from the hub.
@@ -179,16 +171,6 @@ def _tfds_builder(folder: str, split: str, feature: str) -> Any:
             "file_format='array_record'."
         )
     return builder
-
-
-def _tfds_pieces(
-    folder: Path, split: str, feature: str, part_bytes: int
-) -> Iterator[reading.Piece]:
-    found = _tfds_builder(str(folder), split, feature).info.splits[split]
-    size = max(1, found.num_bytes // max(1, found.num_examples))
-    return reading.ranges(
-        reading.TFDS, str(folder), itertools.repeat(size, found.num_examples), part_bytes
-    )
 
 
 def read_tfds(

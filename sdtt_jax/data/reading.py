@@ -84,43 +84,39 @@ class BadInputError(DataError):
 ReadRow = str | BadInputError | None
 
 
-def plan(
-    files: Iterable[str | os.PathLike[str]], split: str, part_bytes: int = PART_BYTES
-) -> list[Part]:
+def plan(files: Iterable[str | os.PathLike[str]], split: str) -> list[Part]:
     """Cuts the files of a split, in their order, into parts that depend on nothing else.
 
-    Small files are read together up to `part_bytes`; large ones are cut if they can be.
+    Small files are read together up to PART_BYTES; large ones are cut if they can be.
     """
-    return gather(
-        (piece for file in files for piece in _pieces(str(file), part_bytes)), split, part_bytes
-    )
+    return gather((piece for file in files for piece in _pieces(str(file))), split)
 
 
-def gather(pieces: Iterable[Piece], split: str, part_bytes: int = PART_BYTES) -> list[Part]:
-    """Joins the pieces of a split into parts of at least `part_bytes`."""
+def gather(pieces: Iterable[Piece], split: str) -> list[Part]:
+    """Joins the pieces of a split into parts of at least PART_BYTES."""
     parts, waiting, size = [], [], 0
     for piece in pieces:
         waiting.append(piece)
         size += piece.bytes
-        if size >= part_bytes:
+        if size >= PART_BYTES:
             parts.append(Part(split, tuple(waiting)))
             waiting, size = [], 0
     return parts + ([Part(split, tuple(waiting))] if waiting else [])
 
 
-def ranges(kind: str, path: str, sizes: Iterable[int], part_bytes: int) -> Iterator[Piece]:
-    """Cuts a source whose items have these sizes, in bytes, into pieces of at least `part_bytes`."""
+def ranges(kind: str, path: str, sizes: Iterable[int]) -> Iterator[Piece]:
+    """Cuts a source whose items have these sizes, in bytes, into pieces of at least PART_BYTES."""
     start, size, stop = 0, 0, 0
     for stop, item in enumerate(sizes, start=1):
         size += item
-        if size >= part_bytes:
+        if size >= PART_BYTES:
             yield Piece(kind, path, start, stop, size)
             start, size = stop, 0
     if stop > start:
         yield Piece(kind, path, start, stop, size)
 
 
-def _pieces(path: str, part_bytes: int) -> Iterator[Piece]:
+def _pieces(path: str) -> Iterator[Piece]:
     kind = kind_of_file(path)
     assert kind is not None
     try:
@@ -129,15 +125,15 @@ def _pieces(path: str, part_bytes: int) -> Iterator[Piece]:
             with open_file(path) as file:
                 found = _parquet(file).metadata
             sizes = [found.row_group(i).total_byte_size for i in range(found.num_row_groups)]
-            yield from ranges(kind, path, sizes, part_bytes)
+            yield from ranges(kind, path, sizes)
             return
     except (OSError, ValueError):
         size = 0  # Reading the file will show what is wrong.
-    if kind != ".jsonl" or size <= part_bytes or codec_of(path):
+    if kind != ".jsonl" or size <= PART_BYTES or codec_of(path):
         yield Piece(kind, path, 0, -1, size)
         return
-    for start in range(0, size, part_bytes):
-        stop = min(start + part_bytes, size)
+    for start in range(0, size, PART_BYTES):
+        stop = min(start + PART_BYTES, size)
         yield Piece(kind, path, start, stop, stop - start)
 
 

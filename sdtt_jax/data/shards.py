@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from sdtt_jax.data.config import DataConfig
-from sdtt_jax.data.corpora import SPLITS, TRAIN, VALIDATION, files_read, find_corpus, recipe
+from sdtt_jax.data.corpora import SPLITS, TRAIN, VALIDATION, files_read
 from sdtt_jax.data.ingest import CorpusReading, Ingested, ingest
 from sdtt_jax.data.packing import chunk_length, text_ends
 from sdtt_jax.data.records import Shard
@@ -55,7 +55,7 @@ def write_shards(read: CorpusReading, tokenizer: Tokenizer, partial: Path) -> di
     """
     from sdtt_jax.data import builders  # imports TFDS, which takes half a second
 
-    config = read.config
+    config = read.how.config
     # Ids of any vocabulary up to GPT-2's fit 16 bits, which halves the shards.
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.int32)
     division = ingest(read, (read.work / TOKENIZER, dtype))
@@ -66,28 +66,16 @@ def write_shards(read: CorpusReading, tokenizer: Tokenizer, partial: Path) -> di
     lengths: dict[str, list[int]] = {}
     for side, split in enumerate(SPLITS):
         records = _num_sequences(config, split, totals[split]["tokens"], sequences)
+        group, ends = builders.group_size(records), division.ends(side)
+        shared = ends, division.store, config.length, sequences, prefix, group
         stops = builders.shard_ends(records, config.num_shards)
-        lengths[split] = [stop - start for start, stop in itertools.pairwise((0, *stops))]
-        ends = division.ends(side)
-        for number, (start, stop) in enumerate(itertools.pairwise((0, *stops))):
-            name = builders.shard_name(split, number, len(stops))
+        ranges = list(itertools.pairwise((0, *stops)))
+        lengths[split] = [stop - start for start, stop in ranges]
+        for number, (start, stop) in enumerate(ranges):
+            name = builders.shard_name(split, number, len(ranges))
             path, record = partial / builders.FOLDER / name, read.work / SHARDS / f"{name}.json"
-            tasks.append(
-                WriteShard(
-                    str(path),
-                    str(record),
-                    side,
-                    start,
-                    stop,
-                    ends,
-                    division.store,
-                    config.length,
-                    sequences,
-                    prefix,
-                    builders.group_size(records),
-                )
-            )
-    read.passes(tasks, "writing the shards")
+            tasks.append(WriteShard(str(path), str(record), side, start, stop, *shared))
+    read.run(tasks, "writing the shards")
     size = len(prefix) + config.length * dtype.itemsize
     builders.write_info(partial, config.length, dtype, lengths, size)
     shards, digests = [], {}
@@ -98,7 +86,7 @@ def write_shards(read: CorpusReading, tokenizer: Tokenizer, partial: Path) -> di
     manifest = _manifest(division, totals, tokenizer, lengths, digests)
     write_json(partial / MANIFEST_FILE, manifest)
     return {
-        "info": dataclasses.asdict(_info(read, division, totals, tokenizer, tasks)),
+        "info": dataclasses.asdict(_info(division, totals, tokenizer, lengths, tasks)),
         "dtype": dtype.name,
         "tokenizer_digest": tokenizer.digest,
         "shards": [dataclasses.asdict(shard) for shard in shards],
@@ -118,30 +106,26 @@ def _num_sequences(config: DataConfig, split: str, tokens: int, sequences: Seque
 
 
 def _info(
-    read: CorpusReading,
     division: Ingested,
     totals: dict[str, "collections.Counter[str]"],
     tokenizer: Tokenizer,
+    lengths: dict[str, list[int]],
     tasks: Sequence[WriteShard],
 ) -> DataInfo:
-    train, validation = totals[TRAIN], totals[VALIDATION]
-    num_train, num_validation = (
-        sum(task.last - task.first for task in tasks if task.split == side)
-        for side in map(SPLITS.index, (TRAIN, VALIDATION))
-    )
+    read, train, validation = division.read, totals[TRAIN], totals[VALIDATION]
     fingerprint, padding = _fingerprint(tasks)
     return DataInfo(
         vocab_size=tokenizer.vocab_size,
-        length=read.config.length,
+        length=read.how.config.length,
         bos_id=tokenizer.bos_id,
         eos_id=tokenizer.eos_id,
-        num_train=num_train,
-        num_validation=num_validation,
+        num_train=sum(lengths[TRAIN]),
+        num_validation=sum(lengths[VALIDATION]),
         num_documents=train["documents"] + validation["documents"],
         num_characters=train["characters"] + validation["characters"],
         characters_per_token=train["characters"] / (train["tokens"] - padding),
         fingerprint=fingerprint,
-        files=files_read(read.config),
+        files=files_read(read.corpus),
         num_unknown=sum(division.store.record(i).get("unknown", 0) for i in range(len(read.parts))),
     )
 
@@ -168,9 +152,7 @@ def _manifest(
     shards: dict[str, str],
 ) -> dict[str, Any]:
     """The manifest: what was read, what each filter removed, and what was written."""
-    config, parts = division.read.config, division.read.parts
-    corpus = find_corpus(config.corpus)
-    how = recipe(config, corpus)
+    corpus, how, parts = division.read.corpus, division.read.how, division.read.parts
     counts = collections.Counter[str]()
     named: dict[str, list[str]] = {}
     for number in range(len(parts)):
@@ -198,7 +180,7 @@ def _manifest(
             "rows": rows,
             "sha256_of_digests": digest.hexdigest(),
         },
-        "cleaning": {"detokenize": how.detokenize, "normalize": how.normalize},
+        "cleaning": {"detokenize": how.detokenize, "normalize": how.config.normalize},
         "taken_away": dict(sorted(counts.items())) | {"duplicates": totals["dropped"]["documents"]},
         "bad_input": named,
         "division": division.rule._asdict(),

@@ -8,16 +8,16 @@ import collections
 import contextlib
 import functools
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from sdtt_jax.data.corpora import SPLITS, Recipe, refuse_bad
-from sdtt_jax.data.division import DOCUMENT, Index, Rule, digest, split_number
+from sdtt_jax.data.corpora import SPLITS, TRAIN, VALIDATION, Recipe, refuse_bad
+from sdtt_jax.data.division import DOCUMENT, Index, Rule, digest
 from sdtt_jax.data.normalize import PROMPT_END
-from sdtt_jax.data.packing import chunk_length, cut, encode_documents, with_eos
+from sdtt_jax.data.packing import chunk_length, cut, encode_documents, ended
 from sdtt_jax.data.reading import BadInputError, Part
 from sdtt_jax.data.tokenizer import CONFIG_FILE, Tokenizer, load_tokenizer
 from sdtt_jax.errors import DataError
@@ -54,7 +54,7 @@ class Store(NamedTuple):
         return read_json(self.path(number, ".json"))
 
     def stream(self, number: int, side: int, start: int, stop: int) -> Iterator[np.ndarray]:
-        """The tokens of a part's documents that are in split number `side`, as `packing.with_eos` gives them.
+        """The tokens of a part's documents that are in split number `side`, as `packing.ended` gives them.
 
         `start` and `stop` are counted from the part's first token of the split.
         """
@@ -96,7 +96,7 @@ class ReadPart(NamedTuple):
         return self.store.path(self.number, ".json").exists()
 
     def run(self) -> None:
-        counts = collections.Counter[str]()
+        config, counts = self.how.config, collections.Counter[str]()
         bad: dict[str, list[str]] = {}
         found: collections.deque[tuple[int, int, int, int]] = collections.deque()
         texts = self._texts(counts, bad, found)
@@ -109,17 +109,10 @@ class ReadPart(NamedTuple):
             files += ", …" * (len(self.part.pieces) > 2)
             self._count_bad(BadInputError(error.kind, f"{files}: {error}"), counts, bad)
 
-        def counted(documents: Iterable[np.ndarray], unk_id: int | None) -> Iterator[np.ndarray]:
-            nonlocal unknown
-            for ids in documents:
-                # Without EOS and padding, which may be the same token.
-                unknown += 0 if unk_id is None else int(np.count_nonzero(ids == unk_id))
-                yield ids
-
         def read(tokenizer: Tokenizer) -> Iterator[str]:
             nonlocal unknown
             for text in texts:
-                parts = text.split(PROMPT_END) if self.how.sequences == "prompted" else [text]
+                parts = text.split(PROMPT_END) if config.sequences == "prompted" else [text]
                 unknown += sum(map(tokenizer.count_lost, parts))
                 yield text
 
@@ -128,10 +121,13 @@ class ReadPart(NamedTuple):
         else:
             tokenizer = _tokenizer(self.tokenizer)
             with written(self.store.path(self.number, ".tokens")) as file:
-                kind = Sequences(self.how.sequences, tokenizer.bos_id, tokenizer.eos_id)
-                length = self.how.length
-                documents = encode_documents(tokenizer, read(tokenizer), kind.kind, length, refuse)
-                for ids in with_eos(counted(documents, tokenizer.unk_id), length, kind):
+                kind, length = config.sequences, config.length
+                sequences = Sequences(kind, tokenizer.bos_id, tokenizer.eos_id)
+                for ids in encode_documents(tokenizer, read(tokenizer), kind, length, refuse):
+                    if tokenizer.unk_id is not None:
+                        # Before EOS and padding, which may be the same token, are added.
+                        unknown += int(np.count_nonzero(ids == tokenizer.unk_id))
+                    ids = ended(ids, length, sequences)
                     file.write(ids.astype(self.store.dtype).tobytes())
                     index.append(_entry(found.popleft(), len(ids) - 1))
         with written(self.store.path(self.number, ".npy")) as file:
@@ -146,7 +142,8 @@ class ReadPart(NamedTuple):
         found: "collections.deque[tuple[int, int, int, int]]",
     ) -> Iterator[str]:
         """Yields the documents; counts rows, and appends digest, row, length and split of each to `found`."""
-        side = split_number(self.part)
+        # A corpus's test split serves as its validation split.
+        own = TRAIN if self.part.split == TRAIN else VALIDATION
         for row, text in enumerate(self.how.rows(self.part)):
             counts["rows"] += 1
             if isinstance(text, BadInputError):
@@ -154,7 +151,7 @@ class ReadPart(NamedTuple):
             elif not text:
                 counts["of another subset" if text is None else "empty"] += 1
             else:
-                for split, piece in self.rule.cut(text, SPLITS[side]):
+                for split, piece in self.rule.cut(text, own):
                     found.append((digest(piece), row, len(piece), SPLITS.index(split)))
                     yield piece
 
@@ -163,7 +160,7 @@ class ReadPart(NamedTuple):
     ) -> None:
         counts["bad"] += 1
         counts[f"bad: {error.kind}"] += 1
-        refuse_bad(error, counts["bad"], self.how.skip_bad)
+        refuse_bad(error, counts["bad"], self.how.config.skip_bad)
         named = bad.setdefault(error.kind, [])
         named += [str(error)] * (len(named) < NAMED_OF_A_KIND)
 

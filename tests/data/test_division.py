@@ -1,5 +1,6 @@
 """What is held out and what is left out. Oracle: sets and sorted lists in plain Python."""
 
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -15,9 +16,7 @@ from sdtt_jax.data.division import (
     DROPPED,
     Rule,
     choices,
-    corpus_parts,
     digest,
-    first_rule,
     make_rule,
     pieces,
 )
@@ -26,6 +25,8 @@ from sdtt_jax.data.making import train_tokenizer
 from sdtt_jax.data.reading import Part, Piece
 from sdtt_jax.data.tokenizer import save_tokenizer
 from sdtt_jax.errors import DataError
+
+UNDIVIDED = Corpus("web", lambda: iter(()))  # by its publisher
 
 
 def indices_of(parts):
@@ -54,7 +55,7 @@ def test_the_smallest_digests_are_held_out_and_copies_left_out(parts, monkeypatc
     )
     held_out = set(by_digest[: round(0.1 * len(by_digest))])
     rows, indices = [len(part) for part in parts], indices_of(parts)
-    rule = make_rule(DataConfig(validation_fraction=0.1), Rule("own"), rows, indices)
+    rule = make_rule(UNDIVIDED, 0.1, Rule("own"), rows, indices)
     assert rule.kind == "digests"
     sides = np.concatenate(list(choices(rule, False, rows, indices)))
     assert sides.tolist() == [int(text in held_out) for text in texts]
@@ -73,12 +74,11 @@ def test_a_copy_of_a_held_out_text_leaves_the_train_split():
 
 
 @pytest.mark.parametrize(("total", "held_out"), [(1_000, 100), (999, 50)])
-def test_the_last_rows_are_held_out_as_the_field_does(monkeypatch, parts, total, held_out):
+def test_the_last_rows_are_held_out_as_the_field_does(parts, total, held_out):
     """As many rows as the field holds out, or the config's fraction if only a few of the corpus's files are
     there. Empty and bad rows count too."""
-    corpus = Corpus("web", lambda: iter(()), held_out_rows=100)
-    monkeypatch.setitem(CORPORA, "web", corpus)
-    rule = make_rule(DataConfig("web"), Rule("own"), [total - 10, 10], indices_of(parts))
+    corpus = dataclasses.replace(UNDIVIDED, held_out_rows=100)
+    rule = make_rule(corpus, 0.05, Rule("own"), [total - 10, 10], indices_of(parts))
     assert rule == Rule("rows", total - held_out)
     assert CORPORA["openwebtext"].held_out_rows == 100_000
 
@@ -98,7 +98,7 @@ def test_pairs_that_are_all_alike_are_counted_once(tmp_path):
     path.write_text("".join(f'{{"a": "ask {i % 19}", "b": "answer"}}\n' for i in range(500)))
     config = DataConfig(str(path), sequences="prompted", text_field="a>b")
     with pytest.raises(DataError, match=r"has only 19 different pairs; .* needs 20 or more"):
-        first_rule(config, corpus_parts(config, 2**20))
+        start_reading(config, tmp_path / "work")
 
 
 @pytest.mark.parametrize("learned", [True, False])

@@ -12,7 +12,7 @@ import time
 import pytest
 
 from sdtt_jax import paths
-from sdtt_jax.data import DataConfig, TokenizerConfig, engines, ingest, prepare
+from sdtt_jax.data import DataConfig, TokenizerConfig, engines, ingest, prepare, reading
 from sdtt_jax.errors import ConfigError, DataError
 
 GPT2 = TokenizerConfig(kind="gpt2")
@@ -28,7 +28,7 @@ def config(chapters, write_jsonl):
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch):
-    monkeypatch.setattr(ingest, "PART_BYTES", PART)
+    monkeypatch.setattr(reading, "PART_BYTES", PART)
 
 
 def digests(folder):
@@ -44,13 +44,13 @@ def by_one(config, tmp_path_factory):
     """What one process writes."""
     folder = tmp_path_factory.mktemp("one")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ingest, "PART_BYTES", PART)
+        patch.setattr(reading, "PART_BYTES", PART)
         prepare(config, GPT2, folder / "data", folder / "tokenizer")
     return digests(folder)
 
 
 def test_parts_do_not_matter(by_one, config, tmp_path, monkeypatch):
-    monkeypatch.setattr(ingest, "PART_BYTES", 2**30)
+    monkeypatch.setattr(reading, "PART_BYTES", 2**30)
     prepare(config, GPT2, tmp_path / "data", tmp_path / "tokenizer")
     assert digests(tmp_path) == by_one
 
@@ -80,8 +80,8 @@ def test_without_beam_the_message_says_what_to_install(monkeypatch):
 VICTIM = """
 import json, sys
 from sdtt_jax import paths
-from sdtt_jax.data import DataConfig, TokenizerConfig, engines, ingest, prepare
-ingest.PART_BYTES = {part}
+from sdtt_jax.data import DataConfig, TokenizerConfig, engines, prepare, reading
+reading.PART_BYTES = {part}
 def told(items, title, total, size):
     for item in items:
         print(title, flush=True)
@@ -134,7 +134,7 @@ def test_killed_and_repeated_it_writes_the_same_and_reads_nothing_finished_again
 def test_a_stopped_preparation_goes_on_only_with_the_same_text(tmp_path, monkeypatch, vocabulary):
     """The text has the same size each time, and in the end other documents. Copying a file again does not
     make it another. Oracle: a preparation of the last text that nobody stopped."""
-    monkeypatch.setattr(ingest, "PART_BYTES", 2_000)
+    monkeypatch.setattr(reading, "PART_BYTES", 2_000)
     path, reads = tmp_path / "corpus.jsonl", []
 
     def stopping(tasks):

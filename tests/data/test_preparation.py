@@ -10,7 +10,7 @@ import pytest
 import tokenizers
 
 from experiments.configs.owt_small import owt
-from sdtt_jax.data import DataConfig, TokenizerConfig, ingest, load_tokenizer, open_split, prepare
+from sdtt_jax.data import DataConfig, TokenizerConfig, load_tokenizer, open_split, prepare, reading
 from sdtt_jax.data.division import digest
 from sdtt_jax.errors import ConfigError, DataError
 from tests.data.conftest import divide
@@ -245,7 +245,7 @@ def test_the_papers_data_are_prepared_as_its_config_is_written(chapters, tmp_pat
         path = folder / f"train-{number:05d}-of-00003.parquet"
         pyarrow.parquet.write_table(table, path, row_group_size=9)
     monkeypatch.setenv("SDTT_JAX_CORPORA", str(tmp_path))
-    monkeypatch.setattr(ingest, "PART_BYTES", 50_000)
+    monkeypatch.setattr(reading, "PART_BYTES", 50_000)
     config = owt("small")
     info = prepare(config.data, config.tokenizer, tmp_path / "data", tmp_path / "tokenizer")
     rows = _sequences(tmp_path / "data", "validation")

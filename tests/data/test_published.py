@@ -103,7 +103,8 @@ def test_large_corpora_are_streamed_and_not_stored(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.dataset_info", lambda *_, **__: found)
     monkeypatch.setattr("huggingface_hub.HfFileSystem", lambda: hub)
     monkeypatch.setattr("huggingface_hub.snapshot_download", mock.Mock(side_effect=AssertionError))
-    parts = find_corpus("openwebtext").parts("train", part_bytes=1)
+    monkeypatch.setattr("sdtt_jax.data.reading.PART_BYTES", 1)
+    parts = find_corpus("openwebtext").parts("train")
     assert len(parts) == 6
     assert {part.pieces[0].path for part in parts} == {
         f"hf://{Hub.ROOT}/plain_text/train-0000{number}-of-00002.parquet" for number in range(2)
@@ -176,7 +177,10 @@ def test_a_named_corpus_has_a_field_of_its_own(name):
     """The field of the config used to be left out in silence, or in an error that asked to set it."""
     with pytest.raises(ConfigError, match=f"'content' is for files of your own, but {name}"):
         next(documents(DataConfig(name, text_field="content")))
-    assert recipe(DataConfig("arxiv", text_field="article")).fields.text == "article"
+    assert (
+        recipe(DataConfig("arxiv", text_field="article"), find_corpus("arxiv")).fields.text
+        == "article"
+    )
 
 
 def test_the_shared_folder_of_corpora_comes_before_the_hub(tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from sdtt_jax.data import DataConfig, TokenizerConfig, ingest, prepare, reading
+from sdtt_jax.data import DataConfig, TokenizerConfig, prepare, reading
 from sdtt_jax.data.corpora import documents
 from sdtt_jax.data.reading import Fields, Part, Piece, plan, read_file
 from sdtt_jax.errors import DataError
@@ -34,8 +34,8 @@ def parquet(path, texts, **options):
     )
 
 
-def rows(files, part_bytes):
-    parts = plan(files, "train", part_bytes)
+def rows(files):
+    parts = plan(files, "train")
     pieces = [piece for part in parts for piece in part.pieces]
     return len(parts), [row for piece in pieces for row in read_file(piece, Fields())]
 
@@ -61,12 +61,13 @@ def test_samples_tell_a_changed_file_from_a_copied_one(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("part_bytes", [1, 37, 200, 1_000, 10**9])
-def test_parts_in_their_order_are_the_files(tmp_path, part_bytes):
+def test_parts_in_their_order_are_the_files(tmp_path, monkeypatch, part_bytes):
     """No matter where a byte range begins: within a line, at its first byte, at a blank line."""
     (tmp_path / "a.jsonl").write_bytes(lines(TEXTS[:20]) + b"\n\n" + lines(TEXTS[20:30]))
     parquet(tmp_path / "b.parquet", TEXTS[30:50], row_group_size=3)
     (tmp_path / "c.jsonl.gz").write_bytes(gzip.compress(lines(TEXTS[50:])))
-    count, found = rows(sorted(tmp_path.iterdir()), part_bytes)
+    monkeypatch.setattr(reading, "PART_BYTES", part_bytes)
+    count, found = rows(sorted(tmp_path.iterdir()))
     assert found == TEXTS
     assert count > 9 if part_bytes <= 200 else count < 9
 
@@ -92,7 +93,7 @@ def test_files_of_several_streams_are_read_to_their_end(tmp_path, codec, pack, e
     damaged = {"more": second + b"garbage", "cut": second[:-5], "damaged": b"?" + second[1:]}
     path = tmp_path / f"x.jsonl.{codec}"
     path.write_bytes(pack(lines(TEXTS[:20])) + pack(b"") + damaged.get(end, second))
-    _, found = rows([path], 10**9)
+    _, found = rows([path])
     if not end:
         assert found == TEXTS
         return
@@ -134,7 +135,7 @@ def test_a_row_of_parquet_that_is_not_utf_8_costs_that_row_alone(tmp_path, kind)
     (tmp_path / "x.jsonl").write_bytes(
         b"".join(b'{"text": %b}\n' % (b'"%b"' % row if row else b"null") for row in written)
     )
-    (_, found), (_, lines_) = (rows([tmp_path / name], 10**9) for name in ("x.parquet", "x.jsonl"))
+    (_, found), (_, lines_) = (rows([tmp_path / name]) for name in ("x.parquet", "x.jsonl"))
     good = [row.decode() if row and row != b"caf\xe9" else "" for row in written]
     for some in (found, lines_):
         assert ["" if isinstance(row, DataError) else row for row in some] == good
@@ -184,7 +185,7 @@ def damage(folder):
 def test_bad_input_is_counted_by_kind_and_named_up_to_the_limit(tmp_path, monkeypatch):
     """One fault more than allowed stops it; then the same command with another limit goes on."""
     monkeypatch.setattr(reading, "MAX_LINE_BYTES", 4_000)
-    monkeypatch.setattr(ingest, "PART_BYTES", 1_000)
+    monkeypatch.setattr(reading, "PART_BYTES", 1_000)
     kinds = damage(tmp_path / "corpus")
 
     def run(**changes):
@@ -221,6 +222,7 @@ def test_a_line_of_100_mb_is_passed_over_in_little_memory(tmp_path, monkeypatch)
             file.write(b"x" * 10**6)
         file.write(b"\n" + lines(["after"]))
     for part_bytes in (10**7, 10**9):
-        _, found = rows([tmp_path / "x.jsonl"], part_bytes)
+        monkeypatch.setattr(reading, "PART_BYTES", part_bytes)
+        _, found = rows([tmp_path / "x.jsonl"])
         assert [found[0], found[-1], len(found)] == ["before", "after", 3]
         assert found[1].kind == "long line"

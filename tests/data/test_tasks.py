@@ -8,9 +8,9 @@ import pytest
 import tokenizers
 
 from sdtt_jax.data import DataConfig, TokenizerConfig, load_tokenizer, open_split, prepare
-from sdtt_jax.data.corpora import Recipe
+from sdtt_jax.data.corpora import find_corpus, recipe
 from sdtt_jax.data.division import DOCUMENT, Rule
-from sdtt_jax.data.reading import Fields, plan
+from sdtt_jax.data.reading import plan
 from sdtt_jax.data.tasks import ReadPart, Store, split_stream
 from sdtt_jax.data.tokenizer import HubTokenizer, Special, save_tokenizer
 from sdtt_jax.errors import DataError
@@ -72,9 +72,11 @@ def test_the_index_is_that_of_the_texts_without_faults(write_jsonl, tmp_path, ki
     texts = ["a b", "a <|mask|>", "b", "<|mask|>", "a a a"]
 
     def read(name, texts, skip_bad):
-        how = Recipe(Fields(), "none", "none", skip_bad, kind, 4)
+        path = write_jsonl(texts)
+        config = DataConfig(str(path), skip_bad=skip_bad, sequences=kind, length=4)
         store = Store(str(tmp_path / name), "uint16")
-        [part] = plan([write_jsonl(texts)], "train")
+        [part] = plan([path], "train")
+        how = recipe(config, find_corpus(str(path)))
         ReadPart(0, part, how, Rule("own"), store, str(folder)).run()
         fields = ["digest", "characters", "tokens"]
         return store.record(0), store.documents(0)[fields], store.path(0, ".tokens").read_bytes()

@@ -14,7 +14,7 @@ from experiments.stages.runner import open_run
 from experiments.stages.workdir import final, is_delivered
 from sdtt_jax import paths
 from sdtt_jax.checkpoints.store import load_params, save_params
-from sdtt_jax.data import DataConfig, TokenizerConfig, ingest, open_split, prepare
+from sdtt_jax.data import DataConfig, TokenizerConfig, ingest, open_split, prepare, reading
 from sdtt_jax.errors import CheckpointError, ConfigError, DataError
 from sdtt_jax.interchange.found import finished
 from sdtt_jax.training.metrics import MetricsWriter, read_metrics
@@ -200,7 +200,7 @@ def test_a_missing_library_is_an_error_that_says_what_to_install(monkeypatch):
 
 def test_data_are_prepared_in_a_bucket_from_a_bucket(bucket, tmp_path, monkeypatch, chapters):  # noqa: F811
     """As Beam's workers do, which share nothing else. Oracle: the same preparation on a disk."""
-    monkeypatch.setattr(ingest, "PART_BYTES", 90_000)
+    monkeypatch.setattr(reading, "PART_BYTES", 90_000)
     lines = [json.dumps({"text": text}) + "\n" for text in chapters]
     digests = []
     for root in (tmp_path, bucket):
