@@ -11,9 +11,6 @@ from sdtt_jax.errors import ConfigError
 from sdtt_jax.ops.sequence_kinds import Sequences
 from sdtt_jax.paths import absolute
 
-TOKENIZER_KINDS = ("sentencepiece", "gpt2", "hub", "file")
-MODEL_TYPES = ("unigram", "bpe", "char")
-
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
@@ -146,7 +143,8 @@ class TokenizerConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        one_of(self, kind=TOKENIZER_KINDS, model_type=MODEL_TYPES)
+        kinds, model_types = ("sentencepiece", "gpt2", "hub", "file"), ("unigram", "bpe", "char")
+        one_of(self, kind=kinds, model_type=model_types)
         require(
             (self.kind == "file") == (self.file != ""),
             f"file={self.file!r} and kind={self.kind!r}: kind='file' and a vocabulary's path go together.",

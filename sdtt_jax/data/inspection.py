@@ -131,22 +131,21 @@ def _stretches(split: Split) -> Iterator[np.ndarray]:
 
 def summary(found: dict[str, Any]) -> list[tuple[str, ...]]:
     """The results of `inspect_data` as rows of a table: a name, and a value for each split."""
-    splits = [found["splits"][name] for name in SPLITS]
     stored = found["manifest"].get("splits", {})
-    totals = [stored.get(name, {}) for name in SPLITS]
-
-    def row(name: str, values: list[Any], form: str) -> tuple[str, ...]:
-        return (name, *("?" if value is None else format(value, form) for value in values))
-
+    splits = [stored.get(name, {}) | found["splits"][name] for name in SPLITS]
+    rows = (
+        ("documents", "documents", ","),
+        ("characters", "characters", ","),
+        ("sequences", "sequences", ","),
+        ("tokens in sequences", "tokens", ","),
+        ("looked at", "looked_at", ","),
+        ("bytes per token", "bytes_per_token", ".3f"),
+        ("vocabulary used", "used", ".1%"),
+        ("unknown tokens", "unknown", ".4%"),
+    )
     return [
-        row("documents", [total.get("documents") for total in totals], ","),
-        row("characters", [total.get("characters") for total in totals], ","),
-        row("sequences", [split["sequences"] for split in splits], ","),
-        row("tokens in sequences", [split["tokens"] for split in splits], ","),
-        row("looked at", [split["looked_at"] for split in splits], ","),
-        row("bytes per token", [split["bytes_per_token"] for split in splits], ".3f"),
-        row("vocabulary used", [split["used"] for split in splits], ".1%"),
-        row("unknown tokens", [split["unknown"] for split in splits], ".4%"),
+        (name, *(format(split[key], form) if key in split else "?" for split in splits))
+        for name, key, form in rows
     ]
 
 
