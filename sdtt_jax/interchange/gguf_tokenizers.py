@@ -1,6 +1,6 @@
 """Tokenizers of GGUF files: the byte-level kinds of GPT-2, SmolLM and Llama 3, and Llama 2's pieces."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tokenizers
@@ -42,15 +42,15 @@ def gguf_tokenizer(
         for name, value in tensors.fields.items()
         if name.startswith(START)
     }
-    make = _maker(fields)
-    if make is None:
+    model = fields.get("model")
+    if model != "llama" and not (model == "gpt2" and str(fields.get("pre")) in _CUTS):
         return None
     try:
         pieces = fields["tokens"]
         types = fields.get("token_type", [TEXT] * len(pieces))
         bos, eos = (fields[f"{name}_token_id"] for name in ("bos", "eos"))
         kinds = list(zip(pieces, types, strict=True))
-        made = make(fields, pieces, types)
+        made = _llama2(fields, pieces, types) if model == "llama" else _byte_level(fields, pieces)
     except KeyError as error:
         raise CheckpointError(
             f"{tensors.path}: its tokenizer lacks the field {START}{error.args[0]}; the file is damaged, or "
@@ -75,16 +75,7 @@ def gguf_tokenizer(
         raise CheckpointError(f"{tensors.path}: {error}") from None
 
 
-def _maker(fields: Mapping[str, Any]) -> Callable[..., tokenizers.Tokenizer] | None:
-    if fields.get("model") == "llama":
-        return _llama2
-    known = fields.get("model") == "gpt2" and str(fields.get("pre")) in _CUTS
-    return _byte_level if known else None
-
-
-def _byte_level(
-    fields: Mapping[str, Any], pieces: Sequence[str], _types: Sequence[int]
-) -> tokenizers.Tokenizer:
+def _byte_level(fields: Mapping[str, Any], pieces: Sequence[str]) -> tokenizers.Tokenizer:
     kind = str(fields["pre"])
     vocabulary = {piece: token for token, piece in enumerate(pieces)}
     merges = [tuple(pair.split(" ", 1)) for pair in fields["merges"]]
