@@ -83,7 +83,7 @@ def block_states(
 
     Args:
       cache: one of `CACHES`.
-      scene, now, start, size: as for `remember`.
+      scene, now, start, size: as for `update_cache`.
       first: `[]` bool, whether this is the block's first call.
     """
     if cache == "none":
