@@ -25,11 +25,6 @@ def analyse(program: Program, topology: Topology, mesh: Mesh) -> Record:
 
     Returns every figure that is printed and written, JSON-ready: bytes, FLOPs and seconds of one chip and one
     run, and `fits`, whether the program fits in the chip's memory.
-
-    Args:
-      program: the program to compile.
-      topology: the slice, whose chips' peak numbers the prediction uses.
-      mesh: the mesh that the program is lowered for.
     """
     began = time.perf_counter()
     record: Record = {

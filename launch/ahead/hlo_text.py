@@ -85,11 +85,7 @@ class Instruction:
 
 
 def source_of(op_name: str) -> str:
-    """The source of an instruction: scopes and operation, and the pass unless it is the forward one.
-
-    Args:
-      op_name: as JAX wrote it next to the instruction (`Instruction.op_name`).
-    """
+    """The source that an `op_name` tells: scopes, operation, and the pass unless it is the forward one."""
     path = op_name.partition(";")[0].split("/")
     names = []
     for name in path:

@@ -29,47 +29,40 @@ KNOWN: dict[str, PublishedConfig] = {
 }
 
 
-def network_of_run(config: RunConfig) -> tuple[Any, bool]:
-    """The network of teacher and students, and whether it was a causal one.
-
-    Args:
-      config: the run's config; the sizes of a `published` model are in `KNOWN`, or its headers are read.
-
-    Raises:
-      CheckpointError: the published model is neither of the Llama family nor a GPT-2.
-    """
-    name = config.published
-    if not name:
-        return Denoiser(config.denoiser(config.vocab_size)), False
-    base = KNOWN.get(name.partition("@")[0]) or load_network(name).config
-    if not isinstance(base, PublishedConfig):
-        raise CheckpointError(
-            f"{name} is neither of the Llama family nor a GPT-2; name one that is."
-        )
-    return network_of(config.adapted(base)), isinstance(network_of(base), CausalNetwork)
-
-
 @dataclasses.dataclass(frozen=True)
 class Planned(Networks):
-    """The networks of a run whose vocabulary is known from its config."""
+    """The networks of a run whose vocabulary is known from its config.
+
+    The sizes of a `published` model are in `KNOWN`, or its headers are read.
+    """
 
     config: RunConfig
 
     @functools.cached_property
-    def _network(self) -> tuple[Any, bool]:
-        return network_of_run(self.config)
+    def _base(self) -> PublishedConfig | None:
+        name = self.config.published
+        if not name:
+            return None
+        base = KNOWN.get(name.partition("@")[0]) or load_network(name).config
+        if not isinstance(base, PublishedConfig):
+            raise CheckpointError(
+                f"{name} is neither of the Llama family nor a GPT-2; name one that is."
+            )
+        return base
 
     @property
     def vocab_size(self) -> int:
         return self.config.vocab_size
 
-    @property
+    @functools.cached_property
     def denoiser(self) -> Any:
-        return self._network[0]
+        if self._base is None:
+            return Denoiser(self.config.denoiser(self.vocab_size))
+        return network_of(self.config.adapted(self._base))
 
     @property
     def was_causal(self) -> bool:
-        return self._network[1]
+        return self._base is not None and isinstance(network_of(self._base), CausalNetwork)
 
     @property
     def sequences(self) -> Sequences:

@@ -12,14 +12,7 @@ from jax.sharding import Mesh
 from experiments.distillers import COUPLED, ONE_ROUND
 from experiments.settings import RunConfig
 from experiments.stages import objective, one_round
-from launch.ahead.distiller_flops import (
-    MASKED_SHARE,
-    drawn_share,
-    loss_share,
-    step_flops,
-    trained_calls,
-    with_full,
-)
+from launch.ahead.distiller_flops import MASKED_SHARE, StepCost, step_cost, with_full
 from launch.ahead.hlo_text import Instruction
 from launch.ahead.networks import Planned
 from sdtt_jax.causal.sampler import generate
@@ -75,17 +68,14 @@ def kinds_of(config: RunConfig) -> tuple[str, ...]:
 
 
 def build(kind: str, config: RunConfig, mesh: Mesh, batch: int, num_steps: int) -> Program:
-    """A program of a run on a mesh.
+    """A program of a run on a mesh of any devices.
 
     Args:
       kind: one of `ALL`.
       config: the run's config.
-      mesh: a mesh of any devices.
+      mesh: raises `ConfigError` if it does not divide a size.
       batch: sequences over all devices.
       num_steps: steps of the sampler.
-
-    Raises:
-      ConfigError: sizes that the mesh does not divide.
     """
     planned = Planned(config)
     train = _train_of(kind, config)
@@ -94,38 +84,18 @@ def build(kind: str, config: RunConfig, mesh: Mesh, batch: int, num_steps: int) 
         return _causal(planned.denoiser, mesh, batch)
     if train is None:
         return _sampler(planned, mesh, batch, num_steps)
-    make = _one_round if kind in ONE_ROUND else _step
-    return _trained(kind, make(kind, planned, mesh, batch), train, mesh, batch)
+    return _trained(kind, _step(kind, planned, mesh, batch), train, mesh, batch)
 
 
 class _Step(NamedTuple):
-    """A training step: its parts, and its cost from the sizes alone."""
+    """A training step."""
 
     denoiser: Any
     loss: LossFn
     state: TrainState
     batch: Tree
-    flops: float  # over all devices
-    loss_share: float  # share of positions at which the loss applies the head
+    cost: StepCost
     base: Tree  # frozen parameters under adapters
-    trained_calls: int = 1  # network calls with a backward pass
-    drawn_share: float = 0.0  # share of positions that are drawn; a teacher's calls draw few
-
-
-def _one_round(kind: str, planned: Planned, mesh: Mesh, batch: int) -> _Step:
-    config, parts = planned.config, one_round.PARTS[kind]
-    train = getattr(config, kind).train
-    return _Step(
-        planned.denoiser,
-        parts.loss(planned),
-        one_round.abstract_state(parts, planned, StateSpec(train, mesh)),
-        _tokens(batch, planned.denoiser.config, mesh),
-        step_flops(kind, config, batch),
-        loss_share(kind, config),
-        {},
-        trained_calls(kind, config),
-        drawn_share(kind, config),
-    )
 
 
 def _step(kind: str, planned: Planned, mesh: Mesh, batch: int) -> _Step:
@@ -133,6 +103,11 @@ def _step(kind: str, planned: Planned, mesh: Mesh, batch: int) -> _Step:
     distills, share, lora = kind == "distill", MASKED_SHARE, LoraConfig()
     spec = StateSpec(getattr(config, kind).train, mesh)
     tokens: Tree = _tokens(batch, denoiser.config, mesh)
+    if kind in ONE_ROUND:
+        parts = one_round.PARTS[kind]
+        state = one_round.abstract_state(parts, planned, spec)
+        cost = step_cost(kind, config, batch)
+        return _Step(denoiser, parts.loss(planned), state, tokens, cost, {})
     if kind == COUPLED:
         denoiser, share = planned.coupled, with_full(config.coupled.full_share)
         diffusion, key = planned.diffusion_of(denoiser), seed_key(0)
@@ -172,11 +147,11 @@ def _step(kind: str, planned: Planned, mesh: Mesh, batch: int) -> _Step:
         if distills
         else flops.teacher_flops(sizes, batch, masked, frozen=bool(lora.rank))
     )
-    return _Step(denoiser, loss, state, tokens, needed, share, base)
+    return _Step(denoiser, loss, state, tokens, StepCost(needed, share), base)
 
 
 def _trained(kind: str, made: _Step, train: TrainConfig, mesh: Mesh, batch: int) -> Program:
-    state, base, sizes = made.state, made.base, made.denoiser.config
+    state, base, sizes, cost = made.state, made.base, made.denoiser.config, made.cost
     step = make_train_step(made.loss, train)
 
     def lower() -> Any:
@@ -197,11 +172,11 @@ def _trained(kind: str, made: _Step, train: TrainConfig, mesh: Mesh, batch: int)
         }
         | ({"base": _bytes_per_device(base)} if base else {}),
         trips={
-            head_loss.CHUNKS.scope: math.ceil(made.loss_share * shard / chunk),
-            filling.CHUNKS.scope: max(1.0, math.ceil(made.drawn_share * shard / drawing)),
+            head_loss.CHUNKS.scope: math.ceil(cost.loss_share * shard / chunk),
+            filling.CHUNKS.scope: max(1.0, math.ceil(cost.drawn_share * shard / drawing)),
         },
-        flops=made.flops / mesh.size,
-        recomputed=made.trained_calls * flops.recomputed_flops(sizes, batch) / mesh.size,
+        flops=cost.flops / mesh.size,
+        recomputed=cost.trained_calls * flops.recomputed_flops(sizes, batch) / mesh.size,
         tokens=batch * sizes.length,
     )
 

@@ -24,13 +24,8 @@ def publish(
 ) -> list[Record]:
     """Prints and writes what is found, program by program, so that one that fails loses none before it.
 
-    Returns all records.
-
-    Args:
-      found: for each program its records, the best first, which is printed.
-      console: where to.
-      output: the JSON file that has the records so far, if any.
-      by_operation: also print the traffic of each operation, where it is known.
+    `found` has for each program its records, the best first, which is printed. The file `output` has all
+    records so far; they are also returned. `by_operation` adds the traffic of each operation, if known.
     """
     records: list[Record] = []
     for analyses in found:
@@ -126,11 +121,7 @@ def _collectives(record: Record) -> Table:
 
 
 def operations(record: Record) -> Table:
-    """Memory traffic by source operation, the largest first.
-
-    Args:
-      record: the record of a program whose traffic is known.
-    """
+    """Memory traffic by source operation, the largest first, of a program whose traffic is known."""
     traffic = record["memory_traffic_by_operation"]
     total = sum(traffic.values())
     large = {name: size for name, size in traffic.items() if size >= SMALL * total}

@@ -47,10 +47,6 @@ def meshes(config: RunConfig, topology: Topology, devices: Sequence[Any]) -> Ite
     Parameters are replicated, or split over whole dimensions of the torus; tensor parallelism, which
     communicates within every layer, is tried only if the state fits in no other way.
 
-    Args:
-      config: the run's config.
-      topology, devices: the slice.
-
     Raises:
       ConfigError: a config that is wrong on any mesh.
     """
@@ -90,10 +86,7 @@ def search(target: Target, seconds: float, log: Log) -> list[Record]:
     The best takes the least time per token if nothing overlaps: with perfect overlap most meshes would be
     equal, bound by computing.
 
-    Args:
-      target: the program and its slice.
-      seconds: time after which no further compilation begins, once a batch that fits is known.
-      log: called with a line when a compilation begins.
+    After `seconds` no further compilation begins, once a batch that fits is known.
 
     Raises:
       DoesNotFitError: on no mesh does the state fit, or a batch with it.
@@ -133,11 +126,7 @@ def largest_batch(
 ) -> Record | None:
     """The analysis at the largest batch per chip of `ladder` that fits; None if none does.
 
-    Args:
-      target: the program and its slice.
-      mesh: how the slice's chips are used.
-      log: called with a line when a compilation begins.
-      in_time: whether a further compilation may begin.
+    `in_time` tells whether a further compilation may begin.
     """
     tried: dict[int, Record] = {}
     topology = target.topology
@@ -167,9 +156,7 @@ def batches_on(target: Target, mesh: Mesh) -> tuple[int, ...]:
 def ladder(least: int, chips: int) -> tuple[int, ...]:
     """Batches per chip to try, ascending: those that the program takes, of `LADDER` and its multiples.
 
-    Args:
-      least: a program takes batches, over all chips, that are multiples of this one.
-      chips: how many there are.
+    It takes batches, over all chips, that are multiples of `least`.
     """
     step = least // math.gcd(least, chips)
     multiples = {step * b for b in LADDER if step * b <= max(step, LADDER[-1])}

@@ -51,15 +51,7 @@ def compile_only() -> None:
 
 
 def parse_topology(name: str, slices: int = 1) -> Topology:
-    """The slice that a name like `v5e:16x16` means.
-
-    Args:
-      name: CHIP:SIDES.
-      slices: how many such slices.
-
-    Raises:
-      ConfigError: an unknown chip or a name that does not parse.
-    """
+    """The slice, or `slices` connected ones, that a name like `v5e:16x16` means; `ConfigError` if none."""
     match = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", name)
     if match is None:
         raise ConfigError(

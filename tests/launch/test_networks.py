@@ -8,7 +8,7 @@ import pytest
 from experiments.configs.llada_8b import of_published
 from experiments.configs.owt_small import owt
 from launch.ahead import hlo
-from launch.ahead.networks import KNOWN, network_of_run
+from launch.ahead.networks import KNOWN, Planned
 from launch.ahead.programs import build, kinds_of
 from launch.ahead.search import least_split
 from launch.ahead.topologies import parse_topology
@@ -67,7 +67,8 @@ def test_a_teacher_that_is_loaded_takes_no_steps():
 @pytest.mark.parametrize(("name", "billions"), [("GSAI-ML/LLaDA-8B-Base", 8.02), ("qwen3", 0.596)])
 def test_published_sizes(name, billions):
     name = next(known for known in KNOWN if name.lower() in known.lower())
-    network, was_causal = network_of_run(of_published(name))
+    planned = Planned(of_published(name))
+    network, was_causal = planned.denoiser, planned.was_causal
     assert not was_causal
     shapes = jax.eval_shape(network.init, jax.random.key(0))
     count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
@@ -103,4 +104,4 @@ def test_counted_flops_agree_with_those_from_the_sizes(monkeypatch, adapted):
 
 def test_a_model_that_is_neither_known_nor_there_is_named(tmp_path):
     with pytest.raises(CheckpointError, match="missing"):
-        network_of_run(of_published(str(tmp_path / "missing")))
+        _ = Planned(of_published(str(tmp_path / "missing"))).denoiser
