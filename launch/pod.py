@@ -22,18 +22,13 @@ from experiments.cli.app import run_app
 from experiments.cli.overrides import check_fields
 from launch.pods import gke, skypilot, slurm, tpu_vm, xpk
 from launch.pods.options import check_run
-from launch.pods.spec import Files, NextSteps, PodSpec, Render
+from launch.pods.spec import Files, PodSpec
 from sdtt_jax.config import from_mapping, require
 from sdtt_jax.errors import UserError
 from sdtt_jax.paths import as_path
 
-LAUNCHERS: dict[str, tuple[Render, NextSteps]] = {
-    "tpu_vm": (tpu_vm.render, tpu_vm.next_steps),
-    "gke": (gke.render, gke.next_steps),
-    "xpk": (xpk.render, xpk.next_steps),
-    "skypilot": (skypilot.render, skypilot.next_steps),
-    "slurm": (slurm.render, slurm.next_steps),
-}
+# Each has `render`, which returns the files, and `next_steps`, the commands to run then.
+LAUNCHERS = {"tpu_vm": tpu_vm, "gke": gke, "xpk": xpk, "skypilot": skypilot, "slurm": slurm}
 
 EXAMPLE = "gs://my-bucket"
 """The bucket of the specs in launch/specs, which is nobody's."""
@@ -78,9 +73,8 @@ def main(argv: Sequence[str]) -> None:
     for name in ("launcher", "spec"):
         require(flags.FLAGS[name].value is not None, f"--{name} is missing; see --help.")
     launcher = str(_LAUNCHER.value)
-    render, next_steps = LAUNCHERS[launcher]
     spec = pod_spec(_SPEC.value, argv[1:])
-    files = render(spec)
+    files: Files = LAUNCHERS[launcher].render(spec)
     directory = str(as_path(_OUTPUT.value or f"runs/pods/{spec.name}/{launcher}"))
     if _DRY_RUN.value:
         for name, text in files.items():
@@ -89,7 +83,7 @@ def main(argv: Sequence[str]) -> None:
         write(files, as_path(directory))
         print(f"Written: {', '.join(f'{directory}/{name}' for name in files)}")
     print("Next:")
-    for step in next_steps(spec, directory):
+    for step in LAUNCHERS[launcher].next_steps(spec, directory):
         print(f"  {step}")
 
 

@@ -8,7 +8,7 @@ https://docs.skypilot.co/en/latest/reference/tpu.html.
 import shlex
 
 from launch.pods.gke import COORDINATOR_PORT
-from launch.pods.spec import Files, PodSpec, require_cloud, template
+from launch.pods.spec import Files, PodSpec, refuse_fields, require_cloud, template
 from sdtt_jax.config import require
 
 
@@ -20,15 +20,11 @@ def render(spec: PodSpec) -> Files:
         not tpu or spec.slices == 1,
         f"slices={spec.slices}: SkyPilot runs one TPU slice; use tpu_vm, gke or xpk for several.",
     )
-    require(
-        spec.reservation == "",
-        "reservation: SkyPilot takes it from ~/.sky/config.yaml (gcp.specific_reservations); leave the "
-        "field empty.",
-    )
-    require(
-        spec.service_account == "",
-        "service_account: SkyPilot takes it from ~/.sky/config.yaml (gcp.remote_identity); leave the field "
-        "empty.",
+    where = "SkyPilot takes it from ~/.sky/config.yaml"
+    refuse_fields(
+        spec,
+        reservation=f"{where} (gcp.specific_reservations); leave the field empty.",
+        service_account=f"{where} (gcp.remote_identity); leave the field empty.",
     )
     require(
         spec.grace_seconds == PodSpec.grace_seconds,

@@ -7,7 +7,7 @@ the last as the number of the task's GPU (jax/_src/clusters/slurm_cluster.py).
 
 import shlex
 
-from launch.pods.spec import Files, PodSpec, template
+from launch.pods.spec import Files, PodSpec, refuse_fields, template
 from sdtt_jax.config import require
 
 # Seconds that tasks have after the first one has ended, before SLURM ends them.
@@ -25,10 +25,10 @@ def render(spec: PodSpec) -> Files:
         not local or spec.workdir.startswith("/"),
         f"workdir={spec.workdir!r} must be an absolute path that all nodes see, or gs://BUCKET/PATH.",
     )
-    require(not spec.spot, "spot: SLURM has partitions for that; set spec.slurm.partition.")
-    require(
-        spec.service_account == "",
-        "service_account: SLURM's nodes use the credentials that they have; leave the field empty.",
+    refuse_fields(
+        spec,
+        spot="SLURM has partitions for that; set spec.slurm.partition.",
+        service_account="SLURM's nodes use the credentials that they have; leave the field empty.",
     )
     container = []
     command = spec.command

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import re
 import shlex
-from collections.abc import Callable
 from pathlib import Path
 
 import jinja2
@@ -33,8 +32,6 @@ _ENVIRONMENT.filters["sh"] = lambda value: shlex.quote(str(value))
 _ENVIRONMENT.filters["json"] = lambda value: json.dumps(value, ensure_ascii=False)
 
 Files = dict[str, str]
-Render = Callable[["PodSpec"], Files]
-NextSteps = Callable[["PodSpec", str], list[str]]
 
 
 def _check_words(config: object, *names: str) -> None:
@@ -110,8 +107,7 @@ class PodSpec:
     spot: bool = False  # use capacity that can be taken away at any time
     reservation: str = ""  # name of a reservation
     service_account: str = ""  # that of the TPU VMs (e-mail address), or of Kubernetes (name)
-    # After how many failures there is another attempt; status 75 is not a failure (but xpk counts
-    # it).
+    # After how many failures there is another attempt; status 75 is not a failure (but xpk counts it).
     max_restarts: int = 3
     grace_seconds: int = 120  # time to save between SIGTERM and SIGKILL
     gke: GkeConfig = GkeConfig()  # for GKE and xpk
@@ -188,6 +184,12 @@ def spec_dict(spec: PodSpec) -> ml_collections.ConfigDict:
     """The spec as spec files return it: locked, so that an unknown field is an error."""
     # A tuple, not a list as in JSON, because only tuples can be given on the command line.
     return ml_collections.ConfigDict(to_mapping(spec) | {"overrides": spec.overrides}).lock()
+
+
+def refuse_fields(spec: PodSpec, **reasons: str) -> None:
+    """Raises `ConfigError` for a field that a launcher cannot honour, unless it has its default."""
+    for name, reason in reasons.items():
+        require(getattr(spec, name) == getattr(PodSpec, name), f"{name}: {reason}")
 
 
 def require_tpu(spec: PodSpec, launcher: str) -> None:

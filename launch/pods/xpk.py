@@ -7,7 +7,7 @@ ends the job on every exit status except 42, 127 to 255 and those of --restart-o
 
 import shlex
 
-from launch.pods.spec import Files, PodSpec, require_cloud, require_tpu, template
+from launch.pods.spec import Files, PodSpec, refuse_fields, require_cloud, require_tpu, template
 from sdtt_jax.config import require
 
 _QUEUE = "multislice-queue"  # LOCAL_QUEUE_NAME in src/xpk/core/
@@ -17,9 +17,9 @@ def render(spec: PodSpec) -> Files:
     """`workload.sh`."""
     require_tpu(spec, "xpk")
     require_cloud(spec, "image", "zone", "gke.cluster")
-    require(
-        spec.service_account == "",
-        "service_account: a workload of xpk has that of the node pools, which `xpk cluster create` makes; "
+    refuse_fields(
+        spec,
+        service_account="a workload of xpk has that of the node pools, which `xpk cluster create` makes; "
         "leave the field empty, or use gke.",
     )
     require(
