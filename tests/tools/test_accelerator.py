@@ -75,7 +75,7 @@ def test_a_row_that_fails_is_written_with_its_error_and_nothing_else_happens(ben
 
 
 def test_what_there_is_no_time_for_is_left_out_with_a_sentence(bench):
-    bench.until = time.monotonic() + 5
+    bench.until, bench.tiny = time.monotonic() + 5, False
     assert not bench.has(60, "the medium size")
     (sentence,) = bench.record["skipped"]
     assert sentence.startswith("the medium size was left out: it takes about 60 s")

@@ -49,7 +49,7 @@ def kernels(bench: Bench) -> None:
     draws({"what": "digests of nine dtypes"}, _digests)
     draws({"what": "categorical draws"}, lambda: _draws(bench.tiny))
     draws({"what": "frequencies of draws"}, lambda: _frequencies(bench.tiny))
-    if bench.has(0 if bench.tiny else 25, "whole losses and a generation"):
+    if bench.has(25, "whole losses and a generation"):
         for name in ("teacher_loss", "distill_loss"):
             what = {"what": name, "dtype": "float32, highest"}
             bench.row("head and loss", what, functools.partial(_loss, name, bench.tiny))
@@ -138,20 +138,23 @@ def _plain_on_cpu(kind: str, causal: bool, shape: tuple[int, ...]) -> tuple[jax.
         mask = causal_mask(shape[1]) if causal else None
         return jnp.swapaxes(plain_attention(query, key, value, mask), 1, 2)
 
-    def both(*arrays: jax.Array) -> tuple[jax.Array, ...]:
-        mixed, pull_back = jax.vjp(plain, *arrays[:3])
-        return (mixed, *pull_back(arrays[3]))
-
     cpu = jax.devices("cpu")[0]
     arrays = [jax.device_put(x.astype(jnp.float32), cpu) for x in _random(kind, *shape)]
-    return jax.jit(both)(*arrays)
+    return jax.jit(functools.partial(_differentiated, plain))(*arrays)
+
+
+def _differentiated(
+    attention: Callable[..., jax.Array], *arrays: jax.Array
+) -> tuple[jax.Array, ...]:
+    """Attention's output and, by JAX, its gradients; `arrays` are those of `_random`."""
+    mixed, pull_back = jax.vjp(attention, *arrays[:3])
+    return (mixed, *pull_back(arrays[3]))
 
 
 def _with_gradients(name: str | None, causal: bool, *arrays: jax.Array) -> tuple[jax.Array, ...]:
-    query, key, value, gradient = arrays
     if name is None:
-        mixed, pull_back = jax.vjp(functools.partial(attend, causal=causal), query, key, value)
-        return (mixed, *pull_back(gradient))
+        return _differentiated(functools.partial(attend, causal=causal), *arrays)
+    query, key, value, gradient = arrays
     chosen = FORMS[name]
     mixed, lse = chosen.forward(query, key, value, causal)
     return (mixed, *chosen.backward(Saved(query, key, value, mixed, lse), gradient, causal))
@@ -174,21 +177,15 @@ def _speed(bench: Bench) -> None:
 
 def _speed_of(name: str, dtype: str, shape: tuple[int, ...], flops: float) -> BenchRow:
     arrays = _random(dtype, *shape)
-    if "," in name:
 
-        def forward(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+    def forward(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+        if "," in name:
             return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
+        return FORMS[name].forward(query, key, value, False)[0]
 
-        def both(*arrays: jax.Array) -> tuple[jax.Array, ...]:
-            mixed, pull_back = jax.vjp(forward, *arrays[:3])
-            return (mixed, *pull_back(arrays[3]))
-
-    else:
-
-        def forward(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-            return FORMS[name].forward(query, key, value, False)[0]
-
-        both = functools.partial(_with_gradients, name, False)
+    both = functools.partial(_with_gradients, name, False)
+    if "," in name:
+        both = functools.partial(_differentiated, forward)
     row: BenchRow = {}
     for title, function, passes in (("forward", forward, 1), ("both", both, 3)):
         seconds = seconds_of(jax.jit(function), *(arrays[:3] if passes == 1 else arrays))

@@ -3,7 +3,6 @@
 import gzip
 import re
 import tempfile
-from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -22,7 +21,7 @@ def profile(bench: Bench) -> None:
     """The part "profile": the small size, at the best batch of the part "training"."""
     config = paper("small", tiny=bench.tiny)
     for kind, suite in SUITES.items():
-        if not bench.has(0 if bench.tiny else 15, f"the profile of {kind}"):
+        if not bench.has(15, f"the profile of {kind}"):
             continue
         batch = best_batch(bench, kind)
         try:
@@ -80,7 +79,7 @@ def operations(data: Any) -> dict[str, tuple[float, int]]:
     events say which operation they belong to. Loops and calls are left out: their spans cover their bodies,
     which the trace lists too.
     """
-    totals: defaultdict[str, list[float]] = defaultdict(lambda: [0.0, 0])
+    totals: dict[str, tuple[float, int]] = {}
     for plane in data.planes:
         device = plane.name.startswith("/device:") and "CUSTOM" not in plane.name
         lines = list(plane.lines)
@@ -92,9 +91,9 @@ def operations(data: Any) -> dict[str, tuple[float, int]]:
                 name = str(stats.get("hlo_op") or (event.name if device else ""))
                 if not name or re.match(r"(while|call|cond|conditional)(\W|$)|jit_", name):
                     continue
-                totals[name.lstrip("%")][0] += event.duration_ns / 1e9
-                totals[name.lstrip("%")][1] += 1
-    return {name: (seconds, int(count)) for name, (seconds, count) in totals.items()}
+                seconds, count = totals.get(name.lstrip("%"), (0.0, 0))
+                totals[name.lstrip("%")] = seconds + event.duration_ns / 1e9, count + 1
+    return totals
 
 
 def origins(program: str) -> dict[str, str]:
@@ -138,13 +137,12 @@ def by_group(
     events: Mapping[str, tuple[float, int]], origin: Mapping[str, str]
 ) -> list[tuple[str, tuple[float, int]]]:
     """Events summed by `group`, the costliest first."""
-    totals: defaultdict[str, list[float]] = defaultdict(lambda: [0.0, 0])
+    totals: dict[str, tuple[float, int]] = {}
     for name, (seconds, count) in events.items():
-        total = totals[group(name, origin.get(name, ""))]
-        total[0] += seconds
-        total[1] += count
-    groups = [(name, (seconds, int(count))) for name, (seconds, count) in totals.items()]
-    return sorted(groups, key=lambda item: -item[1][0])
+        what = group(name, origin.get(name, ""))
+        before = totals.get(what, (0.0, 0))
+        totals[what] = before[0] + seconds, before[1] + count
+    return sorted(totals.items(), key=lambda item: -item[1][0])
 
 
 def _rows(

@@ -92,7 +92,7 @@ def _search(bench: Bench, size: str) -> None:
     largest = 2 if bench.tiny else LARGEST
     for kind in SUITES:
         batch, tried, took = (2 if bench.tiny else SMALLEST), [], 60.0
-        while batch <= largest and bench.has(0 if bench.tiny else took, f"{kind} at batch {batch}"):
+        while batch <= largest and bench.has(took, f"{kind} at batch {batch}"):
             began = time.monotonic()
             measure = functools.partial(step, bench, kind, config, batch)
             row = bench.row("steps", {"step": kind, "batch": batch}, measure)
@@ -200,7 +200,7 @@ def _tuned(bench: Bench, kind: str, batch: int, names: Sequence[str]) -> dict[st
         took = 45 if "loop" in name else 25
         if name in GPU_ONLY and jax.default_backend() != "gpu":
             continue
-        if not bench.has(0 if bench.tiny else took, f"{kind}, batch {batch}, {name}"):
+        if not bench.has(took, f"{kind}, batch {batch}, {name}"):
             continue
         config = paper("small", tiny=bench.tiny, **setting.fields)
         with setting.context():

@@ -24,7 +24,7 @@ def sampling(bench: Bench) -> None:
     took = 30.0
     for calls in CALLS[:1] if bench.tiny else CALLS:
         for batch in batches:
-            if not bench.has(0 if bench.tiny else took, f"{calls} calls at batch {batch}"):
+            if not bench.has(took, f"{calls} calls at batch {batch}"):
                 continue
             began = time.monotonic()
             work = job(bench, "sample", config, batch, calls)
@@ -47,7 +47,7 @@ def race(bench: Bench) -> None:
     for calls in (None, *((8,) if bench.tiny else (16, 8, 32))):
         for batch in (2,) if bench.tiny else (8, 1):
             title = "causal, with its cache" if calls is None else f"student, {calls} calls"
-            if not bench.has(0 if bench.tiny else took, f"{title}, batch {batch}"):
+            if not bench.has(took, f"{title}, batch {batch}"):
                 continue
             began = time.monotonic()
             work = job(bench, "race", config, batch, calls or 0)
