@@ -67,8 +67,7 @@ define_flags(BenchmarkPlan)
 
 
 def with_default_config(argv: Sequence[str]) -> list[str]:
-    """`argv` with a default `--config=` added if it has none: the demo's config for `--suite=demo`
-    alone.
+    """`argv` with a default `--config=` if it has none: the demo's config for `--suite=demo` alone.
 
     A file as the flag's own default would be read when this module is imported, and a wrong
     `--config.field` would end in a traceback.

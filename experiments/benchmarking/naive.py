@@ -108,11 +108,8 @@ def reverse_step(
 ) -> tuple[jax.Array, jax.Array]:
     """One reverse step from t to s < t: `x_s: [batch, length]` int32, and the result of `log_probs`.
 
-    Args:
-      diffusion, params: the model.
-      key: PRNG key.
-      x_t: `[batch, length]` int32.
-      t, s: `[batch]` float32; `s` is clamped at 0, where everything is revealed.
+    `x_t` is `[batch, length]` int32, `t` and `s` are `[batch]` float32; `s` is clamped at 0, where everything
+    is revealed.
     """
     schedule, mask_id = diffusion.schedule, diffusion.mask_id
     log_p_x0 = log_probs(_sizes(diffusion), params, x_t, schedule.sigma(t))
@@ -129,13 +126,8 @@ def sample(
 ) -> tuple[SamplerState, None]:
     """`sdtt_jax.sample` on the uniform time grid, the network called at every step.
 
-    If any position is still masked at the end, one more call fills it greedily.
-
-    Args:
-      diffusion, params: the model.
-      key: PRNG key.
-      x_init: `[batch, length]` int32, MASK where tokens are wanted.
-      num_steps: reverse steps; static under `jit`.
+    `x_init` is `[batch, length]` int32, MASK where tokens are wanted. If any position is still masked at the
+    end, one more call fills it greedily.
     """
     grid = jnp.linspace(1.0, SAMPLING_EPS, num_steps + 1)
     batch = x_init.shape[:1]
@@ -189,14 +181,7 @@ def teacher_targets(
     """The teacher's log-probabilities at the step that revealed each position: `[batch, length, vocab]`.
 
     Positions that are never revealed take those of the last step (SDTT, arXiv 2410.21035, algorithm 1).
-
-    Args:
-      diffusion, params: the teacher.
-      key: PRNG key of the trajectory.
-      x_t: `[batch, length]` int32.
-      t: `[batch]` float32.
-      dt: `[]` float32, the teacher's step.
-      config: number of steps and their times.
+    `x_t` is `[batch, length]` int32, `t` is `[batch]` and `dt`, the teacher's step, `[]` float32.
     """
     k, x = config.num_distill_steps, x_t
     target: jax.Array | None = None

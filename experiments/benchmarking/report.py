@@ -9,6 +9,7 @@ from rich.table import Table
 
 from experiments.benchmarking.cases import CAUSAL, COUPLED, MATMUL, VARIANTS, Job, judge_sizes
 from experiments.benchmarking.data import PHASES
+from experiments.cli.tables import rich_table
 from experiments.settings import RunConfig
 from sdtt_jax.networks.flops import (
     FORWARD_AND_BACKWARD,
@@ -37,9 +38,7 @@ class Measured:
         return statistics.median(values) if values and self.error is None else None
 
     def largest(self, name: str) -> float | None:
-        """Largest over repetitions, also of a variant that died; None if it does not measure
-        this.
-        """
+        """Largest over repetitions, also of a variant that died; None if it does not measure this."""
         return max((run[name] for run in self.runs if run.get(name) is not None), default=None)
 
     @property
@@ -234,9 +233,8 @@ def ratio(above: float | None, below: float | None) -> float | None:
 def computing_table(rows: dict[str, Entry]) -> Table:
     """Times, shares and memory of what runs on the device, one row per title."""
     columns = ("lean", "naive", "naive / lean", "share of matmul", "peak GB")
-    table = table_of("seconds: median (smallest–largest)", "a | b: lean | naive", *columns)
-    for title, row in rows.items():
-        table.add_row(
+    cells = (
+        (
             title,
             spread(row["lean_s"], row["lean"]),
             spread(row["naive_s"], row["naive"]),
@@ -244,7 +242,10 @@ def computing_table(rows: dict[str, Entry]) -> Table:
             _pair(row["matmul_share"], row["naive_matmul_share"], ".0%"),
             _pair(row["lean_peak_gb"], row["naive_peak_gb"], ".2f"),
         )
-    return table
+        for title, row in rows.items()
+    )
+    title, caption = "seconds: median (smallest–largest)", "a | b: lean | naive"
+    return rich_table(("", *columns), cells, columns, title=title, caption=caption)
 
 
 def memory_table(rows: dict[str, Entry]) -> Table:
@@ -255,16 +256,18 @@ def memory_table(rows: dict[str, Entry]) -> Table:
         "in place": "alias_gb",
         "temporaries": "temporaries_gb",
     }
-    title = "memory in GB, according to the compiler and as measured; seconds to compile"
-    table = table_of(title, None, *names, "peak, running", "peak", "compile s")
+    cells = []
     for title, row in rows.items():
         for variant in VARIANTS:
             shown = row[variant]
             numbers = [(shown.get("memory") or {}).get(name) for name in names.values()]
             numbers += [shown.get("run_peak_gb"), shown.get("peak_gb")]
-            cells = [number(value, ".2f") for value in numbers]
-            table.add_row(f"{title}, {variant}", *cells, number(shown.get("compile_s"), ".1f"))
-    return table
+            figures = [number(value, ".2f") for value in numbers]
+            figures.append(number(shown.get("compile_s"), ".1f"))
+            cells.append((f"{title}, {variant}", *figures))
+    columns = (*names, "peak, running", "peak", "compile s")
+    title = "memory in GB, according to the compiler and as measured; seconds to compile"
+    return rich_table(("", *columns), cells, columns, title=title)
 
 
 def roofline_lines(rows: dict[str, Entry]) -> list[str]:
@@ -307,28 +310,25 @@ def coupled_lines(rows: dict[str, Entry]) -> list[str]:
 def data_table(data: Entry) -> Table:
     """Tokens per second of each phase."""
     caption = f"batches of {data['batch_size']}; a | b: lean | naive"
-    columns = ("lean", "naive", "lean / naive", "seconds per batch")
-    table = table_of("data: tokens per second", caption, *columns)
+    columns, cells = ("lean", "naive", "lean / naive", "seconds per batch"), []
     for phase in PHASES:
         row = data[phase]
+        rates = [
+            "died" if data[v]["error"] is not None else number(row[f"{v}_tokens_per_s"], ",.0f")
+            for v in VARIANTS
+        ]
         per_batch = (row.get("lean_s_per_batch"), row.get("naive_s_per_batch"))
-        table.add_row(
-            phase.replace("_", " "),
-            _rate(row["lean_tokens_per_s"], data["lean"]),
-            _rate(row["naive_tokens_per_s"], data["naive"]),
-            number(row["ratio"], ".2f"),
-            _pair(*per_batch, ".2g") if any(per_batch) else "",
-        )
-    return table
+        shown = _pair(*per_batch, ".2g") if any(per_batch) else ""
+        cells.append((phase.replace("_", " "), *rates, number(row["ratio"], ".2f"), shown))
+    title = "data: tokens per second"
+    return rich_table(("", *columns), cells, columns, title=title, caption=caption)
 
 
 def race_table(title: str, race: Entry) -> Table:
     """Seconds, ratio, tokens per second and peak memory of each entrant."""
     columns = ("calls", "seconds: median (range)", "times as fast", "tokens/s", "peak GB")
-    caption = "times as fast: compared with the causal model and its cache"
-    shown = table_of(title, caption, *columns)
-    for name, row in race["entrants"].items():
-        shown.add_row(
+    cells = (
+        (
             name,
             number(row["calls"], ".0f"),
             spread(row["median_s"], row),
@@ -336,7 +336,10 @@ def race_table(title: str, race: Entry) -> Table:
             number(row["tokens_per_s"], ",.0f"),
             number(row["peak_gb"], ".2f"),
         )
-    return shown
+        for name, row in race["entrants"].items()
+    )
+    caption = "times as fast: compared with the causal model and its cache"
+    return rich_table(("", *columns), cells, columns, title=title, caption=caption)
 
 
 def _first(measured: dict[str, Measured], name: str) -> float | None:
@@ -344,24 +347,11 @@ def _first(measured: dict[str, Measured], name: str) -> float | None:
     return next((value for value in medians if value is not None), None)
 
 
-def table_of(title: str, caption: str | None, *columns: str) -> Table:
-    """An empty table, whose first column, before `columns`, names the rows."""
-    table = Table(title=title, caption=caption)
-    table.add_column("", no_wrap=True)
-    for column in columns:
-        table.add_column(column, justify="right", overflow="fold")
-    return table
-
-
 def spread(median: float | None, variant: Entry) -> str:
     """The table cell for the seconds of one variant: their median and, from its details, their range."""
     if median is None:
         return "died" if variant["error"] is not None else "–"
     return f"{median:.3g} ({variant['low_s']:.3g}–{variant['high_s']:.3g})"
-
-
-def _rate(value: float | None, variant: Entry) -> str:
-    return "died" if variant["error"] is not None else number(value, ",.0f")
 
 
 def number(value: float | None, form: str) -> str:

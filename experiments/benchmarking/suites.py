@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import importlib.metadata
 import itertools
 import os
@@ -37,10 +36,6 @@ from sdtt_jax.networks.config import COMPUTE_DTYPES
 HAS_COUPLED = ("train", "sample")
 
 
-def _forget(_: dict[str, Measured]) -> None:
-    pass
-
-
 def measure(
     title: str,
     jobs: Sequence[Job],
@@ -50,56 +45,44 @@ def measure(
     interleave: bool = True,
     in_process: bool = False,
     limit_s: float = 0.0,
-    keep: Callable[[dict[str, Measured]], None] = _forget,
-) -> dict[str, Measured]:
+) -> Iterator[dict[str, Measured]]:
     """Prepares the jobs, each in its own process, and runs each `repeats` times.
 
-    With `interleave`, all processes are kept and run in turn; each round reverses the order. Returns the
-    measurements by the jobs' names. If a job dies or takes longer than `limit_s`, its `error` says so, and
-    the others continue. `keep` is called with the measurements so far after every round.
+    With `interleave`, all processes are kept and run in turn; each round reverses the order. Yields the
+    measurements so far, by the jobs' names, after every round. If a job dies or takes longer than `limit_s`,
+    its `error` says so, and the others continue.
     """
     measured = {job.name: Measured() for job in jobs}
+
+    def died(name: str, death: WorkerError) -> None:
+        measured[name].error = str(death)
+        log(f"{title}: {name} died: {death}")
+
     for group in [list(jobs)] if interleave else [[job] for job in jobs]:
         with contextlib.ExitStack() as stack:
-            ready = _prepared(title, group, Here if in_process else Worker, measured, stack, log)
-            workers = dict(ready)
+            workers: dict[str, Here | Worker] = {}
+            # One by one, so that none compiles while another computes.
+            for job in group:
+                worker: Here | Worker = Here(job) if in_process else Worker(job)
+                stack.enter_context(worker)
+                head = f"{title}: {job.name}"
+                try:
+                    setup = worker.prepare(lambda phase, head=head: log(f"{head}: {phase}"))  # type: ignore[misc]
+                except WorkerError as death:
+                    died(job.name, death)
+                else:
+                    measured[job.name].setup, workers[job.name] = setup, worker
             for number in range(repeats):
-                order = list(workers) if number % 2 == 0 else list(reversed(workers))
-                for variant in order:
+                for variant in list(workers)[:: 1 if number % 2 == 0 else -1]:
                     try:
                         measured[variant].runs.append(workers[variant].run(limit_s))
                     except WorkerError as death:
-                        measured[variant].error = str(death)
-                        log(f"{title}: {variant} died: {death}")
+                        died(variant, death)
                         del workers[variant]
                 if shown := [v for v in measured if v in workers and v != MATMUL]:
                     times = (f"{v} {measured[v].runs[-1]['seconds']:.3g} s" for v in shown)
                     log(f"{title}: {number + 1} of {repeats}: {', '.join(times)}")
-                keep(measured)
-    return measured
-
-
-def _prepared(
-    title: str,
-    jobs: Sequence[Job],
-    start: Callable[[Job], Here | Worker],
-    measured: dict[str, Measured],
-    stack: contextlib.ExitStack,
-    log: Log,
-) -> Iterator[tuple[str, Here | Worker]]:
-    """Starts and warms up the workers one by one, so that none compiles while another computes."""
-    for job in jobs:
-        worker = start(job)
-        stack.enter_context(worker)
-        head = f"{title}: {job.name}"
-        try:
-            setup = worker.prepare(lambda phase, head=head: log(f"{head}: {phase}"))  # type: ignore[misc]
-        except WorkerError as death:
-            measured[job.name].error = str(death)
-            log(f"{head} died: {death}")
-            continue
-        measured[job.name].setup = setup
-        yield job.name, worker
+                yield measured
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -265,15 +248,10 @@ def benchmark(
         "repeats": plan.repeats,
         "interleaved": plan.interleave,
     }
-
-    def keep(title: str, jobs: Sequence[Job], measured: dict[str, Measured]) -> None:
-        record.setdefault("race", {})[title] = report.race_entry(config, jobs, measured)
-        save(record)
-
     for suite, title, jobs in rows(config, plan):
         here = plan.in_process and suite != "data"
         jobs = [dataclasses.replace(job, warm_up=plan.warm_up) for job in jobs]
-        measured = measure(
+        rounds = measure(
             title,
             jobs,
             plan.repeats,
@@ -281,18 +259,18 @@ def benchmark(
             interleave=plan.interleave,
             in_process=here,
             limit_s=plan.limit_s,
-            keep=functools.partial(keep, title, jobs) if suite == "race" else _forget,
         )
+        for measured in rounds:
+            if suite == "race":
+                record.setdefault("race", {})[title] = report.race_entry(config, jobs, measured)
+                save(record)
         if suite == "data":
             record["data"] = report.data_entry(config, measured)
-        elif suite == "race":
-            keep(title, jobs, measured)
-            continue
         elif suite == "demo":
             record.setdefault("demo", {})[title] = report.entry(config, jobs[0], measured)
         elif suite == "sample":
             record.setdefault("sample", []).append(report.entry(config, jobs[0], measured))
-        else:
+        elif suite != "race":
             record[suite] = report.entry(config, jobs[0], measured)
         if "data" in record and "train" in record:
             share = report.loading_share(record["data"], record["train"], plan.batch_size)

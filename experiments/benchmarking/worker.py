@@ -38,8 +38,7 @@ OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "Out of memory", "MemoryError", "std::bad
 def child_environment(**defaults: str) -> dict[str, str]:
     """The environment of a child process that imports these packages from this source tree.
 
-    Args:
-      **defaults: variables to set where this process does not have them.
+    It is this process's, with `defaults` for the variables that it lacks.
     """
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {**defaults, **os.environ, "PYTHONPATH": os.pathsep.join(paths)}
@@ -187,30 +186,23 @@ def main() -> None:
     try:
         job = Job(**json.loads(line))
         keep_freed_memory(run_config(job.config).model)
-        _serve(job, sys.stdin, channel)
+        repeat, setup = _ready(job, lambda phase: _answer(channel, {"phase": phase}))
+        _answer(channel, setup)
+        setup_peak = peak_bytes()
+        reset = _reset_peak()
+        for _ in sys.stdin:
+            repetition = repeat()
+            run_peak = peak_bytes()
+            peaks = {
+                "peak_gb": max(setup_peak, run_peak) / 1e9,
+                "run_peak_gb": run_peak / 1e9 if reset else None,
+                "device_peak_gb": _device_peak_gb() if _computes(job) else None,
+            }
+            _answer(channel, {**repetition, **peaks})
     except UserError as error:
         _answer(channel, {"error": str(error)})
     except (KeyboardInterrupt, BrokenPipeError):
         pass  # the terminal tells the parent too, or the parent is gone
-
-
-def _serve(job: Job, requests: TextIO, channel: TextIO) -> None:
-    def log(phase: str) -> None:
-        _answer(channel, {"phase": phase})
-
-    repeat, setup = _ready(job, log)
-    _answer(channel, setup)
-    setup_peak = peak_bytes()
-    reset = _reset_peak()
-    for _ in requests:
-        repetition = repeat()
-        run_peak = peak_bytes()
-        peaks = {
-            "peak_gb": max(setup_peak, run_peak) / 1e9,
-            "run_peak_gb": run_peak / 1e9 if reset else None,
-            "device_peak_gb": _device_peak_gb() if _computes(job) else None,
-        }
-        _answer(channel, {**repetition, **peaks})
 
 
 def _ready(job: Job, log: Callable[[str], None]) -> tuple[Callable[[], Repetition], dict[str, Any]]:

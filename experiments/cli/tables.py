@@ -24,11 +24,7 @@ def rich_table(
 ) -> Table:
     """A table for the terminal, as `sdtt_jax.markdown.table` makes one for a page.
 
-    Args:
-      columns: the columns' titles.
-      rows: cells, as many as there are columns.
-      right: titles of the columns that are aligned right.
-      **style: arguments of `rich.table.Table`, such as its title.
+    `columns` are titles, `right` those that are aligned right, and `style` goes to `rich.table.Table`.
     """
     table = Table(**style)
     for column in columns:
@@ -44,11 +40,7 @@ def narrow_tables(columns: Sequence[str], rows: Sequence[Sequence[str]], width: 
     """A table in parts that are no wider than a terminal: each has all rows, and some of the columns.
 
     The first columns (two or more) that tell the rows apart are repeated in every part. They get half of
-    the width at most, and are folded where that is too little.
-
-    Args:
-      columns, rows: as for `rich_table`.
-      width: of the terminal.
+    the terminal's width at most, and are folded where that is too little.
     """
     wide = [
         max(cell_len(line) for cell in cells for line in cell.splitlines() or [""]) + BORDER

@@ -210,7 +210,7 @@ def test_a_killed_worker_is_reported_and_the_others_go_on(monkeypatch, interleav
     # Both run the matmul yardstick under other names, because it is ready in a moment.
     monkeypatch.setattr(worker.Worker, "prepare", _as_matmul)
     jobs = [_job("naive"), _job("lean")]
-    measured = suites.measure("train", jobs, 3, lines.append, interleave=interleave)
+    *_, measured = suites.measure("train", jobs, 3, lines.append, interleave=interleave)
     assert "SIGKILL" in measured["naive"].error
     assert measured["lean"].error is None
     assert len(measured["lean"].runs) == 3
@@ -227,7 +227,7 @@ def test_what_takes_longer_than_the_limit_is_ended(monkeypatch):
 
     monkeypatch.setattr(worker.Worker, "run", run)
     monkeypatch.setattr(worker.Worker, "prepare", _as_matmul)
-    measured = suites.measure("train", [_job("lean")], 3, lines.append, limit_s=0.5)
+    *_, measured = suites.measure("train", [_job("lean")], 3, lines.append, limit_s=0.5)
     assert measured["lean"].error == "took longer than --limit_s=0.5"
     assert lines[-1] == "train: lean died: took longer than --limit_s=0.5"
 
@@ -329,7 +329,7 @@ def test_a_student_that_sees_noise_is_measured_beside_one_that_does_not(suite, s
     train = {"num_steps": 16, "batch_size": 2}
     config = changed(config, coupled={"num_calls": 8, "num_trajectories": 16, "train": train})
     job = Job(suite, COUPLED, to_mapping(config), 30, 2, steps)
-    measured = suites.measure("a row", [job], 2, lambda _: None, in_process=True)
+    *_, measured = suites.measure("a row", [job], 2, lambda _: None, in_process=True)
     lean = Measured(runs=[{"seconds": 0.4, "calls": 2.0, "masked": 16.0}])
     row = report.entry(config, job, measured | {"lean": lean, "naive": lean, MATMUL: Measured()})
     assert (row["coupled_calls"], row["lean_calls"]) == calls

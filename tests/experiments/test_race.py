@@ -53,7 +53,7 @@ def test_a_race_and_a_judge_in_this_process(monkeypatch):
     assert "times as fast" in printed(record)
 
     jobs = [Job("own_judge", v, to_mapping(config), 30, 2) for v in ("lean", "naive")]
-    measured = suites.measure("judging", jobs, 1, lines.append, in_process=True)
+    *_, measured = suites.measure("judging", jobs, 1, lines.append, in_process=True)
     losses = [measured[variant].median("loss") for variant in ("lean", "naive")]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
@@ -65,7 +65,7 @@ def test_what_the_memory_does_not_hold_is_not_run(monkeypatch):
     plain = to_mapping(dataclasses.replace(config, model=model, data=data))
     monkeypatch.setattr(memory, "free_gb", lambda: 0.0)
     job = Job("race", "causal", plain, 31, 2)
-    measured = suites.measure("race", [job], 2, lambda _: None, in_process=True)
+    *_, measured = suites.measure("race", [job], 2, lambda _: None, in_process=True)
     assert measured["causal"].error == "not run: it needs 0.0 GB, but only 0.0 are free"
     assert measured["causal"].runs == []
 
