@@ -30,6 +30,14 @@ REFUSED_SEQUENCES = {
 }
 
 
+def _recipe(
+    optimizer: str, learning_rate: float, num_steps: int = 10_000, ema_decay: float = 0.0
+) -> TrainConfig:
+    """Training on 128 texts a step, at a constant rate after 500 steps."""
+    adam = OptimizerConfig(name=optimizer, learning_rate=learning_rate, warmup_steps=500)
+    return TrainConfig(num_steps, batch_size=128, optimizer=adam, ema_decay=ema_decay)
+
+
 def stage_of(distiller: str) -> str:
     """The name of a distiller's rounds in config, metrics and checkpoints: its own, or "distill" for SDTT."""
     return "distill" if distiller == SDTT else distiller
@@ -45,12 +53,7 @@ class DistillStage(DistillConfig):
     """
 
     lora: LoraConfig = LoraConfig()
-    train: TrainConfig = TrainConfig(
-        num_steps=10_000,
-        batch_size=128,
-        optimizer=OptimizerConfig(name="adam", learning_rate=6e-5, warmup_steps=500),
-        ema_decay=0.9999,
-    )
+    train: TrainConfig = _recipe("adam", 6e-5, ema_decay=0.9999)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -82,12 +85,7 @@ class CoupledStage(CoupledDistillConfig):
     num_trajectories: int = 65_536
     pool: str = ""
     calls: tuple[int, ...] = (1, 2, 4, 8)
-    train: TrainConfig = TrainConfig(
-        num_steps=10_000,
-        batch_size=128,
-        optimizer=OptimizerConfig(name="adam", learning_rate=3e-4, warmup_steps=500),
-        ema_decay=0.999,
-    )
+    train: TrainConfig = _recipe("adam", 3e-4, ema_decay=0.999)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -113,11 +111,7 @@ class CoupledStage(CoupledDistillConfig):
         )
 
     def check_vocabulary(self, size: int) -> None:
-        """Checks that the vocabulary, without MASK, has at least one token for each kind of mask.
-
-        Raises:
-          ConfigError: there are more masks than tokens.
-        """
+        """Raises `ConfigError` if there are more masks than tokens, MASK not counted."""
         require(
             self.noise.kind != MASKS or self.independent or self.noise.num_values <= size,
             f"config.coupled.noise.num_values={self.noise.num_values} is more masks than there are tokens "
@@ -130,19 +124,11 @@ class CoupledStage(CoupledDistillConfig):
         return self.noise.kind != MASKS and not self.independent
 
 
-_ONE_ROUND = TrainConfig(
-    num_steps=10_000,
-    batch_size=128,
-    optimizer=OptimizerConfig(name="adam", learning_rate=6e-5, warmup_steps=500),
-    ema_decay=0.999,
-)
-
-
 @dataclasses.dataclass(frozen=True)
 class AlphaStage(AlphaConfig):
     """Training for few calls that starts from the teacher, but uses no targets: `AlphaConfig`."""
 
-    train: TrainConfig = _ONE_ROUND
+    train: TrainConfig = _recipe("adam", 6e-5, ema_decay=0.999)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,7 +137,7 @@ class MixtureStage(MixtureConfig):
 
     # The values of a text's latent: the size of the mixture. Training costs as many times more.
     num_values: int = 4
-    train: TrainConfig = _ONE_ROUND
+    train: TrainConfig = _recipe("adam", 6e-5, ema_decay=0.999)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -162,30 +148,18 @@ class MixtureStage(MixtureConfig):
 class MmdStage(MmdConfig):
     """Discrepancy of completions, with the fields of `MmdConfig`. The default is the paper's recipe."""
 
-    train: TrainConfig = TrainConfig(
-        num_steps=4_000,
-        batch_size=128,
-        optimizer=OptimizerConfig(name="adamw", learning_rate=1e-4, warmup_steps=500),
-    )
+    train: TrainConfig = _recipe("adamw", 1e-4, num_steps=4_000)
 
 
 @dataclasses.dataclass(frozen=True)
 class IdlmStage(IdlmConfig):
     """Inverse distillation, with the fields of `IdlmConfig`. The default is the paper's recipe."""
 
-    train: TrainConfig = TrainConfig(
-        num_steps=10_000,
-        batch_size=128,
-        optimizer=OptimizerConfig(name="adamw", learning_rate=1e-6, warmup_steps=500),
-    )
+    train: TrainConfig = _recipe("adamw", 1e-6)
 
 
 @dataclasses.dataclass(frozen=True)
 class CoupledIdlmStage(CoupledIdlmConfig):
     """Inverse distillation of the coupled student, with the fields of `CoupledIdlmConfig`."""
 
-    train: TrainConfig = TrainConfig(
-        num_steps=10_000,
-        batch_size=128,
-        optimizer=OptimizerConfig(name="adam", learning_rate=1e-4, warmup_steps=500),
-    )
+    train: TrainConfig = _recipe("adam", 1e-4)

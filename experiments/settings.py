@@ -13,6 +13,7 @@ from experiments.distillers import (
     COUPLED_IDLM,
     DISTILLERS,
     REFUSED_SEQUENCES,
+    SEE_NOISE,
     AlphaStage,
     CoupledIdlmStage,
     CoupledStage,
@@ -196,16 +197,16 @@ class RunConfig:
             len(set(self.distillers)) == len(self.distillers) > 0,
             "distillers must name at least one, and each only once.",
         )
-        before = self.distillers[: [*self.distillers, COUPLED_IDLM].index(COUPLED_IDLM)]
-        require(
-            COUPLED_IDLM not in self.distillers or COUPLED in before,
-            "distillers: 'coupled_idlm' starts from the student of 'coupled'; name that before it.",
-        )
-        require(
-            COUPLED_IDLM not in self.distillers or self.coupled.determines,
-            "distillers: 'coupled_idlm' starts from a student whose noise determines its tokens; set "
-            'coupled.noise.kind="full", "two-level" or "projected" and coupled.independent=False.',
-        )
+        if COUPLED_IDLM in self.distillers:
+            require(
+                COUPLED in self.distillers[: self.distillers.index(COUPLED_IDLM)],
+                "distillers: 'coupled_idlm' starts from the student of 'coupled'; name that before it.",
+            )
+            require(
+                self.coupled.determines,
+                "distillers: 'coupled_idlm' starts from a student whose noise determines its tokens; set "
+                'coupled.noise.kind="full", "two-level" or "projected" and coupled.independent=False.',
+            )
         require(
             "mmd" not in self.distillers or self.mmd.layer <= self.model.num_layers,
             f"mmd.layer={self.mmd.layer} does not exist: model.num_layers={self.model.num_layers}.",
@@ -232,9 +233,7 @@ class RunConfig:
             not every or (kind == "packed" and every <= self.data.length),
             f"judge.skeleton={every} needs data.sequences='packed' and data.length >= {every}; set it to 0.",
         )
-        seeing = [
-            name for name in self.distillers if name in (COUPLED, COUPLED_IDLM, "mixture", "mmd")
-        ]
+        seeing = [name for name in self.distillers if name in (*SEE_NOISE, "mmd")]
         require(
             not (self.published and seeing),
             f"distillers={seeing} need a teacher of this library; with teacher.init_from take sdtt or alpha.",
@@ -256,8 +255,7 @@ class RunConfig:
     def vocab_size(self) -> int:
         """Size of the vocabulary, MASK not counted, before the data are prepared.
 
-        Exact for GPT-2's vocabulary and a file's; a SentencePiece model may turn out smaller than asked
-        for.
+        Exact for GPT-2's vocabulary and a file's; a SentencePiece model may turn out smaller than asked for.
         """
         require(
             self.tokenizer.kind != "hub",
@@ -272,11 +270,7 @@ class RunConfig:
         return dataclasses.replace(self.model, vocab_size=vocab_size, length=self.data.length)
 
     def adapted(self, base: PublishedConfig) -> LlamaDenoiserConfig | GPT2DenoiserConfig:
-        """The config of the denoiser that a published model is turned into.
-
-        Args:
-          base: the config of the published network, causal or a denoiser.
-        """
+        """The config of the denoiser that a published network, causal or a denoiser, is turned into."""
         return as_denoiser(
             base,
             shift=True,

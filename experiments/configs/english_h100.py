@@ -21,11 +21,7 @@ def get_config() -> ConfigDict:
 
 
 def english_at_size(batch_size: int) -> RunConfig:
-    """The run with sequences of 512 tokens.
-
-    Args:
-      batch_size: that of teacher and rounds; the numbers of steps are inversely proportional to it.
-    """
+    """The run with sequences of 512 tokens; numbers of steps are inversely proportional to the batch size."""
 
     def train(steps_at_64: int, learning_rate: float) -> TrainConfig:
         return TrainConfig(

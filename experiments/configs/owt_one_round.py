@@ -18,11 +18,7 @@ from sdtt_jax.config import changed, choose
 
 
 def get_config(distiller: str = "mixture") -> ConfigDict:
-    """The run.
-
-    Args:
-      distiller: one of `ONE_ROUND`.
-    """
+    """The run with one of `ONE_ROUND`."""
     choose("the config's distiller", distiller, ONE_ROUND)
     evaluation = {"num_steps": (1, 2, 4, 8, 16, 32)}
     if distiller == COUPLED_IDLM:

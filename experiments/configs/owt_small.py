@@ -33,11 +33,7 @@ def get_config() -> ConfigDict:
 
 
 def owt(size: str) -> RunConfig:
-    """The paper's run.
-
-    Args:
-      size: one of `SIZES`.
-    """
+    """The paper's run at one of `SIZES`."""
     pretraining = TrainConfig(
         num_steps=1_000_000,
         batch_size=512,

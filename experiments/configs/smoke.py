@@ -1,6 +1,4 @@
-"""Every stage, with tiny models on the demo's text, in under a minute: for tests and quick
-checks.
-"""
+"""Every stage, with tiny models on the demo's text, in under a minute: for tests and quick checks."""
 
 from ml_collections import ConfigDict
 
