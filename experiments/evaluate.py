@@ -17,7 +17,6 @@ import dataclasses
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from absl import flags
 
@@ -126,35 +125,12 @@ _INSTEAD = {
 }
 
 
-def _measuring() -> list[str]:
-    """The names of all flags for measuring."""
-    settings = [field.name for field in dataclasses.fields(Settings)]
-    given = list(fields.given_flags())
-    return ["checkpoint", "suite", "judge", "baseline", "helper", *given, *settings]
-
-
-def _users(field: dataclasses.Field[Any], settings: Settings, checkpoint: bool) -> tuple[str, ...]:
-    """The suites to which a setting makes a difference, given the other settings."""
-    name = field.name
-    users: tuple[str, ...] = field.metadata["suites"] or tuple(SUITES)
-    by, replaced_in, _ = _REPLACED.get(name, ("", "", ""))
-    if by and getattr(settings, by):
-        users = tuple(user for user in users if user != replaced_in)
-    # Neighbours are stored in batches, and without a checkpoint it is the judge that is measured.
-    always = {"batch_size": bool(settings.neighbours), "judge_compute_dtype": not checkpoint}
-    return tuple(SUITES) if always.get(name) else users
-
-
 def check_used(
     settings: Settings, suites: Sequence[str], helper: str | None = None, *, checkpoint: bool = True
 ) -> None:
     """Refuses flags that would change nothing; `ConfigError` names the flag and what it is for.
 
-    Args:
-      settings: those of the flags; one with its default is not refused.
-      suites: what is measured.
-      helper: the value of --helper.
-      checkpoint: whether there is one, in addition to the judge.
+    A setting with its default is not refused. `checkpoint` tells whether there is one, or only a judge.
     """
     require(
         not settings.wrap or bool(settings.held_out),
@@ -171,15 +147,21 @@ def check_used(
         "does, such as --mode=speculative.",
     )
     fields.require_helper(modes, helper)
+    # Neighbours are stored in batches, and without a checkpoint it is the judge that is measured.
+    always = {"batch_size": bool(settings.neighbours), "judge_compute_dtype": not checkpoint}
     for field in dataclasses.fields(Settings):
         name = field.name
-        if getattr(settings, name) == field.default:
+        if getattr(settings, name) == field.default or always.get(name):
             continue
-        users = _users(field, settings, checkpoint)
-        used = bool({*users} & {*suites})
+        # The suites to which the setting makes a difference.
+        users: Sequence[str] = field.metadata["suites"] or tuple(SUITES)
         by, suite, what = _REPLACED.get(name, ("", "", ""))
+        replaced = bool(by and getattr(settings, by))
+        if replaced:
+            users = [user for user in users if user != suite]
+        used = bool({*users} & {*suites})
         require(
-            used or suite not in suites or not getattr(settings, by),
+            used or not replaced or suite not in suites,
             f"With --{by}, --suite={suite} {what}, so --{name} would change nothing; leave it out.",
         )
         named = " or ".join(filter(None, (", ".join(users[:-1]), users[-1])))
@@ -217,9 +199,7 @@ def check_guided(subject: Subject, suites: Sequence[str]) -> None:
 def check_files(settings: Settings) -> None:
     """Reads what suites will read only when their turn comes, so that a wrong name is not found after hours.
 
-    Raises:
-      ConfigError: a pipe or a device, of which nothing would be left to the suites; and as they.
-      DataError: as the suites.
+    A pipe or a device is refused: nothing of it would be left to the suites.
     """
     for name in ("texts", "prompts", "task_file", "held_out", "neighbours", "exit_training_text"):
         path = getattr(settings, name)
@@ -240,7 +220,9 @@ def check_files(settings: Settings) -> None:
 def main(argv: Sequence[str]) -> None:
     """Measures, or compares, as the flags ask."""
     if _COMPARE.value:
-        refuse("--compare measures nothing", *_measuring())
+        measuring = ["checkpoint", "suite", "judge", "baseline", "helper", *fields.given_flags()]
+        measuring += [field.name for field in dataclasses.fields(Settings)]
+        refuse("--compare measures nothing", *measuring)
         compare([*named_files(_COMPARE.value), *argv[1:]], _OUTPUT.value)
         return
     check_flags(argv)

@@ -49,9 +49,10 @@ from rich.table import Table
 
 from experiments.cli.app import check_flags, run_app, wide_console
 from experiments.cli.fields import define_flags, from_flags, require_used
+from experiments.cli.output import writing
 from experiments.cli.tables import decimals, rich_table
 from sdtt_jax.config import choose, each, given, positive, require, whole
-from sdtt_jax.errors import DataError, UserError
+from sdtt_jax.errors import UserError
 from sdtt_jax.evaluation.settings import setting
 from sdtt_jax.keys import check_seed
 from sdtt_jax.laboratory.coupled import CoupledStudentConfig
@@ -70,6 +71,7 @@ from sdtt_jax.paths import as_path, write_json
 from sdtt_jax.training.loop import Interrupted
 
 _WIDTH = 120  # of the table in a log
+_print = functools.partial(print, flush=True)
 WHOSE = ("teacher", "optimum", "trained")
 COLUMNS = {
     "kl": "KL(samples ‖ chain)",
@@ -182,13 +184,6 @@ class ExactPlan:
         return tuple(OPTIMA if "all" in self.divergence else dict.fromkeys(self.divergence))
 
     @property
-    def student(self) -> StudentConfig:
-        """The student that learns the rounds."""
-        return StudentConfig(
-            copy_steps=self.copy_steps, steps_per_round=self.steps_per_round, seed=self.seed
-        )
-
-    @property
     def coupled(self) -> CoupledStudentConfig:
         """The noise-coupled student."""
         return CoupledStudentConfig(
@@ -211,45 +206,34 @@ def write(record: Record, folder: Path) -> list[Path]:
     # Imported when needed: with Matplotlib, it would take twice as long to find a flag wrong.
     from sdtt_jax.reporting.picture import write_exact
 
-    try:
+    with writing(folder):
         write_json(folder / "results.json", record, indent=1)
         drawn = (write_exact(record, folder / f"exact.{kind}") for kind in ("svg", "png"))
         pictures = [path for path in drawn if path is not None]
-    except OSError as error:
-        raise DataError(f"--output={folder} cannot be written to: {error.strerror}.") from error
     return [folder / "results.json", *pictures]
 
 
-def measures_table(record: Record, calls: Sequence[int]) -> Table:
+def measures_table(record: Record, calls: Sequence[int], *, matched: bool = False) -> Table:
     """A section for each number of calls: teacher, last rounds, distillers, floors and mixtures.
 
-    A row is left out where nothing was measured at that number of calls.
+    A row is left out where nothing was measured at that number of calls. With `matched`, the table shows what
+    --matched measures: teacher, every round, students.
     """
-    entropy = f"entropy per token; the chain's is {record['data_entropy']:.3f}"
-    title = f"{record['world']['name']}, nats ({entropy})"
-    return _table(title, COLUMNS, {n: _measured(record, n) for n in map(str, calls)})
-
-
-def matched_table(record: Record, calls: Sequence[int]) -> Table:
-    """A section for each number of calls with what --matched measures: teacher, every round, students."""
-    name, entropy = record["world"]["name"], record["matched"]
-    title = (
-        f"{name}, nats, at the chain's {entropy} entropy (* the nearest that a temperature gets)"
-    )
-    columns = {"temperature": "temperature", **COLUMNS}
-    return _table(title, columns, {n: _matched(record, n) for n in map(str, calls)})
-
-
-def _table(
-    title: str, columns: dict[str, str], rows: dict[str, Iterator[tuple[str, Record]]]
-) -> Table:
-    numbers = columns.values()
-    found = {n: list(measured) for n, measured in rows.items()}
+    name, entropy = record["world"]["name"], record["data_entropy"]
+    title = f"{name}, nats (entropy per token; the chain's is {entropy:.3f})"
+    columns, rows = COLUMNS, _measured
+    if matched:
+        kind = record["matched"]
+        title = (
+            f"{name}, nats, at the chain's {kind} entropy (* the nearest that a temperature gets)"
+        )
+        columns, rows = {"temperature": "temperature", **COLUMNS}, _matched
+    found = {n: list(rows(record, n)) for n in map(str, calls)}
     counted = any("samples" in measures for part in found.values() for _, measures in part)
     table = rich_table(
-        ("calls", "samples of", *numbers),
+        ("calls", "samples of", *columns.values()),
         (),
-        right=("calls", *numbers),
+        right=("calls", *columns.values()),
         title=title,
         caption=COUNTED if counted else None,
     )
@@ -310,7 +294,7 @@ def add_matched(
 
 def measured(plan: ExactPlan, world: World) -> Iterator[Record]:
     """Yields the record each time that a part of it is complete; trained students come last."""
-    student, dts = plan.student, round_dts(world, plan.rounds)
+    dts = round_dts(world, plan.rounds)
     _print(
         f"{world.name}: {world.vocab_size} tokens, length {world.length}, "
         f"{world.num_states:,} partly masked states, {len(dts)} rounds"
@@ -341,6 +325,9 @@ def measured(plan: ExactPlan, world: World) -> Iterator[Record]:
         record |= distilled(plan, truth, optima[plan.divergences[0]])
         yield record
     elif plan.train:
+        student = StudentConfig(
+            copy_steps=plan.copy_steps, steps_per_round=plan.steps_per_round, seed=plan.seed
+        )
         trained = train_students(truth, record, optima, student, _print)
         for divergence, tables in trained.items() if plan.matched else ():
             entries = [entry["trained"] for entry in record["rounds"][divergence]]
@@ -385,12 +372,8 @@ def main(argv: Sequence[str]) -> None:
     console = wide_console(_WIDTH)
     console.print(measures_table(record, plan.calls))
     if plan.matched:
-        console.print(matched_table(record, plan.calls))
+        console.print(measures_table(record, plan.calls, matched=True))
     _print("\n".join(str(path) for path in paths))
-
-
-def _print(message: str) -> None:
-    print(message, flush=True)
 
 
 if __name__ == "__main__":

@@ -32,9 +32,7 @@ SUFFIXES = (".png", ".svg")
 
 def write_exact_from(results: str, picture: Path) -> Path:
     """Draws a record of `experiments.exact`."""
-    from sdtt_jax.reporting.picture import (
-        write_exact,
-    )  # imported when needed, as it needs Matplotlib
+    from sdtt_jax.reporting.picture import write_exact  # imported when needed: it needs Matplotlib
 
     record = read_json(results)
     try:

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.cli.app import wide_console
+from experiments.cli.output import writing
 from experiments.cli.tables import narrow_tables
 from sdtt_jax import markdown
 from sdtt_jax.config import require
-from sdtt_jax.errors import DataError
 from sdtt_jax.paths import as_path, is_remote, write_text
 from sdtt_jax.reporting.evaluations import (
     Evaluation,
@@ -50,11 +50,9 @@ def compare(paths: Sequence[str], folder: str | None) -> None:
     if folder is not None:
         target = as_path(folder)
         require(not target.is_file(), f"--output={folder} is a file; --compare needs a folder.")
-        try:
+        with writing(folder):
             for path in write_comparison(evaluations, target):
                 print(path, file=sys.stderr)
-        except OSError as error:
-            raise DataError(f"--output={folder} cannot be written to: {error.strerror}.") from None
 
 
 def write_comparison(evaluations: Sequence[Evaluation], folder: Path) -> list[Path]:

@@ -84,7 +84,7 @@ def require_used(config: Any, readers: Iterable[tuple[str, bool, str]]) -> None:
     """Raises `ConfigError` for a field that would change nothing, unless it has its default.
 
     Args:
-      config: a dataclass.
+      config: a dataclass with a flag for each field.
       readers: what reads some fields, as one would ask for it; whether that is asked for; the fields' names,
         separated by spaces.
     """
@@ -138,22 +138,18 @@ def _items(name: str, of: type, value: list[str] | None) -> tuple[Any, ...]:
     texts = [text.strip() for text in value or []]
     if of is str:
         return tuple(dict.fromkeys(texts))
-    if of is float:
-        for text in texts:
-            require(
-                _is_number(text),
-                f"--{name}: {text!r} is not a number; give numbers separated by commas.",
-            )
-        return tuple(sorted({float(text) for text in texts}))
+    what = "whole number" if of is int else "number"
     for text in texts:
         require(
-            re.fullmatch("-?[0-9]+", text) is not None,
-            f"--{name}: {text!r} is not a whole number; give whole numbers separated by commas.",
+            _is_number(text, of),
+            f"--{name}: {text!r} is not a {what}; give {what}s separated by commas.",
         )
-    return tuple(sorted({int(text) for text in texts}))
+    return tuple(sorted({of(text) for text in texts}))
 
 
-def _is_number(text: str) -> bool:
+def _is_number(text: str, of: type) -> bool:
+    if of is int:
+        return re.fullmatch("-?[0-9]+", text) is not None
     try:
         return math.isfinite(float(text))
     except ValueError:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from sdtt_jax.errors import UserError
+from experiments.cli.output import writing
 
 
 @contextlib.contextmanager
@@ -18,7 +18,7 @@ def json_lines(file: Path | None) -> Iterator[Callable[[Any], None]]:
     the file is not changed; if there are no lines and no error, it is emptied.
 
     Raises:
-      UserError: the file cannot be written to.
+      DataError: the file cannot be written to.
     """
     if file is None:
         yield lambda _: None
@@ -29,23 +29,15 @@ def json_lines(file: Path | None) -> Iterator[Callable[[Any], None]]:
         return file.open("w", encoding="utf-8")
 
     def write(content: Any) -> None:
-        with _writing(file):
+        with writing(file):
             output().write(json.dumps(content) + "\n")
             output().flush()
 
     try:
         yield write
-        with _writing(file):
+        with writing(file):
             output()
     finally:
         if output.cache_info().currsize:
-            with _writing(file):
+            with writing(file):
                 output().close()
-
-
-@contextlib.contextmanager
-def _writing(file: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"--output={file} cannot be written to: {error.strerror}.") from None

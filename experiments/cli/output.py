@@ -1,5 +1,6 @@
 """What commands tell the shell: exit statuses, system errors, output into closed pipes. Imports no JAX."""
 
+import contextlib
 import errno
 import io
 import logging
@@ -8,6 +9,9 @@ import re
 import signal
 import sys
 import traceback
+from collections.abc import Iterator
+
+from sdtt_jax.errors import DataError
 
 EXIT_CONFIG = 2
 EXIT_FAILED = 1
@@ -41,6 +45,15 @@ def shorten(record: logging.LogRecord) -> bool:
     if "orbax" in record.pathname:
         record.exc_info = record.exc_text = None
     return True
+
+
+@contextlib.contextmanager
+def writing(output: object) -> Iterator[None]:
+    """Turns what the system refuses into a `DataError` that names --output."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"--output={output} cannot be written to: {error.strerror}.") from None
 
 
 def is_of_a_bucket(error: BaseException) -> bool:

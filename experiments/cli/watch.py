@@ -15,13 +15,7 @@ NEW, KNOWN, MASKED = "bold green", "", "bright_black"
 
 
 def frame(tokens: np.ndarray, before: np.ndarray | None, tokenizer: Tokenizer) -> Text:
-    """One state of one text: masks dim, what the last step revealed bright.
-
-    Args:
-      tokens: `[length]` int32.
-      before: the state before, or None for the first.
-      tokenizer: the model's tokenizer.
-    """
+    """One state of one text: masks dim, what changed since the state `before` (if any) bright."""
     text = Text()
     changed = tokens != before if before is not None else np.zeros(tokens.shape, bool)
     for token, piece, new in zip(tokens, tokenizer.pieces(tokens), changed, strict=True):

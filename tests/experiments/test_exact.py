@@ -153,7 +153,7 @@ def test_what_is_matched_has_a_table_with_every_round() -> None:
     exact.add_matched(record["rounds"]["kl-bwd"], optima["kl-bwd"], measure)
     record["distillers"] = {"alpha": {}, "alpha-matched": measure([truth.teacher])}
     record["teacher"]["matched"]["2"]["reached"] = False
-    table = exact.matched_table(record, (1, 2))
+    table = exact.measures_table(record, (1, 2), matched=True)
     calls, names, temperature = (list(column.cells) for column in table.columns[:3])
     assert calls == ["1", "", "", "", "2", "", "", ""]
     rounds = ["SDTT kl-bwd, round 1", "SDTT kl-bwd, round 2", "alpha-matched"]
