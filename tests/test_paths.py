@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from experiments.cli.app import output_file, parse_flags
-from experiments.cli.arguments import last_config_files, with_config_files
+from experiments.cli.arguments import config_files
 from experiments.settings import check_overrides
 from sdtt_jax.data import DataConfig, DataInfo, load_tokenizer, train_tokenizer
 from sdtt_jax.data.config import TokenizerConfig
@@ -92,15 +92,15 @@ def test_config_files_are_named_like_all_files(home):
     (home / "c.py").write_text("", "utf-8")
     given = ["run", "--config=~/c.py", "-spec", "~/c.py", "--prompt=~/c.py", "~/c.py"]
     expanded = [*given[:1], f"--config={home}/c.py", "-spec", f"{home}/c.py", *given[4:]]
-    assert with_config_files(given) == expanded
+    assert config_files(given) == expanded
     check_overrides(given[:2])
 
 
 def test_of_several_config_files_the_last_one_counts():
     """A script gives one and its caller another; what follows `--` is another program's."""
     given = ["run", "--config=a", "--workdir=x", "-config", "b", "--config.seed=1", "--config", "c"]
-    assert last_config_files(given) == ["run", "--workdir=x", "--config.seed=1", "--config", "c"]
-    assert last_config_files([*given[:2], "--", *given]) == [*given[:2], "--", *given]
+    assert config_files(given) == ["run", "--workdir=x", "--config.seed=1", "--config", "c"]
+    assert config_files([*given[:2], "--", *given]) == [*given[:2], "--", *given]
 
 
 def test_what_a_file_of_flags_holds_is_checked_like_the_command_line(tmp_path, capsys):

@@ -18,13 +18,7 @@ import jax
 from absl import app, flags, logging
 from rich.console import Console
 
-from experiments.cli.arguments import (
-    IN_FLAGS,
-    in_words,
-    last_config_files,
-    require_utf8,
-    with_config_files,
-)
+from experiments.cli.arguments import IN_FLAGS, config_files, in_words, require_utf8
 from experiments.cli.output import (
     EXIT_CONFIG,
     EXIT_FAILED,
@@ -103,11 +97,7 @@ def output_file(path: str | None) -> Path | None:
 
 
 def join_processes() -> None:
-    """Joins the other processes of this job, as `--distributed` says.
-
-    Raises:
-      ConfigError: of several processes, not all have the same flags.
-    """
+    """Joins the other processes of this job, as `--distributed` says; all must have the same flags."""
     os.environ.update(threads_to_wait_in(os.environ))
     processes.initialize(_DISTRIBUTED.value)
     require_same_flags()
@@ -119,11 +109,7 @@ def join_processes() -> None:
 
 
 def require_same_flags(given: flags.FlagValues = flags.FLAGS) -> None:
-    """Checks that all processes are given the same flags, but for `OWN_FLAGS` and those of absl.
-
-    Raises:
-      ConfigError: they differ; names the first of them.
-    """
+    """Raises `ConfigError` if the flags of processes differ, but for `OWN_FLAGS` and those of absl."""
     found = {
         f"--{name}": given[name].value
         for name in given
@@ -200,10 +186,7 @@ def exit_status(
 
     In one of several processes, an error ends the others too, with the same status.
 
-    Args:
-      main: what the program does.
-      argv: its command line.
-      resumes: whether repeating the command after a stop continues where it stopped; if not, it starts again.
+    `resumes` tells whether the same command, after a stop, continues where it stopped; else it starts again.
 
     Returns:
       0 when done; 2 for an error in config or flags (trying again is of no use); 75 when a signal stopped it
@@ -279,7 +262,7 @@ def parse_flags(argv: list[str], check: Callable[[Sequence[str]], None] | None) 
         require_utf8(argv)
         # What files of flags hold is checked like the rest.
         argv = [argv[0], *flags.FLAGS.read_flags_from_files(argv[1:], force_gnu=False)]
-        argv = last_config_files(with_config_files(argv))
+        argv = config_files(argv)
         if check is not None:
             check(argv)
         return list(flags.FLAGS(argv))

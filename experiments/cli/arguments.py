@@ -48,33 +48,28 @@ NO_CONFIG_DICT = (
 _TRACED = "Error whilst parsing config file:\n\n"
 
 
-def with_config_files(argv: Sequence[str]) -> list[str]:
-    """`argv` with `~` expanded in the names of config files, as in the library's paths; absl opens them."""
-    found: list[str] = []
-    for argument in argv:
-        flag, equals, value = argument.partition("=")
-        if equals and flag.lstrip("-") in CONFIG_FLAGS and value.startswith("~"):
-            argument = f"{flag}={as_path(value)}"
-        elif argument.startswith("~") and found and found[-1].lstrip("-") in CONFIG_FLAGS:
-            argument = str(as_path(argument))
-        found.append(argument)
-    return found
+def config_files(argv: Sequence[str]) -> list[str]:
+    """`argv` with `~` expanded in the names of config files, and without those that a later one replaces.
 
-
-def last_config_files(argv: Sequence[str]) -> list[str]:
-    """`argv` without the config files that a later one replaces: for ml_collections they are two flags.
-
-    A script such as launch/demo.sh gives one, and its caller may give another.
+    absl opens them under the names given, and ml_collections takes two of them for two flags. A script such
+    as launch/demo.sh gives one, and its caller may give another.
     """
     words = list(argv)
     ends = words.index("--") if "--" in words else len(words)
     given = set()
     for place in reversed(range(ends)):
-        flag, equals, _ = words[place].partition("=")
-        if flag.startswith("-") and flag.lstrip("-") in CONFIG_FLAGS:
-            if flag.lstrip("-") in given:
-                del words[place : place + (1 if equals else 2)]
-            given.add(flag.lstrip("-"))
+        flag, equals, value = words[place].partition("=")
+        name = flag.lstrip("-")
+        if name not in CONFIG_FLAGS or not flag.startswith("-"):
+            continue
+        if name in given:
+            del words[place : place + (1 if equals else 2)]
+        elif equals and value.startswith("~"):
+            words[place] = f"{flag}={as_path(value)}"
+        elif not equals and words[place + 1 : place + 2]:
+            following = words[place + 1]
+            words[place + 1] = str(as_path(following)) if following[:1] == "~" else following
+        given.add(name)
     return words
 
 
@@ -122,11 +117,7 @@ def in_words(error: Exception) -> str:
 
 
 def _place(frames: Sequence[tuple[str, Any]]) -> str:
-    """` (FILE, line N)`: the innermost line of the config file in a stack; "" if none is on it.
-
-    Args:
-      frames: file and line of each frame, outermost first.
-    """
+    """` (FILE, line N)`: the innermost line of the config file in a stack; "" if none is on it."""
     loaders = [at for at, (file, _) in enumerate(frames) if file == config_flags.__file__]
     # Python's own loader runs the file.
     within = [frame for frame in frames[max(loaders, default=len(frames)) :] if frame[0][:1] != "<"]
