@@ -19,9 +19,7 @@ from sdtt_jax.paths import as_path, is_remote
 def check(run: Run, stage: str) -> None:
     """Checks what can be known of a model, before the data are prepared and without its parameters.
 
-    Args:
-      run: the run that takes it.
-      stage: "teacher" or "judge", whose section of the config names it in `checkpoint`.
+    The `checkpoint` of the stage "teacher" or "judge" names it.
 
     Raises:
       ConfigError: there is no model there, it is of another kind or size, or its texts were of another kind.
@@ -40,7 +38,7 @@ def check(run: Run, stage: str) -> None:
         config, vocab_size = run.config, found.config.vocab_size
         wanted = run.denoiser if config.published else Denoiser(config.denoiser(vocab_size))
         _check_sizes(run, checkpoint, found, wanted)
-    _check_texts(run, stage, _facts_of_a_run(checkpoint))
+    _check_texts(run, stage, checkpoint)
 
 
 def check_vocabulary(run: Run) -> None:
@@ -84,22 +82,19 @@ def adopt_judge(run: Run, checkpoint: str) -> None:
     run.deliver(run.workdir.judge, run.judge, params, stage="judge", source=checkpoint)
 
 
-def _facts_of_a_run(checkpoint: str) -> dict[str, Any]:
-    """The facts that a run stored with a model; {} for published ones, whose training is unknown."""
-    path = as_path(checkpoint)
-    if not is_remote(path) and is_published(path):
-        return {}
-    folder = finished(path)
-    facts = {} if folder is None else load_facts(folder)
-    return facts if "stage" in facts else {}
-
-
-def _check_texts(run: Run, stage: str, facts: dict[str, Any]) -> None:
+def _check_texts(run: Run, stage: str, checkpoint: str) -> None:
     """Checks that a run's model was trained on texts of the kind that this run has.
 
-    The copy that is delivered is read as a model of this run's texts ever after.
+    The copy that is delivered is read as a model of this run's texts ever after. How a published model was
+    trained is unknown.
     """
-    name = f"config.{stage}.checkpoint={getattr(run.config, stage).checkpoint}"
+    path, facts = as_path(checkpoint), dict[str, Any]()
+    if is_remote(path) or not is_published(path):
+        folder = finished(path)
+        facts = {} if folder is None else load_facts(folder)
+    if "stage" not in facts:
+        return
+    name = f"config.{stage}.checkpoint={checkpoint}"
     every = facts.get("every")
     require(
         every is None,

@@ -234,13 +234,7 @@ class Run(Networks):
         return CausalNetwork(dataclasses.replace(sizes, length=-(-sizes.length // every)))
 
     def deliver(self, folder: Path, network: Network, params: Params, **facts: Any) -> None:
-        """Writes what a stage delivers, with the facts that loading it needs.
-
-        Args:
-          folder: the folder of the stage or round.
-          network: the network that was trained, such as `denoiser` or `judge`.
-          params: its parameters.
-          **facts: more facts to store with them.
+        """Writes what a stage or round delivers to its folder, with the facts that loading it needs.
 
         Raises:
           CheckpointError: they could not be written, or the workdir was moved or removed.
@@ -262,13 +256,9 @@ class Run(Networks):
     def delivered(
         self, folder: Path, network: Network, needed_by: str, lora: LoraConfig = LoraConfig()
     ) -> Params:
-        """The parameters that a finished stage delivered, on the mesh.
+        """The parameters that a finished stage or round delivered, on the mesh.
 
-        Args:
-          folder: the folder of the stage or round.
-          network: the network that was trained, such as `denoiser` or `judge`.
-          needed_by: the stage that asks.
-          lora: adapters to read without their base; with rank 0, all parameters are read, merged.
+        Of adapters, `lora`, they are read without their base; with rank 0 all are read, merged.
 
         Raises:
           UserError: the stage is not finished.
@@ -307,13 +297,7 @@ class Run(Networks):
         return params
 
     def model(self, folder: Path, network: Denoiser, **facts: Any) -> Model:
-        """The model that a finished stage delivered, to be evaluated.
-
-        Args:
-          folder: the folder of the stage or round.
-          network: the denoiser that was trained, such as `denoiser` or `coupled`.
-          **facts: stage and round, added to the model's path, kind and packing.
-        """
+        """The model that a finished stage or round delivered, to be evaluated."""
         where = {"path": str(final(folder)), "kind": kind_of(network)}
         return Model(
             params=self.delivered(folder, network, "evaluate"),
@@ -325,11 +309,7 @@ class Run(Networks):
 
 
 def stored_network(folder: Path, *kinds: str) -> Any:
-    """The network that a stage delivered, made from the facts stored with its parameters.
-
-    Args:
-      folder: the folder of the stage.
-      *kinds: the kinds of network that it may be.
+    """The network, of one of `kinds`, that a stage delivered, from the facts stored with its parameters.
 
     Raises:
       CheckpointError: the facts are damaged, or of another kind of network.

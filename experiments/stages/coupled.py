@@ -14,10 +14,11 @@ from experiments.distillers import COUPLED
 from experiments.settings import RunConfig
 from experiments.stages.context import Run
 from experiments.stages.job import Rounds, TrainingJob, averaged
+from experiments.stages.workdir import has_begun
 from sdtt_jax.checkpoints.digests import canonical_sha256, params_digest
 from sdtt_jax.checkpoints.orbax import is_committed
 from sdtt_jax.checkpoints.store import load_params, save_params
-from sdtt_jax.config import differences, require, to_mapping
+from sdtt_jax.config import differences, to_mapping
 from sdtt_jax.data.loader import shuffled
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.sampler import SamplerConfig
@@ -40,7 +41,7 @@ from sdtt_jax.parallel.mesh import RULES, full_batch
 from sdtt_jax.parallel.placement import place_rows, place_whole, replicated, tree_shardings, unbox
 from sdtt_jax.paths import as_path, remove_tree
 from sdtt_jax.training.state import StateSpec, TrainState
-from sdtt_jax.training.step import LossFn, make_train_step
+from sdtt_jax.training.step import make_train_step
 from sdtt_jax.trees import flat_leaves, nested
 from sdtt_jax.typing import Key, Params, Tree
 
@@ -123,46 +124,34 @@ def _deliver(run: Run, number: int, state: TrainState) -> None:
 
 
 def _round(run: Run, number: int) -> TrainingJob:
-    config = run.config.coupled.train
-    step_fn = make_train_step(round_loss(run, number), config)
-    pool, start, abstract = round_parts(run, number)
-    return TrainingJob(run, COUPLED, number, config, step_fn, start, abstract, pool=pool)
-
-
-def round_loss(run: Run, number: int) -> LossFn:
-    """The loss of a round, on batches of its pool."""
-    config = run.config.coupled
-    length, student = run.config.data.length, run.diffusion_of(run.coupled)
-    _, teacher = _teacher(run, number)
-    key = _noise_key(run, number)
-    return coupled_loss(student, run.diffusion_of(teacher), config, number, key, length)
-
-
-def round_parts(run: Run, number: int) -> tuple[Pool | Fresh, Callable[[], TrainState], TrainState]:
-    """A round's pool, a function that makes its first state, and that state's shapes and shardings."""
-    config = run.config.coupled
+    config, train, length = run.config.coupled, run.config.coupled.train, run.config.data.length
+    _, network = _teacher(run, number)
+    own, teachers = run.diffusion_of(run.coupled), run.diffusion_of(network)
+    loss = coupled_loss(own, teachers, config, number, _noise_key(run, number), length)
     teacher = teacher_params(run, number)
     pool = open_pool(run, number, teacher)
-    spec, context = StateSpec(config.train, run.mesh), {}
+    spec, context = StateSpec(train, run.mesh), {}
     if config.soft_weight or not config.num_trajectories:
-        _, network = _teacher(run, number)
         context["teacher_params"] = unbox(abstract_params(network))
     abstract = spec.abstract(abstract_params(run.coupled), context)
-    begun = _has_begun(run, number)
     # A list, so that `start` can release the teacher before training; empty if a checkpoint is restored.
+    begun = processes.agree(has_begun(run.workdir.round(number, COUPLED)))
     held = [] if begun else [teacher]
 
     def start() -> TrainState:
         params = held.pop() if held else teacher_params(run, number)
-        return spec.from_params(_begin(run, number, params), dict.fromkeys(context, params))
+        student = params
+        if number == 1:
+            # Adds a noise network, which does not change the outputs yet.
+            init_key = purpose_key(run.config.seed, "coupled.init")
+            student = jax.jit(
+                lambda params: run.coupled.init_from(params, init_key),
+                out_shardings=tree_shardings(abstract_params(run.coupled), RULES, run.mesh),
+            )(params)
+        return spec.from_params(student, dict.fromkeys(context, params))
 
-    return pool, start, abstract
-
-
-def _has_begun(run: Run, number: int) -> bool:
-    """Whether a round has a checkpoint to continue from; all processes get the same answer."""
-    folder = run.workdir.round(number, COUPLED)
-    return processes.agree(any(path.name.isdigit() for path in folder.glob("*")))
+    step_fn = make_train_step(loss, train)
+    return TrainingJob(run, COUPLED, number, train, step_fn, start, abstract, pool=pool)
 
 
 def teacher_params(run: Run, number: int) -> Params:
@@ -171,56 +160,20 @@ def teacher_params(run: Run, number: int) -> Params:
     return run.delivered(folder, network, "distill")
 
 
-def _begin(run: Run, number: int, teacher: Params) -> Params:
-    """The initial parameters of a round's student: its teacher's. The first round adds a noise network, which
-    does not change the outputs yet."""
-    if number > 1:
-        return teacher
-    key = purpose_key(run.config.seed, "coupled.init")
-    begin = jax.jit(
-        lambda params: run.coupled.init_from(params, key),
-        out_shardings=tree_shardings(abstract_params(run.coupled), RULES, run.mesh),
-    )
-    started: Params = begin(teacher)
-    return started
-
-
-def check_pool(config: RunConfig) -> None:
-    """Checks that the pool that the config names, if it names one, is a folder.
-
-    Raises:
-      ConfigError: it is not.
-    """
-    pool = config.coupled.pool
-    require(
-        not pool or as_path(pool).is_dir(),
-        f"config.coupled.pool={pool} is not a stored pool; give DIR/coupled/01/pool of a run, or leave it "
-        "empty to have one made.",
-    )
-
-
 def open_pool(run: Run, number: int, teacher: Params) -> Pool | Fresh:
     """Reads the trajectories of a round, or makes and stores them.
 
     With `num_trajectories=0` none is stored, and each training step makes its own. Trajectories depend on
     the teacher, on the config's seed and, in hindsight, on the texts of the training split.
 
-    Args:
-      run: the run that the round belongs to.
-      number: the round's number, counted from 1.
-      teacher: the parameters of its teacher.
-
     Raises:
-      ConfigError: the pool that the config names is not there.
       MismatchError: the stored trajectories were made with another teacher, vocabulary, setting or generator
         of random numbers.
     """
     config = run.config.coupled
-    folder = run.workdir.round(number, COUPLED) / "pool"
+    own = run.workdir.round(number, COUPLED)
     given = number == 1 and config.pool != ""
-    if given:
-        folder = as_path(config.pool)
-        check_pool(run.config)
+    folder = as_path(config.pool) if given else own / "pool"
     # Trajectories are neither cooled nor guided, and the pools of earlier versions lack these fields.
     sampler = to_mapping(config.trajectory(number))
     del sampler["cooling"], sampler["guidance"]
@@ -253,7 +206,7 @@ def open_pool(run: Run, number: int, teacher: Params) -> Pool | Fresh:
         processes.on_first("Removing the parts of the pool", lambda: remove_tree(parts))
         return Pool(_noise_in(rows), facts)
     stored, found = load_params(folder, replicated(run.mesh))
-    if "random" not in found and _has_begun(run, number):
+    if "random" not in found and processes.agree(has_begun(own)):
         drawn = facts  # an earlier version began this round with this pool
     if found != drawn:
         usual = {"random": DEFAULT_GENERATOR}

@@ -91,13 +91,6 @@ def evaluate(run: Run) -> None:
     write_json(run.workdir.results, results)
 
 
-def add_timing(run: Run) -> None:
-    """Puts the seconds of each stage into results.json."""
-    if run.workdir.results.exists() and run.workdir.timing.exists():
-        timing = read_json(run.workdir.timing)
-        write_json(run.workdir.results, read_json(run.workdir.results) | {"timing": timing})
-
-
 def is_evaluated(run: Run) -> bool:
     """Whether results.json is about the models delivered now; all processes get the same answer.
 

@@ -40,15 +40,9 @@ TEACHER_CALLS = 2
 def measure(
     run: Run, name: str, number: int, teacher: Model, judge: CausalModel, entropy: float
 ) -> Json:
-    """The field `name` of results.json.
+    """The field `name`, "coupled" or "coupled_idlm", of results.json, about the student of its last round.
 
-    Args:
-      run: the run whose noise-coupled student is measured.
-      name: the student's distiller, "coupled" or "coupled_idlm".
-      number: the round that the student has finished.
-      teacher: the first teacher.
-      judge: the model that scores the texts.
-      entropy: the entropy of real text, in nats.
+    `teacher` is the first one; `entropy` is that of real text, in nats.
 
     Returns:
       The student's round, digest and trajectories. For each number of calls, the figures of teacher and
@@ -57,19 +51,19 @@ def measure(
     """
     config = run.config.coupled
     student = run.model(run.workdir.round(number, name), run.coupled, stage=name, round=number)
-    titles = {way: way if name == COUPLED else f"{name}_{way}" for way in TEMPERATURES}
+    prefix = "" if name == COUPLED else f"{name}_"
 
-    def by_teacher(way: str, n: int) -> generation.Judged:
-        return _texts(run, teacher, judge, way, TEACHER_TEMPERATURES[way], n)
+    def by_teacher(n: int) -> dict[str, generation.Judged]:
+        write = functools.partial(_texts, run, teacher, judge, n, "")
+        return enclosed(write, TEACHER_TEMPERATURES, TEACHER_SHOWN, entropy)
 
-    def by_student(way: str, n: int) -> generation.Judged:
-        return _texts(run, student, judge, titles[way], TEMPERATURES[way], n)
+    def by_student(n: int) -> dict[str, generation.Judged]:
+        write = functools.partial(_texts, run, student, judge, n, prefix)
+        return enclosed(write, TEMPERATURES, SHOWN, entropy)
 
     calls: Json = {}
     for n in config.calls:
-        write = functools.partial(by_teacher, n=n)
-        judged = enclosed(write, TEACHER_TEMPERATURES, TEACHER_SHOWN, entropy)
-        judged |= enclosed(functools.partial(by_student, n=n), TEMPERATURES, SHOWN, entropy)
+        judged = by_teacher(n) | by_student(n)
         both = matched(judged, entropy, run.config.seed)
         calls[str(n)] = {way: _figures(run, found) for way, found in judged.items()} | both
         told = (f"{both[of]['gen_ppl']:.2f} ({both[of]['entropy']:.3f})" for of in both)
@@ -77,8 +71,7 @@ def measure(
     teacher_calls: Json = {}
     more = min(TEACHER_CALLS * max(config.calls), run.config.data.length)
     if more > max(config.calls):
-        write = functools.partial(by_teacher, n=more)
-        judged = enclosed(write, TEACHER_TEMPERATURES, TEACHER_SHOWN, entropy)
+        judged = by_teacher(more)
         found = _matched(entropy, *_columns(TEACHER_TEMPERATURES, judged))
         teacher_calls[str(more)] = {way: _figures(run, at) for way, at in judged.items()}
         teacher_calls[str(more)]["teacher_matched"] = found
@@ -94,7 +87,7 @@ def measure(
 
 
 def enclosed(
-    write: Callable[[str], generation.Judged],
+    write: Callable[[str, float], generation.Judged],
     temperatures: Mapping[str, float],
     shown: Sequence[str],
     entropy: float,
@@ -102,16 +95,16 @@ def enclosed(
     """Texts at as many temperatures as it takes to have more and less entropy than real text.
 
     Args:
-      write: returns the judged texts of a way of writing.
+      write: returns the judged texts of a way of writing, given its temperature.
       temperatures: the temperature of each way; entropy is assumed to rise with it.
       shown: ways that are always used.
-      entropy: the entropy to enclose, in nats.
+      entropy: the entropy of real text, in nats.
 
     Returns:
       Judged texts by way, coolest first. Their mean entropies enclose the one given by at least `MARGIN`
       standard errors on either side, unless the temperatures end before.
     """
-    found = {way: write(way) for way in shown}
+    found = {way: write(way, temperatures[way]) for way in shown}
     ordered = sorted(temperatures, key=lambda way: temperatures[way])
 
     def beyond(side: int) -> bool:
@@ -121,10 +114,10 @@ def enclosed(
     cooler, warmer = ordered[: min(known)], ordered[max(known) + 1 :]
     while cooler and not beyond(-1):
         way = cooler.pop()
-        found[way] = write(way)
+        found[way] = write(way, temperatures[way])
     while warmer and not beyond(1):
         way = warmer.pop(0)
-        found[way] = write(way)
+        found[way] = write(way, temperatures[way])
     return {way: found[way] for way in ordered if way in found}
 
 
@@ -141,10 +134,8 @@ def matched(judged: dict[str, generation.Judged], entropy: float, seed: int) -> 
 
     The log of perplexity is interpolated linearly in the entropy, and is constant beyond the two ends.
 
-    Args:
-      judged: texts of at least two of `TEMPERATURES` and of `TEACHER_TEMPERATURES`.
-      entropy: the entropy to match, in nats.
-      seed: the seed of the bootstrap over texts.
+    `judged` has texts of at least two of `TEMPERATURES` and of `TEACHER_TEMPERATURES`; `seed` is that of the
+    bootstrap over texts.
 
     Returns:
       `{"matched": …, "teacher_matched": …}`: perplexity, entropy and temperature of each; for the student
@@ -189,10 +180,7 @@ def _at(
 ) -> tuple[np.ndarray, ...]:
     """Nats per token, entropy and temperature where the entropy is as given, or at the nearer end.
 
-    Args:
-      entropy: the entropy to find, in nats.
-      temperatures: the temperatures of the ways of writing.
-      columns: for each way in turn, the nats per token and the entropy of its texts, `[..., texts]`.
+    `columns` are, for each way of writing in turn, nats per token and entropy of its texts, `[..., texts]`.
     """
     means = [column.mean(axis=-1) for column in columns]
     nats, entropies = np.stack(means[::2], axis=-1), np.stack(means[1::2], axis=-1)
@@ -202,7 +190,13 @@ def _at(
 
 
 def _texts(
-    run: Run, model: Model, judge: CausalModel, name: str, temperature: float, calls: int
+    run: Run,
+    model: Model,
+    judge: CausalModel,
+    calls: int,
+    prefix: str,
+    way: str,
+    temperature: float,
 ) -> generation.Judged:
     """Judged texts; tokens are spread evenly over the calls."""
     config = run.config.evaluation
@@ -215,6 +209,7 @@ def _texts(
         temperature=temperature,
     )
     subject = Subject(model, settings, judge, None, run.workdir.local.data)
+    name = f"{prefix}{way}"
     path = run.workdir.root / FOLDER / f"few_calls_{name}.json"
     record = Record(path, model.identity, run.log, replace=True)
     nothing = np.zeros((config.num_texts, 0), np.int32)

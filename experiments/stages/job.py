@@ -29,38 +29,19 @@ from sdtt_jax.training.step import TrainStep
 from sdtt_jax.typing import Tree
 
 
-@dataclasses.dataclass(frozen=True)
-class Adapters:
-    """The adapters that a stage trains, and their frozen base; with rank 0 it trains all parameters."""
+def base_of(run: Run) -> str:
+    """The folder, within the run, of the base of adapters: what the teacher began as, or the teacher."""
+    stage = run.workdir.base if run.config.teacher.lora.rank else run.workdir.teacher
+    return f"{stage.name}/{final(stage).name}"
 
-    run: Run
-    config: LoraConfig  # with rank 0 there are no adapters
 
-    @property
-    def folder(self) -> str:
-        """The folder of the base within the run: what the teacher started from, or the whole teacher."""
-        workdir = self.run.workdir
-        stage = workdir.base if self.run.config.teacher.lora.rank else workdir.teacher
-        return f"{stage.name}/{final(stage).name}"
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """Metadata to store with the adapters; empty without any."""
-        if not self.config.rank:
-            return {}
-        return adapter_facts(self.config, self.run.workdir.root, self.folder)
-
-    def with_base(self, state: TrainState) -> TrainState:
-        """The state with the base in its context, the only copy of it on the devices."""
-        if not self.config.rank:
-            return state
-        folder = self.run.workdir.root / self.folder
-        base = read_base(folder, self.run.denoiser, self.config, self.run.mesh)
-        return state.replace(context=state.context | {BASE: base})
+def facts_of_adapters(run: Run, lora: LoraConfig) -> dict[str, Any]:
+    """Metadata to store with adapters; empty if there are none."""
+    return adapter_facts(lora, run.workdir.root, base_of(run)) if lora.rank else {}
 
 
 class WithoutBase(Checkpoints):
-    """Checkpoints without the base, which is stored only once."""
+    """Checkpoints without the base of adapters, which is stored only once."""
 
     def save(self, state: TrainState) -> bool:
         """Like `Checkpoints.save`."""
@@ -103,8 +84,8 @@ class TrainingJob:
     every: int = 1  # 1, or n for a network that is trained on every n-th token
     # For a network that was causal, the share of attention to later positions that is open at a step.
     open_share: Callable[[int], float] | None = None
-    # None for stages without adapters. `start` and `abstract` leave out the adapters' base.
-    adapters: Adapters | None = None
+    # Adapters to train; with rank 0 all parameters are. `start` and `abstract` leave out the adapters' base.
+    lora: LoraConfig = LoraConfig()
 
     @property
     def tags(self) -> dict[str, Any]:
@@ -119,10 +100,8 @@ class TrainingJob:
     def checkpoints(self) -> Checkpoints:
         """The checkpoints in `folder`, to add to; `ConfigError` if none could be read again from there."""
         require_plain(self.folder)
-        kind, config = WithoutBase if self.adapters else Checkpoints, self.config
-        return kind(
-            self.folder, keep=config.keep, keep_every=config.keep_every, metadata=self.metadata
-        )
+        keep, keep_every = self.config.keep, self.config.keep_every
+        return WithoutBase(self.folder, keep=keep, keep_every=keep_every, metadata=self.metadata)
 
     @property
     def tokens_per_batch(self) -> int:
@@ -146,14 +125,18 @@ class TrainingJob:
         The config itself is compared by `claim_workdir`.
         """
         pool = {} if self.pool is None else {"pool": self.pool.facts}
-        base = self.adapters.facts if self.adapters else {}
-        return self.tags | {"data": self.run.data_digest, "random": generator()} | pool | base
+        adapters = facts_of_adapters(self.run, self.lora)
+        return self.tags | {"data": self.run.data_digest, "random": generator()} | pool | adapters
 
     def state(self, checkpoints: Checkpoints, before: int | None = None) -> TrainState:
         """The state to continue from: of the latest checkpoint (below step `before`), or a new one."""
         restored = checkpoints.restore(self.abstract, expect=self.metadata, before=before)
         state = self.start() if restored is None else restored[0]
-        return self.adapters.with_base(state) if self.adapters else state
+        if not self.lora.rank:
+            return state
+        run = self.run
+        base = read_base(run.workdir.root / base_of(run), run.denoiser, self.lora, run.mesh)
+        return state.replace(context=state.context | {BASE: base})
 
     def batch_number(self, step: int) -> int:
         """The number, in the stage's stream of batches, of the batch that step `step` (from 0) takes."""

@@ -30,9 +30,7 @@ def lease(root: Path, owner: str) -> Iterator[None]:
     Clocks are not compared: a process that finds the object watches whether it changes. So a run whose owner
     was killed can continue after `MISSED` renewals (a minute), and one whose owner ended can at once.
 
-    Args:
-      root: the directory; it only needs to support writing whole files.
-      owner: description of this process, for the message that another one gets.
+    The directory only needs to support writing whole files. `owner` describes this process to others.
 
     Raises:
       UserError: another process renews the object.

@@ -93,13 +93,7 @@ def distill_objective(run: Networks) -> LossFn:
 
 
 def abstract_round(run: Networks, number: int, spec: StateSpec) -> TrainState:
-    """The shapes and shardings of the state in a round of SDTT, adapters without their base.
-
-    Args:
-      run: the run whose networks are distilled.
-      number: the round's number, counted from 1.
-      spec: makes the states of the training on the mesh.
-    """
+    """The shapes and shardings of the state in a round of SDTT, adapters without their base."""
     config = run.config.distill
     if config.lora.rank:
         boxed = jax.eval_shape(functools.partial(init_params, run, config.lora))

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import jax
 
 from experiments.distillers import COUPLED
-from experiments.settings import RunConfig
 from experiments.stages.context import Run
 from experiments.stages.job import Rounds, TrainingJob, averaged
 from experiments.stages.objective import Networks
@@ -56,13 +55,7 @@ class Parts(NamedTuple):
 
 
 def abstract_state(parts: Parts, run: Networks, spec: StateSpec) -> TrainState:
-    """The shapes and shardings of a distiller's state.
-
-    Args:
-      parts: the distiller's parts.
-      run: the networks of its run.
-      spec: makes the states of the training on the mesh.
-    """
+    """The shapes and shardings of a distiller's state."""
     teacher = unbox(abstract_params(run.denoiser))
     context = {"teacher_params": teacher} if parts.keeps_teacher else {}
     return spec.abstract(parts.shapes(run), context)
@@ -70,14 +63,10 @@ def abstract_state(parts: Parts, run: Networks, spec: StateSpec) -> TrainState:
 
 def one_round(name: str) -> Rounds:
     """The round of a distiller that has only one; its settings are the config's field `name`."""
-
     parts = PARTS[name]
 
-    def stage(run: Run) -> Any:
-        return getattr(run.config, name)
-
     def job(run: Run, number: int) -> TrainingJob:
-        config = stage(run).train
+        config = getattr(run.config, name).train
         step_fn = make_train_step(parts.loss(run), config)
         spec, key = StateSpec(config, run.mesh), purpose_key(run.config.seed, f"{name}.init")
         abstract = abstract_state(parts, run, spec)
@@ -95,7 +84,8 @@ def one_round(name: str) -> Rounds:
         return TrainingJob(run, name, number, config, step_fn, start, abstract)
 
     def deliver(run: Run, number: int, state: TrainState) -> None:
-        settings = {key: value for key, value in to_mapping(stage(run)).items() if key != "train"}
+        settings = to_mapping(getattr(run.config, name))
+        del settings["train"]
         run.deliver(
             run.workdir.round(number, name),
             parts.network(run),
@@ -105,16 +95,12 @@ def one_round(name: str) -> Rounds:
             settings=settings,
         )
 
-    def describe(config: RunConfig, number: int) -> str:
-        del config, number
-        return parts.description
-
-    return Rounds(lambda _config: 1, lambda run: functools.partial(job, run), deliver, describe)
-
-
-def _alpha_loss(run: Networks) -> LossFn:
-    loss_of = functools.partial(alpha_loss, config=run.config.alpha)
-    return arranged(loss_of, run.diffusion, run.sequences)
+    return Rounds(
+        count=lambda _config: 1,
+        jobs=lambda run: functools.partial(job, run),
+        deliver=deliver,
+        describe=lambda _config, _number: parts.description,
+    )
 
 
 def _mixture_loss(run: Networks) -> LossFn:
@@ -132,14 +118,19 @@ def _mmd_loss(run: Networks) -> LossFn:
     return arranged(loss_of, run.diffusion, run.sequences)
 
 
-def _idlm_loss(run: Networks) -> LossFn:
-    loss_of = functools.partial(idlm_loss, config=run.config.idlm)
-    return arranged(loss_of, run.diffusion, run.sequences)
-
-
 def _coupled_idlm_loss(run: Networks) -> LossFn:
     student = run.diffusion_of(run.coupled)
     return coupled_idlm_loss(student, run.diffusion, run.config.coupled_idlm)
+
+
+def _of_arranged(loss: Callable[..., LossFn], name: str) -> Callable[[Networks], LossFn]:
+    """A loss of texts that may be packed in any way; its settings are the config's field `name`."""
+
+    def made(run: Networks) -> LossFn:
+        loss_of = functools.partial(loss, config=getattr(run.config, name))
+        return arranged(loss_of, run.diffusion, run.sequences)
+
+    return made
 
 
 def _coupled_student(run: Run) -> Params:
@@ -150,7 +141,7 @@ def _coupled_student(run: Run) -> Params:
 PARTS = {
     "alpha": Parts(
         "blocks of real texts, without a teacher",
-        _alpha_loss,
+        _of_arranged(alpha_loss, "alpha"),
         keeps_teacher=False,
     ),
     "mixture": Parts(
@@ -163,7 +154,7 @@ PARTS = {
     ),
     "idlm": Parts(
         "a fake teacher learns the student's texts, and the student learns what the teacher says about them",
-        _idlm_loss,
+        _of_arranged(idlm_loss, "idlm"),
         fake=True,
     ),
     "coupled_idlm": Parts(

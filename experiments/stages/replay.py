@@ -28,11 +28,9 @@ class ReplayError(UserError):
 def replay(run: Run, name: str) -> None:
     """Takes a step twice and compares every leaf of the two states, bit for bit; writes nothing.
 
-    Args:
-      run: a run in which the stage has started.
-      name: `teacher`, `judge`, `skeleton`, `distill/ROUND`, or another distiller's `coupled/ROUND`, …. By
-        default the step is the one after the latest checkpoint; `@STEP` names another, which is reached from
-        the checkpoint before it.
+    `name` is `teacher`, `judge`, `skeleton`, `distill/ROUND`, or another distiller's `coupled/ROUND`, …. By
+    default the step is the one after the latest checkpoint; `@STEP` names another, which is reached from the
+    checkpoint before it.
 
     Raises:
       ConfigError: there is no such stage, round or step, or it has not begun.

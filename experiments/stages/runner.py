@@ -13,7 +13,15 @@ from experiments.distillers import COUPLED
 from experiments.settings import run_config
 from experiments.stages import adoption, evaluation, training
 from experiments.stages.context import Run, missing
-from experiments.stages.workdir import Workdir, claimed_workdir, is_delivered, lock, timed
+from experiments.stages.workdir import (
+    Workdir,
+    claimed_workdir,
+    is_delivered,
+    lock,
+    read_json,
+    timed,
+    write_json,
+)
 from sdtt_jax.checkpoints.place import Place
 from sdtt_jax.config import to_mapping
 from sdtt_jax.errors import UserError
@@ -55,8 +63,9 @@ def _data(run: Run) -> None:
 
 
 def _report(run: Run) -> None:
-    evaluation.add_timing(run)
-    root = run.workdir.root
+    root, results, timing = run.workdir.root, run.workdir.results, run.workdir.timing
+    if results.exists() and timing.exists():
+        write_json(results, read_json(results) | {"timing": read_json(timing)})
 
     def write() -> tuple[str, Path]:
         page = write_report(root)
@@ -126,16 +135,11 @@ def run_stages(run: Run, names: Sequence[str] = STAGE_NAMES) -> None:
 
 
 def _check_delivered_before(run: Run, names: Sequence[str]) -> None:
-    """Checks, before any work begins, that stages which are not named have delivered what others need.
-
-    Raises:
-      UserError: a stage needs one that has not finished.
-    """
+    """Raises `UserError`, before any work, if stages not named have yet to deliver what others need."""
     config, where = run.config, run.workdir
     needs = {"evaluate": {"judge": where.judge, "teacher": where.teacher}}
     rounds = [where.round(1, name) for name in config.distillers]
-    # Rounds that have begun continue from their own checkpoints; adapters may start from the base
-    # alone.
+    # Rounds that have begun continue from their own checkpoints; adapters may start from the base alone.
     begun = processes.agree(any(folder.exists() for folder in rounds))
     if not (begun or config.distill.lora.rank):
         needs["distill"] = {"teacher": where.teacher}
@@ -153,12 +157,9 @@ def _check_delivered_before(run: Run, names: Sequence[str]) -> None:
 
 @contextlib.contextmanager
 def open_run(config: Any, root: Path, source: Source = UNKNOWN) -> Iterator[Run]:
-    """Validates the config, locks and claims the directory, makes the mesh.
+    """Validates the config, locks and claims the directory (made if missing), makes the mesh.
 
-    Args:
-      config: what a config file returns, or the same as a mapping.
-      root: the run's directory; made if missing.
-      source: where the config comes from, for the report.
+    The config is what a config file returns, or the same as a mapping.
 
     Raises:
       ConfigError: a field is wrong or differs between processes, or the directory holds another run.

@@ -12,11 +12,11 @@ from experiments.settings import RunConfig
 from experiments.stages import adoption, coupled
 from experiments.stages.context import Run
 from experiments.stages.job import (
-    Adapters,
     Rounds,
     TrainingJob,
     averaged,
     deliver_base,
+    facts_of_adapters,
     report_rejected,
 )
 from experiments.stages.objective import (
@@ -36,10 +36,11 @@ from sdtt_jax.interchange.adapters import network_shardings
 from sdtt_jax.keys import purpose_key
 from sdtt_jax.networks import Denoiser
 from sdtt_jax.networks.base import abstract_params
-from sdtt_jax.networks.lora import LoraConfig, check_targets
+from sdtt_jax.networks.lora import check_targets
 from sdtt_jax.objectives import judge_loss, open_share
 from sdtt_jax.parallel import processes
 from sdtt_jax.parallel.mesh import check_batch_size
+from sdtt_jax.paths import as_path
 from sdtt_jax.progress import make_progress
 from sdtt_jax.training.config import TrainConfig
 from sdtt_jax.training.loop import TrainLog, train
@@ -96,24 +97,24 @@ def check_found_elsewhere(run: Run, names: Sequence[str]) -> None:
             f"teacher.init_from={name} is a denoiser already; leave it out.",
         )
     for section in ahead:
-        if _is_taken(run.config, section):
-            continue
-        if section in ("teacher", "distill"):
-            _check_adapters(run, getattr(run.config, section).lora)
-        train_config = getattr(run.config, section).train
+        config = getattr(run.config, section)
+        taken = section in ("teacher", "judge") and bool(config.checkpoint)
+        if taken and not (section == "judge" and config.skeleton):
+            continue  # nothing is trained
+        if section in ("teacher", "distill") and config.lora.rank:
+            # No linear map of the blocks depends on the vocabulary, which is not known yet.
+            own = Denoiser(run.config.denoiser(vocab_size=2)) if not run.config.published else None
+            check_targets(own or run.denoiser, config.lora)
         field = f"{section}.train.batch_size"
-        check_batch_size(train_config.batch_size, run.mesh, train_config.microbatches, field)
+        check_batch_size(config.train.batch_size, run.mesh, config.train.microbatches, field)
     asked = "distill" in names and COUPLED in run.config.distillers
     if asked and not is_delivered(run.workdir.round(1, COUPLED)):
-        coupled.check_pool(run.config)
-
-
-def _check_adapters(run: Run, lora: LoraConfig) -> None:
-    """Checks, without the data, that the network of teacher and students has linear maps to adapt."""
-    if lora.rank:
-        # No linear map of the blocks depends on the vocabulary.
-        own = Denoiser(run.config.denoiser(vocab_size=2)) if not run.config.published else None
-        check_targets(own or run.denoiser, lora)
+        pool = run.config.coupled.pool
+        require(
+            not pool or as_path(pool).is_dir(),
+            f"config.coupled.pool={pool} is not a stored pool; give DIR/coupled/01/pool of a run, or leave "
+            "it empty to have one made.",
+        )
 
 
 def check_networks(run: Run, names: Sequence[str]) -> None:
@@ -130,7 +131,7 @@ def check_networks(run: Run, names: Sequence[str]) -> None:
             found = {"judge": run.judge}
             if run.config.judge.skeleton:
                 found["judge.skeleton"] = run.skeleton
-        elif section in map(stage_of, SEE_NOISE):
+        elif section in SEE_NOISE:
             found = {section: run.mixture if section == "mixture" else run.coupled}
         for name, network in found.items():
             try:
@@ -151,13 +152,6 @@ def _unfinished(run: Run, names: Sequence[str]) -> list[str]:
     return ahead
 
 
-def _is_taken(config: RunConfig, section: str) -> bool:
-    """Whether a section names a model that exists, so that nothing is trained for it."""
-    if section == "judge" and config.judge.skeleton:
-        return False
-    return section in ("teacher", "judge") and bool(getattr(config, section).checkpoint)
-
-
 def train_teacher(run: Run) -> None:
     """Trains the masked diffusion model that the first round distils."""
     config = run.config.teacher
@@ -167,7 +161,7 @@ def train_teacher(run: Run) -> None:
     if config.lora.rank:
         deliver_base(run)
     params = averaged(_fit(training_job(run, "teacher")))
-    facts = Adapters(run, config.lora).facts
+    facts = facts_of_adapters(run, config.lora)
     run.deliver(run.workdir.teacher, run.denoiser, params, stage="teacher", **facts)
 
 
@@ -212,7 +206,7 @@ def is_distilled(run: Run) -> bool:
 
 
 def _is_done(run: Run, name: str) -> bool:
-    return delivered_rounds(run, name) == [*range(1, ROUNDS[name].count(run.config) + 1)]
+    return len(delivered_rounds(run, name)) == ROUNDS[name].count(run.config)
 
 
 def delivered_rounds(run: Run, name: str) -> list[int]:
@@ -226,7 +220,7 @@ def delivered_rounds(run: Run, name: str) -> list[int]:
 def _sdtt_jobs(run: Run) -> Callable[[int], TrainingJob]:
     """The trainings of all rounds, with one compiled step: dt and the teacher are its arguments."""
     step_fn = make_train_step(distill_objective(run), run.config.distill.train)
-    return lambda number: _sdtt_round(run, number, step_fn)
+    return functools.partial(_sdtt_round, run, step_fn)
 
 
 def _describe_sdtt(config: RunConfig, number: int) -> str:
@@ -247,11 +241,11 @@ def _deliver_sdtt(run: Run, number: int, state: TrainState) -> None:
         dt=round_dt(config, number),
         num_distill_steps=config.num_distill_steps,
         divergence=config.divergence,
-        **Adapters(run, config.lora).facts,
+        **facts_of_adapters(run, config.lora),
     )
 
 
-def _sdtt_round(run: Run, number: int, step_fn: TrainStep) -> TrainingJob:
+def _sdtt_round(run: Run, step_fn: TrainStep, number: int) -> TrainingJob:
     config = run.config.distill
     spec = StateSpec(config.train, run.mesh)
     abstract = abstract_round(run, number, spec)
@@ -273,21 +267,14 @@ def _sdtt_round(run: Run, number: int, step_fn: TrainStep) -> TrainingJob:
                 )
             elif int(jax.device_get(restored[0].step)) < config.train.num_steps:
                 run.log(f"  round {number - 1} lost its last checkpoint; repeating its last steps")
-                previous = _fit(_sdtt_round(run, number - 1, step_fn))
+                previous = _fit(_sdtt_round(run, step_fn, number - 1))
             else:
                 previous = restored[0]
         student = next_round(config, previous, number, teacher_params=teacher)
         return spec.from_params(**student._asdict())
 
     return TrainingJob(
-        run,
-        stage="distill",
-        round=number,
-        config=config.train,
-        step_fn=step_fn,
-        start=start,
-        abstract=abstract,
-        adapters=Adapters(run, config.lora),
+        run, "distill", number, config.train, step_fn, start, abstract, lora=config.lora
     )
 
 
@@ -312,25 +299,15 @@ def _from_base(run: Run, loss: LossFn) -> TrainingJob:
     def start() -> TrainState:
         return spec.init(init) if config.lora.rank else spec.from_params(run.base_params())
 
+    train, abstract = make_train_step(loss, config.train), spec.abstract(init)
     return TrainingJob(
-        run,
-        stage="teacher",
-        round=0,
-        config=config.train,
-        step_fn=make_train_step(loss, config.train),
-        start=start,
-        abstract=spec.abstract(init),
-        open_share=share,
-        adapters=Adapters(run, config.lora),
+        run, "teacher", 0, config.train, train, start, abstract, open_share=share, lora=config.lora
     )
 
 
 def _fit(job: TrainingJob) -> TrainState:
     """Trains to the end, from the latest checkpoint in the folder or from the start."""
     run, config = job.run, job.config
-    check_batch_size(
-        config.batch_size, run.mesh, config.microbatches, f"{job.stage}.train.batch_size"
-    )
     title = f"  {job.stage}, round {job.round}" if job.round else f"  {job.stage}"
     run.check_place()
     if (share := greatest_share(config.optimizer, config.num_steps)) < 1:

@@ -140,12 +140,7 @@ def read_json(path: Path, remedy: str = "remove it and run again") -> dict[str, 
 
 
 def claim_workdir(root: Path, config: RunConfig, source: Source = UNKNOWN) -> Workdir:
-    """Checks that the directory holds a run of this config, or begins one there.
-
-    Args:
-      root: the directory; made if missing.
-      config: the run's config.
-      source: where it comes from, stored for the report.
+    """Checks that the directory holds a run of this config, or begins one there; makes it if missing.
 
     Raises:
       ConfigError: the directory holds a run of another config (the fields that differ are listed), or
@@ -210,9 +205,6 @@ def claimed_workdir(root: Path, config: RunConfig, source: Source = UNKNOWN) -> 
     """Claims a directory, and releases it if a new run fails before it has produced anything.
 
     So a mistyped corpus or field can be corrected in the same directory.
-
-    Args:
-      root, config, source: as for `claim_workdir`.
     """
     begins = not Workdir(root).config.exists()
     workdir = claim_workdir(root, config, source)
@@ -309,13 +301,8 @@ def lock(root: Path) -> Iterator[None]:
 def timed(workdir: Workdir, stage: str, place: Place | None = None) -> Iterator[None]:
     """Adds the seconds spent in a stage to those of earlier calls.
 
-    Args:
-      workdir: the run's directory.
-      stage: the stage's name.
-      place: the same directory, to find out whether it has been moved or removed.
-
     Raises:
-      CheckpointError: it has been.
+      CheckpointError: the directory, `place`, has been moved or removed.
       UserError: the file of seconds is damaged.
     """
     start = time.monotonic()

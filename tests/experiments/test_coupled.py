@@ -276,7 +276,7 @@ def test_temperatures_are_written_until_they_enclose_an_entropy(monkeypatch, ent
         few_calls, "unigram_entropy", lambda way: temperatures[way] + spread * np.sqrt(0.99)
     )
     found = enclosed(
-        lambda way: Judged(way, np.ones(1), None, None), temperatures, ["teacher"], entropy
+        lambda way, _: Judged(way, np.ones(1), None, None), temperatures, ["teacher"], entropy
     )
     assert list(found) == written
 
@@ -328,7 +328,7 @@ def test_a_pool_of_another_tokenizer_or_generator_is_refused(unbroken, tmp_path,
             open_pool(run, 1, teacher_params(run, 1))
         monkeypatch.setattr(coupled_stage, "unusual_generator", lambda: {"random": "another"})
         open_pool(run, 2, teacher_params(run, 2))  # a round that has begun with such a pool goes on
-        monkeypatch.setattr(coupled_stage, "_has_begun", lambda *_: False)
+        monkeypatch.setattr(coupled_stage, "has_begun", lambda _: False)
         with pytest.raises(MismatchError, match=r"random: 'key<fry>, .*' -> 'another'"):
             open_pool(run, 2, teacher_params(run, 2))
 
@@ -337,7 +337,7 @@ def test_a_pool_that_is_not_there_and_a_teacher_that_sees_noise_are_refused(unbr
     config = coupled(unbroken, pool="nowhere")
     refused = pytest.raises(ConfigError, match=r"config\.coupled\.pool=nowhere is not a stored")
     with open_run(config, tmp_path / "run") as run, refused:
-        open_pool(run, 1, {})
+        training_stages.check_found_elsewhere(run, ["distill"])
     config = coupled(unbroken)
     config.teacher.checkpoint = str(unbroken / "run" / "coupled")
     refused = pytest.raises(ConfigError, match=r"is a coupled model; .* must be a denoiser")
