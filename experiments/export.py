@@ -83,13 +83,6 @@ def write(model: Model | CausalModel, output: Path) -> list[Path]:
     return export_stablehlo(model, output, config, _BATCH_SIZE.value, helper)
 
 
-def without_tokenizer(model: Model | CausalModel, written: Sequence[Path]) -> bool:
-    """Whether a model has a tokenizer, other than GPT-2's, that is not among the files written."""
-    tokenizer = model.tokenizer
-    stored = TOKENIZER_FILES[0] in [path.name for path in written]
-    return tokenizer is not None and not stored and tokenizer.config.kind != "gpt2"
-
-
 def main(argv: Sequence[str]) -> None:
     """Exports as the flags ask."""
     check_flags(argv, "checkpoint", "output")
@@ -123,7 +116,9 @@ def main(argv: Sequence[str]) -> None:
     # Before any file is written: a damaged results.json then leaves no half of an export.
     text = model_card(model, _FORMAT.value, measured_results(model))
     written = write(model, output)
-    if _FORMAT.value == "reference" and without_tokenizer(model, written):
+    stored = TOKENIZER_FILES[0] in [path.name for path in written]
+    kind = None if model.tokenizer is None else model.tokenizer.config.kind
+    if _FORMAT.value == "reference" and not stored and kind not in (None, "gpt2"):
         print(
             "This format does not include the tokenizer; to read and write text, use --format=orbax.",
             file=sys.stderr,

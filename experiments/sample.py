@@ -106,7 +106,11 @@ def main(argv: Sequence[str]) -> None:
     helper = load(_HELPER.value, mesh=chosen_mesh()) if _HELPER.value else None
     first = processes.is_first()
     if first:
-        _announce(model, config)
+        notes = reading_notes(model.text_tokenizer, _PROMPT.value or (), _INFILL.value or ())
+        devices = "" if model.mesh is None else f" on {model.mesh.size} devices"
+        length, path = model.config.length, model.facts["path"]
+        what = f"{path}: {config.num_steps} steps, {length} tokens{devices}"
+        print(*notes, what, sep="\n", file=sys.stderr)
     with json_lines(file) as write:
         for line in _written(model, x_init, sampling, config, helper):
             if first and not _WATCH.value:
@@ -155,17 +159,6 @@ def _written(
         facts = {"num_steps": config.num_steps, "nfe": int(nfe[0]), "seconds": seconds}
         for row in tokens:
             yield {"text": tokenizer.decode(row), "tokens": row.tolist()} | facts
-
-
-def _announce(model: Model, config: SamplerConfig) -> None:
-    """Prints on stderr the `reading_notes` of given texts, and what is sampled."""
-    for note in reading_notes(model.text_tokenizer, _PROMPT.value or (), _INFILL.value or ()):
-        print(note, file=sys.stderr)
-    devices = "" if model.mesh is None else f" on {model.mesh.size} devices"
-    print(
-        f"{model.facts['path']}: {config.num_steps} steps, {model.config.length} tokens{devices}",
-        file=sys.stderr,
-    )
 
 
 def _texts(given: list[str] | None) -> str | list[str] | None:

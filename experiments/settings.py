@@ -305,15 +305,8 @@ def config_dict(config: RunConfig) -> ml_collections.ConfigDict:
 
 
 def run_config(config: ml_collections.ConfigDict | dict[str, Any]) -> RunConfig:
-    """The config that a config file and the command line made, validated.
-
-    Raises:
-      ConfigError: a field is wrong; the message names it.
-    """
-    require(
-        not isinstance(config, RunConfig),
-        f"config: {NO_CONFIG_DICT}",
-    )
+    """The config that a config file and the command line made; `ConfigError` names a field that is wrong."""
+    require(not isinstance(config, RunConfig), f"config: {NO_CONFIG_DICT}")
     mapping = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else config
     return from_mapping(RunConfig, mapping)
 

@@ -141,13 +141,9 @@ def disturb(
 ) -> int:
     """Takes a run to its end, killing it on the way; returns the number of kills that it took.
 
-    Args:
-      run: the run to kill.
-      moments: draws the moment of each kill: after how many more lines, and then seconds.
-      lines: lines that a run writes from its beginning to its end. Seconds would not do: with the compilation
-        cache full, or on a busier machine, a run takes quite another time than the first.
-      kills: the most kills.
-      log: called with a line per kill.
+    A kill comes after so many more lines, and then seconds, as `moments` draws. A run writes `lines` from its
+    beginning to its end; seconds would not do: with the compilation cache full, or on a busier machine, it
+    takes quite another time than the first. There are at most `kills`.
     """
     for number in range(kills):
         start = run.lines()

@@ -35,11 +35,9 @@ def forward(
 ) -> jax.Array:
     """The network, head included: raw logits `[batch, length, vocab]` float32.
 
-    Args:
-      config: sizes; `remat` is ignored (everything is stored), and so is the narrower dtype of products.
-      params: parameters, unboxed.
-      tokens: `[batch, length]` int32, MASK included.
-      sigma: `[batch]` float32, total noise; used only if the config says `time_conditioned`.
+    Of the config, `remat` is ignored (everything is stored), and so is the narrower dtype of products.
+    `tokens` is `[batch, length]` int32, MASK included; `sigma`, the total noise, is `[batch]` float32, and is
+    used only if the config says `time_conditioned`.
     """
     batch, length = tokens.shape
     dtype = jnp.dtype(config.numerics.dtype)

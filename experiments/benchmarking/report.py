@@ -164,12 +164,7 @@ def data_entry(config: RunConfig, measured: dict[str, Measured]) -> Entry:
 
 
 def race_entry(config: RunConfig, jobs: Sequence[Job], measured: dict[str, Measured]) -> Entry:
-    """The record of one race; `measured` is by the names of its jobs.
-
-    It holds batch, length, dtype and device and, under `entrants`, for each job's name: median seconds, how
-    many times as fast as the causal model (`ratio`), tokens per second, unavoidable GFLOP, peak memory, and
-    all details.
-    """
+    """The record of one race; `measured` and `entrants` are by the names of its jobs."""
     first = jobs[0]
     causal = measured[CAUSAL].median()
     return {

@@ -36,10 +36,7 @@ OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "Out of memory", "MemoryError", "std::bad
 
 
 def child_environment(**defaults: str) -> dict[str, str]:
-    """The environment of a child process that imports these packages from this source tree.
-
-    It is this process's, with `defaults` for the variables that it lacks.
-    """
+    """This process's environment, for a child that imports these packages from this source tree."""
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {**defaults, **os.environ, "PYTHONPATH": os.pathsep.join(paths)}
 
@@ -66,25 +63,23 @@ class Worker:
             # Two workers share a GPU: neither may take all of its memory at once.
             env=child_environment(XLA_PYTHON_CLIENT_PREALLOCATE="false"),
         )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._requests, self._answers = self._process.stdin, self._process.stdout
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: Any) -> None:
         with contextlib.suppress(OSError):
-            assert self._process.stdin is not None
-            self._process.stdin.close()
+            self._requests.close()
         self._process.kill()
         self._process.wait()
-        assert self._process.stdout is not None
-        self._process.stdout.close()
+        self._answers.close()
         self._stderr.close()
 
     def prepare(self, on_phase: Callable[[str], None]) -> dict[str, Any]:
-        """Compiles the job and warms it up; returns the measurements of building it.
-
-        `on_phase` is called with each phase as it begins.
-        """
+        """Compiles the job and warms it up, telling each phase; returns the measurements of building it."""
         self._send(dataclasses.asdict(self.job))
         while "phase" in (message := self._receive()):
             on_phase(message["phase"])
@@ -108,15 +103,13 @@ class Worker:
             timer.cancel()
 
     def _send(self, message: Any) -> None:
-        assert self._process.stdin is not None
         # A broken pipe shows when the answer is read.
         with contextlib.suppress(OSError):
-            self._process.stdin.write(json.dumps(message) + "\n")
-            self._process.stdin.flush()
+            self._requests.write(json.dumps(message) + "\n")
+            self._requests.flush()
 
     def _receive(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
+        line = self._answers.readline()
         if not line:
             raise WorkerError(self._cause())
         message: dict[str, Any] = json.loads(line)

@@ -16,9 +16,6 @@ def json_lines(file: Path | None) -> Iterator[Callable[[Any], None]]:
 
     The file is opened at the first line, which replaces what it held. If there is an error before that line,
     the file is not changed; if there are no lines and no error, it is emptied.
-
-    Raises:
-      DataError: the file cannot be written to.
     """
     if file is None:
         yield lambda _: None

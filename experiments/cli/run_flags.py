@@ -13,12 +13,7 @@ flags.disclaim_key_flags()
 
 
 def define_flags(values: flags.FlagValues = flags.FLAGS, argv: Sequence[str] | None = None) -> None:
-    """Defines the flags.
-
-    Args:
-      values: where; the program's own by default.
-      argv: the command line that sets fields of the config, its program first; by default the program's own.
-    """
+    """Defines the flags in `values`; `argv`, the program first, is the command line that sets the config."""
     config_flags.DEFINE_config_file(
         "config",
         None,

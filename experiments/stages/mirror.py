@@ -21,8 +21,7 @@ CACHE = "SDTT_JAX_CACHE"
 def local_root(root: Path) -> Path:
     """The place of the local copy of a run's directory: in `$SDTT_JAX_CACHE`, or else in ~/.cache/sdtt_jax.
 
-    Raises:
-      ConfigError: there is neither that variable nor a home directory.
+    Without that variable and a home directory there is none: `ConfigError`.
     """
     if not is_remote(root):
         return root

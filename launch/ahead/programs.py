@@ -68,14 +68,9 @@ def kinds_of(config: RunConfig) -> tuple[str, ...]:
 
 
 def build(kind: str, config: RunConfig, mesh: Mesh, batch: int, num_steps: int) -> Program:
-    """A program of a run on a mesh of any devices.
+    """A program, one of `ALL`, of a run on a mesh of any devices; `batch` counts sequences over all of them.
 
-    Args:
-      kind: one of `ALL`.
-      config: the run's config.
-      mesh: raises `ConfigError` if it does not divide a size.
-      batch: sequences over all devices.
-      num_steps: steps of the sampler.
+    Raises `ConfigError` if the mesh does not divide a size. `num_steps` is the sampler's.
     """
     planned = Planned(config)
     train = _train_of(kind, config)
@@ -153,17 +148,13 @@ def _step(kind: str, planned: Planned, mesh: Mesh, batch: int) -> _Step:
 def _trained(kind: str, made: _Step, train: TrainConfig, mesh: Mesh, batch: int) -> Program:
     state, base, sizes, cost = made.state, made.base, made.denoiser.config, made.cost
     step = make_train_step(made.loss, train)
-
-    def lower() -> Any:
-        return step.lower(state, made.batch, _key(mesh))
-
     shard = _rows_per_shard(batch // train.microbatches, sizes, mesh)
     chunk = rows.chunk_size(shard, made.denoiser.padded_vocab, head_loss.CHUNKS.parts)
     drawing = rows.chunk_size(shard, made.denoiser.padded_vocab, filling.CHUNKS.parts)
     return Program(
         kind=kind,
         batch=batch,
-        lower=lower,
+        lower=lambda: step.lower(state, made.batch, _key(mesh)),
         state={
             "parameters": _bytes_per_device(state.params),
             "optimizer": _bytes_per_device(state.opt_state),
@@ -185,20 +176,14 @@ def _sampler(planned: Planned, mesh: Mesh, batch: int, num_steps: int) -> Progra
     denoiser = planned.denoiser
     sizes, time_grid = denoiser.config, planned.config.evaluation.time_grid
     settings = sampler.SamplerConfig(num_steps=num_steps, time_grid=time_grid)
-    params = _abstract_params(denoiser, mesh)
-
+    params, tokens = _abstract_params(denoiser, mesh), _tokens(batch, sizes, mesh)
     write = functools.partial(sampler.sample, planned.diffusion, config=settings)
-
-    def lower() -> Any:
-        with use_mesh(mesh):
-            return jax.jit(write).lower(params, _key(mesh), _tokens(batch, sizes, mesh))
-
     shard = _rows_per_shard(batch, sizes, mesh)
     chunk = rows.chunk_size(shard, denoiser.padded_vocab, filling.CHUNKS.parts)
     return Program(
         kind="sample",
         batch=batch,
-        lower=lower,
+        lower=lambda: _lowered(write, params, tokens, mesh),
         state={"parameters": _bytes_per_device(params)},
         trips={filling.CHUNKS.scope: math.ceil(shard / num_steps / chunk)},
         flops=flops.sample_flops(sizes, batch, num_steps) / mesh.size,
@@ -215,26 +200,26 @@ def _causal(denoiser: Any, mesh: Mesh, batch: int) -> Program:
     network = network_of(of_same_size(kind, sizes))
     params = _abstract_params(network, mesh)
     prompt = jax.ShapeDtypeStruct((batch, 1), jnp.int32, sharding=batch_sharding(mesh))
-
     write = functools.partial(generate, network, num_tokens=sizes.length)
-
-    def lower() -> Any:
-        with use_mesh(mesh):
-            return jax.jit(write).lower(params, _key(mesh), prompt)
-
     needed = flops.judge_flops(sizes, batch)
     # A step attends to the whole cache, half of which is not written yet on average.
     unused = flops.block_flops(sizes, batch) + flops.head_flops(sizes, batch * sizes.length)
     return Program(
         kind=CAUSAL,
         batch=batch,
-        lower=lower,
+        lower=lambda: _lowered(write, params, prompt, mesh),
         state={"parameters": _bytes_per_device(params)},
         trips={},
         flops=needed / mesh.size,
         recomputed=(unused - needed) / mesh.size,
         tokens=batch * sizes.length,
     )
+
+
+def _lowered(write: Any, params: Tree, given: Tree, mesh: Mesh) -> Any:
+    """A generation, lowered; `given` is what it begins with."""
+    with use_mesh(mesh):
+        return jax.jit(write).lower(params, _key(mesh), given)
 
 
 def _abstract_params(network: Network, mesh: Mesh, lora: LoraConfig = LoraConfig()) -> Tree:

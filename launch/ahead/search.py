@@ -124,10 +124,7 @@ def search(target: Target, seconds: float, log: Log) -> list[Record]:
 def largest_batch(
     target: Target, mesh: Mesh, log: Log, in_time: Callable[[], bool]
 ) -> Record | None:
-    """The analysis at the largest batch per chip of `ladder` that fits; None if none does.
-
-    `in_time` tells whether a further compilation may begin.
-    """
+    """The analysis at the largest batch per chip of `ladder` that fits in the time; None if none does."""
     tried: dict[int, Record] = {}
     topology = target.topology
     batches = batches_on(target, mesh)
@@ -154,10 +151,8 @@ def batches_on(target: Target, mesh: Mesh) -> tuple[int, ...]:
 
 
 def ladder(least: int, chips: int) -> tuple[int, ...]:
-    """Batches per chip to try, ascending: those that the program takes, of `LADDER` and its multiples.
-
-    It takes batches, over all chips, that are multiples of `least`.
-    """
+    """Batches per chip to try, ascending: those of `LADDER` and its multiples that, over all `chips`, are
+    multiples of `least`, as the program needs."""
     step = least // math.gcd(least, chips)
     multiples = {step * b for b in LADDER if step * b <= max(step, LADDER[-1])}
     return tuple(sorted(multiples | {b for b in LADDER if b % step == 0}))

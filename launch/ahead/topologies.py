@@ -90,7 +90,16 @@ def describe_devices(topology: Topology) -> list[Any]:
       ConfigError: the slice does not exist.
     """
     if topology.stand_in:
-        return _virtual_devices(topology)
+        # JAX refuses this once it has looked at its devices, but there may be enough of them already.
+        with contextlib.suppress(RuntimeError):
+            jax.config.update("jax_num_cpu_devices", topology.chips)
+        devices = jax.devices("cpu")
+        if len(devices) < topology.chips:
+            raise UserError(
+                f"{topology} needs {topology.chips} virtual CPU devices, but there are only {len(devices)}: "
+                f"set XLA_FLAGS=--xla_force_host_platform_device_count={topology.chips}."
+            )
+        return devices[: topology.chips]
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", Accelerator(topology.chip, 8).name)
     try:
         description = topologies.get_topology_desc(
@@ -107,16 +116,3 @@ def describe_devices(topology: Topology) -> list[Any]:
             ) from None
         raise ConfigError(f"--topology={topology} cannot be compiled for: {text[:300]}") from None
     return list(description.devices)
-
-
-def _virtual_devices(topology: Topology) -> list[Any]:
-    # JAX refuses this once it has looked at its devices, but there may be enough of them already.
-    with contextlib.suppress(RuntimeError):
-        jax.config.update("jax_num_cpu_devices", topology.chips)
-    devices = jax.devices("cpu")
-    if len(devices) < topology.chips:
-        raise UserError(
-            f"{topology} needs {topology.chips} virtual CPU devices, but there are only {len(devices)}: "
-            f"set XLA_FLAGS=--xla_force_host_platform_device_count={topology.chips}."
-        )
-    return devices[: topology.chips]

@@ -46,10 +46,7 @@ LEAST_S = 5.0
 
 
 def environment(name: str, earlier: Mapping[str, Any]) -> dict[str, str]:
-    """The environment of a part: nearly all of the device's memory, and compiled programs kept.
-
-    `earlier` holds the records of the earlier parts.
-    """
+    """The environment of a part: nearly all of the device's memory, and compiled programs kept."""
     flags = os.environ.get("XLA_FLAGS", "")
     if name == "profile" and earlier.get("machine", {}).get("platform") == "gpu":
         # A trace does not say which operations the kernels of a CUDA graph belong to.
