@@ -152,8 +152,10 @@ def test_a_student_above_the_entropy_of_real_text_is_compared_as_it_is(make_work
     assert "; at 2 calls a noise-coupled student" in find(run).headline
     assert few_calls_panel(run).series[1].x == (1.0, 2.0)
     page = " ".join(render(run).split())
-    assert "more entropy than real text, by 2.2 % at most" in page
-    assert "the student at up to 2.2 % more." in page
+    assert (
+        ". Even without a temperature the student has more entropy than real text, by 2.2 %" in page
+    )
+    assert "or, where the table has a star, up to 2.2 % above it. Bands" in page
     assert page.count("%)*</td>") == 1
     assert "not reached" not in page
 
