@@ -119,6 +119,22 @@ def test_microbatches_give_the_whole_batch_s_loss_and_gradient(plain):
             np.testing.assert_allclose(a[name], b[name], rtol=1e-5, err_msg=name)
 
 
+def test_metrics_are_means_over_what_counts_also_where_a_microbatch_has_nothing():
+    """Oracle: NumPy's mean over the positive numbers of the batch; one of four microbatches has none."""
+
+    def positive(params, context, batch, key):
+        del context, key
+        count, total = (batch > 0).sum(), jnp.where(batch > 0, batch, 0.0).sum()
+        return Loss(total + 0.0 * params["kernel"].sum(), count, {"mean": total / count})
+
+    batch = np.abs(tiny.batch_at(0))
+    batch[2::4] = -1.0
+    state, step, _ = tiny_setup(positive, microbatches=4)
+    _, metrics = step(state, batch, KEY)
+    np.testing.assert_allclose(metrics["mean"], batch[batch > 0].mean(), rtol=1e-6)
+    np.testing.assert_allclose(metrics["loss"], metrics["mean"], rtol=1e-6)
+
+
 def test_a_batch_that_microbatches_do_not_divide_is_refused():
     state, step, _ = tiny_setup(tiny.loss_fn, {"target": 0.5}, microbatches=4)
     with pytest.raises(ConfigError, match="microbatches=4 does not divide a batch of"):
