@@ -13,16 +13,19 @@ from sdtt_jax.config import INT32, require
 from sdtt_jax.diffusion.schedule import Schedule
 from sdtt_jax.typing import PerToken, Positions
 
+# The share of the tokens that a grid of times may leave masked at its end: log-linear leaves 1e-5.
+LEFT = 2e-5
+
 
 def still_masked(schedule: Schedule, times: jax.Array) -> jax.Array:
     """Chance that a position masked at `times[0]` still is at each of `times: [n + 1]`: 1, then falling.
 
-    0 at the last of them if the schedule masks something at time 0: the last step reveals it by draws, as
-    in `reverse.unmask_prob`. Under the other schedules 1e-5 or less is left, which a greedy call fills.
+    0 at the last of them if the schedule masks more than `LEFT` there: the last step goes to time 0 and
+    reveals it by draws, as in `reverse.unmask_prob`. What others leave, a greedy call fills.
     """
     chance = schedule.move_chance(times)
-    at_end = jnp.where(schedule.move_chance(jnp.float32(0.0)) > 0, 0.0, chance[-1])
-    return chance.at[-1].set(at_end) / chance[0]
+    still = chance / chance[0]
+    return still.at[-1].set(jnp.where(still[-1] > LEFT, 0.0, still[-1]))
 
 
 def grid_calls(share: PerToken, still: jax.Array) -> jax.Array:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdtt_jax.config import given, instance, one_of, require, within
+from sdtt_jax.diffusion.forward import SAMPLING_EPS
 
 TimeFunction = Callable[[jax.Array], jax.Array]
 
@@ -40,7 +41,7 @@ class ScheduleConfig:
       sigma_min, sigma_max: linear and geometric: total noise at time 0 and 1; None takes it from `SIGMAS`.
         `MIN_SIGMA` to `MAX_SIGMA`; linear's may begin at 0.
 
-    A schedule that masks something at time 0 or leaves much clean at time 1 trains only on the move chances
+    A schedule that masks much at time 1e-5 or leaves much clean at time 1 trains only on the move chances
     between, "geometric" by default on 0.001 to 0.63. Its training loss is then no bound on -log p, as the
     others are missing; evaluations add them (`bound_schedule`).
 
@@ -158,8 +159,9 @@ def bound_schedule(schedule: Schedule) -> tuple[Schedule, TimeFunction]:
     """The schedule to integrate the bound on -log p over, and a map from its noise to the network's.
 
     The bound is one integral over all move chances from 0 to 1, whatever the schedule (MDLM, arXiv
-    2406.07524, equation 10). A schedule that leaves out more than `LEFT_OUT` of them would give less, so it
-    is replaced by log-linear. A time-conditioned network then gets the nearest total noise of its own.
+    2406.07524, equation 10). A schedule that leaves out more than `LEFT_OUT` of them between `SAMPLING_EPS`,
+    its smallest time, and 1 would give less, so it is replaced by log-linear. A time-conditioned network then
+    gets the nearest total noise of its own.
 
     Args:
       schedule: the model's.
@@ -168,7 +170,7 @@ def bound_schedule(schedule: Schedule) -> tuple[Schedule, TimeFunction]:
       `schedule` itself or log-linear, and a function from its total noise, of any shape, to the total noise
       passed to the network.
     """
-    (low, high), (least, most) = values_at(schedule, 0.0, 1.0)
+    (low, high), (least, most) = values_at(schedule, SAMPLING_EPS, 1.0)
     if low + 1.0 - high <= LEFT_OUT:
         return schedule, lambda sigma: sigma
     return make_schedule(), lambda sigma: jnp.clip(sigma, least, most)

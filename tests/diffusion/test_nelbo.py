@@ -69,11 +69,15 @@ def test_estimate_is_unbiased(antithetic):
 
 @pytest.mark.parametrize(
     "config",
-    [ScheduleConfig("geometric"), ScheduleConfig("linear", sigma_min=0.5, sigma_max=3.0)],
-    ids=lambda config: config.kind,
+    [
+        ScheduleConfig("geometric"),
+        ScheduleConfig("linear", sigma_min=0.5, sigma_max=3.0),
+        ScheduleConfig("linear", sigma_max=1e5),
+    ],
+    ids=str,
 )
 def test_the_bound_of_a_uniform_law_is_its_entropy_under_any_schedule(config):
-    """Oracle: log 3. Where these schedules' own times were used, it was 0.64 and 0.59 of that."""
+    """Oracle: log 3. Where these schedules' own times were used, it was 0.64, 0.59 and 0.37 of that."""
     uniform, x0 = jax.tree.map(jnp.zeros_like, PARAMS), np.tile(np.array(TEXT, np.int32), (4096, 1))
     model = MaskedDiffusion(WORLD, make_schedule(config))
     found = jax.jit(lambda key: nelbo(model, uniform, x0, key).mean())(jax.random.key(0))

@@ -192,6 +192,7 @@ PLANS = [
     (2, "cosine", ScheduleConfig("cosine")),
     (64, "cosine", ScheduleConfig("geometric")),
     (64, "uniform", ScheduleConfig("linear", sigma_min=1.0)),
+    (64, "uniform", ScheduleConfig("linear", sigma_max=1e5)),
 ]
 
 
@@ -203,8 +204,9 @@ def _laws_of_plans():
     def law(shares, num_steps, grid, kind):
         schedule, times = make_schedule(kind), time_grid(SamplerConfig(num_steps, grid))
         still = still_masked(schedule, times)
-        # A schedule that masks something at time 0 has its last step go there, which reveals all of it.
-        end = jnp.where(schedule.move_chance(jnp.float32(0.0)) > 0, 0.0, times[-1])
+        # A schedule that masks more than 2e-5 at the last time goes to time 0, which reveals all of it.
+        much = schedule.move_chance(times[-1]) > 2e-5 * schedule.move_chance(times[0])
+        end = jnp.where(much, 0.0, times[-1])
         later = times.at[-1].set(end)[1:]
         return still, unmask_prob(schedule, times[:-1], later), grid_calls(shares, still)
 
