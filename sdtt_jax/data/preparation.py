@@ -34,7 +34,14 @@ from sdtt_jax.data.tokenizer import (
     save_tokenizer,
 )
 from sdtt_jax.errors import ConfigError, DataError
-from sdtt_jax.paths import as_path, is_remote, read_json, remove_tree, write_json
+from sdtt_jax.paths import (
+    file_lock,
+    is_remote,
+    read_json,
+    remove_tree,
+    resolve_links,
+    write_json,
+)
 from sdtt_jax.version import __version__
 
 PLAN = "plan.json"
@@ -57,12 +64,13 @@ def prepare(
     at its final path is finished. The same configs and corpus give the same bytes. After a stop, the next
     preparation of the same config and corpus finds what is finished and does not repeat it. While it runs, it
     takes the disk space of the shards and 2 bytes a token more (4 with a vocabulary of more than 2**16 ids).
+    Another process that prepares the same folder (not in a bucket) waits, and then finds it finished.
 
     Args:
       data_config: the corpus, and how it is cut into sequences.
       tokenizer_config: the vocabulary.
-      data_dir: where the sequences go.
-      tokenizer_dir: where the vocabulary goes.
+      data_dir: where the sequences go; a symbolic link stays one.
+      tokenizer_dir: where the vocabulary goes; likewise.
       track: wraps every pass, for example `sdtt_jax.progress.track_text`.
       tokenizer: a published model's tokenizer, for `tokenizer_config.kind` "hub".
       engine: runs the tasks, from `sdtt_jax.data.engines`.
@@ -72,51 +80,54 @@ def prepare(
         differ), or the configs do not suit the corpus.
       DataError: the corpus cannot be read, or a folder holds something else.
     """
-    data_dir, tokenizer_dir = as_path(data_dir), as_path(tokenizer_dir)
+    data_dir, tokenizer_dir = resolve_links(data_dir), resolve_links(tokenizer_dir)
     asked = {"data": to_mapping(data_config), "tokenizer": to_mapping(tokenizer_config)}
     partial, work = (data_dir.parent / f".{data_dir.name}.{end}" for end in ("partial", "work"))
-    if (data_dir / INFO_FILE).exists():
-        remove_tree(work)
-        return _finished(asked, data_dir, tokenizer_dir)
-    if is_remote(data_dir):
-        partial = data_dir  # Buckets cannot rename; there a folder with its info is finished.
-    if not (is_remote(data_dir) and (work / PLAN).exists()):
-        _refuse_foreign(data_dir)
-    given: Tokenizer | None = None
-    if tokenizer is not None:
-        given = tokenizer.normalising(tokenizer_config, data_config.normalize)
-    elif tokenizer_config.kind != "sentencepiece":
-        given = train_tokenizer(tokenizer_config, (), data_config.normalize)
-    read = start_reading(data_config, work, engine, track)
-    # What determines the tokens of every part.
-    plan = _without_limit(asked) | {
-        "version": __version__,
-        "parts": read.parts,
-        "samples": samples_digest(read.parts),
-        "given": None if given is None else given.digest,
-    }
-    _continue(work, partial, json.loads(json.dumps(plan)))
-    try:
-        vocabulary = _vocabulary(read, tokenizer_config, given)
-        if (partial / INFO_FILE).exists():
-            content = read_json(partial / INFO_FILE) | asked
-        else:
-            content = asked | write_shards(read, vocabulary, partial)
-        if not _holds(tokenizer_dir, vocabulary):
-            _deliver(vocabulary, tokenizer_dir)
-        write_json(partial / INFO_FILE, content)
-        if partial != data_dir:
-            for path in partial.rglob(".*"):  # which workers that were killed left
-                path.unlink()
-            partial.rename(data_dir)
-        remove_tree(work)
-    except BaseException as error:
-        # Nothing is worth keeping: no part was finished, or the config must be changed.
-        if isinstance(error, ConfigError) or not any(work.glob("*/*.json")):
+    # Another process may be preparing it; but a finished folder may be one where nothing can be locked.
+    finished = (data_dir / INFO_FILE).exists
+    with contextlib.nullcontext() if finished() else file_lock(data_dir):
+        if finished():
             remove_tree(work)
-            remove_tree(partial)
-        raise
-    return _info_from(content, data_dir)
+            return _finished(asked, data_dir, tokenizer_dir)
+        if is_remote(data_dir):
+            partial = data_dir  # Buckets cannot rename; there a folder with its info is finished.
+        if not (is_remote(data_dir) and (work / PLAN).exists()):
+            _refuse_foreign(data_dir)
+        given: Tokenizer | None = None
+        if tokenizer is not None:
+            given = tokenizer.normalising(tokenizer_config, data_config.normalize)
+        elif tokenizer_config.kind != "sentencepiece":
+            given = train_tokenizer(tokenizer_config, (), data_config.normalize)
+        read = start_reading(data_config, work, engine, track)
+        # What determines the tokens of every part.
+        plan = _without_limit(asked) | {
+            "version": __version__,
+            "parts": read.parts,
+            "samples": samples_digest(read.parts),
+            "given": None if given is None else given.digest,
+        }
+        _continue(work, partial, json.loads(json.dumps(plan)))
+        try:
+            vocabulary = _vocabulary(read, tokenizer_config, given)
+            if (partial / INFO_FILE).exists():
+                content = read_json(partial / INFO_FILE) | asked
+            else:
+                content = asked | write_shards(read, vocabulary, partial)
+            if not _holds(tokenizer_dir, vocabulary):
+                _deliver(vocabulary, tokenizer_dir)
+            write_json(partial / INFO_FILE, content)
+            if partial != data_dir:
+                for path in partial.rglob(".*"):  # which workers that were killed left
+                    path.unlink()
+                partial.rename(data_dir)
+            remove_tree(work)
+        except BaseException as error:
+            # Nothing is worth keeping: no part was finished, or the config must be changed.
+            if isinstance(error, ConfigError) or not any(work.glob("*/*.json")):
+                remove_tree(work)
+                remove_tree(partial)
+            raise
+        return _info_from(content, data_dir)
 
 
 def _without_limit(asked: dict[str, Any]) -> dict[str, Any]:
@@ -174,10 +185,13 @@ def _deliver(tokenizer: Tokenizer, directory: Path) -> None:
         save_tokenizer(tokenizer, directory)
         return
     partial = directory.with_name(f".{directory.name}.partial")
-    remove_tree(partial)
-    partial.mkdir(parents=True)
-    save_tokenizer(tokenizer, partial)
-    partial.rename(directory)
+    with file_lock(directory):
+        # Another preparation may have been first, of other data with the same vocabulary.
+        if not _holds(directory, tokenizer):
+            remove_tree(partial)
+            partial.mkdir(parents=True)
+            save_tokenizer(tokenizer, partial)
+            partial.rename(directory)
 
 
 def _refuse_differences(found: dict[str, Any], asked: dict[str, Any], directory: Path) -> None:
