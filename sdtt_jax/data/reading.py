@@ -323,7 +323,9 @@ def _parquet_rows(stream: IO[bytes], piece: Piece, fields: Fields) -> Iterator[R
         try:
             for batch in file.iter_batches(256, row_groups=list(groups), columns=columns):
                 subsets = batch.column(told).to_pylist() if told in names else itertools.repeat("")
-                for text, subset in zip(_strings(batch.column(column)), subsets, strict=False):
+                # A string that is not UTF-8 is one row's fault; `to_pylist` would raise for all of them.
+                texts = batch.column(column).cast(pyarrow.large_binary()).to_pylist()
+                for text, subset in zip(texts, subsets, strict=False):
                     row += 1
                     if subset and not _in_subset({told: subset}, fields):
                         yield None
@@ -331,10 +333,8 @@ def _parquet_rows(stream: IO[bytes], piece: Piece, fields: Fields) -> Iterator[R
                         yield BadInputError(
                             "null", f"{path}, row {row}, column {column!r} is null."
                         )
-                    elif isinstance(text, bytes):
-                        yield _or_bad("invalid UTF-8", decoded, text, f"{path}, row {row},")
                     else:
-                        yield text
+                        yield _or_bad("invalid UTF-8", decoded, text, f"{path}, row {row},")
         except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
             yield BadInputError(
                 "broken Parquet", f"{path} is damaged after row {row}: {first_line(error)}."
@@ -348,9 +348,10 @@ def _column_fault(schema: Any, column: str, path: str) -> BadInputError | None:
     count = schema.names.count(column)
     if count == 1:
         kind = schema.field(column).type
-        if pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind):
+        values = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
+        if str(values).removeprefix("large_").removesuffix("_view") in ("string", "binary"):
             return None
-        listed_type = getattr(kind, "value_type", None)  # of a list alone
+        listed_type = getattr(kind, "value_type", None)  # of a list
         turns = listed_type is not None and pyarrow.types.is_struct(listed_type)
         held = f"{path}, column {column!r} holds {kind}, not text"
         return BadInputError("not text", f"{held}{_TURNS if turns else ''}.")
@@ -366,16 +367,6 @@ def _column_fault(schema: Any, column: str, path: str) -> BadInputError | None:
             "holds the text, or, for training, set data.text_field to its name."
         )
     return BadInputError("no text field", fault)
-
-
-def _strings(column: Any) -> list[Any]:
-    """The texts of an Arrow column of strings, or their bytes if one of them is not UTF-8."""
-    import pyarrow
-
-    try:
-        return column.to_pylist()
-    except UnicodeDecodeError:
-        return column.cast(pyarrow.large_binary()).to_pylist()
 
 
 _READERS: dict[str, Callable[[IO[bytes], Piece, Fields], Iterator[ReadRow]]] = {
