@@ -73,9 +73,10 @@ class PublishedCorpus:
         if place is None or (self.tfds is not None and (place / TFDS_INFO).is_file()):
             return None
         candidates = [*(f"{split}{suffix}" for suffix in SUFFIXES), split]
-        compressed = [f"{split}{kind}{codec}" for kind in (".jsonl", ".txt") for codec in CODECS]
-        entries = sorted(place.iterdir()) if place.is_dir() else []
-        lowered = [(entry.with_suffix(entry.suffix.lower()).name, entry) for entry in entries]
+        lines = (".jsonl", ".json", ".txt")
+        compressed = [f"{split}{kind}{codec}" for kind in lines for codec in CODECS]
+        entries = sorted(place.glob(f"{split}*")) if place.is_dir() else []
+        lowered = [(split + entry.name.removeprefix(split).lower(), entry) for entry in entries]
         wanted = candidates + compressed
         sources = [entry for each in wanted for name, entry in lowered if name == each]
         if not sources:

@@ -1,5 +1,6 @@
 """The table of corpora, and how a corpus is divided. Oracles: texts written for the purpose."""
 
+import gzip
 import json
 import tempfile
 
@@ -47,6 +48,17 @@ def test_a_splits_file_may_have_its_suffix_in_any_case_and_be_linked(tmp_path):
     (tmp_path / "x.JSONL").unlink()
     with pytest.raises(DataError, match=r"train\.JSONL is a link to .*, which does not exist"):
         list(documents(DataConfig("wikitext2"), "train", place))
+
+
+@pytest.mark.parametrize("suffix", [".JSONL.GZ", ".json.gz", ".Jsonl.gz"])
+def test_a_splits_file_may_be_compressed_as_files_of_a_folder_may(tmp_path, suffix):
+    """Oracle: the detokenizer on its own. They were "no train split"."""
+    packed = gzip.compress(_write_lines(tmp_path / "x.jsonl", TEXTS).read_bytes())
+    for name in ("train", "Train"):  # the second is of another split
+        (tmp_path / f"{name}{suffix}").write_bytes(packed)
+    undo = DETOKENIZERS[find_corpus("wikitext2").detokenize]
+    read = list(documents(DataConfig("wikitext2"), "train", tmp_path))
+    assert read == [undo(TEXTS[0]), undo(TEXTS[2])]
 
 
 def test_a_second_embedded_corpus_is_read_and_not_the_bible(monkeypatch):
