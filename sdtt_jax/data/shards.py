@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from sdtt_jax.config import require
 from sdtt_jax.data.config import DataConfig
 from sdtt_jax.data.corpora import SPLITS, TRAIN, VALIDATION, files_read
 from sdtt_jax.data.ingest import CorpusReading, Ingested, ingest
@@ -17,7 +18,6 @@ from sdtt_jax.data.packing import chunk_length, text_ends
 from sdtt_jax.data.records import Shard
 from sdtt_jax.data.tasks import NAMED_OF_A_KIND, WriteShard
 from sdtt_jax.data.tokenizer import Tokenizer
-from sdtt_jax.errors import ConfigError
 from sdtt_jax.ops.sequence_kinds import Sequences
 from sdtt_jax.paths import as_path, read_json, write_json
 
@@ -65,7 +65,9 @@ def write_shards(read: CorpusReading, tokenizer: Tokenizer, partial: Path) -> di
     tasks: list[WriteShard] = []
     lengths: dict[str, list[int]] = {}
     for side, split in enumerate(SPLITS):
-        records = _num_sequences(config, split, totals[split]["tokens"], sequences)
+        is_fraction = split == VALIDATION and division.rule.kind != "own"
+        tokens = totals[split]["tokens"]
+        records = _num_sequences(config, split, tokens, sequences, is_fraction)
         group, ends = builders.group_size(records), division.ends(side)
         shared = ends, division.store, config.length, sequences, prefix, group
         stops = builders.shard_ends(records, config.num_shards)
@@ -93,15 +95,21 @@ def write_shards(read: CorpusReading, tokenizer: Tokenizer, partial: Path) -> di
     }
 
 
-def _num_sequences(config: DataConfig, split: str, tokens: int, sequences: Sequences) -> int:
-    """How many sequences the tokens of a split make."""
+def _num_sequences(
+    config: DataConfig, split: str, tokens: int, sequences: Sequences, is_fraction: bool
+) -> int:
+    """How many sequences the tokens of a split make; `is_fraction` if it is `data.validation_fraction`."""
     count = tokens // chunk_length(config.length, sequences)
-    if not count:
-        raise ConfigError(
-            f"data.length {config.length} is longer than the whole {split} split of {tokens} tokens; choose "
-            "a shorter one"
-            + (" or a larger data.validation_fraction." if split == VALIDATION else ".")
-        )
+    require(
+        tokens > 0,
+        f"data.corpus: the {split} split of {config.corpus} has no text but what is blank, bad or repeated; "
+        "give another.",
+    )
+    require(
+        count > 0,
+        f"data.length {config.length} is longer than the whole {split} split of {tokens} tokens; choose a "
+        f"shorter one{' or a larger data.validation_fraction' if is_fraction else ''}.",
+    )
     return count
 
 

@@ -188,12 +188,6 @@ def test_data_with_another_tokenizer_beside_it_is_refused(prepared, tmp_path):
         _prepare(prepared, tmp_path)
 
 
-def test_a_length_beyond_the_corpus_names_the_split(prepared, tmp_path):
-    with pytest.raises(ConfigError, match=r"^data\.length 90000 is longer than the whole valid"):
-        _prepare(prepared, tmp_path, length=90_000)
-    assert list(tmp_path.iterdir()) == []
-
-
 _TOO_SMALL = (
     r"^data\.corpus is too small to be divided: no text is left for the validation split\. It has only 1 "
     r".* below 20 .*data\.validation_fraction=0\.05.* 20 or more\.$"
