@@ -125,9 +125,8 @@ class FewCalls:
     @property
     def surplus(self) -> float:
         """By what share the student has more entropy than the teacher; 0 where they count as equal."""
-        student, teacher = self.matched.entropy, self.teacher_matched.entropy
-        more = student / teacher - 1 if student and teacher else 0.0
-        return more if more > ENTROPY_MATCHED else 0.0
+        student, teacher = self.matched.entropy or 0.0, self.teacher_matched.entropy or math.inf
+        return more if (more := student / teacher - 1) > ENTROPY_MATCHED else 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -369,18 +368,16 @@ def _few_calls(calls: Mapping[str, Any] | None, entropy: float | None) -> tuple[
         paired = _paired(entry["matched"])
         if None not in qualities.values() and paired is not None:
             few = FewCalls(int(number), paired=paired, **qualities)  # type: ignore[arg-type]
-            reached = _has_entropy(few.teacher_matched, entropy) and (
-                few.surplus > 0 or _has_entropy(few.matched, entropy)
-            )
+            compared = [few.teacher_matched] + ([] if few.surplus else [few.matched])
+            reached = all(_has_entropy(quality, entropy) for quality in compared)
             found.append(dataclasses.replace(few, reached=reached))
     return tuple(found)
 
 
 def _has_entropy(quality: Quality, entropy: float | None) -> bool:
     """Whether texts have the entropy of real text; what was not measured does not speak against it."""
-    if quality.entropy is None or not entropy:
-        return True
-    return abs(quality.entropy / entropy - 1) <= ENTROPY_MATCHED
+    found = quality.entropy
+    return not (found and entropy) or abs(found / entropy - 1) <= ENTROPY_MATCHED
 
 
 def _paired(entry: Mapping[str, Any]) -> Paired | None:
