@@ -15,7 +15,12 @@ SAMPLING_EPS = 1e-5
 
 
 def sample_t(
-    key: Key, batch: int, *, antithetic: bool = True, eps: float = SAMPLING_EPS
+    key: Key,
+    batch: int,
+    *,
+    antithetic: bool = True,
+    eps: float = SAMPLING_EPS,
+    offsets: PerSequence | None = None,
 ) -> PerSequence:
     """Times in [eps, 1], `[batch]` float32.
 
@@ -25,13 +30,15 @@ def sample_t(
       antithetic: one uniform draw and an even grid of offsets, modulo 1, so that every batch covers the
         whole range (lower variance); each single time is still uniform.
       eps: the smallest time.
+      offsets: `[batch]` float32 in [0, 1), the grid where not all times count; None: j / batch.
 
     Raises:
       ConfigError: `eps` does not lie in [0, 1).
     """
     check_numbers("[0, 1)", (), eps=eps)
     if antithetic:
-        offsets = jnp.arange(batch, dtype=jnp.float32) / batch
+        if offsets is None:
+            offsets = jnp.arange(batch, dtype=jnp.float32) / batch
         u = (jax.random.uniform(key, (), jnp.float32) + offsets) % 1.0
     else:
         u = jax.random.uniform(key, (batch,), jnp.float32)

@@ -23,7 +23,7 @@ from sdtt_jax.diffusion.denoiser import DenoiserLike, MaskedDiffusion
 from sdtt_jax.diffusion.forward import masked_log_probs, q_xt, sample_t
 from sdtt_jax.distillation.rounds import DistillConfig
 from sdtt_jax.distillation.targets import teacher_targets
-from sdtt_jax.model.batches import map_batches
+from sdtt_jax.model.batches import even_offsets, map_batches
 from sdtt_jax.model.masked import Model
 from sdtt_jax.ops.head_loss import selected_losses
 from sdtt_jax.ops.sequences import Sequences, arrange
@@ -91,7 +91,8 @@ def measure_gain(
     x0 = to_host(as_rows(x0, teacher.mask_id, "x0"))
     step = jnp.float32(dt)
     terms = functools.partial(_terms, teacher.diffusion, config, teacher.sequences, step, key)
-    sums, masked = map_batches(terms, (student.params, teacher.params), x0, batch_size)
+    rows = x0, even_offsets(len(x0), batch_size)
+    sums, masked = map_batches(terms, (student.params, teacher.params), rows, batch_size)
     count = masked.sum()
     if count == 0:
         return Gain(math.nan, math.nan, math.nan, math.nan)
@@ -110,14 +111,15 @@ def _terms(
     key: jax.Array,
     params: tuple[Any, Any],
     index: jax.Array,
-    batch: jax.Array,
+    rows: tuple[jax.Array, jax.Array],
 ) -> tuple[jax.Array, jax.Array]:
     """Sums of `_divergences` over the masked positions of each text, `[batch, 3]`, and their number."""
     student, teacher = params
+    batch, offsets = rows
     diffusion = diffusion.within(arrange(batch, sequences))
     denoiser, schedule = diffusion.denoiser, diffusion.schedule
     keys = jax.random.split(jax.random.fold_in(key, index), 2 + config.num_trajectories)
-    t = sample_t(keys[0], batch.shape[0])
+    t = sample_t(keys[0], len(batch), offsets=offsets)
     x_t = q_xt(keys[1], batch, schedule.move_chance(t), denoiser.mask_id, diffusion.free)
     masked = x_t == denoiser.mask_id
     sigma = schedule.sigma(t)

@@ -12,7 +12,7 @@ from sdtt_jax.diffusion.estimators import ESTIMATORS, NEVER, BoundConfig, MaskNo
 from sdtt_jax.diffusion.forward import sample_t
 from sdtt_jax.diffusion.schedule import bound_schedule
 from sdtt_jax.evaluation.record import Json
-from sdtt_jax.model.batches import Batch, batched
+from sdtt_jax.model.batches import Batch, batched, even_offsets
 from sdtt_jax.model.masked import Model
 from sdtt_jax.ops.sequences import Sequences, arrange
 from sdtt_jax.ops.tokens import as_rows
@@ -38,6 +38,14 @@ def bound_inputs(model: Model) -> Json:
     return {} if schedule == model.schedule else {"range": "whole"}
 
 
+def spread_inputs(count: int, batch_size: int) -> Json:
+    """What a stored result of `count` texts also depends on if its times are spread over each batch.
+
+    In earlier versions the rows that filled up a batch took a part of the grid, so that it is computed again.
+    """
+    return {"spread": "over the texts of a batch"} if count % batch_size else {}
+
+
 def text_bounds(
     model: Model, tokens: np.ndarray, key: jax.Array, config: BoundConfig, *, batch_size: int
 ) -> list[Batch[Bounds]]:
@@ -54,7 +62,8 @@ def text_bounds(
     model.require_likelihood()
     tokens = to_host(as_rows(tokens, model.mask_id))
     function = functools.partial(_estimates, model.diffusion, config, model.sequences, key)
-    return batched(function, model.params, tokens, batch_size)
+    rows = tokens, even_offsets(len(tokens), batch_size)
+    return batched(function, model.params, rows, batch_size)
 
 
 @functools.partial(jax.jit, static_argnames=("diffusion", "config", "sequences"))
@@ -65,15 +74,16 @@ def _estimates(
     key: jax.Array,
     params: Any,
     index: jax.Array,
-    x0: jax.Array,
+    rows: tuple[jax.Array, jax.Array],
 ) -> Bounds:
+    x0, offsets = rows
     estimator = ESTIMATORS[config.estimator]
     diffusion = diffusion.within(arrange(x0, sequences))
     free = diffusion.free
 
     def one(key: jax.Array) -> tuple[jax.Array, jax.Array]:
         key_u, key_mask = jax.random.split(key)
-        u = sample_t(key_u, x0.shape[0], antithetic=estimator.spread, eps=0.0)
+        u = sample_t(key_u, len(x0), antithetic=estimator.spread, eps=0.0, offsets=offsets)
         uniform = jax.random.uniform(key_mask, x0.shape, jnp.float32)
         noise = MaskNoise(u, uniform if free is None else jnp.where(free, uniform, NEVER))
         masking = estimator.mask(diffusion, x0, noise)

@@ -94,6 +94,20 @@ def map_batches(function: BatchFunction, params: Any, rows: Any, batch_size: int
     return join([batch() for batch in batched(function, params, rows, batch_size)])
 
 
+def even_offsets(count: int, batch_size: int) -> np.ndarray:
+    """Where each row lies on an even grid over its batch: j / n for row j of n, `[count]` float32.
+
+    Args:
+      count: rows.
+      batch_size: as for `batched`, with its error. Rows that only fill up a batch repeat others' places, so
+        that neither they nor the mesh change the grid.
+    """
+    whole(1, batch_size=batch_size)
+    starts = range(0, count, batch_size)
+    sizes = [min(batch_size, count - start) for start in starts]
+    return np.concatenate([np.arange(size, dtype=np.float32) / size for size in sizes])
+
+
 def join(results: list[Any]) -> Any:
     """Concatenates trees of `[rows, ...]`."""
     return jax.tree.map(lambda *parts: np.concatenate(parts), *results)

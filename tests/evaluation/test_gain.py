@@ -19,6 +19,7 @@ from sdtt_jax.distillation.rounds import DistillConfig
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.evaluation.gain import GainConfig, measure_gain
 from sdtt_jax.laboratory.optimum import expected_divergence, mean_over_masked, round_optimum
+from sdtt_jax.model import batches
 from tests.worlds import (
     LENGTH,
     MASK,
@@ -164,6 +165,15 @@ def test_divergences_are_the_exact_expectations():
     assert gain.student == pytest.approx(exact(optimum), rel=0.06)
     # The best that a student without the time can do stays above the floor, which knows the time.
     assert 0.85 < gain.share < 1.0
+
+
+def test_the_gain_does_not_depend_on_the_rows_that_fill_up_a_batch(monkeypatch):
+    """As on a mesh that 6 texts do not divide. Oracle: the same on one device."""
+    student = optimum_params(LOG_TABLE, backward=True)
+    alone = measure(student, texts=TEXTS[:6], trajectories=2)
+    monkeypatch.setattr(batches, "full_batch", lambda *_: 8)
+    filled = measure(student, texts=TEXTS[:6], trajectories=2)
+    np.testing.assert_allclose(filled, alone, rtol=1e-4)
 
 
 def test_rounds_that_cannot_be_measured_are_named():

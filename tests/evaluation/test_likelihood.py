@@ -19,6 +19,7 @@ from sdtt_jax.evaluation.record import Record
 from sdtt_jax.evaluation.settings import Settings
 from sdtt_jax.evaluation.subject import Subject
 from sdtt_jax.evaluation.suites import likelihood
+from sdtt_jax.model import batches
 from sdtt_jax.model.batches import join
 from sdtt_jax.networks import CausalConfig, CausalNetwork, Denoiser, DenoiserConfig
 from tests.worlds import (
@@ -127,6 +128,22 @@ def test_the_exact_bound_lies_in_the_reported_interval(estimator):
     assert hits >= 34
 
 
+@pytest.mark.parametrize("estimator", ["low-variance", "counts"])
+def test_times_are_even_over_the_texts_whatever_fills_up_a_batch(estimator, monkeypatch):
+    """6 texts and a batch of 4, of which a mesh of 16 computes 16 rows. Oracle: 4 texts, or the last 2, are
+    1 / 4 or 1 / 2 of the length of 64 apart, modulo the length; and one device's own estimates."""
+    network = Denoiser(DenoiserConfig(4, 64, num_layers=1, embed_dim=8, num_heads=2, cond_dim=8))
+    model, texts = as_model(network, noisy_params(network, 0)), np.zeros((6, 64), np.int32)
+    arguments = (model, texts, jax.random.key(0), BoundConfig(estimator))
+    alone = bounds(*arguments, batch_size=4)
+    first = alone.masked[:, 0]
+    np.testing.assert_array_equal((first - first[0])[:4] % 64, [0, 16, 32, 48])
+    assert (first[5] - first[4]) % 64 == 32
+    monkeypatch.setattr(batches, "full_batch", lambda *_: 16)
+    for one, other in zip(bounds(*arguments, batch_size=4), alone, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5)
+
+
 def test_other_schedules_have_the_same_bound_for_a_network_without_time():
     exact = _exact(0.0)
     for estimator in ("antithetic", "low-variance"):
@@ -134,11 +151,14 @@ def test_other_schedules_have_the_same_bound_for_a_network_without_time():
         assert means.mean() == pytest.approx(exact, rel=0.02)
 
 
-def test_variance_falls_from_estimator_to_estimator():
-    """Of the mean over 216 texts, between 40 keys. With 3 tokens, the choice of masked ones is most of it."""
+def test_variance_is_lowest_where_the_number_of_masked_tokens_is_spread():
+    """Of the mean over 216 texts, between 40 keys: a standard error of 22 %.
+
+    With 3 tokens, the choice of masked ones is most of it: "antithetic" saves 5 % (400 keys).
+    """
     variance = {e: _estimates(e).mean(axis=(1, 2)).var(ddof=1) for e in ESTIMATORS}
     assert variance["low-variance"] < 0.5 * variance["antithetic"]
-    assert variance["antithetic"] < variance["independent"]
+    assert variance["low-variance"] < 0.5 * variance["independent"]
 
 
 def test_bound_lies_above_the_negative_log_likelihood():

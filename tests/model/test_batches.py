@@ -9,7 +9,7 @@ import pytest
 
 from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.errors import ConfigError
-from sdtt_jax.model.batches import batched, join, map_batches, unmasked
+from sdtt_jax.model.batches import batched, even_offsets, join, map_batches, unmasked
 from sdtt_jax.parallel.mesh import MeshConfig, make_mesh, mesh_if_any
 from sdtt_jax.parallel.placement import replicated
 from tests.parallel.threads import in_threads
@@ -66,6 +66,12 @@ def test_a_batch_is_filled_up_with_a_row_that_is_given():
         np.testing.assert_array_equal(join([batch() for batch in work]), ROWS)
     assert seen == [[6, 7], [14, 15], [16, 17], [6, 7], [14, 15], [7, 8]]
     np.testing.assert_array_equal(unmasked(ROWS, 0), [1, 1])
+
+
+def test_an_even_grid_is_over_the_rows_of_each_batch():
+    """Oracle: written out."""
+    np.testing.assert_array_equal(even_offsets(5, 2), [0, 0.5, 0, 0.5, 0])
+    np.testing.assert_array_equal(even_offsets(4, 9), [0, 0.25, 0.5, 0.75])
 
 
 def test_processes_that_hold_other_rows_are_an_error(monkeypatch):

@@ -7,10 +7,10 @@ import numpy as np
 
 from sdtt_jax.config import require
 from sdtt_jax.data import Tokenizer
-from sdtt_jax.diffusion.estimators import BoundConfig
+from sdtt_jax.diffusion.estimators import ESTIMATORS, BoundConfig
 from sdtt_jax.evaluation.bootstrap import Interval, bootstrap, ratio, shares, with_interval
 from sdtt_jax.evaluation.judge import in_judge_tokens, score_texts, windows_of, without_prompts
-from sdtt_jax.evaluation.likelihood import Bounds, bound_inputs, text_bounds
+from sdtt_jax.evaluation.likelihood import Bounds, bound_inputs, spread_inputs, text_bounds
 from sdtt_jax.evaluation.quality import perplexity
 from sdtt_jax.evaluation.record import Json, Record
 from sdtt_jax.evaluation.subject import Subject
@@ -45,6 +45,8 @@ def _bound(
     config = BoundConfig(estimator, settings.num_maskings)
     inputs = subject.inputs(model, [tokens]) | bound_inputs(model)
     inputs |= {"estimator": estimator, "num_maskings": settings.num_maskings}
+    if ESTIMATORS[estimator].spread:
+        inputs |= spread_inputs(len(tokens), settings.batch_size)
     if model.sequences is not None:
         inputs["mean"] = "over tokens"  # earlier versions took the mean over texts
 
