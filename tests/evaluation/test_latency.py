@@ -20,6 +20,8 @@ from sdtt_jax.model.learnt import store_fitted
 from sdtt_jax.networks import CausalConfig
 from sdtt_jax.networks.causal import CausalNetwork
 from sdtt_jax.networks.gpt2 import GPT2Config, GPT2Network
+from sdtt_jax.parallel.mesh import MeshConfig, make_mesh
+from sdtt_jax.parallel.placement import place_whole
 from tests.worlds import (
     LENGTH,
     TableDenoiser,
@@ -123,3 +125,16 @@ def test_texts_without_a_prompt_are_timed_without_guidance():
     model = as_model(TableDenoiser(), random_table(0))
     settings = Settings(guidance=2.0, latency_steps=(2,))
     assert racers(Subject(model, settings), jax.random.key(0))[-1].config.guidance == 0
+
+
+def test_a_timing_names_its_mesh():
+    """So that another mesh is timed again. Oracle: the shapes of the meshes, written out."""
+    found = []
+    for mesh in (None, make_mesh(MeshConfig(), jax.devices()[:1])):
+        params = random_table(0) if mesh is None else place_whole(random_table(0), mesh)
+        subject = Subject(as_model(TableDenoiser(), params), Settings(latency_steps=(2,)))
+        timed = racers(subject, jax.random.key(0))
+        named = {str((r.facts.get("mesh"), r.inputs["environment"].get("mesh"))) for r in timed}
+        found.append(named)
+    shape = {"data": 1, "fsdp": 1, "model": 1}
+    assert found == [{"(None, None)"}, {f"({shape}, {shape})"}]

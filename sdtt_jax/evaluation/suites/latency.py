@@ -129,13 +129,16 @@ def racers(subject: Subject, key: jax.Array) -> list[Racer]:
     """A causal model of the denoiser's size, the baseline if its config differs, and the sampler."""
     settings, model, baseline = subject.settings, subject.model, subject.baseline
     now = environment()
-    # What a timing depends on; on another machine it is measured again.
+    # What a timing depends on; on another machine, or on another mesh of it, it is measured again.
     machine = {name: now[name] for name in ("device", "platform", "num_devices")}
     machine["jax"] = now["packages"]["jax"]
+    divided = {} if model.mesh is None else {"mesh": dict(model.mesh.shape)}
+    if divided:
+        machine |= divided | {"num_processes": now["num_processes"]}
     common = {"compute_dtype": model.identity["compute_dtype"], "environment": machine}
 
     def causal(name: str, what: str, config: Any, load: Callable[[], CausalModel]) -> Racer:
-        facts = {"kind": "autoregressive", "what": what}
+        facts = {"kind": "autoregressive", "what": what} | divided
         return Racer(name, load, None, facts, common | {"network": to_mapping(config)})
 
     if isinstance(model, CausalModel):
@@ -148,7 +151,8 @@ def racers(subject: Subject, key: jax.Array) -> list[Racer]:
     own = common | {"model": model.identity["digest"], "seed": settings.seed}
     for num_steps in settings.latency_steps:
         sampler, helper, how = subject.sampler(model, num_steps, given=False)
-        facts, name = {"kind": "diffusion", "num_steps": num_steps}, f"steps_{num_steps:04d}"
+        facts = {"kind": "diffusion", "num_steps": num_steps} | divided
+        name = f"steps_{num_steps:04d}"
         result.append(Racer(name, lambda: model, sampler, facts, own | how, helper))
     return result
 
