@@ -38,6 +38,7 @@ from sdtt_jax.networks import CausalNetwork
 from sdtt_jax.networks.base import Network
 from sdtt_jax.networks.config import LlamaConfig
 from sdtt_jax.networks.kinds import KINDS, kind_of, network_of, stored_kind
+from sdtt_jax.parallel.mesh import check_mesh
 from sdtt_jax.paths import as_path, is_remote, with_target
 
 # The paper's students: repository, losses, names of sizes in revisions, and rounds.
@@ -80,6 +81,7 @@ def load(
     Raises:
       CheckpointError: there is nothing, no model or no tokenizer, or the model is damaged or contradicts its
         config; names the file and the tensor.
+      ConfigError: an argument is unknown or wrong, or `mesh` is not such as `make_mesh` makes.
 
     Examples:
       >>> import sdtt_jax
@@ -87,10 +89,8 @@ def load(
       >>> model.tokenizer.decode(model.tokenizer.encode_part("and he said"))
       'and he said'
     """
-    right = mesh is None or isinstance(mesh, Mesh)
-    require(
-        right, f"mesh must be a jax.sharding.Mesh, not {mesh!r}; make_mesh(MeshConfig()) makes one."
-    )
+    if mesh is not None:
+        check_mesh(mesh)
     published = _find_published(path, revision, given)
     if published is None:
         return _own(as_path(path), mesh, compute_dtype)

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from flax.core import spmd
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 
 from sdtt_jax.config import require, whole
 from sdtt_jax.errors import ConfigError
@@ -95,6 +95,19 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     return Mesh(grid, AXES, axis_types=types)
 
 
+def check_mesh(mesh: Any) -> None:
+    """Raises `ConfigError` unless `mesh` has the axes of `make_mesh`, of type Auto.
+
+    A mesh of `jax.make_mesh` has axes of type Explicit if none is named, on which networks do not compute.
+    """
+    suits = isinstance(mesh, Mesh | AbstractMesh) and set(AXES) <= set(mesh.axis_names)
+    if not suits or set(mesh.axis_types) != {AxisType.Auto}:
+        raise ConfigError(
+            f"mesh must be a jax.sharding.Mesh with the axes {', '.join(AXES)} of type Auto, not {mesh!r}; "
+            "make_mesh(MeshConfig()) makes one."
+        )
+
+
 def slice_devices(shape: tuple[int, int, int], devices: Sequence[jax.Device]) -> np.ndarray:
     """The devices of one slice as an array of `shape`, whose axes follow the torus as far as they can.
 
@@ -130,7 +143,8 @@ def hybrid_devices(
 
 @contextlib.contextmanager
 def use_mesh(mesh: Mesh) -> Iterator[None]:
-    """Makes logical constraints refer to `mesh` and `RULES` while tracing."""
+    """Makes logical constraints refer to `mesh` and `RULES` while tracing; errors as `check_mesh`."""
+    check_mesh(mesh)
     with jax.set_mesh(mesh), spmd.logical_axis_rules(tuple(RULES)):
         yield
 
@@ -180,8 +194,11 @@ def axis_pieces(axes: Any, mesh: Mesh) -> int:
 
 
 def batch_pieces(mesh: Mesh | None) -> int:
-    """The number of pieces that a mesh splits a batch into; 1 without a mesh."""
-    return 1 if mesh is None else axis_pieces(BATCH_AXES, mesh)
+    """The number of pieces that a mesh splits a batch into; 1 without a mesh. Errors as `check_mesh`."""
+    if mesh is None:
+        return 1
+    check_mesh(mesh)
+    return axis_pieces(BATCH_AXES, mesh)
 
 
 def full_batch(batch_size: int, mesh: Mesh | None) -> int:

@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from sdtt_jax.config import require
 from sdtt_jax.errors import ConfigError
-from sdtt_jax.parallel.mesh import BATCH_AXES, WHOLE_IF_UNDIVIDED, Rules, axis_pieces
+from sdtt_jax.parallel.mesh import BATCH_AXES, WHOLE_IF_UNDIVIDED, Rules, axis_pieces, check_mesh
 from sdtt_jax.trees import leaf_name
 from sdtt_jax.typing import Tree
 
@@ -145,7 +145,8 @@ def mirror_shardings(
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Axis 0 split over (data, fsdp), the others whole."""
+    """Axis 0 split over (data, fsdp), the others whole; errors as `check_mesh`."""
+    check_mesh(mesh)
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 

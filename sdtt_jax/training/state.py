@@ -12,7 +12,7 @@ import optax
 from jax.sharding import Mesh
 
 from sdtt_jax.config import require
-from sdtt_jax.parallel.mesh import RULES, use_mesh
+from sdtt_jax.parallel.mesh import RULES, check_mesh, use_mesh
 from sdtt_jax.parallel.placement import mirror_shardings, tree_shardings, unbox
 from sdtt_jax.training.config import TrainConfig
 from sdtt_jax.training.optimizers import make_optimizer
@@ -72,6 +72,9 @@ class StateSpec:
 
     config: TrainConfig
     mesh: Mesh
+
+    def __post_init__(self) -> None:
+        check_mesh(self.mesh)
 
     @functools.cached_property
     def optimizer(self) -> optax.GradientTransformation:

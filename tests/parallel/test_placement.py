@@ -4,6 +4,8 @@ What several devices compute is in tests/multidevice.
 """
 
 import dataclasses
+import functools
+import itertools
 
 import jax
 import numpy as np
@@ -16,9 +18,11 @@ from sdtt_jax.parallel.mesh import (
     RULES,
     MeshConfig,
     check_batch_size,
+    full_batch,
     hybrid_devices,
     make_mesh,
     slice_devices,
+    use_mesh,
 )
 from sdtt_jax.parallel.placement import (
     mirror_shardings,
@@ -30,6 +34,8 @@ from sdtt_jax.parallel.placement import (
     tree_shardings,
     unbox,
 )
+from sdtt_jax.training.config import TrainConfig
+from sdtt_jax.training.state import StateSpec
 from tests.training import toy
 
 MESH = AbstractMesh((2, 2, 2), AXES)
@@ -93,6 +99,27 @@ def test_the_mesh_has_automatic_axes_over_all_devices():
     mesh = make_mesh(MeshConfig())
     assert dict(mesh.shape) == {"data": jax.device_count(), "fsdp": 1, "model": 1}
     assert set(mesh.axis_types) == {AxisType.Auto}
+
+
+def test_a_mesh_of_other_axes_is_refused_where_it_is_given():
+    """What a user of JAX writes first. Oracle: the sentence, and that `make_mesh`'s own is taken."""
+    one, auto = jax.devices()[:1], (AxisType.Auto,)
+    others = (
+        jax.make_mesh((1,), ("data",), auto, devices=one),
+        jax.make_mesh((1, 1, 1), AXES, (AxisType.Explicit,) * 3, devices=one),
+        None,
+    )
+    takes = (
+        functools.partial(StateSpec, TrainConfig(1, 1)),
+        lambda mesh: use_mesh(mesh).__enter__(),
+        functools.partial(place_batch, np.zeros((2, 3), np.int32)),
+    )
+    for mesh, take in itertools.product(others, takes):
+        with pytest.raises(ConfigError, match=r"axes data, fsdp, model of type Auto, not .* make_"):
+            take(mesh)
+    takes[0](make_mesh(MeshConfig()))
+    with pytest.raises(ConfigError, match="mesh must be"):
+        full_batch(3, others[0])
 
 
 DEVICES = jax.devices() * 8
