@@ -210,14 +210,23 @@ def as_helper_of(helper: Loaded | Helper | None, model: Loaded) -> Helper | None
     """The `Helper` of a loaded model, after checking that it suits `model`; others pass through.
 
     Raises:
-      ConfigError: `helper` is anything else, such as a path; its tokenizer contradicts the model's; or it was
-        trained on other sequences than packed ones.
+      ConfigError: `helper` is anything else, such as a path; its parameters were put on other devices than
+        the model's; its tokenizer contradicts the model's; or it was trained on other sequences than packed
+        ones.
     """
     require(
         helper is None or isinstance(helper, Loaded | Helper),
         f"helper must be a model, as sdtt_jax.load returns it, not {helper!r:.80}.",
     )
-    if not isinstance(helper, Loaded):
+    if helper is None:
+        return None
+    there, here = _devices(helper.params), _devices(model.params)
+    require(
+        not there or not here or there == here,
+        f"The helper lies on other devices ({len(there)}) than {model.facts['path']} ({len(here)}); load "
+        "both with the same mesh.",
+    )
+    if isinstance(helper, Helper):
         return helper
     sequences = helper.sequences
     # For the decoder's own model, `serving.begin` raises this error.
@@ -234,6 +243,12 @@ def as_helper_of(helper: Loaded | Helper | None, model: Loaded) -> Helper | None
         "give a helper that was trained with the model's tokenizer.",
     )
     return helper.as_helper
+
+
+def _devices(params: Params) -> set[jax.Device]:
+    """The devices that parameters were put on; none if JAX moves them to where the others are."""
+    leaf: Any = next(iter(jax.tree.leaves(params)), None)
+    return leaf.sharding.device_set if getattr(leaf, "committed", False) else set()
 
 
 def same_ids(one: Tokenizer | None, other: Tokenizer | None) -> bool:

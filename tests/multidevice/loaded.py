@@ -3,6 +3,7 @@
 python -m tests.multidevice.loaded GOLDEN
 """
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -69,6 +70,11 @@ def main(golden: Path) -> None:
     # The rest on the mesh that splits everything.
     other = sdtt_jax.load(causal, mesh=mesh)
     last = list(model.states(key, model.prior(8), config))[-1].x
+    beside = jax.device_put(alone.params, jax.devices()[0])
+    try:
+        model.sample(key, 2, 4, helper=dataclasses.replace(alone, params=beside), mode="staged")
+    except sdtt_jax.errors.ConfigError as refusal:
+        found[-1]["helper"] = str(refusal)
     found[-1] |= {
         "states": bool((np.asarray(last) == written[0][0]).all()),
         "score": error(*(m.score(tokens, key) for m in (model, alone))),

@@ -16,6 +16,8 @@ def test_it_computes_and_writes_the_same_on_every_mesh(golden):
         assert record["differing"] <= 0.01, record
         assert record["logits"] < 2e-5, record
     assert record["states"], record
+    # One on another mesh was an error of JAX.
+    assert "other devices (1) than" in record["helper"], record
     assert max(record["score"], record["causal"]) < 2e-5, record
 
 
