@@ -29,7 +29,8 @@ def virtual_devices(count: int) -> dict[str, str]:
 def threads_to_wait_in(environ: Mapping[str, str]) -> dict[str, str]:
     """The variable that sets the threads, if `environ` asks for several virtual devices and lacks it."""
     flags = [f for f in environ.get("XLA_FLAGS", "").split() if f.startswith(DEVICE_COUNT)]
-    count = flags[-1].partition("=")[2] if flags else ""
+    # JAX's own variable goes before XLA's flag.
+    count = environ.get("JAX_NUM_CPU_DEVICES") or "".join(flags[-1:]).partition("=")[2]
     if THREADS in environ or not count.isdecimal() or int(count) < 2:
         return {}
     return {THREADS: str(THREADS_PER_DEVICE * int(count))}

@@ -15,6 +15,8 @@ def test_several_devices_of_a_process_have_threads_to_wait_in(monkeypatch):
 def test_a_command_gives_them_where_its_flags_ask_for_several_devices():
     flag = "--xla_force_host_platform_device_count="
     assert threads_to_wait_in({"XLA_FLAGS": f"--xla_a {flag}8 {flag}4"}) == {"PJRT_NPROC": "32"}
+    own = {"JAX_NUM_CPU_DEVICES": "2"}  # JAX's own, which goes before the flag
+    assert threads_to_wait_in({"XLA_FLAGS": f"{flag}8"} | own) == {"PJRT_NPROC": "16"}
     for flags in ("", f"{flag}1", f"{flag}many", flag):
         assert threads_to_wait_in({"XLA_FLAGS": flags}) == {}
 
