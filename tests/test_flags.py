@@ -22,6 +22,7 @@ from sdtt_jax.distillation.coupled import CoupledDistillConfig, states_along
 from sdtt_jax.distillation.rounds import DistillConfig
 from sdtt_jax.distillation.trajectories import Trajectories, noise_of, trajectory_end
 from sdtt_jax.evaluation import cloze, likelihood
+from sdtt_jax.model.batches import even_offsets
 from sdtt_jax.networks import CausalConfig, CausalNetwork, Denoiser, DenoiserConfig
 from sdtt_jax.networks.base import abstract_params
 from sdtt_jax.networks.config import CoupledConfig
@@ -99,7 +100,8 @@ def trained(schedule, key):
 def estimated(name, key):
     model, config = diffusion(), BoundConfig(name, 2)
     params = parameters(model.denoiser)
-    return likelihood._estimates(model, config, None, key, params, jnp.int32(0), TEXTS)
+    rows = TEXTS, even_offsets(2, 2)
+    return likelihood._estimates(model, config, None, key, params, jnp.int32(0), rows)
 
 
 def distilled(key, **options):
