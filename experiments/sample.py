@@ -139,8 +139,9 @@ def _written(
         del params
         states = model.states(jax.random.fold_in(key, index), rows, config, helper)
         finish = functools.partial(stopped, given=np.asarray(rows))
-        # A batch that is not full is filled up.
-        for row in range(min(len(rows), len(x_init) - int(index) * len(rows))):
+        # A batch that is not full, or that the devices do not divide, is filled up.
+        size = sampling.batch_size
+        for row in range(min(size, len(x_init) - int(index) * size)):
             states, again = itertools.tee(states)
             state = watch(again, tokenizer, config.num_steps, _PAUSE.value, row=row, finish=finish)
         return Written(state.x, jnp.full(len(rows), state.nfe))

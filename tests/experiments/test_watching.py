@@ -10,6 +10,7 @@ from rich.console import Console
 
 from experiments.cli.watch import MASKED, NEW, frame, watch
 from sdtt_jax.diffusion.sampler import SamplerState
+from sdtt_jax.parallel.environment import virtual_devices
 from tests.experiments.processes import call
 
 
@@ -56,15 +57,24 @@ def test_what_stays_is_the_text_as_it_is_finished(terminal):
     np.testing.assert_array_equal(last.x, [[0, 1, 2]])
 
 
-def test_the_texts_that_are_watched_are_those_that_are_not(unbroken, tmp_path):
-    """Five texts in batches of two: the last batch is not full, and its repeat is not shown."""
-    words = f"--checkpoint={unbroken.root}", "--num_steps=2", "--num_samples=5", "--batch_size=2"
+@pytest.mark.multidevice
+def test_the_texts_that_are_watched_are_those_that_are_not(unbroken, tmp_path, monkeypatch):
+    """Five texts in batches of three on two devices: rows that fill up batches are not shown."""
+    for variable, value in virtual_devices(2).items():
+        monkeypatch.setenv(variable, value)
+    words = f"--checkpoint={unbroken.root}", "--num_steps=2", "--num_samples=5", "--batch_size=3"
+    shown = {}
     for name, watched in (("watched", True), ("unwatched", False)):
         done = call("sample", *words, f"--watch={watched}", f"--output={tmp_path / name}")
         assert done.status == 0, done.stderr
+        shown[name] = done.stdout
     texts = [
         [json.loads(line)["text"] for line in (tmp_path / name).read_text().splitlines()]
         for name in ("watched", "unwatched")
     ]
     assert len(set(texts[0])) == 5
     assert texts[0] == texts[1]
+    ends = [line for line in shown["watched"].splitlines() if "tokens masked" in line]
+    places = [shown["watched"].find(text[:20]) for text in texts[0]]
+    assert len(ends) == 5, shown["watched"]
+    assert -1 < places[0] < places[1] < places[2] < places[3] < places[4]
