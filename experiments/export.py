@@ -44,7 +44,7 @@ from sdtt_jax.interchange.load import REPOSITORY, load
 from sdtt_jax.interchange.stablehlo import export_stablehlo
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
-from sdtt_jax.paths import as_path, is_remote
+from sdtt_jax.paths import as_path, filled_or_empty, is_remote
 
 FORMATS = ("reference", "orbax", "stablehlo")
 
@@ -115,7 +115,10 @@ def main(argv: Sequence[str]) -> None:
     model = load(str(_CHECKPOINT.value), **fields.given_flags())
     # Before any file is written: a damaged results.json then leaves no half of an export.
     text = model_card(model, _FORMAT.value, measured_results(model))
-    written = write(model, output)
+    card = output / "README.md"
+    with filled_or_empty(output):
+        written = [*write(model, output), card]
+        card.write_text(text, "utf-8")
     stored = TOKENIZER_FILES[0] in [path.name for path in written]
     kind = None if model.tokenizer is None else model.tokenizer.config.kind
     if _FORMAT.value == "reference" and not stored and kind not in (None, "gpt2"):
@@ -123,9 +126,7 @@ def main(argv: Sequence[str]) -> None:
             "This format does not include the tokenizer; to read and write text, use --format=orbax.",
             file=sys.stderr,
         )
-    card = output / "README.md"
-    card.write_text(text, "utf-8")
-    places = [str(path) for path in (*written, card)]
+    places = [str(path) for path in written]
     if _PUSH.value is not None:
         places.append(hub.push(output, _PUSH.value, token, public=_PUBLIC.value))
     print("\n".join(places))

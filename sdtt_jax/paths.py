@@ -192,6 +192,25 @@ def with_path_in_errors(path: PathLike) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def filled_or_empty(directory: PathLike) -> Iterator[None]:
+    """Empties a local folder again if the block that fills it fails, so that the same can be done once more.
+
+    An error without a file name, such as that of a full disk, gets the folder's.
+    """
+    directory = as_path(directory)
+    try:
+        with with_path_in_errors(directory):
+            yield
+    except BaseException:
+        for entry in directory.glob("*"):
+            if entry.is_dir():
+                remove_tree(entry)
+            else:
+                entry.unlink()
+        raise
+
+
+@contextlib.contextmanager
 def file_lock(path: PathLike) -> Iterator[None]:
     """Locks a file against other processes while it is read, changed and written again.
 
