@@ -87,9 +87,13 @@ def read_tokens(info: dict[str, Any], row: Iterable[int]) -> str:
             for in_bytes, some in itertools.groupby(
                 ids[len(parts) :], lambda i: str(i) in info["bytes"]
             ):
+                begun, these = bool(texts[-1] or parts), list(some)
                 table = info["bytes"] if in_bytes else info["pieces"]
-                read = "".join(table[str(i) if in_bytes else i] for i in some)
-                parts.append(spelt(bytes.fromhex(read)) if in_bytes else read)
+                read = "".join(table[str(i) if in_bytes else i] for i in these)
+                read = spelt(bytes.fromhex(read)) if in_bytes else read
+                # Where the space before a text is dropped, so is one that is spelt in bytes.
+                dropped = in_bytes and not begun and str(these[0]) in info["first"]
+                parts.append(read.removeprefix(" ") if dropped else read)
             texts[-1] += "".join(parts)
     return "\n".join(texts if texts[-1] else texts[:-1])
 

@@ -90,5 +90,8 @@ def test_they_read_as_the_tokenizer_decodes(make):
     rows = [[*ids], [*ends, *ids, *ends, *ids, mask, mask, *ids], [], [*ends]]
     rows += [rng.choice(likely, 12) for _ in range(300)]
     rows += [rng.integers(0, tokenizer.vocab_size + 1, 12) for _ in range(300)]
+    # A space that is spelt in bytes, where a text begins.
+    spaces = [int(token) for token, spelt in info["bytes"].items() if spelt == "20"]
+    rows += [[ends[0], space, *row] for space in spaces for row in rows[-40:]]
     for row in rows:
         assert read_tokens(info, row) == tokenizer.decode(row), list(row)
