@@ -52,7 +52,14 @@ COUNT = ValueKind(lambda value: type(value) is int and value > 0, "a positive wh
 TOKEN = ValueKind(lambda value: value is None or type(value) is int, "the number of a token")
 NUMBER = ValueKind(lambda value: value is None or _is_number(value), "a number")
 SEQUENCES = ValueKind(lambda value: value in KINDS, f"one of {', '.join(KINDS)}")
-NORMALIZE = ValueKind(lambda value: value in NORMALIZERS, f"one of {', '.join(NORMALIZERS)}")
+NORMALIZE = ValueKind(lambda value: value in [*NORMALIZERS], f"one of {', '.join(NORMALIZERS)}")
+# What a model is a model of, by the names of its facts: the field in which a config says it.
+TEXTS = {
+    "sequences": ("sequences", SEQUENCES),
+    "begins_with_bos": ("begins_with_bos", FLAG),
+    "normalize": ("tokenizer_normalize", NORMALIZE),
+    "every": ("skeleton_every", COUNT),
+}
 TANH_GELU = ("gelu_new", "gelu_pytorch_tanh", "gelu_tanh")
 
 # Synonyms in published configs.
@@ -136,6 +143,12 @@ def claimed(stored: Stored, names: tuple[str, ...], kind: ValueKind, default: An
     found = [(path, value) for path, value in found if value is not None]
     _require_one_value(stored, found)
     return found[0][1] if found else default
+
+
+def claimed_texts(stored: Stored) -> dict[str, Any]:
+    """The facts in `TEXTS` that a config says; the others are unknown."""
+    found = {fact: claimed(stored, (name,), kind, None) for fact, (name, kind) in TEXTS.items()}
+    return {fact: value for fact, value in found.items() if value is not None}
 
 
 def _is_named(path: str, names: tuple[str, ...]) -> bool:

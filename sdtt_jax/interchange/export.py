@@ -12,10 +12,15 @@ from sdtt_jax.checkpoints.store import save_params
 from sdtt_jax.config import to_mapping
 from sdtt_jax.data.tokenizer import save_tokenizer
 from sdtt_jax.errors import ConfigError, MismatchError
+from sdtt_jax.interchange.claims import TEXTS
 from sdtt_jax.interchange.found import FINAL
-from sdtt_jax.interchange.hub import CONFIG_FILE
 from sdtt_jax.interchange.layouts import LAYOUTS
-from sdtt_jax.interchange.llama_export import completed, export_llama, write_repository
+from sdtt_jax.interchange.llama_export import (
+    completed,
+    export_llama,
+    require_described,
+    write_repository,
+)
 from sdtt_jax.interchange.renaming import Table, write_params
 from sdtt_jax.interchange.safetensors import FLOATS
 from sdtt_jax.interchange.tables.gpt2 import DIFFUGPT, hub_config
@@ -38,7 +43,7 @@ def export_reference(model: Model | CausalModel, directory: PathLike) -> list[Pa
     family are written in the hub's layout.
 
     Raises:
-      MismatchError: the reference has no such network.
+      MismatchError: the reference has no such network, or its config no field for what it computes.
     """
     directory, facts = as_path(directory), model.facts
     layout = facts.get("layout", facts["kind"])
@@ -64,8 +69,8 @@ def export_reference(model: Model | CausalModel, directory: PathLike) -> list[Pa
     tensors = _as_stored(write_params(table, params, prefix), table, prefix, facts)
     config = config or reference_config(model)
     if isinstance(sizes, LlamaConfig):
-        file, row = directory / CONFIG_FILE, table.mask_row
-        config = completed(config, sizes, row, LAYOUTS[layout], tensors, file)
+        config = completed(config, sizes, table.mask_row, LAYOUTS[layout], tensors, directory)
+    require_described(sizes, LAYOUTS[layout], tensors, prefix, config, directory)
     return write_repository(directory, tensors, config | unsaid_ends(config, tokenizer), tokenizer)
 
 
@@ -94,12 +99,15 @@ def export_orbax(model: Model | CausalModel, directory: PathLike) -> list[Path]:
 
 
 def training(model: Model | CausalModel) -> dict[str, Any]:
-    """Training facts of a model as fields that `sdtt_jax.load` reads: texts, tokenizer, noise."""
-    said: dict[str, Any] = {} if model.tokenizer is None else facts_of(model.tokenizer)
-    said |= {
-        "begins_with_bos": bool(model.facts.get("begins_with_bos")),
-        "sequences": model.facts.get("sequences", "packed"),
-    }
+    """Training facts of a model as fields that `sdtt_jax.load` reads: texts, tokenizer, dtype, noise."""
+    facts: dict[str, Any] = {"begins_with_bos": False, "sequences": "packed"}
+    facts |= {"every": 1} if isinstance(model, CausalModel) else {}
+    # Of a published model only what its config said is known; its dtype was the user's choice.
+    published = "layout" in model.facts
+    facts = model.facts if published else facts | model.facts
+    said = {field: facts[fact] for fact, (field, _) in TEXTS.items() if fact in facts}
+    said |= {} if published else {"compute_dtype": model.config.compute_dtype}
+    said |= {} if model.tokenizer is None else facts_of(model.tokenizer)
     if isinstance(model, Model):
         schedule = dict(model.facts["schedule"])
         said["noise"] = {"type": schedule.pop("kind").replace("-", "")} | {

@@ -8,8 +8,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from sdtt_jax.config import differences, to_mapping
 from sdtt_jax.data.tokenizer import HubTokenizer, Special, Tokenizer
-from sdtt_jax.errors import CheckpointError
+from sdtt_jax.errors import CheckpointError, MismatchError
 from sdtt_jax.interchange.claims import attention_claims
 from sdtt_jax.interchange.hub import CONFIG_FILE, TENSORS_FILE, TOKENIZER_FILES
 from sdtt_jax.interchange.renaming import Layout, Stored, write_params
@@ -19,7 +20,7 @@ from sdtt_jax.interchange.tables.families import FAMILIES, family_of, signs_of_a
 from sdtt_jax.interchange.tables.llama import HUB, LLAMA
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
-from sdtt_jax.networks.config import LlamaConfig, LlamaDenoiserConfig
+from sdtt_jax.networks.config import LlamaConfig, LlamaDenoiserConfig, TransformerConfig
 from sdtt_jax.paths import write_json
 from sdtt_jax.trees import flat_leaves, nested
 
@@ -41,7 +42,29 @@ def export_llama(
     mask_row = model.facts.get("mask_row") if special is None else special.mask_row
     table = dataclasses.replace(LLAMA.table(config), mask_row=mask_row)
     tensors, content = write_params(table, params, ""), hub_config(config, special, mask_row)
+    require_described(config, LLAMA, tensors, "", content, directory)
     return write_repository(directory, tensors, content | dict(beside), tokenizer)
+
+
+def require_described(
+    config: TransformerConfig,
+    layout: Layout,
+    tensors: Mapping[str, np.ndarray],
+    prefix: str,
+    content: Mapping[str, Any],
+    directory: Path,
+) -> None:
+    """Raises `MismatchError` unless `content` and tensors, read from `directory`, give back `config`."""
+    # The tensors tell the width of an MLP; the others change no result but by rounding.
+    free = {"compute_dtype": "", "remat": "", "unroll": 0, "mlp_ratio": 0}
+    stored = Stored(content, str(directory / CONFIG_FILE))
+    read = layout.config(tensors, prefix, stored, str(directory / TENSORS_FILE))
+    lines = differences(to_mapping(config) | free, to_mapping(read) | free)
+    if lines:
+        raise MismatchError(
+            "The format has no field for what this network computes, and would be read as another; export it "
+            "as orbax:\n  " + "\n  ".join(lines)
+        )
 
 
 def write_repository(
@@ -84,16 +107,16 @@ def completed(
     mask_row: int | None,
     layout: Layout,
     tensors: Mapping[str, np.ndarray],
-    file: Path,
+    directory: Path,
 ) -> dict[str, Any]:
     """The published config, completed so that it alone describes the network.
 
     It is changed only where the network also follows from the user's `Given` or tokenizer_config.json. The
-    network, with this config and MASK at `mask_row`, is written to `file` in this layout as these tensors.
+    network, with this config and MASK at `mask_row`, is written to `directory` as these tensors.
     """
-    stored = Stored(content, str(file))
+    stored = Stored(content, str(directory / CONFIG_FILE))
     try:
-        read = layout.config(tensors, "", stored, str(file))
+        read = layout.config(tensors, "", stored, stored.where)
         alone = dataclasses.replace(read, compute_dtype=config.compute_dtype)
         if (alone, layout.mask_row(read, stored)) == (config, mask_row):
             return dict(content)

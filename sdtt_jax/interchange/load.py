@@ -18,7 +18,7 @@ from sdtt_jax.diffusion.schedule import ScheduleConfig, make_schedule
 from sdtt_jax.errors import CheckpointError, MismatchError
 from sdtt_jax.interchange import hub
 from sdtt_jax.interchange.adapters import read_delivered
-from sdtt_jax.interchange.claims import FLAG, SEQUENCES, claimed, published_schedule
+from sdtt_jax.interchange.claims import claimed_texts, published_schedule
 from sdtt_jax.interchange.found import describe_folder, finished
 from sdtt_jax.interchange.gguf import SMOLLM2, smollm2_file
 from sdtt_jax.interchange.hub import TOKENIZER_FILES
@@ -30,13 +30,14 @@ from sdtt_jax.interchange.layouts import (
 )
 from sdtt_jax.interchange.placing import placed_params
 from sdtt_jax.interchange.renaming import Given
-from sdtt_jax.interchange.tables.reference import uniform_share
+from sdtt_jax.interchange.tables.gpt2 import DIFFUGPT
+from sdtt_jax.interchange.tables.reference import DENOISER, uniform_share
 from sdtt_jax.interchange.tokenizers import published_ends, published_tokenizer
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
 from sdtt_jax.networks import CausalNetwork
 from sdtt_jax.networks.base import Network
-from sdtt_jax.networks.config import LlamaConfig
+from sdtt_jax.networks.config import COMPUTE_DTYPES
 from sdtt_jax.networks.kinds import KINDS, kind_of, network_of, stored_kind
 from sdtt_jax.parallel.mesh import check_mesh
 from sdtt_jax.paths import as_path, is_remote, with_target
@@ -292,16 +293,19 @@ def _published(
     *,
     read: bool = True,
 ) -> Model | CausalModel:
-    config = published.config
-    network = network_of(_computing(config, compute_dtype))
-    stored, llama = published.stored, isinstance(config, LlamaConfig)
+    stored = published.stored
+    # Exports of this library say it; other configs that do may mean dtypes that it does not have.
+    said = stored.content.get("compute_dtype")
+    if compute_dtype is None and said in COMPUTE_DTYPES:
+        compute_dtype = said
+    network = network_of(_computing(published.config, compute_dtype))
     dtypes = dict(getattr(published.tensors, "dtypes", {}))  # GGUF files have none
     facts = {
         "path": where,
+        # The reference's denoisers were all trained so, and DiffuGPT is taken to be.
+        **({"begins_with_bos": True} if published.layout in (DENOISER, DIFFUGPT) else {}),
+        **claimed_texts(stored),
         "schedule": to_mapping(published_schedule(stored)),
-        # The reference's models were all trained so; ours say it when exported in that layout.
-        "begins_with_bos": claimed(stored, ("begins_with_bos",), FLAG, not llama),
-        "sequences": claimed(stored, ("sequences",), SEQUENCES, "packed"),
         "layout": published.layout.name,
         "mask_row": published.mask_row,
         "published_config": dict(stored.content),
@@ -314,7 +318,7 @@ def _published(
     tokenizer = published_tokenizer(published)
     if tokenizer is None:
         facts["ends"] = published_ends(published)
-        if facts["ends"] is None and facts["sequences"] != "packed":
+        if facts["ends"] is None and facts.get("sequences", "packed") != "packed":
             raise CheckpointError(
                 f"{stored.where} says sequences={facts['sequences']!r}, but not which tokens begin and end a "
                 "text; add bos_token_id and eos_token_id, or put the model's tokenizer.json beside it."

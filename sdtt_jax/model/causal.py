@@ -56,7 +56,8 @@ class CausalModel(Loaded):
     @property
     def every(self) -> int | None:
         """n, for a model of texts of every n-th token (`mode=skeleton`); None for any other."""
-        return self.facts.get("every")
+        every = self.facts.get("every", 1)
+        return None if every == 1 else int(every)
 
     def require_whole_texts(self) -> None:
         """Raises `ConfigError` for a skeleton model, which models only every n-th token."""

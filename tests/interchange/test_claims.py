@@ -244,12 +244,13 @@ def test_the_schedule_is_the_configs():
         published_schedule(Stored(two))
 
 
+@pytest.mark.parametrize("field", ["sequences", "tokenizer_normalize"])
 @pytest.mark.parametrize("kind", ["rows", True, ["packed"], None])
-def test_an_unknown_kind_of_sequences_is_refused(golden, tmp_path, kind):
-    """Oracle: the kinds that runs have."""
+def test_an_unknown_kind_of_texts_is_refused(golden, tmp_path, kind, field):
+    """Oracle: the kinds that runs have. A list for a normalisation was a TypeError."""
     shutil.copy(golden / "reference_tiny/teacher_hub.safetensors", tmp_path / "model.safetensors")
-    (tmp_path / "config.json").write_text(json.dumps(HUB | {"sequences": kind}))
+    (tmp_path / "config.json").write_text(json.dumps(HUB | {field: kind}))
     # The fault is the config's, which is the file to mend.
-    said = r"/config\.json says sequences=.* must be one of packed, documents"
+    said = rf"/config\.json says {field}=.* must be one of (packed, documents|none, )"
     with pytest.raises(CheckpointError, match=said):
         sdtt_jax.load(tmp_path)

@@ -15,7 +15,7 @@ from sdtt_jax.config import from_mapping, to_mapping
 from sdtt_jax.data import TokenizerConfig, train_tokenizer
 from sdtt_jax.data.tokenizer import HubTokenizer, Special
 from sdtt_jax.diffusion.schedule import ScheduleConfig, make_schedule
-from sdtt_jax.errors import CheckpointError
+from sdtt_jax.errors import CheckpointError, ConfigError, MismatchError
 from sdtt_jax.interchange.card import NETWORKS, model_card
 from sdtt_jax.interchange.export import export_orbax, export_reference
 from sdtt_jax.model.causal import CausalModel
@@ -23,13 +23,15 @@ from sdtt_jax.model.masked import Model
 from sdtt_jax.networks import CausalConfig, CausalNetwork, Denoiser, DenoiserConfig
 from sdtt_jax.networks.config import (
     CoupledConfig,
+    GPT2Config,
     GPT2DenoiserConfig,
+    LlamaConfig,
     LlamaDenoiserConfig,
     NoiseConfig,
 )
 from sdtt_jax.networks.coupled import CoupledDenoiser
 from sdtt_jax.networks.gpt2 import GPT2Denoiser
-from sdtt_jax.networks.kinds import COUPLED, KINDS, kind_of
+from sdtt_jax.networks.kinds import COUPLED, KINDS, kind_of, network_of
 from sdtt_jax.networks.llama import LlamaDenoiser
 from tests.experiments.processes import call
 from tests.interchange.llama_models import vocabulary
@@ -126,6 +128,7 @@ DENOISERS = {
     "GPT-2": (GPT2Denoiser, GPT2DenoiserConfig, {}),
     "Llama": (LlamaDenoiser, LlamaDenoiserConfig, {}),
 }
+CAUSAL = {"DiT": CausalConfig, "GPT-2": GPT2Config, "Llama": LlamaConfig}
 TRAININGS = {
     "packed": (False, ScheduleConfig("cosine", eps=0.01)),
     "packed, wrapped": (True, ScheduleConfig("geometric", sigma_min=0.01, sigma_max=5.0)),
@@ -236,6 +239,54 @@ def test_how_it_was_trained_goes_out_and_comes_back(layout, training, tmp_path):
     assert back.schedule.config == schedule
     for prompt in (None, "b"):
         np.testing.assert_array_equal(back.prior(2, prompt), ours.prior(2, prompt))
+
+
+def causal_of(layout, **facts):
+    """A causal model as `load` gives one that was trained here."""
+    tokenizer = words_of(12) if layout == "Llama" else tokenizer_of(layout)
+    sizes = SIZES | {"vocab_size": tokenizer.vocab_size, "compute_dtype": "bfloat16"}
+    network = network_of(CAUSAL[layout](**sizes))
+    facts |= {"path": "ours", "kind": kind_of(network)}
+    params = random_params(network, 0)
+    return CausalModel(network=network, params=params, tokenizer=tokenizer, facts=facts)
+
+
+@pytest.mark.parametrize("form", [export_reference, export_orbax])
+@pytest.mark.parametrize("layout", DENOISERS)
+def test_of_which_tokens_it_is_a_model_goes_out_and_comes_back(layout, form, tmp_path):
+    """Oracle: the model that goes out. A skeleton came back as a model of whole texts, and scored them."""
+    for stage, facts, n in (("judge", {}, 1), ("skeleton", {"every": 4}, 4)):
+        form(causal_of(layout, stage=stage, **facts), tmp_path / stage)
+        back = sdtt_jax.load(tmp_path / stage)
+        assert (back.every, back.as_helper.every) == (None if n == 1 else n, n)
+    with pytest.raises(ConfigError, match="models only one token in 4"):
+        back.score(np.zeros((1, 3), np.int32))
+
+
+@pytest.mark.parametrize("layout", DENOISERS)
+def test_it_computes_as_it_was_trained(layout, tmp_path):
+    """Oracle: the logits of the model that goes out, which computes in bfloat16."""
+    ours = causal_of(layout)
+    export_reference(ours, tmp_path)
+    tokens = np.arange(24).reshape(2, 12) % 8
+    back = sdtt_jax.load(tmp_path)
+    np.testing.assert_array_equal(back.logits(tokens), ours.logits(tokens))
+    asked = sdtt_jax.load(tmp_path, compute_dtype="float32")
+    assert (back.config.compute_dtype, asked.config.compute_dtype) == ("bfloat16", "float32")
+
+
+@pytest.mark.parametrize(
+    ("layout", "field", "value"),
+    [("GPT-2", "causal", True), ("Llama", "causal", True), ("GPT-2", "shift", False)],
+)
+def test_what_the_format_has_no_field_for_is_refused(layout, field, value, tmp_path):
+    """It was read as the usual network, with other logits. Oracle: the networks that the layout has."""
+    ours = of_ours(layout, schedule=to_mapping(ScheduleConfig()))
+    config = dataclasses.replace(ours.config, **{field: value})
+    other = dataclasses.replace(ours, denoiser=network_of(config))
+    with pytest.raises(MismatchError, match=f"export it as orbax:\n  {field}: {value} -> "):
+        export_reference(other, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_card_says_what_was_measured(model):
