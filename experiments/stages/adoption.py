@@ -4,16 +4,12 @@ from typing import Any
 
 from experiments.stages.context import Run
 from experiments.stages.workdir import is_delivered
-from sdtt_jax.checkpoints.store import load_facts
 from sdtt_jax.config import differences, require, to_mapping
 from sdtt_jax.errors import CheckpointError, ConfigError
-from sdtt_jax.interchange.found import finished
-from sdtt_jax.interchange.layouts import is_published
 from sdtt_jax.interchange.load import find_network, load, load_denoiser, load_network
 from sdtt_jax.networks import Denoiser
 from sdtt_jax.networks.base import Network
 from sdtt_jax.networks.kinds import kind_of
-from sdtt_jax.paths import as_path, is_remote
 
 
 def check(run: Run, stage: str) -> None:
@@ -31,23 +27,26 @@ def check(run: Run, stage: str) -> None:
         raise ConfigError(f"config.{stage}.checkpoint={checkpoint}: {error}") from None
     if found is None:
         return  # on the hub, which is not asked yet
+    network, facts = found
     if stage == "judge":
         _ = run.judge  # refuses a denoiser
     else:
         # The size of the vocabulary is known only once the data are prepared.
-        config, vocab_size = run.config, found.config.vocab_size
+        config, vocab_size = run.config, network.config.vocab_size
         wanted = run.denoiser if config.published else Denoiser(config.denoiser(vocab_size))
-        _check_sizes(run, checkpoint, found, wanted)
-    _check_texts(run, stage, checkpoint)
+        _check_sizes(run, checkpoint, network, wanted)
+    _check_texts(run, stage, facts)
 
 
 def check_vocabulary(run: Run) -> None:
-    """Checks that the judge that `judge.checkpoint` names is causal and has the run's vocabulary."""
+    """Checks that the judge that `judge.checkpoint` names is causal, of the run's vocabulary and texts."""
     checkpoint = run.config.judge.checkpoint
     if not checkpoint or is_delivered(run.workdir.judge):
         return
     _ = run.judge  # refuses a denoiser
-    if load_network(checkpoint).text_tokenizer.digest != run.tokenizer.digest:
+    model = load_network(checkpoint)
+    _check_texts(run, "judge", model.facts)
+    if model.text_tokenizer.digest != run.tokenizer.digest:
         raise ConfigError(
             f"config.judge.checkpoint={checkpoint} has another vocabulary than the run; take a causal model "
             "with its tokenizer, or leave it out to have one trained."
@@ -55,9 +54,10 @@ def check_vocabulary(run: Run) -> None:
 
 
 def adopt_teacher(run: Run, checkpoint: str) -> None:
-    """Delivers an existing teacher, after checking that its sizes and vocabulary are those of the run."""
+    """Delivers an existing teacher, after checking that sizes, texts and vocabulary are those of the run."""
     model = load_denoiser(checkpoint, mesh=run.mesh)
     _check_sizes(run, checkpoint, model.denoiser, run.denoiser)
+    _check_texts(run, "teacher", model.facts)
     if model.text_tokenizer.digest != run.tokenizer.digest:
         raise ConfigError(
             f"config.teacher.checkpoint={checkpoint} was trained with another vocabulary than "
@@ -82,27 +82,20 @@ def adopt_judge(run: Run, checkpoint: str) -> None:
     run.deliver(run.workdir.judge, run.judge, params, stage="judge", source=checkpoint)
 
 
-def _check_texts(run: Run, stage: str, checkpoint: str) -> None:
-    """Checks that a run's model was trained on texts of the kind that this run has.
+def _check_texts(run: Run, stage: str, facts: dict[str, Any]) -> None:
+    """Checks that a model was trained on texts of the kind that this run has, as far as its facts say it.
 
-    The copy that is delivered is read as a model of this run's texts ever after. How a published model was
-    trained is unknown.
+    The copy that is delivered is read as a model of this run's texts ever after.
     """
-    path, facts = as_path(checkpoint), dict[str, Any]()
-    if is_remote(path) or not is_published(path):
-        folder = finished(path)
-        facts = {} if folder is None else load_facts(folder)
-    if "stage" not in facts:
-        return
-    name = f"config.{stage}.checkpoint={checkpoint}"
-    every = facts.get("every")
+    name = f"config.{stage}.checkpoint={getattr(run.config, stage).checkpoint}"
+    every = facts.get("every", 1)
     require(
-        every is None,
+        every == 1,
         f"{name} models only one token in {every}, for mode=skeleton; give another model.",
     )
     stored = {"normalize": "normalize", "sequences": "sequences", "wrap": "begins_with_bos"}
     ours = {field: getattr(run.config.data, field) for field in stored}
-    # Earlier versions did not store all of them.
+    # Published configs do not say all of them, and earlier versions did not store them.
     theirs = {field: facts.get(fact, ours[field]) for field, fact in stored.items()}
     lines = differences(theirs, ours, "data.")
     require(

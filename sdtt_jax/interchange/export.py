@@ -91,7 +91,9 @@ def export_orbax(model: Model | CausalModel, directory: PathLike) -> list[Path]:
     """Writes the parameters and the tokenizer for `sdtt_jax.load`; the model must have a tokenizer."""
     directory, tokenizer = as_path(directory), model.text_tokenizer
     facts = {name: value for name, value in model.facts.items() if name != "path"}
-    facts |= {"tokenizer": tokenizer.digest, "normalize": tokenizer.normalize}
+    # Of a published model it is known only if its config said it.
+    facts |= {} if "layout" in facts else {"normalize": tokenizer.normalize}
+    facts |= {"tokenizer": tokenizer.digest}
     save_params(directory / FINAL, model.params, facts | {"model": to_mapping(model.config)})
     (directory / "tokenizer").mkdir(parents=True)
     save_tokenizer(tokenizer, directory / "tokenizer")

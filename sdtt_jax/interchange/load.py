@@ -106,8 +106,8 @@ def load_network(path: str | os.PathLike[str]) -> Model | CausalModel:
     return _published(*published, None, None, read=False)
 
 
-def find_network(path: str | os.PathLike[str]) -> Network | None:
-    """The network that `load` would find, without reading parameters; None for a name of the hub.
+def find_network(path: str | os.PathLike[str]) -> tuple[Network, dict[str, Any]] | None:
+    """The network that `load` would find, and its facts, without parameters; None for a name of the hub.
 
     Raises:
       CheckpointError: `load` would find no model. The hub is not asked.
@@ -117,9 +117,10 @@ def find_network(path: str | os.PathLike[str]) -> Network | None:
         return None
     if not is_remote(text) and is_published(as_path(text)):
         model = load_network(text)
-        return model.denoiser if isinstance(model, Model) else model.network
+        return model.denoiser if isinstance(model, Model) else model.network, model.facts
     folder = _delivered(as_path(text))
-    return _network(folder, load_facts(folder), None)
+    facts = load_facts(folder)
+    return _network(folder, facts, None), facts
 
 
 def _find_published(

@@ -7,6 +7,9 @@ import pytest
 
 from experiments.stages import coupled, one_round, training
 from tests.experiments.processes import SmokeRun, smoke_run
+from tests.interchange.conftest import hub_of
+
+__all__ = ["compiled_once", "hub_of", "unbroken"]
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,8 @@ from experiments.stages.workdir import final
 from sdtt_jax.checkpoints.digests import params_digest
 from sdtt_jax.checkpoints.store import stored_digest
 from sdtt_jax.errors import CheckpointError, ConfigError, MismatchError, UserError
+from sdtt_jax.interchange.export import export_orbax, export_reference
+from sdtt_jax.interchange.load import load
 from sdtt_jax.ops.sequences import Sequences
 from sdtt_jax.parallel.placement import unbox
 from tests.experiments.small import small
@@ -196,6 +198,7 @@ def test_a_model_that_cannot_judge_is_refused_before_a_teacher_is_trained(
         _ = run.judge
 
 
+@pytest.mark.parametrize("form", [None, export_reference, export_orbax])
 @pytest.mark.parametrize(
     ("stage", "name", "fields", "said"),
     [
@@ -203,22 +206,27 @@ def test_a_model_that_cannot_judge_is_refused_before_a_teacher_is_trained(
         ("teacher", "teacher", {"sequences": "padded"}, "data.sequences: 'packed' -> 'padded'"),
         ("teacher", "rounds/02", {"wrap": True}, "data.wrap: False -> True"),
         ("judge", "judge", {"sequences": "padded"}, "data.sequences: 'packed' -> 'padded'"),
-        ("judge", "skeleton", {}, "skeleton models only one token in 4"),
+        ("judge", "skeleton", {}, " models only one token in 4"),
         ("judge", "judge", {}, None),
         ("teacher", "teacher", {}, None),
     ],
 )
 def test_a_model_of_texts_of_another_kind_is_refused_before_data_are_prepared(
-    run, tmp_path, stage, name, fields, said
+    run, tmp_path, stage, name, fields, said, form
 ):
-    """Its copy was ever after taken for a model of the run's own texts. Oracle: how it was delivered."""
+    """Its copy was ever after taken for a model of the run's own texts. Oracle: how it was delivered.
+
+    So was an export's, though it says the same."""
     if stage == "judge":
         every = {"every": 4} if name == "skeleton" else {}
         params = filled(run.judge, 0)
         run.deliver(run.workdir.stage(name), run.judge, params, stage=name, **every)
     config = small(tmp_path)
     config.data.update(fields)
-    config[stage].checkpoint = str(run.workdir.root / name)
+    folder = run.workdir.root / name
+    if form is not None:
+        form(load(folder), folder := tmp_path / "exported")
+    config[stage].checkpoint = str(folder)
     with open_run(config, tmp_path / "other") as other:
         refused = contextlib.nullcontext()
         if said:
@@ -226,6 +234,39 @@ def test_a_model_of_texts_of_another_kind_is_refused_before_data_are_prepared(
         with refused:
             check_found_elsewhere(other, (stage,))
         assert not other.workdir.local.data.exists()
+
+
+@pytest.mark.parametrize(
+    ("stage", "content", "said"),
+    [
+        ("teacher", {}, None),
+        ("teacher", {"model_type": "mdlm", "length": 16}, "data.wrap: True -> False"),
+        (
+            "judge",
+            {"sequences": "padded", "eos_token_id": 1},
+            "data.sequences: 'padded' -> 'packed'",
+        ),
+    ],
+)
+def test_a_model_of_the_hub_is_of_the_runs_texts(run, tmp_path, hub_of, stage, content, said):
+    """MDLM lost the BOS before its texts. Oracle: its config, or what an export says."""
+    if stage == "judge":
+        run.deliver(run.workdir.judge, run.judge, filled(run.judge, 0), stage="judge")
+    hub = tmp_path / "hub"
+    export_reference(load(run.workdir.root / stage), hub)
+    if stage == "judge":
+        content = json.loads((hub / "config.json").read_text()) | content
+    if content:
+        (hub / "config.json").write_text(json.dumps(content))
+    hub_of(hub)
+    config = small(tmp_path)
+    config[stage].checkpoint = "owner/name"
+    said = said or "has no tokenizer"  # what is asked next
+    with (
+        open_run(config, tmp_path / "other") as other,
+        pytest.raises(UserError, match=re.escape(said)),
+    ):
+        run_stages(other, ("data", "teacher"))
 
 
 def test_a_delivered_network_with_sizes_of_another_version_is_named(monkeypatch, tmp_path):

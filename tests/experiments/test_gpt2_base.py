@@ -48,9 +48,10 @@ def run(config, root, stages=STAGES):
 def taken(folder, base, **distill):
     """The config of a run whose teacher is DiffuGPT as it is."""
     config = run_config(adapting(folder, base))
+    data = dataclasses.replace(config.data, wrap=True)
     teacher = dataclasses.replace(config.teacher, checkpoint=str(base), init_from="")
     distill = dataclasses.replace(config.distill, **distill)
-    return dataclasses.replace(config, teacher=teacher, distill=distill)
+    return dataclasses.replace(config, data=data, teacher=teacher, distill=distill)
 
 
 def test_diffugpt_is_a_teacher_as_it_is_and_its_student_writes(tmp_path):

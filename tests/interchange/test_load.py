@@ -218,9 +218,10 @@ class TestFolders:
 
     def test_what_would_be_found_is_known_without_reading_it(self, run, tmp_path):
         (tmp_path / "empty").mkdir()
-        model = sdtt_jax.load(run / "teacher")
         for path in (run, run / "teacher"):
-            assert find_network(path) == model.denoiser
+            model = sdtt_jax.load(path)
+            network, facts = find_network(path)
+            assert (network, facts["stage"]) == (model.denoiser, model.facts["stage"])
         for path in ("owner/name", "owner/name@main"):
             assert find_network(path) is None
         for path in (tmp_path / "none", tmp_path / "empty", run / "data"):
