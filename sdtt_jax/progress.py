@@ -10,15 +10,19 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
+    Task,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.progress import Progress as RichProgress
+from rich.table import Column
+from rich.text import Text
 
 T = TypeVar("T")
 Values = Mapping[str, float]
+BAR_WIDTH = 10  # columns of the terminal
 
 
 class Progress(Protocol):
@@ -49,14 +53,15 @@ def make_progress(
     if not shown:
         yield NoProgress()
     elif stream.isatty():
+        # On a narrow terminal steps and times keep their widths; the rest is cut.
         with RichProgress(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[values]}"),
-            TimeElapsedColumn(),
+            _CutColumn("[bold]{task.description}"),
+            BarColumn(BAR_WIDTH),
+            MofNCompleteColumn(table_column=Column(no_wrap=True)),
+            _CutColumn("{task.fields[values]}"),
+            TimeElapsedColumn(table_column=Column(no_wrap=True)),
             TextColumn("left"),
-            TimeRemainingColumn(),
+            TimeRemainingColumn(table_column=Column(no_wrap=True)),
             console=Console(file=stream),
         ) as bar:
             yield BarProgress(bar, bar.add_task(title, total=num_steps, values=""))
@@ -100,6 +105,18 @@ class NoProgress:
         """Does nothing."""
 
 
+class _CutColumn(TextColumn):
+    """Text that a narrow terminal shortens to one line that ends in "…"."""
+
+    def __init__(self, text_format: str):
+        super().__init__(text_format, table_column=Column())
+
+    def render(self, task: Task) -> Text:
+        text = super().render(task)
+        text.no_wrap, text.overflow = True, "ellipsis"
+        return text
+
+
 class BarProgress:
     """A live bar: step, loss, tokens per second, elapsed and remaining time."""
 
@@ -118,20 +135,23 @@ class LineProgress:
     def __init__(self, title: str, num_steps: int, stream: TextIO, interval: float):
         self._title, self._num_steps = title, num_steps
         self._stream, self._interval = stream, interval
-        self._first: tuple[int, float] | None = None
+        # `(step, time)` at the start and after the first step, which also compiles; the rate counts from it.
+        self._known: list[tuple[int, float]] = []
         self._due = 0.0
 
     def update(self, step: int, values: Values | None = None) -> None:
         now = time.monotonic()
-        self._first = self._first or (step, now)
+        self._known = [*self._known, (step, now)][:2]
         if values is None or (now < self._due and step < self._num_steps):
             return
         self._due = now + self._interval
-        done, seconds = step - self._first[0], now - self._first[1]
         parts = [f"{self._title}: step {step}/{self._num_steps}", _text(values)]
-        parts.append(f"{_clock(seconds)} elapsed")
-        if done >= 1:
-            parts.append(f"{_clock(seconds / done * (self._num_steps - step))} left")
+        parts.append(f"{_clock(now - self._known[0][1])} elapsed")
+        before = [known for known in self._known if known[0] < step]
+        if before:
+            since, began = before[-1]
+            seconds = (now - began) / (step - since) * (self._num_steps - step)
+            parts.append(f"{_clock(seconds)} left")
         self._stream.write(", ".join(filter(None, parts)) + "\n")
         self._stream.flush()
 

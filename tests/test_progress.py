@@ -2,7 +2,10 @@
 
 import io
 import itertools
+import re
 import time
+
+import pytest
 
 from sdtt_jax.progress import BarProgress, LineProgress, make_progress, track_text, tracked
 
@@ -45,6 +48,34 @@ def test_a_bar_on_a_terminal():
     assert "distill, round 2" in shown
     assert "4/4" in shown
     assert "loss 1.5000, 1,000 tokens/s" in shown
+
+
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_a_narrow_terminal_shows_steps_and_times_whole_in_one_line(width, monkeypatch):
+    """Oracle: what the line must hold, written out; the rest may be cut."""
+    monkeypatch.setenv("COLUMNS", str(width))
+    stream = Terminal()
+    with make_progress("coupled_idlm, round 1", 200, stream=stream) as progress:
+        values = {"loss": 2.3456, "tokens_per_second": 15948.0, "data_wait": 0.0001}
+        progress.update(120, values)
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue()).rstrip("\n")
+    last = re.split(r"[\r\n]", shown)[-1]
+    assert len(last) <= width
+    assert " 120/200 " in last
+    assert re.search(r"\d:\d\d:\d\d left (-:--:--|\d:\d\d:\d\d)$", last)
+    assert ("loss 2.3456" in last) == (width >= 80)
+
+
+def test_the_time_left_does_not_count_the_compilation(monkeypatch):
+    """The first step takes 100 s, the others 1 s each. Oracle: 16 steps are left after the fourth."""
+    times = iter([0.0, 100.0, 101.0, 102.0, 103.0])
+    monkeypatch.setattr(time, "monotonic", lambda: next(times))
+    stream = io.StringIO()
+    with make_progress("teacher", 20, stream=stream) as progress:
+        for step in range(5):
+            progress.update(step, {"loss": 1.0} if step == 4 else None)
+    [line] = stream.getvalue().splitlines()
+    assert line == "teacher: step 4/20, loss 1.0000, 1:43 elapsed, 0:16 left"
 
 
 def test_what_was_done_before_counts_as_done_and_not_for_the_rate(monkeypatch):
