@@ -99,7 +99,7 @@ def test_a_noise_schedule(monkeypatch):
             config,
             sigma=lambda t: -jnp.log1p(-keep * t**2),
             dsigma=lambda t: 2 * keep * t / (1 - keep * t**2),
-            importance_t=None,
+            importance_t=lambda u: 0.01 ** (1 - u),
         )
 
     monkeypatch.setitem(SCHEDULES, "square", square)
@@ -110,6 +110,11 @@ def test_a_noise_schedule(monkeypatch):
     x0, chance = jnp.zeros((2, 4000), jnp.int32), diffusion.schedule.move_chance(jnp.full(2, 0.5))
     x_t = sdtt_jax.q_xt(jax.random.key(0), x0, chance, diffusion.mask_id)
     assert abs((x_t == diffusion.mask_id).mean() - 0.25) < 0.02
+    # `teacher.importance=True` is taken; log(1 - alpha) is linear in u, from 0.01² to 1.
+    assert diffusion.schedule.config.can_flatten
+    u = jnp.linspace(0.0, 1.0, 5)
+    moved = diffusion.schedule.move_chance(diffusion.schedule.importance_t(u))
+    np.testing.assert_allclose(jnp.diff(jnp.log(moved)), math.log(10), rtol=1e-3)
 
 
 def test_a_decoder(monkeypatch, bag_model):

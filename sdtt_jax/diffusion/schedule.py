@@ -82,8 +82,8 @@ class ScheduleConfig:
 
     @property
     def can_flatten(self) -> bool:
-        """Whether there is an `importance_t`; where total noise begins at 0, the weight is not integrable."""
-        return self.kind == "log-linear" or (self.kind == "linear" and self.sigmas[0] > 0)
+        """Whether the schedule has an `importance_t`."""
+        return make_schedule(self).importance_t is not None
 
     @property
     def sigmas(self) -> tuple[float, float]:
@@ -237,7 +237,8 @@ def _linear(config: ScheduleConfig) -> Schedule:
         config,
         sigma=lambda t: low + t * (high - low),
         dsigma=lambda t: jnp.full_like(t, high - low, dtype=jnp.result_type(t, float)),
-        importance_t=importance_t if config.can_flatten else None,
+        # Where total noise begins at 0, the weight is not integrable.
+        importance_t=importance_t if low > 0 else None,
     )
 
 
