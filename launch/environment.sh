@@ -3,7 +3,7 @@
 #
 #   prepare_environment NAME [EXTRA]
 #
-# sets `root` (the checkout, which becomes the current directory) and PYTHON_IN_VENV.
+# sets `root` (the checkout, which becomes the current directory), `venv` and PYTHON_IN_VENV.
 #
 # It may be repeated (a finished environment costs well under a second) and stopped anywhere:
 # an environment that was not finished is made anew, since pip can leave a package half unpacked
@@ -25,10 +25,10 @@ fail() {
   exit 1
 }
 
-absolute() { # a path as the caller's directory sees it, and a quoted ~ as the home
+absolute() { # a path as the caller's directory sees it, a bucket's as it is, and a quoted ~ as the home
   case $1 in
     \~ | \~/*) printf '%s%s\n' "${HOME:?is not set}" "${1#\~}" ;;
-    /*) printf '%s\n' "$1" ;;
+    /* | gs://*) printf '%s\n' "$1" ;;
     *) printf '%s/%s\n' "$PWD" "$1" ;;
   esac
 }
