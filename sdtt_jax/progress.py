@@ -1,6 +1,7 @@
 """Progress of long tasks on the terminal: training steps, and passes over text."""
 
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -154,6 +155,17 @@ class LineProgress:
             parts.append(f"{_clock(seconds)} left")
         self._stream.write(", ".join(filter(None, parts)) + "\n")
         self._stream.flush()
+
+
+def say_stopping() -> None:
+    """Says on a terminal that a signal was heard, and shows the cursor, which a bar hides.
+
+    For handlers of a first signal: a second one may kill the process before the bar can end.
+    """
+    if sys.stderr is not None and sys.stderr.isatty():
+        line = "\r\x1b[K\x1b[?25hStopping; a second Ctrl-C ends the process at once.\n"
+        # Not through `sys.stderr`, to which the code that was interrupted may be writing.
+        os.write(sys.stderr.fileno(), line.encode())
 
 
 def track_text(

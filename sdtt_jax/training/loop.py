@@ -17,6 +17,7 @@ from sdtt_jax.parallel import processes
 from sdtt_jax.parallel.mesh import mesh_of
 from sdtt_jax.parallel.placement import place_batch, place_whole
 from sdtt_jax.parallel.replicas import check_replicas
+from sdtt_jax.progress import say_stopping
 from sdtt_jax.training.config import TrainConfig
 from sdtt_jax.training.state import TrainState
 from sdtt_jax.typing import Tree
@@ -297,6 +298,7 @@ def _stop_signals() -> Iterator[_Stop]:
     def handle(number: int, _frame: Any) -> None:
         for each in handled:
             signal.signal(each, signal.SIG_DFL)
+        say_stopping()
         if several:
             signal.raise_signal(signal.SIGTERM)
         else:

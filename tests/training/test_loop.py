@@ -1,11 +1,16 @@
 """The loop: what it writes and when. For exact resume, signals and faults see tests/faults."""
 
+import os
+import pty
+import signal
+import sys
 import threading
 import time
 
 import jax
 import pytest
 
+from sdtt_jax.progress import make_progress
 from sdtt_jax.training import loop
 from sdtt_jax.training.metrics import read_metrics
 from tests.training import tiny, toy
@@ -118,3 +123,28 @@ def test_a_step_may_run_without_jit():
     with jax.disable_jit():
         state = loop.train(tiny.fresh(), step_fn, tiny.batch_at, key, config)
     assert int(state.step) == 2
+
+
+def test_a_first_ctrl_c_is_answered_and_shows_the_cursor(monkeypatch):
+    """A second one kills the process, and left no cursor. Oracle: what a terminal has been sent by then."""
+    ours, theirs = pty.openpty()
+    monkeypatch.setenv("TERM", "xterm")
+    seen, key = bytearray(), jax.random.key(tiny.KEY)
+    with os.fdopen(theirs, "w") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        with make_progress("tiny", tiny.NUM_STEPS) as bar:
+
+            def progress(step, values):
+                bar.update(step, values)
+                if step == 2:
+                    os.kill(os.getpid(), signal.SIGINT)
+                    deadline = time.monotonic() + 2
+                    while b"once" not in seen and time.monotonic() < deadline:
+                        seen.extend(os.read(ours, 4096))  # the bar writes ten times a second
+
+            log, config = loop.TrainLog(progress=progress), tiny.config()
+            with pytest.raises(loop.Interrupted):
+                loop.train(tiny.fresh(), tiny.step_fn(), tiny.batch_at, key, config, log=log)
+    os.close(ours)
+    after = seen.partition(b"\x1b[?25l")[2]
+    assert b"\x1b[?25hStopping; a second Ctrl-C ends the process at once." in after
