@@ -41,7 +41,8 @@ STYLES = {
     "strip": Style(fill="own", opacity=0.07),
     "band": Style(fill="own", opacity=0.13),
     "reference": Style(stroke="own", width=1.5, dash=(5, 4)),
-    "leader": Style(stroke="own", opacity=0.45),
+    # Dotted, since one that crosses the figure would be read as measured.
+    "leader": Style(stroke="own", dash=(1.5, 3), opacity=0.6),
     "interval": Style(stroke="own", width=3.5, opacity=0.45),
     "line": Style(stroke="own", width=2),
     "heavy": Style(stroke="own", width=3),

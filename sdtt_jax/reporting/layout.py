@@ -1,5 +1,6 @@
 """Places a described figure in pixels: frame, axes, marks, and labels that do not overlap."""
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 
@@ -191,15 +192,16 @@ def _key(key: Sequence[Series], left: float, bottom: float) -> Iterator[Mark]:
 def _row_ticks(
     chart: RowChart, x: Scale, lines: Sequence[tuple[float, float]], bottom: float, width: float
 ) -> Iterator[Mark]:
-    """The labels of the axis, and at each of its ticks the vertical `lines`, from top to bottom."""
-    last = -math.inf
-    for value, text in chart.ticks:
-        at = x(value)
+    """The vertical `lines`, top to bottom, at each tick; the labels that have room: every n-th from 0 on."""
+    places = [x(value) for value, _ in chart.ticks]
+    nearest = min((b - a for a, b in itertools.pairwise(places)), default=PERCENT_GAP)
+    every = math.ceil(PERCENT_GAP / nearest)
+    zero = next((index for index, (value, _) in enumerate(chart.ticks) if not value), 0)
+    for index, (at, (value, text)) in enumerate(zip(places, chart.ticks, strict=True)):
         for start, stop in lines:
             yield Polyline("grid" if value else "zero", ((at, start), (at, stop)))
-        if at - last >= PERCENT_GAP or not value:
+        if (index - zero) % every == 0:
             yield Text("tick", at, bottom + 18, text, anchor="middle")
-            last = at
     below, above = chart.directions
     yield Text("axis", x(0) - 8, bottom + 36, below, anchor="end")
     if width - x(0) > LETTER * len(above):

@@ -5,7 +5,7 @@ import itertools
 
 import pytest
 
-from sdtt_jax.reporting.drawing import Box, Polyline, Text
+from sdtt_jax.reporting.drawing import STYLES, Box, Polyline, Text
 from sdtt_jax.reporting.figures import Axis, Panel, Row, RowChart, Series, Tip
 from sdtt_jax.reporting.layout import draw_panel, draw_rows, tick_texts
 
@@ -134,6 +134,24 @@ def test_a_bar_that_is_cut_has_a_break_near_its_end():
     assert all(low.x < x < low.x + 25 for line in breaks[:2] for x in line)
     end = high.x + high.width
     assert all(end - 25 < x < end for line in breaks[2:] for x in line)
+
+
+@pytest.mark.parametrize("last", [0, 2, 4])
+def test_labels_of_percentages_are_at_equal_distances_and_one_is_zero(last):
+    """It was -6, -2, 0: each that had room. Oracle: ticks are 31 pixels apart, labels need 46."""
+    ticks = tuple((p / 100, str(p)) for p in range(-6, last + 1, 2))
+    chart = dataclasses.replace(rows(0.0, bars=False, span=(-0.1, 0.04)), ticks=ticks)
+    drawing = draw_rows(chart, 344, narrow=True)
+    labels = [mark.text for mark in marks(drawing, "tick") if mark.anchor == "middle"]
+    assert labels == ["-4", "0", *(["4"] if last == 4 else [])]
+    assert len(marks(drawing, "grid")) + len(marks(drawing, "zero")) == len(ticks)
+
+
+def test_a_leader_that_crosses_the_figure_is_no_line_of_measured_values():
+    short = dataclasses.replace(SERIES, x=(1.0, 10.0), y=(3.0, 2.0))
+    (leader, _) = marks(draw_panel(panel(short, SERIES), 600, 400), "leader")
+    assert leader.points[1][0] - leader.points[0][0] > 100
+    assert STYLES["leader"].dash
 
 
 @pytest.mark.parametrize("narrow", [False, True])
