@@ -160,11 +160,11 @@ class LineProgress:
 def say_stopping() -> None:
     """Says on a terminal that a signal was heard, and shows the cursor, which a bar hides.
 
-    For handlers of a first signal: a second one may kill the process before the bar can end.
+    A second signal may kill the process before the bar can end.
     """
     if sys.stderr is not None and sys.stderr.isatty():
-        line = "\r\x1b[K\x1b[?25hStopping; a second Ctrl-C ends the process at once.\n"
-        # Not through `sys.stderr`, to which the code that was interrupted may be writing.
+        # Past `sys.stderr`, whose lock the code that was interrupted may hold.
+        line = "\r\x1b[K\x1b[?25hStopping, when the step or compilation in progress is over.\n"
         os.write(sys.stderr.fileno(), line.encode())
 
 

@@ -4,10 +4,11 @@ import collections
 import concurrent.futures
 import contextlib
 import dataclasses
+import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, Protocol
 
 import jax
@@ -298,7 +299,6 @@ def _stop_signals() -> Iterator[_Stop]:
     def handle(number: int, _frame: Any) -> None:
         for each in handled:
             signal.signal(each, signal.SIG_DFL)
-        say_stopping()
         if several:
             signal.raise_signal(signal.SIGTERM)
         else:
@@ -309,9 +309,39 @@ def _stop_signals() -> Iterator[_Stop]:
     for number in handled:
         signal.signal(number, handle)
     try:
-        yield stop
+        with _answered(handled):
+            yield stop
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
     if stop.name and not stop.heard:  # the signal came after the loop last asked
         signal.raise_signal(signal.Signals[stop.name])
+
+
+@contextlib.contextmanager
+def _answered(handled: Collection[int]) -> Iterator[None]:
+    """Says at once, in a thread, that a signal was heard: Python's handlers wait until a compilation ends."""
+    if not handled:
+        yield
+        return
+    ours, theirs = os.pipe()
+
+    def listen() -> None:
+        number = -1
+        while number and number not in handled:
+            [number] = os.read(ours, 1)
+        if number:
+            say_stopping()
+
+    os.set_blocking(theirs, False)
+    before = signal.set_wakeup_fd(theirs, warn_on_full_buffer=False)
+    thread = threading.Thread(target=listen, name="signals", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.write(theirs, b"\0")  # a child process may keep the pipe open
+        thread.join()
+        os.close(theirs)
+        os.close(ours)
