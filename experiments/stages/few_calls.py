@@ -66,8 +66,11 @@ def measure(
         judged = by_teacher(n) | by_student(n)
         both = matched(judged, entropy, run.config.seed)
         calls[str(n)] = {way: _figures(run, found) for way, found in judged.items()} | both
-        told = (f"{both[of]['gen_ppl']:.2f} ({both[of]['entropy']:.3f})" for of in both)
-        run.log(f"  {n} calls: student of {name} {next(told)}, teacher {next(told)}")
+        ours, theirs = (
+            f"{both[of]['gen_ppl']:.2f} (entropy {both[of]['entropy']:.3f})" for of in both
+        )
+        count = f"{n} call{'s' * (n > 1)}"
+        run.log(f"  {count}: perplexity {ours} of the student of {name}, {theirs} of the teacher")
     teacher_calls: Json = {}
     more = min(TEACHER_CALLS * max(config.calls), run.config.data.length)
     if more > max(config.calls):
@@ -75,7 +78,8 @@ def measure(
         found = _matched(entropy, *_columns(TEACHER_TEMPERATURES, judged))
         teacher_calls[str(more)] = {way: _figures(run, at) for way, at in judged.items()}
         teacher_calls[str(more)]["teacher_matched"] = found
-        run.log(f"  {more} calls: teacher {found['gen_ppl']:.2f} ({found['entropy']:.3f})")
+        told = f"{found['gen_ppl']:.2f} (entropy {found['entropy']:.3f})"
+        run.log(f"  {more} calls: perplexity {told} of the teacher")
     return {
         "round": number,
         "num_calls": config.num_calls,

@@ -63,15 +63,19 @@ def _data(run: Run) -> None:
 
 
 def _report(run: Run) -> None:
-    root, results, timing = run.workdir.root, run.workdir.results, run.workdir.timing
+    results, timing = run.workdir.results, run.workdir.timing
     if results.exists() and timing.exists():
         write_json(results, read_json(results) | {"timing": read_json(timing)})
+    processes.on_first("Writing the report", lambda: write_report(run.workdir.root))
 
-    def write() -> tuple[str, Path]:
-        page = write_report(root)
-        return find(read_run(root)).headline, page
 
-    for line in processes.on_first("Writing the report", write) or ():
+def _say_report(run: Run) -> None:
+    """Logs the report's headline, and where it is."""
+
+    def read() -> tuple[str, Path]:
+        return find(read_run(run.workdir.root)).headline, run.workdir.report
+
+    for line in processes.on_first("Reading the report", read) or ():
         run.log(f"  {line}")
 
 
@@ -132,6 +136,8 @@ def run_stages(run: Run, names: Sequence[str] = STAGE_NAMES) -> None:
             stage.run(run)
         if stage.name == "data":
             training.check_networks(run, names)
+    if "report" in names:  # written now or before
+        _say_report(run)
 
 
 def _check_delivered_before(run: Run, names: Sequence[str]) -> None:

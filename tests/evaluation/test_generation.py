@@ -272,3 +272,8 @@ def test_a_baseline_begins_with_bos_where_it_has_no_prompt(model):
     setup = Setup("unconditional", np.zeros((2, 0), np.int32), 7, None)
     with pytest.raises(ConfigError, match="out such a baseline with --baseline=none"):
         writers(Subject(model, settings, baseline=bare), setup)
+
+
+@pytest.mark.parametrize(("count", "said"), [(1, "1 unknown token,"), (2, "2 unknown tokens,")])
+def test_a_log_line_counts_in_english(count, said):
+    assert said in generation._said("steps_0004", {"unknown_tokens": count, "entropy": 2.5})

@@ -1,6 +1,8 @@
 """The distillers of one round in a run. Oracles: the unbroken run, and what the teacher says."""
 
+import contextlib
 import dataclasses
+import io
 import json
 import math
 import shutil
@@ -107,9 +109,16 @@ def test_each_moves_its_student_which_is_loaded_and_writes(unbroken, name):
 
 
 @pytest.fixture(scope="module")
-def measured(unbroken):
+def said():
+    """What the evaluation prints."""
+    return io.StringIO()
+
+
+@pytest.fixture(scope="module")
+def measured(unbroken, said):
     with open_run(every_distiller(unbroken.parent), unbroken) as run:
-        run_stages(run, ("judge", "evaluate"))
+        with contextlib.redirect_stdout(said):
+            run_stages(run, ("judge", "evaluate"))
         assert evaluation.is_evaluated(run)
     return read_json(unbroken / "results.json")
 
@@ -129,14 +138,17 @@ def test_each_is_measured_beside_the_teacher(unbroken, measured):
     assert {e.name for e in read_evaluations(unbroken)} >= {f"{name}_01" for name in MEASURED}
 
 
-def test_both_noise_coupled_students_are_measured_at_few_calls(unbroken, measured):
-    """Their teacher's texts are the same."""
+def test_both_noise_coupled_students_are_measured_at_few_calls(unbroken, measured, said):
+    """Their teacher's texts are the same, and what is printed says what its numbers are."""
     first, last = measured["coupled"]["calls"], measured["coupled_idlm"]["calls"]
     assert list(first) == list(last) == ["1", "2"]
     for calls, found in last.items():
         assert found["teacher"] == first[calls]["teacher"]
         assert found["matched"] != first[calls]["matched"]
     assert [few.calls for few in read_run(unbroken).first_few_calls] == [1, 2]
+    at = last["1"]["matched"]
+    student = f"{at['gen_ppl']:.2f} (entropy {at['entropy']:.3f}) of the student of coupled_idlm,"
+    assert f"  1 call: perplexity {student} " in said.getvalue()
     # The teacher is also measured at twice as many calls, to tell what the students' calls are worth.
     assert list(measured["coupled_idlm"]["teacher_calls"]) == ["4"]
     assert list(read_run(unbroken).teacher_few_calls) == [1, 2, 4]

@@ -357,10 +357,10 @@ def _said(title: str, result: Json) -> str:
     parts = []
     if "gen_ppl" in result:
         parts.append(f"generative perplexity {with_interval(result, 'gen_ppl', 2)}")
-    if result.get("texts_not_scored"):
-        parts.append(f"{result['texts_not_scored']} texts with nothing to score")
-    if result.get("unknown_tokens"):
-        parts.append(f"{result['unknown_tokens']} unknown tokens")
+    if empty := result.get("texts_not_scored"):
+        parts.append(f"{empty} text{'s' * (empty > 1)} with nothing to score")
+    if unknown := result.get("unknown_tokens"):
+        parts.append(f"{unknown} unknown token{'s' * (unknown > 1)}")
     parts.append(f"entropy {result['entropy']:.3f}")
     if result.get("mauve") is not None:
         parts.append(f"MAUVE {result['mauve']:.3f}")
