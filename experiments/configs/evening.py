@@ -1,4 +1,4 @@
-"""About an hour on two cores: the demo with a stronger teacher, so a larger effect.
+"""About an hour on two cores: the demo's SDTT with a stronger teacher, so a larger effect.
 
 docs/figures/evening.html is a run of `few_calls.py`, which has a noise-coupled student at equal cost.
 """
@@ -20,6 +20,7 @@ def evening() -> RunConfig:
     long = {"optimizer": muon(0.01, 3e-3), "save_every": 500}
     return changed(
         demo(),
+        distillers=("sdtt",),
         teacher={"train": long | {"num_steps": 2500}},
         judge={
             "model": CausalConfig(num_layers=4, embed_dim=128, num_heads=4),

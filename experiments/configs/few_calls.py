@@ -38,6 +38,7 @@ def few_calls() -> RunConfig:
 
     return changed(
         evening(),
+        distillers=("sdtt", "coupled", "coupled_idlm"),
         alpha=others(2080, 4e-4),
         mixture=others(312, 1.5e-3),
         mmd=others(520, 1e-4),

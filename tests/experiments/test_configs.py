@@ -34,6 +34,12 @@ def test_config_validates(name):
     assert load(name).data.length > 0
 
 
+def test_the_evening_is_sdtt_and_few_calls_adds_noise_coupled_students():
+    """Oracle: the table in docs/guides/train.md. The evening had trained all of the demo's students."""
+    assert load("evening").distillers == ("sdtt",)
+    assert load("few_calls").distillers == ("sdtt", "coupled", "coupled_idlm")
+
+
 def test_paper_recipe():
     """Oracle: the paper's numbers (arXiv 2410.21035, section 5 and appendix)."""
     config = load("owt_small")
