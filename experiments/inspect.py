@@ -53,7 +53,7 @@ def main(argv: Sequence[str]) -> None:
     for name, value in found.items():
         lines = value.items() if isinstance(value, dict) else [("", value)]
         for field, one in lines:
-            print(f"{name:<12}{field:<18}{one}")
+            print(f"{name:<14}{field:<18}{one}")
     if model.tokenizer is None:
         print("There is no tokenizer, so no text can be read.")
     elif isinstance(model, Model) and model.diffusion.noise_kind is not None:

@@ -100,6 +100,9 @@ def test_to_it_a_text_is_another_one_so_it_judges_and_writes_nothing(root, call)
 def test_it_is_inspected_all_the_same(root):
     done = run_module("experiments.inspect", [f"--checkpoint={root / 'skeleton'}"])
     assert (done.status, "models only one token in 4" in done.stdout) == (0, True), done.stderr
+    facts = done.stdout.partition("There is")[0].splitlines()
+    # Names, fields and values in columns: the longest name, uniform_share, used to push its value aside.
+    assert [line for line in facts if line[13] != " " or line[31] != " " or line[32] == " "] == []
 
 
 @pytest.mark.parametrize(("every", "said"), [(1, "the judge itself"), (17, "data.length >= 17")])
