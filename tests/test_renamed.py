@@ -52,9 +52,8 @@ def test_a_module_that_never_was_is_none():
         importlib.import_module("sdtt_jax.nothing")
 
 
-def test_a_program_that_has_moved_is_answered_by_its_new_name():
-    asked = subprocess.run(
-        [sys.executable, "-m", "launch.fits"], capture_output=True, text=True, check=False
-    )
+@pytest.mark.parametrize("old", ["launch.fits", "experiments.terminal"])
+def test_a_program_that_has_moved_is_answered_by_its_new_name(old):
+    asked = subprocess.run([sys.executable, "-m", old], capture_output=True, text=True, check=False)
     assert asked.returncode != 0
-    assert "launch.fits is now tools.fits" in asked.stderr
+    assert f"{old} is now {MODULES[old]}" in asked.stderr
