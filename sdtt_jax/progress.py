@@ -164,7 +164,9 @@ def say_stopping() -> None:
     """
     if sys.stderr is not None and sys.stderr.isatty():
         # Past `sys.stderr`, whose lock the code that was interrupted may hold.
-        line = "\r\x1b[K\x1b[?25hStopping, when the step or compilation in progress is over.\n"
+        line = (
+            "\r\x1b[K\x1b[?25hStopping once the step, batch or compilation in progress is done.\n"
+        )
         os.write(sys.stderr.fileno(), line.encode())
 
 

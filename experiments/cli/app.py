@@ -35,6 +35,7 @@ from sdtt_jax.errors import EXIT_INTERRUPTED, ConfigError, UserError, first_line
 from sdtt_jax.parallel import ending, processes
 from sdtt_jax.parallel.environment import threads_to_wait_in
 from sdtt_jax.paths import as_path, home, is_remote, resolve_links
+from sdtt_jax.progress import say_stopping
 from sdtt_jax.renamed import FLAGS
 from sdtt_jax.training.loop import Interrupted
 
@@ -123,6 +124,7 @@ def require_same_flags(given: flags.FlagValues = flags.FLAGS) -> None:
 def _stop_all(number: int, _frame: FrameType | None) -> None:
     """Handles Ctrl-C in one of several processes: turns it into SIGTERM, of which JAX tells the others."""
     signal.signal(number, signal.SIG_DFL)
+    say_stopping()
     signal.raise_signal(signal.SIGTERM)
 
 

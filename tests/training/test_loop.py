@@ -158,5 +158,5 @@ def test_a_first_ctrl_c_is_answered_at_once_and_shows_the_cursor(monkeypatch):
                 loop.train(tiny.fresh(), tiny.step_fn(), tiny.batch_at, key, config, log=log)
     os.close(ours)
     assert at["answered"] - at["pressed"] < (at["over"] - at["pressed"]) / 2
-    assert b"\x1b[?25hStopping, when the step" in seen.partition(b"\x1b[?25l")[2]
+    assert b"\x1b[?25hStopping once the step" in seen.partition(b"\x1b[?25l")[2]
     assert not [t for t in threading.enumerate() if t.name == "signals"]
