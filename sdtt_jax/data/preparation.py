@@ -99,12 +99,13 @@ def prepare(
         elif tokenizer_config.kind != "sentencepiece":
             given = train_tokenizer(tokenizer_config, (), data_config.normalize)
         read = start_reading(data_config, work, engine, track)
-        # What determines the tokens of every part.
+        # What determines the tokens of every part. Its kind alone determines GPT-2's vocabulary.
+        named = None if tokenizer_config.kind == "gpt2" else given
         plan = _without_limit(asked) | {
             "version": __version__,
             "parts": read.parts,
             "samples": samples_digest(read.parts),
-            "given": None if given is None else given.digest,
+            "given": None if named is None else named.digest,
         }
         _continue(work, partial, json.loads(json.dumps(plan)))
         try:

@@ -238,7 +238,9 @@ def _clipped_matches(grams: _Grams, num_texts: int) -> np.ndarray:
 
 def _ngrams(texts: Texts, max_n: int) -> Iterator[_Grams]:
     """The 1-grams, 2-grams, … of all texts; an n-gram is numbered as (its first n - 1 tokens, its last)."""
-    tokens = np.unique(list(itertools.chain(*texts)), return_inverse=True)[1]
+    numbers: dict[Any, int] = {}  # NumPy would give every word the memory of the longest
+    every = [numbers.setdefault(token, len(numbers)) for token in itertools.chain(*texts)]
+    tokens = np.array(every, np.int64)
     lengths = np.array([len(text) for text in texts], np.int64)
     text = np.repeat(np.arange(len(texts)), lengths)
     size = int(tokens.max(initial=0)) + 1

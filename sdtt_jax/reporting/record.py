@@ -377,7 +377,7 @@ def _few_calls(calls: Mapping[str, Any] | None, entropy: float | None) -> tuple[
 def _has_entropy(quality: Quality, entropy: float | None) -> bool:
     """Whether texts have the entropy of real text; what was not measured does not speak against it."""
     found = quality.entropy
-    return not (found and entropy) or abs(found / entropy - 1) <= ENTROPY_MATCHED
+    return found is None or not entropy or abs(found / entropy - 1) <= ENTROPY_MATCHED
 
 
 def _paired(entry: Mapping[str, Any]) -> Paired | None:

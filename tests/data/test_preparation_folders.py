@@ -1,11 +1,13 @@
 """Where a preparation writes: links, and two of them at once. Oracle: the folders of one by itself."""
 
+import dataclasses
 import itertools
 import threading
+import unittest.mock
 
 import pytest
 
-from sdtt_jax.data import prepare
+from sdtt_jax.data import TokenizerConfig, prepare
 from sdtt_jax.data.tokenizer import save_tokenizer
 
 
@@ -61,3 +63,13 @@ def test_of_two_preparations_at_once_one_waits(prepared, tmp_path, monkeypatch, 
         assert _contents(tmp_path / name) == _contents(prepared.data)
     assert _contents(tmp_path / "tokenizer") == _contents(prepared.tokenizer)
     assert {path.name for path in tmp_path.iterdir()} == {"data", "tokenizer", other}
+
+
+def test_the_plan_of_gpt2s_vocabulary_names_no_tokenizer(prepared, tmp_path, monkeypatch):
+    """As in plans of earlier versions: what they have begun would begin anew."""
+    stop = unittest.mock.Mock(side_effect=KeyboardInterrupt)
+    monkeypatch.setattr("sdtt_jax.data.preparation._continue", stop)
+    config = dataclasses.replace(prepared.data_config, normalize="none")
+    with pytest.raises(KeyboardInterrupt):
+        prepare(config, TokenizerConfig(kind="gpt2"), tmp_path / "data", tmp_path / "tokenizer")
+    assert stop.call_args.args[-1]["given"] is None

@@ -1,6 +1,7 @@
 """The quality of texts. Oracles: NLTK, definitions written out, normal theory for the bootstrap."""
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -74,6 +75,12 @@ def test_an_n_gram_counts_as_often_as_in_one_reference():
 def test_equal_texts_have_self_bleu_one_and_strangers_none():
     assert self_bleu([[1, 2, 3, 4, 5]] * 4).mean() == 1
     assert self_bleu(np.arange(40).reshape(4, 10)).mean() == 0
+
+
+def test_words_that_differ_in_their_end_are_two():
+    """By hand: of "a\\0 b" and "a b", one of two words and no pair is shared; NumPy drops a last NUL."""
+    expected = math.sqrt(1 / 2 * 0.1 / 1)
+    assert self_bleu([["a\0", "b"], ["a", "b"]], 2).tolist() == pytest.approx([expected] * 2)
 
 
 def test_an_array_and_the_same_lists_are_one():

@@ -117,14 +117,15 @@ def test_a_noise_coupled_student_that_may_be_no_better_is_not_in_the_headline(ma
     assert findings.headline == "The student at 8 steps writes as well as its teacher at 13"
 
 
+@pytest.mark.parametrize("entropy", [3.65, 0.0])
 @pytest.mark.parametrize("of", ["matched", "teacher_matched"])
-def test_what_does_not_reach_the_entropy_of_real_text_is_not_compared(make_workdir, of):
+def test_what_does_not_reach_the_entropy_of_real_text_is_not_compared(make_workdir, of, entropy):
     """Real text has 3.68 nats; the run clamps to the nearest temperature that it tried."""
 
     def fall_short(results):
         entry = results["coupled"]["calls"]["2"]
         entry["teacher_matched"] = {"gen_ppl": 40.0, "entropy": 3.68}
-        entry[of]["entropy"] = 3.65
+        entry[of]["entropy"] = entropy
 
     ratios = {1: -0.8, 2: -0.5, 4: 0.1}
     run = read_run(make_workdir(coupled_log_ratios=ratios, change_results=fall_short))
