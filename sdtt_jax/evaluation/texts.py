@@ -31,8 +31,10 @@ def held_out_name(subject: Subject) -> str:
     """
     if subject.settings.held_out:
         corpus, split, folder = _held_out_corpus(subject)
-        files = corpus.files(split, folder)
-        return subject.settings.held_out + (f" ({files})" if files else "")
+        # A named set without a split for evaluation is read as its models were trained on it.
+        trained = "train split" if split == TRAIN and corpus.name in CORPORA else ""
+        remarks = ", ".join(filter(None, (trained, corpus.files(split, folder))))
+        return subject.settings.held_out + (f" ({remarks})" if remarks else "")
     return "validation split of the run" if subject.data is not None else ""
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from sdtt_jax.data import TokenizerConfig, train_tokenizer
+from sdtt_jax.data.corpora import CORPORA
 from sdtt_jax.errors import ConfigError, DataError
 from sdtt_jax.evaluation import texts as texts_module
 from sdtt_jax.evaluation.settings import Settings
@@ -45,6 +46,14 @@ def test_held_out_folders_say_how_many_files_are_read(tmp_path):
         assert held_out_name(subject) == f"{name} (1 of 2 files (not read: .xz))"
     file = str(tmp_path / "texts" / "a.TXT")
     assert held_out_name(Subject(None, Settings(held_out=file))) == file
+
+
+@pytest.mark.parametrize("name", CORPORA)
+def test_a_named_set_that_is_read_from_its_train_split_says_so(name):
+    """Oracle: the splits of the table. A model of OpenWebText was trained on what --held_out reads of it."""
+    corpus, trained = CORPORA[name], " (train split)"
+    own = {"validation", "test"} & {*corpus.splits}
+    assert held_out_name(Subject(None, Settings(held_out=name))) == name + ("" if own else trained)
 
 
 def test_texts_are_read_as_a_corpus_is(tmp_path):
