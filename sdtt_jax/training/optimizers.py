@@ -22,7 +22,7 @@ class OptimizerConfig:
 
     Attributes:
       name: "adamw" | "adam" | "muon". Muon (Jordan, 2024) updates the matrices inside the blocks, also those
-        of adapters, Adam everything else.
+        of adapters, Adam with Nesterov's momentum everything else, as `optax.contrib.muon` has it.
       learning_rate: peak rate, reached after `warmup_steps`.
       schedule: what follows the warm-up: "constant", or "linear" / "cosine" decay to zero at
         `num_steps`.
