@@ -18,7 +18,7 @@ from absl import flags
 from experiments.cli.app import check_flags, output_file, run_app, stopwatch
 from experiments.configs.llada_8b import of_published
 from experiments.configs.owt_small import SIZES, owt
-from launch.ahead.search import DoesNotFitError, Target, least_split, search
+from launch.ahead.search import DoesNotFitError, Target, meshes, search
 from launch.ahead.topologies import Topology, compile_only, describe_devices, parse_topology
 from sdtt_jax.config import changed, choose
 from sdtt_jax.markdown import table
@@ -100,7 +100,7 @@ def published_row(
         config = changed(config, distill={"lora": LoraConfig()})
     trained = "adapters" if adapted else "all parameters"
     start = [name.partition("/")[2], trained, SLICES.get(str(topology), str(topology))]
-    found = least_split(config, topology, devices)
+    found = next(meshes(config, topology, devices), None)
     if found is None:
         return [*start, "does not fit", *[""] * 3]
     mesh, state = found

@@ -11,10 +11,11 @@ import functools
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
-from launch.ahead.hlo_text import Instruction, device_groups, parse
+from launch.ahead.hlo_text import Computation, Instruction, device_groups, parse
 from sdtt_jax.networks.attention import packed_kernel
 
 COLLECTIVES = (
@@ -58,8 +59,7 @@ class Collective:
     group: int  # devices that take part together
 
 
-Amounts = functools.partial(collections.defaultdict[Collective, float], float)
-Operations = functools.partial(collections.defaultdict[str, float], float)
+_Amounts = functools.partial(collections.defaultdict[Any, float], float)
 
 
 @dataclasses.dataclass
@@ -76,10 +76,10 @@ class Cost:
     """
 
     flops: float = 0.0
-    traffic: dict[str, float] = dataclasses.field(default_factory=Operations)
-    data: dict[Collective, float] = dataclasses.field(default_factory=Amounts)
-    sent: dict[Collective, float] = dataclasses.field(default_factory=Amounts)
-    count: dict[Collective, float] = dataclasses.field(default_factory=Amounts)
+    traffic: dict[str, float] = dataclasses.field(default_factory=_Amounts)
+    data: dict[Collective, float] = dataclasses.field(default_factory=_Amounts)
+    sent: dict[Collective, float] = dataclasses.field(default_factory=_Amounts)
+    count: dict[Collective, float] = dataclasses.field(default_factory=_Amounts)
 
     @property
     def bytes(self) -> float:
@@ -130,7 +130,7 @@ class Module:
         self._chains = collections.Counter(
             match[0]
             for body in self.computations.values()
-            for i in body
+            for i in body.values()
             if (match := _CHAIN.search(i.attributes))
         )
         self._cost = functools.lru_cache(maxsize=None)(self._computation_cost)
@@ -140,13 +140,12 @@ class Module:
         return self._cost(self.entry, False)
 
     def _computation_cost(self, name: str, fused: bool) -> Cost:
-        table = {i.name: i for i in self.computations[name]}
-        total = Cost()
+        table, total = self.computations[name], Cost()
         for instruction in table.values():
             self._add(total, instruction, table, fused)
         return total
 
-    def _add(self, total: Cost, i: Instruction, table: dict[str, Instruction], fused: bool) -> None:
+    def _add(self, total: Cost, i: Instruction, table: Computation, fused: bool) -> None:
         kind = i.opcode.removesuffix("-start")
         if i.opcode == "while":
             trips = self._trips(i)
@@ -183,7 +182,8 @@ class Module:
             return float(known[1])
         # The TPU compiler writes no count, but its loops run from 0 while an index is below a constant.
         (name,) = loop.called("condition")
-        root, condition = self._root(name)
+        condition = self.computations[name]
+        root = _root(condition)
         operands = [condition[name] for name in root.operands]
         bounds = [float(operand.literal) for operand in operands if operand.opcode == "constant"]
         if root.opcode == "compare" and "direction=LT" in root.attributes and bounds:
@@ -193,21 +193,15 @@ class Module:
     def _step(self, loop: Instruction, index: Instruction) -> float:
         """What one trip adds to the index: 2 in an unrolled product whose operand the devices pass round."""
         (name,) = loop.called("body")
-        root, body = self._root(name)
+        body = self.computations[name]
+        root = _root(body)
         place = _INDEX.search(index.attributes)
         added = body[root.operands[int(place[1])]] if place and root.opcode == "tuple" else root
         terms = [body[name] for name in added.operands if name in body]
         steps = [float(term.literal) for term in terms if term.opcode == "constant"]
         return steps[0] if added.opcode == "add" and steps else 1.0
 
-    def _root(self, name: str) -> tuple[Instruction, dict[str, Instruction]]:
-        """The instruction that a computation returns, and all its instructions by name."""
-        table = {i.name: i for i in self.computations[name]}
-        return next(i for i in table.values() if i.root), table
-
-    def _add_collective(
-        self, total: Cost, i: Instruction, kind: str, table: dict[str, Instruction]
-    ) -> None:
+    def _add_collective(self, total: Cost, i: Instruction, kind: str, table: Computation) -> None:
         groups = device_groups(i.attributes, math.prod(self._sizes))
         pairs = kind == "collective-permute"
         axes = self._crossed(groups if pairs else groups[:1])
@@ -230,7 +224,7 @@ class Module:
             crossed |= {axis for axis, v in zip(self._axes, varies, strict=True) if v}
         return tuple(axis for axis in self._axes if axis in crossed)
 
-    def _traffic(self, i: Instruction, table: dict[str, Instruction]) -> float:
+    def _traffic(self, i: Instruction, table: Computation) -> float:
         """Bytes that an instruction reads and writes."""
         operands = [table[name] for name in i.operands if name in table]
         if i.opcode in _SLICES:
@@ -260,17 +254,16 @@ class Module:
 
         A scanned block is given the parameters of all layers, and reads only its own.
         """
-        body = self.computations[name]
-        table = {inner.name: inner for inner in body}
+        table = self.computations[name]
         written, in_place = 0.0, set()
-        for root in _roots(body, table):
+        for root in _roots(table):
             if root.opcode in ("dynamic-update-slice", "scatter"):
                 written += table[root.operands[_UPDATES[root.opcode]]].traffic
                 in_place.add(_source(root.operands[0], table))
             else:
                 written += root.traffic
         read = 0.0
-        for inner in body:
+        for inner in table.values():
             if inner.opcode != "parameter" or inner.name in in_place:
                 continue
             number = int(inner.literal)
@@ -285,7 +278,7 @@ class Module:
 
     def _users(self, name: str, value: str) -> Iterator[Instruction | None]:
         """The users of a value, through bitcasts and inner fusions; None where it is the result."""
-        for user in self.computations[name]:
+        for user in self.computations[name].values():
             if user.name == value and user.root:
                 yield None
             if value not in user.operands:
@@ -295,10 +288,12 @@ class Module:
             elif user.opcode == "fusion":
                 (inner,) = user.called("calls")
                 number = str(user.operands.index(value))
-                parameters = (i for i in self.computations[inner] if i.opcode == "parameter")
-                for use in self._users(
-                    inner, next(i.name for i in parameters if i.literal == number)
-                ):
+                parameter = next(
+                    i.name
+                    for i in self.computations[inner].values()
+                    if i.opcode == "parameter" and i.literal == number
+                )
+                for use in self._users(inner, parameter):
                     if use is None:
                         yield from self._users(name, user.name)
                     else:
@@ -307,7 +302,7 @@ class Module:
                 yield user
 
 
-def _operation(i: Instruction, table: dict[str, Instruction]) -> str:
+def _operation(i: Instruction, table: Computation) -> str:
     """The source operation; the compiler's copies count as what they copy, kernels go by their name."""
     if i.source:
         return i.source
@@ -327,19 +322,24 @@ def _scattered(cost: Cost) -> Cost:
     return out
 
 
-def _source(name: str, table: dict[str, Instruction]) -> str:
+def _root(table: Computation) -> Instruction:
+    """The instruction that a computation returns."""
+    return next(i for i in table.values() if i.root)
+
+
+def _source(name: str, table: Computation) -> str:
     while table[name].opcode == "bitcast":
         name = table[name].operands[0]
     return name
 
 
-def _roots(body: list[Instruction], table: dict[str, Instruction]) -> list[Instruction]:
-    root = next(i for i in body if i.root)
+def _roots(table: Computation) -> list[Instruction]:
+    root = _root(table)
     names = root.operands if root.opcode == "tuple" else (root.name,)
     return [table[_source(name, table)] for name in names]
 
 
-def kernel_flops(i: Instruction, table: dict[str, Instruction]) -> float:
+def kernel_flops(i: Instruction, table: Computation) -> float:
     """FLOPs of an attention kernel, which the compiler cannot see into; 0 for any other call.
 
     Forward: scores and weighted sums. Backward, in one kernel: scores again, and the gradients of weights,
@@ -357,7 +357,7 @@ def kernel_flops(i: Instruction, table: dict[str, Instruction]) -> float:
     return products * 2.0 * query.elements / arrays * query.dims[-2]
 
 
-def dot_flops(i: Instruction, table: dict[str, Instruction]) -> float:
+def dot_flops(i: Instruction, table: Computation) -> float:
     """2 × output elements × contracted elements."""
     left = table[i.operands[0]].shapes[0]
     dims = re.search(r"lhs_contracting_dims={([\d,]*)}", i.attributes)
@@ -365,7 +365,7 @@ def dot_flops(i: Instruction, table: dict[str, Instruction]) -> float:
     return 2.0 * i.shapes[0].elements * math.prod(left.dims[d] for d in contracted)
 
 
-def convolution_flops(i: Instruction, table: dict[str, Instruction]) -> float:
+def convolution_flops(i: Instruction, table: Computation) -> float:
     """2 × multiply-adds that meet an element of the input.
 
     The TPU compiler writes every matrix product as a convolution, and batch dimensions as dilated windows of

@@ -133,20 +133,23 @@ def _ints(text: str) -> tuple[int, ...]:
     return tuple(int(n) for n in text.split(","))
 
 
-def parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
+Computation = dict[str, Instruction]  # by name
+
+
+def parse(text: str) -> tuple[dict[str, Computation], str]:
     """Computations by name, and the entry's name."""
-    computations: dict[str, list[Instruction]] = {}
+    computations: dict[str, Computation] = {}
     entry, current = "", ""
     for line in text.splitlines():
         header = not line.startswith(" ") and _HEADER.match(line)
         if header:
             current = header[2]
-            computations[current] = []
+            computations[current] = {}
             entry = current if header[1] else entry
         elif current and line.startswith("  "):
             instruction = _instruction(line)
             if instruction:
-                computations[current].append(instruction)
+                computations[current][instruction.name] = instruction
     return computations, entry
 
 

@@ -1,6 +1,7 @@
 """Finds the best mesh of a slice and the largest batch per chip in few compilations."""
 
 import dataclasses
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -41,8 +42,10 @@ class Target:
     num_steps: int = 16  # steps of the sampler
 
 
-def meshes(config: RunConfig, topology: Topology, devices: Sequence[Any]) -> Iterator[Mesh]:
-    """Meshes on which the state fits, starting with the least communication.
+def meshes(
+    config: RunConfig, topology: Topology, devices: Sequence[Any]
+) -> Iterator[tuple[Mesh, dict[str, float]]]:
+    """Meshes on which the state fits, and its parts' bytes per device, starting with the least communication.
 
     Parameters are replicated, or split over whole dimensions of the torus; tensor parallelism, which
     communicates within every layer, is tried only if the state fits in no other way.
@@ -58,26 +61,17 @@ def meshes(config: RunConfig, topology: Topology, devices: Sequence[Any]) -> Ite
                 continue
             try:
                 mesh = make_mesh(MeshConfig(-1, fsdp, model), devices)
-                state = sum(state_of(config, mesh).values())
+                state = state_of(config, mesh)
             except ConfigError:
                 # On a mesh that splits nothing of the model, the config is at fault.
                 if fsdp * model == 1:
                     raise
                 continue  # a size of the model that this mesh does not divide
-            if state < (1 - ROOM) * topology.chip.usable:
+            if sum(state.values()) < (1 - ROOM) * topology.chip.usable:
                 any_fits = True
-                yield mesh
+                yield mesh, state
         if any_fits:
             return
-
-
-def least_split(
-    config: RunConfig, topology: Topology, devices: Sequence[Any]
-) -> tuple[Mesh, dict[str, float]] | None:
-    """The first of `meshes`, and the bytes per device of each part of the state; None if none fits."""
-    for mesh in meshes(config, topology, devices):
-        return mesh, state_of(config, mesh)
-    return None
 
 
 def search(target: Target, seconds: float, log: Log) -> list[Record]:
@@ -99,9 +93,9 @@ def search(target: Target, seconds: float, log: Log) -> list[Record]:
     def in_time() -> bool:
         return not analyses or time.monotonic() - began < seconds
 
-    tried = meshes(target.config, target.topology, target.devices)
-    for number, mesh in enumerate(tried):
-        if number == MESHES or not in_time():
+    possible = meshes(target.config, target.topology, target.devices)
+    for mesh, _ in itertools.islice(possible, MESHES):
+        if not in_time():
             break
         least += batches_on(target, mesh)[:1]
         best = largest_batch(target, mesh, log, in_time)

@@ -370,9 +370,9 @@ ENTRY %main.1 (x: bf16[8,128]) -> bf16[] {
 """
     computations, entry = parse(text)
     assert entry == "main.1"
-    assert computations["body"][0].shapes == (
+    assert computations["body"]["arg"].shapes == (
         Shape("s32", ()),
         Shape("bf16", (8, 128), off_chip=False),
     )
-    assert computations["main.1"][1].operands == ("x",)
-    assert computations["main.1"][0].bytes == 8 * 128 * 2
+    assert computations["main.1"]["y.2"].operands == ("x",)
+    assert computations["main.1"]["x"].bytes == 8 * 128 * 2

@@ -10,7 +10,7 @@ from experiments.configs.owt_small import owt
 from launch.ahead import hlo
 from launch.ahead.networks import KNOWN, Planned
 from launch.ahead.programs import build, kinds_of
-from launch.ahead.search import least_split
+from launch.ahead.search import meshes
 from launch.ahead.topologies import parse_topology
 from sdtt_jax.errors import CheckpointError
 from sdtt_jax.networks.lora import LoraConfig
@@ -41,10 +41,9 @@ def test_a_distillation_of_eight_billion_parameters_holds_them_once():
 
 def test_one_chip_takes_adapters_and_not_all_parameters():
     config, chip = of_published("GSAI-ML/LLaDA-8B-Base"), parse_topology("h100:1")
-    found = least_split(config, chip, jax.devices()[:1])
-    assert found is not None
-    assert found[1] == state(config)
-    assert least_split(whole(config), chip, jax.devices()[:1]) is None
+    _, found = next(meshes(config, chip, jax.devices()[:1]))
+    assert found == state(config)
+    assert not list(meshes(whole(config), chip, jax.devices()[:1]))
 
 
 def whole(config):

@@ -76,7 +76,7 @@ def test_only_batches_are_tried_that_devices_and_microbatches_divide(
     found = largest_batch(target, mesh, lambda _: None, lambda: True)
     assert (found and found["batch"]) == expected
     if expected is None:
-        monkeypatch.setattr(search, "meshes", lambda *_: [mesh])
+        monkeypatch.setattr(search, "meshes", lambda *_: [(mesh, {})])
         with pytest.raises(DoesNotFitError, match="16 sequences per chip, the fewest"):
             search.search(target, 1.0, lambda _: None)
 
@@ -137,6 +137,6 @@ def test_meshes_are_tried_from_the_one_that_communicates_least():
     """On one chip there is one mesh for a network whose state fits, and none for a larger one."""
     devices = jax.devices()
     one = Topology(CHIPS["v5e"], (1, 1))
-    (mesh,) = meshes(owt("small"), one, devices[:1])
+    ((mesh, _),) = meshes(owt("small"), one, devices[:1])
     assert dict(mesh.shape) == {"data": 1, "fsdp": 1, "model": 1}
     assert list(meshes(owt("large"), one, devices[:1])) == []

@@ -104,7 +104,7 @@ def origins(program: str) -> dict[str, str]:
     found: dict[str, str] = {}
     last: dict[str, str] = {}
     for computation, instructions in parse(program)[0].items():
-        for instruction in instructions:
+        for instruction in instructions.values():
             if instruction.op_name:
                 found[instruction.name] = last[computation] = instruction.op_name
             for inside in instruction.called("calls"):
