@@ -16,7 +16,7 @@ from sdtt_jax.errors import ConfigError, DataError
 from sdtt_jax.evaluation.subject import OWN, Subject
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
-from sdtt_jax.ops.sequences import Sequences, prompt_lengths, unpadded
+from sdtt_jax.ops.sequences import Sequences, unpadded
 from sdtt_jax.ops.tokens import as_ids
 from sdtt_jax.paths import as_path, parse_json, text_lines
 
@@ -66,7 +66,8 @@ def held_out(subject: Subject, limit: int | None = None) -> np.ndarray:
         f"length={length} exceeds the {split.length} tokens of the run's sequences; reduce it.",
     )
     rows = _spread(split, limit)
-    kept = prompt_lengths(rows, subject.model.sequences) < length
+    _, prompts = unpadded(rows, subject.model.sequences)
+    kept = prompts < length
     require(
         bool(kept.any()),
         f"length={length} is no more than the prompt of any held-out sequence; increase it.",

@@ -113,20 +113,6 @@ def unpadded(
     return single_texts(tokens, sequences if padded else None)
 
 
-def prompt_lengths(tokens: np.ndarray, sequences: Sequences | None) -> np.ndarray:
-    """The number of tokens of each sequence's prompt, with the BOS that ends it: `[batch]` int64.
-
-    Args:
-      tokens: `[batch, length]` int32, on the host.
-      sequences: how they were packed; None: there are no prompts.
-    """
-    arrangement = arrangement_of(tokens, sequences)
-    if arrangement is None:
-        return np.zeros(len(tokens), np.int64)
-    segments, free = map(np.asarray, arrangement)
-    return np.asarray(((segments != PADDING) & ~free).sum(axis=1))
-
-
 def ends_of_texts(tokens: _Array, free: _Array, bos_id: int, eos_id: int) -> _Array:
     """Where an EOS ends the text that is written in a sequence: `[batch, length]` bool.
 
