@@ -44,8 +44,7 @@ def analyse(program: Program, topology: Topology, mesh: Mesh) -> Record:
             raise
         seconds = time.perf_counter() - began
         needed = float(size[1]) * _UNIT[size[2]]
-        record |= {"fits": False, "peak_bytes": needed, "compile_seconds": seconds}
-        return record
+        return record | {"fits": False, "peak_bytes": needed, "compile_seconds": seconds}
     seconds = time.perf_counter() - began
     memory = compiled.memory_analysis()
     peak = (

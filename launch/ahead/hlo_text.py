@@ -102,10 +102,9 @@ def source_of(op_name: str) -> str:
 def device_groups(attributes: str, devices: int) -> np.ndarray:
     """Devices that exchange data with each other: `[groups, members]`, or pairs of a permutation."""
     pairs = re.search(r"source_target_pairs={((?:{[\d,]+},?)*)}", attributes)
-    explicit = re.search(r"replica_groups={((?:{[\d,]+},?)+)}", attributes)
-    if pairs or explicit:
-        text = (pairs or explicit)[1]  # type: ignore[index]
-        return np.array([[int(n) for n in g.split(",")] for g in re.findall(r"{([\d,]+)}", text)])
+    listed = pairs or re.search(r"replica_groups={((?:{[\d,]+},?)+)}", attributes)
+    if listed:
+        return np.array([_ints(group) for group in re.findall(r"{([\d,]+)}", listed[1])])
     named = re.search(r"replica_groups=mesh\[([^\]]*)\](.*?){([^}]*)}", attributes)
     if named:
         sizes = {axis: int(size) for axis, size in re.findall(r"'(\w+)'=(\d+)", named[1])}

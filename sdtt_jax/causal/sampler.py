@@ -1,7 +1,7 @@
 """Sampling from a causal network with its cache: one `lax.scan`, one token a step."""
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +12,6 @@ from sdtt_jax.networks.causal import CausalNetwork
 from sdtt_jax.ops.categorical import Filters, draw, filter_logits
 from sdtt_jax.ops.tokens import as_rows
 from sdtt_jax.typing import Key, Params, Tokens
-
-
-class _Carry(NamedTuple):
-    token: jax.Array  # [batch] int32, the newest token, not yet in the cache
-    cache: KVCache
 
 
 def generate(
@@ -67,15 +62,18 @@ def _generate(
             return jnp.argmax(logits, axis=-1).astype(jnp.int32)
         return draw(jax.random.fold_in(key, index), filter_logits(logits, filters))
 
-    def step(carry: _Carry, index: jax.Array) -> tuple[_Carry, jax.Array]:
-        hidden, cache = network.decode(params, carry.token[:, None], carry.cache)
+    def step(
+        carry: tuple[jax.Array, KVCache], index: jax.Array
+    ) -> tuple[tuple[jax.Array, KVCache], jax.Array]:
+        newest, cache = carry  # the newest token is not yet in the cache
+        hidden, cache = network.decode(params, newest[:, None], cache)
         token = choose(hidden, index)
-        return _Carry(token, cache), token
+        return (token, cache), token
 
     batch, prompt_length = prompt.shape
     # The last token is never fed back, so the cache needs no place for it.
     cache = network.init_cache(batch, prompt_length + num_tokens - 1)
     hidden, cache = network.decode(params, prompt, cache)
     first = choose(hidden, 0)
-    _, rest = jax.lax.scan(step, _Carry(first, cache), jnp.arange(1, num_tokens, dtype=jnp.int32))
+    _, rest = jax.lax.scan(step, (first, cache), jnp.arange(1, num_tokens, dtype=jnp.int32))
     return jnp.concatenate([prompt, first[:, None], rest.T], axis=1)

@@ -59,8 +59,7 @@ def extend(cache: KVCache, new: LayerPast) -> KVCache:
         fresh = fresh.astype(past.dtype)
         return jax.lax.dynamic_update_slice_in_dim(past, fresh, cache.used, axis=3)
 
-    past = LayerPast(*(write(old, fresh) for old, fresh in zip(cache.past, new, strict=True)))
-    return KVCache(past=past, used=cache.used + new.keys.shape[3])
+    return KVCache(past=jax.tree.map(write, cache.past, new), used=cache.used + new.keys.shape[3])
 
 
 def attend_causally(

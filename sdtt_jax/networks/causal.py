@@ -119,6 +119,3 @@ class CausalTransformer(layers.DecoderOnly):
 
     def start(self, tokens: jax.Array, positions: jax.Array) -> tuple[jax.Array, Any]:
         return self.embed(tokens), rotary_tables(positions, self.config.head_dim)
-
-    def logits(self, hidden: jax.Array) -> jax.Array:
-        return self.head(hidden)

@@ -326,15 +326,15 @@ def as_denoiser(
     Raises:
       ConfigError: `length` exceeds the positions that a GPT-2 has embeddings for.
     """
-    longest = config.length if isinstance(config, GPT2Config) else None
+    is_gpt2, length = isinstance(config, GPT2Config), changes.get("length", 0)
     require(
-        longest is None or changes.get("length", 0) <= longest,
-        f"length={changes.get('length')} exceeds the {longest} positions that the network has embeddings "
-        "for; reduce it.",
+        not is_gpt2 or length <= config.length,
+        f"length={length} exceeds the {config.length} positions that the network has embeddings for; reduce "
+        "it.",
     )
     if isinstance(config, LlamaDenoiserConfig | GPT2DenoiserConfig):
         return dataclasses.replace(config, **changes)
-    kind = GPT2DenoiserConfig if isinstance(config, GPT2Config) else LlamaDenoiserConfig
+    kind = GPT2DenoiserConfig if is_gpt2 else LlamaDenoiserConfig
     return kind(**vars(config) | changes, shift=shift)
 
 

@@ -154,8 +154,7 @@ class NoiseFeatures(nn.Module):
         width = len(OWN) + 2 * columns
         if c.kind == "projected":
             width = len(OWN) + c.projection
-            shape = (columns,), (c.projection,)
-            self.token = Linear(*shape, ("vocab", None), bias=False)
+            self.token = Linear((columns,), (c.projection,), ("vocab", None), bias=False)
         inner, outer = (c.hidden_dim,), (self.dim,)
         self.up = Linear((width,), inner, (None, "mlp"), numerics=self.numerics)
         self.down = Linear(inner, outer, ("mlp", "embed"), zero=True, numerics=self.numerics)

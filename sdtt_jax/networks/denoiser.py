@@ -29,12 +29,9 @@ class Denoiser(Network):
 
     Its logits have a column for MASK too, which means nothing: losses and samplers leave it out (SUBS),
     except the divergences "mse" and "log-l1", which compare it as the reference code does.
-
-    Attributes:
-      config: sizes; vocabulary and length must be set.
     """
 
-    config: DenoiserConfig
+    config: DenoiserConfig  # sizes; vocabulary and length must be set
 
     @functools.cached_property
     def _module(self) -> "DiT":
@@ -194,7 +191,10 @@ class DenoiserBlock(nn.Module):
         if past is None:
             mixed = attend_rotated(layers.attention_inputs(c, y, bias=False), *shared)
         else:
-            mixed, new = self._with_past(y, shared[:2], past, visible)
+            cos, sin, _ = shared
+            query, key, value = layers.queries_keys_values(c, y, bias=False)
+            query, key = rotate(query, cos, sin), rotate(key, cos, sin)
+            mixed, new = attend_visible(query, key, value, past, visible)
         x = x + gate_a * layers.merged_heads(c, mixed, bias=False)
 
         y = layers.LayerNorm(c.embed_dim, name="norm2")(x) * (1 + scale_m) + shift_m
@@ -202,17 +202,6 @@ class DenoiserBlock(nn.Module):
             y
         )
         return nn.with_logical_constraint(x, ("batch", "length", "embed")), new
-
-    def _with_past(
-        self,
-        y: jax.Array,
-        rotary: tuple[jax.Array, jax.Array],
-        past: LayerPast,
-        visible: jax.Array | None,
-    ) -> tuple[jax.Array, LayerPast]:
-        query, key, value = layers.queries_keys_values(self.config, y, bias=False)
-        query, key = rotate(query, *rotary), rotate(key, *rotary)
-        return attend_visible(query, key, value, past, visible)
 
 
 class FinalNorm(nn.Module):

@@ -155,8 +155,9 @@ def layer_by_layer(
         new = read(index, after)
         return (after, new), (new, settling(index, normed, new))
 
-    _, found = jax.lax.scan(deeper, (x, read(None, x)), jnp.arange(network.config.num_layers))
-    states, settled = found
+    _, (states, settled) = jax.lax.scan(
+        deeper, (x, read(None, x)), jnp.arange(network.config.num_layers)
+    )
     return states, settled
 
 
@@ -171,8 +172,8 @@ def _parts(
     config, exits = dataclasses.replace(network.config, remat="none"), params.get(EXIT_PARAMS)
     module = network._module
     apply = functools.partial(module.apply, variables(params))
-    told = network._sigma_seen(sigma)
-    x, condition = apply(tokens, told, method=lambda m, t, s: (m.embed(t), m.condition(s)))
+    noise = network._sigma_seen(sigma)
+    x, condition = apply(tokens, noise, method=lambda m, t, s: (m.embed(t), m.condition(s)))
     shared = (*rotary_tables(jnp.arange(tokens.shape[1]), config.head_dim), segments)
 
     def layer(index: jax.Array, x: jax.Array) -> jax.Array:

@@ -169,20 +169,6 @@ def merged_heads(config: TransformerConfig, mixed: jax.Array, *, bias: bool) -> 
     return projection(mixed.reshape(*mixed.shape[:2], -1))
 
 
-def rematerialised(block: type[nn.Module], policy: str) -> type[nn.Module]:
-    """`block` with a backward pass that recomputes its activations.
-
-    Args:
-      block: the class of a module.
-      policy: what is recomputed, one of `REMAT_POLICIES`.
-    """
-    if policy == "none":
-        return block
-    saved = jax.checkpoint_policies.save_only_these_names(*SAVED[policy])
-    # Within a scan XLA merges nothing across the boundary anyway, so `prevent_cse` is not needed.
-    return nn.remat(block, prevent_cse=False, policy=saved)
-
-
 def scan_blocks(
     block: type[nn.Module], config: TransformerConfig, in_axes: Any = (0, nn.broadcast)
 ) -> nn.Module:
@@ -197,8 +183,12 @@ def scan_blocks(
       in_axes: for each argument but `x`, 0 if it has a layer axis too, or `nn.broadcast`; the default is for
         `(past, shared)`.
     """
+    if config.remat != "none":
+        policy = jax.checkpoint_policies.save_only_these_names(*SAVED[config.remat])
+        # Within a scan XLA merges nothing across the boundary anyway, so `prevent_cse` is not needed.
+        block = nn.remat(block, prevent_cse=False, policy=policy)
     return nn.scan(
-        rematerialised(block, config.remat),
+        block,
         variable_axes={"params": 0, ADAPTERS: 0},
         split_rngs={"params": True},
         in_axes=in_axes,
@@ -211,9 +201,9 @@ def scan_blocks(
 class DecoderOnly(nn.Module):
     """A network that can continue what is in a cache.
 
-    A subclass has `setup`, which makes `blocks` (`scan_blocks`) and `final`, the last norm; `start(tokens,
-    positions)`, which returns what the first block reads and the rotary tables, or (); and `logits(hidden)`.
-    Each block gets `(*rotary, used, segments, edges)` as its argument `shared`.
+    A subclass has `setup`, which makes `blocks` (`scan_blocks`), `final`, the last norm, and `head`, unless
+    it has its own `logits`; and `start(tokens, positions)`, which returns what the first block reads and the
+    rotary tables, or (). Each block gets `(*rotary, used, segments, edges)` as its argument `shared`.
     """
 
     config: Any
@@ -241,6 +231,9 @@ class DecoderOnly(nn.Module):
     ) -> jax.Array:
         """Hidden states of whole sequences."""
         return self.decode(tokens, None, None, segments, edges)[0]
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        return self.head(hidden)
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         return self.logits(self.hidden(tokens))

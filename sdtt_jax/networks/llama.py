@@ -108,10 +108,7 @@ class LlamaBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self,
-        x: jax.Array,
-        past: LayerPast | None,
-        shared: tuple[Any, ...],
+        self, x: jax.Array, past: LayerPast | None, shared: tuple[Any, ...]
     ) -> tuple[jax.Array, LayerPast | None]:
         c = self.config
         *rotary, used, segments, edges = shared
@@ -136,10 +133,13 @@ class LlamaBlock(nn.Module):
 
     def _heads(self, name: str, count: int, axis: str) -> layers.Linear:
         c = self.config
-        shape, axes = (count, c.head_dim), ("embed", axis, "kv")
-        sizes = (c.embed_dim,), shape
         return layers.Linear(
-            *sizes, axes, bias=c.qkv_bias, numerics=c.numerics, name=f"attn_{name}"
+            (c.embed_dim,),
+            (count, c.head_dim),
+            ("embed", axis, "kv"),
+            bias=c.qkv_bias,
+            numerics=c.numerics,
+            name=f"attn_{name}",
         )
 
     def _rotated(self, x: jax.Array, name: str, cos: jax.Array, sin: jax.Array) -> jax.Array:
@@ -175,4 +175,4 @@ class Llama(layers.DecoderOnly):
     def logits(self, hidden: jax.Array) -> jax.Array:
         if self.config.tied_head:
             return layers.without_padding(self.embed.attend(hidden), self.config.columns)
-        return self.head(hidden)
+        return super().logits(hidden)

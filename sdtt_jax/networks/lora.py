@@ -67,7 +67,8 @@ def init_adapters(network: Network, config: LoraConfig, key: Key) -> Params:
     adapters: dict[str, Any] = {}
     for index, (path, box) in enumerate(_kernels(network, config).items()):
         axes, shape = box.names, box.value.shape
-        split = 1 + _inputs(axes)
+        # Axes before `out`: that of the layers, and the contracted ones, two where (heads, kv) are merged.
+        split = 3 if axes[2] == "kv" else 2
         init = fan_in_uniform(tuple(range(1, split)), (split,))
         a = init(jax.random.fold_in(key, index), (*shape[:split], config.rank), jnp.float32)
         b = jnp.zeros((shape[0], config.rank, *shape[split:]), jnp.float32)
@@ -148,8 +149,3 @@ def _kernels(network: Network, config: LoraConfig) -> dict[str, Any]:
         f"{', '.join(name for name in TARGETS if name in names)}.",
     )
     return found
-
-
-def _inputs(axes: tuple[str | None, ...]) -> int:
-    """Contracted axes of a stacked kernel, after the layer axis: 2 (heads, kv) if it merges heads, else 1."""
-    return 2 if axes[2] == "kv" else 1

@@ -100,7 +100,7 @@ def map_selected(
         shape = mapped[0].shape
         return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), values), sums
 
-    return over_batch_shards(local, mapped, shared)
+    return _over_batch_shards(local, mapped, shared)
 
 
 def chunk_size(rows: int, columns: int, parts: int) -> int:
@@ -154,23 +154,14 @@ def flatten(tree: Tree) -> Tree:
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)
 
 
-def over_batch_shards(
+def _over_batch_shards(
     function: Callable[[Tree, Tree], tuple[Tree, Tree]], mapped: Tree, shared: Tree
 ) -> tuple[Tree, Tree]:
-    """`function(mapped, shared) -> (mapped results, sums)`, on each device for its own sequences.
+    """`function(mapped, shared)` on each device for its own sequences, with its second results added up.
 
-    Compacting rows over the whole batch would move them between devices; so each device of the mesh in use
-    compacts the rows that it holds. Mesh axes that do not split the batch (tensor parallelism) stay in the
-    compiler's hands.
-
-    Args:
-      function: pure. Its mapped results have a leading batch axis, its sums are added up over devices.
-      mapped: tree of arrays `[batch, …]`.
-      shared: tree of arrays that every device sees whole (parameters; gathered where they are split over
-        an axis that splits the batch as well).
-
-    Returns:
-      What `function` returns for the whole batch.
+    Compacting rows over the whole batch would move them between devices. Mesh axes that do not split the
+    batch (tensor parallelism) stay in the compiler's hands. `shared` is gathered where it is split over an
+    axis that splits the batch as well.
     """
     axes = _batch_axes(jax.tree.leaves(mapped)[0].shape[0])
     if not axes:

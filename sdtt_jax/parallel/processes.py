@@ -124,8 +124,7 @@ def _join(**options: Any) -> None:
 
 def _give_up(message: str, status: int = 1) -> None:
     sys.stderr.write(f"{message}\n")
-    sys.stderr.flush()
-    os._exit(status)
+    ending.leave(status)
 
 
 def is_first() -> bool:

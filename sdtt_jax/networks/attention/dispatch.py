@@ -116,12 +116,8 @@ def forward(
       `mixed: [batch, length, heads, head_dim]`, and `lse: [batch, heads, length]`, which has a meaning
       only for `backward` on the same platform.
     """
-    primitive = functools.partial(_FORWARD, causal=causal)
-    plain = functools.partial(_forward_on, "other", causal=causal)
-    more, more_names = _segment_operands(segments)
-    names, out_names = (HEADS, HEADS, HEADS, *more_names), (HEADS, ROWS)
-    arrays = (query, key, value, *more)
-    mixed, lse = _on_mesh(primitive, plain, names, out_names, _sizes(query), *arrays)
+    arrays = (query, key, value, segments)
+    mixed, lse = _FORWARD(_sizes(query), *arrays, causal=causal)
     return mixed, lse
 
 
@@ -133,20 +129,9 @@ def backward(saved: Saved, gradient: Array, causal: bool) -> Grads:
       gradient: gradient of `mixed`.
       causal: as in `forward`.
     """
-    primitive = functools.partial(_BACKWARD, causal=causal)
-    plain = functools.partial(_backward_on, "other", causal=causal)
-    more, more_names = _segment_operands(saved.segments)
-    names = (HEADS, HEADS, HEADS, HEADS, ROWS, HEADS, *more_names)
-    arrays = (*saved[:5], gradient, *more)
-    d_query, d_key, d_value = _on_mesh(
-        primitive, plain, names, (HEADS,) * 3, _sizes(gradient), *arrays
-    )
+    arrays = (*saved[:5], gradient, saved.segments)
+    d_query, d_key, d_value = _BACKWARD(_sizes(gradient), *arrays, causal=causal)
     return d_query, d_key, d_value
-
-
-def _segment_operands(segments: Array | None) -> tuple[tuple[Array, ...], tuple[Axes, ...]]:
-    """What segments add to the arrays of a primitive, and to the names of their axes."""
-    return ((), ()) if segments is None else ((segments,), (SEGMENTS,))
 
 
 def forward_rotated(
@@ -162,11 +147,7 @@ def forward_rotated(
     Returns:
       `mixed: [batch, length, heads * head_dim]`, and `lse: [batch, heads, length]`.
     """
-    plain = functools.partial(_forward_rotated_on, "other")
-    more, more_names = _segment_operands(segments)
-    names, sizes = (PACKED, TABLE, TABLE, *more_names), _flat_sizes(qkv, cos)
-    arrays = (qkv, cos, sin, *more)
-    mixed, lse = _on_mesh(_FORWARD_ROTATED, plain, names, (FLAT, ROWS), sizes, *arrays)
+    mixed, lse = _FORWARD_ROTATED(_flat_sizes(qkv, cos), qkv, cos, sin, segments)
     return mixed, lse
 
 
@@ -177,13 +158,8 @@ def backward_rotated(saved: tuple[Any, ...], gradient: Array) -> Array:
       saved: arguments and results of `forward_rotated`, in this order: qkv, cos, sin, mixed, lse, segments.
       gradient: gradient of `mixed`.
     """
-    plain = functools.partial(_backward_rotated_on, "other")
     *arrays, segments = saved
-    more, more_names = _segment_operands(segments)
-    names = (PACKED, TABLE, TABLE, FLAT, ROWS, FLAT, *more_names)
-    sizes = _flat_sizes(*arrays[:2])
-    arrays = [*arrays, gradient, *more]
-    (d_qkv,) = _on_mesh(_BACKWARD_ROTATED, plain, names, (PACKED,), sizes, *arrays)
+    (d_qkv,) = _BACKWARD_ROTATED(_flat_sizes(*arrays[:2]), *arrays, gradient, segments)
     return d_qkv
 
 
@@ -248,17 +224,22 @@ def _rotated(qkv: Array, cos: Array, sin: Array) -> tuple[Array, ...]:
 
 
 def _primitive(
-    name: str, run_on: Callable[..., tuple[Array, ...]], alike: tuple[int, ...] = ()
+    name: str,
+    run_on: Callable[..., tuple[Array, ...]],
+    names: tuple[Axes, ...],
+    out_names: tuple[Axes, ...],
 ) -> Callable[..., Any]:
-    """The forward or backward pass of one device, lowered to the form of each platform.
+    """A forward or backward pass, lowered to the form of each platform, on each device's share of the arrays.
 
     It is lowered long after the call and outside its context, so it keeps the precision of matrix products
-    that the call asked for.
+    that the call asked for. Returns a function `(sizes, *arrays, **parameters) -> results`, with `sizes` as
+    `_on_mesh` takes them; an array that is None is left out.
 
     Args:
       name: name of the primitive.
       run_on: maps `(platform, *arrays, **parameters)` to results.
-      alike: indices of the arrays that all sequences share, which have no batch axis.
+      names: logical axes of each array; an array without "batch" is shared by all sequences.
+      out_names: logical axes of each result.
     """
     primitive = Primitive(name)
     primitive.multiple_results = True
@@ -270,13 +251,12 @@ def _primitive(
     for platform in PLATFORMS:
         rule = mlir.lower_fun(functools.partial(run, platform), multiple_results=True)
         mlir.register_lowering(primitive, rule, platform=platform)
-    plain = functools.partial(run, "other")
-    rule = mlir.lower_fun(plain, multiple_results=True)
-    mlir.register_lowering(primitive, rule)
+    on_others = functools.partial(run, "other")
+    mlir.register_lowering(primitive, mlir.lower_fun(on_others, multiple_results=True))
 
     @primitive.def_abstract_eval
     def _(*arrays: Any, **parameters: Any) -> Any:
-        return jax.make_jaxpr(functools.partial(plain, **parameters))(*arrays).out_avals
+        return jax.make_jaxpr(functools.partial(on_others, **parameters))(*arrays).out_avals
 
     @functools.cache
     def compiled(**parameters: Any) -> Callable[..., Any]:
@@ -297,19 +277,21 @@ def _primitive(
             return x.reshape(-1, *x.shape[2:])
 
         rows = (
-            x if i in alike else joined(x, axis)
-            for i, (x, axis) in enumerate(zip(arrays, axes, strict=True))
+            joined(x, axis) if "batch" in logical else x
+            for x, axis, logical in zip(arrays, axes, names, strict=False)
         )
         results = primitive.bind(*rows, **parameters)
         return [x.reshape(size, -1, *x.shape[1:]) for x in results], [0] * len(results)
 
     batching.primitive_batchers[primitive] = batched
 
-    def bind(*arrays: Array, **parameters: Any) -> Any:
+    def bind(sizes: tuple[int, int], *given: Array | None, **parameters: Any) -> Any:
+        arrays = [x for x in given if x is not None]
         # Products of 16-bit numbers are exact, and TPU kernels reject a request for more precision.
-        wide = arrays[0].dtype.itemsize >= 4
-        precision = matmul_precision() if wide else None
-        return primitive.bind(*arrays, precision=precision, **parameters)
+        precision = matmul_precision() if arrays[0].dtype.itemsize >= 4 else None
+        local = functools.partial(primitive.bind, precision=precision, **parameters)
+        plain = functools.partial(run_on, "other", **parameters)
+        return _on_mesh(local, plain, names[: len(arrays)], out_names, sizes, *arrays)
 
     return bind
 
@@ -356,7 +338,22 @@ def _on_mesh(
     )(*arrays)
 
 
-_FORWARD = _primitive("attention_forward", _forward_on)
-_BACKWARD = _primitive("attention_backward", _backward_on)
-_FORWARD_ROTATED = _primitive("rotated_attention_forward", _forward_rotated_on, alike=(1, 2))
-_BACKWARD_ROTATED = _primitive("rotated_attention_backward", _backward_rotated_on, alike=(1, 2))
+_FORWARD = _primitive("attention_forward", _forward_on, (HEADS,) * 3 + (SEGMENTS,), (HEADS, ROWS))
+_BACKWARD = _primitive(
+    "attention_backward",
+    _backward_on,
+    (HEADS, HEADS, HEADS, HEADS, ROWS, HEADS, SEGMENTS),
+    (HEADS, HEADS, HEADS),
+)
+_FORWARD_ROTATED = _primitive(
+    "rotated_attention_forward",
+    _forward_rotated_on,
+    (PACKED, TABLE, TABLE, SEGMENTS),
+    (FLAT, ROWS),
+)
+_BACKWARD_ROTATED = _primitive(
+    "rotated_attention_backward",
+    _backward_rotated_on,
+    (PACKED, TABLE, TABLE, FLAT, ROWS, FLAT, SEGMENTS),
+    (PACKED,),
+)
