@@ -15,7 +15,7 @@ from sdtt_jax.config import require
 from sdtt_jax.networks import layers
 from sdtt_jax.networks.attention import rotary_tables, rotate
 from sdtt_jax.networks.base import Network
-from sdtt_jax.networks.cache import KVCache, LayerPast, attend_causally, cache_for, extend
+from sdtt_jax.networks.cache import KVCache, cache_for, extend
 from sdtt_jax.networks.config import CausalConfig
 from sdtt_jax.typing import Hidden, Params, Segments, Tokens
 
@@ -82,26 +82,17 @@ class CausalNetwork(Network):
         return hidden, extend(cache, new)
 
 
-class CausalBlock(nn.Module):
-    """Attention and MLP, each after a norm and added to its input."""
+class CausalBlock(layers.DecoderBlock):
+    """A block without biases, with rotary embeddings."""
 
     config: CausalConfig
 
-    @nn.compact
-    def __call__(
-        self, x: jax.Array, past: LayerPast | None, shared: tuple[Any, ...]
-    ) -> tuple[jax.Array, LayerPast | None]:
-        c = self.config
-        cos, sin, used, segments, _ = shared
-        y = layers.LayerNorm(c.embed_dim, name="norm1")(x)
-        query, key, value = layers.queries_keys_values(c, y, bias=False)
-        query, key = rotate(query, cos, sin), rotate(key, cos, sin)
-        mixed, new = attend_causally(query, key, value, past, used, segments)
-        x = x + layers.merged_heads(c, mixed, bias=False)
+    def norm(self, name: str) -> layers.LayerNorm:
+        return layers.LayerNorm(self.config.embed_dim, name=name)
 
-        y = layers.LayerNorm(c.embed_dim, name="norm2")(x)
-        x = x + layers.Mlp(c.embed_dim, c.mlp_ratio * c.embed_dim, c.numerics, name="mlp")(y)
-        return nn.with_logical_constraint(x, ("batch", "length", "embed")), new
+    def heads(self, y: jax.Array, cos: jax.Array, sin: jax.Array) -> tuple[jax.Array, ...]:
+        query, key, value = layers.queries_keys_values(self.config, y, bias=False)
+        return rotate(query, cos, sin), rotate(key, cos, sin), value
 
 
 class CausalTransformer(layers.DecoderOnly):

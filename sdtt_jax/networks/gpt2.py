@@ -6,7 +6,7 @@ embedding (Radford et al. 2019). Interface and cache are those of `CausalNetwork
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -14,9 +14,7 @@ import jax.numpy as jnp
 
 from sdtt_jax.config import require
 from sdtt_jax.networks import layers
-from sdtt_jax.networks.attention import attend, attend_along
 from sdtt_jax.networks.base import AdaptedDenoiser
-from sdtt_jax.networks.cache import LayerPast, attend_causally
 from sdtt_jax.networks.causal import CausalNetwork
 from sdtt_jax.networks.config import GPT2Config as GPT2Config
 from sdtt_jax.networks.config import GPT2DenoiserConfig as GPT2DenoiserConfig
@@ -62,31 +60,17 @@ def _norm(config: GPT2Config, name: str | None = None) -> nn.LayerNorm:
     )
 
 
-class GPT2Block(nn.Module):
-    """Attention and MLP, each after a norm and added to its input."""
+class GPT2Block(layers.DecoderBlock):
+    """A block with biases, without rotary embeddings."""
 
     config: GPT2Config
+    bias: ClassVar[bool] = True
 
-    @nn.compact
-    def __call__(
-        self, x: jax.Array, past: LayerPast | None, shared: tuple[Any, ...]
-    ) -> tuple[jax.Array, LayerPast | None]:
-        c = self.config
-        used, _, edges = shared
-        y = _norm(c, "norm1")(x)
-        query, key, value = layers.queries_keys_values(c, y, bias=True)
-        new: LayerPast | None = None
-        if edges is not None:
-            mixed = attend_along(query, key, value, edges)
-        elif c.is_causal:
-            mixed, new = attend_causally(query, key, value, past, used)
-        else:
-            mixed = attend(query, key, value)
-        x = x + layers.merged_heads(c, mixed, bias=True)
+    def norm(self, name: str) -> nn.LayerNorm:
+        return _norm(self.config, name)
 
-        y = _norm(c, "norm2")(x)
-        x = x + layers.Mlp(c.embed_dim, c.mlp_ratio * c.embed_dim, c.numerics, name="mlp")(y)
-        return nn.with_logical_constraint(x, ("batch", "length", "embed")), new
+    def heads(self, y: jax.Array) -> list[jax.Array]:
+        return layers.queries_keys_values(self.config, y, bias=True)
 
 
 class GPT2(layers.DecoderOnly):

@@ -1,15 +1,16 @@
 """Linen layers that the denoiser and the causal transformer share, with their logical axes."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from sdtt_jax.networks.attention import ATTENTION
+from sdtt_jax.networks.attention import ATTENTION, attend, attend_along
 from sdtt_jax.networks.base import ADAPTERS
+from sdtt_jax.networks.cache import LayerPast, attend_causally, attend_visible
 from sdtt_jax.networks.config import Numerics, TransformerConfig
 from sdtt_jax.networks.products import biased, looked_up, widened_product
 from sdtt_jax.ops.categorical import NEG_INFINITY
@@ -196,6 +197,41 @@ def scan_blocks(
         unroll=config.unroll,
         metadata_params={nn.PARTITION_NAME: "layers"},
     )(config)
+
+
+class DecoderBlock(nn.Module):
+    """A block of `DecoderOnly`: attention and MLP, each after a norm and added to its input.
+
+    A subclass has `norm(name)`, which makes a norm, and `heads(y, *rotary)`, which returns query, key and
+    value, `[batch, length, heads, head_dim]` each.
+    """
+
+    config: Any
+    bias: ClassVar[bool] = False  # whether the projection of what attention returns has one
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, past: LayerPast | None, shared: tuple[Any, ...]
+    ) -> tuple[jax.Array, LayerPast | None]:
+        c = self.config
+        *rotary, used, segments, edges = shared
+        query, key, value = self.heads(self.norm("norm1")(x), *rotary)
+        new: LayerPast | None = None
+        if past is not None and not c.is_causal:
+            mixed, new = attend_visible(query, key, value, past, edges)
+        elif edges is not None:
+            mixed = attend_along(query, key, value, edges, segments)
+        elif c.is_causal:
+            mixed, new = attend_causally(query, key, value, past, used, segments)
+        else:
+            mixed = attend(query, key, value, segments=segments)
+        x = x + merged_heads(c, mixed, bias=self.bias)
+        x = x + self.mlp()(self.norm("norm2")(x))
+        return nn.with_logical_constraint(x, ("batch", "length", "embed")), new
+
+    def mlp(self) -> nn.Module:
+        c = self.config
+        return Mlp(c.embed_dim, c.mlp_ratio * c.embed_dim, c.numerics, name="mlp")
 
 
 class DecoderOnly(nn.Module):

@@ -14,15 +14,9 @@ import jax
 import jax.numpy as jnp
 
 from sdtt_jax.networks import layers
-from sdtt_jax.networks.attention import (
-    attend,
-    attend_along,
-    rotary_tables,
-    rotate,
-    rotate_neighbours,
-)
+from sdtt_jax.networks.attention import rotary_tables, rotate, rotate_neighbours
 from sdtt_jax.networks.base import AdaptedDenoiser
-from sdtt_jax.networks.cache import LayerPast, attend_causally, attend_visible, cache_for
+from sdtt_jax.networks.cache import LayerPast, cache_for
 from sdtt_jax.networks.causal import CausalNetwork
 from sdtt_jax.networks.config import LlamaConfig, LlamaDenoiserConfig, Numerics
 from sdtt_jax.typing import Hidden, Params, Tokens
@@ -101,35 +95,23 @@ class GatedMlp(nn.Module):
         return linear("down", outwards, ("mlp", "embed"))(jax.nn.silu(gate) * up)
 
 
-class LlamaBlock(nn.Module):
-    """Attention and MLP, each after a norm and added to its input."""
+class LlamaBlock(layers.DecoderBlock):
+    """A block with rotary embeddings, whose key and value heads may be fewer than its query heads."""
 
     config: LlamaConfig
 
-    @nn.compact
-    def __call__(
-        self, x: jax.Array, past: LayerPast | None, shared: tuple[Any, ...]
-    ) -> tuple[jax.Array, LayerPast | None]:
-        c = self.config
-        *rotary, used, segments, edges = shared
-        y = RMSNorm(c.embed_dim, c.norm_epsilon, name="norm1")(x)
-        query = self._rotated(self._heads("q", c.num_heads, "heads")(y), "q", *rotary)
-        key = self._rotated(self._heads("k", c.kv_heads, "kv_heads")(y), "k", *rotary)
-        value = self._heads("v", c.kv_heads, "kv_heads")(y)
-        new: LayerPast | None = None
-        if past is not None and not c.is_causal:
-            mixed, new = attend_visible(query, key, value, past, edges)
-        elif edges is not None:
-            mixed = attend_along(query, key, value, edges, segments)
-        elif c.is_causal:
-            mixed, new = attend_causally(query, key, value, past, used, segments)
-        else:
-            mixed = attend(query, key, value, segments=segments)
-        x = x + layers.merged_heads(c, mixed, bias=False)
+    def norm(self, name: str) -> RMSNorm:
+        return RMSNorm(self.config.embed_dim, self.config.norm_epsilon, name=name)
 
-        y = RMSNorm(c.embed_dim, c.norm_epsilon, name="norm2")(x)
-        x = x + GatedMlp(c.embed_dim, c.mlp_dim, c.numerics, name="mlp")(y)
-        return nn.with_logical_constraint(x, ("batch", "length", "embed")), new
+    def heads(self, y: jax.Array, cos: jax.Array, sin: jax.Array) -> tuple[jax.Array, ...]:
+        c = self.config
+        query = self._rotated(self._heads("q", c.num_heads, "heads")(y), "q", cos, sin)
+        key = self._rotated(self._heads("k", c.kv_heads, "kv_heads")(y), "k", cos, sin)
+        return query, key, self._heads("v", c.kv_heads, "kv_heads")(y)
+
+    def mlp(self) -> GatedMlp:
+        c = self.config
+        return GatedMlp(c.embed_dim, c.mlp_dim, c.numerics, name="mlp")
 
     def _heads(self, name: str, count: int, axis: str) -> layers.Linear:
         c = self.config
