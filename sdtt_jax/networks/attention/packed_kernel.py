@@ -55,26 +55,17 @@ def forward_packed(
     Returns:
       `mixed: [batch, length, heads * head_dim]`, `lse: [batch, heads, length]` float32.
     """
-    batch, length, _, features = qkv.shape
-    head_dim = 2 * cos.shape[1]
-    width = math.lcm(head_dim, LANES)
     mixed, lse = _call(
-        functools.partial(_forward_kernel, head_dim=head_dim),
+        _forward_kernel,
         FORWARD,
-        (*_tables(cos, sin, width), jnp.moveaxis(qkv, 2, 0)),
-        ("table", "table", "strip"),
-        (
-            jax.ShapeDtypeStruct((batch, length, features), qkv.dtype),
-            jax.ShapeDtypeStruct(
-                (batch, features // width, width // head_dim, length), jnp.float32
-            ),
-        ),
+        (qkv, cos, sin),
+        [],
         ("rows", "statistics"),
-        scratch=[((2, length, width), qkv.dtype)],
+        scratch=[qkv.dtype],
         products=2,
         interpret=interpret,
     )
-    return mixed, lse.reshape(batch, features // head_dim, length)
+    return mixed, lse.reshape(len(qkv), -1, qkv.shape[1])
 
 
 def backward_packed(
@@ -95,19 +86,13 @@ def backward_packed(
       gradient: gradient of `mixed`, `[batch, length, heads * head_dim]`.
       interpret: run anywhere, slowly.
     """
-    batch, length, _, features = qkv.shape
-    head_dim = 2 * cos.shape[1]
-    width = math.lcm(head_dim, LANES)
-    strips = jnp.moveaxis(qkv, 2, 0)
-    statistics = lse.reshape(batch, features // width, width // head_dim, length)
     (d_qkv,) = _call(
-        functools.partial(_backward_kernel, head_dim=head_dim),
+        _backward_kernel,
         BACKWARD,
-        (*_tables(cos, sin, width), strips, mixed, gradient.astype(qkv.dtype), statistics),
-        ("table", "table", "strip", "rows", "rows", "statistics"),
-        (jax.ShapeDtypeStruct(strips.shape, qkv.dtype),),
+        (qkv, cos, sin),
+        [("rows", mixed), ("rows", gradient.astype(qkv.dtype)), ("statistics", lse)],
         ("strip",),
-        scratch=[((2, length, width), qkv.dtype), ((2, length, width), jnp.float32)],
+        scratch=[qkv.dtype, jnp.float32],
         products=5,
         interpret=interpret,
     )
@@ -232,28 +217,27 @@ def _tables(cos: Array, sin: Array, width: int) -> tuple[Array, Array]:
 def _call(
     kernel: Callable[..., None],
     name: str,
-    arrays: tuple[Array, ...],
-    kinds: tuple[str, ...],
-    results: tuple[jax.ShapeDtypeStruct, ...],
-    result_kinds: tuple[str, ...],
+    inputs: tuple[Array, Array, Array],
+    more: list[tuple[str, Array]],
+    results: tuple[str, ...],
     *,
-    scratch: list[tuple[tuple[int, ...], Any]],
+    scratch: list[Any],
     products: int,
     interpret: bool,
 ) -> Any:
     """Runs a kernel over batch, strips and turns of queries.
 
-    The many arguments are everything in which the two kernels differ for Pallas.
+    The many arguments are everything in which the two kernels differ for Pallas. Kinds of arrays are "table"
+    `[length, width]`, "strip" `[3, batch, length, features]`, "rows" `[batch, length, features]` and
+    "statistics" `[batch, strips, heads of a strip, length]`.
 
     Args:
-      kernel: a function of references to the blocks of `arrays` and `results`, and to the scratch arrays.
+      kernel: a function of references to the blocks of all inputs and results, and to the scratch arrays.
       name: name of the kernel in profiles and compiled programs.
-      arrays: the inputs, the first of them a table.
-      kinds: kind of each of `arrays`: "table" `[length, width]`, "strip" `[3, batch, length, features]`,
-        "rows" `[batch, length, features]` or "statistics" `[batch, strips, heads of a strip, length]`.
-      results: shapes and dtypes of the results.
-      result_kinds: kind of each of `results`.
-      scratch: shapes and dtypes of the scratch arrays.
+      inputs: `qkv`, `cos` and `sin`, as `forward_packed` takes them.
+      more: kinds of the other inputs, and the arrays, which are reshaped to that kind.
+      results: kinds of the results.
+      scratch: dtypes of the scratch arrays, `[2, length, width]` each.
       products: number of `[length, length]` products of each head.
       interpret: run anywhere, slowly.
     """
@@ -261,32 +245,38 @@ def _call(
     from jax.experimental import pallas as pl
     from jax.experimental.pallas import tpu
 
-    length, width = arrays[0].shape
-    _, batch, _, features = arrays[kinds.index("strip")].shape
+    qkv, cos, sin = inputs
+    batch, length, _, features = qkv.shape
+    head_dim = 2 * cos.shape[1]
+    width = math.lcm(head_dim, LANES)
     largest = min(ROWS if width == LANES else LANES, length)
     rows = next(size for size in range(largest, 0, -LANES) if length % size == 0)
-
-    def block(kind: str, x: Any) -> Any:
-        match kind:
-            case "table":
-                # It is read once, so a second buffer would lie idle.
-                once = pl.Buffered(1)
-                return pl.BlockSpec((length, width), lambda *_: (0, 0), pipeline_mode=once)
-            case "strip":
-                return pl.BlockSpec((3, None, length, width), lambda b, s, _: (0, b, 0, s))
-            case "rows":
-                return pl.BlockSpec((None, rows, width), lambda b, s, r: (b, r, s))
-        return pl.BlockSpec((None, None, x.shape[2], rows), lambda b, s, r: (b, s, 0, r))
-
-    everything: list[Any] = [*arrays, *results]
+    heads = width // head_dim
+    shapes = {
+        "strip": jax.ShapeDtypeStruct((3, batch, length, features), qkv.dtype),
+        "rows": jax.ShapeDtypeStruct((batch, length, features), qkv.dtype),
+        "statistics": jax.ShapeDtypeStruct((batch, features // width, heads, length), jnp.float32),
+    }
+    blocks = {
+        # It is read once, so a second buffer would lie idle.
+        "table": pl.BlockSpec((length, width), lambda *_: (0, 0), pipeline_mode=pl.Buffered(1)),
+        "strip": pl.BlockSpec((3, None, length, width), lambda b, s, _: (0, b, 0, s)),
+        "rows": pl.BlockSpec((None, rows, width), lambda b, s, r: (b, r, s)),
+        "statistics": pl.BlockSpec((None, None, heads, rows), lambda b, s, r: (b, s, 0, r)),
+    }
+    kinds = ("table", "table", "strip", *(kind for kind, _ in more))
+    arrays = [*_tables(cos, sin, width), jnp.moveaxis(qkv, 2, 0)]
+    arrays += [x.reshape(shapes[kind].shape) for kind, x in more]
+    out_shape = [shapes[kind] for kind in results]
+    everything: list[Any] = [*arrays, *out_shape]
     return pl.pallas_call(
-        kernel,
+        functools.partial(kernel, head_dim=head_dim),
         name=name,
         grid=(batch, features // width, length // rows),
-        in_specs=[block(*pair) for pair in zip(kinds, arrays, strict=True)],
-        out_specs=[block(*pair) for pair in zip(result_kinds, results, strict=True)],
-        out_shape=list(results),
-        scratch_shapes=[tpu.VMEM(shape, dtype) for shape, dtype in scratch],
+        in_specs=[blocks[kind] for kind in kinds],
+        out_specs=[blocks[kind] for kind in results],
+        out_shape=out_shape,
+        scratch_shapes=[tpu.VMEM((2, length, width), dtype) for dtype in scratch],
         compiler_params=tpu.CompilerParams(
             dimension_semantics=("parallel", "parallel", "arbitrary")
         ),
