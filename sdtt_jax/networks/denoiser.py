@@ -6,7 +6,7 @@ and samplers can keep hidden states and apply the head only where they need it.
 
 import dataclasses
 import functools
-from typing import Any, ClassVar
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -83,7 +83,7 @@ class Denoiser(Network):
         """
         if past is None:
             past = cache_for(self.config, len(tokens), 0).past
-        module = CachedDiT(dataclasses.replace(self.config, remat="none"))
+        module = DiT(dataclasses.replace(self.config, remat="none"))
         decoded: Any = module.apply(
             variables(params), tokens, self._sigma_seen(None), past, start, visible, method="decode"
         )
@@ -174,14 +174,10 @@ class DenoiserBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self,
-        x: jax.Array,
-        condition: jax.Array,
-        shared: tuple[jax.Array, jax.Array, Any],
-        past: LayerPast | None = None,
-        visible: jax.Array | None = None,
+        self, x: jax.Array, past: LayerPast | None, shared: tuple[Any, ...]
     ) -> tuple[jax.Array, LayerPast | None]:
         c = self.config
+        condition, cos, sin, segments, visible = shared
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = Modulation(
             c.cond_dim, c.embed_dim, 6, c.numerics.dtype, name="adaln"
         )(condition)
@@ -189,9 +185,8 @@ class DenoiserBlock(nn.Module):
         y = layers.LayerNorm(c.embed_dim, name="norm1")(x) * (1 + scale_a) + shift_a
         new: LayerPast | None = None
         if past is None:
-            mixed = attend_rotated(layers.attention_inputs(c, y, bias=False), *shared)
+            mixed = attend_rotated(layers.attention_inputs(c, y, bias=False), cos, sin, segments)
         else:
-            cos, sin, _ = shared
             query, key, value = layers.queries_keys_values(c, y, bias=False)
             query, key = rotate(query, cos, sin), rotate(key, cos, sin)
             mixed, new = attend_visible(query, key, value, past, visible)
@@ -222,13 +217,12 @@ class DiT(nn.Module):
     """Embedding, scanned blocks, final norm, head."""
 
     config: DenoiserConfig
-    in_axes: ClassVar[Any] = nn.broadcast  # for all arguments of a block but the first
 
     def setup(self) -> None:
         c = self.config
         self.embed = layers.Embedding(c.padded_vocab, c.embed_dim, c.numerics)
         self.sigma_map = SigmaMap(c.cond_dim)
-        self.blocks = layers.scan_blocks(DenoiserBlock, c, self.in_axes)
+        self.blocks = layers.scan_blocks(DenoiserBlock, c)
         self.final = FinalNorm(c)
         self.head = layers.Head(c.embed_dim, c.vocab_size + 1, c.padded_vocab, c.numerics)
 
@@ -256,7 +250,7 @@ class DiT(nn.Module):
     ) -> jax.Array:
         rotary = rotary_tables(jnp.arange(x.shape[1]), self.config.head_dim)
         x = nn.with_logical_constraint(x, ("batch", "length", "embed"))
-        x, _ = self.blocks(x, condition, (*rotary, segments))
+        x, _ = self.blocks(x, None, (condition, *rotary, segments, None))
         return x
 
     def logits(self, hidden: jax.Array) -> jax.Array:
@@ -264,12 +258,6 @@ class DiT(nn.Module):
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         return self.logits(self.hidden(tokens, jnp.zeros((1,), jnp.float32)))
-
-
-class CachedDiT(DiT):
-    """`DiT` whose blocks read a cache: the same parameters, another loop over blocks."""
-
-    in_axes: ClassVar[Any] = (nn.broadcast, nn.broadcast, 0, nn.broadcast)
 
     def decode(
         self,
@@ -282,5 +270,5 @@ class CachedDiT(DiT):
         condition = self.condition(sigma)
         positions = start + jnp.arange(tokens.shape[1])
         rotary = rotary_tables(positions, self.config.head_dim)
-        x, new = self.blocks(self.embed(tokens), condition, (*rotary, None), past, visible)
+        x, new = self.blocks(self.embed(tokens), past, (condition, *rotary, None, visible))
         return self.final(x, condition), new

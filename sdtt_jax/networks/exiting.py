@@ -174,11 +174,12 @@ def _parts(
     apply = functools.partial(module.apply, variables(params))
     noise = network._sigma_seen(sigma)
     x, condition = apply(tokens, noise, method=lambda m, t, s: (m.embed(t), m.condition(s)))
-    shared = (*rotary_tables(jnp.arange(tokens.shape[1]), config.head_dim), segments)
+    rotary = rotary_tables(jnp.arange(tokens.shape[1]), config.head_dim)
+    shared = (condition, *rotary, segments, None)
 
     def layer(index: jax.Array, x: jax.Array) -> jax.Array:
         own = {name: part["blocks"] for name, part in variables(of_blocks(params, index)).items()}
-        return DenoiserBlock(config).apply(own, x, condition, shared)[0]
+        return DenoiserBlock(config).apply(own, x, None, shared)[0]
 
     def read(index: jax.Array | None, x: jax.Array) -> Any:
         if exits is not None and index is not None:

@@ -170,19 +170,15 @@ def merged_heads(config: TransformerConfig, mixed: jax.Array, *, bias: bool) -> 
     return projection(mixed.reshape(*mixed.shape[:2], -1))
 
 
-def scan_blocks(
-    block: type[nn.Module], config: TransformerConfig, in_axes: Any = (0, nn.broadcast)
-) -> nn.Module:
+def scan_blocks(block: type[nn.Module], config: TransformerConfig) -> nn.Module:
     """`config.num_layers` of `block` as one scanned module, whose parameters have a leading layer axis.
 
-    It is called like a block, with `x` and further arguments, and returns `x` and, stacked, what the blocks
-    return in addition.
+    It is called like a block, `(x, past, shared)`, where `past` has a layer axis too, and returns `x` and,
+    stacked, what the blocks return in addition.
 
     Args:
       block: class of the module of one layer.
       config: its sizes, remat policy and `unroll`.
-      in_axes: for each argument but `x`, 0 if it has a layer axis too, or `nn.broadcast`; the default is for
-        `(past, shared)`.
     """
     if config.remat != "none":
         policy = jax.checkpoint_policies.save_only_these_names(*SAVED[config.remat])
@@ -192,7 +188,7 @@ def scan_blocks(
         block,
         variable_axes={"params": 0, ADAPTERS: 0},
         split_rngs={"params": True},
-        in_axes=in_axes,
+        in_axes=(0, nn.broadcast),
         length=config.num_layers,
         unroll=config.unroll,
         metadata_params={nn.PARTITION_NAME: "layers"},

@@ -77,10 +77,10 @@ def test_scanned_blocks_equal_the_blocks_one_by_one(params, time_conditioned):
     def one_by_one(params):
         condition = SigmaMap(8).apply({"params": params["sigma_map"]}, seen)
         x = params["embed"]["embedding"][TOKENS]
-        rotary = rotary_tables(jnp.arange(6), 8)
+        shared = (condition, *rotary_tables(jnp.arange(6), 8), None, None)
         for layer in range(config.num_layers):
             weights = jax.tree.map(lambda leaf, layer=layer: leaf[layer], params["blocks"])
-            x, _ = DenoiserBlock(config).apply({"params": weights}, x, condition, rotary)
+            x, _ = DenoiserBlock(config).apply({"params": weights}, x, None, shared)
         return FinalNorm(config).apply({"params": params["final"]}, x, condition)
 
     expected = one_by_one(params)
