@@ -107,9 +107,6 @@ class Cost:
                 mine[key] += value * times
 
 
-Trips = Callable[[Instruction], float]
-
-
 class Module:
     """A compiled module.
 
@@ -122,7 +119,12 @@ class Module:
     """
 
     def __init__(
-        self, text: str, axes: Sequence[str], sizes: Sequence[int], trips: Trips, slices: int = 1
+        self,
+        text: str,
+        axes: Sequence[str],
+        sizes: Sequence[int],
+        trips: Callable[[Instruction], float],
+        slices: int = 1,
     ):
         self.computations, self.entry = parse(text)
         self._slices = slices

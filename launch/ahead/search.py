@@ -45,7 +45,7 @@ class Target:
 def meshes(
     config: RunConfig, topology: Topology, devices: Sequence[Any]
 ) -> Iterator[tuple[Mesh, dict[str, float]]]:
-    """Meshes on which the state fits, and its parts' bytes per device, starting with the least communication.
+    """Meshes on which the state fits, the one with the least communication first; each with `state_of` it.
 
     Parameters are replicated, or split over whole dimensions of the torus; tensor parallelism, which
     communicates within every layer, is tried only if the state fits in no other way.

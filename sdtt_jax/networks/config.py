@@ -133,8 +133,8 @@ class NoiseConfig:
     Attributes:
       kind: "full", a Gumbel number for every token; "two-level", one for every block of 128 tokens and every
         entry of a block, for large vocabularies; or "projected", a learnt projection of the softmax of the
-        full noise. Tokens are not drawn with the others: "latent" is one of `num_values` values for each
-        text, and "masks" one for each position, as if there were that many masks.
+        full noise. The other kinds draw no tokens: "latent" is one of `num_values` values for each text, and
+        "masks" one for each position, as if there were that many masks.
       hidden_dim: width of the features' hidden layer.
       projection: features of the projection.
       num_values: number of values of "latent" and "masks".

@@ -48,10 +48,9 @@ class Filters:
 def divided(logits: jax.Array, temperature: float | jax.Array) -> jax.Array:
     """Divides `[..., vocab]` float32 by a temperature of at least `SMALLEST`, a number or `[]` float32.
 
-    Where a low temperature would take the largest entry below the impossible ones or beyond float32, all
-    logits are shifted so that it becomes 0. So they are where the largest lies far below 0, as guidance of
-    unnormalised logits makes it: it would pass for impossible. Impossible entries stay impossible at any
-    temperature.
+    All logits are shifted so that the largest becomes 0 where a low temperature would take it below the
+    impossible entries or beyond float32, and where it lies so far below 0 that it would pass for impossible,
+    as with guidance of unnormalised logits. Impossible entries stay impossible at any temperature.
     """
     largest = logits.max(axis=-1, keepdims=True)
     below = jnp.where(largest < 0.01 * NEG_INFINITY, largest, 0.0)
