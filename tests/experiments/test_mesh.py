@@ -3,7 +3,7 @@
 import types
 
 import pytest
-from jax.sharding import AbstractMesh
+from jax.sharding import AbstractMesh, AxisType
 
 from experiments.configs.smoke import smoke
 from experiments.stages.context import Run
@@ -12,6 +12,7 @@ from experiments.stages.training import check_networks
 from experiments.stages.workdir import Workdir, final
 from sdtt_jax.config import changed
 from sdtt_jax.errors import ConfigError
+from sdtt_jax.parallel.mesh import AXES
 
 CONFIG = changed(smoke(), distillers=("sdtt", "coupled"))
 
@@ -27,7 +28,7 @@ def test_a_mesh_that_does_not_divide_a_later_network_is_found_before_the_teacher
     tmp_path, where, fields
 ):
     def run(config):
-        made = Run(config, Workdir(tmp_path), AbstractMesh((1, 1, 2), ("data", "fsdp", "model")))
+        made = Run(config, Workdir(tmp_path), AbstractMesh((1, 1, 2), AXES, (AxisType.Auto,) * 3))
         vars(made)["info"] = types.SimpleNamespace(vocab_size=18)
         return made
 

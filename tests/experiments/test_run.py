@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AbstractMesh
+from jax.sharding import AbstractMesh, AxisType
 
 from experiments.configs.smoke import smoke
 from experiments.settings import config_dict
@@ -366,7 +366,7 @@ def test_what_a_late_stage_would_refuse_is_refused_first(tmp_path, stage, field,
     config.distillers = ("sdtt", "coupled")
     config.update_from_flattened_dict({f"{stage}.{field}": value})
     with open_run(config, tmp_path / "run") as run:
-        run = dataclasses.replace(run, mesh=AbstractMesh((2, 1, 1), AXES))
+        run = dataclasses.replace(run, mesh=AbstractMesh((2, 1, 1), AXES, (AxisType.Auto,) * 3))
         with pytest.raises(ConfigError, match=stage + error):
             run_stages(run)
         assert not run.workdir.local.data.exists()

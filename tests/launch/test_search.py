@@ -2,7 +2,7 @@
 
 import jax
 import pytest
-from jax.sharding import AbstractMesh
+from jax.sharding import AbstractMesh, AxisType
 
 from experiments.configs.owt_small import owt
 from launch.accelerators import CHIPS
@@ -57,7 +57,7 @@ def test_only_batches_are_tried_that_devices_and_microbatches_divide(
     monkeypatch, microbatches, model, slope, expected
 ):
     """Oracle: the check of a training step. Eight chips of 80 GB, 30 of which the state takes."""
-    mesh = AbstractMesh((8 // model, 1, model), AXES)
+    mesh = AbstractMesh((8 // model, 1, model), AXES, (AxisType.Auto,) * 3)
     train = {"microbatches": microbatches, "batch_size": 8 * microbatches}
     config = changed(owt("small"), distill={"train": train})
 

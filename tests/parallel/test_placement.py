@@ -38,7 +38,7 @@ from sdtt_jax.training.config import TrainConfig
 from sdtt_jax.training.state import StateSpec
 from tests.training import toy
 
-MESH = AbstractMesh((2, 2, 2), AXES)
+MESH = AbstractMesh((2, 2, 2), AXES, (AxisType.Auto,) * 3)
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_a_name_without_a_rule_is_named():
 
 
 def test_an_axis_that_does_not_divide_is_named_with_its_leaf():
-    mesh = AbstractMesh((1, 1, 3), AXES)
+    mesh = AbstractMesh((1, 1, 3), AXES, (AxisType.Auto,) * 3)
     boxed = jax.eval_shape(toy.init, jax.random.key(0))
     with pytest.raises(ConfigError, match=r"blocks/attn_out/kernel: its axis 'heads' of size 4"):
         tree_shardings(boxed, RULES, mesh)
