@@ -75,7 +75,7 @@ def test_a_gradient_may_be_taken_of_a_loss_within_shard_map(loss_of):
     sizes = tiny_network(time_conditioned=True).config
     network = Denoiser(dataclasses.replace(sizes, num_layers=1, compute_dtype="bf16_bf16_f32"))
     loss, params = loss_of(MaskedDiffusion(network, make_schedule())), abstract_params(network)
-    mesh = jax.sharding.AbstractMesh((2,), ("data",))
+    mesh = jax.sharding.AbstractMesh((2,), ("data",), (jax.sharding.AxisType.Auto,))
     shared, split = PartitionSpec(), PartitionSpec("data")
 
     def total(params, x0):
