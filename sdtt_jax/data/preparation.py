@@ -69,8 +69,7 @@ def prepare(
     Args:
       data_config: the corpus, and how it is cut into sequences.
       tokenizer_config: the vocabulary.
-      data_dir: where the sequences go; a symbolic link stays one.
-      tokenizer_dir: where the vocabulary goes; likewise.
+      data_dir, tokenizer_dir: where sequences and vocabulary go; symbolic links stay links.
       track: wraps every pass, for example `sdtt_jax.progress.track_text`.
       tokenizer: a published model's tokenizer, for `tokenizer_config.kind` "hub".
       engine: runs the tasks, from `sdtt_jax.data.engines`.
