@@ -134,7 +134,10 @@ def time_features(sigma: jax.Array) -> jax.Array:
 
 
 class Modulation(nn.Module):
-    """`count` vectors of `dim` features from the condition, starting at zero (adaLN-zero)."""
+    """`count` vectors of `dim` features from the condition, starting at zero (adaLN-zero).
+
+    They are `[dim]` if the condition has one row, which is that of all texts, or else `[batch, 1, dim]`.
+    """
 
     cond_dim: int
     dim: int
@@ -149,7 +152,12 @@ class Modulation(nn.Module):
         out = layers.Linear(
             (self.cond_dim,), shape, axes, zero=True, numerics=numerics, name="linear"
         )(condition)
-        return [out[:, None, i, :] for i in range(self.count)]
+        return [out[0, i] if len(out) == 1 else out[:, None, i] for i in range(self.count)]
+
+
+def modulated(x: jax.Array, scale: jax.Array, shift: jax.Array) -> jax.Array:
+    """`x * (1 + scale) + shift` for vectors of `Modulation`."""
+    return x * layers.spread(1 + scale, x) + layers.spread(shift, x)
 
 
 class SigmaMap(nn.Module):
@@ -182,7 +190,7 @@ class DenoiserBlock(nn.Module):
             c.cond_dim, c.embed_dim, 6, c.numerics.dtype, name="adaln"
         )(condition)
 
-        y = layers.LayerNorm(c.embed_dim, name="norm1")(x) * (1 + scale_a) + shift_a
+        y = modulated(layers.LayerNorm(c.embed_dim, name="norm1")(x), scale_a, shift_a)
         new: LayerPast | None = None
         if past is None:
             mixed = attend_rotated(layers.attention_inputs(c, y, bias=False), cos, sin, segments)
@@ -190,12 +198,11 @@ class DenoiserBlock(nn.Module):
             query, key, value = layers.queries_keys_values(c, y, bias=False)
             query, key = rotate(query, cos, sin), rotate(key, cos, sin)
             mixed, new = attend_visible(query, key, value, past, visible)
-        x = x + gate_a * layers.merged_heads(c, mixed, bias=False)
+        x = x + layers.spread(gate_a, x) * layers.merged_heads(c, mixed, bias=False)
 
-        y = layers.LayerNorm(c.embed_dim, name="norm2")(x) * (1 + scale_m) + shift_m
-        x = x + gate_m * layers.Mlp(c.embed_dim, c.mlp_ratio * c.embed_dim, c.numerics, name="mlp")(
-            y
-        )
+        y = modulated(layers.LayerNorm(c.embed_dim, name="norm2")(x), scale_m, shift_m)
+        mlp = layers.Mlp(c.embed_dim, c.mlp_ratio * c.embed_dim, c.numerics, name="mlp")
+        x = x + layers.spread(gate_m, x) * mlp(y)
         return nn.with_logical_constraint(x, ("batch", "length", "embed")), new
 
 
@@ -210,7 +217,7 @@ class FinalNorm(nn.Module):
         shift, scale = Modulation(c.cond_dim, c.embed_dim, 2, c.numerics.dtype, name="adaln")(
             condition
         )
-        return layers.LayerNorm(c.embed_dim, name="norm")(x) * (1 + scale) + shift
+        return modulated(layers.LayerNorm(c.embed_dim, name="norm")(x), scale, shift)
 
 
 class DiT(nn.Module):

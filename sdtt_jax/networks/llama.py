@@ -72,7 +72,8 @@ class RMSNorm(nn.Module):
         scale = layers.parameter(self, "scale", nn.initializers.ones, (self.axis,), (self.dim,))
         wide = x.astype(jnp.float32)
         mean_square = jnp.square(wide).mean(axis=-1, keepdims=True)
-        return (wide * jax.lax.rsqrt(mean_square + self.epsilon) * scale).astype(x.dtype)
+        normed = wide * jax.lax.rsqrt(mean_square + self.epsilon)
+        return (normed * layers.spread(scale, x)).astype(x.dtype)
 
 
 class GatedMlp(nn.Module):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from sdtt_jax.networks.config import NUMERICS
-from sdtt_jax.networks.layers import Embedding, Head, LayerNorm, Linear, Mlp
+from sdtt_jax.networks.layers import Embedding, Head, LayerNorm, Linear, Mlp, spread
 from sdtt_jax.ops.categorical import NEG_INFINITY
 
 
@@ -187,3 +187,23 @@ def test_head_gives_float32_and_makes_padding_impossible(numerics):
     assert logits.dtype == np.float32
     assert (logits[:, 5:] == NEG_INFINITY).all()
     assert (np.abs(logits[:, :5]) < 100).all()
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_the_gradient_of_a_spread_vector_is_summed_over_texts_and_positions_at_once(batch):
+    """Also over the axis of a single text, without which a CPU sums slowly. Oracles: NumPy, the program."""
+    x, weights = _random(0, batch, 5, 3), _random(1, batch, 5, 3)
+
+    def weighted(vector):
+        return (weights * x * spread(vector, x)).sum()
+
+    gradient = jax.grad(weighted)
+    np.testing.assert_allclose(
+        gradient(_random(2, 3)), (weights * x).sum(axis=(0, 1)), rtol=1e-5, atol=1e-6
+    )
+    assert "reduce_sum[axes=(0, 1)" in str(jax.make_jaxpr(gradient)(_random(2, 3)))
+
+
+def test_vectors_of_each_text_are_spread_by_broadcasting():
+    vectors = _random(0, 2, 1, 3)
+    assert spread(vectors, _random(1, 2, 5, 3)) is vectors
