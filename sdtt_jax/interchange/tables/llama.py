@@ -1,9 +1,9 @@
 """The Llama family: causal models and denoisers, by the hub's names, by OLMo's (LLaDA) and in GGUF files.
 
 A checkpoint's name decides nothing. The network has biases and norms of queries and keys if their tensors are
-there, and an untied head likewise unless its config says otherwise. Whether it is a denoiser, which token is
-MASK, and whether it predicts the next token come from the user, else from its config, else from the family
-that the config names; if none of them does, an error asks the user.
+there. Its head is untied if the config says so, or says nothing and the head's tensor is there. Whether it is
+a denoiser, which token is MASK, and whether it predicts the next token come from the user, else from its
+config, else from the family that the config names; if none of them does, an error asks the user.
 """
 
 import dataclasses

@@ -79,7 +79,7 @@ def _attend(
 ) -> Array:
     """`precision` of matrix products is for the backward pass, which may be traced in another context."""
     del precision
-    return dispatch.forward(query, key, value, causal, segments)[0]
+    return dispatch.forward(query, key, value, segments, causal=causal)[0]
 
 
 def _attend_forward(
@@ -90,7 +90,7 @@ def _attend_forward(
     causal: bool,
     _precision: str | None,
 ) -> tuple[Array, Saved]:
-    mixed, lse = dispatch.forward(query, key, value, causal, segments)
+    mixed, lse = dispatch.forward(query, key, value, segments, causal=causal)
     # Saved as [batch, length, heads * head_dim], since a TPU pads the last axis to 128 and the one before to
     # 16: with 12 heads of 64 features the saved array would otherwise be 2.7 times as large.
     flat = checkpoint_name(mixed.reshape(*mixed.shape[:2], -1), ATTENTION)
@@ -102,7 +102,8 @@ def _attend_backward(
     causal: bool, precision: str | None, saved: Saved, gradient: Array
 ) -> tuple[Array, Array, Array, None]:
     with jax.default_matmul_precision(precision):
-        return *dispatch.backward(saved, gradient, causal), None
+        arrays = (*saved[:5], gradient, saved.segments)
+        return *dispatch.backward(*arrays, causal=causal), None
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
@@ -143,8 +144,9 @@ def _attend_rotated_forward(
 def _attend_rotated_backward(
     precision: str | None, saved: tuple[Array, ...], gradient: Array
 ) -> tuple[Array, None, None, None]:
+    *arrays, segments = saved
     with jax.default_matmul_precision(precision):
-        return dispatch.backward_rotated(saved, gradient), None, None, None
+        return *dispatch.backward_rotated(*arrays, gradient, segments), None, None, None
 
 
 _attend_rotated.defvjp(_attend_rotated_forward, _attend_rotated_backward)

@@ -102,67 +102,6 @@ def matmul_precision() -> str | None:
     return config.jax_default_matmul_precision
 
 
-def forward(
-    query: Array, key: Array, value: Array, causal: bool, segments: Array | None = None
-) -> tuple[Array, Array]:
-    """Attention, with what its backward pass needs.
-
-    Args:
-      query, key, value: `[batch, length, heads, head_dim]`.
-      causal: position i sees positions 0 … i only.
-      segments: `[batch, length]` int32; a position sees only those with its own number. None: it sees all.
-
-    Returns:
-      `mixed: [batch, length, heads, head_dim]`, and `lse: [batch, heads, length]`, which has a meaning
-      only for `backward` on the same platform.
-    """
-    arrays = (query, key, value, segments)
-    mixed, lse = _FORWARD(_sizes(query), *arrays, causal=causal)
-    return mixed, lse
-
-
-def backward(saved: Saved, gradient: Array, causal: bool) -> Grads:
-    """Gradients of query, key and value.
-
-    Args:
-      saved: arguments and results of `forward`.
-      gradient: gradient of `mixed`.
-      causal: as in `forward`.
-    """
-    arrays = (*saved[:5], gradient, saved.segments)
-    d_query, d_key, d_value = _BACKWARD(_sizes(gradient), *arrays, causal=causal)
-    return d_query, d_key, d_value
-
-
-def forward_rotated(
-    qkv: Array, cos: Array, sin: Array, segments: Array | None = None
-) -> tuple[Array, Array]:
-    """`forward` of rotated queries and keys: on a TPU one kernel does both where it can.
-
-    Args:
-      qkv: `[batch, length, 3, heads * head_dim]`, not rotated yet.
-      cos, sin: from `rotary_tables`, `[length, head_dim // 2]`.
-      segments: as `forward` takes them.
-
-    Returns:
-      `mixed: [batch, length, heads * head_dim]`, and `lse: [batch, heads, length]`.
-    """
-    mixed, lse = _FORWARD_ROTATED(_flat_sizes(qkv, cos), qkv, cos, sin, segments)
-    return mixed, lse
-
-
-def backward_rotated(saved: tuple[Any, ...], gradient: Array) -> Array:
-    """Gradient of `qkv`.
-
-    Args:
-      saved: arguments and results of `forward_rotated`, in this order: qkv, cos, sin, mixed, lse, segments.
-      gradient: gradient of `mixed`.
-    """
-    *arrays, segments = saved
-    (d_qkv,) = _BACKWARD_ROTATED(_flat_sizes(*arrays[:2]), *arrays, gradient, segments)
-    return d_qkv
-
-
 def _forward_on(platform: str, *arrays: Array, causal: bool) -> tuple[Array, ...]:
     query, key, value, *segments = arrays
     chosen = FORMS[form(platform, query.shape, query.dtype, segmented=bool(segments))]
@@ -175,13 +114,13 @@ def _backward_on(platform: str, *arrays: Array, causal: bool) -> tuple[Array, ..
     return chosen.backward(Saved(query, key, value, mixed, lse, *segments), gradient, causal)
 
 
-def _sizes(x: Array) -> tuple[int, int]:
-    """Sequences and heads of `[batch, length, heads, head_dim]`."""
-    return x.shape[0], x.shape[2]
+def _sizes(query: Array, *_: Array) -> tuple[int, int]:
+    """Sequences and heads, from `query: [batch, length, heads, head_dim]`."""
+    return query.shape[0], query.shape[2]
 
 
-def _flat_sizes(qkv: Array, cos: Array) -> tuple[int, int]:
-    """Sequences and heads of `[batch, length, 3, heads * head_dim]`."""
+def _flat_sizes(qkv: Array, cos: Array, *_: Array) -> tuple[int, int]:
+    """Sequences and heads, from `qkv: [batch, length, 3, heads * head_dim]`."""
     return qkv.shape[0], qkv.shape[3] // (2 * cos.shape[1])
 
 
@@ -226,18 +165,20 @@ def _rotated(qkv: Array, cos: Array, sin: Array) -> tuple[Array, ...]:
 def _primitive(
     name: str,
     run_on: Callable[..., tuple[Array, ...]],
+    sizes: Callable[..., tuple[int, int]],
     names: tuple[Axes, ...],
     out_names: tuple[Axes, ...],
 ) -> Callable[..., Any]:
     """A forward or backward pass, lowered to the form of each platform, on each device's share of the arrays.
 
     It is lowered long after the call and outside its context, so it keeps the precision of matrix products
-    that the call asked for. Returns a function `(sizes, *arrays, **parameters) -> results`, with `sizes` as
-    `_on_mesh` takes them; an array that is None is left out.
+    that the call asked for. Returns a function `(*arrays, **parameters) -> results`; an array that is None is
+    left out.
 
     Args:
       name: name of the primitive.
       run_on: maps `(platform, *arrays, **parameters)` to results.
+      sizes: maps the arrays to the numbers of sequences and heads.
       names: logical axes of each array; an array without "batch" is shared by all sequences.
       out_names: logical axes of each result.
     """
@@ -285,13 +226,13 @@ def _primitive(
 
     batching.primitive_batchers[primitive] = batched
 
-    def bind(sizes: tuple[int, int], *given: Array | None, **parameters: Any) -> Any:
+    def bind(*given: Array | None, **parameters: Any) -> Any:
         arrays = [x for x in given if x is not None]
         # Products of 16-bit numbers are exact, and TPU kernels reject a request for more precision.
         precision = matmul_precision() if arrays[0].dtype.itemsize >= 4 else None
         local = functools.partial(primitive.bind, precision=precision, **parameters)
         plain = functools.partial(run_on, "other", **parameters)
-        return _on_mesh(local, plain, names[: len(arrays)], out_names, sizes, *arrays)
+        return _on_mesh(local, plain, names[: len(arrays)], out_names, sizes(*arrays), *arrays)
 
     return bind
 
@@ -338,22 +279,32 @@ def _on_mesh(
     )(*arrays)
 
 
-_FORWARD = _primitive("attention_forward", _forward_on, (HEADS,) * 3 + (SEGMENTS,), (HEADS, ROWS))
-_BACKWARD = _primitive(
+# `(query, key, value, segments) -> (mixed, lse)`, with the keyword `causal`, all as in `attend`. What
+# `lse: [batch, heads, length]` means, only `backward` on the same platform knows.
+forward = _primitive(
+    "attention_forward", _forward_on, _sizes, (HEADS,) * 3 + (SEGMENTS,), (HEADS, ROWS)
+)
+# `(query, key, value, mixed, lse, gradient of mixed, segments)` to the gradients of the first three.
+backward = _primitive(
     "attention_backward",
     _backward_on,
+    _sizes,
     (HEADS, HEADS, HEADS, HEADS, ROWS, HEADS, SEGMENTS),
     (HEADS, HEADS, HEADS),
 )
-_FORWARD_ROTATED = _primitive(
+# `(qkv, cos, sin, segments) -> (mixed, lse)`, as `attend_rotated` takes and returns them.
+forward_rotated = _primitive(
     "rotated_attention_forward",
     _forward_rotated_on,
+    _flat_sizes,
     (PACKED, TABLE, TABLE, SEGMENTS),
     (FLAT, ROWS),
 )
-_BACKWARD_ROTATED = _primitive(
+# `(qkv, cos, sin, mixed, lse, gradient of mixed, segments)` to a tuple of the gradient of `qkv`.
+backward_rotated = _primitive(
     "rotated_attention_backward",
     _backward_rotated_on,
+    _flat_sizes,
     (PACKED, TABLE, TABLE, FLAT, ROWS, FLAT, SEGMENTS),
     (PACKED,),
 )
