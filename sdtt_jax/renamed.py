@@ -96,7 +96,8 @@ MODULES = {
     "launch.fits": "tools.fits",
     "launch.floors": "tools.floors",
     "launch.pods.accelerators": "launch.accelerators",
-    "launch.remat_table": "tools.remat_table",
+    "launch.remat_table": "experiments.benchmark and launch.compile",
+    "tools.remat_table": "experiments.benchmark and launch.compile",
 }
 
 # Old name in a module that is still there -> what took its place.

@@ -1,4 +1,4 @@
-"""The maintainers' programs: faults and kills, floors of the requirements, tables of memory and of what fits.
+"""The maintainers' programs: faults and kills, floors of the requirements, a table of what fits.
 
 They may use everything; nothing uses them.
 """

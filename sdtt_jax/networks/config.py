@@ -46,7 +46,7 @@ class TransformerConfig:
         Parameters and logits are always float32.
       remat: what a block's backward pass recomputes: "none", "dots" (all but the results of the linear
         layers and of attention), "attention" (all but the results of attention) or "full" (everything). The
-        measured table is docs/measurements/remat.md (`tools.remat_table`).
+        measured table is docs/measurements/remat.md.
       unroll: blocks in one turn of the loop over blocks; if all of them, there is no loop. Parameters and
         values stay the same. Without a loop, training is faster on a GPU, but takes more memory and longer to
         compile (docs/measurements/gpu.md).
