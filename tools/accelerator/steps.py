@@ -4,14 +4,12 @@ Cases are those of `experiments.benchmark`: a whole step with optimizer and movi
 tokens masked.
 """
 
-import contextlib
 import functools
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
-from unittest import mock
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 
@@ -21,8 +19,7 @@ from experiments.configs.owt_small import owt
 from experiments.settings import RunConfig
 from sdtt_jax.checkpoints.store import Checkpoints
 from sdtt_jax.config import changed, to_mapping
-from sdtt_jax.networks import Denoiser, layers
-from sdtt_jax.ops import rows
+from sdtt_jax.networks import Denoiser
 from sdtt_jax.parallel.mesh import MeshConfig, make_mesh
 from sdtt_jax.paths import as_path
 from sdtt_jax.training.state import StateSpec
@@ -35,8 +32,6 @@ TINY = {"num_layers": 1, "embed_dim": 32, "num_heads": 2}
 TINY_VOCAB, TINY_LENGTH = 100, 16
 REPEATS, SMALLEST, LARGEST = 8, 16, 512
 ENOUGH_S = 3.0
-
-Context = contextlib.AbstractContextManager[Any]
 
 
 def training(bench: Bench) -> None:
@@ -124,54 +119,18 @@ def _next_batch(tried: list[BenchRow], largest: int) -> int:
     return batch
 
 
-def _head_rows(turns: int, most: int) -> Context:
-    """Divides rows into `turns` chunks of at most `most` rows."""
-    return mock.patch.multiple(rows, MAX_TURNS=turns, MAX_ROWS=most)
-
-
-def _kept_apart() -> Context:
-    """Keeps a block's recomputation apart from its forward pass without a loop between them."""
-    linen: Any = layers.nn  # type: ignore[attr-defined]
-    plain = linen.remat
-
-    def remat(block: Any, **options: Any) -> Any:
-        return plain(block, **options | {"prevent_cse": True})
-
-    return mock.patch.object(linen, "remat", remat)
-
-
-def _compiled_with(**options: Any) -> Context:
-    """Compiles programs with these options of XLA."""
-    plain = jax.stages.Lowered.compile
-    return mock.patch.object(jax.stages.Lowered, "compile", lambda self: plain(self, options))
-
-
-class Setting(NamedTuple):
-    """What a setting changes about a step."""
-
-    fields: Mapping[str, Any] = {}  # of the network's config
-    # The context in which the step is built.
-    context: Callable[[], Context] = contextlib.nullcontext
-
-
 ALL = {"unroll": 12}
 PLAIN = "as it is"
-SETTINGS: Mapping[str, Setting] = {
-    PLAIN: Setting(),
-    "no loop over blocks": Setting(ALL),
-    "no loop, recomputation kept apart": Setting(ALL, _kept_apart),
-    "no loop, remat none": Setting(ALL | {"remat": "none"}),
-    "head in chunks of 512 rows": Setting({}, functools.partial(_head_rows, 64, 512)),
-    "4 blocks in a turn of the loop": Setting({"unroll": 4}),
-    "no Triton matmuls": Setting(
-        {}, functools.partial(_compiled_with, xla_gpu_enable_triton_gemm=False)
-    ),
-    "head in chunks of 2048 rows": Setting({}, functools.partial(_head_rows, 16, 2048)),
-    "float32": Setting({"compute_dtype": "float32"}),
-    "remat attention": Setting({"remat": "attention"}),
-    "remat none": Setting({"remat": "none"}),
+# Fields of the network's config.
+SETTINGS: Mapping[str, Mapping[str, Any]] = {
+    PLAIN: {},
+    "no loop over blocks": ALL,
+    "no loop, remat none": ALL | {"remat": "none"},
+    "4 blocks in a turn of the loop": {"unroll": 4},
+    "float32": {"compute_dtype": "float32"},
+    "remat attention": {"remat": "attention"},
+    "remat none": {"remat": "none"},
 }
-GPU_ONLY = ("no Triton matmuls",)
 
 
 def tuning(bench: Bench) -> None:
@@ -183,29 +142,25 @@ def tuning(bench: Bench) -> None:
     """
     small, large = (2, 2) if bench.tiny else (32, 256)
     names = [PLAIN, "no loop over blocks"] if bench.tiny else list(SETTINGS)
-    known = _tuned(bench, "teacher", small, names[:4])
+    known = _tuned(bench, "teacher", small, names[:3])
     loops = [name for name in known if "loop" in name]
     pair = [max(loops, key=known.__getitem__), PLAIN] if loops else [PLAIN]
     cases = [("teacher", large), ("distill", large), ("distill", small)]
     for kind, batch in cases[-1:] if bench.tiny else cases:
         _tuned(bench, kind, batch, pair)
-    _tuned(bench, "teacher", small, names[4:])
+    _tuned(bench, "teacher", small, names[3:])
 
 
 def _tuned(bench: Bench, kind: str, batch: int, names: Sequence[str]) -> dict[str, float]:
     """Times a step under the named settings; tokens/s by setting, without those skipped or failed."""
     known = {}
     for name in names:
-        setting = SETTINGS[name]
         took = 45 if "loop" in name else 25
-        if name in GPU_ONLY and jax.default_backend() != "gpu":
-            continue
         if not bench.has(took, f"{kind}, batch {batch}, {name}"):
             continue
-        config = paper("small", tiny=bench.tiny, **setting.fields)
-        with setting.context():
-            measure = functools.partial(step, bench, kind, config, batch)
-            row = bench.row(f"{kind}, batch {batch}", {"setting": name}, measure)
+        config = paper("small", tiny=bench.tiny, **SETTINGS[name])
+        measure = functools.partial(step, bench, kind, config, batch)
+        row = bench.row(f"{kind}, batch {batch}", {"setting": name}, measure)
         if "error" not in row:
             known[name] = row["tokens/s"]
     return known
