@@ -1,6 +1,5 @@
 """The rounds of noise-coupled distillation: their teachers, and the stored pools of trajectories."""
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +12,7 @@ from jax.sharding import Mesh
 from experiments.distillers import COUPLED
 from experiments.settings import RunConfig
 from experiments.stages.context import Run
-from experiments.stages.job import Rounds, TrainingJob, averaged
+from experiments.stages.job import Pool, Rounds, TrainingJob, averaged
 from experiments.stages.workdir import has_begun
 from sdtt_jax.checkpoints.digests import canonical_sha256, params_digest
 from sdtt_jax.checkpoints.orbax import is_committed
@@ -51,45 +50,39 @@ POOL_BATCH = 64
 PARTS = "pool.parts"
 
 
-@dataclasses.dataclass(frozen=True)
-class Pool:
-    """Stored trajectories. Their noise is drawn again from their indices, unless it was inferred."""
+def stored_batch(rows: dict[str, Any], seed: int, number: int, size: int, mesh: Mesh) -> Tree:
+    """Batch `number` of the epochs of a seed, on the mesh: the trajectories' indices and arrays.
 
-    # "tokens", at which they end, `[trajectories, length]` int32; in hindsight the texts, and their "noise".
-    rows: dict[str, Any]
-    facts: dict[str, Any]  # everything that determined them
+    `rows` has "tokens", at which the trajectories end, `[trajectories, length]` int32; in hindsight, also the
+    "noise" of these texts. Other noise is drawn again from the indices.
+    """
+    chosen = shuffled(len(rows["tokens"]), seed, number, size).astype(np.int32)
 
-    def batch(self, seed: int, number: int, size: int, mesh: Mesh) -> Tree:
-        """Batch `number` of the epochs of a seed, on the mesh: the trajectories' indices and arrays."""
-        chosen = shuffled(len(self.rows["tokens"]), seed, number, size).astype(np.int32)
+    def placed(stored: np.ndarray) -> jax.Array:
+        return place_rows(lambda part: stored[chosen[part]], (size, *stored.shape[1:]), mesh)
 
-        def placed(stored: np.ndarray) -> jax.Array:
-            shape = (size, *stored.shape[1:])
-            return place_rows(lambda rows: stored[chosen[rows]], shape, mesh)
-
-        index = place_rows(lambda rows: chosen[rows], (size,), mesh)
-        return {"index": index} | jax.tree.map(placed, self.rows)
+    index = place_rows(lambda part: chosen[part], (size,), mesh)
+    return {"index": index} | jax.tree.map(placed, rows)
 
 
-@dataclasses.dataclass(frozen=True)
-class Fresh:
-    """Trajectories that the training step makes itself, or in hindsight texts whose noise it infers."""
+def _fresh_batch(
+    texts: Callable[[int, int, int, slice], np.ndarray] | None,
+    length: int,
+    seed: int,
+    number: int,
+    size: int,
+    mesh: Mesh,
+) -> Tree:
+    """The indices of the trajectories that a training step makes itself; in hindsight, with their `texts`."""
 
-    texts: Callable[[int, int, int, slice], np.ndarray] | None  # `Split.batch`, in hindsight
-    length: int
-    facts: dict[str, Any]  # everything that determines them
+    def numbers(rows: slice) -> np.ndarray:
+        return np.arange(number * size, (number + 1) * size, dtype=np.int32)[rows]
 
-    def batch(self, seed: int, number: int, size: int, mesh: Mesh) -> Tree:
-        """The indices of the trajectories of batch `number`, on the mesh; in hindsight the texts as well."""
-
-        def numbers(rows: slice) -> np.ndarray:
-            return np.arange(number * size, (number + 1) * size, dtype=np.int32)[rows]
-
-        batch = {"index": place_rows(numbers, (size,), mesh)}
-        if self.texts is not None:
-            rows = functools.partial(self.texts, seed, number, size)
-            batch["tokens"] = place_rows(rows, (size, self.length), mesh)
-        return batch
+    batch = {"index": place_rows(numbers, (size,), mesh)}
+    if texts is not None:
+        rows = functools.partial(texts, seed, number, size)
+        batch["tokens"] = place_rows(rows, (size, length), mesh)
+    return batch
 
 
 def _describe(config: RunConfig, number: int) -> str:
@@ -160,7 +153,7 @@ def teacher_params(run: Run, number: int) -> Params:
     return run.delivered(folder, network, "distill")
 
 
-def open_pool(run: Run, number: int, teacher: Params) -> Pool | Fresh:
+def open_pool(run: Run, number: int, teacher: Params) -> Pool:
     """Reads the trajectories of a round, or makes and stores them.
 
     With `num_trajectories=0` none is stored, and each training step makes its own. Trajectories depend on
@@ -195,7 +188,8 @@ def open_pool(run: Run, number: int, teacher: Params) -> Pool | Fresh:
         facts["independent"] = True
     if not config.num_trajectories:
         texts = run.train_split.batch if config.hindsight else None
-        return Fresh(texts, run.config.data.length, facts)
+        length = run.config.data.length
+        return Pool(functools.partial(_fresh_batch, texts, length), facts)
     # Training draws the noise again, which under other flags of JAX's would not be that of the stored texts.
     # A checkpoint names the generator itself.
     drawn = facts | unusual_generator()
@@ -204,7 +198,7 @@ def open_pool(run: Run, number: int, teacher: Params) -> Pool | Fresh:
         rows = _make(run, number, teacher, parts / canonical_sha256(drawn)[:12])
         save_params(folder, place_whole(rows, run.mesh), drawn)
         processes.on_first("Removing the parts of the pool", lambda: remove_tree(parts))
-        return Pool(_noise_in(rows), facts)
+        return Pool(functools.partial(stored_batch, _noise_in(rows)), facts)
     stored, found = load_params(folder, replicated(run.mesh))
     if "random" not in found and processes.agree(has_begun(own)):
         drawn = facts  # an earlier version began this round with this pool
@@ -215,7 +209,8 @@ def open_pool(run: Run, number: int, teacher: Params) -> Pool | Fresh:
             "remove it to have it made again:\n  "
             + "\n  ".join(differences(usual | found, usual | drawn))
         )
-    return Pool(_noise_in(jax.tree.map(processes.to_host, stored)), facts)
+    rows = jax.tree.map(processes.to_host, stored)
+    return Pool(functools.partial(stored_batch, _noise_in(rows)), facts)
 
 
 def _noise_in(rows: dict[str, Any]) -> dict[str, Any]:
@@ -298,7 +293,7 @@ def _noise_key(run: Run, number: int) -> Key:
 
 ROUNDS = Rounds(
     count=lambda config: config.coupled.num_rounds,
-    jobs=lambda run: functools.partial(_round, run),
+    job=_round,
     deliver=_deliver,
     describe=_describe,
 )

@@ -5,7 +5,7 @@ import functools
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -49,15 +49,12 @@ class WithoutBase(Checkpoints):
         return super().save(state.replace(context=context))
 
 
-class Source(Protocol):
+class Pool(NamedTuple):
     """The source of batches of a stage that does not train on the texts of the training split."""
 
-    @property
-    def facts(self) -> dict[str, Any]:
-        """Everything that determines the batches; stored with the checkpoints."""
-
-    def batch(self, seed: int, number: int, size: int, mesh: Mesh) -> Tree:
-        """Batch `number` of a seed, on the mesh."""
+    # `(seed, number, size, mesh)`: batch `number` of a seed, on the mesh.
+    batch: Callable[[int, int, int, Mesh], Tree]
+    facts: dict[str, Any]  # everything that determines the batches; stored with the checkpoints
 
 
 def deliver_base(run: Run) -> None:
@@ -80,7 +77,7 @@ class TrainingJob:
     step_fn: TrainStep  # the compiled step
     start: Callable[[], TrainState]  # makes the state to begin with
     abstract: TrainState  # shapes and shardings of the state
-    pool: Source | None = None  # where batches come from, if not from the training split
+    pool: Pool | None = None  # where batches come from, if not from the training split
     every: int = 1  # 1, or n for a network that is trained on every n-th token
     # For a network that was causal, the share of attention to later positions that is open at a step.
     open_share: Callable[[int], float] | None = None
@@ -160,8 +157,7 @@ class Rounds(NamedTuple):
     """The rounds of a distiller: how many, and how each is trained and delivered."""
 
     count: Callable[[RunConfig], int]  # how many the config asks for
-    # Returns the function from a round's number to its training; SDTT compiles one step for all rounds.
-    jobs: Callable[[Run], Callable[[int], TrainingJob]]
+    job: Callable[[Run, int], TrainingJob]  # the training of a round, from its number
     deliver: Callable[[Run, int, TrainState], None]  # writes what a trained round delivers
     describe: Callable[[RunConfig, int], str]  # a line about a round, for the log
 

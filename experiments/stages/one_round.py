@@ -97,7 +97,7 @@ def one_round(name: str) -> Rounds:
 
     return Rounds(
         count=lambda _config: 1,
-        jobs=lambda run: functools.partial(job, run),
+        job=job,
         deliver=deliver,
         describe=lambda _config, _number: parts.description,
     )

@@ -2,7 +2,7 @@
 
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -65,7 +65,7 @@ def training_job(run: Run, stage: str, number: int = 0) -> TrainingJob:
         loss = judge_loss(network, run.tokenizer.bos_id, run.sequences, every)
         return _from_scratch(run, stage, network, loss, run.config.judge.train, every)
     rounds = next(rounds for name, rounds in ROUNDS.items() if stage_of(name) == stage)
-    return rounds.jobs(run)(number)
+    return rounds.job(run, number)
 
 
 def check_found_elsewhere(run: Run, names: Sequence[str]) -> None:
@@ -189,15 +189,14 @@ def is_judged(run: Run) -> bool:
 def distill(run: Run) -> None:
     """Runs all rounds of every distiller; the student of a round is the teacher of the next."""
     for name in run.config.distillers:
-        rounds = ROUNDS[name]
-        job, count = rounds.jobs(run), rounds.count(run.config)
+        rounds, count = ROUNDS[name], ROUNDS[name].count(run.config)
         for number in range(1, count + 1):
             title = f"{name}, round {number}" if name != SDTT else f"round {number}"
             if is_delivered(run.workdir.round(number, name)):
                 run.log(f"  {title}: finished before")
                 continue
             run.log(f"  {title} of {count}: {rounds.describe(run.config, number)}")
-            rounds.deliver(run, number, _fit(job(number)))
+            rounds.deliver(run, number, _fit(rounds.job(run, number)))
 
 
 def is_distilled(run: Run) -> bool:
@@ -217,10 +216,10 @@ def delivered_rounds(run: Run, name: str) -> list[int]:
     return [n for n in numbers if is_delivered(run.workdir.round(n, name))]
 
 
-def _sdtt_jobs(run: Run) -> Callable[[int], TrainingJob]:
-    """The trainings of all rounds, with one compiled step: dt and the teacher are its arguments."""
-    step_fn = make_train_step(distill_objective(run), run.config.distill.train)
-    return functools.partial(_sdtt_round, run, step_fn)
+@functools.lru_cache(maxsize=1)
+def _sdtt_step(run: Run) -> TrainStep:
+    """The compiled step of all rounds: dt and the teacher are its arguments."""
+    return make_train_step(distill_objective(run), run.config.distill.train)
 
 
 def _describe_sdtt(config: RunConfig, number: int) -> str:
@@ -245,7 +244,7 @@ def _deliver_sdtt(run: Run, number: int, state: TrainState) -> None:
     )
 
 
-def _sdtt_round(run: Run, step_fn: TrainStep, number: int) -> TrainingJob:
+def _sdtt_round(run: Run, number: int) -> TrainingJob:
     config = run.config.distill
     spec = StateSpec(config.train, run.mesh)
     abstract = abstract_round(run, number, spec)
@@ -267,15 +266,14 @@ def _sdtt_round(run: Run, step_fn: TrainStep, number: int) -> TrainingJob:
                 )
             elif int(jax.device_get(restored[0].step)) < config.train.num_steps:
                 run.log(f"  round {number - 1} lost its last checkpoint; repeating its last steps")
-                previous = _fit(_sdtt_round(run, step_fn, number - 1))
+                previous = _fit(_sdtt_round(run, number - 1))
             else:
                 previous = restored[0]
         student = next_round(config, previous, number, teacher_params=teacher)
         return spec.from_params(**student._asdict())
 
-    return TrainingJob(
-        run, "distill", number, config.train, step_fn, start, abstract, lora=config.lora
-    )
+    step_fn, lora = _sdtt_step(run), config.lora
+    return TrainingJob(run, "distill", number, config.train, step_fn, start, abstract, lora=lora)
 
 
 def _from_scratch(
@@ -351,7 +349,7 @@ def _fit(job: TrainingJob) -> TrainState:
 ROUNDS = {
     SDTT: Rounds(
         lambda config: config.distill.num_rounds,
-        _sdtt_jobs,
+        _sdtt_round,
         _deliver_sdtt,
         _describe_sdtt,
     ),

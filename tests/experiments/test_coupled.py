@@ -13,7 +13,7 @@ from experiments.settings import config_dict, run_config
 from experiments.stages import coupled as coupled_stage
 from experiments.stages import few_calls
 from experiments.stages import training as training_stages
-from experiments.stages.coupled import Pool, open_pool, teacher_params
+from experiments.stages.coupled import open_pool, stored_batch, teacher_params
 from experiments.stages.few_calls import enclosed, matched
 from experiments.stages.replay import replay
 from experiments.stages.runner import open_run, run_stages
@@ -79,9 +79,16 @@ def test_a_pool_is_the_teachers_trajectories_and_each_round_has_its_own(unbroken
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, np.arange(16))
         params = run.delivered(run.workdir.teacher, run.denoiser, "a test")
         noise = jax.jit(noise_of, static_argnums=(0, 2))(student, keys, run.config.data.length)
-        np.testing.assert_array_equal(first.rows["tokens"], written(run, params, noise))
+        tokens = [whole_pool(run, pool) for pool in (first, second)]
+        np.testing.assert_array_equal(tokens[0], written(run, params, noise))
     assert first.facts["teacher"] != second.facts["teacher"]
-    assert (first.rows["tokens"] != second.rows["tokens"]).any()
+    assert (tokens[0] != tokens[1]).any()
+
+
+def whole_pool(run, pool, size=16):
+    """The tokens of all trajectories of a pool, by their indices."""
+    batch = pool.batch(1, 0, size, run.mesh)
+    return np.asarray(batch["tokens"])[np.argsort(batch["index"])]
 
 
 def written(run, params, noise):
@@ -291,7 +298,7 @@ def test_a_batch_of_a_pool_draws_its_order_once(monkeypatch):
 
     monkeypatch.setattr(coupled_stage, "shuffled", counted)
     rows = {"tokens": np.arange(8)[:, None], "noise": np.arange(8) * 10}
-    batch = Pool(rows, {}).batch(1, 0, 4, make_mesh(MeshConfig(), jax.devices()[:1]))
+    batch = stored_batch(rows, 1, 0, 4, make_mesh(MeshConfig(), jax.devices()[:1]))
     assert len(drawn) == 1
     np.testing.assert_array_equal(batch["tokens"][:, 0], batch["index"])
     np.testing.assert_array_equal(batch["noise"], batch["index"] * 10)
