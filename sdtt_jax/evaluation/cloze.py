@@ -35,9 +35,8 @@ from sdtt_jax.model.batches import map_batches
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
 from sdtt_jax.networks.causal import CausalNetwork
+from sdtt_jax.progress import Progress
 
-# Called with the number of rows done and the total number of rows.
-Progress = Callable[[int, int], None]
 # Rows are made for this many batches at a time, so that the maskings of a large set fit in memory.
 BATCHES_AT_ONCE = 32
 
@@ -70,7 +69,7 @@ def scores(
       key: PRNG key of a denoiser's maskings.
       config: how a denoiser's bound is estimated.
       batch_size: rows at once.
-      progress: called with the number of rows done and the total number of rows.
+      progress: told how many rows are done.
     """
     how: Any = {"batch_size": batch_size, "progress": progress}
     if isinstance(model, CausalModel):
@@ -213,7 +212,6 @@ def _map_items(
 ) -> np.ndarray:
     """Applies `score` to `num_maskings` rows of every item: `[items, num_maskings, …]`, in their order."""
     turn = max(batch_size, 1) * BATCHES_AT_ONCE
-    total = num_maskings * sum(len(rows.item) for rows in groups)
     done, results, order = 0, [], []
     for rows in groups:
         count = len(rows.item) * num_maskings
@@ -225,7 +223,7 @@ def _map_items(
             values.append(map_batches(score, params, part, batch_size))
             done += len(index)
             if progress is not None:
-                progress(done, total)
+                progress.update(done, {})
         whole = np.concatenate(values)
         results.append(whole.reshape(len(rows.item), num_maskings, *whole.shape[1:]))
         order.append(rows.item)

@@ -43,12 +43,12 @@ class ReadTexts(NamedTuple):
     seen: list[np.ndarray]  # the same in the judge's tokens; without a judge `texts` itself
     starts: np.ndarray  # `[texts]`, where in `seen` each prompt ends
     facts: dict[str, Any]  # how the texts were converted, JSON-ready
+    prompts: np.ndarray  # `[texts]`, where in `texts` each prompt ends
 
-
-def without_prompts(texts: Sequence[np.ndarray], given: int | np.ndarray) -> list[np.ndarray]:
-    """Texts without their first `given` tokens, or `given[i]` of text i: their prompts."""
-    starts = np.broadcast_to(given, len(texts))
-    return [text[start:] for text, start in zip(texts, starts, strict=True)]
+    @property
+    def written(self) -> list[np.ndarray]:
+        """`texts` without their prompts."""
+        return [text[n:] for text, n in zip(self.texts, self.prompts, strict=True)]
 
 
 class TextWindows(NamedTuple):
@@ -90,8 +90,8 @@ def in_judge_tokens(
         if ends == "cut":
             texts = [text[:n] for n, text in zip(lengths, texts, strict=True)]
     if judge is None:
-        return ReadTexts(texts, texts, prompts.copy(), facts)
-    seen, starts, theirs = texts, prompts.copy(), judge.tokenizer
+        return ReadTexts(texts, texts, prompts, facts, prompts)
+    seen, starts, theirs = texts, prompts, judge.tokenizer
     facts["retokenised"] = False
     if tokenizer is not None and theirs is not None and not same_tokens(tokenizer, theirs):
         facts["retokenised"] = True
@@ -106,7 +106,7 @@ def in_judge_tokens(
         starts = np.array([len(prompt) for prompt, _ in parts])
         seen = [np.concatenate(both) for both in parts]
     check_vocabulary(judge, seen)
-    return ReadTexts(texts, seen, starts, facts)
+    return ReadTexts(texts, seen, starts, facts, prompts)
 
 
 def score_texts(

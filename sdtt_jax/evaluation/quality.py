@@ -13,7 +13,7 @@ import numpy as np
 
 from sdtt_jax.config import positive, require, whole
 from sdtt_jax.evaluation.bootstrap import Interval, bootstrap, exp_ratio, mean, shares
-from sdtt_jax.evaluation.judge import Scores, without_prompts
+from sdtt_jax.evaluation.judge import Scores
 
 Texts = Sequence[np.ndarray] | Sequence[Sequence[int]] | Sequence[Sequence[str]] | np.ndarray
 # Lengths of the n-grams whose variety is reported, and of those whose repetition is.
@@ -26,7 +26,6 @@ def quality(
     scores: Scores | None,
     *,
     seed: int,
-    given: int | np.ndarray = 0,
     continuations: int = 1,
 ) -> dict[str, Any]:
     """Perplexity together with entropy, and how much the texts repeat themselves and each other.
@@ -35,14 +34,12 @@ def quality(
     `texts_not_scored` is their number. If there are no others, the perplexity is left out.
 
     Args:
-      texts: int32 tokens `[n_i]`.
+      texts: int32 tokens `[n_i]`, without prompts.
       scores: the judge's; None without a judge.
       seed: of the bootstrap.
-      given: tokens of the prompt at the start of the texts, or of each, which are left out of everything.
       continuations: how many texts in a row continue one prompt. Prompts are then resampled: what continues
         the same one is alike.
     """
-    texts = without_prompts(texts, given)
     result: dict[str, Any] = {"num_texts": len(texts)}
     if scores is not None:
         scored = scores.scored > 0

@@ -35,7 +35,8 @@ def judged(distinct, nats, nfe=2.0):
     """Texts of eight tokens, `distinct` of them different and equally frequent: entropy log(distinct)."""
     tokens = np.tile(np.arange(8) % distinct, (5, 1))
     scores = Scores(np.full(5, 8 * nats), np.full(5, 8), np.ones(5, int))
-    return Judged(tokens, np.full(5, nfe), ReadTexts(list(tokens), list(tokens), {}, 0), scores)
+    reading = ReadTexts(list(tokens), list(tokens), np.zeros(5), {}, np.zeros(5, int))
+    return Judged(tokens, np.full(5, nfe), reading, scores)
 
 
 def test_a_setting_stands_where_its_temperatures_have_the_entropy_of_real_text():

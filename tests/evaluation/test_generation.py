@@ -14,7 +14,6 @@ from sdtt_jax.evaluation.settings import Settings
 from sdtt_jax.evaluation.subject import Subject
 from sdtt_jax.evaluation.suites import generation
 from sdtt_jax.evaluation.suites.generation import (
-    Judged,
     Setup,
     Writer,
     judged_texts,
@@ -173,8 +172,7 @@ def test_a_model_of_instructions_is_asked_for_completions_alone(model):
     [writer, *_] = writers(Subject(model, dataclasses.replace(SETTINGS, num_texts=1)), setup)
     reading = in_judge_tokens(causal, list(real), model.tokenizer, "cut", writer.given)
     assert reading.starts.tolist() == [4, 2]
-    written = Judged(real, np.zeros(2), reading, None, writer.given).written
-    assert [text.tolist() for text in written] == [[8, 9, eos], [8, 8, 8, 8, eos]]
+    assert [text.tolist() for text in reading.written] == [[8, 9, eos], [8, 8, 8, 8, eos]]
     with pytest.raises(ConfigError, match="give them with --prompts instead of --num_prompts"):
         setups(Subject(model, SETTINGS))
 
@@ -225,13 +223,17 @@ def test_the_padding_of_real_text_is_not_measured(model, tmp_path, kind):
     record = Record(tmp_path / "x.json", model.identity)
     judged = judged_texts(subject, record, setup, writer)
     assert [row.tolist() for row in judged.tokens] == texts
-    assert [text.tolist() for text in judged.written] == [text[len(start) :] for text in texts]
+    assert [text.tolist() for text in judged.reading.written] == [
+        text[len(start) :] for text in texts
+    ]
     assert judged.scores.scored.tolist() == [len(text) - len(start) for text in texts]
     rows = np.array([text + [8] * (7 - len(text)) for text in texts], np.int32)
     written = Batch(lambda: Written(rows, np.ones(2)), 2)
     writer = Writer("teacher", model, [written], {"kind": "diffusion"}, {}, len(start))
     judged = judged_texts(subject, record, setup, writer)
-    assert [text.tolist() for text in judged.written] == [text[len(start) :] for text in texts]
+    assert [text.tolist() for text in judged.reading.written] == [
+        text[len(start) :] for text in texts
+    ]
     assert judged.scores.scored.tolist() == [len(text) - len(start) for text in texts]
     assert generation.judging(subject)["ends"] == "cut"  # so that earlier figures are not kept
 

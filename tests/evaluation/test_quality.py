@@ -8,7 +8,7 @@ import pytest
 
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.evaluation.bootstrap import bootstrap, exp_ratio, mean
-from sdtt_jax.evaluation.judge import Scores
+from sdtt_jax.evaluation.judge import Scores, in_judge_tokens
 from sdtt_jax.evaluation.quality import (
     distinct_n,
     paired_log_ratio,
@@ -170,7 +170,7 @@ def test_a_prompt_counts_in_no_figure():
     """Prompts are left out of every figure; long and short texts weigh by their tokens."""
     texts = [np.array([9, 8, 1, 2, 3, 4]), np.array([7, 7, 1, 1])]
     scores = Scores(np.array([4.0, 4.0]), np.array([4, 2]), np.array([1, 3]))
-    result = quality(texts, scores, seed=0, given=2)
+    result = quality(in_judge_tokens(None, texts, None, "keep", 2).written, scores, seed=0)
     assert result["gen_ppl"] == pytest.approx(np.exp(8 / 6))
     assert result["gen_ppl_median"] == pytest.approx(np.exp(1.5))
     assert result["entropy"] == pytest.approx(np.log(4) / 2)

@@ -69,7 +69,7 @@ def _item(
                 purpose_key(settings.seed, "evaluate.lambada"),
                 BoundConfig("antithetic", settings.num_maskings),
                 batch_size=settings.batch_size,
-                progress=lambda done, _: progress.update(done, {}),
+                progress=progress,
             )
         kind = "diffusion" if how == "bound" else "autoregressive"
         facts: Json = {"kind": kind, "task": settings.task, "source": settings.task_file}

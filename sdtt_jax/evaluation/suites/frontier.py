@@ -16,7 +16,7 @@ from sdtt_jax.config import require
 from sdtt_jax.diffusion.decoders import parse_mode
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.evaluation.bootstrap import bootstrap, exp_ratio, mean, with_interval
-from sdtt_jax.evaluation.judge import in_judge_tokens, without_prompts
+from sdtt_jax.evaluation.judge import in_judge_tokens
 from sdtt_jax.evaluation.quality import unigram_entropy
 from sdtt_jax.evaluation.record import Json, Record, digest_of, placeless
 from sdtt_jax.evaluation.settings import Settings
@@ -59,8 +59,8 @@ def suite(subject: Subject, record: Record) -> None:
 def real_entropy(subject: Subject, real: np.ndarray) -> float:
     """Mean entropy of real sequences `[texts, length]`: without prompts and padding, and cut as asked for."""
     rows, given = unpadded(real, subject.model.sequences)
-    texts = in_judge_tokens(None, rows, subject.model.tokenizer, subject.ends, given).texts
-    return float(unigram_entropy(without_prompts(texts, given)).mean())
+    reading = in_judge_tokens(None, rows, subject.model.tokenizer, subject.ends, given)
+    return float(unigram_entropy(reading.written).mean())
 
 
 def at_entropy(nats: np.ndarray, entropies: np.ndarray, target: float | np.ndarray) -> np.ndarray:
@@ -163,7 +163,7 @@ def _columns(judged: generation.Judged) -> tuple[np.ndarray, np.ndarray, np.ndar
     """For each text its nats, the number of scored tokens, and its entropy."""
     scores = judged.scores
     assert scores is not None
-    return scores.nll, scores.scored, unigram_entropy(judged.written)
+    return scores.nll, scores.scored, unigram_entropy(judged.reading.written)
 
 
 def _clean_calls(record: Record, latest: str) -> None:

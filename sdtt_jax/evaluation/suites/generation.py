@@ -14,7 +14,6 @@ from sdtt_jax.evaluation.judge import (
     joins_again,
     score_texts,
     windows_of,
-    without_prompts,
 )
 from sdtt_jax.evaluation.mauve import MauveConfig, mauve_score, text_features
 from sdtt_jax.evaluation.quality import quality
@@ -73,12 +72,6 @@ class Judged(NamedTuple):
     nfe: np.ndarray  # `[texts]`, network calls; NaN for real texts
     reading: ReadTexts  # the texts as the judge reads them
     scores: Scores | None  # None without a judge
-    given: int | np.ndarray = 0  # as `Writer.given`
-
-    @property
-    def written(self) -> list[np.ndarray]:
-        """The texts without their prompts, cut at their ends if that is asked for."""
-        return without_prompts(self.reading.texts, self.given)
 
 
 def suite(subject: Subject, record: Record) -> None:
@@ -226,7 +219,7 @@ def judged_texts(subject: Subject, record: Record, setup: Setup, writer: Writer)
         tokens = [row[:n] for row, n in zip(tokens, writer.lengths, strict=True)]
     reading = in_judge_tokens(judge, tokens, writer.model.tokenizer, subject.ends, writer.given)
     if judge is None:
-        return Judged(tokens, nfe, reading, None, writer.given)
+        return Judged(tokens, nfe, reading, None)
 
     def score() -> dict[str, np.ndarray]:
         return score_texts(
@@ -238,7 +231,7 @@ def judged_texts(subject: Subject, record: Record, setup: Setup, writer: Writer)
         )._asdict()
 
     scores = record.part(name, writer.inputs | judging(subject), "scores", score)
-    return Judged(tokens, nfe, reading, Scores(**scores), writer.given)
+    return Judged(tokens, nfe, reading, Scores(**scores))
 
 
 def _item(
@@ -260,10 +253,8 @@ def _item(
         if judge is not None:
             result["first_token"] = settings.first_token
             result["unknown_tokens"] = unknown_tokens(judge.tokenizer, judged.reading.seen)
-        texts, scores = judged.reading.texts, judged.scores
-        result |= quality(
-            texts, scores, seed=settings.seed, given=writer.given, continuations=continuations
-        )
+        texts, scores = judged.reading.written, judged.scores
+        result |= quality(texts, scores, seed=settings.seed, continuations=continuations)
         if real is not None and judge is not None:
             result |= _mauve(subject, judge, record, setup, judged, real)
         lines = _lines(judged, writer.model)

@@ -9,7 +9,7 @@ from sdtt_jax.config import require
 from sdtt_jax.data import Tokenizer
 from sdtt_jax.diffusion.estimators import ESTIMATORS, BoundConfig
 from sdtt_jax.evaluation.bootstrap import Interval, bootstrap, ratio, shares, with_interval
-from sdtt_jax.evaluation.judge import in_judge_tokens, score_texts, windows_of, without_prompts
+from sdtt_jax.evaluation.judge import in_judge_tokens, score_texts, windows_of
 from sdtt_jax.evaluation.likelihood import Bounds, bound_inputs, spread_inputs, text_bounds
 from sdtt_jax.evaluation.quality import perplexity
 from sdtt_jax.evaluation.record import Json, Record
@@ -94,7 +94,8 @@ def _exact(subject: Subject, model: CausalModel, record: Record, tokens: np.ndar
         texts, prompts = single_texts(tokens, packed)
         seen, starts = texts, prompts
         if foreign:
-            _, seen, starts, _ = in_judge_tokens(model, texts, tokenizer, "keep", prompts)
+            reading = in_judge_tokens(model, texts, tokenizer, "keep", prompts)
+            seen, starts = reading.seen, reading.starts
         scores = score_texts(
             model,
             seen,
@@ -103,7 +104,7 @@ def _exact(subject: Subject, model: CausalModel, record: Record, tokens: np.ndar
             given=starts,
         )
         if foreign and tokenizer is not None:
-            counts = counted_tokens(without_prompts(texts, prompts), tokenizer)
+            counts = counted_tokens(reading.written, tokenizer)
             first = (prompts == 0) & (settings.first_token == "given")
             scores = scores._replace(scored=np.maximum(counts - first, 0))
         nats = Interval(*(math.log(value) for value in perplexity(scores, seed=settings.seed)))
