@@ -28,7 +28,7 @@ from absl import flags
 from experiments.cli import fields
 from experiments.cli.app import check_flags, join_processes, output_file, run_app
 from experiments.cli.devices import chosen_mesh
-from experiments.cli.lines import json_lines
+from experiments.cli.output import json_lines
 from experiments.cli.watch import watch
 from experiments.stages.mirror import own_data
 from sdtt_jax.config import at_least, positive, require

@@ -3,13 +3,16 @@
 import contextlib
 import errno
 import io
+import json
 import logging
 import os
 import re
 import signal
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
 
 from sdtt_jax.errors import DataError
 
@@ -54,6 +57,32 @@ def writing(output: object) -> Iterator[None]:
         yield
     except OSError as error:
         raise DataError(f"--output={output} cannot be written to: {error.strerror}.") from None
+
+
+@contextlib.contextmanager
+def json_lines(file: Path | None) -> Iterator[Callable[[Any], None]]:
+    """A function that adds a line of JSON to a file; None is for no file.
+
+    The first line replaces what the file held; an error before it does not change the file.
+    """
+    if file is None:
+        yield lambda _: None
+        return
+    output: IO[str] | None = None
+
+    def write(content: Any) -> None:
+        nonlocal output
+        with writing(file):
+            output = output or file.open("w", encoding="utf-8")
+            output.write(json.dumps(content) + "\n")
+            output.flush()
+
+    try:
+        yield write
+    finally:
+        if output is not None:
+            with writing(file):
+                output.close()
 
 
 def is_of_a_bucket(error: BaseException) -> bool:

@@ -11,8 +11,7 @@ import sys
 import pytest
 
 from experiments.cli.app import exit_status
-from experiments.cli.lines import json_lines
-from experiments.cli.output import is_of_a_bucket, shorten
+from experiments.cli.output import is_of_a_bucket, json_lines, shorten
 from sdtt_jax.errors import ConfigError
 from tests.experiments.processes import SMOKE, call
 
@@ -112,7 +111,6 @@ def test_a_failed_save_is_a_line_and_not_pages_of_orbax_s_stack(caplog):
         (0, True, "precious\n"),  # as of a checkpoint without a learnt schedule
         (1, True, '{"text": 0}\n'),
         (2, False, '{"text": 0}\n{"text": 1}\n'),
-        (0, False, ""),
     ],
 )
 def test_what_an_output_held_is_lost_to_the_first_line_and_not_to_an_error(

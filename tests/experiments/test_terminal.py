@@ -23,7 +23,7 @@ import sdtt_jax
 from experiments.cli import app as cli_app
 from experiments.cli import devices
 from experiments.cli.app import exit_status, output_file, parse_flags, wide_console
-from experiments.cli.lines import json_lines
+from experiments.cli.output import json_lines
 from experiments.cli.tables import rich_table
 from experiments.settings import check_overrides
 from experiments.stages.mirror import local_root
