@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sdtt_jax.config import require, whole
+from sdtt_jax.config import require
 
+RESAMPLES = 2000
 CHUNK = 1 << 22  # numbers drawn at once
 
 
@@ -63,28 +64,24 @@ def with_interval(result: Mapping[str, Any], name: str, digits: int) -> str:
     return f"{value} ({'no interval' if ends[1:] == [None, None] else f'{low}–{high}'})"
 
 
-def bootstrap(
-    statistic: Callable[..., np.ndarray], *columns: np.ndarray, seed: int, resamples: int = 2000
-) -> Interval:
+def bootstrap(statistic: Callable[..., np.ndarray], *columns: np.ndarray, seed: int) -> Interval:
     """A statistic of texts and its 95 % interval; a single text has no interval.
 
     Args:
       statistic: a function of one or several `[..., texts]` that reduces the last axis.
       *columns: `[texts]` each; row i of all of them belongs to text i.
       seed: of the resampling.
-      resamples: number of resamples.
     """
     columns = tuple(np.asarray(column, np.float64) for column in columns)
     size = len(columns[0])
-    whole(1, resamples=resamples)
     require(size > 0, "there are no texts to estimate anything from.")
     if size == 1:
         return Interval(float(statistic(*columns)), math.nan, math.nan)
     rng = np.random.default_rng(seed)
     values = []
     at_once = max(CHUNK // size, 1)
-    for start in range(0, resamples, at_once):
-        picks = rng.integers(0, size, size=(min(at_once, resamples - start), size))
+    for start in range(0, RESAMPLES, at_once):
+        picks = rng.integers(0, size, size=(min(at_once, RESAMPLES - start), size))
         values.append(statistic(*(column[picks] for column in columns)))
     low, high = np.percentile(np.concatenate(values), [2.5, 97.5])
     return Interval(float(statistic(*columns)), float(low), float(high))

@@ -67,7 +67,7 @@ def in_judge_tokens(
     ends: str,
     given: int | np.ndarray = 0,
 ) -> ReadTexts:
-    """Converts texts to the judge's tokens; `ConfigError` if one of them is not in its vocabulary.
+    """Converts texts to the judge's tokens.
 
     Args:
       judge: if its tokenizer is another one, texts are decoded and encoded again; None for no judge.
@@ -105,7 +105,6 @@ def in_judge_tokens(
         ]
         starts = np.array([len(prompt) for prompt, _ in parts])
         seen = [np.concatenate(both) for both in parts]
-    check_vocabulary(judge, seen)
     return ReadTexts(texts, seen, starts, facts, prompts)
 
 
@@ -133,7 +132,8 @@ def score_texts(
         every n-th token.
     """
     model.require_whole_texts()
-    check_vocabulary(model, texts)
+    for index, text in enumerate(texts):
+        as_ids(text, model.config.vocab_size, f"text {index} for the judge")
     rows, owners = make_rows(
         texts, bos_id=bos_of(model, first_token), given=given, limit=model.context
     )
@@ -254,9 +254,3 @@ def retokenise(
     end = np.array([target.eos_id], np.int32)
     pieces = [part for ids in rows for part in (end, ids)]
     return np.concatenate(pieces[1:]) if texts else np.zeros(0, np.int32)
-
-
-def check_vocabulary(model: CausalModel, texts: Sequence[np.ndarray]) -> None:
-    """Raises `ConfigError` if a token is not in the judge's vocabulary."""
-    for index, text in enumerate(texts):
-        as_ids(text, model.config.vocab_size, f"text {index} for the judge")

@@ -52,6 +52,8 @@ MAX_PAIRS = 10_000_000
 _MOST_WORKERS = 8  # each search holds tens of MiB
 _ADAM_LEAVES_OUT = ("perturbed", "random")  # at several calls: worse starts that take as long
 _AGAIN = 6  # how often, at most, both optimizers continue from the best table of all
+_LEANING = 2.0  # added to the logits of one sequence at the fully masked state
+_NOISE = 1.0  # standard deviation of what is added to all logits of a perturbed or random start
 _LONGER = 4  # times as many steps at one call, where they cost nothing
 
 
@@ -250,16 +252,15 @@ def likely_sequences(truth: Truth, count: int) -> Array:
 
 
 def _starts(searches: _Searches, n: int, tables: Mapping[str, Array]) -> dict[str, TableMixture]:
-    config = searches.config
-    rng = np.random.default_rng((config.seed, n))
+    rng = np.random.default_rng((searches.config.seed, n))
     starts = {name: single(to_logits(searches.layout, table, n)) for name, table in tables.items()}
     teacher, likely = starts["teacher"], likely_sequences(searches.truth, 1)
     return {
         **starts,
-        "leaning": _leaning(teacher, likely, config.leaning),
-        "leaning more": _leaning(teacher, likely, 2 * config.leaning),
-        "perturbed": _perturbed(teacher, config.noise, rng),
-        "random": _perturbed(jax.tree.map(np.zeros_like, teacher), config.noise, rng),
+        "leaning": _leaning(teacher, likely, _LEANING),
+        "leaning more": _leaning(teacher, likely, 2 * _LEANING),
+        "perturbed": _perturbed(teacher, _NOISE, rng),
+        "random": _perturbed(jax.tree.map(np.zeros_like, teacher), _NOISE, rng),
     }
 
 
@@ -267,12 +268,12 @@ def _mixture_starts(
     searches: _Searches, n: int, size: int, best: SearchEnd
 ) -> dict[str, TableMixture]:
     """Tables that each lean towards a sequence of their own, and copies of the best table with some noise."""
-    truth, config = searches.truth, searches.config
-    rng = np.random.default_rng((config.seed, n, size))
+    truth = searches.truth
+    rng = np.random.default_rng((searches.config.seed, n, size))
     teacher = _copies(single(to_logits(searches.layout, truth.teacher, n)), size)
     return {
-        "leaning": _leaning(teacher, likely_sequences(truth, size), config.leaning),
-        "floor": _perturbed(_copies(best.mixture, size), config.noise / 4, rng),
+        "leaning": _leaning(teacher, likely_sequences(truth, size), _LEANING),
+        "floor": _perturbed(_copies(best.mixture, size), _NOISE / 4, rng),
     }
 
 

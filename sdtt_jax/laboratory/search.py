@@ -16,7 +16,7 @@ import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
 
-from sdtt_jax.config import choose, positive, whole
+from sdtt_jax.config import choose, whole
 from sdtt_jax.keys import check_seed
 from sdtt_jax.laboratory.law import Paths, StateTable, sampler_law
 from sdtt_jax.laboratory.world import Array
@@ -37,6 +37,7 @@ _SMALLEST = 1e-37  # the least probability under a logarithm, in float32
 # at 4 calls then ends at 0.202 instead of 0.197.
 _ENOUGH = 0.3
 _SHORTEST = 1e-3  # step of L-BFGS, as a share of the one that it proposes
+_ADAM_RATE = 0.3  # at its start; it falls to zero along a cosine
 _RARELY_USED = 1e-4  # predictions used less often than this are scaled as if they were
 
 
@@ -47,15 +48,10 @@ class SearchConfig:
     # lbfgs_steps, adam_steps: of each search.
     lbfgs_steps: int = 80
     adam_steps: int = 300
-    adam_rate: float = 0.3  # Adam's rate at its start; it falls to zero along a cosine
-    leaning: float = 2.0  # added to the logits of one sequence at the fully masked state
-    # Standard deviation of the noise added to all logits of a perturbed or random start.
-    noise: float = 1.0
-    seed: int = 0  # of that noise
+    seed: int = 0  # of the noise in starts
 
     def __post_init__(self) -> None:
         whole(1, self, "lbfgs_steps", "adam_steps")
-        positive(self, "adam_rate", "leaning", "noise")
         check_seed(self.seed)
 
 
@@ -164,8 +160,8 @@ def search(
 
 
 @functools.cache
-def _adam_method(rate: float, steps: int) -> optax.GradientTransformation:
-    return _compiled(optax.adam(optax.cosine_decay_schedule(rate, steps), b2=0.99))
+def _adam_method(steps: int) -> optax.GradientTransformation:
+    return _compiled(optax.adam(optax.cosine_decay_schedule(_ADAM_RATE, steps), b2=0.99))
 
 
 @functools.cache
@@ -178,7 +174,7 @@ def _compiled(method: optax.GradientTransformation) -> optax.GradientTransformat
 
 
 def _adam(problem: Problem, start: Array, shares: Array, config: SearchConfig) -> Array:
-    method = _adam_method(config.adam_rate, config.adam_steps)
+    method = _adam_method(config.adam_steps)
     flat, state = jnp.asarray(start), method.init(start)
     for _ in range(config.adam_steps):
         gradient = problem.evaluate(flat, shares, _KINK)[1]

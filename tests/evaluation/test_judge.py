@@ -14,7 +14,6 @@ from sdtt_jax.errors import ConfigError
 from sdtt_jax.evaluation import judge as judging
 from sdtt_jax.evaluation.continuations import layout_of
 from sdtt_jax.evaluation.judge import (
-    check_vocabulary,
     in_judge_tokens,
     make_rows,
     retokenise,
@@ -192,4 +191,4 @@ def test_a_continuation_keeps_and_gets_no_space(tokenizers, kind, prompt):
 @pytest.mark.parametrize("token", [11, -1])
 def test_tokens_that_the_judge_does_not_have_are_named(token):
     with pytest.raises(ConfigError, match=f"token {token}"):
-        check_vocabulary(judge(), [np.array([1, token, 2])])
+        score_texts(judge(), [np.array([1, token, 2])], batch_size=1)

@@ -123,7 +123,7 @@ def test_the_exact_bound_lies_in_the_reported_interval(estimator):
     exact = _exact(0.0)
     hits = 0
     for estimates in _estimates(estimator):
-        interval = bootstrap(mean, estimates.mean(axis=1), seed=0, resamples=500)
+        interval = bootstrap(mean, estimates.mean(axis=1), seed=0)
         hits += interval.low <= exact <= interval.high
     assert hits >= 34
 
