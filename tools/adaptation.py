@@ -23,6 +23,7 @@ from experiments.settings import RunConfig, config_dict
 from experiments.stages.context import Run
 from experiments.stages.runner import open_run, run_stages
 from sdtt_jax.config import changed
+from sdtt_jax.data import open_split
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.nelbo import NelboConfig
 from sdtt_jax.diffusion.schedule import make_schedule
@@ -125,7 +126,7 @@ def main() -> None:
     given = parser.parse_args()
     with open_run(config_dict(settings(given)), as_path(given.workdir)) as run:
         run_stages(run, ("data",))
-        texts = run.validation_split.batch(0, 0, given.held_out)
+        texts = open_split(run.workdir.local.data, "validation").batch(0, 0, given.held_out)
         denoiser, start = (
             (run.denoiser, run.base_params())
             if given.init_from

@@ -15,7 +15,7 @@ from experiments.stages.workdir import Workdir, final, is_delivered
 from sdtt_jax.checkpoints.place import Place
 from sdtt_jax.checkpoints.store import load_facts, load_params, save_params
 from sdtt_jax.config import from_mapping, require, to_mapping
-from sdtt_jax.data import DataInfo, Split, Tokenizer, load_tokenizer, open_split, prepare
+from sdtt_jax.data import DataInfo, Split, Tokenizer, load_tokenizer, prepare
 from sdtt_jax.data.engines import Engine, in_process
 from sdtt_jax.data.loader import Mixture, open_mixture
 from sdtt_jax.data.records import INFO_FILE, read_info
@@ -151,10 +151,6 @@ class Run(Networks):
             return stored == self.data_digest
         except DataError:
             return stored.split("+")[0] == self.info.fingerprint
-
-    @functools.cached_property
-    def validation_split(self) -> Split:
-        return open_split(self.workdir.local.data, "validation")
 
     @functools.cached_property
     def base(self) -> Model | CausalModel | None:

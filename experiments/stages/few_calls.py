@@ -16,6 +16,7 @@ from sdtt_jax.evaluation.suites import generation
 from sdtt_jax.evaluation.suites.frontier import at_entropy
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
+from sdtt_jax.reporting.palette import counted
 
 FIGURES = ("gen_ppl", "gen_ppl_low", "gen_ppl_high", "entropy", "nfe")
 # The temperatures of ways of writing. The student takes the tokens that the noise determines, or draws them
@@ -69,8 +70,8 @@ def measure(
         ours, theirs = (
             f"{both[of]['gen_ppl']:.2f} (entropy {both[of]['entropy']:.3f})" for of in both
         )
-        count = f"{n} call{'s' * (n > 1)}"
-        run.log(f"  {count}: perplexity {ours} of the student of {name}, {theirs} of the teacher")
+        told = f"perplexity {ours} of the student of {name}, {theirs} of the teacher"
+        run.log(f"  {counted(n, 'call')}: {told}")
     teacher_calls: Json = {}
     more = min(TEACHER_CALLS * max(config.calls), run.config.data.length)
     if more > max(config.calls):
@@ -216,8 +217,7 @@ def _texts(
     name = f"{prefix}{way}"
     path = run.workdir.root / FOLDER / f"few_calls_{name}.json"
     record = Record(path, model.identity, run.log, replace=True)
-    nothing = np.zeros((config.num_texts, 0), np.int32)
-    setup = generation.Setup(name, nothing, subject.length, None)
+    setup = generation.unprompted(subject, name, None)
     [writer] = generation.writers(subject, setup)
     return generation.judged_texts(subject, record, setup, writer)
 

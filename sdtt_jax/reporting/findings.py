@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sdtt_jax.reporting.palette import count, number, percent, steps_text
+from sdtt_jax.reporting.palette import count, counted, number, percent, steps_text
 from sdtt_jax.reporting.record import FewCalls, Paired, Quality, RecordedRun
 
 FOCUS_STEPS = 8  # that the headline is about, where they were measured
@@ -100,7 +100,7 @@ def find(run: RecordedRun) -> Findings:
         headline += ", with less variety"
     sentences += _context(run, comparison.student, bool(warning))
     if few := _fewest_gained(run):
-        headline += f"; at {_calls(few.calls)} a noise-coupled student {_gained(run, few)}"
+        headline += f"; at {counted(few.calls, 'call')} a noise-coupled student {_gained(run, few)}"
     return Findings(headline, tuple(sentences), warning, _highlights(run, comparison))
 
 
@@ -134,7 +134,7 @@ def _gained(run: RecordedRun, few: FewCalls) -> str:
     teacher = run.teacher_few_calls
     equal = equivalent_steps(teacher, few.matched.gen_ppl, few.calls)
     if saved := _saved(teacher, few.calls, equal, few.paired.high):
-        return f"writes {saved[0]} its teacher at {_calls(saved[1])}"
+        return f"writes {saved[0]} its teacher at {counted(saved[1], 'call')}"
     return f"gains {percent(abs(math.expm1(few.paired.log_ratio)))}"
 
 
@@ -153,10 +153,6 @@ def _saved(
     if math.isfinite(equal) and round(equal) > steps:
         return "as well as", round(equal)
     return None
-
-
-def _calls(number_of: int) -> str:
-    return f"{number_of} call{'s' if number_of > 1 else ''}"
 
 
 def _without_student(run: RecordedRun) -> Findings:
@@ -189,7 +185,7 @@ def _few_calls_alone(run: RecordedRun) -> Findings:
         )
     headline = "No gain of the noise-coupled student is certain"
     if few := _fewest_gained(run):
-        headline = f"At {_calls(few.calls)} a noise-coupled student {_gained(run, few)}"
+        headline = f"At {counted(few.calls, 'call')} a noise-coupled student {_gained(run, few)}"
     return Findings(headline, ("Teacher and student are compared at the entropy of real text.",))
 
 
@@ -276,7 +272,7 @@ def _highlights(run: RecordedRun, c: Comparison) -> tuple[Highlight, ...]:
         remark = f"data {number(run.data_entropy)}" if run.data_entropy else "nats"
         chosen.append(Highlight("entropy, nats", number(c.student.entropy), remark))
     if few := _fewest_gained(run):
-        name = f"noise-coupled, {_calls(few.calls)}"
+        name = f"noise-coupled, {counted(few.calls, 'call')}"
         chosen.append(Highlight(name, number(few.matched.gen_ppl), few.change))
     if share is not None:
         chosen.append(Highlight("gain share, last round", percent(share), "of what is reachable"))

@@ -78,9 +78,14 @@ def count(value: float) -> str:
     return f"{value:,.{0 if whole else 1}f}".replace(",", "\u202f")
 
 
+def counted(number_of: int, noun: str) -> str:
+    """`1 call`, `8 calls`."""
+    return f"{number_of} {noun}" + ("" if number_of == 1 else "s")
+
+
 def steps_text(steps: int) -> str:
     """`1 step`, `8 steps`."""
-    return f"{steps} step" + ("" if steps == 1 else "s")
+    return counted(steps, "step")
 
 
 def percent(share: float, *, sign: bool = False) -> str:
