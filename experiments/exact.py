@@ -57,7 +57,7 @@ from sdtt_jax.evaluation.settings import setting
 from sdtt_jax.keys import check_seed
 from sdtt_jax.laboratory.coupled import CoupledStudentConfig
 from sdtt_jax.laboratory.decoders import check_measurable, decoder_measures
-from sdtt_jax.laboratory.distillers import DISTILLERS, measure_distillers
+from sdtt_jax.laboratory.distillers import DISTILLERS, UNTRAINED, measure_distillers
 from sdtt_jax.laboratory.floor import find_floor
 from sdtt_jax.laboratory.matched import ENTROPIES, matched_measures
 from sdtt_jax.laboratory.optimum import OPTIMA
@@ -145,7 +145,7 @@ class ExactPlan:
         for name in self.distillers:
             choose("--distillers", name, DISTILLERS)
             require(
-                self.train or not DISTILLERS[name].trains,
+                self.train or name == UNTRAINED,
                 f"--distillers={name} is measured by training a student; add --train.",
             )
         require(len(self.calls) > 0, "--calls must name at least one number of network calls.")
@@ -170,7 +170,7 @@ class ExactPlan:
             "trained" not in self.decoders_of or (self.train and not self.distillers),
             "--decoders_of=trained needs a trained student of SDTT; add --train, and leave out --distillers.",
         )
-        students = any(DISTILLERS[name].trains for name in self.distillers)
+        students = bool({*self.distillers} - {UNTRAINED})
         of_students = "coupled_steps coupled_batch_size student_steps teacher_temperature"
         of_rounds, rounds = "copy_steps steps_per_round", self.train and not self.distillers
         readers = [("--train without --distillers", rounds, of_rounds)]
@@ -348,7 +348,7 @@ def distilled(plan: ExactPlan, truth: Truth, optima: Sequence[Array]) -> Record:
         "distillers": measure_distillers(tuple(dict.fromkeys(plan.distillers)), bench)
     }
     seconds = time.monotonic() - began
-    if any(DISTILLERS[name].trains for name in plan.distillers):
+    if {*plan.distillers} - {UNTRAINED}:
         record["coupled_training"] = dataclasses.asdict(plan.coupled) | {"seconds": seconds}
         record["student_training"] = dataclasses.asdict(others)
     return record

@@ -8,7 +8,6 @@ of `DISTILLERS`.
 import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
 
 from sdtt_jax.distillation.coupled import CoupledDistillConfig
 from sdtt_jax.laboratory import others
@@ -21,14 +20,12 @@ from sdtt_jax.typing import Params
 
 # Each round divides the calls by this, from the least power of two that gives every token a call.
 ROUNDS_OF = 2
+# The distiller of which no student is trained: the optimum in closed form is measured.
+UNTRAINED = "sdtt"
 
 
-class Distiller(NamedTuple):
-    """A distiller of the laboratory."""
-
-    # `(bench, name)`: the measures by number of calls, a string, for each name in the record.
-    measure: Callable[[others.StudentBench, str], dict[str, Record]]
-    trains: bool = True  # whether a trained student is measured, or else the optimum in closed form
+# `(bench, name)`: the measures by number of calls, a string, for each name in the record.
+Measure = Callable[[others.StudentBench, str], dict[str, Record]]
 
 
 def measure_distillers(names: Sequence[str], bench: others.StudentBench) -> Record:
@@ -40,7 +37,7 @@ def measure_distillers(names: Sequence[str], bench: others.StudentBench) -> Reco
     """
     measured: Record = {}
     for name in names:
-        measured |= DISTILLERS[name].measure(bench, name)
+        measured |= DISTILLERS[name](bench, name)
     return measured
 
 
@@ -110,18 +107,18 @@ def _masks(kind: str, coupled: bool, bench: others.StudentBench, name: str) -> d
     return {name: others.masks_measures(bench, kind, coupled=coupled)}
 
 
-DISTILLERS = {
-    "sdtt": Distiller(partial(_exactly, _sdtt), trains=False),
-    "coupled": Distiller(_one_shot),
-    "coupled-rounds": Distiller(partial(_in_rounds, 0.0)),
-    "coupled-soft": Distiller(partial(_in_rounds, 1.0)),
-    "coupled-idlm": Distiller(_coupled_idlm),
-    "alpha": Distiller(partial(_exactly, others.alpha_students)),
-    "mixture": Distiller(partial(_exactly, others.mixture_students)),
-    "mmd": Distiller(partial(_exactly, others.mmd_students)),
-    "idlm": Distiller(partial(_exactly, others.idlm_students)),
-    "masks": Distiller(partial(_masks, MASKS, True)),
-    "masks-uncoupled": Distiller(partial(_masks, MASKS, False)),
-    "infinite": Distiller(partial(_masks, FULL, True)),
-    "infinite-uncoupled": Distiller(partial(_masks, FULL, False)),
+DISTILLERS: dict[str, Measure] = {
+    UNTRAINED: partial(_exactly, _sdtt),
+    "coupled": _one_shot,
+    "coupled-rounds": partial(_in_rounds, 0.0),
+    "coupled-soft": partial(_in_rounds, 1.0),
+    "coupled-idlm": _coupled_idlm,
+    "alpha": partial(_exactly, others.alpha_students),
+    "mixture": partial(_exactly, others.mixture_students),
+    "mmd": partial(_exactly, others.mmd_students),
+    "idlm": partial(_exactly, others.idlm_students),
+    "masks": partial(_masks, MASKS, True),
+    "masks-uncoupled": partial(_masks, MASKS, False),
+    "infinite": partial(_masks, FULL, True),
+    "infinite-uncoupled": partial(_masks, FULL, False),
 }
