@@ -5,10 +5,9 @@ import re
 import jax
 import jax.numpy as jnp
 
-from experiments.distillers import stage_of
 from experiments.stages.context import Run
 from experiments.stages.job import TrainingJob
-from experiments.stages.training import ROUNDS, training_job
+from experiments.stages.training import BY_STAGE, training_job
 from sdtt_jax.checkpoints.digests import leaf_digests
 from sdtt_jax.checkpoints.store import Checkpoints
 from sdtt_jax.config import require
@@ -65,9 +64,8 @@ def replay(run: Run, name: str) -> None:
 
 def _named(run: Run, name: str) -> tuple[TrainingJob, int | None]:
     match = NAME.fullmatch(name)
-    stages = {stage_of(name): rounds for name, rounds in ROUNDS.items()}
-    if match is None or match[2] not in (None, *stages):
-        known = ", ".join(f"{stage}/ROUND" for stage in stages)
+    if match is None or match[2] not in (None, *BY_STAGE):
+        known = ", ".join(f"{stage}/ROUND" for stage in BY_STAGE)
         raise ConfigError(
             f"--replay={name} names no training; give teacher, judge or {known}, perhaps with @STEP after it."
         )
@@ -76,7 +74,7 @@ def _named(run: Run, name: str) -> tuple[TrainingJob, int | None]:
         "--replay=skeleton: the run trains no skeleton, because config.judge.skeleton is 0.",
     )
     number = int(match[3] or 0)
-    rounds = stages[match[2]].count(run.config) if match[2] else 0
+    rounds = BY_STAGE[match[2]].count(run.config) if match[2] else 0
     if match[2] is not None and not 1 <= number <= rounds:
         raise ConfigError(f"--replay={name}: rounds are 1 to {rounds}; choose one of them.")
     stage, step = match[2] or match[1], int(match[4] or 1)

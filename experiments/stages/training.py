@@ -64,8 +64,7 @@ def training_job(run: Run, stage: str, number: int = 0) -> TrainingJob:
             network, every = run.skeleton, run.config.judge.skeleton
         loss = judge_loss(network, run.tokenizer.bos_id, run.sequences, every)
         return _from_scratch(run, stage, network, loss, run.config.judge.train, every)
-    rounds = next(rounds for name, rounds in ROUNDS.items() if stage_of(name) == stage)
-    return rounds.job(run, number)
+    return BY_STAGE[stage].job(run, number)
 
 
 def check_found_elsewhere(run: Run, names: Sequence[str]) -> None:
@@ -356,3 +355,4 @@ ROUNDS = {
     COUPLED: coupled.ROUNDS,
     **{name: one_round(name) for name in ONE_ROUND},
 }
+BY_STAGE = {stage_of(name): rounds for name, rounds in ROUNDS.items()}
