@@ -25,33 +25,28 @@ TOKENIZER = train_tokenizer(TokenizerConfig(model_type="char"), ["ab\n"])
 BOUND = 0.99
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("variants")
-
-
-@pytest.fixture(scope="module")
-def model(folder):
+@pytest.fixture
+def model(tmp_path):
     model = as_model(NETWORK, PARAMS())
-    facts = model.facts | {"path": str(folder)}
+    facts = model.facts | {"path": str(tmp_path)}
     return dataclasses.replace(model, tokenizer=TOKENIZER, facts=facts)
 
 
-@pytest.fixture(scope="module")
-def text(folder):
+@pytest.fixture
+def text(tmp_path):
     """400 sequences, enough for a bound that every threshold keeps to give the lowest threshold."""
-    path = folder / "text.txt"
+    path = tmp_path / "text.txt"
     path.write_text("a" * 400 * LENGTH)
     return str(path)
 
 
-def test_an_exit_is_calibrated_by_the_suite_and_then_used(model, text, folder):
+def test_an_exit_is_calibrated_by_the_suite_and_then_used(model, text, tmp_path):
     settings = Settings(held_out=text, exit_bound=BOUND, batch_size=400)
-    record = Record(folder / "exits.out", model.identity)
+    record = Record(tmp_path / "exits.out", model.identity)
     SUITES["exits"].run(Subject(model, settings), record)
     found = record.items[f"exits/bound_{BOUND}"]
     assert (found["threshold"], found["num_texts"]) == (min(THRESHOLDS), 400)
-    assert json.loads((folder / "exits.json").read_text()).keys() == {str(BOUND)}
+    assert json.loads((tmp_path / "exits.json").read_text()).keys() == {str(BOUND)}
     early = variant(model, Options(early_exit=BOUND), None)
     assert early.denoiser == Exiting(NETWORK, found["threshold"])
     assert early.facts["variant"]["early_exit"]["threshold"] == found["threshold"]
@@ -65,14 +60,14 @@ def test_an_exit_is_calibrated_by_the_suite_and_then_used(model, text, folder):
 
 
 def test_a_threshold_is_for_the_kind_of_sequences_that_it_was_calibrated_on(
-    model, text, folder, monkeypatch
+    model, text, tmp_path, monkeypatch
 ):
     """Earlier versions stored thresholds without a kind, calibrated as if all sequences were packed."""
     padded = dataclasses.replace(model, facts=model.facts | {"sequences": "padded"})
     digest = {"params_digest": model.params_digest}
     old = {"0.7": {"threshold": 0.5, "failure": 0.05, **digest}}
-    path = folder / "exits.json"
-    path.write_text(json.dumps((json.loads(path.read_text()) if path.exists() else {}) | old))
+    path = tmp_path / "exits.json"
+    path.write_text(json.dumps(old))
     assert variant(model, Sampling(early_exit=0.7), None).denoiser == Exiting(NETWORK, 0.5)
     with pytest.raises(
         ConfigError, match=r"as if .* packed, but they are padded; calibrate it .*0.7 again"
@@ -80,7 +75,7 @@ def test_a_threshold_is_for_the_kind_of_sequences_that_it_was_calibrated_on(
         variant(padded, Sampling(early_exit=0.7), None)
 
     monkeypatch.setattr(exits, "calibrate", lambda *_, **__: Calibrated(0.6, 0.1, 2.0))
-    record = Record(folder / "padded.out", padded.identity)
+    record = Record(tmp_path / "padded.out", padded.identity)
     SUITES["exits"].run(Subject(padded, Settings(held_out=text, exit_bound=0.7)), record)
     early = variant(padded, Sampling(early_exit=0.7), None)
     assert early.denoiser == Exiting(NETWORK, 0.6)
