@@ -64,6 +64,13 @@ def test_each_part_runs_on_a_cpu(bench, part):
     assert bench.record["skipped"] == []
 
 
+def test_the_state_that_is_saved_is_no_more_compressible_than_a_trained_one(bench):
+    """Oracle: the 23 random bits of a float32. A fresh state's moments are zeros, so that a third is left."""
+    steps.saving(bench)
+    ((row,),) = bench.record["tables"].values()
+    assert row["on disk GB"] > 23 / 32 * row["GB"]
+
+
 def test_a_row_that_fails_is_written_with_its_error_and_nothing_else_happens(bench):
     def fails():
         raise ValueError("no such kernel")

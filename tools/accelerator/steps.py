@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from experiments.benchmarking.cases import Job, build
 from experiments.benchmarking.report import Measured, unavoidable_flops
@@ -22,7 +24,7 @@ from sdtt_jax.config import changed, to_mapping
 from sdtt_jax.networks import Denoiser
 from sdtt_jax.parallel.mesh import MeshConfig, make_mesh
 from sdtt_jax.paths import as_path
-from sdtt_jax.training.state import StateSpec
+from sdtt_jax.training.state import StateSpec, TrainState
 from tools.accelerator.bench import Bench, BenchRow, chip, share_of_peak
 
 # What the benchmark calls the steps.
@@ -171,12 +173,26 @@ def saving(bench: Bench) -> None:
     bench.row("saving", {"state": "teacher, small"}, lambda: _to_disk_and_back(bench))
 
 
+def _as_trained(state: TrainState) -> TrainState:
+    """The state full of random numbers: the moments of a fresh one are zeros, which a store compresses."""
+    rng = np.random.default_rng(0)
+
+    def leaf(fresh: jax.Array) -> jax.Array:
+        if not jnp.issubdtype(fresh.dtype, jnp.floating):
+            return fresh
+        values = rng.standard_normal(fresh.shape, np.float32).astype(fresh.dtype)
+        return jax.device_put(values, fresh.sharding)
+
+    filled: TrainState = jax.tree.map(leaf, state)
+    return filled
+
+
 def _to_disk_and_back(bench: Bench) -> BenchRow:
     config = paper("small", tiny=bench.tiny)
     denoiser = Denoiser(config.denoiser(TINY_VOCAB if bench.tiny else VOCAB))
     spec = StateSpec(config.teacher.train, make_mesh(MeshConfig(), jax.devices()[:1]))
     init = functools.partial(denoiser.init, jax.random.key(0))
-    state = jax.block_until_ready(spec.init(init))
+    state = jax.block_until_ready(_as_trained(spec.init(init)))
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) / 1e9
     with tempfile.TemporaryDirectory(dir=bench.folder) as folder, Checkpoints(folder) as store:
         began = time.perf_counter()
