@@ -15,7 +15,7 @@ import pytest
 from launch.accelerators import CHIPS, chip_of_device
 from tests.forking import ROOT
 from tools.accelerator import PARTS, profiling, steps
-from tools.accelerator.__main__ import measure, run_process
+from tools.accelerator.__main__ import main, measure, run_process
 from tools.accelerator.bench import Bench, text
 from tools.accelerator.page import page, table
 from tools.accelerator.profiling import _rows, by_group, origins
@@ -123,12 +123,23 @@ def test_parts_without_time_are_skipped_and_the_page_says_so(tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    "given",
+    ["--minutes=0.01 --parts=machine,saving --tiny", "--minutes=0.02", "--minutes=0.01 --tiny"],
+)
+def test_the_page_names_the_command_that_ran_and_the_sizes_that_it_had(given, tmp_path):
+    main(["", *given.split(), f"--output={tmp_path}"])
+    written = (tmp_path / "accelerator.md").read_text()
+    assert f"By `python -m tools.accelerator {given}`," in written
+    assert ("1 × 32" in written) == ("--tiny" in given)
+
+
 def test_the_page_has_a_section_for_each_part():
     parts = {
         "machine": {"device": "TPU v5e", "tables": {"matmul": [{"n": 8, "TFLOP/s": 190.04321}]}},
         "race": {"error": "The process died.", "tables": {}, "notes": ["Fast."]},
     }
-    written = page({"command": "python -m x", "began": "today", "parts": parts})
+    written = page({"command": "python -m x", "began": "today", "tiny": False, "parts": parts})
     assert written.startswith("# Measured on TPU v5e\n")
     assert "| n | TFLOP/s |\n| ---: | ---: |\n| 8 | 190 |" in written
     assert "\n- Fast.\n\n## The machine\n" in written

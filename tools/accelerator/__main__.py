@@ -103,8 +103,11 @@ def measure(names: Sequence[str], minutes: float, folder: Path, *, tiny: bool) -
     """
     log = stopwatch()
     until = time.monotonic() + 60 * minutes
+    parts = [] if [*names] == [*PARTS] else [f"--parts={','.join(names)}"]
+    flags = [f"--minutes={minutes:g}", *parts, *(["--tiny"] if tiny else [])]
     record: dict[str, Any] = {
-        "command": f"python -m tools.accelerator --minutes={minutes:g}",
+        "command": f"python -m tools.accelerator {' '.join(flags)}",
+        "tiny": tiny,
         "began": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "parts": {},
     }

@@ -12,12 +12,13 @@ def page(record: Mapping[str, Any]) -> str:
     """The page of a record: its notes, then a section of tables for each part."""
     parts = record["parts"]
     device = parts.get("machine", {}).get("device", "an accelerator")
+    tiny = " Small and medium are sizes for a CPU here, 1 × 32." if record["tiny"] else ""
     lines = [
         f"# Measured on {device}",
         "",
         f"By `{record['command']}`, {record['began']}, on one chip. MFU is the share of the chip's bfloat16 "
         "peak that the unavoidable FLOPs reach (`sdtt_jax.networks.flops`): recomputation does not count, "
-        "and about half of the tokens of a training batch are masked.",
+        f"and about half of the tokens of a training batch are masked.{tiny}",
     ]
     lines += _listed(note for part in parts.values() for note in part.get("notes", []))
     for name, part in parts.items():
