@@ -12,6 +12,7 @@ To start from a published model, or from its first blocks, use
 
 import argparse
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -95,7 +96,8 @@ def settings(given: argparse.Namespace) -> RunConfig:
     if given.init_from:
         config = english()
         named = {"init_from": given.init_from, "init_layers": given.init_layers}
-        config = changed(config, teacher={"lora": LoraConfig(), **named})
+        # `curve` opens all attention at once.
+        config = changed(config, teacher={"lora": LoraConfig(), "attention_annealing": 0, **named})
     return changed(config, data={"length": given.length}, teacher={"train": train})
 
 
@@ -111,8 +113,8 @@ def small_start(run: Run, num_steps: int) -> tuple[Any, Any]:
     return denoiser, denoiser.init_from(state.params)
 
 
-def main() -> None:
-    """Prints a Markdown table."""
+def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The values of the flags, of the command line if `arguments` is None."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--workdir", required=True)
     parser.add_argument("--causal_steps", type=int, default=300)
@@ -123,7 +125,12 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--learning_rate", type=float, default=2e-3)
     parser.add_argument("--held_out", type=int, default=256)
-    given = parser.parse_args()
+    return parser.parse_args(arguments)
+
+
+def main() -> None:
+    """Prints a Markdown table."""
+    given = parsed()
     with open_run(config_dict(settings(given)), as_path(given.workdir)) as run:
         run_stages(run, ("data",))
         texts = open_split(run.workdir.local.data, "validation").batch(0, 0, given.held_out)
