@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import importlib.util
 import math
 import os
 import re
@@ -110,7 +111,7 @@ def describe_devices(topology: Topology) -> list[Any]:
         )
     except Exception as error:  # What libtpu raises has many types.
         text = str(error).strip() or type(error).__name__
-        if "libtpu" in text.lower() or "not found" in text.lower() or "No module" in text:
+        if importlib.util.find_spec("libtpu") is None:
             raise UserError(
                 f"Compiling for {topology} needs the TPU compiler: pip install -e '.[tpu]' ({text[:200]})"
             ) from None

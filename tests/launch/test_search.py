@@ -1,5 +1,7 @@
 """Which batches and meshes are tried. Oracle: a formula for memory, tried for every batch."""
 
+from importlib.util import find_spec
+
 import jax
 import pytest
 from jax.sharding import AbstractMesh, AxisType
@@ -16,9 +18,9 @@ from launch.ahead.search import (
     meshes,
     next_guess,
 )
-from launch.ahead.topologies import Topology, parse_topology
+from launch.ahead.topologies import Topology, describe_devices, parse_topology
 from sdtt_jax.config import changed
-from sdtt_jax.errors import ConfigError
+from sdtt_jax.errors import ConfigError, UserError
 from sdtt_jax.parallel.mesh import AXES, check_batch_size
 
 
@@ -140,3 +142,14 @@ def test_meshes_are_tried_from_the_one_that_communicates_least():
     ((mesh, _),) = meshes(owt("small"), one, devices[:1])
     assert dict(mesh.shape) == {"data": 1, "fsdp": 1, "model": 1}
     assert list(meshes(owt("large"), one, devices[:1])) == []
+
+
+@pytest.mark.skipif(find_spec("libtpu") is not None, reason="the TPU compiler is installed")
+def test_without_the_tpu_compiler_the_error_says_what_to_install(monkeypatch):
+    """It is no fault of the flags (status 2), but of the machine (1). Oracle: what pip would install."""
+    monkeypatch.setenv("TPU_ACCELERATOR_TYPE", "v5litepod-8")
+    with pytest.raises(
+        UserError, match=r"^Compiling for v5e:2x4 needs the TPU compiler.*\[tpu\]"
+    ) as caught:
+        describe_devices(parse_topology("v5e:2x4"))
+    assert caught.type is UserError
