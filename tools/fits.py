@@ -100,7 +100,7 @@ def published_row(
         config = changed(config, distill={"lora": LoraConfig()})
     trained = "adapters" if adapted else "all parameters"
     start = [name.partition("/")[2], trained, SLICES.get(str(topology), str(topology))]
-    found = next(meshes(config, topology, devices), None)
+    found = next(meshes("distill", config, topology, devices), None)
     if found is None:
         return [*start, "does not fit", *[""] * 3]
     mesh, state = found

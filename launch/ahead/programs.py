@@ -231,9 +231,9 @@ def _abstract_params(network: Network, mesh: Mesh, lora: LoraConfig = LoraConfig
     )
 
 
-def state_of(config: RunConfig, mesh: Mesh) -> dict[str, float]:
-    """Bytes per device of the parts of a distillation step's state; nothing is compiled."""
-    return build("distill", config, mesh, least_batch("distill", config, mesh), 1).state
+def state_of(kind: str, config: RunConfig, mesh: Mesh) -> dict[str, float]:
+    """Bytes per device of the parts of a program's state; nothing is compiled."""
+    return build(kind, config, mesh, least_batch(kind, config, mesh), 1).state
 
 
 def least_batch(kind: str, config: RunConfig, mesh: Mesh) -> int:

@@ -43,9 +43,9 @@ class Target:
 
 
 def meshes(
-    config: RunConfig, topology: Topology, devices: Sequence[Any]
+    kind: str, config: RunConfig, topology: Topology, devices: Sequence[Any]
 ) -> Iterator[tuple[Mesh, dict[str, float]]]:
-    """Meshes on which the state fits, the one with the least communication first; each with `state_of` it.
+    """Meshes on which a program's state fits, the least communication first; each with `state_of` it.
 
     Parameters are replicated, or split over whole dimensions of the torus; tensor parallelism, which
     communicates within every layer, is tried only if the state fits in no other way.
@@ -61,7 +61,7 @@ def meshes(
                 continue
             try:
                 mesh = make_mesh(MeshConfig(-1, fsdp, model), devices)
-                state = state_of(config, mesh)
+                state = state_of(kind, config, mesh)
             except ConfigError:
                 # On a mesh that splits nothing of the model, the config is at fault.
                 if fsdp * model == 1:
@@ -93,7 +93,7 @@ def search(target: Target, seconds: float, log: Log) -> list[Record]:
     def in_time() -> bool:
         return not analyses or time.monotonic() - began < seconds
 
-    possible = meshes(target.config, target.topology, target.devices)
+    possible = meshes(target.kind, target.config, target.topology, target.devices)
     for mesh, _ in itertools.islice(possible, MESHES):
         if not in_time():
             break
@@ -108,9 +108,11 @@ def search(target: Target, seconds: float, log: Log) -> list[Record]:
             "config.model."
         )
     if not analyses:
+        whole = state_of(target.kind, target.config, make_mesh(MeshConfig(), target.devices))
+        parts = ", ".join(name for name, size in whole.items() if size)
         raise DoesNotFitError(
-            f"Parameters, optimizer, average and teacher do not fit on {target.topology} with any mesh; "
-            "take a larger slice, or a smaller config.model."
+            f"The state of {target.kind} ({parts}) does not fit on {target.topology} with any mesh; take a "
+            "larger slice, or a smaller config.model."
         )
     return sorted(analyses, key=_seconds_per_token)
 

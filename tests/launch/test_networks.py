@@ -41,9 +41,9 @@ def test_a_distillation_of_eight_billion_parameters_holds_them_once():
 
 def test_one_chip_takes_adapters_and_not_all_parameters():
     config, chip = of_published("GSAI-ML/LLaDA-8B-Base"), parse_topology("h100:1")
-    _, found = next(meshes(config, chip, jax.devices()[:1]))
+    _, found = next(meshes("distill", config, chip, jax.devices()[:1]))
     assert found == state(config)
-    assert not list(meshes(whole(config), chip, jax.devices()[:1]))
+    assert not list(meshes("distill", whole(config), chip, jax.devices()[:1]))
 
 
 def whole(config):

@@ -86,8 +86,10 @@ def test_only_batches_are_tried_that_devices_and_microbatches_divide(
 def test_what_does_not_fit_is_told_from_a_config_that_is_wrong(monkeypatch):
     """Both are errors of the config, but only of the first may a table say that the slice is too small."""
     target = Target("distill", owt("small"), Topology(CHIPS["v5e"], (1, 1)), jax.devices()[:1])
-    monkeypatch.setattr(search, "state_of", lambda *_: {"parameters": 1e12})
-    with pytest.raises(DoesNotFitError, match="larger slice"):
+    monkeypatch.setattr(search, "state_of", lambda *_: {"parameters": 1e12, "teacher": 0.0})
+    with pytest.raises(
+        DoesNotFitError, match=r"distill \(parameters\) does not fit .* larger slice"
+    ):
         search.search(target, 1.0, lambda _: None)
 
     def wrong(*_):
@@ -139,9 +141,31 @@ def test_meshes_are_tried_from_the_one_that_communicates_least():
     """On one chip there is one mesh for a network whose state fits, and none for a larger one."""
     devices = jax.devices()
     one = Topology(CHIPS["v5e"], (1, 1))
-    ((mesh, _),) = meshes(owt("small"), one, devices[:1])
+    ((mesh, _),) = meshes("distill", owt("small"), one, devices[:1])
     assert dict(mesh.shape) == {"data": 1, "fsdp": 1, "model": 1}
-    assert list(meshes(owt("large"), one, devices[:1])) == []
+    assert list(meshes("distill", owt("large"), one, devices[:1])) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "copies"),
+    [("distill", 5), ("teacher", 4), ("sample", 1), ("causal", 1), ("alpha", 4), ("idlm", 3.5)],
+)
+def test_the_state_that_must_fit_is_the_programs_own(kind, copies):
+    """Oracle: arrays as large as the trained parameters, counted by hand.
+
+    They, two moments, an average if there is one, and the teacher if the step asks one: of `idlm`, which
+    trains two networks, half as large.
+    """
+    one, devices = Topology(CHIPS["v6e"], (1, 1)), jax.devices()[:1]
+    ((_, state),) = meshes(kind, owt("small"), one, devices)
+    assert sum(state.values()) == pytest.approx(copies * state["parameters"], rel=1e-6)
+
+
+def test_a_sampler_fits_where_a_training_step_does_not():
+    """A search for it was refused because of a teacher, an optimizer and an average that it does not have."""
+    one, devices = Topology(CHIPS["v5e"], (1, 1)), jax.devices()[:1]
+    assert list(meshes("distill", owt("large"), one, devices)) == []
+    assert len(list(meshes("sample", owt("large"), one, devices))) == 1
 
 
 @pytest.mark.skipif(find_spec("libtpu") is not None, reason="the TPU compiler is installed")
