@@ -4,7 +4,7 @@
     --spec.workdir=gs://BUCKET/PATH --spec.image=IMAGE
 
 Launchers: tpu_vm (gcloud, queued resources), gke (JobSet), xpk, skypilot, slurm. Any field of the
-spec can be given on the command line, for example --spec.slices=4 or --spec.gke.queue=QUEUE; what
+spec can be given on the command line, for example --spec.spot=true or --spec.gke.queue=QUEUE; what
 follows `--` is added to the options of experiments.run, for example
 -- --config.seed=1 --stages=distill,evaluate. Nothing is started: the files are written to --output,
 or with --dry_run only printed. There is a page for each launcher in docs/guides/pods.
@@ -53,7 +53,8 @@ def pod_spec(spec: Any, overrides: Sequence[str] = ()) -> PodSpec:
         not validated.workdir.startswith(f"{EXAMPLE}/"),
         f"workdir={validated.workdir!r} is the example's; give --spec.workdir=gs://BUCKET/PATH.",
     )
-    check_run([f"--config={validated.config}", *validated.overrides])
+    options = [f"--config={validated.config}", *validated.overrides]
+    check_run(options, validated.slice, validated.slices)
     return validated
 
 

@@ -221,13 +221,7 @@ class Run(Networks):
             )
             network: CausalNetwork = model.network  # type: ignore[union-attr]
             return network
-        return CausalNetwork(self.config.causal(self.vocab_size))
-
-    @functools.cached_property
-    def skeleton(self) -> CausalNetwork:
-        """The causal network that is trained on every n-th token."""
-        sizes, every = self.config.causal(self.vocab_size), self.config.judge.skeleton
-        return CausalNetwork(dataclasses.replace(sizes, length=-(-sizes.length // every)))
+        return super().judge
 
     def deliver(self, folder: Path, network: Network, params: Params, **facts: Any) -> None:
         """Writes what a stage or round delivers to its folder, with the facts that loading it needs.

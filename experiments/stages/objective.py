@@ -16,6 +16,7 @@ from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.schedule import make_schedule
 from sdtt_jax.distillation.rounds import Student, next_round
 from sdtt_jax.keys import purpose_key
+from sdtt_jax.networks import CausalNetwork
 from sdtt_jax.networks.base import abstract_params
 from sdtt_jax.networks.coupled import CoupledDenoiser
 from sdtt_jax.networks.lora import LoraConfig, init_adapters
@@ -70,6 +71,17 @@ class Networks(abc.ABC):
     def mixture(self) -> CoupledDenoiser:
         """The mixture's student."""
         return CoupledDenoiser(self.config.mixture_denoiser(self.vocab_size))
+
+    @functools.cached_property
+    def judge(self) -> CausalNetwork:
+        """The causal network that judges texts, of the config's sizes."""
+        return CausalNetwork(self.config.causal(self.vocab_size))
+
+    @functools.cached_property
+    def skeleton(self) -> CausalNetwork:
+        """The causal network that is trained on every n-th token."""
+        sizes, every = self.config.causal(self.vocab_size), self.config.judge.skeleton
+        return CausalNetwork(dataclasses.replace(sizes, length=-(-sizes.length // every)))
 
 
 def init_params(run: Networks, lora: LoraConfig) -> Params:

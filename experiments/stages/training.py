@@ -7,10 +7,11 @@ from typing import Any
 
 import jax
 
-from experiments.distillers import COUPLED, ONE_ROUND, SDTT, SEE_NOISE, stage_of
+from experiments.distillers import COUPLED, ONE_ROUND, SDTT, stage_of
 from experiments.settings import RunConfig
 from experiments.stages import adoption, coupled
 from experiments.stages.context import Run
+from experiments.stages.devices import check_batches, check_split, is_trained, sections_of
 from experiments.stages.job import (
     Rounds,
     TrainingJob,
@@ -32,14 +33,12 @@ from sdtt_jax.config import require
 from sdtt_jax.data.records import read_info
 from sdtt_jax.distillation.rounds import Student, delivered_params, next_round, round_dt
 from sdtt_jax.errors import ConfigError, DataError
-from sdtt_jax.interchange.adapters import network_shardings
 from sdtt_jax.keys import purpose_key
 from sdtt_jax.networks import Denoiser
 from sdtt_jax.networks.base import abstract_params
 from sdtt_jax.networks.lora import check_targets
 from sdtt_jax.objectives import judge_loss, open_share
 from sdtt_jax.parallel import processes
-from sdtt_jax.parallel.mesh import check_batch_size
 from sdtt_jax.paths import as_path
 from sdtt_jax.progress import make_progress
 from sdtt_jax.training.config import TrainConfig
@@ -97,15 +96,15 @@ def check_found_elsewhere(run: Run, names: Sequence[str]) -> None:
         )
     for section in ahead:
         config = getattr(run.config, section)
-        taken = section in ("teacher", "judge") and bool(config.checkpoint)
-        if taken and not (section == "judge" and config.skeleton):
-            continue  # nothing is trained
-        if section in ("teacher", "distill") and config.lora.rank:
+        if (
+            section in ("teacher", "distill")
+            and config.lora.rank
+            and is_trained(run.config, section)
+        ):
             # No linear map of the blocks depends on the vocabulary, which is not known yet.
             own = Denoiser(run.config.denoiser(vocab_size=2)) if not run.config.published else None
             check_targets(own or run.denoiser, config.lora)
-        field = f"{section}.train.batch_size"
-        check_batch_size(config.train.batch_size, run.mesh, config.train.microbatches, field)
+    check_batches(run.config, ahead, run.mesh)
     asked = "distill" in names and COUPLED in run.config.distillers
     if asked and not is_delivered(run.workdir.round(1, COUPLED)):
         pool = run.config.coupled.pool
@@ -124,31 +123,16 @@ def check_networks(run: Run, names: Sequence[str]) -> None:
     Raises:
       ConfigError: the mesh does not divide an axis of a parameter; names the section of the config.
     """
-    for section in _unfinished(run, names) if run.mesh.size > 1 else ():
-        found = {section: run.denoiser}
-        if section == "judge":
-            found = {"judge": run.judge}
-            if run.config.judge.skeleton:
-                found["judge.skeleton"] = run.skeleton
-        elif section in SEE_NOISE:
-            found = {section: run.mixture if section == "mixture" else run.coupled}
-        for name, network in found.items():
-            try:
-                network_shardings(network, run.mesh)
-            except ConfigError as error:
-                raise ConfigError(f"The network of config.{name}: {error}") from None
+    check_split(run, _unfinished(run, names), run.mesh)
 
 
 def _unfinished(run: Run, names: Sequence[str]) -> list[str]:
     """The sections of the config whose models the named stages have still to train or to take."""
-    ahead = []
-    if "teacher" in names and not is_delivered(run.workdir.teacher):
-        ahead.append("teacher")
-    if "judge" in names and not is_judged(run):
-        ahead.append("judge")
-    if "distill" in names:
-        ahead += [stage_of(name) for name in run.config.distillers if not _is_done(run, name)]
-    return ahead
+    done = {
+        "teacher": lambda: is_delivered(run.workdir.teacher),
+        "judge": lambda: is_judged(run),
+    } | {stage_of(name): functools.partial(_is_done, run, name) for name in run.config.distillers}
+    return [section for section in sections_of(run.config, names) if not done[section]()]
 
 
 def train_teacher(run: Run) -> None:

@@ -7,13 +7,22 @@ from absl import flags
 from experiments.cli import app
 from experiments.cli.arguments import IN_FLAGS, in_words
 from experiments.settings import check_overrides, run_config
+from launch.accelerators import Accelerator
 from sdtt_jax.config import require
 from sdtt_jax.errors import ConfigError
+from sdtt_jax.parallel.mesh import abstract_mesh
 
 
-def check_run(options: Sequence[str]) -> None:
-    """Raises `ConfigError` for an option, a config field, or a value of one, that the run would refuse."""
-    from experiments.cli.run_flags import chosen_stages, define_flags  # the stages take 0.8 s
+def check_run(options: Sequence[str], slice_: Accelerator, slices: int) -> None:
+    """Raises `ConfigError` for options of `experiments.run` that it would refuse on so many slices or nodes.
+
+    That is an option, a config field or a value of one that it does not have, and a mesh, batch size or
+    network that the chips cannot split. What lies elsewhere (data, models, what is finished) is not looked
+    for.
+    """
+    # The stages take 0.8 s.
+    from experiments.cli.run_flags import chosen_stages, define_flags
+    from experiments.stages.devices import check_devices
 
     check_overrides(options)
     values, argv = flags.FlagValues(), ["experiments.run", *options]
@@ -24,8 +33,16 @@ def check_run(options: Sequence[str]) -> None:
     except IN_FLAGS as error:
         raise ConfigError(f"The run's options: {in_words(error)}") from None
     require(not beside, f"The run's options: unknown argument {' '.join(beside)!r}.")
-    chosen_stages(values)
-    run_config(values.config)
+    stages = chosen_stages(values)
+    config = run_config(values.config)
+    try:
+        # Nodes of GPUs may be one slice to JAX.
+        connected = slices if slice_.chip.kind == "tpu" else 1
+        mesh = abstract_mesh(config.mesh, slices * slice_.chips, connected)
+        check_devices(config, stages if values.replay is None else (), mesh)
+    except ConfigError as error:
+        several = f" × {slices}" if slices > 1 else ""
+        raise ConfigError(f"On {slice_.name}{several}: {error}") from None
 
 
 def _define_common(values: flags.FlagValues) -> None:

@@ -91,7 +91,7 @@ class PodSpec:
     """A run on a pod."""
 
     name: str = "sdtt"  # name of the job and of everything made for it
-    accelerator: str = "v5litepod-256"  # one slice or node: v5litepod-256, v6e-256, v5p-512, h100 …
+    accelerator: str = "v5litepod-128"  # one slice or node: v5litepod-256, v6e-256, v5p-512, h100 …
     slices: int = 1  # TPU slices, connected by the data-centre network, or GPU nodes
     # Config file of `experiments.run`, as a path in this repository.
     config: str = "experiments/configs/owt_small.py"

@@ -1,5 +1,6 @@
 """The paper's recipe at 12 × 768 on one v5e pod of 256 chips.
 
+Its batch of 128 sequences is split over data * fsdp = 128 devices at most, so two chips share each sequence.
 The bucket, and what a launcher needs of image, project and cluster, are given on the command line.
 """
 
@@ -16,6 +17,7 @@ def get_config() -> ConfigDict:
             accelerator="v5litepod-256",
             config="experiments/configs/owt_small.py",
             workdir="gs://my-bucket/sdtt/small",
+            overrides=("--config.mesh.model=2",),
             zone="us-west4-a",
         )
     )

@@ -66,7 +66,19 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
         devices and the nearest size that fits.
     """
     devices = jax.devices() if devices is None else list(devices)
-    count = len(devices)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    abstract = abstract_mesh(config, len(devices), slices)
+    shape = abstract.axis_sizes
+    grid = hybrid_devices(shape, slices, devices) if slices > 1 else slice_devices(shape, devices)
+    return Mesh(grid, abstract.axis_names, axis_types=abstract.axis_types)
+
+
+def abstract_mesh(config: MeshConfig, count: int, slices: int = 1) -> AbstractMesh:
+    """The mesh that `make_mesh` makes of `count` devices in so many slices; none of them need exist.
+
+    Raises:
+      ConfigError: as `make_mesh`.
+    """
     for axis in ("fsdp", "model"):
         size = getattr(config, axis)
         if count % size:
@@ -89,10 +101,8 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
             "(-1 chooses it by itself)."
         )
     shape = (data, config.fsdp, config.model)
-    types = (AxisType.Auto,) * len(AXES)
-    slices = len({getattr(device, "slice_index", 0) for device in devices})
-    grid = hybrid_devices(shape, slices, devices) if slices > 1 else slice_devices(shape, devices)
-    return Mesh(grid, AXES, axis_types=types)
+    _crossing_axis(shape, slices)
+    return AbstractMesh(shape, AXES, (AxisType.Auto,) * len(AXES))
 
 
 def check_mesh(mesh: Any) -> None:
@@ -108,7 +118,7 @@ def check_mesh(mesh: Any) -> None:
         )
 
 
-def slice_devices(shape: tuple[int, int, int], devices: Sequence[jax.Device]) -> np.ndarray:
+def slice_devices(shape: tuple[int, ...], devices: Sequence[jax.Device]) -> np.ndarray:
     """The devices of one slice as an array of `shape`, whose axes follow the torus as far as they can.
 
     An axis may take a part of a side of the torus: fsdp=16 is 8 × 2 of the 8 × 8 chips of a v6e-64. (By
@@ -118,7 +128,7 @@ def slice_devices(shape: tuple[int, int, int], devices: Sequence[jax.Device]) ->
 
 
 def hybrid_devices(
-    shape: tuple[int, int, int], slices: int, devices: Sequence[jax.Device]
+    shape: tuple[int, ...], slices: int, devices: Sequence[jax.Device]
 ) -> np.ndarray:
     """The devices of several slices as an array of `shape`, in which only one batch axis crosses slices.
 
@@ -128,13 +138,18 @@ def hybrid_devices(
     Raises:
       ConfigError: the number of slices divides neither.
     """
+    crossing = _crossing_axis(shape, slices)
+    inside = [size // slices if i == crossing else size for i, size in enumerate(shape)]
+    across = [slices if i == crossing else 1 for i in range(len(shape))]
+    return mesh_utils.create_hybrid_device_mesh(
+        inside, across, devices, allow_split_physical_axes=True
+    )
+
+
+def _crossing_axis(shape: tuple[int, ...], slices: int) -> int:
     for axis in range(len(BATCH_AXES)):
         if shape[axis] % slices == 0:
-            inside = [size // slices if i == axis else size for i, size in enumerate(shape)]
-            across = [slices if i == axis else 1 for i in range(len(shape))]
-            return mesh_utils.create_hybrid_device_mesh(
-                inside, across, devices, allow_split_physical_axes=True
-            )
+            return axis
     raise ConfigError(
         f"The devices lie in {slices} slices, which divide neither mesh.data={shape[0]} nor "
         f"mesh.fsdp={shape[1]}; choose a mesh.data that is a multiple of {slices}."

@@ -4,11 +4,11 @@ import dataclasses
 
 from launch.pods import gke, skypilot, slurm, tpu_vm, xpk
 from launch.pods.spec import GkeConfig, PodSpec
-from launch.specs import h100_slurm, v5e_256, v6e_256x4
+from launch.specs import h100_slurm, v5e_256, v6e_64x4
 from sdtt_jax.config import from_mapping
 
 LAUNCHERS = {"tpu_vm": tpu_vm, "gke": gke, "xpk": xpk, "skypilot": skypilot, "slurm": slurm}
-SPECS = {"v5e_256": v5e_256, "v6e_256x4": v6e_256x4, "h100_slurm": h100_slurm}
+SPECS = {"v5e_256": v5e_256, "v6e_64x4": v6e_64x4, "h100_slurm": h100_slurm}
 TPU = PodSpec(
     name="run",
     accelerator="v5litepod-8",

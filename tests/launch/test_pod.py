@@ -120,6 +120,7 @@ def test_dry_run_prints_and_writes_nothing(tmp_path):
         f"--output={out}",
         "--",
         "--config.seed=3",
+        "--config.mesh.model=4",
     )
     assert result.status == 0, result.stderr
     assert f"==> {out}/jobset.yaml <==" in result.stdout
@@ -144,6 +145,7 @@ WRONG = (
     (["--launcher=gke", "--spec.workdir=/runs/x"], "give gs://BUCKET/PATH"),
     (["--launcher=gke", "--", "--config.distill.train.steps=3"], "has no field 'steps'"),
     (["--launcher=gke", "--", "--stages=distil,evluate"], "did you mean 'distill'"),
+    (["--launcher=gke", "--spec.slices=2"], "On v5litepod-256 × 2: distill.train.batch_size=128"),
     # The specs had "my-bucket" and the like, which went into the files.
     (["--launcher=gke", "--spec.workdir=gs://my-bucket/sdtt/small"], "is the example's; give"),
     (["--launcher=gke", "--spec.image="], "image is missing; set spec.image"),
@@ -167,13 +169,21 @@ def test_a_wrong_command_line_is_one_line_and_status_2():
 
 
 def commands_of_the_documents():
+    """Those in blocks; and the first of each page with the options that its running text names."""
     pages = sorted(PAGES.glob("*.md"))
     assert len(pages) > 4, PAGES
     for page in pages:
-        for block in re.findall(r"(?ms)^```\n(.*?)^```", page.read_text()):
-            for line in block.replace("\\\n", " ").splitlines():
-                if line.startswith("python -m launch.pod"):
-                    yield line
+        text = page.read_text()
+        blocks = re.findall(r"(?ms)^```\n(.*?)^```", text.replace("\\\n", " "))
+        lines = [line for block in blocks for line in block.splitlines()]
+        lines = [line for line in lines if line.startswith("python -m launch.pod")]
+        yield from lines
+        for options in re.findall(
+            r"`(--spec\.[^`\n]+=[^`\n]+)`", re.sub(r"(?ms)^```.*?^```", "", text)
+        ):
+            if "FIELD" not in options:
+                before, *_ = lines[0].split(" -- ")
+                yield f"{before} {options}"
 
 
 def test_the_documents_have_commands_that_work():
@@ -181,9 +191,10 @@ def test_the_documents_have_commands_that_work():
         re.sub(r"\[.*?\]", "", line).replace("BUCKET", "bucket").replace("IMAGE", "image:tag")
         for line in commands_of_the_documents()
     ]
-    assert len(lines) > 4
+    assert sum("--spec.slices=2 -- --config.mesh.model=4" in line for line in lines) == 2
+    assert len(lines) > 12
     for line in lines:
-        result = command_line(*shlex.split(line)[3:], "--dry_run")
+        result = command_line("--dry_run", *shlex.split(line)[3:])
         assert result.status == 0, (line, result.stderr)
 
 

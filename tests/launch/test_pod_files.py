@@ -19,7 +19,7 @@ from tests.launch.pod_specs import GPU, LAUNCHERS, SPECS, TPU, example, write
 # The launchers that each spec is for; the others refuse it with a reason.
 SUITABLE = {
     "v5e_256": ("tpu_vm", "gke", "xpk", "skypilot"),
-    "v6e_256x4": ("tpu_vm", "gke", "xpk"),
+    "v6e_64x4": ("tpu_vm", "gke", "xpk"),
     "h100_slurm": ("slurm",),
 }
 
@@ -62,7 +62,7 @@ def test_a_name_is_a_text_whatever_yaml_makes_of_such_a_word(name):
     assert yaml.safe_load(jobset)["metadata"]["name"] == yaml.safe_load(task)["name"] == name
 
 
-@pytest.mark.parametrize("spec", [TPU, GPU, example("v6e_256x4"), example("v5e_256")])
+@pytest.mark.parametrize("spec", [TPU, GPU, example("v6e_64x4"), example("v5e_256")])
 def test_a_jobset_has_the_fields_of_its_schema(spec):
     jobset = yaml.safe_load(gke.render(spec)["jobset.yaml"])
     check_fields(jobset, ("apiVersion", "kind", "metadata", "spec"))

@@ -17,7 +17,9 @@ from sdtt_jax.parallel.mesh import (
     AXES,
     RULES,
     MeshConfig,
+    abstract_mesh,
     check_batch_size,
+    check_mesh,
     full_batch,
     hybrid_devices,
     make_mesh,
@@ -186,6 +188,17 @@ def test_slices_that_no_batch_axis_is_a_multiple_of_are_refused():
         ConfigError, match=r"2 slices, which divide neither mesh\.data=1 nor mesh\.fsdp=1"
     ):
         hybrid_devices((1, 1, 8), 2, devices)
+    with pytest.raises(ConfigError, match=r"2 slices, which divide neither"):
+        abstract_mesh(MeshConfig(model=8), 8, slices=2)
+
+
+def test_the_mesh_of_devices_that_do_not_exist():
+    """Oracle: the product of the axes."""
+    mesh = abstract_mesh(MeshConfig(fsdp=4, model=2), 1024, slices=4)
+    assert dict(mesh.shape) == {"data": 128, "fsdp": 4, "model": 2}
+    check_mesh(mesh)
+    with pytest.raises(ConfigError, match=r"mesh\.data=3 times .* is 3, but there are 4 devices"):
+        abstract_mesh(MeshConfig(data=3), 4)
 
 
 @dataclasses.dataclass(frozen=True)
