@@ -29,7 +29,7 @@ import tokenizers
 from tokenizers import models, pre_tokenizers
 
 from experiments.cli.app import run_script
-from sdtt_jax.config import positive
+from sdtt_jax.config import positive, require
 from sdtt_jax.data import DataConfig, TokenizerConfig, builders, engines, prepare, train_tokenizer
 from sdtt_jax.data.corpora import documents
 from sdtt_jax.data.embedded import bible_chapters
@@ -181,13 +181,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     memory.add_argument(
         "--words", action="store_true", help="Use a vocabulary of words instead of GPT-2's."
     )
-    index.add_argument("--records", type=int, default=100_000_000)
+    index.add_argument("--records", type=int, default=100_000_000, help=f"A multiple of {SHARDS}.")
     index.add_argument("--reads", type=int, default=READS)
     given = parser.parse_args(arguments)
     for name, value in vars(given).items():
         for number in value if isinstance(value, list) else [value]:
             if not isinstance(number, str | bool):
                 positive(**{f"--{name}": number})
+    if given.part == "index":
+        require(
+            given.records % SHARDS == 0,
+            f"--records={given.records} must be a multiple of {SHARDS}, the number of shards; the nearest is "
+            f"{max(1, round(given.records / SHARDS)) * SHARDS}.",
+        )
     with tempfile.TemporaryDirectory() as temporary:
         folder = as_path(temporary)
         if given.part == "rate":

@@ -30,9 +30,11 @@ def test_each_part_prints_its_row(arguments, cells, capsys):
         (["rate", "--repeats=0"], "--repeats must be positive, not 0"),
         (["memory", "--megabytes", "1", "-2"], "--megabytes must be positive, not -2.0"),
         (["index", "--reads=0"], "--reads must be positive, not 0"),
+        (["index", "--records=50"], "--records=50 must be a multiple of 100, .* nearest is 100"),
+        (["index", "--records=170"], "--records=170 must be a multiple of 100, .* nearest is 200"),
     ],
 )
-def test_sizes_of_nothing_are_named(arguments, said):
+def test_sizes_that_cannot_be_are_named(arguments, said):
     with pytest.raises(ConfigError, match=said):
         data_rates.main(arguments)
 
