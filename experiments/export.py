@@ -38,13 +38,14 @@ from sdtt_jax.evaluation.settings import Decoding, Variation
 from sdtt_jax.evaluation.variants import variant
 from sdtt_jax.interchange import hub
 from sdtt_jax.interchange.card import measured_results, model_card
-from sdtt_jax.interchange.export import export_orbax, export_reference, require_empty
+from sdtt_jax.interchange.export import export_orbax, export_reference
 from sdtt_jax.interchange.hub import TOKENIZER_FILES
 from sdtt_jax.interchange.load import REPOSITORY, load
 from sdtt_jax.interchange.stablehlo import export_stablehlo
+from sdtt_jax.interchange.unfinished import filled_whole, require_empty
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
-from sdtt_jax.paths import as_path, filled_or_empty, is_remote
+from sdtt_jax.paths import is_remote, resolve_links
 
 FORMATS = ("reference", "orbax", "stablehlo")
 
@@ -97,7 +98,7 @@ def main(argv: Sequence[str]) -> None:
     Variation(early_exit=_EARLY_EXIT.value)
     folder = str(_OUTPUT.value)
     require(not is_remote(folder), f"--output={folder} must be a local folder; copy it from there.")
-    output = as_path(folder)
+    output = resolve_links(folder)
     require_empty(output)
     if _FORMAT.value == "orbax":
         require_plain(output)
@@ -116,7 +117,7 @@ def main(argv: Sequence[str]) -> None:
     # Before any file is written: a damaged results.json then leaves no half of an export.
     text = model_card(model, _FORMAT.value, measured_results(model))
     card = output / "README.md"
-    with filled_or_empty(output):
+    with filled_whole(output):
         written = [*write(model, output), card]
         card.write_text(text, "utf-8")
     stored = TOKENIZER_FILES[0] in [path.name for path in written]

@@ -192,25 +192,6 @@ def with_path_in_errors(path: PathLike) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def filled_or_empty(directory: PathLike) -> Iterator[None]:
-    """Empties a local folder again if the block that fills it fails, so that the same can be done once more.
-
-    An error without a file name, such as that of a full disk, gets the folder's.
-    """
-    directory = as_path(directory)
-    try:
-        with with_path_in_errors(directory):
-            yield
-    except BaseException:
-        for entry in directory.glob("*"):
-            if entry.is_dir():
-                remove_tree(entry)
-            else:
-                entry.unlink()
-        raise
-
-
-@contextlib.contextmanager
 def file_lock(path: PathLike) -> Iterator[None]:
     """Locks a file against other processes while it is read, changed and written again.
 
@@ -223,14 +204,15 @@ def file_lock(path: PathLike) -> Iterator[None]:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = path.with_name(f".{path.name}.lock")
-    with _locked(lock):
+    with locked(lock):
         try:
             yield
         finally:
             lock.unlink(missing_ok=True)
 
 
-def _locked(path: Path) -> BinaryIO:
+def locked(path: Path) -> BinaryIO:
+    """Makes a local file, if there is none, and locks it until it is closed; waits for another who has it."""
     while True:
         handle = path.open("ab")
         try:

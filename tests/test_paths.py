@@ -2,7 +2,6 @@
 
 import bz2
 import concurrent.futures
-import errno
 import gzip
 import json
 import lzma
@@ -26,7 +25,6 @@ from sdtt_jax.paths import (
     absolute,
     as_path,
     file_lock,
-    filled_or_empty,
     parse_json,
     read_json,
     remove_tree,
@@ -244,21 +242,3 @@ def test_an_info_written_before_files_were_counted_is_read():
     facts = dict.fromkeys(DataInfo.__dataclass_fields__, 1)
     del facts["files"]
     assert DataInfo(**facts).files == ""
-
-
-def test_what_could_not_be_filled_is_empty_again(tmp_path):
-    """As an export to a full disk, whose remedy is the same command. Oracle: the folder, and the error."""
-    folder = tmp_path / "x"
-
-    @filled_or_empty(folder)
-    def export():
-        (folder / "final.orbax-checkpoint-tmp" / "a").mkdir(parents=True)
-        (folder / "model.safetensors").touch()
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    with pytest.raises(OSError, match=r"No space left on device: '.*/x'"):
-        export()
-    assert list(folder.iterdir()) == []
-    with filled_or_empty(folder):
-        (folder / "kept").touch()
-    assert (folder / "kept").exists()

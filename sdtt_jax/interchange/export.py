@@ -11,7 +11,7 @@ import numpy as np
 from sdtt_jax.checkpoints.store import save_params
 from sdtt_jax.config import to_mapping
 from sdtt_jax.data.tokenizer import save_tokenizer
-from sdtt_jax.errors import ConfigError, MismatchError
+from sdtt_jax.errors import MismatchError
 from sdtt_jax.interchange.claims import TEXTS
 from sdtt_jax.interchange.found import FINAL
 from sdtt_jax.interchange.layouts import LAYOUTS
@@ -94,9 +94,10 @@ def export_orbax(model: Model | CausalModel, directory: PathLike) -> list[Path]:
     # Of a published model it is known only if its config said it.
     facts |= {} if "layout" in facts else {"normalize": tokenizer.normalize}
     facts |= {"tokenizer": tokenizer.digest}
-    save_params(directory / FINAL, model.params, facts | {"model": to_mapping(model.config)})
-    (directory / "tokenizer").mkdir(parents=True)
+    # The parameters last: until they are there, nothing can be loaded.
+    (directory / "tokenizer").mkdir(parents=True, exist_ok=True)
     save_tokenizer(tokenizer, directory / "tokenizer")
+    save_params(directory / FINAL, model.params, facts | {"model": to_mapping(model.config)})
     return [directory / FINAL, directory / "tokenizer"]
 
 
@@ -144,11 +145,3 @@ def reference_config(model: Model | CausalModel) -> dict[str, Any]:
         "vocab_size": c.vocab_size + 1,
         "mask_index": c.mask_id,
     }
-
-
-def require_empty(directory: Path) -> None:
-    """Raises `ConfigError` unless the folder is missing or empty."""
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise ConfigError(
-            f"--output={directory} already exists and is not an empty folder; choose another."
-        )

@@ -79,11 +79,12 @@ def write_repository(
     """
     directory.mkdir(parents=True, exist_ok=True)
     written = [directory / TENSORS_FILE, directory / CONFIG_FILE]
-    write_tensors(written[0], tensors)
+    # The tensors last: without them nothing is loaded, and without their config they would be another model.
     write_json(written[1], config)
     if isinstance(tokenizer, HubTokenizer):
         written.append(directory / TOKENIZER_FILES[0])
         written[-1].write_bytes(tokenizer.model)
+    write_tensors(written[0], tensors)
     return written
 
 
