@@ -14,6 +14,7 @@ from sdtt_jax.data.tokenizer import save_tokenizer
 from sdtt_jax.errors import MismatchError
 from sdtt_jax.interchange.claims import TEXTS
 from sdtt_jax.interchange.found import FINAL
+from sdtt_jax.interchange.hub import carried
 from sdtt_jax.interchange.layouts import LAYOUTS
 from sdtt_jax.interchange.llama_export import (
     completed,
@@ -71,7 +72,9 @@ def export_reference(model: Model | CausalModel, directory: PathLike) -> list[Pa
     if isinstance(sizes, LlamaConfig):
         config = completed(config, sizes, table.mask_row, LAYOUTS[layout], tensors, directory)
     require_described(sizes, LAYOUTS[layout], tensors, prefix, config, directory)
-    return write_repository(directory, tensors, config | unsaid_ends(config, tokenizer), tokenizer)
+    beside = carried(facts["beside"]) if "beside" in facts else {}
+    config = config | unsaid_ends(config, tokenizer)
+    return write_repository(directory, tensors, config, tokenizer, beside)
 
 
 def _as_stored(
@@ -90,7 +93,7 @@ def _as_stored(
 def export_orbax(model: Model | CausalModel, directory: PathLike) -> list[Path]:
     """Writes the parameters and the tokenizer for `sdtt_jax.load`; the model must have a tokenizer."""
     directory, tokenizer = as_path(directory), model.text_tokenizer
-    facts = {name: value for name, value in model.facts.items() if name != "path"}
+    facts = {name: value for name, value in model.facts.items() if name not in ("path", "beside")}
     # Of a published model it is known only if its config said it.
     facts |= {} if "layout" in facts else {"normalize": tokenizer.normalize}
     facts |= {"tokenizer": tokenizer.digest}

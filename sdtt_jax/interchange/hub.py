@@ -18,6 +18,14 @@ CONFIG_FILE = "config.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 # Where there is no tokenizer.json.
 BPE_FILES = ("vocab.json", "merges.txt")
+# What goes out with a model that came with them; other libraries read them all.
+CARRIED = (
+    *TOKENIZER_FILES,
+    *BPE_FILES,
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "generation_config.json",
+)
 
 TOKEN_VARIABLE = "HF_TOKEN"
 
@@ -72,6 +80,24 @@ def fetch_beside(
         return as_path(hf_hub_download(repo, name, revision=revision, local_files_only=cached))
     except (EntryNotFoundError, OfflineModeIsEnabled, OSError):
         return None
+
+
+def carried(place: str) -> dict[str, bytes]:
+    """The files in `CARRIED`, by name, of a published model.
+
+    Args:
+      place: an absolute path of its tensors or their folder, or "owner/name[@revision]"; what is there no
+        longer, or cannot be reached, is left out.
+    """
+    where = as_path(place)
+    if where.is_absolute():
+        folder = where if where.is_dir() else where.parent
+        found = {name: folder / name for name in CARRIED if (folder / name).is_file()}
+    else:
+        repo, _, revision = place.partition("@")
+        fetched = {name: fetch_beside(repo, revision or None, name) for name in CARRIED}
+        found = {name: path for name, path in fetched.items() if path is not None}
+    return {name: path.read_bytes() for name, path in found.items()}
 
 
 def push_token() -> str:

@@ -1,8 +1,10 @@
 """Writes networks of the Llama family in the hub's layout, with config and tokenizer."""
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -21,7 +23,7 @@ from sdtt_jax.interchange.tables.llama import HUB, LLAMA
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
 from sdtt_jax.networks.config import LlamaConfig, LlamaDenoiserConfig, TransformerConfig
-from sdtt_jax.paths import write_json
+from sdtt_jax.paths import write_bytes, write_json
 from sdtt_jax.trees import flat_leaves, nested
 
 
@@ -32,18 +34,35 @@ def export_llama(
 
     Tokens get their published numbers back. A network whose rotary embedding rotates neighbouring features is
     written as one that rotates halves, with its rows permuted. The config also holds the fields of `beside`.
+
+    Raises:
+      MismatchError: the layout has no such network.
     """
     config: Any = model.config
+    require_same(to_mapping(config), to_mapping(config) | read_elsewhere(config))
     params: Any = jax.tree.map(np.asarray, model.params)
     if config.rotary_pairs == "neighbours":
         params, config = in_halves(params, config)
     tokenizer = model.tokenizer if isinstance(model.tokenizer, HubTokenizer) else None
     special = None if tokenizer is None else tokenizer.special
-    mask_row = model.facts.get("mask_row") if special is None else special.mask_row
-    table = dataclasses.replace(LLAMA.table(config), mask_row=mask_row)
-    tensors, content = write_params(table, params, ""), hub_config(config, special, mask_row)
+    table = dataclasses.replace(LLAMA.table(config), mask_row=mask_row(model))
+    tensors, content = write_params(table, params, ""), hub_config(config, special, table.mask_row)
     require_described(config, LLAMA, tensors, "", content, directory)
     return write_repository(directory, tensors, content | dict(beside), tokenizer)
+
+
+def mask_row(model: Model | CausalModel) -> int | None:
+    """MASK's row in the tensors that a model goes out as; None where it is the last, or there is none."""
+    tokenizer = model.tokenizer
+    if isinstance(model.config, LlamaConfig) and isinstance(tokenizer, HubTokenizer):
+        return tokenizer.special.mask_row
+    found: int | None = model.facts.get("mask_row")
+    return found
+
+
+def read_elsewhere(config: LlamaConfig) -> dict[str, Any]:
+    """Fields as the hub's libraries read them: they turn whole heads, and Qwen3's queries have no biases."""
+    return {"rotary_share": 1.0, "qkv_bias": config.qkv_bias and not config.qk_norm}
 
 
 def require_described(
@@ -59,7 +78,12 @@ def require_described(
     free = {"compute_dtype": "", "remat": "", "unroll": 0, "mlp_ratio": 0}
     stored = Stored(content, str(directory / CONFIG_FILE))
     read = layout.config(tensors, prefix, stored, str(directory / TENSORS_FILE))
-    lines = differences(to_mapping(config) | free, to_mapping(read) | free)
+    require_same(to_mapping(config) | free, to_mapping(read) | free)
+
+
+def require_same(config: Mapping[str, Any], read: Mapping[str, Any]) -> None:
+    """Raises `MismatchError`, which names the fields, if an export's `config` would be `read` as another."""
+    lines = differences(config, read)
     if lines:
         raise MismatchError(
             "The format has no field for what this network computes, and would be read as another; export it "
@@ -72,20 +96,34 @@ def write_repository(
     tensors: Mapping[str, np.ndarray],
     config: Mapping[str, Any],
     tokenizer: Tokenizer | None,
+    carried: Mapping[str, bytes] = MappingProxyType({}),
 ) -> list[Path]:
     """Writes the files of a repository of the hub, and returns their paths.
 
-    A tokenizer that came with a published model is written to `tokenizer.json`.
+    A tokenizer that came with a published model is written to `tokenizer.json`, and what the hub's libraries
+    have to know of it besides to tokenizer_config.json, unless it is among the files of `carried`.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    written = [directory / TENSORS_FILE, directory / CONFIG_FILE]
+    files = dict(carried)
+    if isinstance(tokenizer, HubTokenizer):
+        files[TOKENIZER_FILES[0]] = tokenizer.model
+        files.setdefault(TOKENIZER_FILES[1], json.dumps(_names(tokenizer), indent=2).encode())
+    written = [directory / name for name in (TENSORS_FILE, CONFIG_FILE, *files)]
     # The tensors last: without them nothing is loaded, and without their config they would be another model.
     write_json(written[1], config)
-    if isinstance(tokenizer, HubTokenizer):
-        written.append(directory / TOKENIZER_FILES[0])
-        written[-1].write_bytes(tokenizer.model)
+    for name, content in files.items():
+        write_bytes(directory / name, content)
     write_tensors(written[0], tensors)
     return written
+
+
+def _names(tokenizer: HubTokenizer) -> dict[str, str]:
+    """A tokenizer_config.json of the tokens that begin and end texts."""
+    named = {
+        which: tokenizer.name_of(getattr(tokenizer, f"{which}_id")) for which in ("bos", "eos")
+    }
+    names = {f"{which}_token": name for which, name in named.items() if name is not None}
+    return {"tokenizer_class": "PreTrainedTokenizerFast"} | names
 
 
 def in_halves(params: Any, config: LlamaConfig) -> tuple[Any, LlamaConfig]:

@@ -40,7 +40,7 @@ from sdtt_jax.networks.base import Network
 from sdtt_jax.networks.config import COMPUTE_DTYPES
 from sdtt_jax.networks.kinds import KINDS, kind_of, network_of, stored_kind
 from sdtt_jax.parallel.mesh import check_mesh
-from sdtt_jax.paths import as_path, is_remote, with_target
+from sdtt_jax.paths import absolute, as_path, is_remote, with_target
 
 # The paper's students: repository, losses, names of sizes in revisions, and rounds.
 STUDENTS = "jdeschena/sdtt"
@@ -303,6 +303,8 @@ def _published(
     dtypes = dict(getattr(published.tensors, "dtypes", {}))  # GGUF files have none
     facts = {
         "path": where,
+        # Where `hub.carried` looks: a working directory may change.
+        "beside": str(absolute(where)) if as_path(where).exists() else where,
         # The reference's denoisers were all trained so, and DiffuGPT is taken to be.
         **({"begins_with_bos": True} if published.layout in (DENOISER, DIFFUGPT) else {}),
         **claimed_texts(stored),

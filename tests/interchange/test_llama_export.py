@@ -1,0 +1,95 @@
+"""What goes out in the hub's layout. Oracles: the files that came in; how transformers 5.24 reads configs."""
+
+import dataclasses
+import json
+
+import pytest
+
+import sdtt_jax
+from sdtt_jax.errors import MismatchError
+from sdtt_jax.interchange.export import export_orbax, export_reference
+from sdtt_jax.model.causal import CausalModel
+from sdtt_jax.networks.config import LlamaConfig
+from sdtt_jax.networks.kinds import kind_of, network_of
+from tests.interchange.llama_models import ROWS, repository, vocabulary
+from tests.model.runs import random_params
+
+BESIDE = {
+    "tokenizer_config.json": b'{"bos_token": "<s>", "eos_token": "</s>", "pad_token": "a"}',
+    "special_tokens_map.json": b'{"pad_token": "a"}',
+    "chat_template.jinja": b"{{ messages[0].content }}",
+    "generation_config.json": b'{"eos_token_id": 2}',
+}
+
+
+@pytest.fixture
+def published(tmp_path):
+    words = {"a": 0, "<s>": 1, "</s>": 2} | {f"w{i}": i for i in range(3, ROWS - 1)}
+    folder = repository(tmp_path / "in", "llama")
+    (folder / "tokenizer.json").write_bytes(vocabulary(words).to_str().encode())
+    for name, content in BESIDE.items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def written(folder):
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def test_what_lies_beside_a_published_model_goes_out_with_it(published, tmp_path, monkeypatch):
+    """A chat's template and the token that ends a text were lost. Also where the working folder changes."""
+    monkeypatch.chdir(tmp_path)
+    model = sdtt_jax.load("in")
+    monkeypatch.chdir("/")
+    export_reference(model, tmp_path / "out")
+    unchanged = {*BESIDE, "tokenizer.json"}
+    came, went = written(published), written(tmp_path / "out")
+    assert {name: went[name] for name in unchanged} == {name: came[name] for name in unchanged}
+    assert went.keys() == came.keys()
+
+
+def test_what_a_repository_of_the_hub_has_beside_goes_out_too(published, tmp_path, hub_of):
+    """Only the export asks for it: a hub that cannot be reached costs 23 seconds for each file."""
+    asked = hub_of(published)
+    model = sdtt_jax.load("owner/name@main")
+    assert "chat_template.jinja" not in asked
+    export_reference(model, tmp_path / "out")
+    assert written(tmp_path / "out").keys() == written(published).keys()
+
+
+def test_without_such_files_the_tokens_that_begin_and_end_texts_are_named(published, tmp_path):
+    """As of a run's model. Oracle: the words of the vocabulary, and the tokenizer that went out."""
+    export_orbax(sdtt_jax.load(published), tmp_path / "orbax")
+    model = sdtt_jax.load(tmp_path / "orbax")
+    export_reference(model, tmp_path / "out")
+    names = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
+    assert (names["bos_token"], names["eos_token"]) == ("<s>", "</s>")
+    assert sdtt_jax.load(tmp_path / "out").text_tokenizer.digest == model.text_tokenizer.digest
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"qk_norm": True, "qkv_bias": True}, "qkv_bias: True -> False"),
+        ({"rotary_share": 0.5}, "rotary_share: 0.5 -> 1.0"),
+        ({"qk_norm": True}, None),
+        ({"qkv_bias": True}, None),
+    ],
+    ids=str,
+)
+def test_what_other_libraries_would_read_as_another_network_is_refused(fields, said, tmp_path):
+    """transformers read them without a word: logits were off by as much as they are large."""
+    config = LlamaConfig(12, 8, num_layers=2, embed_dim=16, num_heads=2, **fields)
+    network = network_of(config)
+    facts = {"path": "ours", "kind": kind_of(network)}
+    model = CausalModel(
+        network=network, params=random_params(network, 0), tokenizer=None, facts=facts
+    )
+    if said is None:
+        export_reference(model, tmp_path / "out")
+        back = sdtt_jax.load(tmp_path / "out").config
+        assert back == dataclasses.replace(config, mlp_ratio=back.mlp_ratio)
+    else:
+        with pytest.raises(MismatchError, match=f"export it as orbax:\n  {said}"):
+            export_reference(model, tmp_path / "out")
+        assert not (tmp_path / "out").exists()
