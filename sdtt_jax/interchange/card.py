@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+from sdtt_jax.interchange.llama_export import mask_row
 from sdtt_jax.markdown import table
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
@@ -14,9 +15,17 @@ from sdtt_jax.version import __version__
 
 # How the files are used, by format.
 USE = {
-    "reference": "sdtt_jax.load(FOLDER_OR_REPOSITORY)   # or the reference's own loader",
+    "reference": "sdtt_jax.load(FOLDER_OR_REPOSITORY)",
     "orbax": "sdtt_jax.load(FOLDER)",
     "stablehlo": "python run.py [SEED]   # needs only jax and safetensors",
+}
+
+# Who else reads the format "reference", by kind of network.
+READERS = {
+    kinds.DENOISER: "   # or the reference's own loader",
+    kinds.CAUSAL: "   # or the reference's own loader",
+    kinds.GPT2: "   # or transformers",
+    kinds.LLAMA: "   # or transformers",
 }
 
 DRAWN_FROM_NOISE = (
@@ -52,13 +61,13 @@ def model_card(model: Model | CausalModel, format_name: str, results: dict[str, 
         "",
         f"Exported by sdtt_jax {__version__} from `{facts['path']}`, format `{format_name}`:",
         "",
-        f"    {USE[format_name]}",
+        f"    {USE[format_name]}{READERS.get(facts['kind'], '') * (format_name == 'reference')}",
         "",
     ]
     network = (
         f"{NETWORKS[facts['kind']]}, {c.num_layers} layers of {c.embed_dim}, {c.num_heads} heads"
     )
-    mask = f", and MASK (id {c.mask_id})" if denoiser else ""
+    mask = f", and MASK (id {_mask(model, format_name)})" if isinstance(model, Model) else ""
     rows = [("network", network), ("sequences", f"{c.length} tokens of {c.vocab_size}{mask}")]
     if denoiser:
         rows.append(("noise schedule", facts["schedule"]["kind"]))
@@ -80,6 +89,12 @@ def model_card(model: Model | CausalModel, format_name: str, results: dict[str, 
             table(["steps", "generative perplexity", "entropy, nats"], measured),
         ]
     return "\n".join(lines) + "\n"
+
+
+def _mask(model: Model, format_name: str) -> int:
+    """MASK in the numbering of the files of a format."""
+    row = mask_row(model) if format_name == "reference" else None
+    return model.mask_id if row is None else row
 
 
 def _measured(model: Model | CausalModel, results: dict[str, Any] | None) -> dict[str, Any]:

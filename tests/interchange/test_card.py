@@ -1,15 +1,19 @@
 """The model card. Oracles: the model, the results that are put in, and the files that the card describes."""
 
 import dataclasses
+import json
 
 import pytest
 
+import sdtt_jax
 from sdtt_jax.interchange.card import NETWORKS, model_card
+from sdtt_jax.interchange.export import export_reference
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.networks import CausalConfig, CausalNetwork
 from sdtt_jax.networks.config import CoupledConfig, NoiseConfig
 from sdtt_jax.networks.coupled import CoupledDenoiser
 from sdtt_jax.networks.kinds import COUPLED, KINDS, kind_of
+from tests.interchange.llama_models import MASK, repository
 
 
 def test_the_card_says_what_was_measured(model):
@@ -62,3 +66,30 @@ def test_the_card_says_which_network_it_is(model):
     card = model_card(judge, "orbax", None)
     assert "| network | transformer, 1 layers of 16, 2 heads |" in card
     assert "| sequences | 8 tokens of 5 |" in card
+
+
+@pytest.mark.parametrize("name", ["llada", "dream", "a2d-qwen3"])
+def test_the_card_has_the_number_of_mask_that_its_files_have(name, tmp_path):
+    """It had this library's own, which is a word's there. Oracle: the config that goes out."""
+    model = sdtt_jax.load(repository(tmp_path / "in", name))
+    export_reference(model, tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["mask_token_id"] == MASK != model.mask_id
+    assert f"MASK (id {MASK})" in model_card(model, "reference", None)
+    assert f"MASK (id {model.mask_id})" in model_card(model, "orbax", None)
+
+
+@pytest.mark.parametrize(
+    ("name", "reader"), [("qwen3", "   # or transformers"), ("dream", ""), (None, "own loader")]
+)
+def test_the_card_says_who_else_reads_its_files(name, reader, tmp_path, model):
+    """All of them claimed to be read by the reference's loader, which knows no layout but its own."""
+    if name is not None:
+        model = sdtt_jax.load(repository(tmp_path / "in", name))
+    [use] = [
+        line
+        for line in model_card(model, "reference", None).splitlines()
+        if "sdtt_jax.load" in line
+    ]
+    assert use.endswith(reader or "sdtt_jax.load(FOLDER_OR_REPOSITORY)")
+    assert "# or" not in model_card(model, "orbax", None)
