@@ -83,7 +83,8 @@ def absolute(path: PathLike) -> Path:
 def with_target(path: PathLike) -> list[Path]:
     """The path from the root, and the path that it resolves to if a symbolic link is part of it."""
     here = absolute(path)
-    return [here] if is_remote(here) else list(dict.fromkeys([here, here.resolve()]))
+    # Not `Path.resolve`, which raises a RuntimeError for a loop before Python 3.13.
+    return [here] if is_remote(here) else list(dict.fromkeys([here, Path(os.path.realpath(here))]))
 
 
 def resolve_links(path: PathLike) -> Path:
@@ -95,6 +96,16 @@ def resolve_links(path: PathLike) -> Path:
             break
         path = Path(os.path.realpath(path.parent)) / os.readlink(path)
     return path
+
+
+def refuse_dangling(path: PathLike, error: type[UserError] = DataError) -> None:
+    """Raises `error` if a symbolic link that is part of a path leads nowhere, or back to itself."""
+    path = as_path(path)
+    for place in () if is_remote(path) else (*reversed(path.parents), path):
+        if place.is_symlink() and not place.exists():
+            raise error(
+                f"{place} is a link to {os.readlink(place)}, which leads nowhere; fix or remove it."
+            )
 
 
 def _is_open(path: Path) -> bool:
@@ -138,8 +149,12 @@ def written_whole(path: PathLike) -> Iterator[Path]:
     On a disk it is renamed from the same folder, so readers see the whole old or the whole new file, even
     after a crash. Into a bucket it is uploaded. A device, a pipe or a file in a read-only folder is
     overwritten. A symbolic link stays one. The permissions follow from the umask, whatever the block sets.
+
+    Raises:
+      DataError: as `refuse_dangling`, but for a link to a file that does not exist yet.
     """
     path = resolve_links(path)
+    refuse_dangling(path)
     in_place = _is_written_in_place(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:

@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from experiments.cli.app import output_file
-from sdtt_jax.errors import ConfigError
+from sdtt_jax.errors import ConfigError, DataError
 from sdtt_jax.evaluation.record import Record
 from sdtt_jax.paths import file_lock, read_json, write_json
 
@@ -32,11 +32,17 @@ def test_a_symbolic_link_stays_one_and_what_it_leads_to_is_written(tmp_path):
     assert sorted(path.name for path in (tmp_path / "real").iterdir()) == ["x.json", "z"]
 
 
-def test_links_in_a_circle_are_no_endless_loop(tmp_path):
+@pytest.mark.parametrize("name", ["a", "a/x.json", "gone/x.json"])
+def test_links_that_lead_nowhere_are_refused_before_any_work(tmp_path, name):
+    """A loop was found at the end, or replaced. A shell refuses it, too: too many levels of links."""
     (tmp_path / "a").symlink_to("b")
     (tmp_path / "b").symlink_to("a")
-    written(tmp_path / "a")
-    assert read_json(tmp_path / "a") == {"new": 1}
+    (tmp_path / "gone").symlink_to("nowhere")
+    with pytest.raises(ConfigError, match=r"is a link to .*, which leads nowhere"):
+        output_file(str(tmp_path / name))
+    with pytest.raises(DataError, match=r"is a link to .*, which leads nowhere"):
+        write_json(tmp_path / name, {})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "gone"]
 
 
 def test_whoever_comes_through_a_link_waits_for_the_others(tmp_path):

@@ -34,7 +34,7 @@ from sdtt_jax.config import require
 from sdtt_jax.errors import EXIT_INTERRUPTED, ConfigError, UserError, first_line
 from sdtt_jax.parallel import ending, processes
 from sdtt_jax.parallel.environment import threads_to_wait_in
-from sdtt_jax.paths import as_path, home, is_remote, resolve_links
+from sdtt_jax.paths import as_path, home, is_remote, refuse_dangling, resolve_links
 from sdtt_jax.progress import say_stopping
 from sdtt_jax.renamed import FLAGS
 from sdtt_jax.training.loop import Interrupted
@@ -83,6 +83,7 @@ def output_file(path: str | None) -> Path | None:
     if is_remote(file):
         return file
     written = resolve_links(file)
+    refuse_dangling(written, ConfigError)
     try:
         written.parent.mkdir(parents=True, exist_ok=True)
     except FileExistsError:

@@ -1,6 +1,7 @@
 """Results side by side: tables at the terminal and as Markdown, pictures of the race."""
 
 import dataclasses
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,7 +33,7 @@ def compare(paths: Sequence[str], folder: str | None) -> None:
 
     If a folder is given, comparison.md and the pictures are written there.
     """
-    files = {path if is_remote(path) else as_path(path).resolve() for path in paths}
+    files = {path if is_remote(path) else os.path.realpath(as_path(path)) for path in paths}
     require(len(files) == len(paths), "--compare names a file twice; give each once.")
     evaluations = [read_evaluation(path) for path in paths]
     if len({evaluation.name for evaluation in evaluations}) < len(evaluations):

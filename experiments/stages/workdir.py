@@ -27,7 +27,7 @@ from sdtt_jax.data.tokenizer import CONFIG_FILE as TOKENIZER_FILE
 from sdtt_jax.errors import ConfigError, UserError
 from sdtt_jax.interchange.found import FINAL
 from sdtt_jax.parallel import processes
-from sdtt_jax.paths import is_remote
+from sdtt_jax.paths import is_remote, refuse_dangling
 
 LOCK = ".lock"
 # What `flock` reports if somebody holds the lock, and if the file system knows no locks.
@@ -262,6 +262,7 @@ def lock(root: Path) -> Iterator[None]:
         with lease(root, _owner()):
             yield
         return
+    refuse_dangling(root, UserError)
     if not root.exists():
         require_plain(root)  # as `claim_workdir` will, but before anything is made
     try:

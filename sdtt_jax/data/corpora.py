@@ -15,7 +15,7 @@ from sdtt_jax.data.files import SUFFIXES, Found, find_files
 from sdtt_jax.data.normalize import NORMALIZERS, without_traces_of_files
 from sdtt_jax.data.published import PublishedCorpus, read_tfds
 from sdtt_jax.errors import ConfigError, DataError
-from sdtt_jax.paths import as_path
+from sdtt_jax.paths import as_path, refuse_dangling
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 SPLITS = (TRAIN, VALIDATION)
@@ -232,6 +232,7 @@ def find_corpus(name: str, field: str = "data.corpus") -> Corpus:
     if name in CORPORA:
         return CORPORA[name]
     path = as_path(name)
+    refuse_dangling(path)
     if not path.exists():
         hint = nearest(name, CORPORA) or f"{', '.join(CORPORA)}."
         raise ConfigError(

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sdtt_jax.errors import ConfigError, DataError
-from sdtt_jax.paths import is_remote
+from sdtt_jax.paths import is_remote, refuse_dangling
 
 SUFFIXES = (".txt", ".jsonl", ".parquet")
 # Further suffixes of compressed text and JSON lines, and what PyArrow calls their codecs.
@@ -44,7 +44,7 @@ def find_files(path: Path, field: str = "data.corpus") -> Found:
       DataError: a link leads nowhere, a folder cannot be listed, or the name of a file is not UTF-8.
     """
     kinds = ", ".join(SUFFIXES)
-    _refuse_dangling(path)
+    refuse_dangling(path)
     _refuse_unwritable(path)
     if not path.is_dir():
         if kind_of_file(path) is None:
@@ -78,7 +78,7 @@ def _walk(folder: Path, folders: set[str], files: dict[str, Path]) -> None:
     for entry in entries:
         if entry.name.startswith("."):
             continue
-        _refuse_dangling(entry)
+        refuse_dangling(entry)
         real = _real(entry)
         if not entry.is_dir():
             # A model hub's cache keeps files without suffixes, and links to them that have one.
@@ -92,13 +92,6 @@ def _walk(folder: Path, folders: set[str], files: dict[str, Path]) -> None:
 def _real(path: Path) -> str:
     """The path with links resolved; a bucket has none."""
     return str(path) if is_remote(path) else os.path.realpath(path)
-
-
-def _refuse_dangling(path: Path) -> None:
-    if not path.exists():
-        raise DataError(
-            f"{path} is a link to {os.path.realpath(path)}, which does not exist; fix or remove it."
-        )
 
 
 def _shown(name: str) -> str:

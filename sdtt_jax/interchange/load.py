@@ -40,7 +40,7 @@ from sdtt_jax.networks.base import Network
 from sdtt_jax.networks.config import COMPUTE_DTYPES
 from sdtt_jax.networks.kinds import KINDS, kind_of, network_of, stored_kind
 from sdtt_jax.parallel.mesh import check_mesh
-from sdtt_jax.paths import absolute, as_path, is_remote, with_target
+from sdtt_jax.paths import absolute, as_path, is_remote, refuse_dangling, with_target
 
 # The paper's students: repository, losses, names of sizes in revisions, and rounds.
 STUDENTS = "jdeschena/sdtt"
@@ -167,6 +167,7 @@ def _place(path: str | os.PathLike[str], revision: str | None) -> tuple[str, re.
     text = os.fspath(path)
     if text == SMOLLM2 and not as_path(text).exists():
         text = str(smollm2_file())
+    refuse_dangling(text, CheckpointError)
     local = is_remote(text) or as_path(text).exists()
     named = None if local else NAMED.fullmatch(text if revision is None else f"{text}@{revision}")
     if revision is not None and named is None:

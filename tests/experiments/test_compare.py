@@ -8,7 +8,7 @@ from rich.console import Console
 from experiments.cli import compare as module
 from experiments.cli.compare import compare, named_files
 from experiments.cli.tables import narrow_tables
-from sdtt_jax.errors import ConfigError
+from sdtt_jax.errors import ConfigError, DataError
 from sdtt_jax.evaluation.record import FORMAT
 from sdtt_jax.reporting.evaluations import race, read_evaluation, tables
 
@@ -115,3 +115,11 @@ def test_a_file_is_compared_once_however_it_is_named(tmp_path, monkeypatch):
     for other in ("a.json", "./a.json", f"../{tmp_path.name}/a.json"):
         with pytest.raises(ConfigError, match="--compare names a file twice"):
             compare([file, other], None)
+
+
+def test_a_loop_of_links_cannot_be_read(tmp_path):
+    """It was a traceback: `Path.resolve` raises a RuntimeError."""
+    (tmp_path / "a.json").symlink_to("b.json")
+    (tmp_path / "b.json").symlink_to("a.json")
+    with pytest.raises(DataError, match=r"a.json cannot be read: Too many levels of symbolic"):
+        compare([str(tmp_path / "a.json")], None)

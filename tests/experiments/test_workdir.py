@@ -73,6 +73,16 @@ def test_a_run_does_not_begin_where_no_checkpoint_could_be_read_again(tmp_path):
     claim_workdir(tmp_path / "lr[1]", CONFIG)
 
 
+def test_a_link_that_leads_nowhere_is_no_directory(tmp_path):
+    """The answer was "File exists"."""
+    (tmp_path / "run").symlink_to("gone")
+    with (
+        pytest.raises(UserError, match="run is a link to gone, which leads nowhere"),
+        lock(tmp_path / "run"),
+    ):
+        pass
+
+
 @pytest.mark.parametrize(
     ("number", "said"),
     [

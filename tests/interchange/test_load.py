@@ -306,6 +306,20 @@ def test_a_misspelt_name_is_answered_by_the_right_one():
         sdtt_jax.load("smollm")
 
 
+@pytest.mark.parametrize("name", ["last", "runs/last", "runs/last/teacher", "runs/loop"])
+def test_a_link_that_leads_nowhere_is_named(name, tmp_path, monkeypatch):
+    """The answer was "did you mean 'last'?", or that the hub has no such repository."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    for link in ("last", "runs/last"):
+        (tmp_path / link).symlink_to("/gone")
+    (tmp_path / "runs" / "loop").symlink_to("loop")
+    leads = "loop" if "loop" in name else "/gone"
+    said = f"{name.removesuffix('/teacher')} is a link to {leads}, which leads nowhere"
+    with pytest.raises(CheckpointError, match=said):
+        sdtt_jax.load(name)
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
