@@ -328,7 +328,11 @@ _OTHERS = {
 
 def other_format(begin: bytes) -> str | None:
     """The format of a file that begins with these bytes, and what to do about it; None if it may be text."""
-    return next((said for mark, said in _OTHERS.items() if begin.startswith(mark)), None)
+    # Without its mark, UTF-16 of most texts is UTF-8 too: with a NUL beside each letter, or each space.
+    nul = (
+        "UTF-16 or no text (it has NUL bytes); convert it to UTF-8" if b"\0" in begin[:64] else None
+    )
+    return next((said for mark, said in _OTHERS.items() if begin.startswith(mark)), nul)
 
 
 def text_lines(path: PathLike) -> Iterator[tuple[str, str]]:

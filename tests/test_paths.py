@@ -133,6 +133,9 @@ def test_lines_end_at_a_line_feed_alone(tmp_path):
 _LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
 
 
+UTF_16 = r"UTF-16 or no text \(it has NUL bytes\); convert it to UTF-8"
+
+
 @pytest.mark.parametrize("reader", ["lines", ".jsonl", ".txt"])
 @pytest.mark.parametrize(
     ("content", "kind"),
@@ -144,11 +147,13 @@ _LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345
         (b"PK\x03\x04\x00", r"compressed \(zip\); decompress it"),
         (b"PAR1\x15\x04\x15", "Parquet; convert it"),
         (_LFS, "a pointer of Git LFS; fetch"),
+        *(("and so on".encode(f"utf-16{end}"), UTF_16) for end in ("-le", "-be", "")),
+        ("и вот так".encode("utf-16-le"), UTF_16),
     ],
-    ids=["gzip", "bzip2", "xz", "zstd", "zip", "parquet", "lfs"],
+    ids=["gzip", "bzip2", "xz", "zstd", "zip", "parquet", "lfs", "le", "be", "marked", "russian"],
 )
 def test_a_file_of_another_format_says_what_it_is(tmp_path, content, kind, reader):
-    """A corpus and a file of lines. The former used to be "not UTF-8", and pointers were read as texts."""
+    """A corpus and a file of lines. Pointers were read as texts, and so was UTF-16, with a NUL per letter."""
     path = tmp_path / f"x{'.jsonl' if reader == 'lines' else reader}"
     path.write_bytes(content)
     with pytest.raises(DataError, match=rf"/x\.\w+ is {kind}"):
