@@ -216,8 +216,7 @@ def exit_status(
 def _status(main: Callable[[Sequence[str]], None], argv: Sequence[str], resumes: bool) -> int:
     try:
         main(argv)
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        sys.stdout.flush()
     except Interrupted as stop:
         print(f"{stop} Run the same command to go on.", file=sys.stderr)
         return EXIT_INTERRUPTED
@@ -342,6 +341,7 @@ def run_app(
 
 def run_script(main: Callable[[Sequence[str]], None]) -> None:
     """`run_app` for a program that reads its command line itself; SIGTERM, too, lets it end its processes."""
+    print_anywhere()
     signal.signal(signal.SIGTERM, _stop)
     sys.exit(exit_status(main, sys.argv))
 

@@ -28,14 +28,20 @@ def discard_output() -> None:
     """Drops what standard output and error cannot take; at exit, Python would try again and complain."""
     for stream in (sys.stdout, sys.stderr):
         try:
-            if stream is not None:
-                stream.flush()
+            stream.flush()
         except OSError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def print_anywhere() -> None:
-    """Lets every character be printed; those that the terminal lacks appear as \\u2014 and the like."""
+    """Lets everything be printed; characters that the terminal lacks appear as \\u2014 and the like.
+
+    What is printed to a stream that the shell has closed (`2>&-`) is lost.
+    """
+    # Python has None there, for which `print` takes standard output, and the next file gets the free number.
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - until the end
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 

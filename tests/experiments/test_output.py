@@ -83,6 +83,25 @@ def test_a_platform_without_a_plugin_is_one_line():
     assert "for JAX_PLATFORMS=cuda (no plugin for it is installed); install " in done.stderr
 
 
+@pytest.mark.parametrize(("closed", "printed"), [("2>&-", "text\n"), (">&-", ""), (">&- 2>&-", "")])
+def test_notes_for_a_stream_that_is_closed_are_lost(closed, printed):
+    """They came among the texts, and a file that is opened would get the number of the stream."""
+    program = (
+        "import os, sys; from experiments.cli.output import discard_output, print_anywhere;"
+        "print_anywhere(); print('note', file=sys.stderr); print('text'); discard_output();"
+        "sys.exit(os.open(os.devnull, os.O_RDONLY) < 3)"
+    )
+    done = subprocess.run(
+        f'"{sys.executable}" -c "$PROGRAM" {closed}',
+        env={**os.environ, "PROGRAM": program},
+        shell=True,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (0, printed), done.stderr
+
+
 def test_not_all_that_is_googles_is_of_a_bucket():
     assert is_of_a_bucket(defined_in("google.auth.exceptions"))
     assert not is_of_a_bucket(defined_in("google.protobuf.message"))
