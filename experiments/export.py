@@ -11,7 +11,7 @@ Formats:
 
   reference  model.safetensors and config.json as the reference implementation's loader reads them;
              a model that came in a published layout is written back with the dtype and bits of each
-             tensor, and what --causal, --mask_id and --shift said of it
+             tensor, its tokenizer's files, and what --causal, --mask_id and --shift said of it
   orbax      the parameters alone with the tokenizer, for sdtt_jax.load
   stablehlo  the sampler for a number of steps and texts as one artifact for CPU, CUDA and TPU, with
              a runner that needs no sdtt_jax; any --mode, with the parameters of its --helper in
@@ -19,7 +19,7 @@ Formats:
 
 A model card, README.md, is added, with the measurements if the model is from a run of this library.
 --push uploads the folder to the model hub, into a private repository unless --public is given; the
-token is taken from $HF_TOKEN.
+token is taken from $HF_TOKEN. An export that is stopped or killed is begun anew by the same command.
 """
 
 import dataclasses

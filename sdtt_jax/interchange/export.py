@@ -40,8 +40,8 @@ def export_reference(model: Model | CausalModel, directory: PathLike) -> list[Pa
 
     A model that was read from a published layout is written with the same tensors, each with its dtype and
     bits (but without buffers that hold no parameters, such as causal masks), and with its own config if it
-    had one, completed with what `load` was given or read from other files. Other models of the Llama
-    family are written in the hub's layout.
+    had one, completed with what `load` was given or read from other files; so are the files beside it that
+    other libraries read (`hub.CARRIED`). Other models of the Llama family are written in the hub's layout.
 
     Raises:
       MismatchError: the reference has no such network, or its config no field for what it computes.

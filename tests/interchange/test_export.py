@@ -18,6 +18,7 @@ from sdtt_jax.data.tokenizer import HubTokenizer, Special
 from sdtt_jax.diffusion.schedule import ScheduleConfig, make_schedule
 from sdtt_jax.errors import CheckpointError, ConfigError, MismatchError
 from sdtt_jax.interchange.export import export_orbax, export_reference
+from sdtt_jax.interchange.unfinished import UNFINISHED
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
 from sdtt_jax.networks import CausalConfig, Denoiser, DenoiserConfig
@@ -348,7 +349,10 @@ def test_wrong_input_is_one_line(arguments, status, message):
 
 
 def test_on_the_command_line(published, tmp_path):
+    """Into a folder that a killed export has left."""
     out = tmp_path / "out"
+    (out / "final.orbax-checkpoint-tmp").mkdir(parents=True)
+    (out / UNFINISHED).write_text("not whole")
     done = call("export", f"--checkpoint={published}", f"--output={out}")
     assert done.status == 0, done.stderr
     assert sorted(p.name for p in out.iterdir()) == [
