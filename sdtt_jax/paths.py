@@ -369,9 +369,3 @@ def decoded(raw: bytes, where: str, error: type[UserError] = DataError, offset: 
             f"{where} is not UTF-8 text: the byte at offset {offset + reason.start} cannot be "
             "decoded; convert the file to UTF-8."
         ) from None
-
-
-def modified(path: Path) -> float:
-    """When a file was last written, in seconds since the epoch."""
-    found = path.stat()
-    return float(found.mtime if is_remote(path) else found.st_mtime)  # type: ignore[attr-defined]

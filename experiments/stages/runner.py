@@ -25,14 +25,13 @@ from experiments.stages.workdir import (
 from sdtt_jax.checkpoints.place import Place
 from sdtt_jax.config import to_mapping
 from sdtt_jax.errors import UserError
-from sdtt_jax.evaluation.record import FOLDER
 from sdtt_jax.keys import generator
 from sdtt_jax.parallel import processes
 from sdtt_jax.parallel.mesh import make_mesh
-from sdtt_jax.paths import modified
 from sdtt_jax.reporting import write_report
 from sdtt_jax.reporting.findings import find
 from sdtt_jax.reporting.record import read_run
+from sdtt_jax.reporting.report import render
 from sdtt_jax.version import __version__
 
 
@@ -80,14 +79,13 @@ def _say_report(run: Run) -> None:
 
 
 def _is_reported(run: Run) -> bool:
-    """Whether the report is newer than every file that it shows."""
+    """Whether the page shows what the run has now: it is drawn again, since times of files may be wrong."""
     page = run.workdir.report
-    shown = run.workdir.results, run.workdir.samples, run.workdir.metrics
-    evaluations = (run.workdir.root / FOLDER).glob("*.json")
-    newest = page.exists() and all(
-        path.exists() and modified(path) <= modified(page) for path in (*shown, *evaluations)
-    )
-    return processes.agree(newest)
+
+    def same() -> bool:
+        return page.exists() and page.read_bytes() == render(read_run(run.workdir.root)).encode()
+
+    return processes.agree(bool(processes.on_first("Reading the report", same)))
 
 
 STAGES = (

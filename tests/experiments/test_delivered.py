@@ -18,6 +18,7 @@ from experiments.stages.workdir import final
 from sdtt_jax.checkpoints.digests import params_digest
 from sdtt_jax.checkpoints.store import stored_digest
 from sdtt_jax.errors import CheckpointError, ConfigError, MismatchError, UserError
+from sdtt_jax.evaluation.record import FOLDER, FORMAT
 from sdtt_jax.interchange.export import export_orbax, export_reference
 from sdtt_jax.interchange.load import load
 from sdtt_jax.ops.sequences import Sequences
@@ -100,20 +101,36 @@ def test_results_of_another_form_are_damaged(run, content):
         is_evaluated(run)
 
 
-def test_a_page_that_is_older_than_what_it_shows_is_written_again(run):
-    """Also an evaluation: `experiments.evaluate` writes the page only at its end."""
+def test_a_page_that_shows_something_else_is_written_again(run):
+    """Its time said that it was finished: that of a copy, or of a clock that was ahead. Oracle: the files."""
     workdir, [report] = run.workdir, [stage for stage in STAGES if stage.name == "report"]
-    evaluation = workdir.root / "evaluations" / "teacher.json"
-    evaluation.parent.mkdir()
-    shown = [workdir.results, workdir.samples, workdir.metrics, evaluation]
-    for second, path in enumerate([*shown, workdir.report]):
-        path.touch()
-        os.utime(path, (second, second))
+    workdir.timing.write_text("{}")
+
+    def write():
+        report.run(run)
+        os.utime(workdir.report, (2**32, 2**32))
+
+    assert not report.is_finished(run)
+    write()
     assert report.is_finished(run)
-    for path in shown:
-        os.utime(path, (9, 9))
-        assert not report.is_finished(run)
-        os.utime(path, (0, 0))
+    metrics = {"stage": "teacher", "round": 0, "step": 1, "loss": 2.0}
+    results = json.loads(workdir.results.read_text())
+    evaluation = {"format": FORMAT, "model": {"path": "x", "digest": "0"}}
+    item = {"inputs": {}, "result": {"kind": "diffusion", "num_steps": 4, "gen_ppl": 2.0}}
+    for path, content in (
+        (workdir.results, results | {"teacher": {"steps": {"4": {"gen_ppl": 2.0}}}}),
+        (workdir.samples, {"texts": {"data": ["a text"]}, "length": 16}),
+        (workdir.metrics, metrics),
+        (
+            workdir.root / FOLDER / "x.json",
+            evaluation | {"items": {"generation/unconditional/steps_0004": item}},
+        ),
+    ):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(content) + "\n")
+        assert not report.is_finished(run), path
+        write()
+        assert report.is_finished(run), path
 
 
 def test_what_another_stage_delivered_is_refused(run):

@@ -73,16 +73,21 @@ def test_its_judge_loads_and_says_the_same(unpacked, expected):
 
 
 def test_a_finished_run_stays_as_it_is(run_folder, capsys):
+    """But for its page, which this version draws in another way, and the times that the page shows."""
+
     def content():
         files = [path for path in run_folder.rglob("*") if path.is_file()]
-        changing = {"config.json", "timing.json", ".lock"}
-        return {path: path.read_bytes() for path in files if path.name not in changing}
+        changing = {"config.json", "timing.json", "report.html", "results.json", ".lock"}
+        results = json.loads((run_folder / "results.json").read_text()) | {"timing": None}
+        return results, {path: path.read_bytes() for path in files if path.name not in changing}
 
     before = content()
-    _resume(run_folder)
-    assert content() == before
-    stages = [line for line in capsys.readouterr().out.splitlines() if not line.startswith(" ")]
-    assert stages[1:] == [f"{stage}: finished before" for stage in STAGE_NAMES[1:]]
+    for page in ("one page", "finished before"):
+        _resume(run_folder)
+        assert content() == before
+        stages = [line for line in capsys.readouterr().out.splitlines() if not line.startswith(" ")]
+        finished = [f"{stage}: finished before" for stage in STAGE_NAMES[1:-1]]
+        assert stages[1:] == [*finished, f"report: {page}"]
 
 
 def test_a_round_that_was_cut_off_goes_on(run_folder):
