@@ -16,7 +16,7 @@ from sdtt_jax.errors import UserError
 from sdtt_jax.evaluation.gain import FLOORED, GainConfig, measure_gain
 from sdtt_jax.evaluation.likelihood import spread_inputs
 from sdtt_jax.evaluation.quality import paired_log_ratio
-from sdtt_jax.evaluation.record import Json, Record, digest_of, own_path
+from sdtt_jax.evaluation.record import FOLDER, Json, Record, digest_of, own_name, own_path
 from sdtt_jax.evaluation.settings import Settings
 from sdtt_jax.evaluation.subject import Subject
 from sdtt_jax.evaluation.suites import generation, likelihood
@@ -30,6 +30,8 @@ from sdtt_jax.parallel import processes
 SHOWN_STEPS = (4, 8, 16)
 ANIMATED_STEPS = 8
 ESTIMATOR = "antithetic"
+# Stages whose models this stage does not write a record of.
+UNRECORDED = ("judge", COUPLED, COUPLED_IDLM)
 
 
 class MeasuredModel(NamedTuple):
@@ -93,7 +95,9 @@ def evaluate(run: Run) -> None:
 
 
 def is_evaluated(run: Run) -> bool:
-    """Whether results.json is about the models delivered now; all processes get the same answer.
+    """Whether results.json is about the models delivered now, each with its record.
+
+    All processes get the same answer.
 
     Raises:
       UserError: results.json or samples.json is damaged.
@@ -117,6 +121,9 @@ def is_evaluated(run: Run) -> bool:
     # Earlier versions did not store which models they had measured.
     same = all(file.get("delivered", delivered) == delivered for file in (results, samples))
     same = same and all(results.get(name) == value for name, value in _ends(run).items())
+    if "delivered" in results:
+        names = [own_name(place) for place in delivered if place.split("/")[0] not in UNRECORDED]
+        same = same and all((run.workdir.root / FOLDER / f"{n}.json").exists() for n in names)
     return processes.agree(same and measured == (rounds, few, {*others}))
 
 

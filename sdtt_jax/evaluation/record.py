@@ -43,14 +43,23 @@ Json = dict[str, Any]
 Arrays = dict[str, np.ndarray]
 
 
+def place_in_run(facts: Mapping[str, Any]) -> str:
+    """The folder, within its run, of a model with these facts: `teacher`, `rounds/02`, `alpha/01`."""
+    stage = "rounds" if facts["stage"] == "distill" else facts["stage"]
+    return f"{stage}/{facts['round']:02d}" if facts.get("round") else stage
+
+
+def own_name(place: str) -> str:
+    """The name of the record of the model in a folder of its run: `teacher`, `round_02`, `alpha_01`."""
+    return place.replace("rounds/", "round/").replace("/", "_")
+
+
 def own_path(model: Model | CausalModel) -> Path | None:
     """The record of a model in its run's directory; None for models from elsewhere, and for variants."""
     root, facts = model.run_folder, model.facts
     if root is None or "variant" in facts:
         return None
-    stage = "round" if facts["stage"] == "distill" else facts["stage"]
-    name = f"{stage}_{facts['round']:02d}" if facts.get("round") else stage
-    return root / FOLDER / f"{name}.json"
+    return root / FOLDER / f"{own_name(place_in_run(facts))}.json"
 
 
 class Record:

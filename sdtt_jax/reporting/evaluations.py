@@ -12,11 +12,15 @@ from sdtt_jax.config import to_mapping
 from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.errors import DataError
 from sdtt_jax.evaluation import suites
-from sdtt_jax.evaluation.record import FOLDER, FORMAT, damage
-from sdtt_jax.paths import as_path, read_json
+from sdtt_jax.evaluation.record import FOLDER, FORMAT, damage, own_name, place_in_run
+from sdtt_jax.paths import absolute, as_path, read_json
 from sdtt_jax.reporting.palette import number, steps_text
 
 NOTHING = number(None)
+AGAIN = "remove it and evaluate the model again (in a run, by repeating the same command)"
+RUN_AGAIN = "remove it and run the same command again"
+# Fields of results.json for the distillers whose students see noise, the last distiller first.
+COUPLED_STUDENTS = ("coupled_idlm", "coupled")
 # In what texts and their timing must agree; in the case of a causal model.
 WAYS = ("length", "sampler", "compute_dtype", "helper")
 CAUSAL_WAYS = ("length", "compute_dtype")
@@ -46,6 +50,7 @@ class Evaluation:
     judgings: Mapping[str, Judging] = dataclasses.field(default_factory=dict)
     # What texts were written or timed with, by item: those of `WAYS` that the file has.
     writing: Mapping[str, Item] = dataclasses.field(default_factory=dict)
+    model: Item = dataclasses.field(default_factory=dict)  # what identifies it
 
     def under(self, prefix: str) -> dict[str, Item]:
         """Items whose names begin with `prefix/`, by the rest of their names, in order."""
@@ -84,28 +89,57 @@ def read_evaluation(path: Path | str) -> Evaluation:
     Raises:
       DataError: it cannot be read, or is something else.
     """
-    content = read_json(path)
+    content = read_json(path, remedy=AGAIN)
     if not isinstance(content, Mapping) or content.get("format") != FORMAT:
         raise DataError(
             f"{path} is not a result of experiments.evaluate; give a file that its --output wrote."
         )
     if fault := damage(content):
-        raise DataError(f"{path} is damaged ({fault}); remove it and evaluate the model again.")
+        raise DataError(f"{path} is damaged ({fault}); {AGAIN}.")
     items = {name: item["result"] for name, item in content["items"].items()}
     found = {name: _judging(name, content["items"]) for name in items}
     judgings = {name: judging for name, judging in found.items() if judging is not None}
     writing = {name: _writing(item["inputs"]) for name, item in content["items"].items()}
-    return Evaluation(as_path(path).stem, items, judgings, writing)
+    return Evaluation(as_path(path).stem, items, judgings, writing, content["model"])
 
 
 def read_evaluations(workdir: Path | str) -> list[Evaluation]:
     """The evaluations in a run's directory: teacher, rounds, others, and last the causal judge.
 
+    Those of models that the run had, and that its results do not speak of any more, are left out.
+
     Raises:
       DataError: a file cannot be read, or is something else.
     """
-    found = [read_evaluation(path) for path in (as_path(workdir) / FOLDER).glob("*.json")]
+    root = as_path(workdir)
+    found = [read_evaluation(path) for path in (root / FOLDER).glob("*.json")]
+    results = root / "results.json"
+    digests = _digests(read_json(results, remedy=RUN_AGAIN)) if results.exists() else {}
+    if digests:  # earlier versions did not store which models the run has
+        found = [e for e in found if not _is_gone(e, root, digests)]
     return sorted(found, key=lambda e: (e.name == "judge", e.name != "teacher", e.name))
+
+
+def _digests(results: Item) -> dict[str, str]:
+    """The digests of a run's models by folder, from its results; "" for those that it did not measure."""
+    delivered = results.get("delivered") or {}
+    measured = {"teacher": results.get("teacher")}
+    measured |= {f"rounds/{r['round']:02d}": r for r in results.get("rounds") or ()}
+    measured |= {f"{name}/01": r for name, r in (results.get("others") or {}).items()}
+    last = {name: results.get(name) for name in COUPLED_STUDENTS}
+    measured |= {f"{name}/{r.get('round', 0):02d}": r for name, r in last.items() if r}
+    return {place: (measured.get(place) or {}).get("params_digest", "") for place in delivered}
+
+
+def _is_gone(evaluation: Evaluation, root: Path, digests: Mapping[str, str]) -> bool:
+    """Whether a file is of a model of this run, by its name or the model's path, that it has no more."""
+    facts = evaluation.model.get("facts") or {}
+    if "stage" not in facts or "variant" in facts:
+        return False
+    place = place_in_run(facts)
+    here = absolute(evaluation.model["path"]) == absolute(root / place / "final")
+    ours = here or evaluation.name == own_name(place)
+    return ours and digests.get(place) not in ("", evaluation.model["digest"])
 
 
 def tables(evaluations: Sequence[Evaluation]) -> list[TextTable]:

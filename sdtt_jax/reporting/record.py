@@ -13,13 +13,16 @@ from typing import Any
 
 from sdtt_jax.errors import DataError
 from sdtt_jax.paths import as_path, parse_json, read_json, text_lines
-from sdtt_jax.reporting.evaluations import Evaluation, read_evaluations
+from sdtt_jax.reporting.evaluations import (
+    COUPLED_STUDENTS,
+    RUN_AGAIN,
+    Evaluation,
+    read_evaluations,
+)
 from sdtt_jax.reporting.palette import percent
 
 COUPLED_WAYS = ("teacher", "argmax", "drawn", "matched", "teacher_matched")
 ROUND_NUMBERS = ("dt", "teacher_divergence", "student_divergence", "floor", "gain_share")
-# Fields of results.json for the distillers whose students see noise, the last distiller first.
-COUPLED_STUDENTS = ("coupled_idlm", "coupled")
 # Relative distance within which entropies count as equal. It is far smaller than the one that the page allows
 # as variety: 1 % of entropy may be worth a tenth of perplexity.
 ENTROPY_MATCHED = 0.001
@@ -335,7 +338,7 @@ def read_animation(entry: Mapping[str, Any] | None, where: Path) -> Animation | 
 def _stored(path: Path) -> Any:
     if not path.exists():
         return None
-    return read_json(path, remedy="remove it and run the same command again")
+    return read_json(path, remedy=RUN_AGAIN)
 
 
 def _number(value: Any) -> float | None:

@@ -46,6 +46,10 @@ def delivered(tmp_path_factory):
     results = {"rounds": [{"round": 1}, {"round": 2}], "delivered": digests}
     workdir.results.write_text(json.dumps(results))
     workdir.samples.write_text(json.dumps({"delivered": digests}))
+    (root / FOLDER).mkdir()
+    for name in ("teacher", "round_01", "round_02"):
+        content = {"format": FORMAT, "model": {"path": name, "digest": "0"}, "items": {}}
+        (root / FOLDER / f"{name}.json").write_text(json.dumps(content))
     return run
 
 
@@ -72,6 +76,16 @@ def test_results_of_other_parameters_are_not_taken_for_the_runs(run):
     run.workdir.results.write_text(json.dumps(results))
     run.workdir.samples.write_text("{}")
     assert is_evaluated(run), "an earlier version wrote no digests"
+
+
+@pytest.mark.parametrize("name", ["teacher", "round_02"])
+def test_a_record_that_was_removed_is_made_again(run, name):
+    """The report stayed without its rows, though their batches were there. Oracle: the file."""
+    (run.workdir.root / FOLDER / f"{name}.json").unlink()
+    assert not is_evaluated(run)
+    results = json.loads(run.workdir.results.read_text())
+    run.workdir.results.write_text(json.dumps({"rounds": results["rounds"]}))
+    assert is_evaluated(run), "an earlier version kept no records"
 
 
 def test_results_that_took_padding_for_text_are_computed_again(run, monkeypatch):

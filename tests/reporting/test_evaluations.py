@@ -271,6 +271,7 @@ def test_a_single_text_has_no_interval_to_show(tmp_path):
     [
         ("nonsense", "not JSON"),
         ('{"items": {}}', "not a result"),
+        ('{"items": {}', "not JSON .*; remove it and evaluate the model again"),
         (
             json.dumps({"format": FORMAT, "model": {}, "items": {}}),
             "damaged .* evaluate the model again",
@@ -284,6 +285,48 @@ def test_files_that_are_something_else_are_named(tmp_path, content, named):
         read_evaluation(path)
     with pytest.raises(DataError, match="cannot be read"):
         read_evaluation(tmp_path / "absent.json")
+
+
+def test_models_that_the_run_does_not_have_any_more_are_not_shown(tmp_path):
+    """Two rounds, of which one was removed, alpha that was trained again, and an early round of coupled.
+
+    Oracle: the digests of `results.json`. Without it, or with one of an earlier version, all are shown.
+    """
+    measured = {
+        "teacher": ("teacher", None, "t"),
+        "round_01": ("distill", 1, "1"),
+        "round_02": ("distill", 2, "2"),
+        "alpha_01": ("alpha", 1, "old"),
+        "coupled_01": ("coupled", 1, "c"),
+        "coupled_02": ("coupled", 2, "old"),
+        "mine": ("distill", 1, "old"),
+        "elsewhere": ("distill", 2, "e"),
+        "exits": ("distill", 2, "v"),
+    }
+    for name, (stage, number, digest) in measured.items():
+        facts = {"stage": stage} | ({"round": number} if number else {})
+        facts |= {"variant": {}} if name == "exits" else {}
+        run = "other" if name == "elsewhere" else tmp_path
+        folder = "rounds" if stage == "distill" else stage
+        path = f"{run}/{folder}/{number:02d}/final" if number else f"{run}/{folder}/final"
+        content = _results() | {"model": {"path": path, "digest": digest, "facts": facts}}
+        (tmp_path / FOLDER).mkdir(exist_ok=True)
+        (tmp_path / FOLDER / f"{name}.json").write_text(json.dumps(content))
+    shown = [each.name for each in read_evaluations(tmp_path)]
+    assert {*shown} == {*measured}
+    results = {
+        "teacher": {"params_digest": "t"},
+        "rounds": [{"round": 1, "params_digest": "1"}],
+        "others": {"alpha": {"params_digest": "new"}},
+        "coupled": {"round": 2, "params_digest": "new"},
+    }
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    assert [each.name for each in read_evaluations(tmp_path)] == shown
+    places = ("teacher", "rounds/01", "alpha/01", "coupled/01", "coupled/02")
+    results["delivered"] = dict.fromkeys(places, "as stored")
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    left = {each.name for each in read_evaluations(tmp_path)}
+    assert left == {"teacher", "round_01", "coupled_01", "elsewhere", "exits"}
 
 
 def test_the_report_of_a_run_shows_them(make_workdir):
