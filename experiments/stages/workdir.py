@@ -6,6 +6,7 @@ import fcntl
 import logging
 import os
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,11 +29,14 @@ from sdtt_jax.errors import ConfigError, UserError
 from sdtt_jax.interchange.found import FINAL
 from sdtt_jax.parallel import processes
 from sdtt_jax.paths import is_remote, refuse_dangling
+from sdtt_jax.threads import running
 
 LOCK = ".lock"
 # What `flock` reports if somebody holds the lock, and if the file system knows no locks.
 HELD = (errno.EWOULDBLOCK, errno.EACCES)
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+# Time between two writes of the seconds of a stage; a kill loses those since the last.
+TIMED_EVERY = 60.0
 LOG = logging.getLogger(__name__)
 # Fields that may change when a run is resumed. They decide when and where things are computed, not what is
 # computed; `skip_bad` decides how much bad input is allowed.
@@ -300,15 +304,16 @@ def lock(root: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def timed(workdir: Workdir, stage: str, place: Place | None = None) -> Iterator[None]:
-    """Adds the seconds spent in a stage to those of earlier calls.
+    """Adds the seconds spent in a stage to those of earlier calls: now and then, and at the end.
 
     Raises:
       CheckpointError: the directory, `place`, has been moved or removed.
       UserError: the file of seconds is damaged.
     """
-    start = time.monotonic()
+    start, over, written = time.monotonic(), threading.Event(), 0.0
 
     def add() -> None:
+        nonlocal written
         if place is not None:
             place.check()
         seconds = read_json(workdir.timing) if workdir.timing.exists() else {}
@@ -317,13 +322,20 @@ def timed(workdir: Workdir, stage: str, place: Place | None = None) -> Iterator[
             raise UserError(
                 f"{workdir.timing} is damaged ({stage} is not a number); remove it and run again."
             )
-        spent = before + time.monotonic() - start
-        write_json(workdir.timing, seconds | {stage: round(spent, 1)})
+        whole = round(before + time.monotonic() - start - written, 1)
+        write_json(workdir.timing, seconds | {stage: whole})
+        written += whole - before
+
+    def keep() -> None:
+        while not over.wait(TIMED_EVERY):
+            # On a full disk the stage's own error says more than an error about this file would.
+            with contextlib.suppress(OSError, UserError):
+                add()
 
     try:
-        yield
+        with running("seconds of the stage", over, keep):
+            yield
     except BaseException:
-        # On a full disk the stage's own error says more than an error about this file would.
         with contextlib.suppress(OSError, UserError):
             add()
         raise

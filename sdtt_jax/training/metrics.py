@@ -31,14 +31,14 @@ class MetricsWriter:
       tags: the fields that every line begins with, `{"stage": "distill", "round": 1}`.
       start_step: the step at which the training starts or continues. Later lines with the same tags
         are dropped: a run that died after its last checkpoint wrote them, and they will be written
-        again.
+        again. `seconds` go on from the last line that is kept.
     """
 
     def __init__(
         self, directory: str | os.PathLike[str], tags: Mapping[str, Any], start_step: int = 0
     ):
         self.path = as_path(directory) / FILE
-        self._tags = dict(tags)
+        self._tags, self._seconds = dict(tags), 0.0
         self._file: _Lines | TextIO | None = None
         self._board: _Board | None = None
         if not processes.is_first():
@@ -66,6 +66,8 @@ class MetricsWriter:
         """Writes the line `{**tags, "step": step, **values}`; a local file has it when this returns."""
         if self._file is None:
             return
+        if "seconds" in values:
+            values = {**values, "seconds": values["seconds"] + self._seconds}
         record = self._tags | {"step": step} | {k: _json_number(v) for k, v in values.items()}
         with with_path_in_errors(self.path):
             self._file.write(json.dumps(record) + "\n")
@@ -82,12 +84,14 @@ class MetricsWriter:
     def _drop_after(self, start_step: int) -> None:
         if not self.path.exists():
             return
-        kept = [
-            record
-            for record in read_metrics(self.path)
-            if record.get("step", 0) <= start_step
-            or any(record.get(name) != value for name, value in self._tags.items())
-        ]
+        kept = []
+        for record in read_metrics(self.path):
+            own = all(record.get(name) == value for name, value in self._tags.items())
+            if own and record.get("step", 0) > start_step:
+                continue
+            if own:
+                self._seconds = record.get("seconds") or 0.0
+            kept.append(record)
         write_text(self.path, "".join(json.dumps(record) + "\n" for record in kept))
 
 

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import re
+import time
 
 import pytest
 
@@ -323,6 +324,19 @@ def test_times_of_several_calls_add_up(tmp_path):
     seconds = read_json(workdir.timing)
     assert 100.0 <= seconds["distill"] < 110.0
     assert seconds["data"] == 1.0
+
+
+def test_a_kill_loses_only_the_time_since_the_last_write(monkeypatch, tmp_path):
+    """All that a killed call had spent was missing. Oracle: the file while the stage goes on, and a clock."""
+    monkeypatch.setattr(workdirs, "TIMED_EVERY", 0.01, raising=False)
+    workdir, began = Workdir(tmp_path), time.monotonic()
+    write_json(workdir.timing, {"distill": 100.0})
+    with timed(workdir, "distill"):
+        while read_json(workdir.timing)["distill"] < 100.3:
+            assert time.monotonic() - began < 20
+            time.sleep(0.01)
+    seconds = read_json(workdir.timing)["distill"] - 100.0
+    assert seconds == pytest.approx(time.monotonic() - began, abs=1.0)
 
 
 def test_a_time_that_is_no_number_is_damaged(tmp_path):

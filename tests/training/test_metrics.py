@@ -34,6 +34,18 @@ def test_a_resume_drops_later_lines_of_the_same_round_only(tmp_path):
     assert [r["loss"] for r in lines[-2:]] == [2.0, 2.0]
 
 
+def test_seconds_go_on_from_the_last_line_of_the_round_that_is_kept(tmp_path):
+    """They fell within a stage that was continued, whose first lines stay."""
+    for tags, start, seconds in ((FIRST, 0, {1: 5.0}), (SECOND, 0, {1: 2.0, 2: 4.0, 3: 6.0})):
+        with MetricsWriter(tmp_path, tags, start) as writer:
+            for step, value in seconds.items():
+                writer.write(step, {"seconds": value})
+    with MetricsWriter(tmp_path, SECOND, 2) as writer:
+        writer.write(3, {"seconds": 1.5})
+    lines = read_metrics(tmp_path / "metrics.jsonl")
+    assert [line["seconds"] for line in lines] == [5.0, 2.0, 4.0, 5.5]
+
+
 def test_a_line_cut_by_a_kill_does_not_stay(tmp_path):
     write(tmp_path, FIRST, 0, [1, 2])
     path = tmp_path / "metrics.jsonl"
