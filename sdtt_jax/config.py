@@ -21,6 +21,8 @@ from sdtt_jax.errors import ConfigError
 T = TypeVar("T")
 # Every int32 is below this.
 INT32 = 2**31
+# Stands in `differences` for a value that only one of two configs has.
+ABSENT = "(absent)"
 # Least normal and greatest float32; XLA flushes smaller numbers to 0, and greater ones are infinite.
 LEAST, MOST = 2.0**-126, (2 - 2.0**-23) * 2.0**127
 
@@ -95,7 +97,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
     lines = []
     for name in sorted(set(old) | set(new)):
         path = f"{prefix}{name}"
-        before, after = old.get(name, "(absent)"), new.get(name, "(absent)")
+        before, after = old.get(name, ABSENT), new.get(name, ABSENT)
         if isinstance(before, Mapping) and isinstance(after, Mapping):
             lines += differences(before, after, path + ".")
         elif _mappings(before) and _mappings(after):

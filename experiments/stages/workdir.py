@@ -22,7 +22,7 @@ from sdtt_jax import paths
 from sdtt_jax.checkpoints.aside import CORRUPT
 from sdtt_jax.checkpoints.orbax import is_committed, require_plain
 from sdtt_jax.checkpoints.place import Place
-from sdtt_jax.config import differences, from_mapping, to_mapping
+from sdtt_jax.config import ABSENT, differences, from_mapping, to_mapping
 from sdtt_jax.data.records import INFO_FILE
 from sdtt_jax.data.tokenizer import CONFIG_FILE as TOKENIZER_FILE
 from sdtt_jax.errors import ConfigError, UserError
@@ -162,9 +162,13 @@ def claim_workdir(root: Path, config: RunConfig, source: Source = UNKNOWN) -> Wo
             if not may_change and not any(field in FREE_FIELDS for field in fields):
                 changed.append(line)
         if changed:
+            newer = any(line.endswith(f"-> {ABSENT!r}") for line in changed)
+            version = (
+                f" (or, as some are {ABSENT} here, take the version of sdtt_jax that has them)"
+            )
             raise ConfigError(
                 f"{root} holds a run of another config; give another --workdir, or set these fields "
-                "back:\n  " + "\n  ".join(changed)
+                f"back{version * newer}:\n  " + "\n  ".join(changed)
             )
     # Hidden files were left by a process that was killed as it began, or hold the lock.
     elif root.exists() and any(not path.name.startswith(".") for path in root.iterdir()):

@@ -15,7 +15,7 @@ from sdtt_jax.checkpoints.store import load_facts
 from sdtt_jax.config import choose, from_mapping, nearest, require, to_mapping, whole
 from sdtt_jax.data import Tokenizer, load_tokenizer
 from sdtt_jax.diffusion.schedule import ScheduleConfig, make_schedule
-from sdtt_jax.errors import CheckpointError, MismatchError
+from sdtt_jax.errors import CheckpointError, ConfigError, MismatchError
 from sdtt_jax.interchange import hub
 from sdtt_jax.interchange.adapters import read_delivered
 from sdtt_jax.interchange.claims import claimed_texts, published_schedule
@@ -283,8 +283,18 @@ def _network(folder: Path, facts: dict[str, Any], compute_dtype: DTypeLike | Non
             f"{folder} holds {facts.get('kind') or 'no model of this library'}; give a round, a teacher, a "
             "judge, or a run's directory."
         )
-    config = from_mapping(KINDS[kind].config, facts["model"], "model")
+    config = _stored_config(KINDS[kind].config, facts["model"], "model", folder)
     return KINDS[kind].network(_computing(config, compute_dtype))
+
+
+def _stored_config(kind: type, mapping: dict[str, Any], what: str, where: Path | str) -> Any:
+    """A config that is stored with the checkpoint `where`, perhaps by another version."""
+    try:
+        return from_mapping(kind, mapping, what)
+    except ConfigError as error:
+        raise MismatchError(
+            f"{where} was not stored by this version of sdtt_jax: {error} If a newer one did it, take that."
+        ) from None
 
 
 def _published(
@@ -342,7 +352,9 @@ def _model(
         tokenizer=tokenizer,
         facts=facts,
         denoiser=network,
-        schedule=make_schedule(from_mapping(ScheduleConfig, facts["schedule"], "schedule")),
+        schedule=make_schedule(
+            _stored_config(ScheduleConfig, facts["schedule"], "schedule", facts["path"])
+        ),
     )
 
 

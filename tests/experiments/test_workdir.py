@@ -231,6 +231,17 @@ def test_a_run_with_a_setting_that_changed_nothing_goes_on_without_it(tmp_path):
     assert stored(workdir) == to_mapping(CONFIG)
 
 
+def test_a_run_of_a_version_with_more_fields_asks_for_that_version(tmp_path):
+    """It asked to set them back, which nobody can."""
+    workdir = claim_workdir(tmp_path, CONFIG)
+    content = json.loads(workdir.config.read_text())
+    content["config"]["data"]["novelty"] = 3
+    workdir.config.write_text(json.dumps(content))
+    said = r"take the version of sdtt_jax that has them\):\n  data\.novelty: 3 -> '\(absent\)'$"
+    with pytest.raises(ConfigError, match=said):
+        claim_workdir(tmp_path, CONFIG)
+
+
 def test_another_limit_of_bad_input_goes_on(tmp_path):
     """Oracle: docs/guides/data.md, which says so."""
     workdir = claim_workdir(tmp_path, CONFIG)

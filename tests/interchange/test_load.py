@@ -201,6 +201,18 @@ class TestFolders:
         with pytest.raises(CheckpointError, match=f"It is a part of a model: give {final}\\."):
             sdtt_jax.load(final / "params")
 
+    @pytest.mark.parametrize("section", ["model", "schedule"])
+    def test_a_model_of_a_newer_version_names_itself(self, run, tmp_path, section):
+        """Oracle: the folder, and the field that this version does not have."""
+        shutil.copytree(run / "tokenizer", tmp_path / "tokenizer")
+        final = run / "teacher" / "final"
+        _, facts = load_params(final)
+        newer = {section: facts[section] | {"novelty": 1}}
+        with_facts(final, tmp_path / "final", **newer)
+        said = f"{tmp_path}/final was not stored by this version .*{section} has no field 'novelty'"
+        with pytest.raises(CheckpointError, match=said):
+            sdtt_jax.load(tmp_path / "final")
+
     def test_a_folder_one_level_too_high_names_the_model_in_it(self, run, tmp_path):
         (tmp_path / "other").mkdir()
         (tmp_path / "demo").symlink_to(run)
