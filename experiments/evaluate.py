@@ -29,7 +29,7 @@ from sdtt_jax.config import choose, require
 from sdtt_jax.diffusion.decoders import parse_mode
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.evaluation.record import FOLDER, Record, own_path
-from sdtt_jax.evaluation.settings import PROMPTED, Settings
+from sdtt_jax.evaluation.settings import JUDGING, PROMPTED, Settings
 from sdtt_jax.evaluation.subject import OWN, Subject, load_subject
 from sdtt_jax.evaluation.suites import SUITES
 from sdtt_jax.evaluation.tasks import read_task
@@ -182,10 +182,11 @@ def check_used(
     )
 
 
-def check_guided(subject: Subject, suites: Sequence[str]) -> None:
-    """Raises `ConfigError` for --guidance if no suite continues given text.
+def check_subject(subject: Subject, suites: Sequence[str]) -> None:
+    """Raises `ConfigError` for --guidance and --first_token if no suite uses them with these models.
 
-    A model of instructions always does: its texts follow the token that ends its prompts.
+    Guidance needs given text, which a model of instructions always has: its texts follow the token that ends
+    its prompts. The first token is given to causal models only.
     """
     settings = subject.settings
     given = settings.prompted and bool({*PROMPTED} & {*suites})
@@ -193,6 +194,12 @@ def check_guided(subject: Subject, suites: Sequence[str]) -> None:
         settings.guidance == 0 or given or subject.model.prompt_end is not None,
         f"--guidance needs given text: give prompts to --suite={' or '.join(PROMPTED)} (--num_prompts or "
         "--prompts), or leave it out.",
+    )
+    judged = bool({*JUDGING} & {*suites})
+    require(
+        settings.first_token == Settings.first_token or judged or subject.causal is not None,
+        "--first_token is for causal models, and a denoiser's bound counts every token; name a --baseline, "
+        "or leave it out.",
     )
 
 
@@ -252,7 +259,7 @@ def main(argv: Sequence[str]) -> None:
         chosen_mesh(),
         fields.given_flags(),
     )
-    check_guided(subject, suites)
+    check_subject(subject, suites)
     learnt_from = settings.neighbours, settings.exit_training_text if "exits" in suites else ""
     # Data in a bucket are copied, which may take long.
     data = own_data(subject.model) if OWN in learnt_from or not settings.held_out else None

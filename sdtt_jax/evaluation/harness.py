@@ -36,8 +36,10 @@ FILTERS = tuple(field.name for field in dataclasses.fields(Filters))
 class Options(Variation):
     """How requests are answered."""
 
-    num_steps: int = setting(32, "Sampling steps of generated text.")
-    num_maskings: int = setting(32, "Maskings of each item for the bound on its likelihood.")
+    num_steps: int = setting(32, "Sampling steps of generated text.", denoisers=True)
+    num_maskings: int = setting(
+        32, "Maskings of each item for the bound on its likelihood.", denoisers=True
+    )
     max_tokens: int = setting(256, "Tokens of generated text, unless a request says otherwise.")
     batch_size: int = setting(16, "Rows at once.")
 

@@ -26,13 +26,18 @@ JUDGING = ("generation", "judge", "frontier", "budget")
 MEASURING = (*READING, "lambada", "latency")  # the checkpoint: all but "judge"
 
 
-def setting(default: Any, help_text: str, suites: tuple[str, ...] = ()) -> Any:
-    """A field with the help of its flag, and the suites that read it; () is for all of them.
+def setting(
+    default: Any, help_text: str, suites: tuple[str, ...] = (), *, denoisers: bool = False
+) -> Any:
+    """A field with the help of its flag, and what reads it: without that, only the default is accepted.
 
-    If none of these suites is asked for, experiments.evaluate accepts only the default: another value would
-    change nothing.
+    Args:
+      default, help_text: of the flag.
+      suites: the suites of experiments.evaluate that read it; () is for all of them.
+      denoisers: whether it means nothing to a causal model (`variants.variant` then refuses it).
     """
-    return dataclasses.field(default=default, metadata={"help": help_text, "suites": suites})
+    metadata = {"help": help_text, "suites": suites, "denoisers": denoisers}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def _check_mode(mode: str) -> None:
@@ -59,12 +64,14 @@ class Decoding:
         "confidence:score=margin,threshold=0.9. speculative, staged, energy and skeleton need a --helper; "
         "learnt reads the schedule that --suite=schedule stored. See docs/guides/sample.md.",
         suites=WRITING,
+        denoisers=True,
     )
     time_grid: str = setting(
         SamplerConfig.time_grid,
         "Times of the sampler: uniform or cosine; for the decoders that use them: "
         f"{', '.join(name for name, decoder in DECODERS.items() if decoder.timed)}.",
         suites=WRITING,
+        denoisers=True,
     )
     temperature: float = setting(
         SamplerConfig.temperature,
@@ -76,11 +83,13 @@ class Decoding:
         "Lowers the temperature linearly from (1 + cooling) to (1 - cooling) times --temperature; 0: "
         "constant, as always for the causal baseline.",
         suites=WRITING,
+        denoisers=True,
     )
     guidance: float = setting(
         SamplerConfig.guidance,
         "Scale of classifier-free guidance by the given text, which doubles the network calls; 0: off.",
         suites=("generation", "frontier", "budget"),
+        denoisers=True,
     )
     top_k: int = setting(SamplerConfig.top_k, "Top-k filtering; 0 is off.", suites=WRITING)
     top_p: float = setting(SamplerConfig.top_p, "Nucleus filtering; 1 is off.", suites=WRITING)
@@ -125,12 +134,14 @@ class Variation:
         "Early exit with at most this share of most probable tokens changed, by the threshold that "
         "--suite=exits stored for this share in the checkpoint's folder; 0: off.",
         suites=MEASURING,
+        denoisers=True,
     )
     neighbours: str = setting(
         "",
         "Text for nearest-neighbour retrieval (kNN-LM): own (the training split of the checkpoint's run), "
         "a file or folder, or a named set; empty: off.",
         suites=MEASURING,
+        denoisers=True,
     )
     neighbour_texts: int = setting(256, "Maximum number of sequences of --neighbours to store.")
     neighbour_count: int = setting(Retrieving.neighbours, "How many nearest states are mixed in.")
@@ -188,6 +199,7 @@ class Settings(Sampling):
         (4, 8, 16, 32, 64),
         "Sampling steps, separated by commas.",
         suites=("generation", "frontier", "schedule", "budget"),
+        denoisers=True,
     )
     temperatures: tuple[float, ...] = setting(
         (0.8, 0.9, 1.0, 1.1),
@@ -274,15 +286,18 @@ class Settings(Sampling):
         ("antithetic", "importance", "low-variance"),
         f"Estimators of the likelihood bound, separated by commas: {', '.join(ESTIMATORS)}.",
         suites=("likelihood",),
+        denoisers=True,
     )
     num_maskings: int = setting(
         8,
         "Maskings of each text for each estimator of the bound.",
         suites=("likelihood", "schedule", "lambada"),
+        denoisers=True,
     )
     first_token: str = setting(
         "scored",
-        "scored: the first token is scored after BOS. given: it is not scored, and BOS is left out.",
+        "Of a causal model. scored: the first token is scored after BOS. given: it is not scored, and BOS is "
+        "left out.",
         suites=(*JUDGING, "likelihood"),
     )
     ends: str = setting(
@@ -295,6 +310,7 @@ class Settings(Sampling):
         (4, 8, 16, 32, 64, 128, 256, 512, 1024),
         "Sampling steps that are timed, separated by commas.",
         suites=("latency",),
+        denoisers=True,
     )
     latency_batches: tuple[int, ...] = setting(
         (1, 8, 32), "Batch sizes that are timed, separated by commas.", suites=("latency",)

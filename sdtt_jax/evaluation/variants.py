@@ -12,7 +12,6 @@ import numpy as np
 from sdtt_jax.config import require
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.forward import q_xt
-from sdtt_jax.errors import ConfigError
 from sdtt_jax.evaluation.exit_training import read_exits, with_exits
 from sdtt_jax.evaluation.exits import EXITS_FILE, check_exits
 from sdtt_jax.evaluation.settings import Variation
@@ -38,15 +37,21 @@ def variant(model: AnyModel, wanted: Variation, data: Path | None) -> AnyModel:
 
     Args:
       model: as it was loaded.
-      wanted: `early_exit`, `neighbours` and what belongs to them.
+      wanted: `early_exit`, `neighbours` and what belongs to them, among the other settings of a command.
       data: the prepared data of the model's run, for `neighbours="own"`; None for none.
+
+    Raises:
+      ConfigError: the variant cannot be made; or the model is causal, and a setting that only denoisers read
+        has another value than its default.
     """
+    for field in dataclasses.fields(wanted):
+        idle = field.metadata["denoisers"] and isinstance(model, CausalModel)
+        require(
+            not idle or getattr(wanted, field.name) == field.default,
+            f"--{field.name} is for denoisers, and {model.facts['path']} is causal; leave it out.",
+        )
     if not wanted.varied:
         return model
-    if isinstance(model, CausalModel):
-        raise ConfigError(
-            f"{model.facts['path']} is causal; leave --early_exit and --neighbours out."
-        )
     varied: Any = model
     told: dict[str, Any] = {}
     if wanted.early_exit:

@@ -113,6 +113,31 @@ def test_what_is_missing_is_said(model, fields, said):
         variant(model, Sampling(**fields), None)
 
 
+IDLE = {
+    "mode": "confidence", "time_grid": "cosine", "cooling": 0.5, "guidance": 1.0,
+    "early_exit": 0.1, "neighbours": "own", "num_steps": (4,), "latency_steps": (4,),
+    "estimators": ("counts",), "num_maskings": 3,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        *((Settings, {name: value}) for name, value in IDLE.items()),
+        (Options, {"num_steps": 77}),
+        (Options, {"num_maskings": 99}),
+    ],
+)
+def test_what_would_change_nothing_for_a_causal_model_is_refused(kind, fields):
+    """It writes token by token, and its likelihood is exact. Oracle: the names, written out here."""
+    [name] = fields
+    causal = as_causal(None, {})
+    with pytest.raises(ConfigError, match=f"--{name} is for denoisers, and .* is causal"):
+        variant(causal, kind(**fields), None)
+    read = {"temperature": 0.5, "top_k": 3, "num_texts": 8} if kind is Settings else {}
+    assert variant(causal, kind(seed=1, **read), None) is causal
+
+
 def test_what_a_model_cannot_do_is_said(model, text):
     settings = Sampling(neighbours=text)
     with pytest.raises(ConfigError, match="is causal"):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from experiments.cli import fields
-from experiments.evaluate import check_files, check_guided, check_used, evaluate
+from experiments.evaluate import check_files, check_subject, check_used, evaluate
 from sdtt_jax.errors import ConfigError, UserError
 from sdtt_jax.evaluation.settings import Settings
 from sdtt_jax.evaluation.subject import Subject, load_subject
@@ -211,12 +211,22 @@ def test_what_a_list_names_twice_counts_once(monkeypatch):
 def test_guidance_needs_a_suite_that_writes_behind_a_given_text():
     plain, prompted = (types.SimpleNamespace(prompt_end=mark) for mark in (None, 1))
     none, some = (Settings(guidance=2.0, num_prompts=n) for n in (0, 4))
-    check_guided(Subject(plain, Settings()), ["generation"])
-    check_guided(Subject(plain, some), ["generation", "frontier"])
-    check_guided(Subject(prompted, none), ["frontier"])
+    check_subject(Subject(plain, Settings()), ["generation"])
+    check_subject(Subject(plain, some), ["generation", "frontier"])
+    check_subject(Subject(prompted, none), ["frontier"])
     for settings, suites in ((none, ["generation"]), (some, ["frontier"])):
         with pytest.raises(ConfigError, match="needs given text: give prompts"):
-            check_guided(Subject(plain, settings), suites)
+            check_subject(Subject(plain, settings), suites)
+
+
+def test_a_first_token_is_given_only_to_a_causal_model():
+    """A bound counts every token. Oracle: which of the suites asks a causal model."""
+    given, plain = Settings(first_token="given"), types.SimpleNamespace(prompt_end=None)
+    check_subject(Subject(plain, Settings()), ["likelihood"])
+    check_subject(Subject(plain, given), ["likelihood", "generation"])
+    check_subject(Subject(plain, given, baseline=as_causal(None, {})), ["likelihood"])
+    with pytest.raises(ConfigError, match="--first_token is for causal models"):
+        check_subject(Subject(plain, given), ["likelihood"])
 
 
 def test_without_a_checkpoint_the_judge_is_measured_and_its_dtype_counts():
