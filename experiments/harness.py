@@ -23,7 +23,13 @@ from experiments.cli.tables import rich_table
 from experiments.stages.mirror import own_data
 from sdtt_jax.config import require, whole
 from sdtt_jax.errors import UserError
-from sdtt_jax.evaluation.harness import Options, adapter, resamples
+from sdtt_jax.evaluation.harness import (
+    Options,
+    adapter,
+    check_tasks,
+    enough_examples,
+    resamples,
+)
 from sdtt_jax.evaluation.subject import OWN
 from sdtt_jax.evaluation.variants import variant
 from sdtt_jax.interchange.load import load
@@ -64,7 +70,11 @@ def main(argv: Sequence[str]) -> None:
     if _NUM_FEWSHOT.value is not None:
         whole(0, **{"--num_fewshot": _NUM_FEWSHOT.value})
     output = output_file(_OUTPUT.value)
-    include = None if _INCLUDE.value is None else str(as_path(_INCLUDE.value))
+    include = None if _INCLUDE.value is None else as_path(_INCLUDE.value)
+    require(
+        include is None or include.is_dir(),
+        f"--include={include} is not a folder; name one with task files, or leave it out.",
+    )
     options = fields.from_flags(Options)
     try:
         import lm_eval
@@ -75,18 +85,21 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(
             "lm-evaluation-harness is not installed; pip install -e '.[eval]'."
         ) from None
+    manager = TaskManager(include_path=None if include is None else str(include))
+    check_tasks(_TASKS.value, manager.all_tasks)
     model = load(str(_CHECKPOINT.value), compute_dtype=_DTYPE.value, **fields.given_flags())
     data = own_data(model) if options.neighbours == OWN else None
     model = variant(model, options, data)
-    results: Any = lm_eval.simple_evaluate(
-        model=adapter(LM)(model, options),
-        tasks=_TASKS.value,
-        limit=_LIMIT.value,
-        num_fewshot=_NUM_FEWSHOT.value,
-        task_manager=TaskManager(include_path=include),
-        log_samples=False,
-        bootstrap_iters=resamples(metrics),
-    )
+    with enough_examples(_NUM_FEWSHOT.value):
+        results: Any = lm_eval.simple_evaluate(
+            model=adapter(LM)(model, options),
+            tasks=_TASKS.value,
+            limit=_LIMIT.value,
+            num_fewshot=_NUM_FEWSHOT.value,
+            task_manager=manager,
+            log_samples=False,
+            bootstrap_iters=resamples(metrics),
+        )
     if output is not None:
         write_json(output, results, default=str)
     wide_console().print(_table(results))

@@ -4,20 +4,23 @@ The harness is not a dependency: `adapter` is given its base class.
 """
 
 import collections
+import contextlib
 import dataclasses
 import os
+import re
 import warnings
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from sdtt_jax.config import require, whole
+from sdtt_jax.config import nearest, require, whole
 from sdtt_jax.data.normalize import without_traces_of_files
 from sdtt_jax.diffusion.estimators import BoundConfig
 from sdtt_jax.diffusion.sampler import SamplerConfig
+from sdtt_jax.errors import ConfigError
 from sdtt_jax.evaluation.cloze import ItemScores, scores
 from sdtt_jax.evaluation.continuations import Cloze, Continuation, contexts_cut, encode, layout_of
 from sdtt_jax.evaluation.settings import Variation, setting
@@ -26,6 +29,7 @@ from sdtt_jax.keys import purpose_key
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
 from sdtt_jax.ops.categorical import Filters
+from sdtt_jax.paths import as_path
 
 # Names that the harness and its other models give the number of tokens to write.
 COUNTS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
@@ -224,6 +228,30 @@ def _most(model: Model | CausalModel) -> int:
     if isinstance(model, CausalModel):
         return model.context
     return model.config.length
+
+
+def check_tasks(names: Iterable[str], known: Collection[str]) -> None:
+    """Raises `ConfigError` for the first of `names` that is no file and not among `known`, the harness's."""
+    for name in names:
+        near = nearest(name, known) or "--include names a folder with tasks of your own."
+        require(
+            name in known or as_path(name).is_file(),
+            f"--tasks={name}: the harness has no task of this name; {near}",
+        )
+
+
+@contextlib.contextmanager
+def enough_examples(num_fewshot: int | None) -> Iterator[None]:
+    """Makes a `ConfigError` of the harness's error about a task with fewer solved examples than asked for."""
+    try:
+        yield
+    except (ValueError, AssertionError) as error:
+        # As `random.sample` says it, and the harness's own sampler of the first ones.
+        if not num_fewshot or not re.search(r"larger than population|exceeds the \d+", str(error)):
+            raise
+        raise ConfigError(
+            f"--num_fewshot={num_fewshot} is more solved examples than one of the tasks has; take fewer."
+        ) from None
 
 
 def resamples(metrics: Any) -> int:

@@ -1,6 +1,8 @@
 """The harness's requests. Oracles: sums by hand over the model's own log-probabilities, and its samples."""
 
 import os
+import random
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,6 +15,8 @@ from sdtt_jax.evaluation import harness
 from sdtt_jax.evaluation.harness import (
     Options,
     adapter,
+    check_tasks,
+    enough_examples,
     generations,
     log_likelihoods,
     resamples,
@@ -21,6 +25,7 @@ from sdtt_jax.evaluation.harness import (
 )
 from sdtt_jax.ops.categorical import Filters
 from tests.experiments.processes import call
+from tests.forking import run_module
 
 OPTIONS = Options(num_steps=4, num_maskings=256, max_tokens=6, batch_size=64)
 
@@ -253,6 +258,45 @@ def test_a_renamed_flag_is_answered_by_its_new_name():
         assert f"--{new}" in done.stderr.splitlines()[-1]
 
 
+def test_a_task_that_is_not_there_is_named(tmp_path):
+    (tmp_path / "own.yaml").write_text("task: own")
+    check_tasks([str(tmp_path / "own.yaml")], ["piqa"])
+    for name, said in (("piqqa", "did you mean 'piqa'?"), ("x", "--include names a folder")):
+        with pytest.raises(ConfigError, match=f"^--tasks={name}: .*{re.escape(said)}"):
+            check_tasks(["piqa", name], ["piqa", "arc_easy"])
+
+
+def test_too_many_solved_examples_are_one_sentence_and_other_errors_stay():
+    """Oracle: `random.sample`, with which lm_eval 0.4.13 draws them, and the words of its FirstNSampler."""
+    few = "Error: number of fewshot samples requested exceeds the 3 that are available."
+    with pytest.raises(ConfigError, match="--num_fewshot=4 is more"), enough_examples(4):
+        random.sample(range(3), 4)
+    with pytest.raises(ConfigError, match="--num_fewshot=4"), enough_examples(4):
+        raise AssertionError(few)
+    with pytest.raises(ValueError, match="shapes"), enough_examples(4):
+        raise ValueError("shapes differ")
+    with pytest.raises(ValueError, match="larger"), enough_examples(None):
+        random.sample(range(3), 4)
+
+
+def test_tasks_are_looked_for_before_a_model_is(tmp_path):
+    """With a stand-in for the harness, which need not be installed; its names are those of lm_eval 0.4.13."""
+    for name, content in {
+        "__init__": "def simple_evaluate(**_): pass",
+        "api/__init__": "",
+        "api/metrics": "",
+        "api/model": "class LM: pass",
+        "tasks": "class TaskManager:\n    def __init__(self, include_path): self.all_tasks = ['piqa']",
+    }.items():
+        file = tmp_path / "lm_eval" / f"{name}.py"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(content + "\n")
+    for task, said in (("piqqa", "--tasks=piqqa: the harness"), ("piqa", "There is no checkpoint")):
+        arguments = ("--checkpoint=nowhere", f"--tasks={task}")
+        done = run_module("experiments.harness", arguments, {"PYTHONPATH": str(tmp_path)})
+        assert done.stderr.splitlines()[-1].startswith(f"Error: {said}"), done.stderr
+
+
 def test_without_the_harness_it_says_what_to_install():
     varied = ("--early_exit=0.05", "--neighbours=own")
     done = call("harness", "--checkpoint=x", "--tasks=piqa", *varied)
@@ -265,8 +309,12 @@ def test_without_the_harness_it_says_what_to_install():
     [
         ("--limit=0", "--limit must be positive, not 0."),
         ("--num_fewshot=-1", "--num_fewshot must be at least 0, not -1."),
+        (
+            "--include=/nowhere",
+            "--include=/nowhere is not a folder; name one with task files, or leave it out.",
+        ),
     ],
 )
-def test_counts_that_cannot_be_are_refused(flag, said):
+def test_flags_that_cannot_be_are_refused(flag, said):
     done = call("harness", "--checkpoint=x", "--tasks=piqa", flag)
     assert (done.status, done.stderr.splitlines()[-1]) == (2, f"Error: {said}")
