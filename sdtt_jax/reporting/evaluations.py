@@ -17,8 +17,8 @@ from sdtt_jax.paths import absolute, as_path, read_json
 from sdtt_jax.reporting.palette import number, steps_text
 
 NOTHING = number(None)
-AGAIN = "remove it and evaluate the model again (in a run, by repeating the same command)"
-RUN_AGAIN = "remove it and run the same command again"
+ANEW = "remove it and evaluate the model again (in a run, by repeating the same command)"
+AGAIN = "remove it and run the same command again"
 # Fields of results.json for the distillers whose students see noise, the last distiller first.
 COUPLED_STUDENTS = ("coupled_idlm", "coupled")
 # In what texts and their timing must agree; in the case of a causal model.
@@ -89,13 +89,13 @@ def read_evaluation(path: Path | str) -> Evaluation:
     Raises:
       DataError: it cannot be read, or is something else.
     """
-    content = read_json(path, remedy=AGAIN)
+    content = read_json(path, remedy=ANEW)
     if not isinstance(content, Mapping) or content.get("format") != FORMAT:
         raise DataError(
             f"{path} is not a result of experiments.evaluate; give a file that its --output wrote."
         )
     if fault := damage(content):
-        raise DataError(f"{path} is damaged ({fault}); {AGAIN}.")
+        raise DataError(f"{path} is damaged ({fault}); {ANEW}.")
     items = {name: item["result"] for name, item in content["items"].items()}
     found = {name: _judging(name, content["items"]) for name in items}
     judgings = {name: judging for name, judging in found.items() if judging is not None}
@@ -114,7 +114,7 @@ def read_evaluations(workdir: Path | str) -> list[Evaluation]:
     root = as_path(workdir)
     found = [read_evaluation(path) for path in (root / FOLDER).glob("*.json")]
     results = root / "results.json"
-    digests = _digests(read_json(results, remedy=RUN_AGAIN)) if results.exists() else {}
+    digests = _digests(read_json(results, remedy=AGAIN)) if results.exists() else {}
     if digests:  # earlier versions did not store which models the run has
         found = [e for e in found if not _is_gone(e, root, digests)]
     return sorted(found, key=lambda e: (e.name == "judge", e.name != "teacher", e.name))

@@ -13,12 +13,7 @@ from typing import Any
 
 from sdtt_jax.errors import DataError
 from sdtt_jax.paths import as_path, parse_json, read_json, text_lines
-from sdtt_jax.reporting.evaluations import (
-    COUPLED_STUDENTS,
-    RUN_AGAIN,
-    Evaluation,
-    read_evaluations,
-)
+from sdtt_jax.reporting.evaluations import AGAIN, COUPLED_STUDENTS, Evaluation, read_evaluations
 from sdtt_jax.reporting.palette import percent
 
 COUPLED_WAYS = ("teacher", "argmax", "drawn", "matched", "teacher_matched")
@@ -338,7 +333,7 @@ def read_animation(entry: Mapping[str, Any] | None, where: Path) -> Animation | 
 def _stored(path: Path) -> Any:
     if not path.exists():
         return None
-    return read_json(path, remedy=RUN_AGAIN)
+    return read_json(path, remedy=AGAIN)
 
 
 def _number(value: Any) -> float | None:
