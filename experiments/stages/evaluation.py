@@ -68,7 +68,10 @@ def evaluate(run: Run) -> None:
         "teacher": _denoiser_record(teacher),
         "rounds": students,
         "baseline_ar": teacher.figures("autoregressive")
-        | {"val_ppl": teacher.perplexity("autoregressive")},
+        | {
+            "val_ppl": teacher.perplexity("autoregressive"),
+            "params_digest": judge.identity["digest"],
+        },
         "data": teacher.figures("real_text") | {"count": len(real.tokens)},
         "num_texts": run.config.evaluation.num_texts,
         "length": run.config.data.length,

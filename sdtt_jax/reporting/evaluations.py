@@ -123,7 +123,7 @@ def read_evaluations(workdir: Path | str) -> list[Evaluation]:
 def _digests(results: Item) -> dict[str, str]:
     """The digests of a run's models by folder, from its results; "" for those that it did not measure."""
     delivered = results.get("delivered") or {}
-    measured = {"teacher": results.get("teacher")}
+    measured = {"teacher": results.get("teacher"), "judge": results.get("baseline_ar")}
     measured |= {f"rounds/{r['round']:02d}": r for r in results.get("rounds") or ()}
     measured |= {f"{name}/01": r for name, r in (results.get("others") or {}).items()}
     last = {name: results.get(name) for name in COUPLED_STUDENTS}

@@ -294,6 +294,7 @@ def test_models_that_the_run_does_not_have_any_more_are_not_shown(tmp_path):
     """
     measured = {
         "teacher": ("teacher", None, "t"),
+        "judge": ("judge", None, "old"),
         "round_01": ("distill", 1, "1"),
         "round_02": ("distill", 2, "2"),
         "alpha_01": ("alpha", 1, "old"),
@@ -316,13 +317,14 @@ def test_models_that_the_run_does_not_have_any_more_are_not_shown(tmp_path):
     assert {*shown} == {*measured}
     results = {
         "teacher": {"params_digest": "t"},
+        "baseline_ar": {"params_digest": "new"},
         "rounds": [{"round": 1, "params_digest": "1"}],
         "others": {"alpha": {"params_digest": "new"}},
         "coupled": {"round": 2, "params_digest": "new"},
     }
     (tmp_path / "results.json").write_text(json.dumps(results))
     assert [each.name for each in read_evaluations(tmp_path)] == shown
-    places = ("teacher", "rounds/01", "alpha/01", "coupled/01", "coupled/02")
+    places = ("teacher", "judge", "rounds/01", "alpha/01", "coupled/01", "coupled/02")
     results["delivered"] = dict.fromkeys(places, "as stored")
     (tmp_path / "results.json").write_text(json.dumps(results))
     left = {each.name for each in read_evaluations(tmp_path)}
