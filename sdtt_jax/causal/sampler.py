@@ -7,11 +7,13 @@ import jax
 import jax.numpy as jnp
 
 from sdtt_jax.config import whole
+from sdtt_jax.networks.attention import causal_mask
 from sdtt_jax.networks.cache import KVCache
 from sdtt_jax.networks.causal import CausalNetwork
 from sdtt_jax.ops.categorical import Filters, draw, filter_logits
+from sdtt_jax.ops.sequences import Sequences, as_read
 from sdtt_jax.ops.tokens import as_rows
-from sdtt_jax.typing import Key, Params, Tokens
+from sdtt_jax.typing import Key, Params, Segments, Tokens
 
 
 def generate(
@@ -20,6 +22,7 @@ def generate(
     key: Key,
     prompt: Tokens,
     num_tokens: int,
+    sequences: Sequences | None = None,
     **filters: Any,
 ) -> Tokens:
     """Continues `prompt` by `num_tokens` tokens, in as many network calls (the prompt's included).
@@ -30,6 +33,8 @@ def generate(
       key: PRNG key; token i of the continuation is drawn with `fold_in(key, i)`.
       prompt: `[batch, p]` int32, p at least 1 (usually BOS alone).
       num_tokens: how many tokens to add.
+      sequences: how the network's training sequences were packed; with "documents" what follows an EOS is a
+        text of its own, as `as_read` reads it. None: all tokens see those before them.
       **filters: fields of `Filters`: temperature (0 is greedy), top_k, top_p.
 
     Returns:
@@ -44,10 +49,10 @@ def generate(
     chosen = Filters(**filters)
     if num_tokens == 0:
         return prompt
-    return _generate(network, params, key, prompt, num_tokens, chosen)
+    return _generate(network, params, key, prompt, num_tokens, chosen, sequences)
 
 
-@functools.partial(jax.jit, static_argnames=("network", "num_tokens", "filters"))
+@functools.partial(jax.jit, static_argnames=("network", "num_tokens", "filters", "sequences"))
 def _generate(
     network: CausalNetwork,
     params: Params,
@@ -55,6 +60,7 @@ def _generate(
     prompt: Tokens,
     num_tokens: int,
     filters: Filters,
+    sequences: Sequences | None,
 ) -> Tokens:
     def choose(hidden: jax.Array, index: jax.Array | int) -> jax.Array:
         logits = network.logits(params, hidden[:, -1])
@@ -62,18 +68,44 @@ def _generate(
             return jnp.argmax(logits, axis=-1).astype(jnp.int32)
         return draw(jax.random.fold_in(key, index), filter_logits(logits, filters))
 
-    def step(
-        carry: tuple[jax.Array, KVCache], index: jax.Array
-    ) -> tuple[tuple[jax.Array, KVCache], jax.Array]:
-        newest, cache = carry  # the newest token is not yet in the cache
-        hidden, cache = network.decode(params, newest[:, None], cache)
+    def decode(
+        newest: jax.Array, cache: KVCache, tokens: jax.Array | None
+    ) -> tuple[jax.Array, KVCache]:
+        """Reads `newest: [batch, n]`, not yet in the cache; `tokens` are all, None if all see each other."""
+        if tokens is None:
+            return network.decode(params, newest, cache)
+        read, segments = as_read(tokens, sequences)
+        assert segments is not None
+        count = newest.shape[1]
+        newest = jax.lax.dynamic_slice_in_dim(read, cache.used, count, axis=1)
+        return network.decode(params, newest, cache, _visible(segments, count, cache))
+
+    def put(tokens: jax.Array | None, token: jax.Array, index: jax.Array) -> jax.Array | None:
+        return None if tokens is None else tokens.at[:, prompt_length + index].set(token)
+
+    def step(carry: tuple[Any, ...], index: jax.Array) -> tuple[tuple[Any, ...], jax.Array]:
+        newest, cache, tokens = carry  # the newest token is not yet in the cache
+        hidden, cache = decode(newest[:, None], cache, tokens)
         token = choose(hidden, index)
-        return (token, cache), token
+        return (token, cache, put(tokens, token, index)), token
 
     batch, prompt_length = prompt.shape
     # The last token is never fed back, so the cache needs no place for it.
     cache = network.init_cache(batch, prompt_length + num_tokens - 1)
-    hidden, cache = network.decode(params, prompt, cache)
+    # Which text a token belongs to depends on all tokens before it.
+    whole = jnp.pad(prompt, ((0, 0), (0, num_tokens)))
+    tokens = None if as_read(whole, sequences)[1] is None else whole
+    hidden, cache = decode(prompt, cache, tokens)
     first = choose(hidden, 0)
-    _, rest = jax.lax.scan(step, (first, cache), jnp.arange(1, num_tokens, dtype=jnp.int32))
+    begun = first, cache, put(tokens, first, jnp.int32(0))
+    _, rest = jax.lax.scan(step, begun, jnp.arange(1, num_tokens, dtype=jnp.int32))
     return jnp.concatenate([prompt, first[:, None], rest.T], axis=1)
+
+
+def _visible(segments: Segments, count: int, cache: KVCache) -> jax.Array:
+    """What the `count` positions after those in the cache see, as `CausalNetwork.decode` takes it."""
+    mine = jax.lax.dynamic_slice_in_dim(segments, cache.used, count, axis=1)
+    place = jnp.arange(cache.past.keys.shape[3], dtype=jnp.int32)
+    past = (mine[:, :, None] == segments[:, None, place]) & (place < cache.used)
+    among = (mine[:, :, None] == mine[:, None, :]) & causal_mask(count)
+    return jnp.concatenate([past, among], axis=-1)[:, None]

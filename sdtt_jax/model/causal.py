@@ -18,7 +18,7 @@ from sdtt_jax.model.batches import Batch, Written, batched
 from sdtt_jax.networks.causal import CausalNetwork
 from sdtt_jax.networks.config import TransformerConfig
 from sdtt_jax.ops.categorical import Filters
-from sdtt_jax.ops.sequences import Sequences, arrange, nats_per_token
+from sdtt_jax.ops.sequences import Sequences, arrange, as_read, nats_per_token
 from sdtt_jax.ops.tokens import as_rows
 from sdtt_jax.parallel.processes import to_host
 
@@ -68,10 +68,14 @@ class CausalModel(Loaded):
         )
 
     def logits(self, tokens: jax.Array) -> jax.Array:
-        """`[B, L]` int32 → `[B, L, V]` float32: position i predicts token i + 1; V without MASK."""
+        """`[B, L]` int32 → `[B, L, V]` float32: position i predicts token i + 1; V without MASK.
+
+        The first token of a row is usually BOS. A model of `documents` reads each text of a row on its own,
+        as in training: an EOS is read as the BOS of the next text.
+        """
         tokens = self.placed(as_rows(tokens, self.config.vocab_size))
         with self.on_mesh():
-            return _logits(self.network, self.params, tokens)
+            return _logits(self.network, self.params, tokens, self.sequences)
 
     def log_probs(self, tokens: jax.Array) -> jax.Array:
         """Normalised `logits`: `[B, L, V]` float32."""
@@ -106,7 +110,7 @@ class CausalModel(Loaded):
         """Texts `[num_samples, n + num_tokens]` int32, token by token with a key-value cache.
 
         For a model trained on instructions, BOS follows the prompt (even an empty one), as in training; it is
-        the last of the n tokens.
+        the last of the n tokens. After an EOS a model of `documents` begins a text of its own.
 
         Args:
           key: PRNG key; batch i is drawn with `fold_in(key, i)`.
@@ -154,16 +158,18 @@ class CausalModel(Loaded):
         def write(params: Any, index: jax.Array, prompt: jax.Array) -> Written:
             draw = jax.random.fold_in(key, index)
             tokens = generate(
-                self.network, params, draw, prompt=prompt, num_tokens=num_tokens, **filters
+                self.network, params, draw, prompt, num_tokens, self.sequences, **filters
             )
             return Written(tokens, jnp.full(len(prompt), num_tokens, jnp.int32))
 
         return batched(write, self.params, prompts, batch_size)
 
 
-@functools.partial(jax.jit, static_argnames="network")
-def _logits(network: CausalNetwork, params: Any, tokens: jax.Array) -> jax.Array:
-    logits = network.logits(params, network.hidden(params, tokens))
+@functools.partial(jax.jit, static_argnames=("network", "sequences"))
+def _logits(
+    network: CausalNetwork, params: Any, tokens: jax.Array, sequences: Sequences | None
+) -> jax.Array:
+    logits = network.logits(params, network.hidden(params, *as_read(tokens, sequences)))
     return logits[..., : network.config.vocab_size]
 
 

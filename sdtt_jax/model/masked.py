@@ -77,14 +77,16 @@ class Model(Loaded):
     def logits(self, tokens: Tokens, sigma: ArrayLike = 0.0) -> Logits:
         """`[B, L]` int32, MASK or tokens → `[B, L, V]` float32, V with MASK and without padding.
 
-        `sigma` is the total noise, one number or `[B]`; only a time-conditioned network reads it.
+        `sigma` is the total noise, one number or `[B]`; only a time-conditioned network reads it. Attention
+        keeps to each text of a row, and leaves out padding, if it did in training: EOS says where texts end.
         `ConfigError` if the network is a function of noise, without which it was never trained.
         """
         self.require_likelihood()
         tokens = self.noisy(tokens)
         check_numbers("[0, inf)", (), tokens.shape[:1], sigma=sigma)
         with self.on_mesh():
-            return _logits(self.denoiser, self.params, tokens, jnp.asarray(sigma, jnp.float32))
+            noise = jnp.asarray(sigma, jnp.float32)
+            return _logits(self.diffusion, self.params, tokens, noise, self.sequences)
 
     def log_probs(self, x_t: Tokens, sigma: ArrayLike = 0.0) -> LogProbs:
         """SUBS log-probabilities `[B, L, V]` float32, -inf where impossible; all else as in `logits`."""
@@ -196,15 +198,8 @@ class Model(Loaded):
         rows = to_host(given)
 
         def write(params: Params, index: jax.Array, rows: jax.Array) -> Written:
-            state = generate(
-                self.diffusion,
-                params,
-                jax.random.fold_in(key, index),
-                rows,
-                config,
-                self.sequences,
-                other,
-            )
+            draw = jax.random.fold_in(key, index)
+            state = generate(self.diffusion, params, draw, rows, config, self.sequences, other)
             return Written(state.x, np.full(len(rows), to_host(state.nfe)))
 
         return batched(write, self.params, rows, batch_size, unmasked(rows, self.mask_id))
@@ -315,16 +310,8 @@ class Model(Loaded):
         yield state
         for index in range(config.num_steps + 1):
             with self.on_mesh():
-                state = _take_step(
-                    self.diffusion,
-                    self.params,
-                    (plan, x_init),
-                    state,
-                    jnp.int32(index),
-                    config,
-                    self.sequences,
-                    helper,
-                )
+                now = state, jnp.int32(index), config, self.sequences, helper
+                state = _take_step(self.diffusion, self.params, (plan, x_init), *now)
             yield state
 
     def score(self, tokens: Tokens, key: Key, num_samples: int = 1) -> PerSequence:
@@ -356,8 +343,15 @@ class Model(Loaded):
         return jnp.stack(estimates).mean(axis=0)
 
 
-@functools.partial(jax.jit, static_argnames="denoiser")
-def _logits(denoiser: Denoiser, params: Params, tokens: Tokens, sigma: jax.Array) -> jax.Array:
+@functools.partial(jax.jit, static_argnames=("diffusion", "sequences"))
+def _logits(
+    diffusion: MaskedDiffusion,
+    params: Params,
+    tokens: Tokens,
+    sigma: jax.Array,
+    sequences: Sequences | None,
+) -> jax.Array:
+    denoiser = diffusion.within(arrange(tokens, sequences)).denoiser
     hidden = denoiser.hidden(params, tokens, jnp.broadcast_to(sigma, tokens.shape[:1]))
     return denoiser.logits(params, hidden)[..., : denoiser.mask_id + 1]
 

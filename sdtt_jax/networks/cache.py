@@ -100,7 +100,8 @@ def attend_visible(
       query: `[batch, n, heads, kv]`.
       key, value: `[batch, n, kv_heads, kv]`; each serves the next `heads / kv_heads` query heads.
       past: this layer's cache, of any capacity.
-      visible: `[n, capacity + n]` bool; None: all of one another and nothing of the cache.
+      visible: `[n, capacity + n]` bool, or `[batch, 1, n, capacity + n]`; None: all of one another and
+        nothing of the cache.
 
     Returns:
       As `attend_causally` with a cache.

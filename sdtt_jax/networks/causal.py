@@ -67,18 +67,24 @@ class CausalNetwork(Network):
         )
         return cache_for(self.config, batch, length)
 
-    def decode(self, params: Params, tokens: Tokens, cache: KVCache) -> tuple[Hidden, KVCache]:
+    def decode(
+        self, params: Params, tokens: Tokens, cache: KVCache, visible: jax.Array | None = None
+    ) -> tuple[Hidden, KVCache]:
         """Hidden states of the next `n` tokens, given those in the cache.
 
         Args:
           params: parameters, unboxed.
           tokens: `[batch, n]` int32, positions `cache.used` to `cache.used + n - 1`.
           cache: what `init_cache` or an earlier call returned, with room for `n` more positions.
+          visible: `[batch, 1, n, capacity + n]` bool, which positions of the cache and of `tokens` each of
+            these sees; None: all before it.
 
         Returns:
           `[batch, n, embed]`, equal to `hidden` of the whole sequence at these positions, and the new cache.
         """
-        hidden, new = self._apply(params, tokens, cache.past, cache.used, method="decode")
+        hidden, new = self._apply(
+            params, tokens, cache.past, cache.used, None, visible, method="decode"
+        )
         return hidden, extend(cache, new)
 
 

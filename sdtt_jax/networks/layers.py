@@ -213,7 +213,7 @@ class DecoderBlock(nn.Module):
         *rotary, used, segments, edges = shared
         query, key, value = self.heads(self.norm("norm1")(x), *rotary)
         new: LayerPast | None = None
-        if past is not None and not c.is_causal:
+        if past is not None and (edges is not None or not c.is_causal):
             mixed, new = attend_visible(query, key, value, past, edges)
         elif edges is not None:
             mixed = attend_along(query, key, value, edges, segments)

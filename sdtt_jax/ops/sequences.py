@@ -159,6 +159,26 @@ def preceded(tokens: Tokens, bos_id: int) -> Tokens:
     return jnp.concatenate([jnp.full_like(tokens[:, :1], bos_id), tokens[:, :-1]], axis=1)
 
 
+def as_read(tokens: Tokens, sequences: Sequences | None) -> tuple[Tokens, Segments | None]:
+    """What a causal network reads of `tokens` to predict the next ones, and the segments that it keeps to.
+
+    Of "documents" each text is read on its own, after BOS: an EOS is read as the BOS of the text that follows
+    it, and a BOS after it begins that text again. All else is read as it is: padding comes after its text.
+
+    Args:
+      tokens: `[batch, length]` int32, of which the first is usually BOS.
+      sequences: how the network's training sequences were packed; None: all positions are alike.
+    """
+    if sequences is None or sequences.kind != "documents":
+        return tokens, None
+    ends, bos = tokens == sequences.eos_id, tokens == sequences.bos_id
+    first = ends | (bos & jnp.pad(ends, ((0, 0), (1, 0)))[:, :-1])
+    if sequences.wrap:  # after BOS the sequence's own BOS, which may be the same token as EOS
+        first &= ~bos | (jnp.arange(tokens.shape[1], dtype=jnp.int32) != 1)
+    read = jnp.where(ends, jnp.int32(sequences.bos_id), tokens)
+    return read, jnp.cumsum(first, axis=1, dtype=jnp.int32)
+
+
 def number_counted(tokens: Tokens, free: Positions | None) -> Scalar:
     """The number of tokens of a batch that count for the loss: `[]` float32.
 

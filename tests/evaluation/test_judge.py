@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+from scipy.special import log_softmax
 
 from sdtt_jax.data import TokenizerConfig, train_tokenizer
 from sdtt_jax.errors import ConfigError
@@ -21,6 +22,8 @@ from sdtt_jax.evaluation.judge import (
     score_texts,
     windows_of,
 )
+from sdtt_jax.evaluation.settings import Settings
+from sdtt_jax.evaluation.suites import given as suite
 from sdtt_jax.networks import CausalConfig, CausalNetwork
 from sdtt_jax.networks.gpt2 import GPT2Config, GPT2Network
 from tests.spaces import KINDS, spacing
@@ -70,6 +73,21 @@ def test_without_bos_the_first_token_is_given():
     np.testing.assert_allclose(scores.nll, expected, rtol=1e-5)
     np.testing.assert_array_equal(scores.scored, [len(text) - 1 for text in TEXTS])
     assert scores.per_token[2] == 0
+
+
+def test_written_logits_are_those_of_the_scores(tmp_path):
+    """Also of a judge trained on `documents`, which reads a text as one. Oracle: the scores."""
+    network = CausalNetwork(
+        CausalConfig(vocab_size=11, length=SEEN, num_layers=1, embed_dim=8, num_heads=2)
+    )
+    model = as_causal(network, noisy_params(network, 0), SimpleNamespace(bos_id=BOS, eos_id=0))
+    model = dataclasses.replace(model, facts=model.facts | {"sequences": "documents"})
+    settings = Settings(arrays=str(tmp_path / "arrays.npz"), batch_size=2)
+    suite._write_arrays(model, {0: np.int32([4, 0, 5, 6, 7, 0, 8])}, settings)
+    with np.load(tmp_path / "arrays.npz") as file:
+        log_probs, nll = log_softmax(file["logits"], axis=-1), file["nll"]
+    targets = np.int32([4, 0, 5, 6, 7, 0, 8])
+    np.testing.assert_allclose(nll[0, :7], -log_probs[0, range(7), targets], rtol=1e-5)
 
 
 @pytest.mark.parametrize("bos", [None, BOS])

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -104,6 +105,66 @@ def test_a_model_of_instructions_writes_behind_the_bos_that_ends_a_prompt(judge,
     prompt = np.tile(np.concatenate([[bos], judge.tokenizer.encode(text), [bos]]), (2, 1))
     [write] = judge.batches(key, prompt, 5)
     np.testing.assert_array_equal(taught.sample(key, 2, 5, text), write().tokens[:, 1:])
+
+
+@pytest.fixture(scope="module")
+def of_documents(judge):
+    """The judge, as if trained on `documents`, with parameters by which each token matters."""
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda x: x + rng.normal(0, 0.4, x.shape).astype(x.dtype), judge.params)
+    return dataclasses.replace(judge, params=params, facts=judge.facts | {"sequences": "documents"})
+
+
+def test_logits_read_each_text_of_a_row_as_in_training(of_documents):
+    """Oracle: the text in a row of its own, after BOS; rotations know only distances, hence 1e-5."""
+    bos, eos = of_documents.ends
+    first, second = [bos, 5, 6, 7], [bos, 4, 8, 5, 9]
+    alone = of_documents.log_probs(np.int32([second]))
+    packed = dataclasses.replace(of_documents, facts=of_documents.facts | {"sequences": "packed"})
+    # What follows an EOS is read after BOS, whether a BOS is there or not.
+    for row in ([*first, eos, *second], [*first, eos, *second[1:]]):
+        together = np.asarray(of_documents.log_probs(np.int32([row])))
+        np.testing.assert_allclose(together[:, -5:], alone, atol=1e-5)
+        np.testing.assert_allclose(together[:, :4], of_documents.log_probs([first]), atol=1e-5)
+        assert np.abs(packed.log_probs(np.int32([row]))[:, -5:] - alone).max() > 0.1
+
+
+@pytest.mark.parametrize("wrap", [False, True])
+@pytest.mark.parametrize("same", [False, True], ids=["two-ends", "one-end"])
+def test_logits_are_those_of_the_score(of_documents, wrap, same):
+    """Also of GPT-2's vocabulary, whose BOS is its EOS. Oracle: `score`, whose inputs are built elsewhere."""
+    bos, eos = of_documents.ends
+    bos = eos if same else bos
+    facts = of_documents.facts | {"begins_with_bos": wrap}
+    tokenizer = SimpleNamespace(bos_id=bos, eos_id=eos)
+    model = dataclasses.replace(of_documents, facts=facts, tokenizer=tokenizer)
+    tokens = np.int32([[bos] * wrap + [5, 6, eos, 7, 4, eos, eos, 8]])
+    inputs = np.concatenate([[[bos]], tokens[:, :-1]], axis=1).astype(np.int32)
+    log_probs = np.take_along_axis(np.asarray(model.log_probs(inputs)), tokens[..., None], 2)
+    np.testing.assert_allclose(model.score(tokens), -log_probs[..., 0].mean(-1), rtol=1e-5)
+
+
+def test_after_an_eos_a_text_of_its_own_is_written(of_documents):
+    """Oracle: a greedy loop without a cache that reads the newest text alone, after BOS.
+
+    These parameters often write token 8, so here it is EOS.
+    """
+    bos, eos = of_documents.tokenizer.bos_id, 8
+    model = dataclasses.replace(of_documents, tokenizer=SimpleNamespace(bos_id=bos, eos_id=eos))
+    prompts = np.int32([[bos, 5, eos, 6], [bos, 7, 3, eos], [bos, 5, 6, 4], [bos, eos, bos, 9]])
+    packed = dataclasses.replace(model, facts=model.facts | {"sequences": "packed"})
+    texts, others = (
+        np.asarray(each.batches(jax.random.key(0), prompts, 8, temperature=0.0)[0]().tokens)
+        for each in (model, packed)
+    )
+    assert (texts[:, 4:-1] == eos).any()
+    assert (texts != others).any()
+    for row in texts.tolist():
+        for end in range(4, 12):
+            begin = max((i + 1 for i in range(end) if row[i] == eos), default=1)
+            text = row[begin + (row[begin] == bos and begin < end) : end]
+            padded = np.int32([[bos, *text] + [4] * (12 - len(text))])
+            assert row[end] == int(packed.logits(padded)[0, len(text)].argmax())
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,26 @@ def test_log_probs_are_subs(model):
     assert np.isneginf(log_probs[0, 0]).sum() == log_probs.shape[-1] - 1
 
 
+@pytest.mark.parametrize("kind", ["documents", "padded", "prompted"])
+def test_logits_read_each_text_of_a_row_as_in_training(model, kind):
+    """Oracle: the same text in a row of its own; rotations know only distances, hence 1e-5."""
+    bos, eos = model.ends
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda x: x + rng.normal(0, 0.3, x.shape).astype(x.dtype), model.params)
+    packed = dataclasses.replace(model, params=params)
+    arranged = dataclasses.replace(packed, facts=model.facts | {"sequences": kind})
+    first, second = [5, bos, 6, 7, model.mask_id, eos], [8, 9, 4, model.mask_id, 5, 6]
+    row = np.int32([first + (second if kind == "documents" else [eos] * 6)])
+    for part in (slice(0, 6), slice(6, 12))[: 1 + (kind == "documents")]:
+        together, alone = arranged.logits(row)[:, part], arranged.logits(row[:, part])
+        np.testing.assert_allclose(together, alone, atol=1e-5)
+        np.testing.assert_allclose(alone, packed.logits(row[:, part]), atol=1e-5)
+        assert np.abs(packed.logits(row)[:, part] - alone).max() > 0.01
+        np.testing.assert_allclose(
+            arranged.log_probs(row)[:, part], arranged.log_probs(row[:, part]), atol=1e-5
+        )
+
+
 def test_samples_keep_the_prompt_and_repeat_with_the_key(model):
     key = jax.random.key(3)
     texts = np.asarray(model.sample(key, 2, num_steps=4, prompt="in the"))

@@ -164,6 +164,8 @@ def writers(subject: Subject, setup: Setup) -> list[Writer]:
         batches = causal.batches(key, prompts, free, settings.batch_size, **settings.filters)
         facts = {"kind": "autoregressive"}
         inputs = facts | drawn(causal, prompts) | {"sampler": settings.filters}
+        if causal.sequences is not None and causal.sequences.kind == "documents":
+            inputs["texts"] = "each on its own"  # earlier versions read on beyond an EOS
         result.append(Writer("autoregressive", causal, batches, facts, inputs, setup.given))
     return result
 

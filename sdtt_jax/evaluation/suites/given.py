@@ -1,5 +1,6 @@
 """The suite "judge": any texts, from a file, under the judge."""
 
+import dataclasses
 from collections.abc import Mapping
 
 import jax.numpy as jnp
@@ -106,6 +107,8 @@ def _write_arrays(model: CausalModel, texts: Mapping[int, np.ndarray], settings:
         "text": np.array([*texts])[owners],
     }
     if rows.inputs.size * model.config.vocab_size <= MOST_LOGITS:
-        arrays["logits"] = processes.to_host(model.logits(jnp.asarray(rows.inputs)))
+        # As for `nll`, a text is one sequence, also if the judge was trained on `documents`.
+        whole = dataclasses.replace(model, facts=model.facts | {"sequences": "packed"})
+        arrays["logits"] = processes.to_host(whole.logits(jnp.asarray(rows.inputs)))
     if processes.is_first():
         write_bytes(as_path(settings.arrays), npz(arrays))
