@@ -134,11 +134,22 @@ def _numbering(model: Published, tokenizer: tokenizers.Tokenizer) -> tuple[int |
 
 
 def published_ends(model: Published) -> tuple[int, int] | None:
-    """BOS and EOS of a model without a tokenizer, in this library's numbering; None if unknown."""
-    found = ends(*(_said(model.stored.content, which) for which in ("bos", "eos")))
-    mask = model.mask_row
+    """BOS and EOS of a model without a tokenizer, in this library's numbering; None if unknown.
+
+    Raises:
+      CheckpointError: one of them is MASK or no token of the model.
+    """
+    said = {which: _said(model.stored.content, which) for which in ("bos", "eos")}
+    found, mask = ends(*said.values()), model.mask_row
     if found is not None:
         _require_own_mask(model, mask, found)
+    most = model.config.vocab_size - (mask is None)
+    for which, number in said.items():
+        if number is not None and not 0 <= number <= most:
+            raise CheckpointError(
+                f"{model.stored.where}: {which}_token_id must be one of the model's tokens, 0 to {most}, not "
+                f"{number}."
+            )
     return found if found is None or mask is None else tuple(i - (i > mask) for i in found)  # type: ignore[return-value]
 
 
@@ -175,7 +186,12 @@ def unsaid_ends(content: Mapping[str, Any], tokenizer: Tokenizer | None) -> dict
 
 
 def _said(content: Mapping[str, Any], which: str) -> int | None:
-    """The number of BOS or EOS ("bos", "eos") in a model's config; the first of several."""
-    found = content.get(f"{which}_token_id")
-    found = found[0] if isinstance(found, list) and found else found
-    return found if type(found) is int else None
+    """The number of BOS or EOS ("bos", "eos") in a model's config, the first of several; None if unsaid."""
+    said = content.get(f"{which}_token_id")
+    found = (said or [None])[0] if isinstance(said, list) else said
+    if found is not None and type(found) is not int:
+        raise CheckpointError(
+            f"{which}_token_id in the model's config.json must be the number of a token, a list of such "
+            f"numbers, or null, not {said!r:.60}."
+        )
+    return found

@@ -167,6 +167,28 @@ class TestTokenizers:
             sdtt_jax.load(folder)
 
 
+@pytest.mark.parametrize(
+    ("field", "number", "why"),
+    [
+        ("eos_token_id", ROWS, f"must be one of the model's tokens, 0 to {ROWS - 1}, not {ROWS}"),
+        ("bos_token_id", 2**40, "must be one of the model's tokens, 0 to .*, not 1099511627776"),
+        ("eos_token_id", [-1, 2], "must be one of the model's tokens, 0 to .*, not -1"),
+        (
+            "bos_token_id",
+            True,
+            "in the model's config.json must be the number of a token, .* not True",
+        ),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("name", ["llama", "dream"])
+def test_a_text_ends_with_a_token_of_the_model(name, field, number, why, tmp_path):
+    """Without a tokenizer, the config alone says so; the rows of its embedding are 0 to 19."""
+    folder = repository(tmp_path / "m", name, **{field: number})
+    with pytest.raises(CheckpointError, match=f"{field} {why}"):
+        load_network(folder)
+
+
 class TestGpt2sSize:
     """Networks of GPT-2's kind with as many tokens as GPT-2: their own file says which they are."""
 
