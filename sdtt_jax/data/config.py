@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import posixpath
 
-from sdtt_jax.config import at_least, check_types, one_of, require, within
+from sdtt_jax.config import at_least, check_types, one_of, positive, require, within
 from sdtt_jax.data.detokenize import DETOKENIZERS
 from sdtt_jax.data.normalize import NORMALIZERS
 from sdtt_jax.errors import ConfigError
@@ -98,6 +98,7 @@ class DataConfig:
                 bool(folder) and 0 < found.get(folder, 0) < float("inf"),
                 f"mixture={item!r} must be a folder and a weight above 0, as in FOLDER=0.5.",
             )
+            positive(**{f"the weight in mixture={item!r}": found[folder]})
             path = _spelt_out(folder)
             require(
                 path not in known,

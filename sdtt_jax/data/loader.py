@@ -31,10 +31,20 @@ class Split:
         return len(self._records)
 
     def gather(self, indices: np.ndarray) -> np.ndarray:
-        """Sequences at `indices` `[n]`: int32 `[n, length]`."""
-        if self.cached is not None:
-            return self.cached[indices].astype(np.int32)
-        return self._records.read(indices).astype(np.int32)
+        """Sequences at `indices`, `[n]` whole numbers: int32 `[n, length]`.
+
+        Raises:
+          ConfigError: another shape, other values (a mask, fractions), or a number that no sequence has.
+        """
+        wanted = np.asarray(indices)
+        numbers = np.issubdtype(wanted.dtype, np.integer) or wanted.size == 0
+        require(
+            wanted.ndim == 1 and bool(numbers and ((wanted >= 0) & (wanted < len(self))).all()),
+            f"indices must be [n] whole numbers from 0 to {len(self) - 1}, not {indices!r:.80}.",
+        )
+        wanted = wanted.astype(np.int64)
+        found = self._records.read(wanted) if self.cached is None else self.cached[wanted]
+        return found.astype(np.int32)
 
     def batch(self, seed: int, step: int, batch_size: int, rows: slice | None = None) -> np.ndarray:
         """The sequences of batch `step`: int32 `[batch_size, length]`, or its `rows`, a host's slice.

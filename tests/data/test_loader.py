@@ -100,9 +100,25 @@ def test_reading_on_demand_equals_reading_from_memory(prepared, train):
     assert train.cached is not None
     assert lazy.cached is None
     np.testing.assert_array_equal(lazy.batch(0, 9, 32), train.batch(0, 9, 32))
-    assert lazy.gather(np.arange(0)).shape == (0, 16)
-    with pytest.raises(IndexError):
-        lazy.gather(np.array([len(lazy)]))
+    for split in (lazy, train):
+        for nothing in ([], np.arange(0)):
+            assert split.gather(nothing).shape == (0, 16)
+        np.testing.assert_array_equal(split.gather(np.uint8([2, 0])), train.cached[[2, 0]])
+
+
+@pytest.mark.parametrize(
+    "indices",
+    [np.arange(9) < 3, [0.0, 1.0], [-1], [2**40], 3, [[0, 1]], [2**70]],
+    ids=["mask", "floats", "negative", "beyond", "number", "table", "huge"],
+)
+@pytest.mark.parametrize("cache_bytes", [0, 2**20])
+def test_what_is_no_list_of_sequences_is_refused(prepared, cache_bytes, indices):
+    """From memory a mask was taken for sequences 1 and 0; small splits are in memory."""
+    split = open_split(prepared.data, "train", cache_bytes=cache_bytes)
+    with pytest.raises(
+        ConfigError, match=r"indices must be \[n\] whole numbers from 0 to \d+, not"
+    ):
+        split.gather(indices)
 
 
 def test_records_of_a_group_are_those_of_single_ones(prepared, monkeypatch, tmp_path):
@@ -172,6 +188,10 @@ def test_a_mixture_of_folders_has_one_vocabulary(prepared, tmp_path):
     for wrong in ("folder", "=1", "folder=0", "folder=much", "folder=inf"):
         with pytest.raises(ConfigError, match="a folder and a weight above 0"):
             DataConfig(mixture=(wrong,))
+    # As `Mixture` refuses them, which otherwise only the teacher's training asks.
+    for weight in ("1e-50", "1e39", "1e-320"):
+        with pytest.raises(ConfigError, match=f"the weight in mixture='x={weight}' must be"):
+            DataConfig(mixture=(f"x={weight}",))
 
 
 @pytest.mark.parametrize("field", ["sequences", "wrap", "normalize"])
