@@ -4,6 +4,7 @@ import abc
 import contextlib
 import dataclasses
 import functools
+import os
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from sdtt_jax.networks.config import GPT2Config, LlamaConfig, TransformerConfig
 from sdtt_jax.ops.sequences import Sequences
 from sdtt_jax.parallel.mesh import batch_pieces, mesh_if_any, use_mesh
 from sdtt_jax.parallel.placement import place_batch, place_whole
-from sdtt_jax.paths import as_path, read_json, with_target
+from sdtt_jax.paths import as_path, is_remote, read_json, with_target
 from sdtt_jax.trees import flat_leaves
 from sdtt_jax.typing import Params
 
@@ -38,11 +39,13 @@ class Loaded(abc.ABC):
       tokenizer: text to ids and back; None for a published model that came without a readable one.
       facts: what was stored with the parameters (stage, round, dt, …), `path`, and for a variant of a model
         what distinguishes it (`evaluation.variants`).
+      cwd: the working directory when it was loaded, from which a relative `path` leads to its folder.
     """
 
     params: Params
     tokenizer: Tokenizer | None
     facts: dict[str, Any]
+    cwd: str = dataclasses.field(default_factory=os.getcwd)
 
     def __repr__(self) -> str:
         """One line: what it is, where it is from, and how large it is."""
@@ -151,10 +154,15 @@ class Loaded(abc.ABC):
     @property
     def folder(self) -> Path | None:
         """The folder that holds the parameters; None if there is none, as for a repository of the hub."""
-        place = as_path(self.facts["path"])
+        place = self._place
         if not place.exists():
             return None
         return place if place.is_dir() else place.parent
+
+    @property
+    def _place(self) -> Path:
+        path = as_path(self.facts["path"])
+        return path if is_remote(path) else self.cwd / path
 
     @functools.cached_property
     def run_folder(self) -> Path | None:
@@ -167,7 +175,7 @@ class Loaded(abc.ABC):
         """
         if self.facts.get("stage") is None:
             return None
-        for path in with_target(self.facts["path"]):
+        for path in with_target(self._place):
             stage = path.parent
             # A distiller's round lies in RUN/DISTILLER/NUMBER; an SDTT round, in RUN/rounds/NUMBER.
             numbered = stage.name.isdigit()

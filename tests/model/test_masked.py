@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import itertools
+import shutil
 import string
 
 import jax
@@ -24,6 +25,20 @@ def test_a_run_means_its_last_round_and_any_part_can_be_named(run, model):
     assert model.facts["stage"] == "rounds/01"
     assert sdtt_jax.load(run / "teacher").facts["stage"] == "teacher"
     assert sdtt_jax.load(run / "rounds" / "01" / "final").facts["stage"] == "rounds/01"
+
+
+def test_its_folder_is_where_it_was_loaded_from(run, tmp_path, monkeypatch):
+    """Also from another working directory, in which something else may have the same path."""
+    for root in (tmp_path / "one", tmp_path / "other"):
+        shutil.copytree(run, root)
+        (root / "config.json").write_text("{}")
+    monkeypatch.chdir(tmp_path / "one")
+    model = sdtt_jax.load("teacher")
+    monkeypatch.chdir(tmp_path / "other")
+    variant = dataclasses.replace(model, params={})
+    assert model.folder == variant.folder == tmp_path / "one" / "teacher" / "final"
+    assert model.run_folder == variant.run_folder == tmp_path / "one"
+    assert model.facts["path"] == "teacher/final"
 
 
 def test_a_model_is_shown_in_one_line(run, model):
