@@ -6,9 +6,10 @@
       --limit=100
 
 Likelihoods of a denoiser are lower bounds (--num_maskings each, exact for a single token); those of
-a causal model (GPT-2, a run's judge) are exact. --early_exit and --neighbours are as for
-experiments.sample. The harness fetches its data sets from the hub; --include names a folder with
-task files of your own, which may read local files.
+a causal model (GPT-2, a run's judge) are exact. Of a text that is longer than the model, a causal
+model reads the harness's own windows, and a denoiser windows that each stand between BOS and EOS.
+--early_exit and --neighbours are as for experiments.sample. The harness fetches its data sets from
+the hub; --include names a folder with task files of your own, which may read local files.
 """
 
 from collections.abc import Sequence

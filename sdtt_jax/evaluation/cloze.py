@@ -21,7 +21,6 @@ from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.estimators import ESTIMATORS, NEVER, BoundConfig, MaskNoise, masking_bound
 from sdtt_jax.diffusion.forward import SAMPLING_EPS
 from sdtt_jax.diffusion.reverse import final_denoise
-from sdtt_jax.errors import ConfigError
 from sdtt_jax.evaluation.continuations import (
     Choice,
     Continuation,
@@ -57,6 +56,7 @@ def scores(
     items: Sequence[Continuation],
     key: jax.Array,
     config: BoundConfig,
+    layout: RowLayout | None = None,
     *,
     batch_size: int,
     progress: Progress | None = None,
@@ -68,10 +68,11 @@ def scores(
       items: what to score.
       key: PRNG key of a denoiser's maskings.
       config: how a denoiser's bound is estimated.
+      layout: what stands around the texts; None is the model's own.
       batch_size: rows at once.
       progress: told how many rows are done.
     """
-    how: Any = {"batch_size": batch_size, "progress": progress}
+    how: Any = {"layout": layout, "batch_size": batch_size, "progress": progress}
     if isinstance(model, CausalModel):
         return causal_scores(model, items, **how)
     bounds = suffix_bounds(model, items, key, config, **how)
@@ -152,23 +153,25 @@ def causal_scores(
 
     Args:
       model, items, batch_size, progress: as for `scores`; every item is one row.
-      layout: must have BOS and no EOS; the model's context also limits the length of rows. None is the
-        model's own.
+      layout: must have no EOS, and BOS unless every prefix has a token to begin with; the model's context
+        also limits the length of rows. None is the model's own.
 
     Raises:
-      ConfigError: as `lay_out`, a layout without BOS or with EOS, or a model of every n-th token.
+      ConfigError: as `lay_out`, a layout with EOS or without a first token, or a model of every n-th token.
     """
     model.require_whole_texts()
     network = model.network
     layout = layout or layout_of(model)
-    bos_id, eos_id = layout.bos_id, layout.eos_id
-    if bos_id is None:
-        raise ConfigError("a causal network needs layout.bos_id before the text.")
-    require(eos_id is None, "a causal network sees nothing after the text; set layout.eos_id=None.")
+    begun = layout.bos_id is not None or all(len(item.prefix) > 0 for item in items)
+    require(begun, "a causal network needs layout.bos_id before a text without a prefix.")
+    require(
+        layout.eos_id is None,
+        "a causal network sees nothing after the text; set layout.eos_id=None.",
+    )
     # The last token is predicted and never read, so a row holds one more than the network reads.
     most = model.context + 1
     layout = dataclasses.replace(layout, max_length=min(layout.max_length or most, most))
-    rows = lay_out(items, layout, bos_id, network.config.vocab_size)
+    rows = lay_out(items, layout, 0, network.config.vocab_size)
     rows = [r._replace(tokens=r.tokens[:, :most]) for r in rows]
     score = functools.partial(_causal_batch, network)
     values = _map_items(score, model.params, rows, 1, batch_size, progress)[:, 0]

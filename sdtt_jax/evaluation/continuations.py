@@ -98,11 +98,12 @@ def layout_of(model: Model | CausalModel) -> RowLayout:
 
     A denoiser's texts stand between BOS and an unmasked EOS, as the reference scores them. A causal network's
     stand after BOS, in rows that are padded so that few lengths are compiled; it does not see the padding.
+    Such a row holds one token more than the network reads: the last is predicted and never read.
     For a model of instructions BOS follows the prefix; only a causal network also has it before the prefix.
     """
     tokenizer, mark = model.text_tokenizer, model.prompt_end
     if isinstance(model, CausalModel):
-        most, multiple = model.context, CAUSAL_MULTIPLE
+        most, multiple = model.context + 1, CAUSAL_MULTIPLE
         return RowLayout(tokenizer.bos_id, max_length=most, multiple=multiple, mark_id=mark)
     bos_id = tokenizer.bos_id if mark is None else model.first_token
     return RowLayout(bos_id, mark_id=mark, eos_id=tokenizer.eos_id, max_length=model.config.length)

@@ -22,7 +22,14 @@ from sdtt_jax.diffusion.estimators import BoundConfig
 from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.evaluation.cloze import ItemScores, scores
-from sdtt_jax.evaluation.continuations import Cloze, Continuation, contexts_cut, encode, layout_of
+from sdtt_jax.evaluation.continuations import (
+    Cloze,
+    Continuation,
+    RowLayout,
+    contexts_cut,
+    encode,
+    layout_of,
+)
 from sdtt_jax.evaluation.settings import Variation, setting
 from sdtt_jax.evaluation.unknown import unknown_note
 from sdtt_jax.keys import purpose_key
@@ -77,23 +84,32 @@ def log_likelihoods(
 def rolling_log_likelihoods(
     model: Model | CausalModel, texts: Sequence[str], options: Options
 ) -> list[float]:
-    """log p of whole texts, in nats; texts longer than the model's length are read in windows."""
-    room = _most(model) - 2  # for BOS and EOS
-    windows, owners = [], []
+    """log p of whole texts, in nats; texts longer than the model's length are read in windows.
+
+    Each window of a denoiser stands between BOS and EOS. Those of a causal model are lm_eval's own
+    (`get_rolling_token_windows` with `context_len=1`): the first begins with BOS, each other one with the
+    last token of the window before it, and the last one with as many tokens as fit.
+    """
+    layout, causal = layout_of(model), isinstance(model, CausalModel)
+    room = layout.room(np.empty(0))
+    windows: list[tuple[int, Continuation]] = []
     for owner, text in enumerate(texts):
         ids = model.text_tokenizer.encode(without_traces_of_files(text))
         require(len(ids) > 0, f"text {owner} has no tokens; there is nothing to score.")
         known = model.text_tokenizer.reads(text, ids)
         require(known, f"text {owner} {model.text_tokenizer.reads_nothing}.")
         for start in range(0, len(ids), room):
-            windows.append(Continuation(ids[:0], ids[start : start + room]))
-            owners.append(owner)
-    if not windows:
-        return []
-    _warn_of_unknown(model, [window.suffix for window in windows])
-    nll, _ = _scores(model, windows, options)
+            window = ids[start : start + room]
+            before = ids[max(0, start + len(window) - room - 1) : start] if causal else ids[:0]
+            windows.append((owner, Continuation(before, window)))
+    _warn_of_unknown(model, [window.suffix for _, window in windows])
     totals = np.zeros(len(texts))
-    np.add.at(totals, owners, nll)
+    going_on = dataclasses.replace(layout, bos_id=None, mark_id=None)
+    for first, rows in ((True, layout), (False, going_on)):
+        part = [(owner, window) for owner, window in windows if first == (len(window.prefix) == 0)]
+        if part:
+            owners, items = zip(*part, strict=True)
+            np.add.at(totals, list(owners), _scores(model, items, options, rows).nll)
     return [-float(total) for total in totals]
 
 
@@ -156,9 +172,9 @@ def generations(
       options: steps and seed, and how many tokens where a request does not say.
     """
     tokenizer = model.text_tokenizer
-    # Tokens besides BOS. A causal network does not read the last token, so its row has room for one more.
+    # Tokens besides BOS; an EOS would be one that is written.
     layout = layout_of(model)
-    most = _most(model) - len(layout.opening(np.empty(0))) + isinstance(model, CausalModel)
+    most = layout.room(np.empty(0)) + (layout.eos_id is not None)
     key = purpose_key(options.seed, "harness.generate")
     pairs = [(tokenizer.encode_part(context), wanted(settings)) for context, settings in requests]
     unused = {name for _, request in pairs for name in request.unused}
@@ -210,24 +226,20 @@ def _continued(
 
 
 def _scores(
-    model: Model | CausalModel, items: Sequence[Continuation], options: Options
+    model: Model | CausalModel,
+    items: Sequence[Continuation],
+    options: Options,
+    layout: RowLayout | None = None,
 ) -> ItemScores:
     key = purpose_key(options.seed, "harness.bounds")
     # "counts" does not weight early times, so that for one token a single masking is exact.
     config = BoundConfig("counts", options.num_maskings)
-    return scores(model, items, key, config, batch_size=options.batch_size)
+    return scores(model, items, key, config, layout, batch_size=options.batch_size)
 
 
 def _warn_of_unknown(model: Model | CausalModel, texts: Sequence[np.ndarray]) -> None:
     if note := unknown_note(model.text_tokenizer, texts, "texts to score"):
         warnings.warn(note, stacklevel=3)
-
-
-def _most(model: Model | CausalModel) -> int:
-    """The largest number of tokens in a row."""
-    if isinstance(model, CausalModel):
-        return model.context
-    return model.config.length
 
 
 def check_tasks(names: Iterable[str], known: Collection[str]) -> None:

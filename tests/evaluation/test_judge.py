@@ -147,7 +147,7 @@ def test_a_rotary_judge_reads_no_more_at_once_than_training_had(monkeypatch, tok
     np.testing.assert_array_equal(scores.scored, [len(text), 5])
     assert seen[0].inputs.shape == (4, SEEN)
     rotary = dataclasses.replace(rotary, tokenizer=tokenizers[0])
-    assert layout_of(rotary).max_length == SEEN
+    assert layout_of(rotary).max_length == SEEN + 1  # the last token is not read
     # Earlier scores of longer texts are computed again; others are kept.
     assert windows_of(rotary, SEEN + 1)
     assert windows_of(rotary, SEEN) == windows_of(judge(), SEEN + 1) == {}

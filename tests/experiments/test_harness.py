@@ -3,6 +3,7 @@
 import os
 import random
 import re
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,6 +13,7 @@ import sdtt_jax
 from sdtt_jax.data import TokenizerConfig, train_tokenizer
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.evaluation import harness
+from sdtt_jax.evaluation.cloze import ItemScores
 from sdtt_jax.evaluation.harness import (
     Options,
     adapter,
@@ -65,14 +67,51 @@ def test_a_causal_model_is_exact(judge):
     assert greedy == all(log_probs[i - 1].argmax() == tokens[i] for i in places)
 
 
-def test_a_long_text_is_the_sum_of_its_windows(judge):
-    room = judge.config.length - 2
+def test_a_long_text_is_the_sum_of_its_windows(denoiser):
+    room = denoiser.config.length - 2
     text = "in the beginning god created the heavens and the earth"
-    [whole] = rolling_log_likelihoods(judge, [text], OPTIONS)
-    parts = rolling_log_likelihoods(judge, [text[:room], text[room : 2 * room]], OPTIONS)
+    [whole] = rolling_log_likelihoods(denoiser, [text], OPTIONS)
+    parts = rolling_log_likelihoods(denoiser, [text[:room], text[room : 2 * room]], OPTIONS)
     assert len(text) <= 2 * room
     assert text[room - 1] != " " != text[room]
     assert whole == pytest.approx(sum(parts), rel=1e-5)
+
+
+@pytest.mark.parametrize("over", [-1, 0, 1, 7, 33])
+def test_a_causal_model_reads_a_long_text_in_the_harnesss_windows(judge, over):
+    """Oracle: lm_eval's `get_rolling_token_windows(ids, BOS, context, 1)` and the model's own predictions.
+
+    All windows have as many inputs as the network has positions, and predict what is not predicted yet; a
+    text of `context` tokens after BOS is one window.
+    """
+    size = judge.context
+    text = ("in the beginning god created the heavens and the earth " * 2)[: size + over]
+    ids = [judge.tokenizer.bos_id, *judge.tokenizer.encode(text)]
+    predicted, total = 1, 0.0
+    while predicted < len(ids):
+        end = min(predicted + size, len(ids))
+        inputs = np.int32(ids[max(0, end - 1 - size) : end - 1])
+        row = np.pad(inputs, (0, size - len(inputs)))[None]
+        log_probs = np.asarray(judge.log_probs(row))[0, : len(inputs)]
+        new = end - predicted
+        total += log_probs[range(len(inputs) - new, len(inputs)), ids[predicted:end]].sum()
+        predicted = end
+    [value] = rolling_log_likelihoods(judge, [text], OPTIONS)
+    assert value == pytest.approx(total, rel=1e-5)
+
+
+def test_what_a_causal_model_can_read_is_not_cut(judge):
+    """As many tokens after BOS as it has positions: the last is not read. Oracle: `score`, and no warning."""
+    text = "in the beginning god created the heavens"[: judge.context]
+    ids = judge.tokenizer.encode(text)
+    assert len(ids) == judge.context
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        [(value, _)] = log_likelihoods(judge, [("", text)], OPTIONS)
+        [(ending, _)] = log_likelihoods(judge, [(text[:9], text[9:])], OPTIONS)
+    assert value == pytest.approx(-float(judge.score(ids[None])[0]) * len(ids), rel=1e-5)
+    [(start, _)] = log_likelihoods(judge, [("", text[:9])], OPTIONS)
+    assert start + ending == pytest.approx(value, rel=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["denoiser", "judge"])
@@ -97,7 +136,12 @@ def test_a_text_of_the_harness_is_read_as_from_a_file(monkeypatch):
     )
     scored = []
     monkeypatch.setattr(
-        harness, "_scores", lambda _, items, __: (scored.extend(items), [np.zeros(1), [True]])[1]
+        harness,
+        "_scores",
+        lambda _, items, *__: (
+            scored.extend(items),
+            ItemScores(np.zeros(1), np.ones(1, bool)),
+        )[1],
     )
     rolling_log_likelihoods(model, ["\ufeffAnd it was so\r\nabc"], OPTIONS)
     log_likelihoods(model, [("\ufeffAnd it\r\nwas", " so\rabc")], OPTIONS)
