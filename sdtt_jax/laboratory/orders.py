@@ -20,9 +20,10 @@ from sdtt_jax.diffusion.decoders.confident import (
     Confidence,
     EntropyBounded,
     confident_count,
-    rounded_scores,
+    of_margin,
     sure_enough,
 )
+from sdtt_jax.diffusion.decoders.ranking import noise_scale, without_rounding
 from sdtt_jax.laboratory.world import Array
 
 # Positions that are revealed, positions that are masked again, and the chance: [states] or a number.
@@ -48,11 +49,15 @@ def ordered_picks(
     if not pattern:
         yield (), (), 1.0
         return
-    scores = rounded_scores(options, score[source][:, pattern])
+    scores = score[source][:, pattern]
     fits = _fitting(options, scores, calls_left)
     places, sure = range(len(pattern)), np.zeros(scores.shape, bool)
     if isinstance(options, Confidence):
         sure = np.asarray(sure_enough(options, jnp.asarray(scores)))
+    if noise_scale(options.order_temperature) == 0:
+        due = jnp.ones(scores.shape, bool)
+        found = without_rounding(jnp.asarray(scores), due, margin=of_margin(options))
+        scores = np.asarray(found)
     first: dict[tuple[int, ...], Array] = {(): np.ones(len(source))}
     for chosen in itertools.chain.from_iterable(
         itertools.combinations(places, count) for count in range(1, len(pattern) + 1)
@@ -86,8 +91,8 @@ def _next(
     """The chance that `place` comes next after the positions `before`: `[n]`."""
     left = [other for other in range(scores.shape[1]) if other not in before]
     behind = np.minimum(scores - scores[:, left].max(axis=1, keepdims=True), 0.0)
-    if options.order_temperature > 0:
-        weights = np.exp(behind / options.order_temperature)
+    if (scale := noise_scale(options.order_temperature)) > 0:
+        weights = np.exp(behind / scale)
     else:
         weights = (behind == 0).astype(np.float64)
     return weights[:, place] / weights[:, left].sum(axis=1)

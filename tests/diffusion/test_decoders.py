@@ -84,7 +84,7 @@ def test_scores_are_what_they_are_called(score):
     ordered = np.sort(probs, axis=-1)
     expected = {
         "probability": np.log(ordered[:, -1]),
-        "margin": np.log(np.maximum(ordered[:, -1] - ordered[:, -2], 1e-30)),
+        "margin": np.log(np.maximum(ordered[:, -1] - ordered[:, -2], 1e-4 * ordered[:, -1])),
         "entropy": (probs * np.log(probs)).sum(axis=-1),
     }[score]
     found = DECODERS["confidence"].pick.score(Confidence(score), LOG_PROBS)

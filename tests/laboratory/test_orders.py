@@ -28,7 +28,7 @@ def brute(options, scores, count):
     for order in itertools.permutations(range(len(scores))):
         chance, left = 1.0, list(order)
         for place in order:
-            if temperature > 0:
+            if temperature > 1e-3:
                 weights = np.exp((scores - scores[left].max()) / temperature)
             else:
                 weights = np.isclose(scores, scores[left].max(), rtol=0, atol=1e-5)
@@ -56,6 +56,8 @@ def brute(options, scores, count):
         (EntropyBounded(1.0, order_temperature=0.3), None),
         (EntropyBounded(0.0, order_temperature=0.3), None),
         (Confidence(), 2),
+        (Confidence("margin"), 2),
+        (Confidence(order_temperature=1e-9), 2),  # too little to tell rounding errors from noise
         (Confidence(threshold=0.5), None),
         (EntropyBounded(1.0), None),
     ],

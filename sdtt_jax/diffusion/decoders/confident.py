@@ -2,25 +2,19 @@
 
 import dataclasses
 import functools
-from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from sdtt_jax.config import one_of, within
 from sdtt_jax.diffusion.decoders.base import Pick, entropy
+from sdtt_jax.diffusion.decoders.ranking import falling_order
 from sdtt_jax.typing import Key, PerToken, Positions
 
 SCORES = ("probability", "margin", "entropy")
 
-# Scores without noise are compared to this many decimal places, and ties are broken at random. Where
-# everything is masked, rotary attention predicts the same at every position, and only the machine's rounding
-# would tell positions apart: with the evening's teacher it scattered the first tokens on a CPU and put them
-# side by side on a GPU, with perplexities of 34 and 75 in four calls.
-_DIGITS = 4
-
-_Scores = TypeVar("_Scores", jax.Array, np.ndarray)
+# A margin below this share of the largest probability counts as that: its logarithm would be all rounding.
+_LEAST_MARGIN = 1e-4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,8 +27,8 @@ class Confidence:
     # Reveal every position that is at least this sure, and at least one of each text, however many calls that
     # takes; for "entropy" the exponential of the score is compared. 0 spreads the positions evenly.
     threshold: float = 0.0
-    # Scale of the Gumbel noise added to the score (log for the first two); 0 adds none and breaks ties at
-    # random. With a threshold, the noise only decides which position comes where none is sure enough.
+    # Scale of the Gumbel noise added to the score (log for the first two); 0, or less than 0.001, adds none
+    # and breaks ties at random. With a threshold, it only decides what comes where none is sure enough.
     order_temperature: float = 0.0
 
     def __post_init__(self) -> None:
@@ -52,7 +46,8 @@ class EntropyBounded:
     """
 
     bound: float = 0.1
-    # Scale of the Gumbel noise added to the negative entropies; 0 adds none and breaks ties at random.
+    # Scale of the Gumbel noise added to the negative entropies; 0, or less than 0.001, adds none and breaks
+    # ties at random.
     order_temperature: float = 0.0
 
     def __post_init__(self) -> None:
@@ -64,8 +59,12 @@ def confidence(options: Confidence, log_probs: jax.Array) -> jax.Array:
     if options.score == "entropy":
         return -entropy(log_probs)
     if options.score == "margin":
-        (first, second) = jnp.exp(jax.lax.top_k(log_probs, 2)[0]).T
-        return jnp.log(jnp.maximum(first - second, 1e-30))
+        if log_probs.shape[-1] == 1:
+            return log_probs[:, 0]
+        # Not slices of `best`: with them XLA sorts whole rows on a CPU (256 x 50k: 1,800 ms, and not 14).
+        best = jax.lax.top_k(log_probs, 2)[0]
+        (first, second) = best.max(axis=-1), best.min(axis=-1)
+        return first + jnp.log(jnp.maximum(-jnp.expm1(second - first), _LEAST_MARGIN))
     return log_probs.max(axis=-1)
 
 
@@ -73,11 +72,10 @@ def accept_confident(
     options: Confidence, key: Key, score: PerToken, due: Positions, calls_left: jax.Array
 ) -> Positions:
     """`Pick.accept`: the surest share of positions, or all that are sure enough."""
-    score = rounded_scores(options, score)
     sure = due & sure_enough(options, score)
     count = confident_count(options, due, calls_left)
-    surest = jnp.argsort(_falling(options, key, score, due), axis=-1) < count
-    return due & jnp.where(sure.any(axis=-1, keepdims=True), sure, surest)
+    rank = jnp.argsort(_order(options, key, score, due), axis=-1).astype(jnp.int32)
+    return due & jnp.where(sure.any(axis=-1, keepdims=True), sure, rank < count)
 
 
 def block_pick(options: Confidence, key: Key, calls_left: jax.Array) -> Pick:
@@ -97,7 +95,7 @@ def sure_enough(options: Confidence, score: jax.Array) -> jax.Array:
 
 def confident_count(options: Confidence, due: Positions, calls_left: jax.Array) -> jax.Array:
     """How many positions of each text a call reveals where none reaches the threshold: `[batch, 1]` int32."""
-    number = due.sum(axis=-1, keepdims=True)
+    number = due.sum(axis=-1, keepdims=True, dtype=jnp.int32)
     return jnp.minimum(number, 1) if options.threshold > 0 else -(-number // calls_left)
 
 
@@ -112,8 +110,7 @@ def accept_bounded(
 ) -> Positions:
     """`Pick.accept`: in rising order of entropy, or that order with noise, as far as the bound allows."""
     del calls_left
-    score = rounded_scores(options, score)
-    order = _falling(options, key, score, due)
+    order = _order(options, key, score, due)
     entropies = jnp.take_along_axis(jnp.where(due, -score, 0.0), order, axis=-1)
     together = jnp.cumsum(entropies, axis=-1) - jax.lax.cummax(entropies, axis=entropies.ndim - 1)
     kept = jnp.put_along_axis(
@@ -122,18 +119,12 @@ def accept_bounded(
     return due & kept
 
 
-def rounded_scores(options: Confidence | EntropyBounded, score: _Scores) -> _Scores:
-    """Scores as they are compared: rounded unless noise is added, so that rounding errors decide nothing."""
-    return score if options.order_temperature > 0 else score.round(_DIGITS)
+def of_margin(options: Confidence | EntropyBounded) -> bool:
+    """Whether the score is the logarithm of a margin."""
+    return isinstance(options, Confidence) and options.score == "margin"
 
 
-def _falling(
+def _order(
     options: Confidence | EntropyBounded, key: Key, score: PerToken, due: Positions
 ) -> jax.Array:
-    """The positions in falling order of score, those not due at the end: `[batch, length]` int32."""
-    if options.order_temperature == 0:
-        ties = jax.random.uniform(key, score.shape, jnp.float32)
-        return jnp.lexsort((ties, jnp.where(due, -score, jnp.inf)), axis=-1)
-    noise = jax.random.gumbel(key, score.shape, jnp.float32, mode="high")
-    noisy = score + options.order_temperature * noise
-    return jnp.argsort(jnp.where(due, -noisy, jnp.inf), axis=-1)
+    return falling_order(key, score, due, options.order_temperature, margin=of_margin(options))
