@@ -11,6 +11,7 @@ import numpy as np
 
 from sdtt_jax.config import INT32, require
 from sdtt_jax.diffusion.schedule import Schedule
+from sdtt_jax.ops.categorical import SMALLEST
 from sdtt_jax.typing import PerToken, Positions
 
 # The share of the tokens that a grid of times may leave masked at its end: log-linear leaves 1e-5.
@@ -139,4 +140,6 @@ def cooled(num_steps: int, temperature: float, cooling: float) -> np.ndarray:
     """
     # With NumPy, because outside of `jit` JAX would compile each of these operations at the first generation.
     fall = np.linspace(1, -1, num_steps) if num_steps > 1 else np.zeros(1)
-    return np.append(temperature * (1 + cooling * fall), 1).astype(np.float32)
+    # Not lower or higher than float32 has numbers of full precision.
+    falling = np.clip(temperature * (1 + cooling * fall), SMALLEST, np.finfo(np.float32).max)
+    return np.append(falling, 1).astype(np.float32)

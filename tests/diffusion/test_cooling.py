@@ -3,9 +3,11 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sdtt_jax.diffusion.calls import cooled
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.sampler import (
     SamplerConfig,
@@ -14,6 +16,8 @@ from sdtt_jax.diffusion.sampler import (
     prior_sample,
     take_step,
 )
+from sdtt_jax.errors import ConfigError
+from sdtt_jax.ops.categorical import NEG_INFINITY, divided
 from tests.diffusion.test_sampler import (
     SCHEDULE,
     TABLE,
@@ -70,3 +74,22 @@ def test_every_decoder_of_one_call_a_step_cools(mode):
             diffusion, TABLE_PARAMS, plan, by_hand, np.int32(index), step, temperatures=given
         )
     np.testing.assert_array_equal(state.x, by_hand.x)
+
+
+@pytest.mark.parametrize("temperature", [1.2e-38, 3.4e38])
+def test_cooled_temperatures_are_numbers_of_full_precision(temperature):
+    """Oracle: `Filters`, which takes such temperatures for themselves, and any below them for greedy.
+
+    At the ends logits of 1, 3 and 2 give one token, or all three alike.
+    """
+    at = jnp.asarray(cooled(4, temperature, 0.9))
+    found = divided(jnp.array([[1.0, 3.0, 2.0]] * 4), at[:4, None])
+    expected = [NEG_INFINITY, 0.0, NEG_INFINITY] if temperature < 1 else [0.0, 0.0, 0.0]
+    np.testing.assert_allclose(found, [expected] * 4, atol=1e-37)
+
+
+@pytest.mark.parametrize("temperature", ["1e-50", "1e39", "0"])
+def test_temperatures_of_calls_are_numbers_of_float32(temperature):
+    """1e-50 divided by 0 there."""
+    with pytest.raises(ConfigError, match=r"must be positive numbers of float32"):
+        SamplerConfig(2, mode=f"learnt:counts=1/2,temperatures=1/{temperature}")

@@ -1,7 +1,6 @@
 """A schedule that was learnt for a number of calls: how many tokens each reveals, and its temperature."""
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from numbers import Integral
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sdtt_jax.config import require
+from sdtt_jax.config import inside, require
 from sdtt_jax.diffusion.calls import dealt_calls
 from sdtt_jax.diffusion.decoders.base import sigma_of_share
 from sdtt_jax.diffusion.schedule import Schedule
@@ -54,9 +53,9 @@ class Learnt:
         except ValueError:
             scales = (0.0,)
         require(
-            all(0 < scale < math.inf for scale in scales),
-            f"temperatures={self.temperatures!r} must be positive numbers with '/' between them, as in "
-            "'1/0.9'.",
+            all(inside("[1.2e-38, 3.4e38]", scale) for scale in scales),
+            f"temperatures={self.temperatures!r} must be positive numbers of float32 with '/' between them, "
+            "as in '1/0.9'.",
         )
         return scales
 
