@@ -372,7 +372,9 @@ def exits_loss(diffusion: MaskedDiffusion, sequences: Sequences | None = None) -
 
         agrees = jax.lax.stop_gradient(jnp.exp(-kl))
         seen = jax.lax.stop_gradient(jnp.moveaxis(states[:, :-1], 1, 0))
-        logits = jax.vmap(agreement_logits, (None, 0, 0))(params, jnp.arange(exits), seen)
+        logits = jax.vmap(agreement_logits, (None, 0, 0))(
+            params, jnp.arange(exits, dtype=jnp.int32), seen
+        )
         said = optax.sigmoid_binary_cross_entropy(
             jnp.moveaxis(logits, 0, 1).reshape(agrees.shape), agrees
         )

@@ -1,6 +1,7 @@
 """JAX's own flags change no result. Oracle: the same call without the flag, bit for bit.
 
-Everything that draws is traced with `jax_enable_x64`: the program has no 64-bit value and draws the same.
+All that draws is traced with `jax_enable_x64` and strict promotion of dtypes: the program has no value of
+64 bits and draws the same.
 """
 
 import functools
@@ -30,6 +31,7 @@ from sdtt_jax.networks.coupled import CoupledDenoiser
 from sdtt_jax.networks.gpt2 import GPT2Config, GPT2Network
 from sdtt_jax.objectives import distill_loss
 from sdtt_jax.parallel.placement import unbox
+from tests.forking import run_module
 from tests.training import toy
 
 VOCAB, LENGTH = 11, 8
@@ -142,7 +144,7 @@ DRAWS = {
 
 @pytest.mark.parametrize("name", DRAWS)
 def test_nothing_that_draws_has_64_bits_with_x64(name):
-    with jax.enable_x64(True):
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
         program = jax.make_jaxpr(DRAWS[name])(jax.random.key(3))
     # Python's constants are scalars of 64 bits, which never widen an array.
     assert not re.search(r"bit_width=64|f64\[\w", str(program))
@@ -156,6 +158,12 @@ def test_a_key_gives_the_same_text_with_x64(name):
         found = jax.jit(DRAWS[name])(jax.random.key(3))
     assert found.dtype == jnp.int32
     np.testing.assert_array_equal(found, expected)
+
+
+def test_every_decoder_runs_with_x64_and_strict_dtypes():
+    """Models as users hold them, in a process of its own."""
+    flags = {"JAX_ENABLE_X64": "1", "JAX_NUMPY_DTYPE_PROMOTION": "strict"}
+    assert run_module("tests.every_decoder", [], flags) == (0, "", "")
 
 
 def test_training_goes_on_with_the_same_bits_with_x64():

@@ -84,7 +84,7 @@ def dealt_calls(
     """
     _check_product(share.shape[-1], sum(counts), f"counts that add up to {sum(counts)}")
     place, count = rank(share, masked), _number_of(masked)
-    ends = jnp.cumsum(jnp.array(counts))
+    ends = jnp.asarray(np.cumsum(counts), jnp.int32)
     # Place `place` of `count` corresponds to place `place * ends[-1] / count` of the whole text.
     call = (place[..., None] * ends[-1] >= ends * count[..., None]).sum(axis=-1)
     return _with_first(share, masked, call, len(counts))
@@ -97,7 +97,7 @@ def calls_of_share(share: float, num_steps: int) -> int:
 
 def ranks(values: jax.Array) -> jax.Array:
     """The rank of each entry along the last axis, 0 for the smallest; ties keep their order: int32."""
-    return jnp.argsort(jnp.argsort(values, axis=-1), axis=-1)
+    return jnp.argsort(jnp.argsort(values, axis=-1), axis=-1).astype(jnp.int32)
 
 
 def rank(score: PerToken, due: Positions) -> jax.Array:
@@ -112,7 +112,7 @@ def rank(score: PerToken, due: Positions) -> jax.Array:
 
 def _number_of(masked: Positions) -> jax.Array:
     """How many positions of each text are masked, at least 1: `[batch, 1]` int32."""
-    return jnp.maximum(masked.sum(axis=-1, keepdims=True), 1)
+    return jnp.maximum(masked.sum(axis=-1, keepdims=True, dtype=jnp.int32), 1)
 
 
 def _check_product(length: int, other: int, what: str) -> None:

@@ -138,7 +138,10 @@ def _by_count(
     count = may.sum(axis=-1, dtype=jnp.int32)
     # A row in which nothing may be masked is computed as if one token might be, and then weighs nothing.
     length = jnp.maximum(count, 1)
-    n = jnp.minimum(jnp.floor(noise.u * length).astype(jnp.int32), length - 1) + 1
+    n = (
+        jnp.minimum(jnp.floor(noise.u * length.astype(jnp.float32)).astype(jnp.int32), length - 1)
+        + 1
+    )
     ordered = jnp.sort(noise.tokens, axis=-1)
     last = jnp.take_along_axis(ordered, n[:, None] - 1, axis=-1)
     masked = may & (ranks(noise.tokens) < n[:, None])
@@ -146,7 +149,7 @@ def _by_count(
     schedule, network_sigma = bound_schedule(diffusion.schedule)
     low, high = _move_chances(schedule)
     sigma = network_sigma(-jnp.log1p(-jnp.clip(last[:, 0], low, high)))
-    share = length.astype(jnp.float32) / n
+    share = length.astype(jnp.float32) / n.astype(jnp.float32)
     weight = share if whole_range else count_weight(n, length, low, high)
     return Masking(x_t, sigma, jnp.where(count > 0, weight, 0.0))
 

@@ -108,7 +108,7 @@ def q_xt(
 
 def without_mask(logits: Logits, mask_id: int) -> Logits:
     """Makes MASK impossible in `logits: [..., vocab]`: `NEG_INFINITY` is added to its entry."""
-    is_mask = jnp.arange(logits.shape[-1]) == mask_id
+    is_mask = jnp.arange(logits.shape[-1], dtype=jnp.int32) == mask_id
     return logits + jnp.where(is_mask, jnp.asarray(NEG_INFINITY, logits.dtype), 0.0)
 
 
@@ -167,5 +167,7 @@ def subs_log_probs(logits: Logits, x_t: Tokens, mask_id: int) -> LogProbs:
         f"logits of x_t: {list(wanted)} must be {[*wanted, 'vocab']} with a column for each token and MASK, "
         f"at least {mask_id + 1}, not {list(shape)}.",
     )
-    carried = jnp.where(jnp.arange(logits.shape[-1]) == x_t[..., None], 0.0, NEG_INFINITY)
+    carried = jnp.where(
+        jnp.arange(logits.shape[-1], dtype=jnp.int32) == x_t[..., None], 0.0, NEG_INFINITY
+    )
     return jnp.where((x_t == mask_id)[..., None], masked_log_probs(logits, mask_id), carried)

@@ -174,7 +174,7 @@ def sample(
         state = stopping.until_stopped(lambda *now: body(*now)[0], state, config.num_steps)
         states = None
     else:
-        state, states = jax.lax.scan(body, state, jnp.arange(config.num_steps + 1))
+        state, states = jax.lax.scan(body, state, jnp.arange(config.num_steps + 1, dtype=jnp.int32))
         states = None if states is None else jnp.concatenate([x_init[None], states])
     # The memory of a decoder, such as keys and values, is no longer needed.
     return SamplerState(state.x, state.nfe), states

@@ -92,7 +92,7 @@ def _features(
 
     hidden, head = diffusion.hidden(params, x, sigma), network.head_params(params)
     found = selected_losses(network.logits, uncertainty, head, hidden, masked, x)
-    count = jnp.maximum(masked.sum(axis=-1), 1)
+    count = jnp.maximum(masked.sum(axis=-1, dtype=jnp.float32), 1)
     mean = found.sum(axis=-1) / count
     spread = jnp.where(masked, jnp.square(found - mean[:, None]), 0.0).sum(axis=-1) / count
     return jnp.stack([mean, jnp.sqrt(spread), found.max(axis=-1)], axis=-1)

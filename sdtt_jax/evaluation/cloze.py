@@ -268,7 +268,7 @@ def _noise(
 
 def _inside(rows: Rows) -> jax.Array:
     """The suffix of each row: `[rows, length]` bool."""
-    place = jnp.arange(rows.tokens.shape[1])
+    place = jnp.arange(rows.tokens.shape[1], dtype=jnp.int32)
     return (place >= rows.start[:, None]) & (place < rows.stop[:, None])
 
 

@@ -89,7 +89,9 @@ def _estimates(
         masking = estimator.mask(diffusion, x0, noise)
         nats = masking_bound(diffusion, params, x0, masking)
         masked = (masking.x_t == diffusion.mask_id).sum(axis=-1, dtype=jnp.int32)
-        counted = x0.shape[1] if free is None else jnp.maximum(free.sum(axis=-1), 1)
+        counted = (
+            x0.shape[1] if free is None else jnp.maximum(free.sum(axis=-1, dtype=jnp.float32), 1)
+        )
         return nats / counted, masked
 
     keys = jax.random.split(jax.random.fold_in(key, index), config.num_maskings)

@@ -111,7 +111,8 @@ def _mean_nll(
     share = masked.mean(axis=-1, dtype=jnp.float32)
     sigma = sigma_of_share(diffusion.schedule, share)
     x_t = jnp.where(masked, diffusion.mask_id, x0)
-    return masked_nll(diffusion, params, x0, x_t, sigma).sum(axis=-1) / masked.sum(axis=-1)
+    nll = masked_nll(diffusion, params, x0, x_t, sigma)
+    return nll.sum(axis=-1) / masked.sum(axis=-1, dtype=jnp.float32)
 
 
 def gap(curve: np.ndarray, counts: tuple[int, ...]) -> float:

@@ -135,7 +135,8 @@ def _two_sided(
         drawn, alone = written
         y = jnp.where(due, drawn, x0)
         more = alone + masked_nll(diffusion, params, y, *masked_at(y, seen))
-        return jnp.where(left, more, 0.0).sum(axis=-1) / left.sum(axis=-1) * (stop - start)
+        mean = jnp.where(left, more, 0.0).sum(axis=-1) / left.sum(axis=-1, dtype=jnp.float32)
+        return mean * (stop - start)
 
     written = jnp.moveaxis(drawn, -1, 0), jnp.moveaxis(alone, -1, 0)
     return both.sum(axis=1) + jax.lax.map(contradiction, written).T

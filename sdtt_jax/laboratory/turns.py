@@ -42,7 +42,7 @@ def train_in_turns(
 
     def turn(state: TrainState, _: Tree, key: Key) -> tuple[TrainState, Metrics]:
         key_data, key_steps = jax.random.split(key)
-        made = batches(key_data, state.context, state.step + jnp.arange(at_once))
+        made = batches(key_data, state.context, state.step + jnp.arange(at_once, dtype=jnp.int32))
         state, metrics = jax.lax.scan(lambda s, b: step.body(s, b, key_steps), state, made)
         return state, jax.tree.map(lambda values: values[-1], metrics)
 

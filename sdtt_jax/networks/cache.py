@@ -86,7 +86,9 @@ def attend_causally(
     n = query.shape[1]
     if past is None or used is None:
         return attend(query, key, value, causal=True, segments=segments), None
-    written = jnp.broadcast_to(jnp.arange(past.keys.shape[2]) < used, (n, past.keys.shape[2]))
+    written = jnp.broadcast_to(
+        jnp.arange(past.keys.shape[2], dtype=jnp.int32) < used, (n, past.keys.shape[2])
+    )
     visible = jnp.concatenate([written, causal_mask(n)], axis=1)
     return attend_visible(query, key, value, past, visible)
 

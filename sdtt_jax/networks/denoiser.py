@@ -255,7 +255,7 @@ class DiT(nn.Module):
     def through_blocks(
         self, x: jax.Array, condition: jax.Array, segments: jax.Array | None = None
     ) -> jax.Array:
-        rotary = rotary_tables(jnp.arange(x.shape[1]), self.config.head_dim)
+        rotary = rotary_tables(jnp.arange(x.shape[1], dtype=jnp.int32), self.config.head_dim)
         x = nn.with_logical_constraint(x, ("batch", "length", "embed"))
         x, _ = self.blocks(x, None, (condition, *rotary, segments, None))
         return x
@@ -275,7 +275,7 @@ class DiT(nn.Module):
         visible: jax.Array | None,
     ) -> tuple[jax.Array, LayerPast]:
         condition = self.condition(sigma)
-        positions = start + jnp.arange(tokens.shape[1])
+        positions = start + jnp.arange(tokens.shape[1], dtype=jnp.int32)
         rotary = rotary_tables(positions, self.config.head_dim)
         x, new = self.blocks(self.embed(tokens), past, (condition, *rotary, None, visible))
         return self.final(x, condition), new

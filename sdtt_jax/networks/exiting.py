@@ -123,7 +123,7 @@ def saturation(before: Hidden, after: Hidden, masked: jax.Array) -> PerSequence:
 
 
 def _mean_over(masked: jax.Array, values: jax.Array) -> PerSequence:
-    count = masked.sum(axis=-1)
+    count = masked.sum(axis=-1, dtype=jnp.float32)
     mean = jnp.where(masked, values, 0.0).sum(axis=-1) / jnp.maximum(count, 1)
     return jnp.where(count > 0, mean, 1.0)
 
@@ -156,7 +156,7 @@ def layer_by_layer(
         return (after, new), (new, settling(index, normed, new))
 
     _, (states, settled) = jax.lax.scan(
-        deeper, (x, read(None, x)), jnp.arange(network.config.num_layers)
+        deeper, (x, read(None, x)), jnp.arange(network.config.num_layers, dtype=jnp.int32)
     )
     return states, settled
 
@@ -174,7 +174,7 @@ def _parts(
     apply = functools.partial(module.apply, variables(params))
     noise = network._sigma_seen(sigma)
     x, condition = apply(tokens, noise, method=lambda m, t, s: (m.embed(t), m.condition(s)))
-    rotary = rotary_tables(jnp.arange(tokens.shape[1]), config.head_dim)
+    rotary = rotary_tables(jnp.arange(tokens.shape[1], dtype=jnp.int32), config.head_dim)
     shared = (condition, *rotary, segments, None)
 
     def layer(index: jax.Array, x: jax.Array) -> jax.Array:

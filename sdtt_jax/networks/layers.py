@@ -249,7 +249,7 @@ class DecoderOnly(nn.Module):
         edges: jax.Array | None = None,
     ) -> tuple[jax.Array, Any]:
         """Hidden states of tokens that follow `used` others, and their keys and values for a cache."""
-        positions = jnp.arange(tokens.shape[1]) + (0 if used is None else used)
+        positions = jnp.arange(tokens.shape[1], dtype=jnp.int32) + (0 if used is None else used)
         x, rotary = self.start(tokens, positions)
         x = nn.with_logical_constraint(x, ("batch", "length", "embed"))
         x, new = self.blocks(x, past, (*rotary, used, segments, edges))
@@ -369,4 +369,4 @@ class Head(nn.Module):
 
 def without_padding(logits: jax.Array, columns: int) -> jax.Array:
     """`logits: [..., padded_vocab]`, with those from `columns` on made impossible."""
-    return jnp.where(jnp.arange(logits.shape[-1]) < columns, logits, NEG_INFINITY)
+    return jnp.where(jnp.arange(logits.shape[-1], dtype=jnp.int32) < columns, logits, NEG_INFINITY)

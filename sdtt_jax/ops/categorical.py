@@ -79,7 +79,7 @@ def filter_logits(logits: jax.Array, filters: Filters) -> jax.Array:
     logits = divided(logits, 1.0 if filters.greedy else filters.temperature)
     if filters.greedy:
         greedy = jnp.argmax(logits, axis=-1, keepdims=True)
-        return jnp.where(jnp.arange(vocab) == greedy, logits, NEG_INFINITY)
+        return jnp.where(jnp.arange(vocab, dtype=jnp.int32) == greedy, logits, NEG_INFINITY)
     if 0 < filters.top_k < vocab:
         # Not its last column, for which XLA sorts whole rows on a CPU (256 x 50k: 1,800 ms, and not 39).
         kth = jax.lax.top_k(logits, filters.top_k)[0].min(axis=-1, keepdims=True)

@@ -150,7 +150,7 @@ def noise_given(log_probs: LogProbs, tokens: jax.Array, noise: Noise) -> Noise:
 
 def _given(log_probs: LogProbs, chosen: jax.Array, numbers: jax.Array) -> jax.Array:
     """Gumbel numbers with which `chosen` has the largest sum: `[n, entries]`."""
-    own = jnp.arange(numbers.shape[-1]) == chosen[:, None]
+    own = jnp.arange(numbers.shape[-1], dtype=jnp.int32) == chosen[:, None]
     largest = jnp.where(own, numbers, 0.0).sum(axis=-1, keepdims=True)
     below = -jnp.logaddexp(-numbers, log_probs - largest)
     return jnp.where(own, numbers - log_probs, below)

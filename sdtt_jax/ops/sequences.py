@@ -198,7 +198,7 @@ def mean_counted(values: PerToken, free: Positions | None) -> PerSequence:
     """
     if free is None:
         return values.mean(axis=-1)
-    return values.sum(axis=-1) / jnp.maximum(free.sum(axis=-1), 1)
+    return values.sum(axis=-1) / jnp.maximum(free.sum(axis=-1, dtype=jnp.float32), 1)
 
 
 def nats_per_token(nll: PerToken, free: Positions | None) -> PerSequence:

@@ -45,7 +45,7 @@ def update_cache(
       size: positions of a block.
     """
     length = now.x.shape[1]
-    places = jnp.arange(length)
+    places = jnp.arange(length, dtype=jnp.int32)
 
     def block(memory: Memory) -> Memory:
         x = jax.lax.dynamic_slice_in_dim(now.x, start, size, axis=1)
@@ -95,7 +95,7 @@ def block_states(
     # The positions that are computed: the block, and the one before it if there is one and it is needed.
     begin = jnp.maximum(start - 1, 0) if shift else start
     width = min(size + 1, length) if shift else size
-    places = jnp.arange(length)
+    places = jnp.arange(length, dtype=jnp.int32)
 
     def cut(x: jax.Array, at: jax.Array, count: int) -> jax.Array:
         return jax.lax.dynamic_slice_in_dim(x, at, count, axis=1)

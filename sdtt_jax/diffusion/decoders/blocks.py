@@ -69,7 +69,7 @@ def block_plan(
     # From here to the end of this function, the blocks begin at position 0; the prompt follows the text.
     share, fresh = (jnp.roll(array, -begin, axis=1).reshape(rows) for array in (share, masked))
     call, _ = even_calls(share, fresh, num_steps // count)
-    block = jnp.arange(length) // options.length
+    block = jnp.arange(length, dtype=jnp.int32) // options.length
     call = jnp.roll(call.reshape(masked.shape) + block * (num_steps // count), begin, axis=1)
     return jnp.where(masked, call, num_steps), grid_sigmas(schedule, times, masked)
 
@@ -147,4 +147,4 @@ def write_block(
 
     needed = due.any()
     x, memory = jax.lax.cond(needed, call, lambda now: (now.x, now.memory), now)
-    return x, fresh.astype(jnp.int32) + needed, memory
+    return x, fresh.astype(jnp.int32) + needed.astype(jnp.int32), memory

@@ -54,8 +54,8 @@ class Learnt:
             scales = (0.0,)
         require(
             all(inside("[1.2e-38, 3.4e38]", scale) for scale in scales),
-            f"temperatures={self.temperatures!r} must be positive numbers of float32 with '/' between them, "
-            "as in '1/0.9'.",
+            f"temperatures={self.temperatures!r} must be positive numbers with '/' between them, as in "
+            "'1/0.9', and from 1.2e-38 to 3.4e38.",
         )
         return scales
 

@@ -32,7 +32,7 @@ def without_rounding(score: PerToken, due: Positions, *, margin: bool) -> PerTok
     known = jnp.where(due, jnp.exp(score) if margin else score, -1e30)
     order = jnp.argsort(-known, axis=-1)
     falling = jnp.take_along_axis(known, order, axis=-1)
-    gaps = -jnp.diff(falling, axis=-1, prepend=jnp.inf)
+    gaps = -jnp.diff(falling, axis=-1, prepend=jnp.float32(jnp.inf))
     largest = jax.lax.cummin(jnp.where(gaps > _GAP, falling, jnp.inf), axis=falling.ndim - 1)
     level = largest - _WIDE * jnp.floor((largest - falling) / _WIDE)
     return jnp.put_along_axis(known, order, level, axis=-1, inplace=False)

@@ -71,13 +71,15 @@ def refine_step(
     windows begin after what is given at the start of every text, and none is looked at that is given whole.
     """
     diffusion, drafts = scene.diffusion, scene.num_steps - options.rounds
-    length, first = now.x.shape[1], jnp.argmax(now.free.any(axis=0))
+    length, first = now.x.shape[1], jnp.argmax(now.free.any(axis=0)).astype(jnp.int32)
     start = (now.call - drafts) * options.window
-    places = first + (start + jnp.arange(options.window)) % (length - first)
+    places = first + (start + jnp.arange(options.window, dtype=jnp.int32)) % (length - first)
     given = ~now.free[:, places].any()
 
     def refine(x: Tokens) -> tuple[Tokens, jax.Array]:
-        left_out = jnp.where(jnp.arange(length) == places[:, None], diffusion.mask_id, x[:, None])
+        left_out = jnp.where(
+            jnp.arange(length, dtype=jnp.int32) == places[:, None], diffusion.mask_id, x[:, None]
+        )
         single = sigma_of_share(diffusion.schedule, jnp.float32(1 / length))
         rows = left_out.reshape(-1, length)
         hidden = diffusion.hidden(scene.params, rows, jnp.broadcast_to(single, len(rows)))

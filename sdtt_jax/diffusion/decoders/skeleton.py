@@ -87,5 +87,5 @@ def _write(scene: Scene, key: Key, x: Tokens) -> tuple[Tokens, jax.Array]:
         return (token, cache), token
 
     begin = jnp.full(batch, helper.bos_id, jnp.int32), network.init_cache(batch, count)
-    _, written = jax.lax.scan(write, begin, jnp.arange(count))
+    _, written = jax.lax.scan(write, begin, jnp.arange(count, dtype=jnp.int32))
     return written.T, (x == mask_id).any(axis=0).sum(dtype=jnp.int32)

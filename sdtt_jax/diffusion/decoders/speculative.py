@@ -64,7 +64,7 @@ def speculate(
 
     ratio = jnp.exp(_of(p, drafted) - _of(q, drafted))
     accepted = due & (jax.random.uniform(keys[2], drafted.shape, jnp.float32) < ratio)
-    count = jnp.cumprod(accepted, axis=1).sum(axis=1)
+    count = jnp.cumprod(accepted, axis=1, dtype=jnp.int32).sum(axis=1, dtype=jnp.int32)
     first = jnp.minimum(count, window.shape[1] - 1)[:, None]
     p_first, q_first = (jnp.take_along_axis(x, first[..., None], axis=1)[:, 0] for x in (p, q))
     redrawn = draw(keys[3], residual(p_first, q_first))
@@ -127,7 +127,7 @@ def _verified(
         seen = jnp.where(seen < scene.diffusion.mask_id, seen, 0)
         hidden = helper.network.hidden(helper.params, seen)
         return _log_probs(scene, helper.network, helper.params, _at(hidden, window))
-    prefix = place[:, None, :] < jnp.arange(size)[:, None]
+    prefix = place[:, None, :] < jnp.arange(size, dtype=jnp.int32)[:, None]
     contexts = jnp.where(prefix, draft[:, None], x[:, None])
     left = (contexts == scene.diffusion.mask_id).mean(axis=-1, dtype=jnp.float32)
     sigma = sigma_of_share(scene.diffusion.schedule, left)

@@ -41,8 +41,8 @@ class Staged:
 
     def whose(self, call: jax.Array | int, num_steps: int) -> jax.Array:
         """0 for a call of the model itself, 1 for a call of its helper."""
-        ends = jnp.array([calls_of_share(turn, num_steps) for turn in self.turns])
-        return (call >= ends).sum() % 2
+        ends = jnp.array([calls_of_share(turn, num_steps) for turn in self.turns], jnp.int32)
+        return (call >= ends).sum(dtype=jnp.int32) % 2
 
 
 def staged_step(
