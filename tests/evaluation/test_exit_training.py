@@ -29,7 +29,7 @@ from sdtt_jax.objectives import BASE, exits_loss
 from sdtt_jax.ops.sequences import Sequences, arrange
 from sdtt_jax.parallel import mesh
 from sdtt_jax.parallel.placement import unbox
-from tests.evaluation.test_variants import folder, model, text  # noqa: F401 (fixtures)
+from tests.evaluation.test_variants import model, text  # noqa: F401 (fixtures)
 from tests.networks.test_exiting import LAYERS, LENGTH, NETWORK, PARAMS, VOCAB, some_exits
 from tests.worlds import as_model
 
@@ -139,13 +139,13 @@ def test_the_same_promise_is_kept_with_fewer_layers(trained):
     assert tuned.disagreement < 0.3
 
 
-def test_they_are_trained_by_the_suite_stored_and_used(model, text, folder):  # noqa: F811
-    other = folder / "other.txt"
+def test_they_are_trained_by_the_suite_stored_and_used(model, text, tmp_path):  # noqa: F811
+    other = tmp_path / "other.txt"
     other.write_text("b" * 400 * LENGTH)
     asked = {"exit_bound": 0.99, "batch_size": 400, "held_out": text, "exit_training_text": text}
 
     def run(**more):
-        record = Record(folder / "trained.out", model.identity)
+        record = Record(tmp_path / "trained.out", model.identity)
         SUITES["exits"].run(Subject(model, Settings(**asked | more)), record)
         return record.items
 
@@ -157,7 +157,7 @@ def test_they_are_trained_by_the_suite_stored_and_used(model, text, folder):  # 
     assert np.abs(early.params[EXIT_PARAMS]["kernel"]).max() > 0
     assert early.facts["variant"]["early_exit"]["threshold"] == found["threshold"]
     assert early.sample(jax.random.key(0), 2, 2).shape == (2, LENGTH)
-    stored = json.loads((folder / "exits.json").read_text())
+    stored = json.loads((tmp_path / "exits.json").read_text())
 
     # Exits of another training are other exits, and are calibrated anew.
     run(exit_training_steps=2, exit_training_text=str(other), exit_bound=0.9)
@@ -168,9 +168,9 @@ def test_they_are_trained_by_the_suite_stored_and_used(model, text, folder):  # 
     assert variant(model, Sampling(early_exit=0.9), None)
     run(exit_training_steps=2)  # as stored
     assert variant(model, Sampling(early_exit=0.99), None)
-    assert json.loads((folder / "exits.json").read_text())["0.99"] == stored["0.99"]
+    assert json.loads((tmp_path / "exits.json").read_text())["0.99"] == stored["0.99"]
 
-    (folder / "exits.npz").write_bytes(b"half a file")
+    (tmp_path / "exits.npz").write_bytes(b"half a file")
     with pytest.raises(
         ConfigError, match=r"--exit_bound=0.99, with the same --exit_training_steps"
     ):
@@ -188,15 +188,15 @@ def test_exits_need_text_of_their_own(model, text):  # noqa: F811
         SUITES["exits"].run(Subject(model, settings), None)
 
 
-def test_a_threshold_for_other_lengths_is_measured_but_not_stored(model, text, folder):  # noqa: F811
+def test_a_threshold_for_other_lengths_is_measured_but_not_stored(model, text, tmp_path):  # noqa: F811
     """Texts are written at the model's own length, for which the promise would not be kept."""
     said = []
     settings = Settings(exit_bound=0.97, batch_size=400, held_out=text, length=LENGTH - 1)
-    record = Record(folder / "short.out", model.identity, said.append)
+    record = Record(tmp_path / "short.out", model.identity, said.append)
     SUITES["exits"].run(Subject(model, settings), record)
     assert "exits/bound_0.97" in record.items
     assert (
         f"not stored for --early_exit: the promise is for texts of {LENGTH - 1} tokens" in said[-1]
     )
-    path = folder / "exits.json"
+    path = tmp_path / "exits.json"
     assert not path.exists() or "0.97" not in json.loads(path.read_text())
