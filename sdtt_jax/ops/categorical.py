@@ -1,6 +1,7 @@
 """Filtering of logits and honest categorical draws, shared by the diffusion and the causal sampler."""
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -85,13 +86,46 @@ def filter_logits(logits: jax.Array, filters: Filters) -> jax.Array:
         kth = jax.lax.top_k(logits, filters.top_k)[0].min(axis=-1, keepdims=True)
         logits = jnp.where(logits < kth, NEG_INFINITY, logits)
     if filters.top_p < 1.0:
-        order = jnp.argsort(-logits, axis=-1, stable=True)
-        ordered = jnp.take_along_axis(logits, order, axis=-1)
-        probs = jax.nn.softmax(ordered, axis=-1)
-        before = jnp.cumsum(probs, axis=-1) - probs
-        kept = jnp.where(before > filters.top_p, NEG_INFINITY, ordered)
-        logits = jnp.put_along_axis(logits, order, kept, axis=-1, inplace=False)
+        logits = jnp.where(outside_nucleus(logits, filters.top_p), NEG_INFINITY, logits)
     return logits
+
+
+def outside_nucleus(logits: jax.Array, top_p: float) -> jax.Array:
+    """Which entries nucleus filtering drops: `[..., vocab]` bool.
+
+    Found by bisection, first of the least probability that is kept, then of the last entry that has it. A
+    sort of whole rows takes a CPU seven times as long (2.7 s for 256 x 50k), 24 times as long as the head.
+
+    Args:
+      logits: `[..., vocab]` float32.
+      top_p: as in `Filters`, below 1.
+    """
+    probs = jax.nn.softmax(logits, axis=-1)
+    place = jnp.arange(logits.shape[-1], dtype=jnp.int32)
+
+    def least(condition: Callable[[jax.Array], jax.Array], high: int) -> jax.Array:
+        """The least of 0 … `high` that fulfils a condition, as all above it do: `[..., 1]` int32."""
+
+        def halve(_: int, ends: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+            low, high = ends
+            middle = (low + high) // 2
+            holds = condition(middle)
+            return jnp.where(holds, low, middle + 1), jnp.where(holds, middle, high)
+
+        ends = jnp.zeros_like(place, shape=(*logits.shape[:-1], 1))
+        return jax.lax.fori_loop(0, high.bit_length(), halve, (ends, ends + high))[1]
+
+    def mass(kept: jax.Array) -> jax.Array:
+        return jnp.where(kept, probs, 0.0).sum(axis=-1, keepdims=True)
+
+    def number(bits: jax.Array) -> jax.Array:  # rises with them, as long as it is positive
+        return jax.lax.bitcast_convert_type(bits, jnp.float32)
+
+    one = int(np.float32(1).view(np.int32))
+    edge = number(least(lambda bits: mass(probs > number(bits)) <= top_p, one))
+    above, tied = probs > edge, probs == edge
+    last = least(lambda i: mass(above | (tied & (place <= i))) > top_p, len(place) - 1)
+    return (probs < edge) | (tied & (place > last))
 
 
 def draw(key: jax.Array, logits: jax.Array) -> jax.Array:
