@@ -38,6 +38,17 @@ def held_out_name(subject: Subject) -> str:
     return "validation split of the run" if subject.data is not None else ""
 
 
+def require_held_out(subject: Subject) -> None:
+    """Raises an error if there is no held-out text, or no tokenizer to read it with."""
+    require(
+        bool(subject.settings.held_out) or subject.data is not None,
+        "There is no held-out text: the checkpoint is not in a run with a data folder. Give "
+        "--held_out=FILE.",
+    )
+    if subject.settings.held_out:
+        _ = subject.model.text_tokenizer
+
+
 def held_out(subject: Subject, limit: int | None = None) -> np.ndarray:
     """Held-out sequences of the evaluation's length: `[texts, length]` int32.
 
@@ -49,17 +60,14 @@ def held_out(subject: Subject, limit: int | None = None) -> np.ndarray:
       ConfigError: there is no such text, or the model has no tokenizer to read it with.
       DataError: the text holds less than one sequence.
     """
+    require_held_out(subject)
     settings, length = subject.settings, subject.length
     limit = min((n for n in (limit, settings.held_out_texts) if n), default=None)
     if settings.held_out:
         name, source = f"--held_out={settings.held_out}", _held_out_corpus(subject)
         wrap = settings.wrap or _always_wrapped(subject.model)
         return _sequences(subject.model, source, name, length, limit, wrap=wrap)
-    if subject.data is None:
-        raise ConfigError(
-            "There is no held-out text: the checkpoint is not in a run with a data folder. Give "
-            "--held_out=FILE."
-        )
+    assert subject.data is not None
     split = open_split(subject.data, "validation")
     require(
         length <= split.length,

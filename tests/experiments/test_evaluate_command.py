@@ -285,10 +285,41 @@ def test_a_judge_that_was_asked_for_and_is_not_there_is_missed_aloud(
         "no " + " and no ".join(lacking) + ": an/export belongs to no run; name what you want with "
     )
     line += " and ".join(f"--{what}" for what in lacking)
-    idle = {name: suite._replace(run=lambda *_: None) for name, suite in SUITES.items()}
+    nothing = {"run": lambda *_: None, "check": lambda _: None}
+    idle = {name: suite._replace(**nothing) for name, suite in SUITES.items()}
     monkeypatch.setattr("experiments.evaluate.SUITES", idle)
     for suite, said in (("generation", bool(lacking)), ("exits", False)):
         evaluate(subject, [suite], tmp_path / "x.json")
         printed = capsys.readouterr()
         assert (line in printed.out + printed.err) is said
         assert ("belongs to no run" in printed.out + printed.err) is said
+
+
+@pytest.mark.parametrize(
+    ("suite", "settings", "causal", "said"),
+    [
+        ("likelihood", {}, False, "There is no held-out text"),
+        ("likelihood", {"held_out": __file__}, False, "no tokenizer"),
+        ("schedule", {}, False, "There is no held-out text"),
+        ("exits", {}, False, "There is no held-out text"),
+        ("schedule", {}, True, "--suite=schedule is for denoisers"),
+        ("exits", {}, True, "--suite=exits is for denoisers"),
+        ("frontier", {}, False, "needs a --judge"),
+        ("budget", {}, False, "needs a --judge"),
+    ],
+)
+def test_what_a_later_suite_cannot_measure_is_refused_before_the_first_one_runs(
+    monkeypatch, tmp_path, suite, settings, causal, said
+):
+    """Oracle: a first suite that must not be reached, and a file that must not be written."""
+    sizes = {"length": 12, "num_layers": 2, "embed_dim": 8, "num_heads": 2}
+    if causal:
+        model = as_causal(CausalNetwork(CausalConfig(9, **sizes)), {})
+    else:
+        denoiser = Denoiser(DenoiserConfig(9, cond_dim=8, **sizes))
+        model = as_model(denoiser, noisy_params(denoiser, 0))
+    first = SUITES["generation"]._replace(run=lambda *_: pytest.fail("a suite has run"))
+    monkeypatch.setitem(SUITES, "generation", first)
+    with pytest.raises(UserError, match=said):
+        evaluate(Subject(model, Settings(**settings)), ["generation", suite], tmp_path / "x.json")
+    assert not any(tmp_path.iterdir())

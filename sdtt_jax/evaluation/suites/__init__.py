@@ -20,6 +20,7 @@ from sdtt_jax.evaluation.suites import (
     likelihood,
     schedule,
 )
+from sdtt_jax.evaluation.texts import require_held_out
 
 
 class ReportTable(NamedTuple):
@@ -48,6 +49,8 @@ class Suite(NamedTuple):
     help: str  # what it measures, for a command's help
     tables: tuple[ReportTable, ...]  # of the report
     compares: bool = True  # whether it may use the judge or the baseline
+    # Raises an error for a subject that it cannot measure; called before the first of several suites runs.
+    check: Callable[[Subject], None] = lambda _: None
 
 
 TEXTS = (
@@ -81,6 +84,7 @@ SUITES: dict[str, Suite] = {
                 "bits per token {bits_per_token:4} | masking error {masking_error:bits}",
             ),
         ),
+        check=require_held_out,
     ),
     "frontier": Suite(
         frontier.suite,
@@ -98,6 +102,7 @@ SUITES: dict[str, Suite] = {
                 "decoder {mode} | calls {clean_calls} | perplexity {gen_ppl} | best {best}",
             ),
         ),
+        check=frontier.check,
     ),
     "schedule": Suite(
         schedule.suite,
@@ -111,6 +116,7 @@ SUITES: dict[str, Suite] = {
             ),
         ),
         compares=False,
+        check=schedule.check,
     ),
     "exits": Suite(
         exits.suite,
@@ -124,6 +130,7 @@ SUITES: dict[str, Suite] = {
             ),
         ),
         compares=False,
+        check=exits.check,
     ),
     "budget": Suite(
         budget.suite,
@@ -136,6 +143,7 @@ SUITES: dict[str, Suite] = {
                 "same steps for all {fixed_steps} | nats lost {fixed_excess:3}",
             ),
         ),
+        check=budget.check,
     ),
     "lambada": Suite(
         cloze.suite,

@@ -12,10 +12,10 @@ from sdtt_jax.evaluation.subject import Subject
 from sdtt_jax.evaluation.suites import generation
 
 
-def suite(subject: Subject, record: Record) -> None:
-    """Runs the suite: continuations of prompts at each of `num_steps`, judged; finished items are kept."""
-    settings, model = subject.settings, subject.denoiser("budget")
-    model.require_likelihood()  # before texts are written: the features would be refused after them
+def check(subject: Subject) -> None:
+    """Raises an error for a subject that the suite cannot measure."""
+    settings = subject.settings
+    subject.denoiser("budget").require_likelihood()
     if subject.judge is None:
         raise ConfigError("--suite=budget needs a --judge.")
     require(settings.prompted, "--suite=budget continues prompts; give --num_prompts or --prompts.")
@@ -24,6 +24,12 @@ def suite(subject: Subject, record: Record) -> None:
         len(settings.num_steps) > 1,
         f"--num_steps={steps} is one number of steps; --suite=budget compares two or more, as 4,8,16.",
     )
+
+
+def suite(subject: Subject, record: Record) -> None:
+    """Runs the suite: continuations of prompts at each of `num_steps`, judged; finished items are kept."""
+    check(subject)
+    settings, model = subject.settings, subject.denoiser("budget")
     setup = next(s for s in generation.setups(subject) if s.name == "prompted")
     every = [w for w in generation.writers(subject, setup) if w.facts["kind"] == "diffusion"]
     every.sort(key=lambda writer: writer.facts["num_steps"])

@@ -9,7 +9,7 @@ from sdtt_jax.evaluation.exit_training import store_exits, train_exits, with_exi
 from sdtt_jax.evaluation.exits import EXITS_FILE, calibrate, check_exits
 from sdtt_jax.evaluation.record import Arrays, Json, Record
 from sdtt_jax.evaluation.subject import Subject
-from sdtt_jax.evaluation.texts import held_out, held_out_name, training_texts
+from sdtt_jax.evaluation.texts import held_out, held_out_name, require_held_out, training_texts
 from sdtt_jax.evaluation.unknown import log_unknown
 from sdtt_jax.keys import purpose_key
 from sdtt_jax.model.learnt import store_fitted
@@ -17,10 +17,16 @@ from sdtt_jax.model.masked import Model
 from sdtt_jax.parallel import processes
 
 
+def check(subject: Subject) -> None:
+    """Raises an error for a subject that the suite cannot measure."""
+    check_exits(subject.denoiser("exits"))
+    require_held_out(subject)
+
+
 def suite(subject: Subject, record: Record) -> None:
     """Runs the suite; a finished item is not computed again."""
+    check(subject)
     settings, model = subject.settings, subject.denoiser("exits")
-    check_exits(model)
     tokens, batch_size = held_out(subject), settings.batch_size
     log_unknown(record, model.tokenizer, tokens, "held-out text")
     bound, failure = settings.exit_bound, settings.exit_failure

@@ -32,8 +32,8 @@ CLEAN = 1.05
 MATCHED, SUMMARY = "frontier/matched/", "frontier/clean/"
 
 
-def suite(subject: Subject, record: Record) -> None:
-    """Runs the suite; texts and items that the record has are not computed again."""
+def check(subject: Subject) -> None:
+    """Raises an error for a subject that the suite cannot measure."""
     settings = subject.settings
     subject.denoiser("frontier")
     if subject.judge is None:
@@ -46,6 +46,12 @@ def suite(subject: Subject, record: Record) -> None:
         len(settings.temperatures) > 1,
         "--suite=frontier interpolates between --temperatures; give at least two.",
     )
+
+
+def suite(subject: Subject, record: Record) -> None:
+    """Runs the suite; texts and items that the record has are not computed again."""
+    check(subject)
+    settings = subject.settings
     real = held_out(subject, settings.num_texts)
     log_unknown(record, subject.model.tokenizer, real, "real text")
     target = real_entropy(subject, real)

@@ -12,14 +12,21 @@ from sdtt_jax.evaluation.record import Json, Record
 from sdtt_jax.evaluation.schedules import best_counts, gap, information_curve
 from sdtt_jax.evaluation.subject import Subject
 from sdtt_jax.evaluation.temperatures import best_temperatures
-from sdtt_jax.evaluation.texts import held_out, held_out_name
+from sdtt_jax.evaluation.texts import held_out, held_out_name, require_held_out
 from sdtt_jax.evaluation.unknown import log_unknown
 from sdtt_jax.model.learnt import store_fitted
 from sdtt_jax.parallel import processes
 
 
+def check(subject: Subject) -> None:
+    """Raises an error for a subject that the suite cannot measure."""
+    subject.denoiser("schedule")
+    require_held_out(subject)
+
+
 def suite(subject: Subject, record: Record) -> None:
     """Runs the suite; finished items are not computed again."""
+    check(subject)
     settings, model, tokens = subject.settings, subject.denoiser("schedule"), held_out(subject)
     log_unknown(record, model.tokenizer, tokens, "held-out text")
     seed, maskings, batch_size = settings.seed, settings.num_maskings, settings.batch_size
