@@ -25,6 +25,8 @@ INT32 = 2**31
 ABSENT = "(absent)"
 # Least normal and greatest float32; XLA flushes smaller numbers to 0, and greater ones are infinite.
 LEAST, MOST = 2.0**-126, (2 - 2.0**-23) * 2.0**127
+# The largest seed. Beyond what an array can have along a side, NumPy and JAX fail, each in its own words.
+MOST_COUNTED = 2**32 - 1
 
 
 def from_mapping(cls: type[T], mapping: Mapping[str, Any], where: str = "config") -> T:
@@ -163,10 +165,12 @@ def at_least(least: float, config: Any = None, *names: str, **values: float) -> 
 
 
 def whole(least: int, config: Any = None, *names: str, **values: Any) -> None:
-    """Checks that the fields `names` of `config`, and `values`, are whole numbers, `least` or more."""
+    """Checks that the fields `names` of `config`, and `values`, are whole: `least` to `MOST_COUNTED`."""
     _check(lambda value: operator.index(value) == value, "be a whole number", config, names, values)
     what = "be positive" if least == 1 else f"be at least {least}"
     _check(lambda value: value >= least, what, config, names, values)
+    what = f"be {MOST_COUNTED} or less"
+    _check(lambda value: value <= MOST_COUNTED, what, config, names, values)
 
 
 def flags(config: Any = None, *names: str, **values: Any) -> None:

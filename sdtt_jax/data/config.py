@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import posixpath
 
-from sdtt_jax.config import at_least, check_types, one_of, positive, require, within
+from sdtt_jax.config import at_least, check_types, one_of, positive, require, whole, within
 from sdtt_jax.data.detokenize import DETOKENIZERS
 from sdtt_jax.data.normalize import NORMALIZERS
 from sdtt_jax.errors import ConfigError
@@ -68,7 +68,7 @@ class DataConfig:
             self.text_field != "", "text_field must name the field that holds the text, not ''."
         )
         one_of(self, detokenize=DETOKENIZERS, normalize=NORMALIZERS)
-        at_least(3 if self.wrap else 2, self, "length")
+        whole(3 if self.wrap else 2, self, "length")
         within("(0, 1)", self, "validation_fraction")
         within("[1, 99999]", self, "num_shards")
         at_least(0, self, "skip_bad")

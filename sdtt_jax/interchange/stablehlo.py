@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax import export
 
-from sdtt_jax.config import positive, to_mapping
+from sdtt_jax.config import to_mapping, whole
 from sdtt_jax.diffusion.decoders.base import Helper
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.sampler import SamplerConfig, sample
@@ -81,7 +81,7 @@ def exported_sampler(
     Raises:
       ConfigError: the model, or its helper, cannot do what the decoder asks of it.
     """
-    positive(batch_size=batch_size)
+    whole(1, batch_size=batch_size)
     other = as_helper_of(helper, model)
     static = None if other is None else dataclasses.replace(other, params=None)
     setting = model.diffusion, with_stored_schedule(config, model), model.sequences, static

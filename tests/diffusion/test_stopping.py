@@ -162,3 +162,11 @@ def test_texts_in_which_nothing_is_masked_cost_no_calls(stop):
     beside, among = calls(np.concatenate([masked[:2], given]))
     assert alone == beside < calls(masked)[0]
     np.testing.assert_array_equal(among, [*texts, *given])
+
+
+def test_more_steps_than_int32_counts_never_stop_a_text():
+    """JAX counts in int32, and took the number of steps for an overflow. Oracle: the texts without `stop`."""
+    (plain, _), (state, _) = (
+        written(f"remdm:eta=0.5{stop}") for stop in ("", ",stop=stable:4294967295")
+    )
+    np.testing.assert_array_equal(state.x, plain.x)

@@ -8,7 +8,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from sdtt_jax.config import choose, require, whole, within
+from sdtt_jax.config import INT32, choose, require, whole, within
 from sdtt_jax.diffusion.decoders.base import Pick, entropy
 from sdtt_jax.ops.categorical import SMALLEST
 from sdtt_jax.ops.sequences import ends_of_texts
@@ -136,7 +136,7 @@ def updated_watch(
     if stop.filled or stop.entropy > 0:
         stopped |= filled
     if stop.stable > 0:
-        stopped |= steady >= stop.stable
+        stopped |= steady >= min(stop.stable, INT32 - 1)
     if stop.eos >= 0:
         stopped |= _end(stop, mask_id, after, free).any(axis=-1)
     return Watch(stopped, steady)
