@@ -43,7 +43,9 @@ from sdtt_jax.reporting import write_report
 __doc__ = (__doc__ or "").replace(
     "SUITES",
     "\n".join(
-        textwrap.fill(f"  {name:<12} {suite.help}", 100, subsequent_indent=" " * 15)
+        textwrap.fill(
+            f"  {name:<12} {suite.help}", 100, subsequent_indent=" " * 15, break_on_hyphens=False
+        )
         for name, suite in SUITES.items()
     ),
 )

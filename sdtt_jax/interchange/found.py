@@ -6,6 +6,7 @@ from pathlib import Path
 
 from sdtt_jax.checkpoints.orbax import is_committed
 from sdtt_jax.checkpoints.store import PARTS
+from sdtt_jax.interchange.unfinished import UNFINISHED
 
 FINAL = "final"  # the folder of a delivered model's parameters
 PICKLED = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
@@ -61,6 +62,8 @@ def describe_folder(folder: Path, models: Sequence[Path]) -> str:
 
 def describe(names: Collection[str], models: Sequence[Path] = ()) -> str:
     """Describes files and folders by name, in a sentence with a remedy; `models` are those with a model."""
+    if UNFINISHED in names:
+        return "It holds an export that was stopped: repeat the command that made it."
     # Hidden files are no content: a run that was refused leaves its lock.
     names = sorted(name for name in names if not name.startswith("."))
 

@@ -159,6 +159,10 @@ class TestFolders:
             ([], "It is an empty folder"),
             ([".lock"], "It is an empty folder"),
             (
+                [".unfinished-export", "sampler.json"],
+                "an export that was stopped: repeat the command",
+            ),
+            (
                 ["params.safetensors", "run.py", "sampler.json", "sampler.stablehlo"],
                 r"an exported sampler, .*`python run\.py SEED` there",
             ),
