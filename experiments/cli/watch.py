@@ -10,6 +10,7 @@ from rich.text import Text
 
 from sdtt_jax.data import Tokenizer
 from sdtt_jax.diffusion.sampler import SamplerState
+from sdtt_jax.reporting.palette import counted
 
 NEW, KNOWN, MASKED = "bold green", "", "bright_black"
 
@@ -49,7 +50,8 @@ def watch(
             tokens = np.asarray(state.x)[row]
             step = min(index, num_steps)
             masked = int((tokens == tokenizer.mask_id).sum())
-            line = f"step {step} of {num_steps}, {int(state.nfe)} network calls, {masked} tokens masked"
+            calls = counted(int(state.nfe), "network call")
+            line = f"step {step} of {num_steps}, {calls}, {counted(masked, 'token')} masked"
             live.update(
                 Group(frame(tokens, before, tokenizer), Text(line, MASKED), ""), refresh=True
             )

@@ -344,6 +344,8 @@ def _cell(template: str, item: Item) -> str:
     def field(match: re.Match[str]) -> str:
         name, form = match[1], match[2]
         value = _who(item) if name == "who" else item.get(name)
+        if value is None and form == "reached":
+            return "not reached"
         if not isinstance(value, float):
             return NOTHING if value is None else str(value)
         scale = {"ms": 1000, "bits": 1 / math.log(2)}.get(form or "", 1)

@@ -42,6 +42,7 @@ def test_every_state_is_shown_in_place_and_the_last_stays(terminal):
     np.testing.assert_array_equal(last.x, [[0, 1, 2]])
     shown = out.getvalue()
     assert "abc" in shown
+    assert ("step 1 of 2, 1 network call, 2 tokens masked" in shown) == terminal
     assert "step 2 of 2, 2 network calls, 0 tokens masked" in shown
     assert ("▒b▒" in shown) == terminal
 

@@ -9,6 +9,7 @@ from sdtt_jax.errors import DataError
 from sdtt_jax.evaluation.record import FOLDER, FORMAT
 from sdtt_jax.reporting import write_report
 from sdtt_jax.reporting.evaluations import (
+    Evaluation,
     race,
     race_batches,
     read_evaluation,
@@ -339,3 +340,11 @@ def test_the_report_of_a_run_shows_them(make_workdir):
     page = write_report(workdir).read_text(encoding="utf-8")
     for word in ('id="evaluation"', "against latency, batch 8", "Likelihood of held-out text"):
         assert word in page
+
+
+def test_an_entropy_that_no_temperature_reaches_is_said_in_the_table():
+    """Its column was left out, so that a table of perplexities had none. Oracle: the items."""
+    item = {"kind": "diffusion", "mode": "grid", "num_steps": 4, "nfe": 4.0, "temperature": None}
+    items = {"frontier/matched/grid/steps_0004": item | {"gen_ppl": None}}
+    [table] = tables([Evaluation("teacher", items)])
+    assert dict(zip(table.columns, table.rows[0], strict=True))["perplexity"] == "not reached"

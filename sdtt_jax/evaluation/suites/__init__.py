@@ -31,7 +31,8 @@ class ReportTable(NamedTuple):
     # Head and cell of each column, as in "texts {num_texts} | nats {nelbo:4}". Braces name a field of an
     # item: "{who}" is the model or setting, and a number is shown with its interval if it has one. ":4" asks
     # for four digits and no interval, ":ms" for milliseconds, ":bits" for bits where the field has nats,
-    # ":bound" for "≤" in front of bounds. Columns without any value are left out.
+    # ":reached" for "not reached" where it has none, ":bound" for "≤" in front of bounds. Columns without any
+    # value are left out.
     row: str
 
     @property
@@ -93,7 +94,7 @@ SUITES: dict[str, Suite] = {
             ReportTable(
                 "Perplexity at the entropy of real text",
                 "frontier/matched",
-                "decoder {mode} | steps {num_steps} | calls {nfe} | perplexity {gen_ppl} | "
+                "decoder {mode} | steps {num_steps} | calls {nfe} | perplexity {gen_ppl:reached} | "
                 "temperature {temperature}",
             ),
             ReportTable(
