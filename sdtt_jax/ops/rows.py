@@ -16,7 +16,7 @@ from flax.core import spmd
 from jax.sharding import PartitionSpec
 
 from sdtt_jax.config import require
-from sdtt_jax.parallel.mesh import vary_alike
+from sdtt_jax.parallel.mesh import free_axes, vary_alike
 from sdtt_jax.typing import Positions, Tree
 
 Carry = TypeVar("Carry")
@@ -137,9 +137,10 @@ def fold_selected(
     index = index.astype(jnp.int32).reshape(turns, size)
     needed = (selected.sum(dtype=jnp.int32) + size - 1) // size
     shards = tuple(jax.sharding.get_abstract_mesh().manual_axes)
-    if shards:
+    if shards and math.prod(free_axes().values()) > 1:
         # Every device takes the same number of turns: with tensor parallelism the compiler puts collectives
-        # into the loop, and with a permutation among all devices, unequal turns end in a deadlock.
+        # into the loop, and with a permutation among all devices, unequal turns end in a deadlock. Without,
+        # no device waits for another: a caller's own `shard_map` may get here on some devices alone.
         needed = jax.lax.pmax(needed, shards)
     return jax.lax.fori_loop(0, needed, lambda i, carry: body(carry, index[i]), carry)
 

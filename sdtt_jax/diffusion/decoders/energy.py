@@ -15,6 +15,7 @@ from sdtt_jax.keys import numbered_keys
 from sdtt_jax.ops.categorical import draw, filter_logits
 from sdtt_jax.ops.rows import map_selected
 from sdtt_jax.ops.sequences import preceded
+from sdtt_jax.parallel.mesh import vary_alike
 from sdtt_jax.typing import Key, Tokens
 
 
@@ -50,7 +51,7 @@ def energy_step(
         texts, own = _candidates(options.candidates, scene, key_tokens, x, now.sigma(scene))
         picked = draw(key_pick, _causal_log_prob(scene, texts) - own)
         chosen = jnp.take_along_axis(texts, picked[:, None, None], axis=1)[:, 0]
-        return jnp.where(now.due, chosen, x), jnp.int32(2)
+        return vary_alike(jnp.where(now.due, chosen, x), jnp.int32(2))
 
     plainly = functools.partial(reveal_due, scene, key, now)
     within_window = now.call < options.comparisons(scene.num_steps)

@@ -18,6 +18,7 @@ from sdtt_jax.diffusion.decoders.base import (
 )
 from sdtt_jax.diffusion.decoders.filling import choice, reveal, reveal_due
 from sdtt_jax.diffusion.schedule import Schedule
+from sdtt_jax.parallel.mesh import vary_alike
 from sdtt_jax.typing import Key, PerToken, Positions, Tokens
 
 
@@ -97,5 +98,5 @@ def refine_step(
 
     draft = functools.partial(reveal_due, scene, key, now)
     what = jnp.where(now.call < drafts, 0, jnp.where(given, 2, 1))
-    x, calls = jax.lax.switch(what, (draft, refine, lambda x: (x, jnp.int32(0))), now.x)
+    x, calls = jax.lax.switch(what, (draft, refine, lambda x: vary_alike(x, jnp.int32(0))), now.x)
     return x, calls, now.memory

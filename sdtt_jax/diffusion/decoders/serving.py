@@ -9,6 +9,7 @@ from sdtt_jax.config import require
 from sdtt_jax.diffusion.decoders import Mode
 from sdtt_jax.diffusion.decoders.base import Helper, Memory, Now, Scene
 from sdtt_jax.diffusion.denoiser import innermost
+from sdtt_jax.parallel.mesh import vary_alike
 from sdtt_jax.typing import Key, Tokens
 
 HELPERS = {"causal": "causal model", "denoiser": "denoiser"}
@@ -57,8 +58,8 @@ def own_step(mode: Mode, scene: Scene, key: Key, now: Now) -> tuple[Tokens, jax.
     masked = (now.x == scene.diffusion.mask_id).any()
     x, calls, memory = jax.lax.cond(
         (now.call < scene.num_steps) & (masked | (not decoder.finishes)),
-        lambda now: step(mode.options, scene, key, now),
-        lambda now: (now.x, jnp.int32(0), now.memory),
+        lambda now: vary_alike(*step(mode.options, scene, key, now)),
+        lambda now: vary_alike(now.x, jnp.int32(0), now.memory),
         now,
     )
     return x, calls, memory

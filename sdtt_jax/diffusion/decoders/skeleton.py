@@ -15,6 +15,7 @@ from sdtt_jax.diffusion.decoders.base import Memory, Now, Scene, first_hitting_p
 from sdtt_jax.diffusion.decoders.filling import reveal_due
 from sdtt_jax.diffusion.schedule import Schedule
 from sdtt_jax.ops.categorical import draw, filter_logits
+from sdtt_jax.parallel.mesh import vary_alike
 from sdtt_jax.typing import Key, PerToken, Positions, Tokens
 
 
@@ -86,6 +87,7 @@ def _write(scene: Scene, key: Key, x: Tokens) -> tuple[Tokens, jax.Array]:
         token = jnp.where(x[:, place] == mask_id, token, x[:, place])
         return (token, cache), token
 
-    begin = jnp.full(batch, helper.bos_id, jnp.int32), network.init_cache(batch, count)
-    _, written = jax.lax.scan(write, begin, jnp.arange(count, dtype=jnp.int32))
+    bos = jnp.full(batch, helper.bos_id, jnp.int32)
+    x, *begin = vary_alike(x, bos, network.init_cache(batch, count))
+    _, written = jax.lax.scan(write, tuple(begin), jnp.arange(count, dtype=jnp.int32))
     return written.T, (x == mask_id).any(axis=0).sum(dtype=jnp.int32)

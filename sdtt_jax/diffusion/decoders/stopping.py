@@ -12,6 +12,7 @@ from sdtt_jax.config import INT32, choose, require, whole, within
 from sdtt_jax.diffusion.decoders.base import Pick, entropy
 from sdtt_jax.ops.categorical import SMALLEST
 from sdtt_jax.ops.sequences import ends_of_texts
+from sdtt_jax.parallel.mesh import vary_alike
 from sdtt_jax.typing import PerToken, Positions, Tokens
 
 # Predicates by name, and the type of the number after the colon; None where there is no number.
@@ -114,7 +115,7 @@ def until_stopped(step: Callable[..., Any], state: Any, num_steps: int) -> Any:
         state, index = step(*carry), carry[1] + 1
         return state, jnp.where(state.watch.stopped.all(), jnp.maximum(index, num_steps), index)
 
-    carry = state, jnp.int32(0)
+    carry = vary_alike(state, jnp.int32(0))
     return jax.lax.while_loop(lambda carry: carry[1] <= num_steps, body, carry)[0]
 
 
