@@ -15,7 +15,7 @@ import numpy as np
 import optax
 
 from sdtt_jax.causal.nll import next_token_nll
-from sdtt_jax.config import whole
+from sdtt_jax.config import require, whole
 from sdtt_jax.diffusion.estimators import BoundConfig
 from sdtt_jax.evaluation.bootstrap import shares
 from sdtt_jax.evaluation.likelihood import text_bounds
@@ -90,6 +90,9 @@ def losses(
       tokens: `[texts, length]` int32.
       key: PRNG key.
       num_maskings: maskings of each text, or pieces into which it is cut.
+
+    Raises:
+      ConfigError: `num_maskings` is none, or a causal model gets texts of one token.
     """
     whole(1, num_maskings=num_maskings)
     readings, found = [own_reading(model)], {}
@@ -110,8 +113,16 @@ def losses(
 
 
 def _pieces(tokens: np.ndarray, count: int) -> np.ndarray:
-    """`count` pieces of half the length of each text: `[texts * count, length / 2]`."""
-    width = -(-tokens.shape[1] // 2)
+    """`count` pieces of half the length of each text, or of 2 tokens if that is more: `[texts * count, n]`.
+
+    With one token, what is read in its place would be the very token that is to be predicted.
+    """
+    require(
+        tokens.shape[1] > 1,
+        "The last token of a text is predicted from those before it, so texts of 1 token have no loss; take "
+        "2 tokens or more.",
+    )
+    width = max(2, -(-tokens.shape[1] // 2))
     ends = np.linspace(width, tokens.shape[1], count).round().astype(int)
     return np.concatenate([tokens[:, end - width : end] for end in ends])
 

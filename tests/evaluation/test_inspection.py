@@ -80,6 +80,18 @@ def test_no_reading_of_a_causal_model_sees_what_it_predicts():
         assert sum(np.exp(-each[reading]) for each in every) == pytest.approx(1, rel=1e-5)
 
 
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_a_piece_has_a_token_before_the_last(kind):
+    """Texts of two tokens were cut into pieces of one, which was predicted from itself."""
+    model = as_causal(NETWORKS[kind], noisy_params(NETWORKS[kind], 1))
+    log_probs = np.asarray(model.log_probs(TEXTS[:, :1])[:, -1])
+    expected = -log_probs[np.arange(3), TEXTS[:, 1]].mean()
+    found = losses(model, TEXTS[:, :2], KEY, num_maskings=1)
+    assert found[own_reading(model)] == pytest.approx(expected, rel=1e-5)
+    with pytest.raises(ConfigError, match="texts of 1 token have no loss; take 2 tokens or more"):
+        losses(model, TEXTS[:, :1], KEY, num_maskings=1)
+
+
 @pytest.mark.parametrize("number", [0, 2.5])
 def test_pieces_are_counted(number):
     model = as_causal(NETWORKS["llama"], noisy_params(NETWORKS["llama"], 1))
