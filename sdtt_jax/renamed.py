@@ -72,6 +72,7 @@ MODULES = {
     "experiments.benchmark_worker": "experiments.benchmarking.worker",
     "experiments.benchmarking.flops": "sdtt_jax.networks.flops",
     "experiments.benchmarking.race": "experiments.benchmarking.report",
+    "experiments.cli.lines": "experiments.cli.output",
     "experiments.context": "experiments.stages.context",
     "experiments.devices": "experiments.cli.devices",
     "experiments.evaluating": "sdtt_jax.evaluation",
@@ -98,6 +99,7 @@ MODULES = {
     "launch.pods.accelerators": "launch.accelerators",
     "launch.remat_table": "experiments.benchmark and launch.compile",
     "tools.remat_table": "experiments.benchmark and launch.compile",
+    "tools.turns": "experiments.benchmark",
 }
 
 # Old name in a module that is still there -> what took its place.
