@@ -30,6 +30,14 @@ from sdtt_jax.typing import Params
 KNOWN = ("stage", "round", "dt", "source", "variant")
 
 
+def _working_directory() -> str:
+    """The working directory; empty if it was removed, since absolute paths do not need it."""
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return ""
+
+
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Loaded(abc.ABC):
     """A network's parameters, with their tokenizer and metadata.
@@ -45,7 +53,7 @@ class Loaded(abc.ABC):
     params: Params
     tokenizer: Tokenizer | None
     facts: dict[str, Any]
-    cwd: str = dataclasses.field(default_factory=os.getcwd)
+    cwd: str = dataclasses.field(default_factory=_working_directory)
 
     def __repr__(self) -> str:
         """One line: what it is, where it is from, and how large it is."""

@@ -100,6 +100,14 @@ def test_log_probs_are_subs(model):
     assert np.isneginf(log_probs[0, 0]).sum() == log_probs.shape[-1] - 1
 
 
+def test_it_loads_where_the_working_directory_was_removed(run, tmp_path, monkeypatch):
+    """From an absolute path, it was a FileNotFoundError without a name. Oracle: the folder."""
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert sdtt_jax.load(run / "teacher").folder == run / "teacher" / "final"
+
+
 @pytest.mark.parametrize("kind", ["documents", "padded", "prompted"])
 def test_logits_read_each_text_of_a_row_as_in_training(model, kind):
     """Oracle: the same text in a row of its own; rotations know only distances, hence 1e-5."""
