@@ -250,8 +250,9 @@ def test_what_is_said_of_another_network_is_refused(golden):
         ({"hidden_size": 17}, "hidden_size=17, but the tensors .* need 16"),
         ({"intermediate_size": 25}, "intermediate_size=25, but the tensors .* need 24"),
         # Neither a list of so many names nor an array of that size is made: neither fits into memory.
-        ({"num_hidden_layers": 10**20}, "holds 24 tensors, too few for the 1000000"),
-        ({"head_dim": 10**20}, r"q_proj\.weight has shape \[24, 16\], but this model needs"),
+        ({"num_hidden_layers": 10**9}, "holds 24 tensors, too few for the 1000000"),
+        ({"head_dim": 10**9}, r"q_proj\.weight has shape \[24, 16\], but this model needs"),
+        ({"head_dim": 10**20}, r"config\.json: head_dim must be 4294967295 or less, not 1000"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
         ({"embedding_multiplier": 12.0}, r"embedding_multiplier=12\.0"),
         ({"residual_multiplier": 0.22}, r"residual_multiplier=0\.22"),
