@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from experiments.settings import RunConfig
 from experiments.stages import mirror
-from experiments.stages.objective import Networks
+from experiments.stages.objective import Networks, distill_objective
 from experiments.stages.workdir import Workdir, final, is_delivered
 from sdtt_jax.checkpoints.place import Place
 from sdtt_jax.checkpoints.store import load_facts, load_params, save_params
@@ -44,6 +44,7 @@ from sdtt_jax.ops.sequences import Sequences
 from sdtt_jax.parallel import processes
 from sdtt_jax.paths import as_path, is_remote
 from sdtt_jax.progress import track_text
+from sdtt_jax.training.step import TrainStep, make_train_step
 from sdtt_jax.typing import Params
 
 
@@ -222,6 +223,11 @@ class Run(Networks):
             network: CausalNetwork = model.network  # type: ignore[union-attr]
             return network
         return super().judge
+
+    @functools.cached_property
+    def distill_step(self) -> TrainStep:
+        """SDTT's compiled step, of all its rounds: dt and the teacher are its arguments."""
+        return make_train_step(distill_objective(self), self.config.distill.train)
 
     def deliver(self, folder: Path, network: Network, params: Params, **facts: Any) -> None:
         """Writes what a stage or round delivers to its folder, with the facts that loading it needs.

@@ -22,7 +22,6 @@ from experiments.stages.job import (
 )
 from experiments.stages.objective import (
     abstract_round,
-    distill_objective,
     init_params,
     teacher_objective,
 )
@@ -46,7 +45,7 @@ from sdtt_jax.training.loop import TrainLog, train
 from sdtt_jax.training.metrics import MetricsWriter
 from sdtt_jax.training.optimizers import greatest_share
 from sdtt_jax.training.state import StateSpec, TrainState
-from sdtt_jax.training.step import LossFn, TrainStep, make_train_step
+from sdtt_jax.training.step import LossFn, make_train_step
 from sdtt_jax.training.watchdog import watchdog
 
 
@@ -199,12 +198,6 @@ def delivered_rounds(run: Run, name: str) -> list[int]:
     return [n for n in numbers if is_delivered(run.workdir.round(n, name))]
 
 
-@functools.lru_cache(maxsize=1)
-def _sdtt_step(run: Run) -> TrainStep:
-    """The compiled step of all rounds: dt and the teacher are its arguments."""
-    return make_train_step(distill_objective(run), run.config.distill.train)
-
-
 def _describe_sdtt(config: RunConfig, number: int) -> str:
     k, dt = config.distill.num_distill_steps, round_dt(config.distill, number)
     return (
@@ -255,7 +248,7 @@ def _sdtt_round(run: Run, number: int) -> TrainingJob:
         student = next_round(config, previous, number, teacher_params=teacher)
         return spec.from_params(**student._asdict())
 
-    step_fn, lora = _sdtt_step(run), config.lora
+    step_fn, lora = run.distill_step, config.lora
     return TrainingJob(run, "distill", number, config.train, step_fn, start, abstract, lora=lora)
 
 

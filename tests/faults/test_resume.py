@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from experiments.stages import context
 from experiments.stages import training as training_stages
 from experiments.stages.runner import open_run, run_stages
 from sdtt_jax.checkpoints.digests import leaf_digests, params_digest
@@ -71,7 +72,8 @@ def test_row_23_around_every_boundary(tmp_path, monkeypatch):
             steps[name] = make(loss, train_config)
         return steps[name]
 
-    monkeypatch.setattr(training_stages, "make_train_step", made_once)
+    for module in (training_stages, context):
+        monkeypatch.setattr(module, "make_train_step", made_once)
     with open_run(config, tmp_path / "unbroken") as run:
         run_stages(run, STAGES)
         expected = states(run)
