@@ -14,7 +14,6 @@ from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.distillation.rounds import round_dt
 from sdtt_jax.errors import UserError
 from sdtt_jax.evaluation.gain import FLOORED, GainConfig, measure_gain
-from sdtt_jax.evaluation.likelihood import spread_inputs
 from sdtt_jax.evaluation.quality import paired_log_ratio
 from sdtt_jax.evaluation.record import FOLDER, Json, Record, digest_of, own_name, own_path
 from sdtt_jax.evaluation.settings import Settings
@@ -264,9 +263,6 @@ def _gain(run: Run, number: int, student: MeasuredModel) -> Json:
         "batch_size": settings.batch_size,
         "seed": run.config.seed,
     } | unusual_generator()
-    inputs |= spread_inputs(len(texts), settings.batch_size)
-    if run.sequences is not None:
-        inputs["sequences"] = run.sequences.kind  # which earlier versions took for packed ones
 
     def compute() -> Json:
         gain = measure_gain(

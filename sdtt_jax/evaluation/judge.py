@@ -144,19 +144,6 @@ def score_texts(
     return Scores(total, count, np.bincount(owners, minlength=len(texts)))
 
 
-def windows_of(model: CausalModel, longest: int) -> dict[str, str]:
-    """What the inputs of stored scores say about windows, so that those of earlier versions are replaced.
-
-    These read texts whole that are longer than a rotary network's training sequences.
-
-    Args:
-      model: the judge.
-      longest: tokens of the longest text, BOS not counted.
-    """
-    once_whole = model.network.max_length is None and longest > model.context
-    return {"windows": "as long as training sequences"} if once_whole else {}
-
-
 def bos_of(model: CausalModel, first_token: str) -> int | None:
     """The token before a text: BOS, or None if the first token is "given"."""
     if first_token == "given":
@@ -225,13 +212,6 @@ def _token_nll(
 def same_tokens(one: Tokenizer, other: Tokenizer) -> bool:
     """Whether two tokenizers give every text the same ids."""
     return one.digest == other.digest and one.normalize == other.normalize
-
-
-def joins_again(source: Tokenizer | None, target: Tokenizer | None) -> bool:
-    """Whether texts are retokenised, and one of the tokenizers adds a leading space."""
-    if source is None or target is None or same_tokens(source, target):
-        return False
-    return source.puts_space or target.puts_space
 
 
 def retokenise(

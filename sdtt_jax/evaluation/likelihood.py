@@ -1,6 +1,7 @@
 """Bounds on the likelihood of text under a denoiser, in nats per token."""
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -10,9 +11,7 @@ import numpy as np
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.estimators import ESTIMATORS, NEVER, BoundConfig, MaskNoise, masking_bound
 from sdtt_jax.diffusion.forward import sample_t
-from sdtt_jax.diffusion.schedule import bound_schedule
-from sdtt_jax.evaluation.record import Json
-from sdtt_jax.model.batches import Batch, batched, even_offsets
+from sdtt_jax.model.batches import batched, even_offsets
 from sdtt_jax.model.masked import Model
 from sdtt_jax.ops.sequences import Sequences, arrange
 from sdtt_jax.ops.tokens import as_rows
@@ -29,26 +28,9 @@ class Bounds(NamedTuple):
     counted: Any
 
 
-def bound_inputs(model: Model) -> Json:
-    """What a stored bound of the model also depends on: its range, where that is not the schedule's own.
-
-    Earlier versions kept to the schedule's own range, so their results are computed again there.
-    """
-    schedule, _ = bound_schedule(model.schedule)
-    return {} if schedule == model.schedule else {"range": "whole"}
-
-
-def spread_inputs(count: int, batch_size: int) -> Json:
-    """What a stored result of `count` texts also depends on if its times are spread over each batch.
-
-    In earlier versions the rows that filled up a batch took a part of the grid, so that it is computed again.
-    """
-    return {"spread": "over the texts of a batch"} if count % batch_size else {}
-
-
 def text_bounds(
     model: Model, tokens: np.ndarray, key: jax.Array, config: BoundConfig, *, batch_size: int
-) -> list[Batch[Bounds]]:
+) -> list[Callable[[], Bounds]]:
     """Functions that estimate the bound of each text, one for each batch.
 
     Args:

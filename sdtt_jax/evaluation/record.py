@@ -18,7 +18,6 @@ import numpy as np
 from sdtt_jax.checkpoints.digests import canonical_sha256
 from sdtt_jax.config import differences, require
 from sdtt_jax.errors import ConfigError, UserError
-from sdtt_jax.model.batches import Batch
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
 from sdtt_jax.parallel import processes
@@ -33,7 +32,9 @@ from sdtt_jax.paths import (
 )
 from sdtt_jax.progress import tracked
 
-FORMAT = "sdtt_jax evaluation 1"
+FORMAT = "sdtt_jax evaluation 2"
+EARLIER = "sdtt_jax evaluation 1"
+"""The format of earlier versions, whose items do not all say what they would be computed from now."""
 FOLDER = "evaluations"
 """The folder in a run's directory whose JSON files its report shows."""
 PACKAGES = ("sdtt_jax", "jax", "jaxlib", "flax", "optax", "numpy", "scipy")
@@ -90,8 +91,6 @@ class Record:
     ):
         self.path, self.log, self._replace = as_path(path), log, replace
         self._parts = self.path.with_name(self.path.name + ".parts")
-        # Where earlier versions kept them, which files that differ in their endings alone then shared.
-        self._earlier_parts = self.path.with_name(self.path.stem + ".parts")
         self._content: Json = {"format": FORMAT, "model": model, "items": {}}
         self._own: Json = {}  # the items of this call
         self._removed: set[str] = set()
@@ -174,7 +173,7 @@ class Record:
         self,
         name: str,
         inputs: Json,
-        batches: Sequence[Batch[Any]],
+        batches: Sequence[Callable[[], Any]],
         arrays_of: Callable[[Any], Arrays],
         *,
         tokens: int,
@@ -192,22 +191,27 @@ class Record:
 
     def _part(self, name: str, inputs: Json, part: int | str) -> Path:
         part = f"{part:05d}" if isinstance(part, int) else part
-        digest = canonical_sha256(_plain(inputs))[:12]
-        inside = f"{name.replace('/', '_')}-{digest}/{part}.npz"
-        new, old = self._parts / inside, self._earlier_parts / inside
-        return old if old.exists() and not new.exists() else new
+        digest = canonical_sha256([FORMAT, _plain(inputs)])[:12]
+        return self._parts / f"{name.replace('/', '_')}-{digest}/{part}.npz"
 
     def _earlier(self) -> Json:
         """The items in the file."""
         if not self.path.exists():
             return {}
         content = read_json(self.path, ConfigError, "remove it or give another file")
-        if not isinstance(content, Mapping) or content.get("format") != FORMAT:
+        if not isinstance(content, Mapping) or content.get("format") not in (FORMAT, EARLIER):
             raise ConfigError(
                 f"{self.path} exists and is not a file of results; remove it or name another file."
             )
         if fault := damage(content):
             raise ConfigError(f"{self.path} is damaged ({fault}); remove it or give another file.")
+        if content["format"] == EARLIER:
+            if self._replace:
+                return {}
+            raise ConfigError(
+                f"{self.path} was written by an earlier version of sdtt_jax, which measured some figures in "
+                "other ways; remove it or give another file."
+            )
         model = self._content["model"]
         if content["items"] and content["model"]["digest"] != model["digest"]:
             if self._replace:
@@ -309,7 +313,7 @@ def _plain(content: Any) -> Any:
 def kept_batches(
     title: str,
     paths: Sequence[Path],
-    batches: Sequence[Batch[Any]],
+    batches: Sequence[Callable[[], Any]],
     arrays_of: Callable[[Any], Arrays],
     *,
     tokens: int,
@@ -325,7 +329,7 @@ def kept_batches(
       tokens: of one batch, for the progress.
       shown: False for work that needs no progress bar.
     """
-    found = [_agreed(path, batch.rows) for path, batch in zip(paths, batches, strict=True)]
+    found = list(map(_agreed, paths))
     missing = [number for number, arrays in enumerate(found) if arrays is None]
     finished, shown = len(found) - len(missing), shown and processes.is_first()
     for number in tracked(title, missing, tokens=tokens, finished=finished, shown=shown):
@@ -343,15 +347,12 @@ def placeless(inputs: Mapping[str, Any]) -> Json:
     }
 
 
-def _agreed(path: Path, rows: int | None = None) -> Arrays | None:
+def _agreed(path: Path) -> Arrays | None:
     """The stored arrays of a part if process 0 can read them (then all must); else None."""
     stored = read_npz(path)
-    if stored is not None:
-        # A file that was copied over another one is computed again. Earlier versions did not name the part.
-        same = str(stored.pop(PART, _part_name(path))) == _part_name(path)
-        # Earlier versions made larger batches on some numbers of devices.
-        if not same or any(len(x) != (rows or len(x)) for x in stored.values()):
-            stored = None
+    # A file that was copied over another one is computed again.
+    if stored is not None and str(stored.pop(PART, "")) != _part_name(path):
+        stored = None
     return dict(_seen(stored, path)) if processes.agree(stored is not None) else None
 
 

@@ -4,11 +4,10 @@ Everything that samples or scores many texts goes through `batched`, so that a k
 every caller: batch i is drawn with `fold_in(key, i)`.
 """
 
-import dataclasses
 import functools
 import operator
 from collections.abc import Callable
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,20 +21,6 @@ from sdtt_jax.parallel.placement import place_batch
 from sdtt_jax.parallel.processes import to_host
 
 BatchFunction = Callable[[Any, jax.Array, Any], Any]
-
-
-Result = TypeVar("Result")
-
-
-@dataclasses.dataclass(frozen=True)
-class Batch(Generic[Result]):
-    """One batch of rows, computed when called."""
-
-    compute: Callable[[], Result]  # gives a tree of `[rows, ...]`
-    rows: int
-
-    def __call__(self) -> Result:
-        return self.compute()
 
 
 class Written(NamedTuple):
@@ -56,8 +41,8 @@ def unmasked(rows: np.ndarray, mask_id: int) -> np.ndarray:
 
 def batched(
     function: BatchFunction, params: Any, rows: Any, batch_size: int, filler: Any = None
-) -> list[Batch[Any]]:
-    """Splits work into batches, each of which is computed when it is called.
+) -> list[Callable[[], Any]]:
+    """Splits work into batches: functions without arguments, each of which computes one.
 
     Args:
       function: a compiled function or a wrapper of one; `function(params, index, batch)` gives a tree of
@@ -81,12 +66,11 @@ def batched(
     size = min(batch_size, count)
     computed = full_batch(size, mesh_if_any(params))
 
-    def batch(index: int, start: int) -> Batch[Any]:
-        taken = _take(rows, start, start + size)
-        compute = functools.partial(_run, function, params, index, taken, computed, filler)
-        return Batch(compute, min(size, count - start))
-
-    return [batch(index, start) for index, start in enumerate(range(0, count, size))]
+    taken = (_take(rows, start, start + size) for start in range(0, count, size))
+    return [
+        functools.partial(_run, function, params, index, batch, computed, filler)
+        for index, batch in enumerate(taken)
+    ]
 
 
 def map_batches(function: BatchFunction, params: Any, rows: Any, batch_size: int) -> Any:

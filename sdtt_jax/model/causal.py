@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,7 +15,7 @@ from sdtt_jax.config import check_fields, require, whole
 from sdtt_jax.diffusion.decoders.base import Helper
 from sdtt_jax.keys import check_key
 from sdtt_jax.model.base import Loaded
-from sdtt_jax.model.batches import Batch, Written, batched
+from sdtt_jax.model.batches import Written, batched
 from sdtt_jax.networks.causal import CausalNetwork
 from sdtt_jax.networks.config import TransformerConfig
 from sdtt_jax.ops.categorical import Filters
@@ -140,7 +141,7 @@ class CausalModel(Loaded):
         num_tokens: int,
         batch_size: int = 32,
         **filters: Any,
-    ) -> list[Batch[Written]]:
+    ) -> list[Callable[[], Written]]:
         """Continues `prompts: [B, n]` int32: one function per batch writes texts `[rows, n + num_tokens]`.
 
         Args:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -30,7 +30,7 @@ from sdtt_jax.diffusion.schedule import Schedule
 from sdtt_jax.diffusion.shared_program import outline, spread_of
 from sdtt_jax.keys import check_key
 from sdtt_jax.model.base import Loaded, as_helper_of
-from sdtt_jax.model.batches import Batch, Written, batched, unmasked
+from sdtt_jax.model.batches import Written, batched, unmasked
 from sdtt_jax.model.generation import generate
 from sdtt_jax.model.learnt import with_stored_schedule
 from sdtt_jax.model.prompts import Texts, cut_at_eos, given_batch, with_length
@@ -183,7 +183,7 @@ class Model(Loaded):
         config: SamplerConfig,
         batch_size: int = 32,
         helper: Loaded | Helper | None = None,
-    ) -> list[Batch[Written]]:
+    ) -> list[Callable[[], Written]]:
         """Fills the MASK positions of `x_init: [B, L]` int32: one function per batch writes its texts.
 
         Args:

@@ -12,7 +12,7 @@ from sdtt_jax.config import to_mapping
 from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.errors import DataError
 from sdtt_jax.evaluation import suites
-from sdtt_jax.evaluation.record import FOLDER, FORMAT, damage, own_name, place_in_run
+from sdtt_jax.evaluation.record import EARLIER, FOLDER, FORMAT, damage, own_name, place_in_run
 from sdtt_jax.paths import absolute, as_path, read_json
 from sdtt_jax.reporting.palette import number, steps_text
 
@@ -90,7 +90,7 @@ def read_evaluation(path: Path | str) -> Evaluation:
       DataError: it cannot be read, or is something else.
     """
     content = read_json(path, remedy=ANEW)
-    if not isinstance(content, Mapping) or content.get("format") != FORMAT:
+    if not isinstance(content, Mapping) or content.get("format") not in (FORMAT, EARLIER):
         raise DataError(
             f"{path} is not a result of experiments.evaluate; give a file that its --output wrote."
         )

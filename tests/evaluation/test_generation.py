@@ -21,7 +21,7 @@ from sdtt_jax.evaluation.suites.generation import (
     unprompted,
     writers,
 )
-from sdtt_jax.model.batches import Batch, Written
+from sdtt_jax.model.batches import Written
 from sdtt_jax.model.masked import Model
 from sdtt_jax.networks import CausalConfig, CausalNetwork
 from tests.model.runs import model, random_params, run
@@ -118,25 +118,6 @@ def test_all_suites_begin_where_sampling_begins(model, tmp_path, monkeypatch, fa
     assert row[row != model.mask_id].tolist() == list(asked)
 
 
-def test_scores_whose_spaces_were_lost_are_computed_again(model):
-    """They are stored with what they depend on, which now says so; of other tokenizers they are kept."""
-    gpt2 = train_tokenizer(TokenizerConfig(kind="gpt2"), [])
-    spaced = [spacing(kind) for kind in KINDS[:2]]
-    network = CausalNetwork(CausalConfig(8, length=8, num_layers=1, embed_dim=8, num_heads=2))
-    for written, judged, again in (
-        (spaced[0], gpt2, True),
-        (gpt2, spaced[0], True),
-        (*spaced, True),
-        (spaced[0], spaced[0], False),
-        (model.tokenizer, gpt2, False),
-        (spaced[0], None, False),
-    ):
-        writer = dataclasses.replace(model, tokenizer=written)
-        judge = as_causal(network, {}, judged)
-        found = generation.judging(Subject(writer, SETTINGS, judge))
-        assert ("spaces" in found) == again
-
-
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("sequences", "text"), [("packed", " tin"), ("prompted", "tin")])
 def test_a_text_that_goes_on_keeps_its_space(model, monkeypatch, kind, sequences, text):
@@ -228,8 +209,8 @@ def test_the_padding_of_real_text_is_not_measured(model, tmp_path, kind):
     ]
     assert judged.scores.scored.tolist() == [len(text) - len(start) for text in texts]
     rows = np.array([text + [8] * (7 - len(text)) for text in texts], np.int32)
-    written = Batch(lambda: Written(rows, np.ones(2)), 2)
-    writer = Writer("teacher", model, [written], {"kind": "diffusion"}, {}, len(start))
+    facts = {"kind": "diffusion"}
+    writer = Writer("teacher", model, [lambda: Written(rows, np.ones(2))], facts, {}, len(start))
     judged = judged_texts(subject, record, setup, writer)
     assert [text.tolist() for text in judged.reading.written] == [
         text[len(start) :] for text in texts

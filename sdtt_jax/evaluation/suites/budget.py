@@ -34,8 +34,6 @@ def suite(subject: Subject, record: Record) -> None:
     every = [w for w in generation.writers(subject, setup) if w.facts["kind"] == "diffusion"]
     every.sort(key=lambda writer: writer.facts["num_steps"])
     inputs: Json = {"texts": [writer.inputs for writer in every], "delta": settings.budget_delta}
-    if subject.ends == "cut":
-        inputs["empty"] = "left out"  # earlier versions counted nothing written as nothing lost
 
     def compute() -> Json:
         judged = [generation.judged_texts(subject, record, setup, writer) for writer in every]

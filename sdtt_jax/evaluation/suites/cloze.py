@@ -9,7 +9,6 @@ from sdtt_jax.diffusion.estimators import BoundConfig
 from sdtt_jax.evaluation.bootstrap import bootstrap, exp_mean, share, with_interval
 from sdtt_jax.evaluation.cloze import ItemScores, choice_hits, scores
 from sdtt_jax.evaluation.continuations import Choice, contexts_cut, encode, layout_of
-from sdtt_jax.evaluation.likelihood import bound_inputs
 from sdtt_jax.evaluation.record import Json, Record, digest_of
 from sdtt_jax.evaluation.settings import Settings
 from sdtt_jax.evaluation.subject import Subject
@@ -52,10 +51,7 @@ def _item(
         record.log(f"  {how}: {cut} of {len(items)} contexts are too long and lose their beginning")
     inputs = subject.inputs(model, [ids for item in items for ids in item])
     if isinstance(model, Model):
-        inputs |= {"num_maskings": settings.num_maskings} | bound_inputs(model)
-    else:
-        if len(layout.opening(np.empty(0))) + max(map(len, parts)) > model.context:
-            inputs["rows"] = "of all that fits"  # earlier versions used one position less
+        inputs["num_maskings"] = settings.num_maskings
     if choices:
         inputs["choices"] = digest_of(
             np.array([choice.answer, *map(len, choice.endings)]) for choice in choices

@@ -31,8 +31,6 @@ def suite(subject: Subject, record: Record) -> None:
     log_unknown(record, model.tokenizer, tokens, "held-out text")
     bound, failure = settings.exit_bound, settings.exit_failure
     inputs = subject.inputs(model, [tokens]) | {"failure": failure}
-    # Earlier versions also counted texts without a masked token, and took all sequences for packed ones.
-    inputs["mean"] = "over masked texts"
     # What a stored threshold holds for.
     kind = {} if model.sequences is None else {"sequences": model.sequences.kind}
     exits, measured, how = None, model, "untrained"

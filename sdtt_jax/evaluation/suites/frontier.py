@@ -13,7 +13,6 @@ import numpy as np
 
 from sdtt_jax.checkpoints.digests import canonical_sha256
 from sdtt_jax.config import require
-from sdtt_jax.diffusion.decoders import parse_mode
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.evaluation.bootstrap import bootstrap, exp_ratio, mean, with_interval
 from sdtt_jax.evaluation.judge import in_judge_tokens
@@ -106,11 +105,6 @@ def _item(
         "judging": generation.judging(subject),
         "real": digest_of([real]),
     }
-    if subject.ends != "keep":
-        inputs["entropy"] = target  # earlier versions took that of whole sequences
-    parsed = parse_mode(mode)
-    if parsed.decoder.pick or parsed.decoder.step or parsed.stop:
-        inputs["nfe"] = "at that entropy"  # earlier versions took the mean over all temperatures
 
     def compute() -> Json:
         judged = [

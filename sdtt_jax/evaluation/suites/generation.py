@@ -1,5 +1,6 @@
 """The suite "generation": texts at every number of steps, causal texts and real ones, all judged alike."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -11,9 +12,7 @@ from sdtt_jax.evaluation.judge import (
     Scores,
     bos_of,
     in_judge_tokens,
-    joins_again,
     score_texts,
-    windows_of,
 )
 from sdtt_jax.evaluation.mauve import MauveConfig, mauve_score, text_features
 from sdtt_jax.evaluation.quality import quality
@@ -23,7 +22,7 @@ from sdtt_jax.evaluation.texts import held_out, held_out_name, openings
 from sdtt_jax.evaluation.unknown import log_unknown, unknown_tokens
 from sdtt_jax.keys import purpose_key
 from sdtt_jax.model.base import same_ids
-from sdtt_jax.model.batches import Batch, Written, join
+from sdtt_jax.model.batches import Written, join
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
 from sdtt_jax.model.prompts import with_prompt_end
@@ -55,7 +54,7 @@ class Writer(NamedTuple):
     name: str  # of the item
     model: Model | CausalModel  # the texts are in its tokens
     # Write the texts, batch by batch; each text is the last tokens of its row.
-    batches: list[Batch[Written]]
+    batches: list[Callable[[], Written]]
     facts: Json  # of the result
     inputs: Json  # everything that determines the texts
     # Tokens at the start of the texts, or of each, that are a prompt: `[texts]`.
@@ -164,8 +163,6 @@ def writers(subject: Subject, setup: Setup) -> list[Writer]:
         batches = causal.batches(key, prompts, free, settings.batch_size, **settings.filters)
         facts = {"kind": "autoregressive"}
         inputs = facts | drawn(causal, prompts) | {"sampler": settings.filters}
-        if causal.sequences is not None and causal.sequences.kind == "documents":
-            inputs["texts"] = "each on its own"  # earlier versions read on beyond an EOS
         result.append(Writer("autoregressive", causal, batches, facts, inputs, setup.given))
     return result
 
@@ -240,11 +237,10 @@ def _item(
     subject: Subject, record: Record, setup: Setup, writer: Writer, real: Writer | None
 ) -> None:
     settings, judge, name = subject.settings, subject.judge, _name(setup, writer)
-    inputs = writer.inputs | judging(subject) | {"real": real and real.inputs}
     written = setup.name == PROMPTED and writer.facts["kind"] != "real"
     continuations = settings.continuations if written else 1
-    if continuations > 1:
-        inputs["resampled"] = "prompts"  # earlier versions took their continuations for independent
+    inputs = writer.inputs | judging(subject) | {"real": real and real.inputs}
+    inputs["continuations"] = continuations
 
     def compute() -> Json:
         judged = judged_texts(subject, record, setup, writer)
@@ -304,7 +300,7 @@ def _real(subject: Subject, setup: Setup, real: np.ndarray) -> Writer:
     facts = {"kind": "real", "source": held_out_name(subject)}
     inputs: Json = {"texts": digest_of([real]), "given": setup.given}
     written = Written(real, np.full(len(real), np.nan))  # no calls
-    batches, sequences = [Batch(lambda: written, len(real))], subject.model.sequences
+    sequences = subject.model.sequences
     given: int | np.ndarray = setup.given
     lengths = None
     if setup.name != PROMPTED:
@@ -312,23 +308,18 @@ def _real(subject: Subject, setup: Setup, real: np.ndarray) -> Writer:
         texts, given = unpadded(real, sequences)
         if sequences is not None and sequences.has_padding:
             lengths = np.array([len(text) for text in texts])
-    return Writer("real_text", subject.model, batches, facts, inputs, given, lengths)
+    return Writer("real_text", subject.model, [lambda: written], facts, inputs, given, lengths)
 
 
 def judging(subject: Subject) -> Json:
     """The inputs that determine the scores of texts, apart from the texts."""
     settings, judge = subject.settings, subject.judge
-    inputs: Json = {
+    return {
         "judge": judge and {"path": judge.facts["path"]} | judge.fingerprint,
         "first_token": settings.first_token,
         "ends": subject.ends,
         "resampling_seed": settings.seed,
     }
-    if judge is not None and joins_again(subject.model.tokenizer, judge.tokenizer):
-        inputs["spaces"] = "kept"  # earlier versions lost or added one after a prompt
-    if judge is not None:
-        inputs |= windows_of(judge, subject.length)
-    return inputs
 
 
 def _lines(judged: Judged, model: Model | CausalModel) -> list[Json]:

@@ -15,7 +15,6 @@ from sdtt_jax.evaluation.judge import (
     make_rows,
     score_texts,
     token_nll,
-    windows_of,
 )
 from sdtt_jax.evaluation.quality import quality
 from sdtt_jax.evaluation.record import Json, Record, digest_of, npz
@@ -66,7 +65,7 @@ def suite(subject: Subject, record: Record) -> None:
         "first_token": settings.first_token,
         "ends": ends,
         "seed": settings.seed,
-    } | windows_of(model, max(map(len, reading.seen)))
+    }
 
     def compute() -> Json:
         scores = score_texts(

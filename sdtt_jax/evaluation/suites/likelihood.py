@@ -7,10 +7,10 @@ import numpy as np
 
 from sdtt_jax.config import require
 from sdtt_jax.data import Tokenizer
-from sdtt_jax.diffusion.estimators import ESTIMATORS, BoundConfig
+from sdtt_jax.diffusion.estimators import BoundConfig
 from sdtt_jax.evaluation.bootstrap import Interval, bootstrap, ratio, shares, with_interval
-from sdtt_jax.evaluation.judge import in_judge_tokens, score_texts, windows_of
-from sdtt_jax.evaluation.likelihood import Bounds, bound_inputs, spread_inputs, text_bounds
+from sdtt_jax.evaluation.judge import in_judge_tokens, score_texts
+from sdtt_jax.evaluation.likelihood import Bounds, text_bounds
 from sdtt_jax.evaluation.quality import perplexity
 from sdtt_jax.evaluation.record import Json, Record
 from sdtt_jax.evaluation.subject import Subject
@@ -43,19 +43,15 @@ def _bound(
 ) -> None:
     settings, name = subject.settings, f"likelihood/{estimator}"
     config = BoundConfig(estimator, settings.num_maskings)
-    inputs = subject.inputs(model, [tokens]) | bound_inputs(model)
+    inputs = subject.inputs(model, [tokens])
     inputs |= {"estimator": estimator, "num_maskings": settings.num_maskings}
-    if ESTIMATORS[estimator].spread:
-        inputs |= spread_inputs(len(tokens), settings.batch_size)
-    if model.sequences is not None:
-        inputs["mean"] = "over tokens"  # earlier versions took the mean over texts
 
     def compute() -> Json:
         key = purpose_key(settings.seed, "evaluate.bound")
         batches = text_bounds(model, tokens, key, config, batch_size=settings.batch_size)
         parts = record.batches(
             name,
-            inputs | {"counts": "masked, counted"},
+            inputs,
             batches,
             Bounds._asdict,
             tokens=tokens.size * settings.num_maskings // len(batches),
@@ -112,11 +108,6 @@ def _exact(subject: Subject, model: CausalModel, record: Record, tokens: np.ndar
         return _measures(nats) | facts
 
     inputs = subject.inputs(model, [tokens]) | {"first_token": settings.first_token}
-    inputs |= windows_of(model, tokens.shape[1])
-    if packed is not None:
-        inputs["sequences"] = packed.kind  # which earlier runs took for packed ones
-    if foreign:
-        inputs["retokenised"] = True  # earlier versions gave it the other model's ids
     result = record.item("likelihood/autoregressive", inputs, compute, _source(subject))
     record.log(
         f"  autoregressive: perplexity {with_interval(result, 'perplexity', 3)}, "

@@ -32,8 +32,6 @@ def suite(subject: Subject, record: Record) -> None:
     seed, maskings, batch_size = settings.seed, settings.num_maskings, settings.batch_size
     inputs = subject.inputs(model, [tokens]) | {"num_maskings": maskings}
     inputs["call_temperatures"] = settings.call_temperatures
-    if tokens.shape[1] >= 10_000:
-        inputs["counts"] = "exact"  # earlier versions kept four digits
 
     @functools.cache
     def curve() -> np.ndarray:
