@@ -8,12 +8,12 @@ import numpy as np
 from experiments.distillers import COUPLED
 from experiments.stages.context import Run
 from sdtt_jax.evaluation.bootstrap import bootstrap
-from sdtt_jax.evaluation.quality import perplexity, unigram_entropy
+from sdtt_jax.evaluation.quality import perplexity
 from sdtt_jax.evaluation.record import FOLDER, Json, Record
 from sdtt_jax.evaluation.settings import Settings
 from sdtt_jax.evaluation.subject import Subject
 from sdtt_jax.evaluation.suites import generation
-from sdtt_jax.evaluation.suites.frontier import at_entropy
+from sdtt_jax.evaluation.suites.frontier import at_entropy, column_means, text_columns
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
 from sdtt_jax.reporting.palette import counted
@@ -128,7 +128,7 @@ def enclosed(
 
 def _distance(judged: generation.Judged, entropy: float) -> float:
     """How far the mean entropy of texts lies above `entropy`, in standard errors of that mean."""
-    found = unigram_entropy(judged.tokens)
+    *_, found = text_columns(judged)
     above = float(found.mean()) - entropy
     error = float(found.std(ddof=1)) / len(found) ** 0.5 if len(found) > 1 else 0.0
     return above / error if error else float(np.copysign(np.inf, above)) if above else 0.0
@@ -171,13 +171,9 @@ def _matched(entropy: float, temperatures: Sequence[float], columns: Sequence[np
 def _columns(
     known: Mapping[str, float], judged: Mapping[str, generation.Judged]
 ) -> tuple[list[float], list[np.ndarray]]:
-    """The temperatures of the judged ways of writing, and the `columns` of their texts for `_at`."""
-    ways, columns = [way for way in known if way in judged], []
-    for way in ways:
-        scores = judged[way].scores
-        assert scores is not None
-        columns += [scores.per_token, unigram_entropy(judged[way].tokens)]
-    return [known[way] for way in ways], columns
+    """The temperatures of the judged ways of writing, and the columns of their texts for `_at`."""
+    ways = [way for way in known if way in judged]
+    return [known[way] for way in ways], [x for way in ways for x in text_columns(judged[way])]
 
 
 def _at(
@@ -185,10 +181,9 @@ def _at(
 ) -> tuple[np.ndarray, ...]:
     """Nats per token, entropy and temperature where the entropy is as given, or at the nearer end.
 
-    `columns` are, for each way of writing in turn, nats per token and entropy of its texts, `[..., texts]`.
+    `columns` are the `text_columns` of each way of writing in turn.
     """
-    means = [column.mean(axis=-1) for column in columns]
-    nats, entropies = np.stack(means[::2], axis=-1), np.stack(means[1::2], axis=-1)
+    nats, entropies = column_means(columns)
     at = np.clip(entropy, entropies.min(axis=-1), entropies.max(axis=-1))
     shares = np.broadcast_to(temperatures, nats.shape)
     return at_entropy(nats, entropies, at), at, at_entropy(shares, entropies, at)
@@ -225,5 +220,5 @@ def _texts(
 def _figures(run: Run, judged: generation.Judged) -> Json:
     assert judged.scores is not None
     found: Json = perplexity(judged.scores, seed=run.config.seed).named("gen_ppl")
-    entropy = float(unigram_entropy(judged.reading.texts).mean())
-    return found | {"entropy": entropy, "nfe": float(judged.nfe.mean())}
+    *_, entropy = text_columns(judged)
+    return found | {"entropy": float(entropy.mean()), "nfe": float(judged.nfe.mean())}

@@ -22,7 +22,7 @@ from sdtt_jax.checkpoints.store import load_params, save_params
 from sdtt_jax.data.loader import shuffled
 from sdtt_jax.distillation.trajectories import noise_of, trajectory_end
 from sdtt_jax.errors import ConfigError, MismatchError
-from sdtt_jax.evaluation.judge import Scores
+from sdtt_jax.evaluation.judge import ReadTexts, Scores
 from sdtt_jax.evaluation.suites.generation import Judged
 from sdtt_jax.interchange.export import export_orbax, export_reference
 from sdtt_jax.keys import purpose_key
@@ -222,7 +222,8 @@ def test_it_is_loaded_sampled_and_exported_with_its_noise_network(unbroken, tmp_
 def judged_texts(distinct, nats):
     """Four texts of eight tokens, `distinct` of them different and equally frequent, at `nats` per token."""
     tokens = np.tile(np.arange(8) % distinct, (4, 1)).astype(np.int32)
-    return Judged(tokens, np.ones(4), None, Scores(np.full(4, 8 * nats), np.full(4, 8), None))
+    reading = ReadTexts(list(tokens), list(tokens), np.zeros(4, int), {}, np.zeros(4, int))
+    return Judged(tokens, np.ones(4), reading, Scores(np.full(4, 8 * nats), np.full(4, 8), None))
 
 
 def test_student_and_teacher_are_measured_at_the_entropy_of_real_text():
@@ -274,7 +275,7 @@ def test_temperatures_are_written_until_they_enclose_an_entropy(monkeypatch, ent
     temperatures = {"teacher_cool": 0.9, "teacher": 1.2, "teacher_warm": 1.36, "teacher_hot": 1.5}
     spread = np.array([0.1, -0.1] * 50)
     monkeypatch.setattr(
-        few_calls, "unigram_entropy", lambda way: temperatures[way] + spread * np.sqrt(0.99)
+        few_calls, "text_columns", lambda way: (temperatures[way.tokens] + spread * np.sqrt(0.99),)
     )
     found = enclosed(
         lambda way, _: Judged(way, np.ones(1), None, None), temperatures, ["teacher"], entropy

@@ -8,6 +8,7 @@ interpolated between them at the entropy of real text.
 import dataclasses
 import functools
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -127,7 +128,7 @@ def _item(
 
 
 def _point(judged: generation.Judged, seed: int) -> Json:
-    nll, scored, entropy = _columns(judged)
+    nll, scored, entropy = text_columns(judged)
     found = bootstrap(exp_ratio, nll, scored, seed=seed).named("gen_ppl")
     return found | bootstrap(mean, entropy, seed=seed).named("entropy")
 
@@ -138,16 +139,12 @@ def _matched(judged: list[generation.Judged], settings: Settings, target: float)
     Text i of all temperatures is drawn with one key, so they are resampled together. The calls of an entropy
     that is not reached are the mean over all temperatures.
     """
-    columns = list(itertools.chain(*map(_columns, judged)))
-
-    def means(*columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        nll, scored, entropy = (np.stack(columns[i::3], axis=-2) for i in range(3))
-        return np.log(exp_ratio(nll, scored)), mean(entropy)
+    columns = list(itertools.chain(*map(text_columns, judged)))
 
     def perplexity(*columns: np.ndarray) -> np.ndarray:
-        return np.exp(at_entropy(*means(*columns), target))
+        return np.exp(at_entropy(*column_means(columns), target))
 
-    _, entropies = means(*columns)
+    _, entropies = column_means(columns)
     calls = np.array([texts.nfe.mean() for texts in judged])
     if not entropies.min() <= target <= entropies.max():
         nothing = dict.fromkeys(("gen_ppl", "gen_ppl_low", "gen_ppl_high", "temperature"))
@@ -159,11 +156,20 @@ def _matched(judged: list[generation.Judged], settings: Settings, target: float)
     return found | {"temperature": float(temperature), "nfe": float(nfe)}
 
 
-def _columns(judged: generation.Judged) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def text_columns(judged: generation.Judged) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """For each text its nats, the number of scored tokens, and its entropy."""
     scores = judged.scores
     assert scores is not None
     return scores.nll, scores.scored, unigram_entropy(judged.reading.written)
+
+
+def column_means(columns: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Nats per token and mean entropy of several sets of texts: `[..., sets]` each.
+
+    `columns` are the `text_columns` of one set after the other, each `[..., texts]`.
+    """
+    nll, scored, entropy = (np.stack(columns[i::3], axis=-2) for i in range(3))
+    return np.log(exp_ratio(nll, scored)), mean(entropy)
 
 
 def _clean_calls(record: Record, latest: str) -> None:
