@@ -15,13 +15,11 @@ import numpy as np
 
 from sdtt_jax.checkpoints.digests import params_digest
 from sdtt_jax.config import require
-from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.evaluation.record import Arrays, npz, read_npz
 from sdtt_jax.keys import purpose_key
 from sdtt_jax.model.masked import Model
 from sdtt_jax.networks.exiting import EXIT_PARAMS, untrained_exits
 from sdtt_jax.objectives import BASE, exits_loss
-from sdtt_jax.ops.sequences import Sequences
 from sdtt_jax.parallel import processes
 from sdtt_jax.parallel.mesh import MeshConfig, check_batch_size, make_mesh
 from sdtt_jax.parallel.placement import place_whole
@@ -31,7 +29,7 @@ from sdtt_jax.training.config import TrainConfig
 from sdtt_jax.training.loop import Interrupted, TrainLog, train
 from sdtt_jax.training.optimizers import OptimizerConfig
 from sdtt_jax.training.state import StateSpec
-from sdtt_jax.training.step import TrainStep, make_train_step
+from sdtt_jax.training.step import make_train_step
 
 FILE = "exits.npz"
 LEARNING_RATE = 3e-3
@@ -69,7 +67,7 @@ def train_exits(
         try:
             state = train(
                 state,
-                _step(model.diffusion, model.sequences, config),
+                make_train_step(exits_loss(model.diffusion, model.sequences), config),
                 lambda step: tokens[order[(step * batch_size + rows) % len(tokens)]],
                 purpose_key(seed, "evaluate.exits.training"),
                 config,
@@ -78,13 +76,6 @@ def train_exits(
         except Interrupted as stop:  # the training is too short to keep a part of it
             raise KeyboardInterrupt from stop
     return {name: processes.to_host(value) for name, value in state.params.items()}
-
-
-@functools.lru_cache(maxsize=1)  # Another training with the same settings compiles nothing.
-def _step(
-    diffusion: MaskedDiffusion, sequences: Sequences | None, config: TrainConfig
-) -> TrainStep:
-    return make_train_step(exits_loss(diffusion, sequences), config)
 
 
 def with_exits(model: Model, exits: Arrays) -> Model:

@@ -138,7 +138,8 @@ def _items(parse: Callable[[Row], Cloze | Choice], path: Path) -> Iterator[Cloze
         raise ConfigError(f"{path} does not exist; put the task's JSONL file there.")
     for where, line in text_lines(path):
         fault = "is not of the task's form"
-        row = jax.tree.map(_cleaned, parse_json(line, where + ",", fault=fault))
+        found = parse_json(line, where + ",", fault=fault)
+        row = jax.tree.map(lambda x: without_traces_of_files(x) if isinstance(x, str) else x, found)
         try:
             item = parse(row)
             clozes = [item] if isinstance(item, Cloze) else item.clozes()
@@ -150,10 +151,6 @@ def _items(parse: Callable[[Row], Cloze | Choice], path: Path) -> Iterator[Cloze
             raise DataError(f"{where}, has no field {error}.") from None
         except (ValueError, TypeError, AttributeError, ConfigError) as error:
             raise DataError(f"{where}, {fault} ({error}).") from None
-
-
-def _cleaned(value: Any) -> Any:
-    return without_traces_of_files(value) if isinstance(value, str) else value
 
 
 def _question(question: str, endings: list[str], answer: int) -> Choice:

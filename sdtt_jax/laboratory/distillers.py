@@ -41,10 +41,6 @@ def measure_distillers(names: Sequence[str], bench: others.StudentBench) -> Reco
     return measured
 
 
-def _sdtt(bench: others.StudentBench) -> others.Students:
-    return {n: [bench.optima[-1]] for n in bench.calls}
-
-
 def _exactly(
     students: Callable[[others.StudentBench], others.Students],
     bench: others.StudentBench,
@@ -72,10 +68,6 @@ def _both_ways(
     }
 
 
-def _one_shot(bench: others.StudentBench, name: str) -> dict[str, Record]:
-    return _both_ways(bench, name, bench.one_shot, bench.calls)
-
-
 def _in_rounds(soft_weight: float, bench: others.StudentBench, name: str) -> dict[str, Record]:
     """Trains as many steps in all as one-shot; each number of calls gets the student of its own round."""
     world, one_shot = bench.truth.world, bench.coupled
@@ -99,20 +91,18 @@ def _in_rounds(soft_weight: float, bench: others.StudentBench, name: str) -> dic
     return found
 
 
-def _coupled_idlm(bench: others.StudentBench, name: str) -> dict[str, Record]:
-    return _both_ways(bench, name, others.coupled_idlm_params(bench), bench.calls)
-
-
 def _masks(kind: str, coupled: bool, bench: others.StudentBench, name: str) -> dict[str, Record]:
     return {name: others.masks_measures(bench, kind, coupled=coupled)}
 
 
 DISTILLERS: dict[str, Measure] = {
-    UNTRAINED: partial(_exactly, _sdtt),
-    "coupled": _one_shot,
+    UNTRAINED: partial(_exactly, lambda bench: {n: [bench.optima[-1]] for n in bench.calls}),
+    "coupled": lambda bench, name: _both_ways(bench, name, bench.one_shot, bench.calls),
     "coupled-rounds": partial(_in_rounds, 0.0),
     "coupled-soft": partial(_in_rounds, 1.0),
-    "coupled-idlm": _coupled_idlm,
+    "coupled-idlm": lambda bench, name: _both_ways(
+        bench, name, others.coupled_idlm_params(bench), bench.calls
+    ),
     "alpha": partial(_exactly, others.alpha_students),
     "mixture": partial(_exactly, others.mixture_students),
     "mmd": partial(_exactly, others.mmd_students),
