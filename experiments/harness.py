@@ -24,13 +24,7 @@ from experiments.cli.tables import rich_table
 from experiments.stages.mirror import own_data
 from sdtt_jax.config import require, whole
 from sdtt_jax.errors import UserError
-from sdtt_jax.evaluation.harness import (
-    Options,
-    adapter,
-    check_tasks,
-    enough_examples,
-    resamples,
-)
+from sdtt_jax.evaluation.harness import Options, adapter, check_tasks, enough_examples, resamples
 from sdtt_jax.evaluation.subject import OWN
 from sdtt_jax.evaluation.variants import variant
 from sdtt_jax.interchange.load import load

@@ -32,12 +32,7 @@ from sdtt_jax.diffusion.schedule import make_schedule
 from sdtt_jax.distillation import loss as distillation
 from sdtt_jax.distillation.coupled import CoupledDistillConfig, states_along
 from sdtt_jax.distillation.rounds import Student, next_round
-from sdtt_jax.distillation.trajectories import (
-    Teacher,
-    Trajectories,
-    make_trajectories,
-    noise_of,
-)
+from sdtt_jax.distillation.trajectories import Teacher, Trajectories, make_trajectories, noise_of
 from sdtt_jax.keys import purpose_key, seed_key
 from sdtt_jax.networks import CausalConfig, CausalNetwork, Denoiser, DenoiserConfig
 from sdtt_jax.networks.config import TransformerConfig, of_same_size

@@ -6,7 +6,6 @@ measurements of one repetition. The process ends with its input, so it never out
 """
 
 import contextlib
-import ctypes
 import dataclasses
 import json
 import os
@@ -29,6 +28,7 @@ from experiments.benchmarking.memory import TooLargeError
 from experiments.cli.memory import keep_freed_memory
 from experiments.settings import run_config
 from sdtt_jax.errors import UserError, first_line
+from sdtt_jax.training.step import give_back_memory
 
 ROOT = Path(__file__).resolve().parents[2]
 MODULE = "experiments.benchmarking.worker"
@@ -238,9 +238,7 @@ def peak_bytes() -> int:
 
 def _reset_peak() -> bool:
     """Restarts the measurement of peak memory, to leave out the building; False if that is impossible."""
-    # The compiler's memory is free by now, but the C library keeps it until it is asked.
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
+    give_back_memory()
     try:
         Path("/proc/self/clear_refs").write_text("5", "utf-8")
     except OSError:

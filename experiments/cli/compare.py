@@ -12,13 +12,7 @@ from experiments.cli.tables import narrow_tables
 from sdtt_jax import markdown
 from sdtt_jax.config import require
 from sdtt_jax.paths import as_path, is_remote, write_text
-from sdtt_jax.reporting.evaluations import (
-    Evaluation,
-    race,
-    race_batches,
-    read_evaluation,
-    tables,
-)
+from sdtt_jax.reporting.evaluations import Evaluation, race, race_batches, read_evaluation, tables
 
 
 def named_files(value: str) -> list[str]:

@@ -1,7 +1,6 @@
 """The settings of an evaluation: every field is a flag of `experiments.evaluate`, with its help."""
 
 import dataclasses
-import functools
 from typing import Any
 
 from sdtt_jax.config import choose, each, one_of, positive, require, whole, within
@@ -350,7 +349,7 @@ class Settings(Sampling):
         counts = ("num_steps", "latency_steps", "latency_batches")
         for name in (*counts, "estimators", "temperatures"):
             require(len(getattr(self, name)) > 0, f"{name} must name at least one.")
-        each(functools.partial(whole, 1), **{name: getattr(self, name) for name in counts})
+        each(whole, 1, **{name: getattr(self, name) for name in counts})
         within("(0, 1)", self, "exit_bound", "exit_failure")
         require(
             bool(self.held_out) or not self.held_out_folder,

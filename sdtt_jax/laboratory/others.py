@@ -25,11 +25,7 @@ from sdtt_jax.distillation.mmd import MmdConfig
 from sdtt_jax.distillation.rounds import DistillConfig
 from sdtt_jax.distillation.trajectories import Teacher, make_trajectories
 from sdtt_jax.keys import purpose_key
-from sdtt_jax.laboratory.coupled import (
-    CoupledStudentConfig,
-    make_coupled_diffusion,
-    train_coupled,
-)
+from sdtt_jax.laboratory.coupled import CoupledStudentConfig, make_coupled_diffusion, train_coupled
 from sdtt_jax.laboratory.record import Record, Truth
 from sdtt_jax.laboratory.sampled import sampled_measures
 from sdtt_jax.laboratory.student import (
@@ -42,11 +38,7 @@ from sdtt_jax.laboratory.student import (
     training,
 )
 from sdtt_jax.laboratory.turns import train_in_turns
-from sdtt_jax.laboratory.world import (
-    Array,
-    reveal_sums,
-    sample_distribution,
-)
+from sdtt_jax.laboratory.world import Array, reveal_sums, sample_distribution
 from sdtt_jax.networks.config import NoiseConfig
 from sdtt_jax.objectives import (
     alpha_loss,

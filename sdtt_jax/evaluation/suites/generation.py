@@ -7,13 +7,7 @@ import numpy as np
 
 from sdtt_jax.config import require
 from sdtt_jax.evaluation.bootstrap import with_interval
-from sdtt_jax.evaluation.judge import (
-    ReadTexts,
-    Scores,
-    bos_of,
-    in_judge_tokens,
-    score_texts,
-)
+from sdtt_jax.evaluation.judge import ReadTexts, Scores, bos_of, in_judge_tokens, score_texts
 from sdtt_jax.evaluation.mauve import MauveConfig, mauve_score, text_features
 from sdtt_jax.evaluation.quality import quality
 from sdtt_jax.evaluation.record import Json, Record, digest_of

@@ -9,13 +9,7 @@ import numpy as np
 from sdtt_jax.config import require
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.evaluation.bootstrap import with_interval
-from sdtt_jax.evaluation.judge import (
-    bos_of,
-    in_judge_tokens,
-    make_rows,
-    score_texts,
-    token_nll,
-)
+from sdtt_jax.evaluation.judge import bos_of, in_judge_tokens, make_rows, score_texts, token_nll
 from sdtt_jax.evaluation.quality import quality
 from sdtt_jax.evaluation.record import Json, Record, digest_of, npz
 from sdtt_jax.evaluation.settings import Settings
