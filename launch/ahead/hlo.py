@@ -41,8 +41,8 @@ _BETWEEN = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 _COPIES = {
     "copy", "copy-start", "copy-done", "slice-start", "slice-done", "get-tuple-element", "bitcast",
 }  # fmt: skip
-# Opcodes that read no more of an operand than they return.
-_SLICES = {"dynamic-slice", "gather", "slice"}
+# Opcodes that read no more of an operand than they return; `SLICES` are slices of chips.
+_READ_IN_PART = {"dynamic-slice", "gather", "slice"}
 # Opcodes that write in place, and which operand holds the new values.
 _UPDATES = {"dynamic-update-slice": 1, "scatter": 2}
 _INDEX = re.compile(r"\bindex=(\d+)")
@@ -229,7 +229,7 @@ class Module:
     def _traffic(self, i: Instruction, table: Computation) -> float:
         """Bytes that an instruction reads and writes."""
         operands = [table[name] for name in i.operands if name in table]
-        if i.opcode in _SLICES:
+        if i.opcode in _READ_IN_PART:
             return 2 * i.traffic
         if i.opcode in _UPDATES:
             return 2 * operands[_UPDATES[i.opcode]].traffic
@@ -276,7 +276,7 @@ class Module:
     def _read(self, name: str, operand: str) -> float:
         """Bytes that a fused computation reads of an operand; infinity means all of it."""
         users = self._users(name, operand)
-        return sum(u.traffic if u and u.opcode in _SLICES else math.inf for u in users)
+        return sum(u.traffic if u and u.opcode in _READ_IN_PART else math.inf for u in users)
 
     def _users(self, name: str, value: str) -> Iterator[Instruction | None]:
         """The users of a value, through bitcasts and inner fusions; None where it is the result."""
