@@ -1,7 +1,6 @@
 """The distillers that a run may have, and the settings of each."""
 
 import dataclasses
-import functools
 
 from sdtt_jax.config import INT32, each, require, whole
 from sdtt_jax.distillation.alpha import AlphaConfig
@@ -97,7 +96,7 @@ class CoupledStage(CoupledDistillConfig):
             f"stands for num_rounds * train.num_steps * train.batch_size = {made}.",
         )
         require(len(self.calls) > 0, "calls must name at least one number of network calls.")
-        each(functools.partial(whole, 1), calls=self.calls)
+        each(whole, 1, calls=self.calls)
         require(list(self.calls) == sorted(set(self.calls)), f"calls={self.calls} must ascend.")
         require(
             self.noise.kind != LATENT,
