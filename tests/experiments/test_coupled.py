@@ -273,10 +273,8 @@ def test_a_student_without_enough_variety_is_measured_at_a_higher_temperature():
 def test_temperatures_are_written_until_they_enclose_an_entropy(monkeypatch, entropy, written):
     """Oracle: by hand; 100 texts have the entropy of their temperature ± 0.1: a standard error of 0.01."""
     temperatures = {"teacher_cool": 0.9, "teacher": 1.2, "teacher_warm": 1.36, "teacher_hot": 1.5}
-    spread = np.array([0.1, -0.1] * 50)
-    monkeypatch.setattr(
-        few_calls, "text_columns", lambda way: (temperatures[way.tokens] + spread * np.sqrt(0.99),)
-    )
+    spread = np.array([0.1, -0.1] * 50) * np.sqrt(0.99)
+    monkeypatch.setattr(few_calls, "text_columns", lambda way: (temperatures[way.tokens] + spread,))
     found = enclosed(
         lambda way, _: Judged(way, np.ones(1), None, None), temperatures, ["teacher"], entropy
     )
