@@ -200,8 +200,6 @@ def open_pool(run: Run, number: int, teacher: Params) -> Pool:
         processes.on_first("Removing the parts of the pool", lambda: remove_tree(parts))
         return Pool(functools.partial(stored_batch, _noise_in(rows)), facts)
     stored, found = load_params(folder, replicated(run.mesh))
-    if "random" not in found and processes.agree(has_begun(own)):
-        drawn = facts  # an earlier version began this round with this pool
     if found != drawn:
         usual = {"random": DEFAULT_GENERATOR}
         raise MismatchError(
