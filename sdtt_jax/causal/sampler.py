@@ -63,7 +63,7 @@ def _generate(
     sequences: Sequences | None,
 ) -> Tokens:
     def choose(hidden: jax.Array, index: jax.Array | int) -> jax.Array:
-        logits = network.logits(params, hidden[:, -1])
+        logits = network.logits(held.whole, hidden[:, -1])
         if filters.greedy:  # no noise is drawn
             return jnp.argmax(logits, axis=-1).astype(jnp.int32)
         return draw(jax.random.fold_in(key, index), filter_logits(logits, filters))
@@ -73,12 +73,13 @@ def _generate(
     ) -> tuple[jax.Array, KVCache]:
         """Reads `newest: [batch, n]`, not yet in the cache; `tokens` are all, None if all see each other."""
         if tokens is None:
-            return network.decode(params, newest, cache)
+            return network.decode(held, newest, cache)
         read, segments = as_read(tokens, sequences)
         assert segments is not None
         count = newest.shape[1]
         newest = jax.lax.dynamic_slice_in_dim(read, cache.used, count, axis=1)
-        return network.decode(params, newest, cache, _visible(segments, count, cache))
+        visible = _visible(segments, count, cache.used, capacity)
+        return network.decode(held, newest, cache, visible)
 
     def put(tokens: jax.Array | None, token: jax.Array, index: jax.Array) -> jax.Array | None:
         return None if tokens is None else tokens.at[:, prompt_length + index].set(token)
@@ -91,7 +92,8 @@ def _generate(
 
     batch, prompt_length = prompt.shape
     # The last token is never fed back, so the cache needs no place for it.
-    cache = network.init_cache(batch, prompt_length + num_tokens - 1)
+    capacity = prompt_length + num_tokens - 1
+    held, cache = network.apart(params), network.init_cache(batch, capacity)
     # Which text a token belongs to depends on all tokens before it.
     whole = jnp.pad(prompt, ((0, 0), (0, num_tokens)))
     tokens = None if as_read(whole, sequences)[1] is None else whole
@@ -102,10 +104,10 @@ def _generate(
     return jnp.concatenate([prompt, first[:, None], rest.T], axis=1)
 
 
-def _visible(segments: Segments, count: int, cache: KVCache) -> jax.Array:
-    """What the `count` positions after those in the cache see, as `CausalNetwork.decode` takes it."""
-    mine = jax.lax.dynamic_slice_in_dim(segments, cache.used, count, axis=1)
-    place = jnp.arange(cache.past.keys.shape[3], dtype=jnp.int32)
-    past = (mine[:, :, None] == segments[:, None, place]) & (place < cache.used)
+def _visible(segments: Segments, count: int, used: jax.Array, capacity: int) -> jax.Array:
+    """What the `count` positions after the cache's `used` see, as `CausalNetwork.decode` takes it."""
+    mine = jax.lax.dynamic_slice_in_dim(segments, used, count, axis=1)
+    place = jnp.arange(capacity, dtype=jnp.int32)
+    past = (mine[:, :, None] == segments[:, None, place]) & (place < used)
     among = (mine[:, :, None] == mine[:, None, :]) & causal_mask(count)
     return jnp.concatenate([past, among], axis=-1)[:, None]

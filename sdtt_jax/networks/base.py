@@ -67,7 +67,7 @@ class Network(abc.ABC):
         """
         return self._apply(params, hidden, method="logits")
 
-    def _apply(self, params: Params, *args: Any, method: str) -> Any:
+    def _apply(self, params: Params, *args: Any, method: Any) -> Any:
         """Calls a method of the module; the parameters may include adapters."""
         return self._module.apply(variables(params), *args, method=method)
 

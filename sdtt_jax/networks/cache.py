@@ -1,9 +1,8 @@
-"""One key-value cache for every causal network: read inside the blocks, written outside.
+"""Keys and values of positions that a network has already read.
 
-A block sees the cache of its layer as read-only past and returns the keys and values of the new
-positions; `extend` writes those of all layers at once. Inside a `lax.scan` over tokens that single
-write happens in place, where threading the cache through the scan over layers would copy it whole
-at every token.
+A causal network's `KVCache` has arrays for each layer, which the layer writes itself, in place. Were they
+stacked and scanned over, each layer's keys and values would be copied out of the stack for every token. A
+denoiser only reads its `LayerPast`, which holds finished blocks of text, so its layers are stacked.
 """
 
 from typing import NamedTuple
@@ -12,12 +11,23 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from sdtt_jax.networks.attention import attend, causal_mask, plain_attention
+from sdtt_jax.networks.attention import attend, plain_attention
 from sdtt_jax.networks.config import TransformerConfig
 
 
 class LayerPast(NamedTuple):
-    """Keys and values of one layer's earlier positions, each `[batch, heads, capacity, kv]`."""
+    """What one layer reads of other positions, each `[batch, kv_heads, capacity, kv]`."""
+
+    keys: jax.Array
+    values: jax.Array
+
+
+class LayerCache(NamedTuple):
+    """What one layer reads and writes, each `[batch, kv_heads, capacity, kv]`; for one text without `batch`.
+
+    XLA's CPU backend drops an axis of length one, and copies an array that has one in order to write to it:
+    75 MB for each token of one text at 12 x 768 and 1024 positions.
+    """
 
     keys: jax.Array
     values: jax.Array
@@ -25,10 +35,9 @@ class LayerPast(NamedTuple):
 
 @flax.struct.dataclass
 class KVCache:
-    """Keys and values of the first `used` positions, for all layers."""
+    """Keys and values of the first `used` positions; entries from `used` on mean nothing."""
 
-    # Keys and values `[layers, batch, heads, capacity, kv]`; entries from `used` on mean nothing.
-    past: LayerPast
+    layers: tuple[LayerCache, ...]
     used: jax.Array  # `[]` int32, the number of positions that have been written
 
 
@@ -40,57 +49,16 @@ def cache_for(config: TransformerConfig, batch: int, capacity: int) -> KVCache:
       batch: sequences.
       capacity: most positions that it can hold.
     """
+    past = no_past(config, batch, capacity)
+    arrays = (tuple(x[0] if batch == 1 else x for x in layer) for layer in zip(*past, strict=True))
+    return KVCache(layers=tuple(map(LayerCache._make, arrays)), used=jnp.zeros((), jnp.int32))
+
+
+def no_past(config: TransformerConfig, batch: int, capacity: int = 0) -> LayerPast:
+    """A denoiser's past that holds nothing, `[layers, batch, kv_heads, capacity, kv]`."""
     shape = (config.num_layers, batch, config.kv_heads, capacity, config.head_dim)
-    dtype = jnp.dtype(config.numerics.dtype)
-    past = LayerPast(keys=jnp.zeros(shape, dtype), values=jnp.zeros(shape, dtype))
-    return KVCache(past=past, used=jnp.zeros((), jnp.int32))
-
-
-def extend(cache: KVCache, new: LayerPast) -> KVCache:
-    """The cache with `n` more positions.
-
-    Args:
-      cache: a cache with room for `used + n` positions. Under `jit` this cannot be checked, and the write
-        would silently land on the last positions, so callers size the cache for all they will decode.
-      new: keys and values `[layers, batch, heads, n, kv]`.
-    """
-
-    def write(past: jax.Array, fresh: jax.Array) -> jax.Array:
-        fresh = fresh.astype(past.dtype)
-        return jax.lax.dynamic_update_slice_in_dim(past, fresh, cache.used, axis=3)
-
-    return KVCache(past=jax.tree.map(write, cache.past, new), used=cache.used + new.keys.shape[3])
-
-
-def attend_causally(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    past: LayerPast | None = None,
-    used: jax.Array | None = None,
-    segments: jax.Array | None = None,
-) -> tuple[jax.Array, LayerPast | None]:
-    """Causal attention of `n` positions over one another and, given a cache, over all earlier ones.
-
-    Args:
-      query: `[batch, n, heads, kv]`, of positions `used` to `used + n - 1`.
-      key, value: `[batch, n, kv_heads, kv]`; each serves the next `heads / kv_heads` query heads.
-      past: this layer's cache; None for whole sequences.
-      used: `[]` int32, how many positions of `past` are written.
-      segments: `[batch, n]` int32, as `attend` takes them; for whole sequences only.
-
-    Returns:
-      `[batch, n, heads, kv]` in the dtype of `value`, and the new keys and values as `extend` takes
-      them, `[batch, kv_heads, n, kv]` (None without a cache). The softmax is in float32.
-    """
-    n = query.shape[1]
-    if past is None or used is None:
-        return attend(query, key, value, causal=True, segments=segments), None
-    written = jnp.broadcast_to(
-        jnp.arange(past.keys.shape[2], dtype=jnp.int32) < used, (n, past.keys.shape[2])
-    )
-    visible = jnp.concatenate([written, causal_mask(n)], axis=1)
-    return attend_visible(query, key, value, past, visible)
+    zeros = jnp.zeros(shape, jnp.dtype(config.numerics.dtype))
+    return LayerPast(keys=zeros, values=zeros)
 
 
 def attend_visible(
@@ -106,7 +74,8 @@ def attend_visible(
         nothing of the cache.
 
     Returns:
-      As `attend_causally` with a cache.
+      `[batch, n, heads, kv]` in the dtype of `value`, and the new keys and values, each
+      `[batch, kv_heads, n, kv]`.
     """
     if visible is None:
         new = LayerPast(*(x.transpose(0, 2, 1, 3) for x in (key, value)))
@@ -122,3 +91,46 @@ def attend_visible(
     mixed = plain_attention(rows, keys, values, jnp.tile(visible, (group, 1)))
     mixed = mixed.reshape(query.shape).transpose(0, 2, 1, 3)
     return mixed, LayerPast(keys=key, values=value)
+
+
+def attend_cached(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    cache: LayerCache,
+    used: jax.Array,
+    visible: jax.Array | None,
+) -> tuple[jax.Array, LayerCache]:
+    """Causal attention of `n` positions, whose keys and values are written into the cache first.
+
+    Args:
+      query: `[batch, n, heads, kv]`, of positions `used` to `used + n - 1`.
+      key, value: `[batch, n, kv_heads, kv]`; each serves the next `heads / kv_heads` query heads.
+      cache: this layer's, with room for `n` more positions. Under `jit` this cannot be checked, and the write
+        would silently land on the last positions, so callers size the cache for all they will decode.
+      used: `[]` int32, how many positions of `cache` are written.
+      visible: as `CausalNetwork.decode` takes it; None: each sees itself and all before.
+
+    Returns:
+      `[batch, n, heads, kv]` in the dtype of `value`, and the cache with the new positions. The softmax is in
+      float32.
+    """
+    n, shape, capacity = query.shape[1], query.shape, cache.keys.shape[-2]
+    query, key, value = (x.transpose(0, 2, 1, 3) for x in (query, key, value))
+
+    def write(held: jax.Array, new: jax.Array) -> jax.Array:
+        new = new.reshape(*held.shape[:-2], n, -1).astype(held.dtype)
+        return jax.lax.dynamic_update_slice_in_dim(held, new, used, axis=-2)
+
+    written = LayerCache(keys=write(cache.keys, key), values=write(cache.values, value))
+    if visible is None:
+        places = jnp.arange(capacity, dtype=jnp.int32)
+        visible = places <= used + jnp.arange(n, dtype=jnp.int32)[:, None]
+    else:
+        old, new = jnp.split(visible, [capacity], axis=-1)
+        visible = jax.lax.dynamic_update_slice_in_dim(old, new, used, axis=-1)
+    keys, values = (x.reshape(*key.shape[:2], capacity, -1).astype(key.dtype) for x in written)
+    group = shape[2] // key.shape[1]
+    rows = query.reshape(shape[0], -1, group * n, shape[3])
+    mixed = plain_attention(rows, keys, values, jnp.tile(visible, (group, 1)))
+    return mixed.reshape(query.shape).transpose(0, 2, 1, 3), written

@@ -8,16 +8,25 @@ import dataclasses
 import functools
 from typing import Any
 
-import flax.linen as nn
+import flax.struct
 import jax
+import jax.numpy as jnp
 
 from sdtt_jax.config import require
 from sdtt_jax.networks import layers
 from sdtt_jax.networks.attention import rotary_tables, rotate
-from sdtt_jax.networks.base import Network
-from sdtt_jax.networks.cache import KVCache, cache_for, extend
+from sdtt_jax.networks.base import Network, of_blocks, rounded_once, variables
+from sdtt_jax.networks.cache import KVCache, cache_for
 from sdtt_jax.networks.config import CausalConfig
 from sdtt_jax.typing import Hidden, Params, Segments, Tokens
+
+
+@flax.struct.dataclass
+class Apart:
+    """Parameters with each block's as arrays of their own, for many calls of few tokens."""
+
+    whole: Params  # all of them, the blocks' stacked
+    blocks: tuple[dict[str, Params], ...]  # each block's, as Linen takes them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,8 +44,8 @@ class CausalNetwork(Network):
         return None
 
     @functools.cached_property
-    def _module(self) -> nn.Module:
-        """The Linen module, with methods `hidden`, `decode` and `logits`."""
+    def _module(self) -> layers.DecoderOnly:
+        """The Linen module."""
         return CausalTransformer(self.config)
 
     def hidden(self, params: Params, tokens: Tokens, segments: Segments | None = None) -> Hidden:
@@ -67,13 +76,31 @@ class CausalNetwork(Network):
         )
         return cache_for(self.config, batch, length)
 
+    def apart(self, params: Params) -> Apart:
+        """`params` with the blocks taken apart, which `decode` reads fastest; needs as much memory again.
+
+        A scan over stacked blocks would copy them out of the stacks for every token: at 12 x 768, a text of
+        1024 tokens takes 24 ms a token on two CPU cores so, and 15 with the blocks apart.
+        """
+        params = rounded_once(self.config, params)
+
+        def block(index: int) -> dict[str, Params]:
+            own = variables(of_blocks(params, index))
+            return {name: part["blocks"] for name, part in own.items()}
+
+        return Apart(whole=params, blocks=tuple(map(block, range(self.config.num_layers))))
+
     def decode(
-        self, params: Params, tokens: Tokens, cache: KVCache, visible: jax.Array | None = None
+        self,
+        params: Params | Apart,
+        tokens: Tokens,
+        cache: KVCache,
+        visible: jax.Array | None = None,
     ) -> tuple[Hidden, KVCache]:
         """Hidden states of the next `n` tokens, given those in the cache.
 
         Args:
-          params: parameters, unboxed.
+          params: parameters, unboxed; for many calls, what `apart` returned for them.
           tokens: `[batch, n]` int32, positions `cache.used` to `cache.used + n - 1`.
           cache: what `init_cache` or an earlier call returned, with room for `n` more positions.
           visible: `[batch, 1, n, capacity + n]` bool, which positions of the cache and of `tokens` each of
@@ -82,10 +109,16 @@ class CausalNetwork(Network):
         Returns:
           `[batch, n, embed]`, equal to `hidden` of the whole sequence at these positions, and the new cache.
         """
-        hidden, new = self._apply(
-            params, tokens, cache.past, cache.used, None, visible, method="decode"
-        )
-        return hidden, extend(cache, new)
+        held = params if isinstance(params, Apart) else self.apart(params)
+        positions = cache.used + jnp.arange(tokens.shape[1], dtype=jnp.int32)
+        x, rotary = self._apply(held.whole, tokens, positions, method="start")
+        block = self._module.block(self.config)
+        layers: list[Any] = []
+        for own, layer in zip(held.blocks, cache.layers, strict=True):
+            x, written = block.apply(own, x, layer, (*rotary, cache.used, None, visible))
+            layers.append(written)
+        hidden = self._apply(held.whole, x, method=lambda module, x: module.final(x))
+        return hidden, KVCache(layers=tuple(layers), used=cache.used + tokens.shape[1])
 
 
 class CausalBlock(layers.DecoderBlock):
@@ -105,6 +138,7 @@ class CausalTransformer(layers.DecoderOnly):
     """Embedding, scanned blocks, final norm, head."""
 
     config: CausalConfig
+    block = CausalBlock
 
     def setup(self) -> None:
         c = self.config

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from sdtt_jax.networks import layers
 from sdtt_jax.networks.attention import attend_rotated, rotary_tables, rotate
 from sdtt_jax.networks.base import Network, of_blocks, variables
-from sdtt_jax.networks.cache import LayerPast, attend_visible, cache_for
+from sdtt_jax.networks.cache import LayerPast, attend_visible, no_past
 from sdtt_jax.networks.config import DenoiserConfig, Numerics
 from sdtt_jax.typing import Hidden, Params, PerSequence, Segments, Tokens
 
@@ -82,7 +82,7 @@ class Denoiser(Network):
           `[batch, n, embed]`, and new keys and values `[layers, batch, heads, n, kv]`.
         """
         if past is None:
-            past = cache_for(self.config, len(tokens), 0).past
+            past = no_past(self.config, len(tokens))
         module = DiT(dataclasses.replace(self.config, remat="none"))
         decoded: Any = module.apply(
             variables(params), tokens, self._sigma_seen(None), past, start, visible, method="decode"

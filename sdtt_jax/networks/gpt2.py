@@ -33,7 +33,7 @@ class GPT2Network(CausalNetwork):
         return self.config.length
 
     @functools.cached_property
-    def _module(self) -> nn.Module:
+    def _module(self) -> layers.DecoderOnly:
         return GPT2(self.config)
 
 
@@ -44,7 +44,7 @@ class GPT2Denoiser(AdaptedDenoiser):
     config: GPT2DenoiserConfig  # sizes; `length` is the most positions that it has embeddings for
 
     @functools.cached_property
-    def _module(self) -> nn.Module:
+    def _module(self) -> layers.DecoderOnly:
         return GPT2(self.config)
 
 
@@ -77,6 +77,7 @@ class GPT2(layers.DecoderOnly):
     """Token and position embedding, scanned blocks, final norm, tied head."""
 
     config: GPT2Config
+    block = GPT2Block
 
     def setup(self) -> None:
         c, init = self.config, nn.initializers.normal(INIT_SCALE)

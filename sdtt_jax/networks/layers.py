@@ -10,7 +10,12 @@ from jax.ad_checkpoint import checkpoint_name
 
 from sdtt_jax.networks.attention import ATTENTION, attend, attend_along
 from sdtt_jax.networks.base import ADAPTERS
-from sdtt_jax.networks.cache import LayerPast, attend_causally, attend_visible
+from sdtt_jax.networks.cache import (
+    LayerCache,
+    LayerPast,
+    attend_cached,
+    attend_visible,
+)
 from sdtt_jax.networks.config import Numerics, TransformerConfig
 from sdtt_jax.networks.products import biased, looked_up, widened_product
 from sdtt_jax.ops.categorical import NEG_INFINITY
@@ -207,20 +212,20 @@ class DecoderBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, past: LayerPast | None, shared: tuple[Any, ...]
-    ) -> tuple[jax.Array, LayerPast | None]:
+        self, x: jax.Array, past: LayerPast | LayerCache | None, shared: tuple[Any, ...]
+    ) -> tuple[jax.Array, LayerPast | LayerCache | None]:
         c = self.config
         *rotary, used, segments, edges = shared
         query, key, value = self.heads(self.norm("norm1")(x), *rotary)
-        new: LayerPast | None = None
-        if past is not None and (edges is not None or not c.is_causal):
+        new: LayerPast | LayerCache | None = None
+        if isinstance(past, LayerCache):
+            mixed, new = attend_cached(query, key, value, past, used, edges)
+        elif past is not None:
             mixed, new = attend_visible(query, key, value, past, edges)
         elif edges is not None:
             mixed = attend_along(query, key, value, edges, segments)
-        elif c.is_causal:
-            mixed, new = attend_causally(query, key, value, past, used, segments)
         else:
-            mixed = attend(query, key, value, segments=segments)
+            mixed = attend(query, key, value, causal=c.is_causal, segments=segments)
         x = x + merged_heads(c, mixed, bias=self.bias)
         x = x + self.mlp()(self.norm("norm2")(x))
         return nn.with_logical_constraint(x, ("batch", "length", "embed")), new
@@ -233,12 +238,14 @@ class DecoderBlock(nn.Module):
 class DecoderOnly(nn.Module):
     """A network that can continue what is in a cache.
 
-    A subclass has `setup`, which makes `blocks` (`scan_blocks`), `final`, the last norm, and `head`, unless
-    it has its own `logits`; and `start(tokens, positions)`, which returns what the first block reads and the
-    rotary tables, or (). Each block gets `(*rotary, used, segments, edges)` as its argument `shared`.
+    A subclass has `block`, the class of its blocks; `setup`, which makes `blocks` (`scan_blocks`), `final`,
+    the last norm, and `head`, unless it has its own `logits`; and `start(tokens, positions)`, which returns
+    what the first block reads and the rotary tables, or (). Each block gets `(*rotary, used, segments,
+    edges)` as its argument `shared`.
     """
 
     config: Any
+    block: ClassVar[type[DecoderBlock]]
 
     def decode(
         self,

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from sdtt_jax.networks import layers
 from sdtt_jax.networks.attention import rotary_tables, rotate, rotate_neighbours
 from sdtt_jax.networks.base import AdaptedDenoiser
-from sdtt_jax.networks.cache import LayerPast, cache_for
+from sdtt_jax.networks.cache import LayerPast, no_past
 from sdtt_jax.networks.causal import CausalNetwork
 from sdtt_jax.networks.config import LlamaConfig, LlamaDenoiserConfig, Numerics
 from sdtt_jax.typing import Hidden, Params, Tokens
@@ -29,7 +29,7 @@ class LlamaNetwork(CausalNetwork):
     config: LlamaConfig
 
     @functools.cached_property
-    def _module(self) -> nn.Module:
+    def _module(self) -> layers.DecoderOnly:
         return Llama(self.config)
 
 
@@ -40,7 +40,7 @@ class LlamaDenoiser(AdaptedDenoiser):
     config: LlamaDenoiserConfig  # sizes; vocabulary and length must be set
 
     @functools.cached_property
-    def _module(self) -> nn.Module:
+    def _module(self) -> layers.DecoderOnly:
         return Llama(self.config)
 
     def decode(
@@ -56,7 +56,7 @@ class LlamaDenoiser(AdaptedDenoiser):
         Also with `shift`, each hidden state is at the position that computes it.
         """
         if past is None:
-            past = cache_for(self.config, len(tokens), 0).past
+            past = no_past(self.config, len(tokens))
         return self._apply(params, tokens, past, start, None, visible, method="decode")
 
 
@@ -141,6 +141,7 @@ class Llama(layers.DecoderOnly):
     """Embedding, scanned blocks, final norm, head."""
 
     config: LlamaConfig
+    block = LlamaBlock
 
     def setup(self) -> None:
         c = self.config

@@ -75,6 +75,9 @@ class EveryOther:
         rows = [NETWORK.hidden(params, states[i])[:, 2 * i] for i in range(2)]
         return jnp.stack(rows, axis=1)
 
+    def apart(self, params):
+        return params
+
     def init_cache(self, batch, length):
         return jnp.zeros((batch, length), jnp.int32), jnp.int32(0)
 

@@ -113,7 +113,7 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32_logits_and_parameters()
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
     assert hidden.dtype == jnp.bfloat16
     assert model.logits(PARAMS(), hidden).dtype == jnp.float32
-    assert model.init_cache(1, 4).past.keys.dtype == jnp.bfloat16
+    assert model.init_cache(1, 4).layers[0].keys.dtype == jnp.bfloat16
     # 8 bits of mantissa through 3 layers: states are of size 0.3, rounded in steps of 2^-8.
     np.testing.assert_allclose(hidden, HIDDEN(PARAMS(), TOKENS), atol=0.05)
 

@@ -81,13 +81,14 @@ def _write(scene: Scene, key: Key, x: Tokens) -> tuple[Tokens, jax.Array]:
 
     def write(carry: tuple[Tokens, Any], place: jax.Array) -> tuple[tuple[Tokens, Any], Tokens]:
         before, cache = carry
-        hidden, cache = network.decode(helper.params, before[:, None], cache)
+        hidden, cache = network.decode(held, before[:, None], cache)
         logits = filter_logits(network.logits(head, hidden[:, 0])[:, :mask_id], scene.filters)
         token = draw(jax.random.fold_in(key, place), logits)
         token = jnp.where(x[:, place] == mask_id, token, x[:, place])
         return (token, cache), token
 
     bos = jnp.full(batch, helper.bos_id, jnp.int32)
+    held = network.apart(helper.params)
     x, *begin = vary_alike(x, bos, network.init_cache(batch, count))
     _, written = jax.lax.scan(write, tuple(begin), jnp.arange(count, dtype=jnp.int32))
     return written.T, (x == mask_id).any(axis=0).sum(dtype=jnp.int32)
