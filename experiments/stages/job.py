@@ -184,8 +184,5 @@ def report_rejected(job: TrainingJob, step: int, values: Mapping[str, float]) ->
     }
     if processes.is_first():
         job.run.check_place()
-        line = json.dumps(record) + "\n"
         before = rejected.read_text(encoding="utf-8") if rejected.exists() else ""
-        # A run that is resumed from an earlier step comes to the same batch again.
-        if line not in before:
-            write_text(rejected, before + line)
+        write_text(rejected, before + json.dumps(record) + "\n")

@@ -14,6 +14,7 @@ from sdtt_jax.config import require
 from sdtt_jax.errors import ConfigError, UserError
 from sdtt_jax.parallel import processes
 from sdtt_jax.parallel.placement import place_whole
+from sdtt_jax.training.metrics import read_metrics
 from sdtt_jax.training.state import TrainState
 from sdtt_jax.trees import flat_leaves
 
@@ -73,6 +74,10 @@ def _named(run: Run, name: str) -> tuple[TrainingJob, int | None]:
         match[1] != "skeleton" or run.config.judge.skeleton > 0,
         "--replay=skeleton: the run trains no skeleton, because config.judge.skeleton is 0.",
     )
+    require(
+        not getattr(getattr(run.config, match[1], None), "checkpoint", ""),
+        f"--replay={name}: the run trains no {match[1]}, because config.{match[1]}.checkpoint names one.",
+    )
     number = int(match[3] or 0)
     rounds = BY_STAGE[match[2]].count(run.config) if match[2] else 0
     if match[2] is not None and not 1 <= number <= rounds:
@@ -83,7 +88,9 @@ def _named(run: Run, name: str) -> tuple[TrainingJob, int | None]:
         raise ConfigError(f"--replay={name}: its steps are 1 to {steps}.")
     # One that stopped at its first steps has no checkpoint; a bucket then has no folder either.
     workdir = run.workdir
-    if not processes.agree(workdir.stage(stage, number).exists() or workdir.rejected.exists()):
+    told = read_metrics(workdir.rejected) if workdir.rejected.exists() else []
+    refused = any((line.get("stage"), line.get("round")) == (stage, number) for line in told)
+    if not processes.agree(refused or workdir.stage(stage, number).exists()):
         raise ConfigError(
             f"--replay={name}: this training has not begun; leave --replay out to begin it."
         )

@@ -42,7 +42,7 @@ from sdtt_jax.paths import as_path
 from sdtt_jax.progress import make_progress
 from sdtt_jax.training.config import TrainConfig
 from sdtt_jax.training.loop import TrainLog, train
-from sdtt_jax.training.metrics import MetricsWriter
+from sdtt_jax.training.metrics import MetricsWriter, drop_after
 from sdtt_jax.training.optimizers import greatest_share
 from sdtt_jax.training.state import StateSpec, TrainState
 from sdtt_jax.training.step import LossFn, make_train_step
@@ -296,6 +296,8 @@ def _fit(job: TrainingJob) -> TrainState:
         began, checkpoints.seconds = time.monotonic(), 0.0
         step = int(jax.device_get(state.step))
         what = f"a training step (stage {job.stage}, round {job.round})"
+        if processes.is_first():
+            drop_after(run.workdir.rejected, job.tags, step)
         with (
             MetricsWriter(run.workdir.root, job.tags, step) as writer,
             make_progress(title, config.num_steps, shown=processes.is_first()) as progress,

@@ -43,7 +43,9 @@ class MetricsWriter:
         self._board: _Board | None = None
         if not processes.is_first():
             return
-        self._drop_after(start_step)
+        for record in drop_after(self.path, tags, start_step):
+            if _has(record, tags):
+                self._seconds = record.get("seconds") or 0.0
         if is_remote(self.path):
             self._file = _Lines(self.path)
             return
@@ -80,19 +82,6 @@ class MetricsWriter:
         if isinstance(self._file, _Lines):
             with with_path_in_errors(self.path):
                 self._file.close()
-
-    def _drop_after(self, start_step: int) -> None:
-        if not self.path.exists():
-            return
-        kept = []
-        for record in read_metrics(self.path):
-            own = all(record.get(name) == value for name, value in self._tags.items())
-            if own and record.get("step", 0) > start_step:
-                continue
-            if own:
-                self._seconds = record.get("seconds") or 0.0
-            kept.append(record)
-        write_text(self.path, "".join(json.dumps(record) + "\n" for record in kept))
 
 
 class _Board:
@@ -146,6 +135,22 @@ class _Lines:
     def close(self) -> None:
         write_text(self._path, self._text)
         self._written = time.monotonic()
+
+
+def drop_after(path: Path, tags: Mapping[str, Any], step: int) -> list[dict[str, Any]]:
+    """Drops the lines with these tags of steps after `step` from a file of records; returns the others.
+
+    A run that died after its last checkpoint wrote them, or one that has begun anew with other settings.
+    """
+    if not path.exists():
+        return []
+    kept = [r for r in read_metrics(path) if not _has(r, tags) or r.get("step", 0) <= step]
+    write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
+    return kept
+
+
+def _has(record: Mapping[str, Any], tags: Mapping[str, Any]) -> bool:
+    return all(record.get(name) == value for name, value in tags.items())
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:

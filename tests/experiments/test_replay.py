@@ -38,6 +38,9 @@ def run(compiled_once, tmp_path, monkeypatch, capsys):  # noqa: ARG001
             return loss
 
         monkeypatch.setattr(objective, "teacher_loss", failing)
+        # What an attempt with another learning rate left, which stopped before its first checkpoint.
+        stale = {"stage": "teacher", "round": 0, "step": 1, "loss": "inf"}
+        run.workdir.rejected.write_text(json.dumps(stale) + "\n")
         run_stages(run, ["data", "teacher"])
         yield run
 
@@ -92,13 +95,16 @@ def test_different_bits_are_an_error_that_names_the_arrays(run, monkeypatch):
         ("skeleton", "the run trains no skeleton"),
         ("teacher", "this training has not begun"),
         ("distill/2@3", "this training has not begun"),
+        ("judge", "the run trains no judge, because config.judge.checkpoint names one"),
     ],
 )
 def test_what_cannot_be_taken_again_is_named(tmp_path, name, message):
-    with (
-        open_run(small(tmp_path), tmp_path / "run") as run,
-        pytest.raises(ConfigError, match=message),
-    ):
-        replay(run, name)
+    """Also if another training, round 1, has rejected an update."""
+    config = small(tmp_path)
+    config.judge.checkpoint = "elsewhere"
+    with open_run(config, tmp_path / "run") as run:
+        run.workdir.rejected.write_text('{"stage": "distill", "round": 1, "step": 1}\n')
+        with pytest.raises(ConfigError, match=message):
+            replay(run, name)
     made = {path.name for path in (tmp_path / "run").iterdir() if not path.name.startswith(".")}
-    assert made == {"config.json"}
+    assert made == {"config.json", "rejected.jsonl"}
