@@ -284,7 +284,10 @@ def _fit(job: TrainingJob) -> TrainState:
     run, config = job.run, job.config
     title = f"  {job.stage}, round {job.round}" if job.round else f"  {job.stage}"
     run.check_place()
-    if (share := greatest_share(config.optimizer, config.num_steps)) < 1:
+    # An optimizer that is not reset counts its updates on, from round to round.
+    goes_on = job.stage == "distill" and not run.config.distill.reset_optimizer_on_growth
+    updates = config.num_steps * (job.round if goes_on else 1)
+    if (share := greatest_share(config.optimizer, updates)) < 1:
         section = "judge" if job.stage == "skeleton" else job.stage
         run.log(
             f"  the learning rate reaches only {share:.0%} of its peak, because the warm-up outlasts the "

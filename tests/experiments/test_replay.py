@@ -68,6 +68,18 @@ def test_a_rejected_update_is_told_and_can_be_taken_again(run, capsys):
     assert len(run.workdir.rejected.read_text().splitlines()) == 1
 
 
+def test_the_warm_up_of_an_optimizer_that_is_not_reset_ends_in_a_later_round(
+    run, monkeypatch, capsys
+):
+    """Oracle: round 1 has updates 0 to 3, round 2 has 4 to 7, and update 6 is the first at the peak."""
+    monkeypatch.setattr(training_stages, "train", lambda state, *_, **__: state)
+    capsys.readouterr()
+    run_stages(run, ["distill"])
+    before, _, after = capsys.readouterr().out.partition("round 2 of 2")
+    assert "reaches only 50% of its peak" in before
+    assert "of its peak" not in after
+
+
 def test_different_bits_are_an_error_that_names_the_arrays(run, monkeypatch):
     """By default in the step after the latest checkpoint before the end, that of step 2."""
     calls = []
