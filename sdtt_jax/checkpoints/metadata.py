@@ -1,5 +1,6 @@
 """Checkpoint metadata: what was saved, with a digest of every leaf; written on save and verified on read."""
 
+import re
 import textwrap
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -111,5 +112,9 @@ def agreed(read: Callable[[], T]) -> T:
 
 def brief(error: Exception) -> str:
     """An error in one line; Orbax puts whole trees into its messages."""
-    text = textwrap.shorten(str(error) or "no message", 160, placeholder=" …")
+    text = str(error) or "no message"
+    # TensorStore says what the system said last, after long paths.
+    if system := re.search(r"([^:]+) \[os_error_code=", text):
+        text = f"{system[1].strip()}: {text}"
+    text = textwrap.shorten(text, 160, placeholder=" …")
     return f"{type(error).__name__}: {text}"
