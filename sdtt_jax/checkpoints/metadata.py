@@ -1,5 +1,7 @@
 """Checkpoint metadata: what was saved, with a digest of every leaf; written on save and verified on read."""
 
+import contextlib
+import json
 import re
 import textwrap
 from collections.abc import Callable, Mapping
@@ -9,7 +11,7 @@ from typing import Any, TypeVar
 import jax.numpy as jnp
 
 from sdtt_jax.checkpoints.digests import canonical_sha256, describe
-from sdtt_jax.errors import MismatchError
+from sdtt_jax.errors import CheckpointError, ConfigError, MismatchError
 from sdtt_jax.parallel import processes
 
 FORMAT_VERSION = 1
@@ -24,10 +26,18 @@ def signed(metadata: Mapping[str, Any], leaves: Mapping[str, Any]) -> dict[str, 
     """The JSON that is stored: metadata, dtype, shape and digest of every leaf, and a SHA-256 over both.
 
     Raises:
-      CheckpointError: a leaf is not finite.
+      CheckpointError: a leaf is not finite; `ConfigError` as of `plain`.
     """
-    content = {"format": FORMAT_VERSION, "meta": dict(metadata), "leaves": describe(leaves)}
+    content = {"format": FORMAT_VERSION, "meta": plain(metadata), "leaves": describe(leaves)}
     return content | {"sha256": canonical_sha256(content)}
+
+
+def plain(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """The metadata as they are read again (tuples become lists); `ConfigError` if they are not JSON-ready."""
+    try:
+        return dict(json.loads(json.dumps(dict(metadata))))
+    except TypeError as error:
+        raise ConfigError(f"metadata: {error}; give numbers, texts, lists and mappings.") from None
 
 
 def verified(content: Any, path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -95,6 +105,23 @@ def require_same_leaves(
                 f"{path} is a checkpoint of another model: its {name} is "
                 f"{there[0]}{list(there[1])}, this model's is {here[0]}{list(here[1])}."
             )
+
+
+def require_same_state(
+    step: int, leaves: Mapping[str, Any], latest: Path, read: Callable[[], Mapping[str, Any]]
+) -> None:
+    """Checks that the latest checkpoint, whose leaves `read` describes, is the state to be saved.
+
+    Raises:
+      CheckpointError: it is another one, after which Orbax would skip every save up to its step.
+    """
+    with contextlib.suppress(DamagedError):
+        if latest.name == str(step) and read() == describe(leaves):
+            return
+    raise CheckpointError(
+        f"{latest.parent} holds step {latest.name} of another training, so step {step} of this one cannot be "
+        "saved there; restore the latest checkpoint and go on from it, or give another directory."
+    )
 
 
 def agreed(read: Callable[[], T]) -> T:

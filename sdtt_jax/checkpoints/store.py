@@ -23,6 +23,7 @@ from sdtt_jax.checkpoints.aside import CORRUPT, any_aside, move_aside, refuse_un
 from sdtt_jax.checkpoints.digests import canonical_sha256, describe
 from sdtt_jax.checkpoints.metadata import DamagedError, agreed, brief, require_same_leaves
 from sdtt_jax.checkpoints.place import Place
+from sdtt_jax.config import whole
 from sdtt_jax.errors import CheckpointError, MismatchError
 from sdtt_jax.parallel import processes
 from sdtt_jax.paths import absolute, with_path_in_errors
@@ -59,7 +60,9 @@ class Checkpoints:
         metadata: Mapping[str, Any] | None = None,
     ):
         self.directory = absolute(directory)
-        self.metadata = dict(metadata or {})
+        whole(1, keep=1 if keep is None else keep)
+        whole(0, keep_every=keep_every)
+        self.metadata = stored.plain(metadata or {})
         self.failed_saves, self.seconds = 0, 0.0
         self._last_error: Exception | None = None  # of the last save that failed
         self._pending: tuple[int, Any] | None = None
@@ -100,10 +103,11 @@ class Checkpoints:
         """Starts to write `state`, a tree with a `step`; returns once its arrays may be donated.
 
         Returns:
-          Whether a save was started: a step that is there already is not written again.
+          Whether a save was started: a state that is there already is not written again.
 
         Raises:
-          CheckpointError: a leaf is not finite, the last saves all failed, or the directory is gone.
+          CheckpointError: a leaf is not finite, the last saves all failed, the directory is gone, or it holds
+            a later step, or this step of another state.
           ConfigError: as `orbax.require_plain`.
         """
         # The step that computes the state is not part of what saving costs.
@@ -114,7 +118,9 @@ class Checkpoints:
             self._place.check()
             leaves = flat_leaves(state)
             step = int(jax.device_get(state.step))
-            if step in self.steps:
+            if self.steps and step <= self.steps[-1]:
+                latest = self.directory / str(self.steps[-1])
+                stored.require_same_state(step, leaves, latest, lambda: _common_metadata(latest)[1])
                 return False
             metadata = stored.signed(self.metadata | {"step": step}, leaves)
             content = {"state": nested(leaves), "meta": metadata}
@@ -200,7 +206,7 @@ class Checkpoints:
         for step in reversed([s for s in self.steps if before is None or s < before]):
             path = self.directory / str(step)
             try:
-                restored = _read(path, abstract, expect or {})
+                restored = _read(path, abstract, stored.plain(expect or {}))
             except DamagedError as error:
                 LOG.warning("Checkpoint %s is damaged (%s); trying the one before it.", path, error)
                 damaged[step] = error

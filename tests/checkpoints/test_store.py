@@ -176,6 +176,37 @@ def test_a_save_that_fails_in_one_of_several_processes_holds_the_others_for_minu
     assert orbax.late(OSError("full")) == ""
 
 
+@pytest.mark.parametrize("step", [2, 4])
+def test_another_training_where_one_was_saved_is_refused(tmp_path, step):
+    """Its states were skipped without a word, and those of the first restored. Oracle: these stay."""
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.save(state_at(4))
+    other = state_at(2).replace(step=jnp.int32(step))
+    with Checkpoints(tmp_path) as checkpoints:
+        assert not checkpoints.save(state_at(4))  # the same state once more
+        with pytest.raises(CheckpointError, match=f"holds step 4 of another .* step {step} of"):
+            checkpoints.save(other)
+        state, _ = checkpoints.restore(toy.abstract_like(other))
+    toy.assert_same(state, state_at(4))
+
+
+def test_metadata_are_compared_as_they_are_read_again(tmp_path):
+    """A tuple was another run's than itself. Oracle: a list, and the error before anything is saved."""
+    facts = {"shape": (1, 2), "of": {"rate": 0.5}}
+    with Checkpoints(tmp_path, metadata=facts) as checkpoints:
+        checkpoints.save(state_at(1))
+        _, found = checkpoints.restore(toy.abstract_like(state_at(1)), expect=facts)
+    assert found["shape"] == [1, 2]
+    with pytest.raises(ConfigError, match="metadata: Object of type int64 is not JSON"):
+        Checkpoints(tmp_path, metadata={"size": np.int64(3)})
+
+
+def test_nothing_is_not_what_can_be_kept(tmp_path):
+    """Each checkpoint was removed as it was written, and the error spoke of another process."""
+    with pytest.raises(ConfigError, match="keep must be positive, not 0"):
+        Checkpoints(tmp_path, keep=0)
+
+
 def test_parameters_that_cannot_be_written_are_said_with_a_remedy(tmp_path, monkeypatch):
     """Oracle: the message."""
 
