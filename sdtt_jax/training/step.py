@@ -258,14 +258,19 @@ def _mean_gradient(
         pieces = jax.tree.map(lambda x: _microbatch(x, microbatches), batch)
 
         def add(carry: Tree, inputs: tuple[Tree, jax.Array]) -> tuple[Tree, None]:
-            return jax.tree.map(jnp.add, carry, gradient(params, *inputs)), None
+            found = gradient(params, *inputs)
+            return jax.tree.map(lambda total, x: total + x.astype(total.dtype), carry, found), None
 
         indices = jnp.arange(microbatches, dtype=jnp.int32)
         first = jax.tree.map(lambda x: x[0], pieces)
         shapes = jax.eval_shape(gradient, params, first, indices[0])
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        # In bfloat16 a sum stands still at 256 times what is added.
+        zeros = jax.tree.map(
+            lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), shapes
+        )
         sums, _ = jax.lax.scan(add, zeros, (pieces, indices))
     (total, (weight, weighted)), grads = sums
+    grads = jax.tree.map(lambda g, p: g.astype(p.dtype), grads, params)
     # A batch in which nothing counts gives gradient zero rather than 0/0.
     scale = 1.0 / jnp.where(weight > 0, weight, 1.0)
     return (

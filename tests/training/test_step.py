@@ -135,6 +135,20 @@ def test_metrics_are_means_over_what_counts_also_where_a_microbatch_has_nothing(
     np.testing.assert_allclose(metrics["loss"], metrics["mean"], rtol=1e-6)
 
 
+def test_many_microbatches_of_bfloat16_parameters_add_up():
+    """Oracle: each of 1024 numbers has the gradient 1, and so has the mean; it was 0.25."""
+
+    def total(params, context, batch, key):
+        del context, key
+        return Loss(params["w"].astype(jnp.float32) * batch.sum(), batch.sum(), {})
+
+    config = dataclasses.replace(CONFIG, batch_size=1024, microbatches=1024, ema_decay=0.0)
+    spec = StateSpec(config, make_mesh(MeshConfig()))
+    state = spec.init(lambda: {"w": jnp.ones((), jnp.bfloat16)})
+    _, metrics = make_train_step(total, config)(state, np.ones(1024, np.float32), KEY)
+    assert float(metrics["grad_norm"]) == 1.0
+
+
 def test_a_batch_that_microbatches_do_not_divide_is_refused():
     state, step, _ = tiny_setup(tiny.loss_fn, {"target": 0.5}, microbatches=4)
     with pytest.raises(ConfigError, match="microbatches=4 does not divide a batch of"):
