@@ -1,5 +1,6 @@
 """Published corpora, read from a local folder, from data that TFDS prepared, or from the hub."""
 
+import contextlib
 import dataclasses
 import itertools
 import os
@@ -17,6 +18,8 @@ from sdtt_jax.paths import as_path, home
 # The variable names a folder that holds corpora by name: $SDTT_JAX_CORPORA/openwebtext/train/….
 FOLDER_VARIABLE = "SDTT_JAX_CORPORA"
 TFDS_INFO = "dataset_info.json"
+# Each call reads the index of a whole shard: 0.4 ms of CPU time at 300,000 records.
+_RECORDS_AT_ONCE = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,10 +161,22 @@ def _version(folder: Path) -> Any:
     return tfds.core.Version(folder.name)
 
 
+@contextlib.contextmanager
+def _named_failure(folder: str) -> Iterator[None]:
+    """Makes an error of TFDS or ArrayRecord, of whatever type, a `DataError` that names the folder."""
+    try:
+        yield
+    except Exception as error:
+        raise DataError(
+            f"{folder} cannot be read by TFDS ({first_line(error)}); prepare the set again."
+        ) from None
+
+
 def _tfds_builder(folder: str, split: str, feature: str) -> Any:
     import tensorflow_datasets as tfds
 
-    builder = tfds.builder_from_directory(folder)
+    with _named_failure(folder):
+        builder = tfds.builder_from_directory(folder)
     if split not in builder.info.splits or feature not in (builder.info.features or {}):
         raise DataError(
             f"{folder} has no split {split!r} with a feature {feature!r}; prepare the set again."
@@ -178,12 +193,18 @@ def read_tfds(
     piece: reading.Piece, split: str, fields: reading.Fields
 ) -> Iterator[reading.ReadRow]:
     """The rows of a piece of data that TFDS prepared."""
-    source = _tfds_builder(piece.path, split, fields.feature).as_data_source(split)
-    for index in range(piece.start, piece.stop):
-        raw = source[index][fields.feature]
-        try:
-            yield raw.decode("utf-8") if isinstance(raw, bytes) else str(raw)
-        except UnicodeDecodeError as error:
-            yield reading.BadInputError(
-                "invalid UTF-8", f"{piece.path}, record {index} of {split}: {error}."
-            )
+    builder = _tfds_builder(piece.path, split, fields.feature)
+    with _named_failure(piece.path):
+        source = builder.as_data_source(split)
+    for start in range(piece.start, piece.stop, _RECORDS_AT_ONCE):
+        indices = range(start, min(start + _RECORDS_AT_ONCE, piece.stop))
+        with _named_failure(piece.path):
+            rows = source.__getitems__(indices)
+        for index, row in zip(indices, rows, strict=True):
+            raw = row[fields.feature]
+            try:
+                yield raw.decode("utf-8") if isinstance(raw, bytes) else str(raw)
+            except UnicodeDecodeError as error:
+                yield reading.BadInputError(
+                    "invalid UTF-8", f"{piece.path}, record {index} of {split}: {error}."
+                )

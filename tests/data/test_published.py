@@ -10,6 +10,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import tensorflow_datasets as tfds
+from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from sdtt_jax.data import DETOKENIZERS, DataConfig
 from sdtt_jax.data.corpora import documents, find_corpus, recipe
@@ -224,6 +225,29 @@ class TestTfds:
         expected = [undo(TEXTS[0]), undo(TEXTS[2])]
         assert list(documents(DataConfig("lm1b"), "test")) == expected
         assert list(documents(DataConfig("lm1b"), "test", prepared)) == expected
+
+    def test_many_records_are_read_at_once(self, prepared, monkeypatch):
+        """Each read goes through the index of a whole shard. Oracle: two calls for records 0-1 and 2."""
+        reads, read = [], ArrayRecordDataSource.__getitems__
+
+        def counted(source, indices):
+            reads.append(list(indices))
+            return read(source, indices)
+
+        monkeypatch.setattr(ArrayRecordDataSource, "__getitems__", counted)
+        monkeypatch.setattr(ArrayRecordDataSource, "__getitem__", mock.Mock(side_effect=IndexError))
+        monkeypatch.setattr("sdtt_jax.data.published._RECORDS_AT_ONCE", 2)
+        assert len(list(documents(DataConfig("lm1b"), "test", prepared))) == 2
+        assert reads == [[0, 1], [2]]
+
+    @pytest.mark.parametrize("name", ["lm1b-test*", "dataset_info.json", "features.json"])
+    def test_what_is_damaged_is_named(self, prepared, name):
+        """It was a traceback of TFDS or ArrayRecord, without the folder."""
+        [path] = prepared.glob(name)
+        path.write_bytes(b"{")
+        message = r"lm1b/1.1.0 cannot be read by TFDS \(.*prepare the set"
+        with pytest.raises(DataError, match=message):
+            list(documents(DataConfig("lm1b"), "test", prepared))
 
     def test_the_newest_version_is_taken(self, prepared):
         (prepared.parent / "1.0.0").mkdir()
