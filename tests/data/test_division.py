@@ -9,7 +9,7 @@ import types
 import numpy as np
 import pytest
 
-from sdtt_jax.data import DataConfig, TokenizerConfig, division
+from sdtt_jax.data import DataConfig, TokenizerConfig, division, prepare
 from sdtt_jax.data.corpora import CORPORA, Corpus
 from sdtt_jax.data.division import (
     DOCUMENT,
@@ -24,7 +24,7 @@ from sdtt_jax.data.ingest import ingest, start_reading
 from sdtt_jax.data.making import train_tokenizer
 from sdtt_jax.data.reading import Part, Piece
 from sdtt_jax.data.tokenizer import save_tokenizer
-from sdtt_jax.errors import DataError
+from sdtt_jax.errors import ConfigError, DataError
 
 UNDIVIDED = Corpus("web", lambda: iter(()))  # by its publisher
 
@@ -122,6 +122,18 @@ def test_pairs_that_are_skipped_do_not_move_held_out_ones_into_the_train_split(t
     [index], [sides] = found.indices(), found.sides()
     assert index["digest"].tolist() == list(map(digest, short))
     assert sides.tolist() == [int(digest(text) in held_out) for text in short]
+
+
+@pytest.mark.parametrize("left", [0, 1])
+def test_pairs_of_which_hardly_one_is_left_are_too_little_text(tmp_path, left):
+    """Each but `left` of them is skipped because it is too long. It was an IndexError."""
+    path = tmp_path / "pairs.jsonl"
+    rows = [{"a": "ask", "b": f"number {i}" * (i >= left)} for i in range(30)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    fields = {"sequences": "prompted", "text_field": "a>b", "length": 4, "skip_bad": 30}
+    config, places = DataConfig(str(path), **fields), (tmp_path / "data", tmp_path / "tokenizer")
+    with pytest.raises(ConfigError, match=r"the train split of .* has no text but what is blank"):
+        prepare(config, TokenizerConfig(kind="gpt2"), *places)
 
 
 @pytest.mark.parametrize(
