@@ -66,6 +66,17 @@ def as_path(path: PathLike) -> Path:
     return cast(Path, epath.Path(text))
 
 
+def entries(folder: Path) -> list[Path]:
+    """What is in a folder.
+
+    A folder that was made in a bucket by hand, or by gcsfuse, is an empty object named `folder/`. The bucket
+    lists that again within the folder, where it is nothing.
+    """
+    remote = is_remote(folder)
+    found = folder.iterdir()
+    return [path for path in found if not remote or path.name != folder.name or path.exists()]
+
+
 def home() -> Path | None:
     """The user's home directory; None where there is none (a container's numeric user, no $HOME)."""
     try:

@@ -13,7 +13,7 @@ from pathlib import Path
 from sdtt_jax.data.records import INFO_FILE
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.model.base import Loaded
-from sdtt_jax.paths import as_path, file_lock, home, is_remote
+from sdtt_jax.paths import as_path, entries, file_lock, home, is_remote
 
 CACHE = "SDTT_JAX_CACHE"
 
@@ -82,7 +82,7 @@ def download(remote: Path, local: Path, last: str) -> None:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    for path in folder.iterdir():
+    for path in entries(folder):
         if path.is_dir():
             yield from _files(path)
         else:

@@ -171,7 +171,7 @@ def claim_workdir(root: Path, config: RunConfig, source: Source = UNKNOWN) -> Wo
                 f"back{version * newer}:\n  " + "\n  ".join(changed)
             )
     # Hidden files were left by a process that was killed as it began, or hold the lock.
-    elif root.exists() and any(not path.name.startswith(".") for path in root.iterdir()):
+    elif root.exists() and any(not path.name.startswith(".") for path in paths.entries(root)):
         raise ConfigError(
             f"{root} is not empty and holds no run (no config.json); give another --workdir."
         )
@@ -224,7 +224,7 @@ def claimed_workdir(root: Path, config: RunConfig, source: Source = UNKNOWN) -> 
             yield
         except BaseException:
             if begins and not place.lost:
-                made = {path for path in root.iterdir() if path.name not in (LOCK, LEASE)}
+                made = {path for path in paths.entries(root) if path.name not in (LOCK, LEASE)}
                 if made <= {workdir.config, workdir.timing}:
                     for path in made:
                         path.unlink()

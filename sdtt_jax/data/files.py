@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sdtt_jax.errors import ConfigError, DataError
-from sdtt_jax.paths import is_remote, refuse_dangling
+from sdtt_jax.paths import entries, is_remote, refuse_dangling
 
 SUFFIXES = (".txt", ".jsonl", ".parquet")
 # Further suffixes of compressed text and JSON lines, and what PyArrow calls their codecs.
@@ -70,12 +70,12 @@ def _walk(folder: Path, folders: set[str], files: dict[str, Path]) -> None:
     """Adds the files below a folder to `files`, by their real paths, and the folders in it to `folders`."""
     try:
         # Links come last, so that a file is known by its own name where it has one here.
-        entries = sorted(
-            folder.iterdir(), key=lambda file: (not is_remote(file) and file.is_symlink(), file)
+        inside = sorted(
+            entries(folder), key=lambda file: (not is_remote(file) and file.is_symlink(), file)
         )
     except OSError as error:
         raise DataError(f"{folder} cannot be listed: {error.strerror}.") from None
-    for entry in entries:
+    for entry in inside:
         if entry.name.startswith("."):
             continue
         refuse_dangling(entry)

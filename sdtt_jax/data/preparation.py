@@ -35,6 +35,7 @@ from sdtt_jax.data.tokenizer import (
 )
 from sdtt_jax.errors import ConfigError, DataError
 from sdtt_jax.paths import (
+    entries,
     file_lock,
     is_remote,
     read_json,
@@ -205,7 +206,7 @@ def _refuse_differences(found: dict[str, Any], asked: dict[str, Any], directory:
 
 def _refuse_foreign(directory: Path) -> None:
     if directory.is_dir():
-        if any(directory.iterdir()):
+        if entries(directory):
             raise DataError(
                 f"{directory} is not empty but holds no finished data ({INFO_FILE} is missing); "
                 "move it away or use another folder."
@@ -219,11 +220,11 @@ def _holds(directory: Path, tokenizer: Tokenizer) -> bool:
 
     Raises an error if it holds anything else, except for the first files of a delivery into a bucket.
     """
-    if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
+    if not directory.exists() or (directory.is_dir() and not entries(directory)):
         return False
     if not directory.is_dir():
         raise DataError(f"{directory} is not a folder; use another path.")
-    if is_remote(directory) and {path.name for path in directory.iterdir()} <= _WRITTEN_FIRST:
+    if is_remote(directory) and {path.name for path in entries(directory)} <= _WRITTEN_FIRST:
         return False
     other = load_tokenizer(directory)
     _refuse_differences(

@@ -4,6 +4,7 @@ import gzip
 import json
 import types
 
+import gcsfs
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -77,6 +78,24 @@ def test_folders_are_copied_there_and_back(bucket, tmp_path):
         if p.is_file()
     }
     assert found == files
+
+
+def test_a_folder_that_was_made_by_hand_is_empty(bucket, tmp_path, monkeypatch):
+    """Google's console and gcsfuse make an empty object `folder/`, which its own listing has again: a run was
+    refused because "made is not empty", and its data could not be copied. Oracle: the same run on a disk."""
+    monkeypatch.setenv("SDTT_JAX_CACHE", str(tmp_path / "cache"))
+    config, system = small(tmp_path), gcsfs.GCSFileSystem()
+    text = (tmp_path / "corpus.txt").read_bytes()
+    system.pipe({"bucket/made/": b"", "bucket/text/": b"", "bucket/text/a.txt": text})
+    config.data.corpus = "gs://bucket/text"
+    with open_run(config, bucket / "made") as run:
+        made = run.info
+    with open_run(config, tmp_path / "run") as run:
+        assert made == run.info
+    assert made.files == "1 of 1 files"
+    system.pipe("bucket/made/data/", b"")
+    mirror.download(bucket / "made" / "data", tmp_path / "there", "info.json")
+    assert open_split(tmp_path / "there", "train")
 
 
 def test_a_download_that_was_cut_short_is_made_anew(bucket, tmp_path):
