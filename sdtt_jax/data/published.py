@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import itertools
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -110,8 +111,10 @@ class PublishedCorpus:
         if not root:
             return None
         root = as_path(root)
-        versions = [info.parent for info in (root / self.tfds[0]).glob(f"*.*.*/{TFDS_INFO}")]
-        return max(versions, key=_version, default=None)
+        found = [info.parent for info in (root / self.tfds[0]).glob(f"*.*.*/{TFDS_INFO}")]
+        # Others are unfinished (`incomplete.X_1.0.0`), or copies.
+        versions = [folder for folder in found if re.fullmatch(r"\d+\.\d+\.\d+", folder.name)]
+        return max(versions, key=lambda folder: [*map(int, folder.name.split("."))], default=None)
 
     def _from_hub(self, name: str, split: str) -> list[str]:
         """The hub's files of a split: addresses if they are streamed, else paths of the downloaded files."""
@@ -153,12 +156,6 @@ class PublishedCorpus:
                 f"{name}: {self.repo} at {self.revision} has no {pattern}. {elsewhere}."
             )
         return sorted(files)
-
-
-def _version(folder: Path) -> Any:
-    import tensorflow_datasets as tfds  # takes half a second, which most programs can do without
-
-    return tfds.core.Version(folder.name)
 
 
 @contextlib.contextmanager

@@ -250,8 +250,9 @@ class TestTfds:
             list(documents(DataConfig("lm1b"), "test", prepared))
 
     def test_the_newest_version_is_taken(self, prepared):
-        (prepared.parent / "1.0.0").mkdir()
-        (prepared.parent / "1.0.0" / "dataset_info.json").write_text("{}")
+        for name in ("1.0.0", "1.0.10", "1.1.0.old", "incomplete.ABC_1.1.0"):
+            (prepared.parent / name).mkdir()
+            (prepared.parent / name / "dataset_info.json").write_text("{}")
         assert len(list(documents(DataConfig("lm1b"), "test"))) == 2
 
     def test_a_split_that_was_not_prepared_is_named(self, prepared):
