@@ -1,8 +1,11 @@
 """A folder of prepared data: what `info.json` says of it, and the records of its ArrayRecord shards."""
 
 import bisect
+import contextlib
 import dataclasses
+import errno
 import itertools
+import os
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -43,6 +46,7 @@ class Records:
         self._length, self._dtype = length, np.dtype(dtype)
         self._ends = list(itertools.accumulate(shard.records for shard in shards))
         self._size, self._record_bytes = self._ends[-1], 0
+        _allow_open(len(shards))
         self._readers = list(map(self._open, self._paths, shards))
         self._lock = threading.Lock()
 
@@ -88,10 +92,16 @@ class Records:
             raise DataError(f"{path} cannot be read in its bucket; copy the data folder to a disk.")
         if not path.is_file():
             raise DataError(f"{path} is missing; {_PREPARE_AGAIN}.")
-        if path.stat().st_size != shard.bytes:
-            raise DataError(
-                f"{path} has {path.stat().st_size} bytes instead of {shard.bytes}; {_PREPARE_AGAIN}."
-            )
+        try:
+            with path.open("rb") as file:
+                size = file.seek(0, os.SEEK_END)
+        except OSError as error:
+            # Of too many open files ArrayRecord says, if anything, that there are no records.
+            remedy = "; raise `ulimit -n`, or prepare with fewer data.num_shards"
+            many = error.errno == errno.EMFILE
+            raise DataError(f"{path} cannot be read: {error.strerror}{remedy * many}.") from None
+        if size != shard.bytes:
+            raise DataError(f"{path} has {size} bytes instead of {shard.bytes}; {_PREPARE_AGAIN}.")
         options = "readahead_buffer_size:0,max_parallelism:0"
         try:
             reader = ArrayRecordReader(f"{path}", options=options, file_reader_buffer_size=2**15)
@@ -103,6 +113,18 @@ class Records:
                 f"{path} holds {found} records instead of {shard.records}; {_PREPARE_AGAIN}."
             )
         return reader
+
+
+def _allow_open(files: int) -> None:
+    """Raises this process's limit of open files by so many, or as far as the system lets it."""
+    with contextlib.suppress(ImportError, ValueError, OSError):
+        import resource  # not on Windows
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if soft != resource.RLIM_INFINITY:
+            most = soft + files
+            more = most if hard == resource.RLIM_INFINITY else min(most, hard)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (more, hard))
 
 
 def _reason(error: Exception) -> str:

@@ -1,7 +1,10 @@
 import dataclasses
 import json
+import os
+import resource
 import shutil
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -232,6 +235,37 @@ def test_a_mixture_that_cannot_be_is_refused(mixture, weights, message):
 def test_a_batch_that_cannot_be_is_refused(train, arguments, message):
     with pytest.raises(ConfigError, match=message):
         train.batch(*arguments)
+
+
+@pytest.fixture
+def limit():
+    """The limit of open files, lowered so that it allows one more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    held, highest = [os.open(os.devnull, os.O_RDONLY)], max(map(int, os.listdir("/dev/fd")))
+    while held[-1] <= highest:  # there may be gaps between the numbers of open files
+        held.append(os.open(os.devnull, os.O_RDONLY))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (held[-1] + 1, hard))
+    os.close(held.pop())
+    yield resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    for file in held:
+        os.close(file)
+
+
+def test_every_shard_of_a_split_is_open(prepared, train, limit):
+    """256 shards are more than macOS allows by default. Oracle: three shards are three files more."""
+    assert len(open_split(prepared.data, "train", 0)) == len(train)
+    assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == limit + 3
+
+
+@pytest.mark.usefixtures("train", "limit")
+def test_too_many_open_files_are_no_damage(prepared, monkeypatch):
+    """The message was that a shard "holds 0 records instead of 251; prepare the data again"."""
+    with monkeypatch.context() as patch:
+        patch.setattr(resource, "setrlimit", mock.Mock(side_effect=ValueError))
+        message = "cannot be read: Too many open files; raise `ulimit -n`"
+        with pytest.raises(DataError, match=message):
+            open_split(prepared.data, "train")
 
 
 def test_what_is_not_there_is_named(copied):
