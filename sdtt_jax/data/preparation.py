@@ -9,10 +9,11 @@ stopped.
 
 import contextlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
-from sdtt_jax.config import differences, to_mapping
+from sdtt_jax.config import differences, require, to_mapping
 from sdtt_jax.data.config import DataConfig, TokenizerConfig
 from sdtt_jax.data.corpora import TRAIN
 from sdtt_jax.data.engines import Engine, in_process
@@ -77,7 +78,7 @@ def prepare(
 
     Raises:
       ConfigError: a folder holds data of another config (the message lists the fields that
-        differ), or the configs do not suit the corpus.
+        differ), one folder is within the other, or the configs do not suit the corpus.
       DataError: the corpus cannot be read, or a folder holds something else.
     """
     data_dir, tokenizer_dir = resolve_links(data_dir), resolve_links(tokenizer_dir)
@@ -89,6 +90,12 @@ def prepare(
         if finished():
             remove_tree(work)
             return _finished(asked, data_dir, tokenizer_dir)
+        one, other = (Path(os.path.realpath(folder)) for folder in (data_dir, tokenizer_dir))
+        require(
+            is_remote(data_dir) or not (one.is_relative_to(other) or other.is_relative_to(one)),
+            f"data_dir={data_dir} and tokenizer_dir={tokenizer_dir} must be two folders, neither within the "
+            "other.",
+        )
         if is_remote(data_dir):
             partial = data_dir  # Buckets cannot rename; there a folder with its info is finished.
         if not (is_remote(data_dir) and (work / PLAN).exists()):

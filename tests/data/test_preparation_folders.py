@@ -9,6 +9,7 @@ import pytest
 
 from sdtt_jax.data import TokenizerConfig, prepare
 from sdtt_jax.data.tokenizer import save_tokenizer
+from sdtt_jax.errors import ConfigError
 
 
 def _contents(folder):
@@ -38,6 +39,18 @@ def test_links_are_followed_and_stay(prepared, tmp_path, made):
         ]
     assert _contents(disk / "data") == _contents(prepared.data)
     assert _contents(disk / "tokenizer") == _contents(prepared.tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("data", "tokenizer"),
+    [("one", "one"), ("data", "data/tokenizer"), ("tokenizer/data", "tokenizer")],
+)
+def test_one_folder_within_the_other_is_refused(prepared, tmp_path, data, tokenizer):
+    """The same folder waited for itself for ever; others failed when renamed, after all the work."""
+    configs = prepared.data_config, prepared.tokenizer_config
+    with pytest.raises(ConfigError, match=r"must be two folders, neither within the other"):
+        prepare(*configs, tmp_path / data, tmp_path / tokenizer)
+    assert not [*tmp_path.rglob("*.json")]
 
 
 @pytest.mark.parametrize(("saved", "other"), [(1, "data"), (2, "more")], ids=["same", "shared"])
