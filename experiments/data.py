@@ -14,7 +14,6 @@ and random records, and compares the digests of the files; with --output it also
 """
 
 import dataclasses
-import os
 from collections.abc import Sequence
 
 from absl import flags
@@ -54,7 +53,7 @@ _ENGINE = flags.DEFINE_enum(
     "engine", "local", ENGINES, "What prepares the data: processes of this machine, or Apache Beam."
 )
 _WORKERS = flags.DEFINE_integer(
-    "workers", os.cpu_count() or 1, "Number of processes of --engine=local."
+    "workers", engines.cores(), "Number of processes of --engine=local."
 )
 _BEAM = flags.DEFINE_multi_string("beam", [], "An option for Beam, such as --runner=FlinkRunner.")
 _RECORDS = flags.DEFINE_integer(

@@ -41,6 +41,13 @@ def in_process(tasks: Sequence[T]) -> Iterator[T]:
         yield task
 
 
+def cores() -> int:
+    """The number of cores that this process may use: in a job of SLURM, fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1  # macOS
+
+
 def local(workers: int) -> Engine:
     """The engine that runs tasks in several processes on this machine; with one worker, in this process.
 

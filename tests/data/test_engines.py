@@ -175,6 +175,18 @@ class Deadly:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="macOS has no such sets of cores")
+def test_a_process_has_the_cores_that_it_was_given():
+    """A job with 2 of 128 cores began 128 workers, and ran out of memory. Oracle: the set that is given."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    try:
+        assert engines.cores() == 1
+    finally:
+        os.sched_setaffinity(0, before)
+    assert engines.cores() == len(before)
+
+
 def test_a_lost_worker_is_replaced_and_a_deadly_task_is_given_up(tmp_path, caplog):
     tasks = [Deadly(str(tmp_path), 1)]
     assert list(engines.local(2)(tasks)) == tasks
