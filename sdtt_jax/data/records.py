@@ -140,6 +140,7 @@ def read_info(directory: str | Path) -> dict[str, Any]:
     try:
         length = content["info"]["length"]
         good = type(length) is int and length > 0 and content["dtype"] in DTYPES
+        good = good and all(type(content.get(name, {})) is dict for name in ("data", "tokenizer"))
         shards = [Shard(**shard) for shard in content["shards"]]
         good = good and all(_is_sound(shard) for shard in shards)
     except (TypeError, KeyError):
@@ -186,7 +187,13 @@ def check_decoding(directory: Path, shards: Sequence[Shard], split: str, records
     from sdtt_jax.data import builders  # imports TFDS, which takes half a second
 
     folder = (directory / shards[0].path).parent
-    announced, decoded = builders.decoded_by_tfds(folder, split, records.record(0))
+    record = records.record(0)
+    try:
+        announced, decoded = builders.decoded_by_tfds(folder, split, record)
+    except Exception as error:  # of TFDS, JSON or protobuf
+        raise DataError(
+            f"{folder} cannot be read by TFDS ({_reason(error)}); {_PREPARE_AGAIN}."
+        ) from None
     if announced != len(records):
         raise DataError(
             f"{directory} announces {announced} {split} records but its shards hold "

@@ -237,6 +237,27 @@ def test_a_batch_that_cannot_be_is_refused(train, arguments, message):
         train.batch(*arguments)
 
 
+@pytest.mark.parametrize("content", [None, "{"], ids=["missing", "damaged"])
+@pytest.mark.parametrize("name", ["dataset_info.json", "features.json"])
+def test_what_tfds_cannot_read_is_named(copied, name, content):
+    """It was a traceback of TFDS, protobuf or JSON."""
+    [path] = copied.rglob(name)
+    path.unlink()
+    if content is not None:
+        path.write_text(content)
+    message = r"packed_tokens/1\.0\.0 cannot be read by TFDS \(.*prepare the data again"
+    with pytest.raises(DataError, match=message):
+        open_split(copied, "train")
+
+
+def test_an_info_of_which_a_config_is_no_object_is_damaged(copied, prepared):
+    content = json.loads((copied / "info.json").read_text()) | {"data": None}
+    (copied / "info.json").write_text(json.dumps(content))
+    configs = prepared.data_config, prepared.tokenizer_config
+    with pytest.raises(DataError, match=r"info\.json is damaged"):
+        prepare(*configs, copied, prepared.tokenizer)
+
+
 @pytest.fixture
 def limit():
     """The limit of open files, lowered so that it allows one more."""
