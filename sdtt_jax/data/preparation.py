@@ -9,7 +9,6 @@ stopped.
 
 import contextlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +41,7 @@ from sdtt_jax.paths import (
     read_json,
     remove_tree,
     resolve_links,
+    with_target,
     write_json,
 )
 from sdtt_jax.version import __version__
@@ -90,7 +90,7 @@ def prepare(
         if finished():
             remove_tree(work)
             return _finished(asked, data_dir, tokenizer_dir)
-        one, other = (Path(os.path.realpath(folder)) for folder in (data_dir, tokenizer_dir))
+        one, other = (with_target(folder)[-1] for folder in (data_dir, tokenizer_dir))
         require(
             is_remote(data_dir) or not (one.is_relative_to(other) or other.is_relative_to(one)),
             f"data_dir={data_dir} and tokenizer_dir={tokenizer_dir} must be two folders, neither within the "
