@@ -1,5 +1,6 @@
 """Reads a tokenizer.json, and finds which characters its vocabulary cannot spell."""
 
+import codecs
 import contextlib
 import json
 import re
@@ -40,7 +41,7 @@ def read_tokenizer(content: bytes) -> tokenizers.Tokenizer:
             "was published with"
         )
     with without_panics():
-        tokenizer = tokenizers.Tokenizer.from_buffer(content)
+        tokenizer = tokenizers.Tokenizer.from_buffer(content.removeprefix(codecs.BOM_UTF8))
     tokenizer.no_truncation()
     tokenizer.no_padding()
     if isinstance(tokenizer.model, models.BPE):

@@ -209,6 +209,14 @@ def test_a_text_has_the_same_ids_each_time(tmp_path):
     assert tokenizer.encode("ab" * 50).tolist() == [2] * 50
 
 
+def test_a_byte_order_mark_before_a_file_is_none_of_it(tokenizer_json):
+    """It was "expected value at line 1 column 1". Oracle: the same file without."""
+    config = TokenizerConfig(kind="file", file=str(tokenizer_json))
+    expected = train_tokenizer(config, ()).encode(TEXTS[0])
+    tokenizer_json.write_bytes(b"\xef\xbb\xbf" + tokenizer_json.read_bytes())
+    assert train_tokenizer(config, ()).encode(TEXTS[0]).tolist() == expected.tolist()
+
+
 @pytest.mark.parametrize("charsmap", [None, "", "AAAA"])
 def test_a_file_at_which_its_library_panics_is_an_error_in_words(tokenizer_json, charsmap):
     """Its panics are no `Exception`. Files of another library have no map of characters."""
