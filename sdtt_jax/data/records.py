@@ -116,15 +116,13 @@ class Records:
 
 
 def _allow_open(files: int) -> None:
-    """Raises this process's limit of open files by so many, or as far as the system lets it."""
+    """Raises this process's limit of open files by so many, if the system lets it."""
     with contextlib.suppress(ImportError, ValueError, OSError):
         import resource  # not on Windows
 
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         if soft != resource.RLIM_INFINITY:
-            most = soft + files
-            more = most if hard == resource.RLIM_INFINITY else min(most, hard)
-            resource.setrlimit(resource.RLIMIT_NOFILE, (more, hard))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft + files, hard))
 
 
 def _reason(error: Exception) -> str:

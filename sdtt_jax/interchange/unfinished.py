@@ -5,14 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sdtt_jax.errors import ConfigError
-from sdtt_jax.paths import (
-    PathLike,
-    entries,
-    locked,
-    remove_tree,
-    resolve_links,
-    with_path_in_errors,
-)
+from sdtt_jax.paths import PathLike, locked, remove_tree, resolve_links, with_path_in_errors
 
 # What `filled_whole` writes first into a folder, and removes last.
 UNFINISHED = ".unfinished-export"
@@ -53,7 +46,9 @@ def filled_whole(directory: PathLike) -> Iterator[None]:
 def require_empty(directory: Path) -> None:
     """Raises `ConfigError` unless the folder is missing or empty, or holds what `filled_whole` may remove."""
     there = directory.exists() or directory.is_symlink()  # the latter: a loop of links
-    usable = directory.is_dir() and ((directory / UNFINISHED).exists() or not entries(directory))
+    usable = directory.is_dir() and (
+        (directory / UNFINISHED).exists() or not any(directory.iterdir())
+    )
     if there and not usable:
         raise ConfigError(
             f"--output={directory} already exists and is not an empty folder; choose another."
