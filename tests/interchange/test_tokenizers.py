@@ -102,8 +102,11 @@ class TestTokenizers:
     @pytest.mark.parametrize(
         ("added", "said"),
         [
-            ([], "calls MASK '<mask>', which is not among its 0 tokens"),
-            ({"3": {"content": "a"}}, "calls MASK '<mask>', which is not among its 1 tokens"),
+            (
+                [],
+                "calls MASK '<M>', which is not among the 3 tokens that it and tokenizer.json add",
+            ),
+            ({"3": {"content": "a"}}, "calls MASK '<M>', which is not among the 4 tokens"),
             (["<mask>"], "added_tokens_decoder does not map numbers to tokens"),
             ({"13": "<mask>"}, "added_tokens_decoder does not map numbers to tokens"),
             ({"x": {"content": "<mask>"}}, "added_tokens_decoder does not map numbers to tokens"),
@@ -112,7 +115,7 @@ class TestTokenizers:
     )
     def test_a_mask_that_its_names_do_not_number_is_asked_for(self, tmp_path, added, said):
         folder = repository(tmp_path / "m", "a2d-qwen2", mask_token_id=None)
-        self.put(folder, mask_token="<mask>", added_tokens_decoder=added)
+        self.put(folder, mask_token="<M>", added_tokens_decoder=added)
         with pytest.raises(
             CheckpointError, match=rf"tokenizer_config\.json:? {said}.*pass mask_id"
         ):
@@ -131,6 +134,20 @@ class TestTokenizers:
         names = {"mask_token": name, "added_tokens_decoder": added}
         (folder / "tokenizer_config.json").write_text(json.dumps(names))
         assert load_network(folder).facts["mask_row"] == (MASK if beside is None else beside)
+
+    @pytest.mark.parametrize("name", ["a2d-qwen2", "a2d-qwen3"])
+    def test_files_of_transformers_5_number_mask_in_the_vocabulary(
+        self, tmp_path, monkeypatch, name
+    ):
+        """They have no added_tokens_decoder. Oracle: the number of <mask> in tokenizer.json."""
+        usual = FAMILIES["a2d-qwen3"]._replace(mask_id=MASK - 1)
+        monkeypatch.setitem(FAMILIES, "a2d-qwen3", usual)
+        folder = repository(tmp_path / "m", name, mask_token_id=None)
+        self.put(folder, mask_token="<mask>", tokenizer_class="TokenizersBackend")
+        assert load_network(folder).facts["mask_row"] == self.WORDS["<mask>"]
+        (folder / "tokenizer.json").write_text("{}")
+        with pytest.raises(CheckpointError, match=r"tokenizer.json has no list added_tokens"):
+            load_network(folder)
 
     @pytest.mark.parametrize("which", ["bos", "eos"])
     @pytest.mark.parametrize("own", [True, False])

@@ -24,6 +24,7 @@ from sdtt_jax.interchange.claims import (
     check_claims,
     claimed,
 )
+from sdtt_jax.interchange.hub import TOKENIZER_FILES
 from sdtt_jax.interchange.renaming import LAYER, Entry, Layout, Stored, Table, kernel, shape_of
 from sdtt_jax.interchange.safetensors import require_content
 from sdtt_jax.interchange.scaling import (
@@ -36,7 +37,7 @@ from sdtt_jax.interchange.scaling import (
 from sdtt_jax.interchange.tables.families import FAMILIES, Family, family_of, is_causal, shift_of
 from sdtt_jax.interchange.tables.llama_claims import LLAMA_CLAIMS
 from sdtt_jax.networks.config import ROTARY_PAIRS, LlamaConfig, LlamaDenoiserConfig
-from sdtt_jax.paths import as_path
+from sdtt_jax.paths import as_path, read_json
 
 # Exports say it, where the family does not.
 PAIRS = ValueKind(lambda value: value in ROTARY_PAIRS, f"one of {', '.join(ROTARY_PAIRS)}")
@@ -315,17 +316,23 @@ def _mask_by_name(stored: Stored, usual: int | None) -> int | None:
     name, added = named.token("mask"), named.content.get("added_tokens_decoder") or {}
     if name is None:
         return usual
+    tokens = beside.with_name(TOKENIZER_FILES[0])
     try:
         numbers = {entry["content"]: int(number) for number, entry in added.items()}
+        # transformers 5 writes no added_tokens_decoder.
+        if name not in numbers and tokens.is_file():
+            require_content(tokens)
+            listed = read_json(tokens, CheckpointError)["added_tokens"]
+            numbers |= {entry["content"]: int(entry["id"]) for entry in listed}
     except (AttributeError, KeyError, TypeError, ValueError):
         raise CheckpointError(
-            f"{beside}: added_tokens_decoder does not map numbers to tokens; download the file again, or "
-            "pass mask_id=…."
+            f"{beside}: added_tokens_decoder does not map numbers to tokens, or {tokens.name} has no list "
+            "added_tokens; download both again, or pass mask_id=…."
         ) from None
     if name not in numbers and usual is None:
         raise CheckpointError(
-            f"{beside} calls MASK {name!r}, which is not among its {len(numbers)} tokens in "
-            "added_tokens_decoder: pass mask_id=…."
+            f"{beside} calls MASK {name!r}, which is not among the {len(numbers)} tokens that it and "
+            f"{tokens.name} add: pass mask_id=…."
         )
     return numbers.get(name, usual)
 
