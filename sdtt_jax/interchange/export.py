@@ -49,9 +49,11 @@ def export_reference(model: Model | CausalModel, directory: PathLike) -> list[Pa
     directory, facts = as_path(directory), model.facts
     layout = facts.get("layout", facts["kind"])
     layout = DIFFUGPT.name if layout == GPT2_DENOISER else layout
+    beside = carried(facts["beside"]) if "beside" in facts else {}
     if isinstance(model.config, LlamaConfig) and facts.get("layout") in (None, LLAMA_GGUF.name):
         # A GGUF file's model was trained as `load` takes every published one to be.
-        return export_llama(model, directory, {} if "layout" in facts else training(model))
+        said = {} if "layout" in facts else training(model)
+        return export_llama(model, directory, said, beside)
     if layout not in LAYOUTS:
         raise MismatchError(
             f"{facts['path']} holds a {facts['kind']!r} network, which sees noise; the reference's format "
@@ -72,7 +74,6 @@ def export_reference(model: Model | CausalModel, directory: PathLike) -> list[Pa
     if isinstance(sizes, LlamaConfig):
         config = completed(config, sizes, table.mask_row, LAYOUTS[layout], tensors, directory)
     require_described(sizes, LAYOUTS[layout], tensors, prefix, config, directory)
-    beside = carried(facts["beside"]) if "beside" in facts else {}
     config = config | unsaid_ends(config, tokenizer)
     return write_repository(directory, tensors, config, tokenizer, beside)
 

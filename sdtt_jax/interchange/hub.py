@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sdtt_jax.config import require
 from sdtt_jax.errors import CheckpointError
+from sdtt_jax.interchange.gguf import SUFFIX, TEMPLATE, GgufTensors
 from sdtt_jax.interchange.safetensors import read_index
 from sdtt_jax.paths import as_path
 
@@ -18,12 +19,15 @@ CONFIG_FILE = "config.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 # Where there is no tokenizer.json.
 BPE_FILES = ("vocab.json", "merges.txt")
+TEMPLATE_FILE = "chat_template.jinja"
 # What goes out with a model that came with them; other libraries read them all.
 CARRIED = (
     *TOKENIZER_FILES,
     *BPE_FILES,
+    "tokenizer.model",
+    "added_tokens.json",
     "special_tokens_map.json",
-    "chat_template.jinja",
+    TEMPLATE_FILE,
     "generation_config.json",
 )
 
@@ -83,13 +87,16 @@ def fetch_beside(
 
 
 def carried(place: str) -> dict[str, bytes]:
-    """The files in `CARRIED`, by name, of a published model.
+    """The files in `CARRIED`, by name, of a published model; of a GGUF file only the template that it holds.
 
     Args:
       place: an absolute path of its tensors or their folder, or "owner/name[@revision]"; what is there no
         longer, or cannot be reached, is left out.
     """
     where = as_path(place)
+    if where.suffix.lower() == SUFFIX:
+        template = GgufTensors(where).fields.get(TEMPLATE) if where.is_file() else None
+        return {TEMPLATE_FILE: template.encode()} if isinstance(template, str) else {}
     if where.is_absolute():
         folder = where if where.is_dir() else where.parent
         found = {name: folder / name for name in CARRIED if (folder / name).is_file()}

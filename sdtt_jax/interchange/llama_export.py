@@ -4,7 +4,6 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -28,12 +27,16 @@ from sdtt_jax.trees import flat_leaves, nested
 
 
 def export_llama(
-    model: Model | CausalModel, directory: Path, beside: Mapping[str, Any]
+    model: Model | CausalModel,
+    directory: Path,
+    said: Mapping[str, Any],
+    carried: Mapping[str, bytes],
 ) -> list[Path]:
     """Writes `model.safetensors`, `config.json` and, for a published model, its `tokenizer.json`.
 
     Tokens get their published numbers back. A network whose rotary embedding rotates neighbouring features is
-    written as one that rotates halves, with its rows permuted. The config also holds the fields of `beside`.
+    written as one that rotates halves, with its rows permuted. The config also holds the fields of `said`.
+    The files of `carried` are written too.
 
     Raises:
       MismatchError: the layout has no such network.
@@ -48,7 +51,7 @@ def export_llama(
     table = dataclasses.replace(LLAMA.table(config), mask_row=mask_row(model))
     tensors, content = write_params(table, params, ""), hub_config(config, special, table.mask_row)
     require_described(config, LLAMA, tensors, "", content, directory)
-    return write_repository(directory, tensors, content | dict(beside), tokenizer)
+    return write_repository(directory, tensors, content | dict(said), tokenizer, carried)
 
 
 def mask_row(model: Model | CausalModel) -> int | None:
@@ -96,7 +99,7 @@ def write_repository(
     tensors: Mapping[str, np.ndarray],
     config: Mapping[str, Any],
     tokenizer: Tokenizer | None,
-    carried: Mapping[str, bytes] = MappingProxyType({}),
+    carried: Mapping[str, bytes],
 ) -> list[Path]:
     """Writes the files of a repository of the hub, and returns their paths.
 

@@ -214,7 +214,9 @@ def test_k_quants_are_dequantised_by_their_definition(tmp_path, kind):
 def test_it_is_saved_and_loaded_again_with_its_tokenizer(tmp_path):
     from sdtt_jax.interchange.export import export_orbax, export_reference
 
-    model = sdtt_jax.load(write(tmp_path / "model.gguf", weights(), "Q8_0"))
+    template = "{{ messages[0].content }}"
+    change = added("tokenizer.chat_template", template)
+    model = sdtt_jax.load(write(tmp_path / "model.gguf", weights(), "Q8_0", change=change))
     export_orbax(model, tmp_path / "ours")
     again = sdtt_jax.load(tmp_path / "ours")
     assert again.config == model.config
@@ -223,7 +225,10 @@ def test_it_is_saved_and_loaded_again_with_its_tokenizer(tmp_path):
         again.tokenizer.encode("in the 7"), model.tokenizer.encode("in the 7")
     )
     np.testing.assert_array_equal(again.logits(IDS), model.logits(IDS))
+    (tmp_path / "generation_config.json").write_text("{}")  # another model's
     export_reference(model, tmp_path / "theirs")
+    assert (tmp_path / "theirs" / "chat_template.jinja").read_text() == template
+    assert not (tmp_path / "theirs" / "generation_config.json").exists()
     theirs = sdtt_jax.load(tmp_path / "theirs")
     assert theirs.config.rotary_pairs == "halves"
     assert (

@@ -17,6 +17,8 @@ from tests.model.runs import random_params
 BESIDE = {
     "tokenizer_config.json": b'{"bos_token": "<s>", "eos_token": "</s>", "pad_token": "a"}',
     "special_tokens_map.json": b'{"pad_token": "a"}',
+    "tokenizer.model": b"pieces",
+    "added_tokens.json": b'{"a": 0}',
     "chat_template.jinja": b"{{ messages[0].content }}",
     "generation_config.json": b'{"eos_token_id": 2}',
 }
