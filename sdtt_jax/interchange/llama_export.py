@@ -11,6 +11,7 @@ import numpy as np
 
 from sdtt_jax.config import differences, to_mapping
 from sdtt_jax.data.tokenizer import HubTokenizer, Special, Tokenizer
+from sdtt_jax.data.tokenizer_json import read_tokenizer
 from sdtt_jax.errors import CheckpointError, MismatchError
 from sdtt_jax.interchange.claims import attention_claims
 from sdtt_jax.interchange.hub import CONFIG_FILE, TENSORS_FILE, TOKENIZER_FILES
@@ -121,10 +122,11 @@ def write_repository(
 
 
 def _names(tokenizer: HubTokenizer) -> dict[str, str]:
-    """A tokenizer_config.json of the tokens that begin and end texts."""
-    named = {
-        which: tokenizer.name_of(getattr(tokenizer, f"{which}_id")) for which in ("bos", "eos")
-    }
+    """A tokenizer_config.json of the tokens that begin and end texts, and of MASK if it is no word."""
+    found, special = read_tokenizer(tokenizer.model), tokenizer.special
+    named = {"bos": found.id_to_token(special.bos_id), "eos": found.id_to_token(special.eos_id)}
+    if special.mask_row in found.get_added_tokens_decoder():
+        named["mask"] = found.id_to_token(special.mask_row)
     names = {f"{which}_token": name for which, name in named.items() if name is not None}
     return {"tokenizer_class": "PreTrainedTokenizerFast"} | names
 

@@ -11,7 +11,7 @@ from sdtt_jax.interchange.export import export_orbax, export_reference
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.networks.config import LlamaConfig
 from sdtt_jax.networks.kinds import kind_of, network_of
-from tests.interchange.llama_models import ROWS, repository, vocabulary
+from tests.interchange.llama_models import MASK, ROWS, repository, vocabulary
 from tests.model.runs import random_params
 
 BESIDE = {
@@ -67,6 +67,20 @@ def test_without_such_files_the_tokens_that_begin_and_end_texts_are_named(publis
     names = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
     assert (names["bos_token"], names["eos_token"]) == ("<s>", "</s>")
     assert sdtt_jax.load(tmp_path / "out").text_tokenizer.digest == model.text_tokenizer.digest
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_mask_is_named_unless_it_is_a_word(special, tmp_path):
+    """As of a run's student: dLLM's sampler asks the tokenizer for it. Oracle: the vocabulary's name."""
+    words = {"a": 0, "<s>": 1, "</s>": 2} | {f"w{i}": i for i in range(3, ROWS - 1)}
+    name = "<mask>" if special else f"w{MASK}"
+    words = {name if i == MASK else word: i for word, i in words.items()}
+    folder = repository(tmp_path / "in", "a2d-llama", bos_token_id=1, eos_token_id=2)
+    (folder / "tokenizer.json").write_bytes(vocabulary(words).to_str().encode())
+    export_orbax(sdtt_jax.load(folder), tmp_path / "orbax")
+    export_reference(sdtt_jax.load(tmp_path / "orbax"), tmp_path / "out")
+    names = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
+    assert names.get("mask_token") == (name if special else None)
 
 
 @pytest.mark.parametrize(
