@@ -15,6 +15,7 @@ def token_texts(tokenizer: Tokenizer) -> dict[str, Any]:
     """What `read_tokens` needs to decode as the tokenizer does; JSON-ready.
 
     * `pieces`: the text of each id within a text, after other ids: decoders keep the space before a word.
+      None for an id without a token (a padded vocabulary's), which decoders leave out.
     * `first`: by id, the texts that differ at the start of a text.
     * `strips`: whether all spaces at the start of a text are dropped, or only one.
     * `bytes`: by id, in hexadecimal, the bytes of ids that spell a part of a character.
@@ -27,13 +28,14 @@ def token_texts(tokenizer: Tokenizer) -> dict[str, Any]:
     pieces, first, spelt, unreadable = [], {}, {}, "part"
     for token in range(tokenizer.vocab_size):
         name = tokenizer.name_of(token)
-        pieces.append(tokenizer.decode([token], behind=True))
+        piece = tokenizer.decode([token], behind=True)
+        pieces.append(None if name is None else piece)
         if token in special or name is None:
             continue
-        if alone[token] != pieces[token]:
+        if alone[token] != piece:
             first[str(token)] = alone[token]
         byte = _BYTE.fullmatch(name)
-        if byte and name not in pieces[token]:  # the vocabulary falls back to bytes
+        if byte and name not in piece:  # the vocabulary falls back to bytes
             spelt[str(token)] = byte[1]
             unreadable = "byte" if isinstance(tokenizer, SentencePieceTokenizer) else "run"
         elif UNREADABLE in alone[token] and (found := _byte_level(name)):
@@ -52,8 +54,11 @@ def token_texts(tokenizer: Tokenizer) -> dict[str, Any]:
 def read_tokens(info: dict[str, Any], row: Iterable[int]) -> str:
     """The text of a row of ids, as `Tokenizer.decode` reads it."""
 
+    size = len(info["pieces"])
+    row = [i for i in map(int, row) if not 0 <= i < size or info["pieces"][i] is not None]
+
     def kind(i: int) -> str:
-        known = 0 <= i < len(info["pieces"])
+        known = 0 <= i < size
         return "end" if i in info["ends"] else "text" if known else "mask"
 
     def spelt(data: bytes) -> str:
@@ -68,7 +73,7 @@ def read_tokens(info: dict[str, Any], row: Iterable[int]) -> str:
         return "".join("\ufffd" if "\udc80" <= c <= "\udcff" else c for c in read)
 
     texts = [""]
-    for what, run in itertools.groupby(map(int, row), kind):
+    for what, run in itertools.groupby(row, kind):
         ids = list(run)
         if what == "end":
             texts += [""] if texts[-1] else []

@@ -21,7 +21,7 @@ def gpt2():
     return Gpt2Tokenizer(TokenizerConfig(kind="gpt2"), "none")
 
 
-def hub(words, mask_row=None, decoder=None):
+def hub(words, mask_row=None, decoder=None, padding=0):
     """As Llama's: pieces with "▁" for the space, and bytes for the characters that it lacks."""
     vocab = {token: i for i, token in enumerate(["<s>", "</s>", "<mask>", *words])}
     made = tokenizers.Tokenizer(models.BPE(vocab, [], byte_fallback=True))
@@ -36,12 +36,17 @@ def hub(words, mask_row=None, decoder=None):
             decoders.Strip(" ", 1, 0),
         ]
     )
-    special = Special(len(vocab), 0, 1, mask_row)
+    special = Special(len(vocab) + padding, 0, 1, mask_row)
     return HubTokenizer(TokenizerConfig(kind="hub"), "none", made.to_str().encode(), special)
 
 
 def llama():
     return hub([*BYTES, "▁", *"Hesaidno.Cf"], mask_row=2)
+
+
+def padded():
+    """The last rows of its embedding are no tokens, and random ones stand between bytes of a character."""
+    return hub([*BYTES, "▁", *"Hesaidno.Cf"], mask_row=2, padding=32)
 
 
 def words():
@@ -74,7 +79,7 @@ def pieces():
     return SentencePieceTokenizer(TokenizerConfig(), "none", model.getvalue())
 
 
-@pytest.mark.parametrize("make", [gpt2, llama, words, byte_level, pieces])
+@pytest.mark.parametrize("make", [gpt2, llama, padded, words, byte_level, pieces])
 def test_they_read_as_the_tokenizer_decodes(make):
     """Of characters of several tokens, of two texts in a row, and of bytes that are no text."""
     tokenizer = make()
