@@ -161,6 +161,17 @@ def test_epsilon_and_base_have_other_names_too(tmp_path, theirs, others, value):
         assert (both.norm_epsilon, both.rotary_base) == (1e-3, 500.0)
 
 
+@pytest.mark.parametrize(
+    ("name", "usual"),
+    [("ernie4_5", (1e-5, 5e5)), ("helium", (1e-8, 1e5)), ("qwen3", (1e-6, 1e4))],
+)
+def test_what_a_config_leaves_out_is_what_its_own_library_takes(tmp_path, name, usual):
+    """Oracle: the defaults of the config classes of transformers 5.24."""
+    folder = repository(tmp_path / "m", name, rms_norm_eps=None, rope_theta=None)
+    config = load_network(folder).config
+    assert (config.norm_epsilon, config.rotary_base) == usual
+
+
 def test_the_same_names_may_say_what_is_so(tmp_path):
     """Fields as published configs of the family carry them along."""
     same = {"hidden_activation": "silu", "logit_scale": 1.0, "rotary_pct": 1.0, "rotary_dim": 6}

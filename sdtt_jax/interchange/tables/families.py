@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from sdtt_jax.errors import CheckpointError
 from sdtt_jax.interchange.claims import FLAG, MASKS, attention_claims, claimed, claims
 from sdtt_jax.interchange.renaming import Stored
+from sdtt_jax.networks.attention.rotary import ROTARY_BASE
 
 
 class Family(NamedTuple):
@@ -20,6 +21,9 @@ class Family(NamedTuple):
     shift: bool = False  # as denoisers they predict the next token
     mask_id: int | None = None  # MASK, in their own numbering
     rotary_pairs: str = "halves"  # which features their rotations turn together: see `LlamaConfig`
+    # What the hub's libraries take where a config does not say it.
+    norm_epsilon: float = 1e-6
+    rotary_base: float = ROTARY_BASE
 
 
 FAMILIES = {
@@ -27,8 +31,8 @@ FAMILIES = {
     "qwen2": Family(causal=True),
     "qwen3": Family(causal=True),
     # Their configs have no field that says which features are turned together.
-    "ernie4_5": Family(causal=True, rotary_pairs="neighbours"),
-    "helium": Family(causal=True, rotary_pairs="neighbours"),
+    "ernie4_5": Family(True, rotary_pairs="neighbours", norm_epsilon=1e-5, rotary_base=500_000.0),
+    "helium": Family(True, rotary_pairs="neighbours", norm_epsilon=1e-8, rotary_base=100_000.0),
     "dream": Family(causal=False, shift=True, mask_id=151_666),
     "llada": Family(causal=False, mask_id=126_336),
     "a2d-llama": Family(causal=False),

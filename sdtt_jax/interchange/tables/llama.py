@@ -169,7 +169,8 @@ def _config(
     mlp, _ = shape_of(tensors, f"{first['blocks/mlp/gate']}.weight", file, dims=2)
     sizes: dict[str, Any] = {"vocab_size": rows, "embed_dim": embed, "mlp_dim": mlp}
     if names is HUB:
-        sizes["norm_epsilon"] = 1e-6  # what its libraries take where the config does not say it
+        usual = _family(names, stored) or FAMILIES["llama"]
+        sizes |= {"norm_epsilon": usual.norm_epsilon, "rotary_base": usual.rotary_base}
     for field, theirs in names.fields.items():
         value = claimed(stored, (theirs,), NUMBER, None)
         if value is None:
