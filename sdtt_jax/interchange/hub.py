@@ -4,6 +4,7 @@ Its library is imported only where it is used: the import takes 0.3 s, and most 
 """
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from sdtt_jax.config import require
@@ -62,28 +63,39 @@ def fetch(repo: str, revision: str | None = None) -> Path:
         # The library tries for 23 seconds to reach the hub; a hub that it did not reach is not asked again.
         reached = isinstance(error, EntryNotFoundError)
         reached = reached and not isinstance(error, LocalEntryNotFoundError)
-        index = fetch_beside(repo, revision, INDEX_FILE, cached=not reached)
-        if index is None:
+        found = fetch_beside(repo, revision, [INDEX_FILE], cached=not reached)
+        if not found:
             raise CheckpointError(_reason(what, error)) from None
-        for file in sorted(set(read_index(index).values())):
-            if fetch_beside(repo, revision, file) is None:
+        tensors = found[INDEX_FILE]
+        for file in sorted(set(read_index(tensors).values())):
+            if not fetch_beside(repo, revision, [file]):
                 raise CheckpointError(f"{what} lacks {file}, which its index names.") from None
-        tensors = index
-    fetch_beside(repo, revision, CONFIG_FILE)
+    fetch_beside(repo, revision, [CONFIG_FILE])
     return tensors
 
 
 def fetch_beside(
-    repo: str, revision: str | None, name: str, *, cached: bool = False
-) -> Path | None:
-    """A file of a repository, downloaded or (with `cached`) found in the local cache; else None."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, OfflineModeIsEnabled
+    repo: str, revision: str | None, names: Iterable[str], *, cached: bool = False
+) -> dict[str, Path]:
+    """Those files of a repository that it has, downloaded or found in the local cache (`cached`: only there).
 
-    try:
-        return as_path(hf_hub_download(repo, name, revision=revision, local_files_only=cached))
-    except (EntryNotFoundError, OfflineModeIsEnabled, OSError):
-        return None
+    A hub that is not reached for one file is not asked for those after it.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+    )
+
+    found = {}
+    for name in names:
+        try:
+            path = hf_hub_download(repo, name, revision=revision, local_files_only=cached)
+            found[name] = as_path(path)
+        except (EntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+            cached = cached or isinstance(error, LocalEntryNotFoundError)
+    return found
 
 
 def carried(place: str) -> dict[str, bytes]:
@@ -102,8 +114,7 @@ def carried(place: str) -> dict[str, bytes]:
         found = {name: folder / name for name in CARRIED if (folder / name).is_file()}
     else:
         repo, _, revision = place.partition("@")
-        fetched = {name: fetch_beside(repo, revision or None, name) for name in CARRIED}
-        found = {name: path for name, path in fetched.items() if path is not None}
+        found = fetch_beside(repo, revision or None, CARRIED)
     return {name: path.read_bytes() for name, path in found.items()}
 
 

@@ -143,11 +143,10 @@ def _find_published(
         repo, at = named["repo"], named["revision"]
         tensors = hub.fetch(repo, at)
         # The tokenizer's config alone may say which token is MASK.
-        beside = [hub.fetch_beside(repo, at, name) for name in TOKENIZER_FILES]
+        beside = hub.fetch_beside(repo, at, TOKENIZER_FILES)
         published = open_published(tensors, specified)
-        if beside[0] is None and published.layout in LLAMA_LAYOUTS:
-            for name in hub.BPE_FILES:
-                hub.fetch_beside(repo, at, name)
+        if TOKENIZER_FILES[0] not in beside and published.layout in LLAMA_LAYOUTS:
+            hub.fetch_beside(repo, at, hub.BPE_FILES)
         return published, named[0]
     where = as_path(text)
     if not is_remote(text) and is_published(where):
