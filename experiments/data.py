@@ -55,7 +55,7 @@ _ENGINE = flags.DEFINE_enum(
 _WORKERS = flags.DEFINE_integer(
     "workers", engines.cores(), "Number of processes of --engine=local."
 )
-_BEAM = flags.DEFINE_multi_string("beam", [], "An option for Beam, such as --runner=FlinkRunner.")
+_BEAM = flags.DEFINE_multi_string("beam", [], "An option for Beam, such as --runner=FlinkRunner")
 _RECORDS = flags.DEFINE_integer(
     "records", 3, "Number of records of each split to show.", lower_bound=0
 )

@@ -6,7 +6,7 @@ A small causal network of the Llama family is trained on the demo's text. A deno
 sizes then starts from it, or from fresh parameters; texts, keys, optimizer and steps are the same.
 To start from a published model, or from its first blocks, use
 
-    python -m tools.adaptation --workdir=runs/blocks --init_from=smollm2 --init_layers=2 --length=16
+    python -m tools.adaptation --workdir=runs/blocks --init_from=smollm2 --init_layers=2 --length=16 \\
         --batch=8 --learning_rate=5e-4 --held_out=64 --steps 0 10 20 40 80
 """
 
@@ -115,16 +115,19 @@ def small_start(run: Run, num_steps: int) -> tuple[Any, Any]:
 
 def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The values of the flags, of the command line if `arguments` is None."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--workdir", required=True)
-    parser.add_argument("--causal_steps", type=int, default=300)
-    parser.add_argument("--steps", type=int, nargs="+", default=[0, 20, 40, 80, 160])
-    parser.add_argument("--init_from", default="")
-    parser.add_argument("--init_layers", type=int, default=0)
-    parser.add_argument("--length", type=int, default=64)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--learning_rate", type=float, default=2e-3)
-    parser.add_argument("--held_out", type=int, default=256)
+    add = functools.partial(parser.add_argument, help="default: %(default)r")
+    add("--causal_steps", type=int, default=300)
+    add("--steps", type=int, nargs="+", default=[0, 20, 40, 80, 160])
+    add("--init_from", default="")
+    add("--init_layers", type=int, default=0)
+    add("--length", type=int, default=64)
+    add("--batch", type=int, default=32)
+    add("--learning_rate", type=float, default=2e-3)
+    add("--held_out", type=int, default=256)
     return parser.parse_args(arguments)
 
 

@@ -40,6 +40,7 @@ from sdtt_jax.paths import as_path
 
 GPT2 = TokenizerConfig(kind="gpt2")
 LENGTH, SENTENCES, TEXTS_AT_ONCE, SHARDS, READS = 1024, 40, 256, 100, 20_000
+DEFAULT = "default: %(default)s"  # in the help of a flag
 
 
 def write_corpus(path: Path, megabytes: float) -> DataConfig:
@@ -174,15 +175,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parts = parser.add_subparsers(dest="part", required=True)
     rate, memory, index = (parts.add_parser(name) for name in ("rate", "memory", "index"))
-    rate.add_argument("--megabytes", type=float, default=8)
-    rate.add_argument("--repeats", type=int, default=5)
-    memory.add_argument("--megabytes", type=float, nargs="+", default=[20, 100, 500])
-    memory.add_argument("--workers", type=int, default=2)
+    rate.add_argument("--megabytes", type=float, default=8, help=DEFAULT)
+    rate.add_argument("--repeats", type=int, default=5, help=DEFAULT)
+    memory.add_argument("--megabytes", type=float, nargs="+", default=[20, 100, 500], help=DEFAULT)
+    memory.add_argument("--workers", type=int, default=2, help=DEFAULT)
     memory.add_argument(
         "--words", action="store_true", help="Use a vocabulary of words instead of GPT-2's."
     )
-    index.add_argument("--records", type=int, default=100_000_000, help=f"A multiple of {SHARDS}.")
-    index.add_argument("--reads", type=int, default=READS)
+    index.add_argument(
+        "--records", type=int, default=100_000_000, help=f"A multiple of {SHARDS}; {DEFAULT}"
+    )
+    index.add_argument("--reads", type=int, default=READS, help=DEFAULT)
     given = parser.parse_args(arguments)
     for name, value in vars(given).items():
         for number in value if isinstance(value, list) else [value]:

@@ -10,11 +10,8 @@ from tools import adaptation
 
 COMMANDS = [
     shlex.split(command)
-    for text in (
-        (ROOT / "docs" / "measurements" / "adaptation.md").read_text().replace("\\\n", " "),
-        re.sub(r"\n {4,}(?=--)", " ", adaptation.__doc__),
-    )
-    for command in re.findall(r"python -m tools\.adaptation ([^`\n]*)", text)
+    for text in (ROOT.joinpath("docs/measurements/adaptation.md").read_text(), adaptation.__doc__)
+    for command in re.findall(r"python -m tools\.adaptation ([^`\n]*)", text.replace("\\\n", " "))
 ]
 
 
@@ -32,3 +29,11 @@ def test_a_documented_command_makes_a_run_without_annealing(command):
     assert config.teacher.init_from == given.init_from
     assert config.teacher.train.num_steps == max(given.steps)
     assert config.data.length == given.length
+
+
+def test_help_has_commands_as_they_are_typed_and_every_default(capsys):
+    with pytest.raises(SystemExit):
+        adaptation.parsed(["--help"])
+    said = capsys.readouterr().out
+    assert adaptation.__doc__.strip() in said
+    assert said.count("default: ") == said.count("\n  --") - 1  # --workdir has none

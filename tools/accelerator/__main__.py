@@ -149,12 +149,14 @@ def main(argv: Sequence[str]) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--minutes", type=float, default=20.0, help="time for all parts together")
+    parser.add_argument(
+        "--minutes", type=float, default=20.0, help="time for all parts together; default: 20"
+    )
     parser.add_argument(
         "--output", required=True, help="folder to write accelerator.json and accelerator.md to"
     )
     parser.add_argument(
-        "--parts", default=",".join(PARTS), help="parts to run, separated by commas"
+        "--parts", default=",".join(PARTS), help="parts to run, separated by commas; default: all"
     )
     parser.add_argument("--tiny", action="store_true", help="use sizes for a CPU")
     arguments = parser.parse_args(argv[1:])
