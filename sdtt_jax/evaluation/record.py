@@ -145,7 +145,7 @@ class Record:
             item = stored | {"result": result}
         else:
             if stored is not None:
-                lines = "; ".join(differences(stored["inputs"], inputs))
+                lines = "; ".join(differences(placeless(stored["inputs"]), placeless(inputs)))
                 self.log(
                     f"{name}: replaces the result in {self.path.name} ({lines}); to keep both, use another "
                     "file"

@@ -47,8 +47,10 @@ def test_a_run_that_was_moved_keeps_its_results(tmp_path):
     for judge, times in ((MODEL, 1), (MODEL | {"path": "moved"}, 1), (OTHER, 2)):
         Record(tmp_path / "x.json", MODEL).item("suite/a", {"judge": judge}, compute)
         assert compute.times == times
-    Record(tmp_path / "x.json", MODEL).item("suite/a", {"judge": OTHER, "path": "b"}, compute)
+    moved, told = {"judge": OTHER | {"path": "moved"}, "path": "b"}, []
+    Record(tmp_path / "x.json", MODEL, told.append).item("suite/a", moved, compute)
     assert compute.times == 3
+    assert "judge" not in told[0]  # its path is no reason
 
 
 def test_parts_outlive_an_item_that_was_cut_off(tmp_path):
