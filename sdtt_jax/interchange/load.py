@@ -373,7 +373,10 @@ def _delivered(path: Path) -> Path:
     if not path.is_dir():
         if is_remote(path):
             path.exists()  # raises the reason; a bucket's `is_dir` only says no
-        near = nearest(str(path), [SMOLLM2])
+        names = [SMOLLM2]
+        with contextlib.suppress(OSError):
+            names += [] if is_remote(path) else os.listdir(path.parent)
+        near = nearest(path.name, names)
         raise CheckpointError(
             f"There is no checkpoint at {path}{near and f' ({near})'}; give a run, a round, a file, or "
             "OWNER/NAME of the hub."

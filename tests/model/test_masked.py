@@ -307,6 +307,8 @@ def test_what_is_not_there_is_named(run, tmp_path):
     with pytest.raises(CheckpointError, match="There is no checkpoint at"):
         sdtt_jax.load(tmp_path / "nothing")
     (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match=r"at .*/empt \(did you mean 'empty'\?\)"):
+        sdtt_jax.load(tmp_path / "empt")
     with pytest.raises(CheckpointError, match="holds no finished model"):
         sdtt_jax.load(tmp_path / "empty")
     moved = tmp_path / "moved" / "final"
