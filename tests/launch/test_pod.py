@@ -153,6 +153,7 @@ WRONG = (
     (["--launcher=gke", "--spec=/v5e_255.py"], "did you mean 'launch/specs/v5e_256.py'"),
     (["--launcher=gke", "--spec=/nope.py"], "launch/specs holds some"),
     (["--launcher=cron"], "<tpu_vm|gke|xpk|skypilot|slurm>"),
+    (["--launcher=gke", "--config.seed=1"], "options of the run follow `--`"),
     ([], "--launcher is missing"),
 )
 

@@ -57,6 +57,8 @@ def test_what_is_no_record_is_named(tmp_path, content):
         report.write_exact_from(str(tmp_path / "other.json"), tmp_path / "a.png")
     with pytest.raises(DataError, match="cannot be read: No such file"):
         report.write_exact_from(str(tmp_path / "absent.json"), tmp_path / "a.png")
+    with pytest.raises(DataError, match=r"is a folder; give a file\. It holds other"):
+        report.write_exact_from(str(tmp_path), tmp_path / "a.png")
 
 
 def test_the_race_needs_two_points_of_its_batch_size(make_workdir, tmp_path, monkeypatch):
