@@ -166,7 +166,7 @@ def _without_student(run: RecordedRun) -> Findings:
         sentence = "The teacher has been measured; no round of distillation has been evaluated."
     elif run.curves:
         headline = "Trained, not yet measured"
-        sentence = "The training curves are shown below; the evaluate stage has not run."
+        sentence = "The training curves are shown below; the evaluate stage has not finished."
     else:
         headline = "This run has only begun"
         sentence = "There are settings, but nothing trained or measured yet."

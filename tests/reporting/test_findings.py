@@ -234,6 +234,8 @@ def test_a_run_without_a_measured_student_claims_nothing(make_workdir, evaluated
     findings = find(read_run(make_workdir(evaluated=evaluated, rounds=rounds)))
     assert findings.headline in ("Trained, not yet measured", "A teacher, and no student yet")
     assert findings.highlights == ()
+    # It may have been stopped after some items, which the page shows.
+    assert evaluated or findings.sentences[0].endswith("the evaluate stage has not finished.")
 
 
 @pytest.mark.parametrize(
