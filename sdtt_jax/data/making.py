@@ -112,7 +112,9 @@ def given_tokenizer(config: TokenizerConfig, normalize: str = "none") -> Tokeniz
     try:
         found = read_tokenizer(content)
     except Exception as error:  # `tokenizers` raises no narrower class
-        raise DataError(f"tokenizer.file: {path} cannot be read ({error}).") from None
+        run = path.with_name("sentencepiece.model")  # a run's tokenizer.json only describes it
+        reason = f"give {run} beside it" if run.is_file() else str(error)
+        raise DataError(f"tokenizer.file: {path} cannot be read ({reason}).") from None
     named = special_names(path.parent / NAMES_FILE, DataError)
     both = ends(*(_special_id(found, named, which) for which in ("bos", "eos")))
     if both is None:

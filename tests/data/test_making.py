@@ -241,6 +241,12 @@ def test_a_file_that_is_no_vocabulary_is_named(tmp_path):
         (tmp_path / name).write_bytes(b"{}")
         with pytest.raises(DataError, match=rf"tokenizer\.file: .*{name} {message}"):
             train_tokenizer(dataclasses.replace(config, file=str(tmp_path / name)), ())
+    # As in a run's tokenizer/.
+    (tmp_path / "sentencepiece.model").write_bytes(b"{}")
+    with pytest.raises(
+        DataError, match=r"cannot be read \(give .*/sentencepiece\.model beside it\)"
+    ):
+        train_tokenizer(dataclasses.replace(config, file=str(tmp_path / "no.json")), ())
     for wrong in ({"kind": "file"}, {"file": "x.json"}, {"kind": "file", "file": "vocab.txt"}):
         with pytest.raises(ConfigError, match=r"go together|must be a SentencePiece"):
             TokenizerConfig(**wrong)
