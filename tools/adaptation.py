@@ -119,15 +119,15 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--workdir", required=True)
-    add = functools.partial(parser.add_argument, help="default: %(default)r")
-    add("--causal_steps", type=int, default=300)
-    add("--steps", type=int, nargs="+", default=[0, 20, 40, 80, 160])
-    add("--init_from", default="")
-    add("--init_layers", type=int, default=0)
-    add("--length", type=int, default=64)
-    add("--batch", type=int, default=32)
-    add("--learning_rate", type=float, default=2e-3)
-    add("--held_out", type=int, default=256)
+    default = "default: %(default)r"
+    parser.add_argument("--causal_steps", type=int, default=300, help=default)
+    parser.add_argument("--steps", type=int, nargs="+", default=[0, 20, 40, 80, 160], help=default)
+    parser.add_argument("--init_from", default="", help=default)
+    parser.add_argument("--init_layers", type=int, default=0, help=default)
+    parser.add_argument("--length", type=int, default=64, help=default)
+    parser.add_argument("--batch", type=int, default=32, help=default)
+    parser.add_argument("--learning_rate", type=float, default=2e-3, help=default)
+    parser.add_argument("--held_out", type=int, default=256, help=default)
     return parser.parse_args(arguments)
 
 

@@ -31,9 +31,9 @@ def define_checkpoint(*, causal: bool = True) -> flags.FlagHolder[str | None]:
     return flags.DEFINE_string(
         "checkpoint",
         None,
-        f"A run (its last finished round), {kinds} or a final folder (local or gs://); a "
-        ".safetensors or .gguf file or its folder; a repository of the hub, OWNER/NAME[@REVISION]; or "
-        "smollm2.",
+        f"A run (its last finished round, or else its teacher), {kinds} or a final folder (local or "
+        "gs://); a .safetensors or .gguf file or its folder; a repository of the hub, OWNER/NAME[@REVISION]; "
+        "or smollm2.",
     )
 
 
