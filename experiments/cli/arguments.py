@@ -113,10 +113,13 @@ def in_words(error: Exception) -> str:
         return f"--config: {NO_CONFIG_DICT}"
     if isinstance(error, LookupError):
         return f"{type(error).__name__}: {error}{place}"
-    if isinstance(error, flags.UnrecognizedFlagError) and "spec" in flags.FLAGS:
-        return f"{error}; fields of the spec are --spec.FIELD, and options of the run follow `--`"
-    if isinstance(error, flags.UnrecognizedFlagError) and "." in error.flagname:
-        return f"{error}. Did you mean: config.{error.flagname} ?"
+    if isinstance(error, flags.UnrecognizedFlagError):
+        if "spec" in flags.FLAGS:
+            return (
+                f"{error}; fields of the spec are --spec.FIELD, and options of the run follow `--`"
+            )
+        if "config" in flags.FLAGS and "." in error.flagname:
+            return f"{error}. Did you mean: config.{error.flagname} ?"
     return clearer(str(error)) + place
 
 

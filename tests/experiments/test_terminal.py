@@ -100,6 +100,7 @@ def test_the_new_name_is_only_given_where_it_is_a_flag(monkeypatch, capsys):
 def test_a_field_without_its_group_is_answered_by_the_flag_that_sets_it():
     said = call("run", "--distill.num_rounds=3").stderr
     assert "'distill.num_rounds'. Did you mean: config.distill.num_rounds ? (see --help)" in said
+    assert "config." not in call("sample", "--distill.num_rounds=3").stderr  # it has no --config
 
 
 def test_help_may_be_cut_off_by_a_pipe(monkeypatch, capsys):
