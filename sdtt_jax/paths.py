@@ -286,7 +286,7 @@ def read_json(
     try:
         raw = as_path(path).read_bytes()
     except IsADirectoryError:
-        held = sorted(entry.name for entry in as_path(path).iterdir())
+        held = sorted(entry.name for entry in as_path(path).glob("[!.]*"))
         raise error(f"{path} is a folder; give a file. It holds {', '.join(held[:8])}.") from None
     except OSError as reason:
         raise error(f"{path} cannot be read: {reason.strerror or reason}.") from None
