@@ -185,6 +185,7 @@ def divergence_curve(p: np.ndarray, q: np.ndarray, *, scaling: float, points: in
     w = np.linspace(WEIGHT_MARGIN, 1 - WEIGHT_MARGIN, points)[:, None]
     r = w * p + (1 - w) * q
     inner = np.stack([rel_entr(q, r).sum(axis=1), rel_entr(p, r).sum(axis=1)], axis=1)
+    inner = np.maximum(inner, 0)  # rounding of equal histograms would pass the curve's ends
     return np.concatenate([[[1.0, 0.0]], np.exp(-scaling * inner), [[0.0, 1.0]]])
 
 
@@ -192,6 +193,6 @@ def area_under(curve: np.ndarray) -> float:
     """The area under a divergence curve by trapezoids, averaged over both choices of the axes."""
     areas = []
     for x, y in (curve.T, curve.T[::-1]):
-        order = np.argsort(x)
+        order = np.lexsort((-y, x))  # the curve falls, also where equal histograms make it vertical
         areas.append(np.trapezoid(y[order], x[order]))
     return min(float(np.mean(areas)), 1.0)  # rounding may pass 1

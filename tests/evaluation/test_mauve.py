@@ -92,6 +92,14 @@ def test_equal_sets_score_one_and_distant_ones_nothing():
     assert 0.9 < mauve_score(p, q, MauveConfig(seed=0)).value < 1
 
 
+@pytest.mark.parametrize("points", [1, 5, 25])
+@pytest.mark.parametrize("shares", [[1.0], [0.5, 0.5], [0.25, 0.75], [0.4, 0.6, 0.0]])
+def test_the_area_of_equal_histograms_is_one(shares, points):
+    """The divergences are all 0, so the curve is the corner (1, 1) between its two ends."""
+    curve = divergence_curve(np.array(shares), np.array(shares), scaling=5.0, points=points)
+    assert area_under(curve) == pytest.approx(1, abs=1e-9)
+
+
 def test_the_score_does_not_ask_which_set_is_real():
     """One bucket for each of six far groups, so that the clustering cannot differ."""
     rng = np.random.default_rng(3)
