@@ -45,10 +45,10 @@ def draw_block(diffusion: MaskedDiffusion, x0: Tokens, key: Key, num_calls: int)
     schedule = diffusion.schedule
     call = jnp.floor(num_calls * sample_t(key_call, len(x0), eps=0.0))
     t = 1.0 - jnp.minimum(call, num_calls - 1.0) / num_calls
-    chance = schedule.move_chance(t)
-    left = schedule.move_chance(jnp.maximum(t - 1.0 / num_calls, 0.0))
-    # The first call sees only MASK, even under a schedule that leaves some tokens clean at time 1.
-    chance = jnp.where(t == 1.0, 1.0, chance)
+    # As the sampler, which begins with MASK alone even where a schedule leaves some tokens clean at time 1.
+    most = schedule.move_chance(jnp.float32(1.0))
+    chance = schedule.move_chance(t) / most
+    left = schedule.move_chance(jnp.maximum(t - 1.0 / num_calls, 0.0)) / most
     uniform = jax.random.uniform(key_mask, x0.shape, jnp.float32)
     x_t = mask_tokens(x0, uniform, chance, diffusion.mask_id, diffusion.free)
     # The last call reveals what is left, even under a schedule that masks some tokens at time 0.

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
-from sdtt_jax.diffusion.schedule import make_schedule
+from sdtt_jax.diffusion.schedule import ScheduleConfig, make_schedule, values_at
 from sdtt_jax.distillation.block import draw_block, token_log_probs
 from tests.worlds import MASK, VOCAB, TableDenoiser, noisy_params, tiny_network
 
@@ -29,6 +29,25 @@ def test_a_block_is_what_one_of_the_samplers_calls_reveals(num_calls):
     assert first.mean() == pytest.approx(1 / num_calls, abs=0.01)
     last = (masked == revealed).all(axis=1)
     assert last.mean() == pytest.approx(1 / num_calls, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    "schedule", [ScheduleConfig("geometric"), ScheduleConfig("linear", sigma_max=1.0)]
+)
+def test_under_a_schedule_that_leaves_tokens_clean_a_block_is_still_what_a_call_reveals(schedule):
+    """Of what is masked at time 1, which is all that the sampler begins with, `move_chance(1/2)` of
+    `move_chance(1)` is left by the first of two calls. n = 40,000, standard error 2.5e-3, seed 1."""
+    diffusion = MaskedDiffusion(TableDenoiser(), make_schedule(schedule))
+    x0 = np.ones((400, 200), np.int32)
+    block = jax.jit(draw_block, static_argnums=(0, 3))(diffusion, x0, jax.random.key(1), 2)
+    chances, _ = values_at(diffusion.schedule, 0.5, 1.0)
+    left = chances[0] / chances[1]
+    masked, revealed = np.asarray(block.x_t) == MASK, np.asarray(block.revealed)
+    first = masked.all(axis=1)
+    assert first.mean() == pytest.approx(0.5, abs=0.01)
+    assert revealed[first].mean() == pytest.approx(1 - left, abs=0.01)
+    assert masked[~first].mean() == pytest.approx(left, abs=0.01)
+    assert (revealed == masked)[~first].all()
 
 
 def test_log_probabilities_and_their_gradient_are_those_of_log_softmax():
