@@ -345,7 +345,8 @@ def _step(
     mode = parse_mode(config.mode)
     decoder, options = mode.decoder, mode.options
     key, last = jax.random.fold_in(plan.key, index), index == config.num_steps
-    due = _Due(plan.call == index, plan.sigmas[index])
+    planned = (plan.call == index) & (state.x == diffusion.mask_id)  # not behind the EOS of `stop=`
+    due = _Due(planned, plan.sigmas[index])
     scene = Scene(diffusion, params, helper, config, time_grid(config))
     now = Now(state.x, due.selected, plan.call <= config.num_steps, index, state.memory)
     if decoder.step is not None:

@@ -146,6 +146,27 @@ def test_no_call_is_made_for_what_is_masked_after_the_end_of_a_text():
     assert int(state.nfe) == 1
 
 
+def test_no_call_is_made_for_what_the_plan_reveals_in_texts_that_have_ended():
+    """Oracle: of the states without `stop`, the steps at which a text changes that has not ended before."""
+    table = np.random.default_rng(1).standard_normal((5, 8, MASK), np.float32)
+    table[..., 1] += 2
+    x_init, diffusion = prior_sample(4, 8, MASK), MaskedDiffusion(Long(), make_schedule())
+
+    def run(mode, **more):
+        config = SamplerConfig(64, mode=mode)
+        return jax.device_get(_sample(diffusion, table, KEY, x_init, config, **more))
+
+    def ended(text):
+        place = next((n for n in range(1, 8) if text[n] == 1 and {*text[:n]} - {1}), 8)
+        return place < 8 and MASK not in text[:place]
+
+    states = run("grid", keep_states=True)[1]
+    changed = (states[1:] != states[:-1]).any(axis=2)
+    goes_on = np.array([[not ended(text) for text in texts] for texts in states[:-1].tolist()])
+    needed = (changed & goes_on).any(axis=1).sum()
+    assert int(run("grid:stop=eos:1")[0].nfe) == needed < changed.any(axis=1).sum()
+
+
 @pytest.mark.parametrize("stop", ["stable:2", "eos:0"])
 def test_texts_in_which_nothing_is_masked_cost_no_calls(stop):
     """They fill up batches. Oracle: the same texts without them, and texts that are masked in their place."""
