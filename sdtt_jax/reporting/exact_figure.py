@@ -78,7 +78,8 @@ def _series(record: Record, divergence: str, measure: str) -> tuple[Series, ...]
             rings.append(Series("", f"r{number_of}", x, y, line="", marker="ring"))
     # they end at few steps, far from the margin, so the key names them
     others = [replace(series, label="") for series in _beside(record, measure)]
-    return (*lines, *others, *rings)
+    # One that is 0 everywhere has no place on a log axis.
+    return tuple(each for each in (*lines, *others, *rings) if each.x)
 
 
 def _beside(record: Record, measure: str) -> list[Series]:

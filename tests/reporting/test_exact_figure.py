@@ -49,6 +49,13 @@ def test_a_world_without_dependence_is_exact_everywhere_and_has_no_figure(tmp_pa
     assert write_exact(made, tmp_path / "exact.png") is None
 
 
+def test_what_is_exact_at_every_number_of_steps_is_left_out_beside_what_is_not(tmp_path):
+    """In a world without dependence the search for the floor ends near 0, and the teacher is at 0."""
+    made = record(steps(0.0)) | {"teacher": steps(0.0), "floor": {"1": {"kl": {"kl": 1e-12}}}}
+    assert [s.colour for s in exact_panels(made)[0].series] == ["causal"]
+    assert write_exact(made, tmp_path / "exact.svg") is not None
+
+
 def test_the_floor_and_other_distillers_are_drawn_at_their_calls():
     made = record(steps(0.5)) | {
         "floor": {"1": {"kl": {"kl": 0.3}, "tv": {"kl": 0.4}}, "2": {"kl": {"kl": 0.1}}},
