@@ -147,7 +147,8 @@ def _backward(
     cotangents: tuple[jax.Array, jax.Array],
 ) -> tuple:
     del apply_head, loss_fn
-    d_head, d_hidden = jax.tree.map(lambda g: g * cotangents[0].astype(g.dtype), gradients)
+    # In float32: bfloat16 would round the factor, such as 1 over the number of tokens, by up to 0.4 %.
+    d_head, d_hidden = jax.tree.map(lambda g: (g * cotangents[0]).astype(g.dtype), gradients)
     return d_head, d_hidden, None, None, None
 
 
