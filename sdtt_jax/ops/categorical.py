@@ -103,29 +103,39 @@ def outside_nucleus(logits: jax.Array, top_p: float) -> jax.Array:
     probs = jax.nn.softmax(logits, axis=-1)
     place = jnp.arange(logits.shape[-1], dtype=jnp.int32)
 
-    def least(condition: Callable[[jax.Array], jax.Array], high: int) -> jax.Array:
-        """The least of 0 … `high` that fulfils a condition, as all above it do: `[..., 1]` int32."""
-
-        def halve(_: int, ends: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-            low, high = ends
-            middle = (low + high) // 2
-            holds = condition(middle)
-            return jnp.where(holds, low, middle + 1), jnp.where(holds, middle, high)
-
-        ends = jnp.zeros_like(place, shape=(*logits.shape[:-1], 1))
-        return jax.lax.fori_loop(0, high.bit_length(), halve, (ends, ends + high))[1]
-
     def mass(kept: jax.Array) -> jax.Array:
         return jnp.where(kept, probs, 0.0).sum(axis=-1, keepdims=True)
 
     def number(bits: jax.Array) -> jax.Array:  # rises with them, as long as it is positive
         return jax.lax.bitcast_convert_type(bits, jnp.float32)
 
-    one = int(np.float32(1).view(np.int32))
-    edge = number(least(lambda bits: mass(probs > number(bits)) <= top_p, one))
+    one, rows = int(np.float32(1).view(np.int32)), logits[..., :1]
+    edge = number(least(lambda bits: mass(probs > number(bits)) <= top_p, rows, 0, one))
     above, tied = probs > edge, probs == edge
-    last = least(lambda i: mass(above | (tied & (place <= i))) > top_p, len(place) - 1)
+    last = least(lambda i: mass(above | (tied & (place <= i))) > top_p, rows, 0, len(place) - 1)
     return (probs < edge) | (tied & (place > last))
+
+
+def least(
+    condition: Callable[[jax.Array], jax.Array], like: jax.Array, low: int, high: int
+) -> jax.Array:
+    """The least of the int32 numbers `low` … `high` that fulfils a condition, as all above it do.
+
+    Args:
+      condition: of one number for each row, in the shape of `like`. The last number need not fulfil it.
+      like: `[..., 1]`, whose shape the result has.
+      low, high: the ends.
+    """
+
+    def halve(_: int, ends: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        low, high = ends
+        middle = (low & high) + ((low ^ high) >> 1)  # their mean, rounded down, without overflow
+        holds = condition(middle)
+        return jnp.where(holds, low, middle + 1), jnp.where(holds, middle, high)
+
+    ends = tuple(jnp.full_like(like, end, jnp.int32) for end in (low, high))
+    found: jax.Array = jax.lax.fori_loop(0, (high - low).bit_length(), halve, ends)[1]
+    return found
 
 
 def draw(key: jax.Array, logits: jax.Array) -> jax.Array:

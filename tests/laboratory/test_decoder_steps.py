@@ -146,6 +146,27 @@ def test_a_token_borrows_from_its_nearest_neighbours_as_far_as_the_budget_goes()
         np.testing.assert_allclose(borrowed(budget), expected, atol=1e-6)
 
 
+def test_the_nearest_neighbours_are_found_without_a_sort():
+    """Oracle: a stable sort and an exact sum along it. Distances tie, and rounding takes some below 0."""
+    rng = np.random.default_rng(0)
+    distance = np.float32(rng.integers(-1, 6, (64, 40)) / 8)
+    distance[distance == 0] *= rng.choice([-1.0, 1.0], (distance == 0).sum())  # 0 and -0 are equal
+    count, drafted = rng.multinomial(256, np.full(40, 1 / 40), 64), rng.integers(0, 40, 64)
+    p = np.log(np.maximum(count / 256, 1e-37)).astype(np.float32)
+    run = jax.jit(relaxed).lower(p, drafted, distance, np.float32(0)).compile()
+    assert " sort(" not in run.as_text()
+    for budget in (0, 64, 180, 255):  # in 256ths; half a one more keeps rounding from deciding
+        found = np.exp(run(p, drafted, distance, np.float32((budget + 0.5) / 256)))
+        for row, own, far, odds in zip(found, drafted, distance, count, strict=True):
+            order = np.argsort(far, kind="stable")
+            order = order[order != own]
+            lent = order[np.cumsum(odds[order]) <= budget]
+            expected = odds / 256
+            expected[own] += expected[lent].sum()
+            expected[lent] = 0
+            np.testing.assert_allclose(row, expected, atol=1e-5)
+
+
 def test_relaxation_leaves_the_verifiers_law_for_fewer_calls():
     exact, calls = decoder_law(OWN, "speculative:window=3", 3, THEIRS)
     loose, fewer = decoder_law(OWN, "speculative:window=3,relaxation=0.3", 3, THEIRS)
