@@ -318,6 +318,20 @@ def test_the_package_that_reads_them_is_named_where_it_is_missing(tmp_path, monk
         sdtt_jax.load(path)
 
 
+def test_a_file_is_cut_up_as_a_plain_array(tmp_path, monkeypatch):
+    """Oracle: a count of the pieces of memory maps; each takes 4 times as long, and a token makes three."""
+    path, pieces = write(tmp_path / "model.gguf", weights()), []
+    finalize = np.memmap.__array_finalize__
+
+    def counted(self, source):
+        pieces.append(self)
+        finalize(self, source)
+
+    monkeypatch.setattr(np.memmap, "__array_finalize__", counted)
+    sdtt_jax.load(path)
+    assert len(pieces) < 10
+
+
 def test_facts_are_plain(tmp_path):
     """They go into results and checkpoints as JSON."""
     assert json.dumps(sdtt_jax.load(write(tmp_path / "model.gguf", weights())).facts)
