@@ -1,5 +1,7 @@
 """Oracle: the sentences as they stood before their benchmark's tokeniser took them apart."""
 
+import time
+
 import pytest
 
 from sdtt_jax.data.detokenize import DETOKENIZERS
@@ -39,3 +41,12 @@ def test_tokenised_text_becomes_running_text(corpus, tokenized, running):
 def test_running_text_is_left_alone(corpus):
     text = "He said: \"They can't all be the boys' (or girls') toys; it's 5.5% of 1,200!\""
     assert DETOKENIZERS[corpus](text) == text
+
+
+@pytest.mark.parametrize("corpus", DETOKENIZERS)
+def test_a_long_run_of_spaces_costs_what_it_is_long(corpus):
+    """Oracle: seconds. Each space was once the start of a search to the run's end: 1 to 5 s, now 0.01."""
+    text = f"a{' ' * 25_000}b"
+    began = time.process_time()
+    assert DETOKENIZERS[corpus](text) == text
+    assert time.process_time() - began < 0.5
