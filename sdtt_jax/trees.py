@@ -6,6 +6,7 @@ from typing import Any
 import jax
 from flax import traverse_util
 
+from sdtt_jax.config import require
 from sdtt_jax.typing import Tree
 
 
@@ -15,8 +16,16 @@ def leaf_name(path: tuple[Any, ...]) -> str:
 
 
 def flat_leaves(tree: Tree) -> dict[str, Any]:
-    """Leaves by path, `blocks/mlp/up/kernel`, in path order."""
-    leaves = {leaf_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    """Leaves by path, `blocks/mlp/up/kernel`, in path order.
+
+    Raises:
+      ConfigError: two have the same path, as in `{"a/b": x, "a": {"b": y}}`.
+    """
+    leaves: dict[str, Any] = {}
+    for place, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        path = leaf_name(place)
+        require(path not in leaves, f"Two leaves have the path {path}; give one another name.")
+        leaves[path] = leaf
     return dict(sorted(leaves.items()))
 
 
