@@ -52,9 +52,11 @@ if hasattr(signal, "SIGPIPE"):
 folder = pathlib.Path(__file__).parent
 info = json.loads((folder / "sampler.json").read_text("utf-8"))
 sampler = jax.export.deserialize(bytearray((folder / "sampler.stablehlo").read_bytes()))
-seed = (sys.argv[1:] or ["0"])[0]
+seed, *more = sys.argv[1:] or ["0"]
 if seed in ("-h", "--help"):
     sys.exit(print(__doc__.strip()))
+if more:
+    sys.exit(f"Error: unknown argument {more[0]}; give SEED alone.")
 if not (seed.isascii() and seed.isdecimal() and len(seed) <= 10 and int(seed) <= MAX_SEED):
     sys.exit(f"Error: SEED={seed} must be a whole number from 0 to MAX_SEED.")
 key = jax.random.key(int(seed), impl="threefry2x32")

@@ -40,8 +40,8 @@ def test_it_runs_without_this_library(model, tmp_path):
     code = (
         "import sys, runpy; sys.modules['sdtt_jax'] = None; sys.argv = ['run.py', '7']\n"
         f"for path in {[*runners.values()]!r}: runpy.run_path(path)\n"
-        "for seed in ('--help', '-1', str(2**32), str(2**63), '1.5', 'x', '٣'):\n"
-        "    sys.argv[1:] = [seed]\n"
+        "for seed in ('--help', '-1', str(2**32), str(2**63), '1.5', 'x', '٣', '7 8'):\n"
+        "    sys.argv[1:] = seed.split()\n"
         f"    try: runpy.run_path({runners['packed']!r})\n"
         "    except SystemExit as stop: print(ascii(stop.code))\n"
         # As a sampler with guidance describes itself.
@@ -63,9 +63,10 @@ def test_it_runs_without_this_library(model, tmp_path):
     expected = "\n".join(model.tokenizer.decode(row) for row in np.concatenate(live))
     assert done.stdout.startswith(f"{expected}\n")
     lines = done.stdout.removeprefix(f"{expected}\n").splitlines()
-    told, refused, guided = lines[:-7], lines[-7:-1], lines[-1]
+    told, refused, more, guided = lines[:-8], lines[-8:-2], lines[-2], lines[-1]
     assert "python run.py [SEED]" in "\n".join(told)
     assert all("must be a whole number from 0 to 4294967295." in line for line in refused)
+    assert "Error: unknown argument 8; give SEED alone." in more
     assert "Error: guidance=2 needs a given text; put a prompt into `start`" in guided
 
 
