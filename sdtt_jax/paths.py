@@ -66,6 +66,16 @@ def as_path(path: PathLike) -> Path:
     return cast(Path, epath.Path(text))
 
 
+def is_misread(text: str) -> bool:
+    """Whether a name or argument is UTF-8 that Python reads in the locale's encoding, with PYTHONUTF8=0."""
+    try:
+        raw = os.fsencode(text)
+        raw.decode("utf-8")
+    except UnicodeError:
+        return False
+    return raw != text.encode("utf-8", "surrogatepass")
+
+
 def entries(folder: Path) -> list[Path]:
     """What is in a folder.
 

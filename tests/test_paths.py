@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from experiments.cli.app import output_file, parse_flags
-from experiments.cli.arguments import config_files
+from experiments.cli.arguments import config_files, require_utf8
 from experiments.settings import check_overrides
 from sdtt_jax.data import DataConfig, DataInfo, load_tokenizer, train_tokenizer
 from sdtt_jax.data.config import TokenizerConfig
@@ -119,6 +119,19 @@ def test_a_command_line_that_is_no_text_ends_in_one_line(capsys):
         assert stop.value.code == 2
         [line] = capsys.readouterr().err.splitlines()
         assert "--prompt is not UTF-8 (b'a\\xff')" in line
+
+
+@pytest.mark.parametrize("read", ["caf\udcc3\udca9", "cafÃ©"])
+def test_utf_8_that_a_locale_of_another_encoding_misreads_is_not_to_be_given_in_utf_8(
+    capsys, monkeypatch, read
+):
+    """ASCII said so. Latin-1 took it for "cafÃ©" without a word. Oracle: the bytes that are typed."""
+    monkeypatch.setattr(os, "fsencode", lambda text: text.encode("latin-1", "surrogateescape"))
+    with pytest.raises(SystemExit):
+        parse_flags(["sample", f"--prompt={read}"], None)
+    assert "--prompt is UTF-8, which this" in (said := capsys.readouterr().err)
+    assert "set PYTHONUTF8=1" in said
+    require_utf8(["sample", "--prompt=caf\xe9"])  # in Latin-1
 
 
 def test_lines_end_at_a_line_feed_alone(tmp_path):

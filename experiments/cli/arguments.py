@@ -12,7 +12,7 @@ from absl import flags
 from ml_collections.config_flags import config_flags
 
 from sdtt_jax.errors import ConfigError
-from sdtt_jax.paths import as_path
+from sdtt_jax.paths import as_path, is_misread
 
 # Flags that name config files.
 CONFIG_FLAGS = ("config", "spec")
@@ -74,18 +74,17 @@ def config_files(argv: Sequence[str]) -> list[str]:
 
 
 def require_utf8(argv: Sequence[str]) -> None:
-    """Rejects a flag that is not UTF-8: Python turns each of its bad bytes into half of a surrogate pair."""
+    """Rejects a flag that is not UTF-8, or not read as such: there are no characters in it, or others."""
     for before, argument in itertools.pairwise(["", *argv]):
-        try:
-            argument.encode("utf-8")
-        except UnicodeEncodeError:
-            flag = next(
-                (text for text in (argument, before) if text.startswith("-")), "An argument"
-            )
+        fault = "is UTF-8, which this locale's encoding is not; set PYTHONUTF8=1."
+        if not is_misread(argument):
+            # Python turns each bad byte into half of a surrogate pair.
+            if argument.encode("utf-8", "replace").decode() == argument:
+                continue
             given = os.fsencode(argument.partition("=")[2] or argument)
-            raise ConfigError(
-                f"{flag.partition('=')[0]} is not UTF-8 ({given!r}); give it in UTF-8."
-            ) from None
+            fault = f"is not UTF-8 ({given!r}); give it in UTF-8."
+        flag = next((text for text in (argument, before) if text.startswith("-")), "An argument")
+        raise ConfigError(f"{flag.partition('=')[0]} {fault}")
 
 
 def clearer(message: str) -> str:

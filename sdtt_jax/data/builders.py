@@ -70,13 +70,13 @@ def write_shard(
       OSError: the disk is full, or something else kept the file from being written.
     """
     with _named_failure(path):
-        writer = ArrayRecordWriter(os.fspath(path), f"group_size:{group}")
+        writer = ArrayRecordWriter(os.fsencode(path), f"group_size:{group}")
     for row in rows:
         with _named_failure(path):
             writer.write(prefix + row.tobytes())
     with _named_failure(path):
         writer.close()
-        reader = ArrayRecordReader(os.fspath(path))
+        reader = ArrayRecordReader(os.fsencode(path))
         written = reader.num_records()
         reader.close()
     if written != records:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sdtt_jax.errors import ConfigError, DataError
-from sdtt_jax.paths import entries, is_remote, refuse_dangling
+from sdtt_jax.paths import entries, is_misread, is_remote, refuse_dangling
 
 SUFFIXES = (".txt", ".jsonl", ".parquet")
 # Further suffixes of compressed text and JSON lines, and what PyArrow calls their codecs.
@@ -102,9 +102,10 @@ def _shown(name: str) -> str:
 def _refuse_unwritable(path: Path) -> None:
     """Refuses a name that a preparation's records, which are UTF-8, cannot hold."""
     if _shown(str(path)) != str(path):
-        raise DataError(
-            f"The name of {_shown(str(path))} is not UTF-8, as from an archive of another system; rename it."
-        )
+        fault = "is not UTF-8, as from an archive of another system; rename it"
+        if is_misread(str(path)):
+            fault = "is UTF-8, which this locale's encoding is not; set PYTHONUTF8=1"
+        raise DataError(f"The name of {_shown(str(path))} {fault}.")
 
 
 def _is_read(file: Path) -> bool:

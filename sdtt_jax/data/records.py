@@ -104,7 +104,9 @@ class Records:
             raise DataError(f"{path} has {size} bytes instead of {shard.bytes}; {_PREPARE_AGAIN}.")
         options = "readahead_buffer_size:0,max_parallelism:0"
         try:
-            reader = ArrayRecordReader(f"{path}", options=options, file_reader_buffer_size=2**15)
+            reader = ArrayRecordReader(
+                os.fsencode(path), options=options, file_reader_buffer_size=2**15
+            )
             found = reader.num_records()
         except Exception as error:  # ArrayRecord raises bare, often empty, RuntimeErrors.
             raise DataError(f"{path} is damaged ({_reason(error)}); {_PREPARE_AGAIN}.") from None

@@ -8,6 +8,7 @@ import grain
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from array_record.python.array_record_module import ArrayRecordReader
 
 from sdtt_jax.data import builders
 
@@ -102,3 +103,12 @@ def test_no_tensorflow_is_loaded_and_workers_do_not_wait_for_jax():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert result.stdout == "set()\n"
+
+
+def test_a_folder_is_found_whatever_the_encoding_of_the_locale(tmp_path):
+    """Oracle: its name in UTF-8. As `LC_ALL=C PYTHONUTF8=0` reads that, it ended in a TypeError."""
+    rows = np.arange(6, dtype=np.uint16).reshape(2, 3)
+    write(tmp_path / "caf\udcc3\udca9", rows, 1)
+    [path] = (tmp_path / "café" / builders.FOLDER).glob("*array_record*")
+    read = ArrayRecordReader(str(path))
+    assert read.num_records() == 2

@@ -94,6 +94,15 @@ def test_a_name_that_is_not_utf_8_is_refused_or_shown_as_its_bytes(tmp_path, nam
         assert str(find_files(tmp_path)) == r"1 of 2 files (not read: .caf\xe9)"
 
 
+def test_a_name_in_utf_8_is_not_to_be_renamed_in_a_locale_of_another_encoding(tmp_path):
+    """`LC_ALL=C PYTHONUTF8=0`, in which Python reads the name as here; it said to rename the file."""
+    (tmp_path / "café.txt").write_text("text", "utf-8")
+    with pytest.raises(
+        DataError, match=r"The name of .*/café.txt is UTF-8, .* set PYTHONUTF8=1\.$"
+    ):
+        find_files(tmp_path / "caf\udcc3\udca9.txt")
+
+
 def test_a_folder_of_hidden_files_holds_none(tmp_path):
     (tmp_path / ".x.txt").write_text("hidden", "utf-8")
     with pytest.raises(ConfigError, match=r"holds no \.txt, \.jsonl, \.parquet file"):
