@@ -256,6 +256,15 @@ def test_of_those_that_read_a_file_and_write_it_again_none_is_forgotten(tmp_path
     assert [entry.name for entry in tmp_path.iterdir()] == ["x.json"]
 
 
+def test_the_working_directory_has_a_lock_too(tmp_path, monkeypatch):
+    """It ended in a ValueError about an empty name. Oracle: what is beside it."""
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    for inside, given in (("a", "."), ("a/b", "..")):
+        monkeypatch.chdir(tmp_path / inside)
+        with file_lock(given):
+            assert [entry.name for entry in tmp_path.glob(".*")] == [".a.lock"]
+
+
 def test_an_info_written_before_files_were_counted_is_read():
     facts = dict.fromkeys(DataInfo.__dataclass_fields__, 1)
     del facts["files"]

@@ -9,6 +9,7 @@ stopped.
 
 import contextlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,11 @@ def prepare(
             is_remote(data_dir) or not (one.is_relative_to(other) or other.is_relative_to(one)),
             f"data_dir={data_dir} and tokenizer_dir={tokenizer_dir} must be two folders, neither within the "
             "other.",
+        )
+        require(
+            not any(os.path.exists(path) and os.path.samefile(path, ".") for path in (one, other)),
+            "data_dir and tokenizer_dir must not be the working directory, in whose place they are put; give "
+            "a folder within it.",
         )
         if is_remote(data_dir):
             partial = data_dir  # Buckets cannot rename; there a folder with its info is finished.

@@ -53,6 +53,18 @@ def test_one_folder_within_the_other_is_refused(prepared, tmp_path, data, tokeni
     assert not [*tmp_path.rglob("*.json")]
 
 
+def test_the_working_directory_is_not_replaced(prepared, tmp_path, monkeypatch):
+    """It ended in a ValueError, and given in full it left the shell in a folder that was gone."""
+    (tmp_path / "data").mkdir()
+    monkeypatch.chdir(tmp_path / "data")
+    for given in (".", tmp_path / "data"):
+        with pytest.raises(ConfigError, match="must not be the working directory"):
+            prepare(prepared.data_config, prepared.tokenizer_config, given, tmp_path / "x")
+    monkeypatch.chdir(prepared.data)
+    configs = prepared.data_config, prepared.tokenizer_config
+    assert prepare(*configs, ".", prepared.tokenizer) == prepared.info
+
+
 @pytest.mark.parametrize(("saved", "other"), [(1, "data"), (2, "more")], ids=["same", "shared"])
 def test_of_two_preparations_at_once_one_waits(prepared, tmp_path, monkeypatch, saved, other):
     """The second begins when the first is about to save its vocabulary, aside (1) or as the result (2).
