@@ -1,5 +1,6 @@
 """Writes networks of the Llama family in the hub's layout, with config and tokenizer."""
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Mapping
@@ -23,7 +24,7 @@ from sdtt_jax.interchange.tables.llama import HUB, LLAMA
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
 from sdtt_jax.networks.config import LlamaConfig, LlamaDenoiserConfig, TransformerConfig
-from sdtt_jax.paths import write_bytes, write_json
+from sdtt_jax.paths import write_json, written_whole
 from sdtt_jax.trees import flat_leaves, nested
 
 
@@ -113,11 +114,14 @@ def write_repository(
         files[TOKENIZER_FILES[0]] = tokenizer.model
         files.setdefault(TOKENIZER_FILES[1], json.dumps(_names(tokenizer), indent=2).encode())
     written = [directory / name for name in (TENSORS_FILE, CONFIG_FILE, *files)]
-    # The tensors last: without them nothing is loaded, and without their config they would be another model.
-    write_json(written[1], config)
-    for name, content in files.items():
-        write_bytes(directory / name, content)
-    write_tensors(written[0], tensors)
+    # All get their names together, so that they are never mixed with an older export's. The tensors do last:
+    # without them nothing is loaded, and without their config they would be another model.
+    with contextlib.ExitStack() as stack:
+        tensor_file, config_file, *others = map(stack.enter_context, map(written_whole, written))
+        write_json(config_file, config)
+        for path, content in zip(others, files.values(), strict=True):
+            path.write_bytes(content)
+        write_tensors(tensor_file, tensors)
     return written
 
 

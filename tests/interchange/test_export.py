@@ -313,6 +313,19 @@ def test_what_is_not_written_to_its_end_is_no_model(layout, form, writer, tmp_pa
     assert sdtt_jax.load(out).schedule.config.kind == "cosine"
 
 
+def test_one_that_ends_early_leaves_an_older_one_as_it_was(tmp_path, monkeypatch):
+    """Its tensors had the new config, and were read as a model of another schedule."""
+    old, new = (
+        of_ours("DiT", schedule=to_mapping(ScheduleConfig(kind)))
+        for kind in ("log-linear", "cosine")
+    )
+    before = {path: path.read_bytes() for path in export_reference(old, tmp_path)}
+    monkeypatch.setattr("sdtt_jax.interchange.llama_export.write_tensors", lambda *_: sys.exit(9))
+    with pytest.raises(SystemExit):
+        export_reference(new, tmp_path)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
 def test_a_card_that_cannot_be_made_leaves_nothing_written(run, tmp_path):
     ours = shutil.copytree(run, tmp_path / "run")
     (ours / "config.json").write_text("{}")
