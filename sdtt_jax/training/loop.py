@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import jax
 
+from sdtt_jax.config import require
 from sdtt_jax.errors import UserError
 from sdtt_jax.parallel import processes
 from sdtt_jax.parallel.mesh import mesh_of
@@ -21,6 +22,7 @@ from sdtt_jax.parallel.replicas import check_replicas
 from sdtt_jax.progress import say_stopping
 from sdtt_jax.training.config import TrainConfig
 from sdtt_jax.training.state import TrainState
+from sdtt_jax.trees import flat_leaves
 from sdtt_jax.typing import Tree
 
 StepFn = Callable[[TrainState, Tree, jax.Array], tuple[TrainState, dict[str, jax.Array]]]
@@ -121,11 +123,17 @@ def train(
     Raises:
       Interrupted: after SIGINT or SIGTERM, once the current step is done and saved, or, without
         `checkpoints`, with the state in the error. A second signal ends the process at once.
+      ConfigError: an array of the state is empty, which checkpoints cannot hold.
       NonFiniteError: `max_rejected` updates in a row were rejected; unless a signal stopped the training
         among them, the last checkpoint is from before the first.
       CheckpointError: the last state could not be saved.
       ReplicaError: devices hold unequal copies; nothing is saved after the last checkpoint.
     """
+    for path, leaf in flat_leaves(state).items() if checkpoints is not None else ():
+        require(
+            leaf.size > 0,
+            f"{path} has no elements, and cannot be saved; leave it out of the state.",
+        )
     mesh = mesh_of(state.step)
     start = int(jax.device_get(state.step))
     in_flight: collections.deque[jax.Array] = collections.deque()

@@ -11,6 +11,8 @@ import time
 import jax
 import pytest
 
+from sdtt_jax.checkpoints.store import Checkpoints
+from sdtt_jax.errors import ConfigError
 from sdtt_jax.progress import make_progress
 from sdtt_jax.training import loop
 from sdtt_jax.training.metrics import read_metrics
@@ -69,6 +71,14 @@ def test_saves_happen_every_few_steps_and_at_the_end():
         tiny.fresh(), tiny.step_fn(), tiny.batch_at, key, config, checkpoints=recorder, log=log
     )
     assert saved == [4, 8, 10]
+
+
+def test_an_empty_array_is_named_before_the_first_step(tmp_path):
+    """Orbax saves none: the training ended, and was lost, at its third save."""
+    state, never = tiny.fresh(), lambda step: pytest.fail(f"step {step}")
+    state = state.replace(context=state.context | {"none": state.params["bias"][:0]})
+    with Checkpoints(tmp_path) as kept, pytest.raises(ConfigError, match="context/none has no el"):
+        loop.train(state, never, never, jax.random.key(0), tiny.config(), checkpoints=kept)
 
 
 def test_a_finished_run_has_nothing_to_do(tmp_path, unbroken):
