@@ -162,6 +162,8 @@ def claim_workdir(root: Path, config: RunConfig, source: Source = UNKNOWN) -> Wo
             if not may_change and not any(field in FREE_FIELDS for field in fields):
                 changed.append(line)
         if changed:
+            # What a config that cannot be read lacks may be newer than it, and need not be set.
+            changed = [line for line in changed if f": {ABSENT!r} -> " not in line] or changed
             newer = any(line.endswith(f"-> {ABSENT!r}") for line in changed)
             version = (
                 f" (or, as some are {ABSENT} here, take the version of sdtt_jax that has them)"

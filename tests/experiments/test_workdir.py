@@ -236,6 +236,7 @@ def test_a_run_of_a_version_with_more_fields_asks_for_that_version(tmp_path):
     workdir = claim_workdir(tmp_path, CONFIG)
     content = json.loads(workdir.config.read_text())
     content["config"]["data"]["novelty"] = 3
+    del content["config"]["data"]["deduplicate"]  # newer than that version
     workdir.config.write_text(json.dumps(content))
     said = r"take the version of sdtt_jax that has them\):\n  data\.novelty: 3 -> '\(absent\)'$"
     with pytest.raises(ConfigError, match=said):
