@@ -68,12 +68,9 @@ def as_path(path: PathLike) -> Path:
 
 def is_misread(text: str) -> bool:
     """Whether a name or argument is UTF-8 that Python reads in the locale's encoding, with PYTHONUTF8=0."""
-    try:
-        raw = os.fsencode(text)
-        raw.decode("utf-8")
-    except UnicodeError:
-        return False
-    return raw != text.encode("utf-8", "surrogatepass")
+    with contextlib.suppress(UnicodeError):
+        return os.fsencode(text).decode("utf-8") != text
+    return False
 
 
 def entries(folder: Path) -> list[Path]:
@@ -313,6 +310,7 @@ def parse_json(
     error: type[UserError] = DataError,
     remedy: str = "",
     fault: str = "is not JSON",
+    halves: bool = False,
 ) -> Any:
     """The value of a JSON text in UTF-8, with or without a byte-order mark.
 
@@ -320,14 +318,15 @@ def parse_json(
       raw: the text.
       where: where the text was found, for the message.
       error, remedy, fault: as for `read_json`.
+      halves: whether halves of surrogate pairs are let through.
 
     Raises:
-      UserError: of type `error`: the text is not JSON, or holds half of a surrogate pair.
+      UserError: of type `error`: the text is not JSON, or holds half of a surrogate pair, unless `halves`.
     """
     try:
         text = raw if isinstance(raw, str) else raw.removeprefix(codecs.BOM_UTF8).decode("utf-8")
         value = json.loads(text)
-        if "\\u" in text:
+        if "\\u" in text and not halves:
             # JSON can spell half of a surrogate pair, which is not a character and cannot be stored.
             json.dumps(value, ensure_ascii=False).encode("utf-8")
         return value

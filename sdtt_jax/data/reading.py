@@ -7,6 +7,7 @@ or file that cannot be read appears as a `BadInputError` in its place; the calle
 
 import codecs
 import contextlib
+import functools
 import hashlib
 import itertools
 import os
@@ -15,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import IO, Any, NamedTuple
 
 from sdtt_jax.data.files import SUFFIXES, codec_of, kind_of_file, listed
-from sdtt_jax.data.normalize import PROMPT_END
+from sdtt_jax.data.normalize import PROMPT_END, require_characters
 from sdtt_jax.data.opening import open_file, size_of
 from sdtt_jax.errors import DataError, first_line
 from sdtt_jax.paths import as_path, decoded, is_remote, other_format, parse_json
@@ -212,7 +213,9 @@ def _json_lines(file: IO[bytes], piece: Piece, fields: Fields) -> Iterator[ReadR
             yield line
         elif line.strip():
             remedy = "each line must be one JSON object"
-            value = _or_bad("not JSON", parse_json, line, where + ",", DataError, remedy)
+            # Of a row's fields only its text must be characters: others may be cut within an emoji.
+            parse = functools.partial(parse_json, remedy=remedy, halves=True)
+            value = _or_bad("not JSON", parse, line, where + ",")
             bad = isinstance(value, BadInputError)
             yield value if bad else _json_text(value, fields, where + ",")
 
@@ -279,9 +282,10 @@ _TURNS = (
 
 def _json_field(value: dict[str, Any], name: str, where: str) -> Any:
     if name not in value:
+        held = listed(value).encode("utf-8", "backslashreplace").decode()
         return BadInputError(
             "no text field",
-            f"{where} has no field {name!r} (it has {listed(value)}); rename the field that holds the text, "
+            f"{where} has no field {name!r} (it has {held}); rename the field that holds the text, "
             "or, for training, set data.text_field to its name.",
         )
     text = value[name]
@@ -289,7 +293,8 @@ def _json_field(value: dict[str, Any], name: str, where: str) -> Any:
         turns = isinstance(text, list) and any(isinstance(turn, dict) for turn in text)
         held = f"{where} field {name!r} holds {type(text).__name__}, not text"
         return BadInputError("not text", f"{held}{_TURNS if turns else ''}.")
-    return text
+    bad = _or_bad("not text", require_characters, text)
+    return text if bad is None else BadInputError("not text", f"{where} field {name!r}: {bad}")
 
 
 def _parquet(file: IO[bytes]) -> Any:

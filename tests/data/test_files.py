@@ -109,6 +109,13 @@ def test_a_folder_of_hidden_files_holds_none(tmp_path):
         find_files(tmp_path)
 
 
+def test_only_the_text_of_a_line_must_be_characters(tmp_path):
+    """A name that was cut within an emoji, which is nothing to a text, refused the line. Oracle: the text."""
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"text": "\\ud83d\\ude00", "author": "\\ud83d", "\\ude00": [1]}\n', "utf-8")
+    assert list(documents(DataConfig(str(path)))) == ["\U0001f600"]
+
+
 def test_json_lines_and_parquet_hold_the_same_documents(tmp_path):
     texts = ["one", "zwei ß", "三"]
     lines = tmp_path / "x.jsonl"
@@ -136,7 +143,7 @@ def test_json_lines_and_parquet_hold_the_same_documents(tmp_path):
             b'{"text": [{"role": "user"}]}\n',
             r"not text; .*text_field='prompt>completion'",
         ),
-        ("x.jsonl", b'{"text": "\\ud800"}\n', "line 1, .*surrogate"),
+        ("x.jsonl", b'{"text": "\\ud800"}\n', "line 1, field 'text': .*surrogate"),
         ("x.jsonl", b'\xef\xbb\xbf{"text": "a"}\n{"text": 1e}', "line 2, is not JSON .* column 11"),
         ("x.parquet", b"PAR1 no", r"x\.parquet is not a readable Parquet file"),
     ],
