@@ -25,7 +25,7 @@ def _apply(rules: Sequence[tuple[re.Pattern[str], Replacement]], text: str) -> s
 
 
 # Rules for spacing that several corpora share. `(?<! ) +` begins where a run of spaces does: else each of its
-# spaces is looked at once for every one before it (80,000 of them in a row took 20 s).
+# spaces is looked at once for every one before it (40,000 of them in a row took 11 s).
 _CLOSING = (r"(?<! ) +([,;:.!?%)\]}])", r"\1")
 _LINE_ENDS = (r"(?:(?<! ) +)?\n *", "\n")
 _OPENING = (r"([(\[{$]) +", r"\1")
