@@ -103,7 +103,8 @@ def hindsight_noise(
 ) -> Noise:
     """A draw from the posterior of the noise, given that the teacher wrote these texts with it.
 
-    `trajectory_end` of the result is `tokens`, up to ties in float32. Over texts that the teacher makes in
+    `trajectory_end` of the result is `tokens`, up to ties in float32. (Positions that no call reveals, with
+    `grid` one in 100,000, are not drawn, and keep their fresh noise.) Over texts that the teacher makes in
     this order, the result is distributed like fresh noise. Over real texts, its KL divergence from that
     distribution is the KL divergence of the real texts from the teacher's.
 
@@ -140,7 +141,12 @@ def hindsight_noise(
     # With a large vocabulary, a few texts at a time: the logits of a whole batch would be too large.
     at_once = max(1, min(batch, MAX_ENTRIES // (length * denoiser.padded_vocab)))
     found = jax.lax.map(of_text, (seen, tokens, noise), batch_size=at_once)
-    return jax.lax.stop_gradient(found)
+    drawn = plan.call < config.num_steps
+
+    def where_drawn(given: jax.Array, fresh: jax.Array) -> jax.Array:
+        return jnp.where(jnp.expand_dims(drawn, range(2, given.ndim)), given, fresh)
+
+    return jax.lax.stop_gradient(jax.tree.map(where_drawn, found, noise))
 
 
 class Teacher(NamedTuple):

@@ -127,6 +127,16 @@ def test_in_hindsight_the_teacher_makes_the_given_texts_of_the_noise(mode, num_c
     assert_fits(text_counts(_end(TEACHER, other, noise, config)), law)
 
 
+def test_the_noise_of_a_position_that_no_call_reveals_stays_fresh():
+    """It takes the most probable token, so its noise says nothing of the text. Oracle: the fresh noise."""
+    config, fresh = SamplerConfig(2, mode="grid"), _full_noise(4, 2)
+    never = np.arange(LENGTH) == 1
+    fresh = fresh.replace(order=np.where(never, np.float32(1e-6), fresh.order))
+    found = _hindsight(TEACHER, TABLE, fresh, np.zeros((2, LENGTH), np.int32), config)
+    changed = np.abs(np.asarray(found.token) - np.asarray(fresh.token)).max((0, 2))
+    np.testing.assert_array_equal(changed == 0, never)
+
+
 def test_the_last_rounds_student_is_a_teacher_without_draws_of_its_own():
     noise, config = _noise(STUDENT, keys(), LENGTH), SamplerConfig(2, mode="first-hitting")
     end = _end(STUDENT, PARAMS(), noise, config)
