@@ -20,6 +20,7 @@ from sdtt_jax.config import differences, require
 from sdtt_jax.errors import ConfigError, UserError
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
+from sdtt_jax.networks.attention.dispatch import matmul_precision
 from sdtt_jax.parallel import processes
 from sdtt_jax.paths import (
     as_path,
@@ -135,7 +136,7 @@ class Record:
         because a run may be moved. Fields of the result that only name what the inputs identify, such as a
         file, are given as `named` too: in a stored result they take the latest value.
         """
-        inputs, stored = _plain(inputs), self._content["items"].get(name)
+        inputs, stored = _determining(inputs), self._content["items"].get(name)
         same = stored is not None and placeless(stored["inputs"]) == placeless(inputs)
         if processes.agree(same):
             found = _seen(stored, self.path)["result"]
@@ -191,7 +192,7 @@ class Record:
 
     def _part(self, name: str, inputs: Json, part: int | str) -> Path:
         part = f"{part:05d}" if isinstance(part, int) else part
-        digest = canonical_sha256([FORMAT, _plain(inputs)])[:12]
+        digest = canonical_sha256([FORMAT, _determining(inputs)])[:12]
         return self._parts / f"{name.replace('/', '_')}-{digest}/{part}.npz"
 
     def _earlier(self) -> Json:
@@ -308,6 +309,12 @@ def _plain(content: Any) -> Any:
     if isinstance(content, float) and not np.isfinite(content):
         return None
     return content
+
+
+def _determining(inputs: Json) -> Json:
+    """The inputs, JSON-ready, with the precision of matrix products if it is not JAX's default."""
+    precision = matmul_precision()
+    return _plain(inputs) | ({} if precision is None else {"matmul_precision": precision})
 
 
 def kept_batches(

@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 
@@ -39,6 +40,16 @@ def test_an_item_is_computed_once_for_its_inputs(tmp_path):
     assert content["format"] == FORMAT
     assert content["model"] == MODEL
     assert content["items"]["suite/a"]["inputs"] == {"steps": [4]}
+
+
+def test_products_of_another_precision_are_other_results(tmp_path):
+    compute, batch = Counted({"share": 0.5}), Counted({"tokens": np.zeros((2, 3))})
+    for precision, times in (("bfloat16", 1), ("bfloat16", 1), ("highest", 2), (None, 3)):
+        with jax.default_matmul_precision(precision):
+            record = Record(tmp_path / "x.json", MODEL)
+            record.item("suite/a", {"seed": 0}, compute)
+            record.part("suite/a", {"seed": 0}, 0, batch)
+        assert (compute.times, batch.times) == (times, times)
 
 
 def test_a_run_that_was_moved_keeps_its_results(tmp_path):
