@@ -185,7 +185,7 @@ def test_they_are_trained_by_the_suite_stored_and_used(model, text, tmp_path):  
 def test_exits_need_text_of_their_own(model, text):  # noqa: F811
     settings = Settings(held_out=text, exit_training_steps=1)
     with pytest.raises(ConfigError, match="--exit_training_text=own is for a checkpoint in a run"):
-        SUITES["exits"].run(Subject(model, settings), None)
+        SUITES["exits"].check(Subject(model, settings))
 
 
 def test_a_threshold_for_other_lengths_is_measured_but_not_stored(model, text, tmp_path):  # noqa: F811

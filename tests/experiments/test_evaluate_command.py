@@ -306,6 +306,7 @@ def test_a_judge_that_was_asked_for_and_is_not_there_is_missed_aloud(
         ("exits", {}, True, "--suite=exits is for denoisers"),
         ("frontier", {}, False, "needs a --judge"),
         ("budget", {}, False, "needs a --judge"),
+        ("judge", {"texts": __file__}, False, "needs a --judge"),
     ],
 )
 def test_what_a_later_suite_cannot_measure_is_refused_before_the_first_one_runs(

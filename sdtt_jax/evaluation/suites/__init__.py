@@ -73,6 +73,7 @@ SUITES: dict[str, Suite] = {
         given.suite,
         "scores any texts under the judge (--texts)",
         (ReportTable("Given texts", "judge", TEXTS),),
+        check=given.check,
     ),
     "likelihood": Suite(
         likelihood.suite,

@@ -5,7 +5,7 @@ if they are trained first.
 """
 
 from sdtt_jax.checkpoints.digests import params_digest
-from sdtt_jax.evaluation.exit_training import store_exits, train_exits, with_exits
+from sdtt_jax.evaluation.exit_training import check_training, store_exits, train_exits, with_exits
 from sdtt_jax.evaluation.exits import EXITS_FILE, calibrate, check_exits
 from sdtt_jax.evaluation.record import Arrays, Json, Record
 from sdtt_jax.evaluation.subject import Subject
@@ -19,8 +19,12 @@ from sdtt_jax.parallel import processes
 
 def check(subject: Subject) -> None:
     """Raises an error for a subject that the suite cannot measure."""
-    check_exits(subject.denoiser("exits"))
+    model, settings = subject.denoiser("exits"), subject.settings
+    check_exits(model)
     require_held_out(subject)
+    if settings.exit_training_steps:
+        check_training(model, settings.batch_size)
+        training_texts(model, "exit_training_text", settings.exit_training_text, subject.data, 1)
 
 
 def suite(subject: Subject, record: Record) -> None:

@@ -26,16 +26,22 @@ MOST_LOGITS = 1 << 28
 NAMED = 10
 
 
+def check(subject: Subject) -> None:
+    """Raises an error for a subject that the suite cannot measure."""
+    if subject.judge is None:
+        raise ConfigError("--suite=judge needs a --judge.")
+    require(bool(subject.settings.texts), "--suite=judge needs --texts.")
+
+
 def suite(subject: Subject, record: Record) -> None:
     """Runs the suite: texts of a file of JSON lines under the judge.
 
     Texts with nothing to score (no token, or none but unk, BOS and EOS) are named, counted and left out.
     With `settings.arrays` it also writes -log p of every token and, if they are few, the logits.
     """
+    check(subject)
     settings, model = subject.settings, subject.judge
-    if model is None:
-        raise ConfigError("--suite=judge needs a --judge.")
-    require(bool(settings.texts), "--suite=judge needs --texts.")
+    assert model is not None
     num_ids = model.config.vocab_size
     texts = list(read_texts(settings.texts, model.tokenizer, num_ids, readable=False))
     require(
