@@ -158,7 +158,7 @@ class HubTokenizer(Tokenizer):
         self.config, self.normalize = config, normalize
         self.model, self.special = model, special
         try:
-            self._tokenizer = read_tokenizer(model)
+            self._tokenizer = read_tokenizer(model, special.rows)
         except Exception as error:  # `tokenizers` raises no narrower class
             raise DataError(f"The tokenizer cannot be read ({error}).") from None
         count = 1 + max(self._tokenizer.get_vocab().values(), default=-1)

@@ -26,11 +26,12 @@ def without_panics() -> Iterator[None]:
         raise
 
 
-def read_tokenizer(content: bytes) -> tokenizers.Tokenizer:
+def read_tokenizer(content: bytes, rows: int | None = None) -> tokenizers.Tokenizer:
     """The tokenizer of a tokenizer.json, which gives a text the same ids each time, and all of them.
 
     Some files ask for texts to be truncated, or padded, for the model that they belong to, or for merges to
-    be left out at random, as its training did (dropout).
+    be left out at random, as its training did (dropout). Some add tokens, such as padding, for which the
+    model's embedding of `rows` rows has none: no text holds them, and nothing predicts them.
 
     Raises:
       Exception: it is damaged, or of a kind that `tokenizers` does not know; it raises no narrower class.
@@ -42,6 +43,11 @@ def read_tokenizer(content: bytes) -> tokenizers.Tokenizer:
         )
     with without_panics():
         tokenizer = tokenizers.Tokenizer.from_buffer(content.removeprefix(codecs.BOM_UTF8))
+    if rows is not None and max(tokenizer.get_added_tokens_decoder(), default=0) >= rows:
+        described = json.loads(content.removeprefix(codecs.BOM_UTF8))
+        added = described["added_tokens"]
+        described["added_tokens"] = [token for token in added if token["id"] < rows]
+        return read_tokenizer(json.dumps(described).encode())
     tokenizer.no_truncation()
     tokenizer.no_padding()
     if isinstance(tokenizer.model, models.BPE):

@@ -59,8 +59,30 @@ class TestTokenizers:
         folder = repository(tmp_path / "m", "llama")
         self.put(folder, {f"w{i}": i for i in range(ROWS + 2)})
         with pytest.raises(
-            CheckpointError, match="25 tokens, but the model's embedding has only 20 rows"
+            CheckpointError, match="22 tokens, but the model's embedding has only 20 rows"
         ):
+            sdtt_jax.load(folder)
+
+    def test_added_tokens_beyond_the_rows_are_left_out(self, tmp_path):
+        """Of Llama-2 and others there are copies with a `<pad>` for which the embedding has no row.
+
+        Oracle: the tokenizer without them. What needs one of them is still refused.
+        """
+        found = []
+        for name, extra in (("with", ["<pad>", "<extra>"]), ("without", [])):
+            folder = repository(tmp_path / name, "llama")
+            made = vocabulary(self.WORDS)
+            made.add_special_tokens(extra)
+            assert made.get_vocab_size() == ROWS + len(extra)
+            made.save(str(folder / "tokenizer.json"))
+            found.append(sdtt_jax.load(folder).tokenizer)
+        ours, plain = found
+        assert ours.encode("a m <pad> b").tolist() == plain.encode("a m <pad> b").tolist()
+        assert ours.vocab_size == plain.vocab_size == ROWS
+        folder = tmp_path / "with"
+        config = json.loads((folder / "config.json").read_text()) | {"eos_token_id": ROWS}
+        (folder / "config.json").write_text(json.dumps(config))
+        with pytest.raises(CheckpointError, match=f"eos_id is token {ROWS}, .* 0 to 19"):
             sdtt_jax.load(folder)
 
     def test_far_more_rows_than_tokens_are_those_of_another_model(self, tmp_path):
