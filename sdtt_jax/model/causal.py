@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdtt_jax.causal.nll import causal_nll
+from sdtt_jax.causal.nll import next_token_nll
 from sdtt_jax.causal.sampler import generate
 from sdtt_jax.config import check_fields, require, whole
 from sdtt_jax.diffusion.decoders.base import Helper
@@ -19,7 +19,7 @@ from sdtt_jax.model.batches import Written, batched
 from sdtt_jax.networks.causal import CausalNetwork
 from sdtt_jax.networks.config import TransformerConfig
 from sdtt_jax.ops.categorical import Filters
-from sdtt_jax.ops.sequences import Sequences, arrange, as_read, nats_per_token
+from sdtt_jax.ops.sequences import Sequences, arrange, as_read, nats_per_token, preceded
 from sdtt_jax.ops.tokens import as_rows
 from sdtt_jax.parallel.processes import to_host
 
@@ -186,5 +186,7 @@ def _score(
     sequences: Sequences | None,
 ) -> jax.Array:
     arrangement = arrange(tokens, sequences)
-    nll = causal_nll(network, params, tokens, bos_id, arrangement)
-    return nats_per_token(nll, None if arrangement is None else arrangement.free)
+    free = None if arrangement is None else arrangement.free
+    scored = jnp.ones(tokens.shape, bool) if free is None else free
+    read, segments = as_read(preceded(tokens, bos_id), sequences)
+    return nats_per_token(next_token_nll(network, params, read, tokens, scored, segments), free)

@@ -11,6 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import sdtt_jax
+from sdtt_jax.causal.nll import causal_nll
 from sdtt_jax.causal.sampler import generate
 from sdtt_jax.checkpoints.store import save_params
 from sdtt_jax.config import to_mapping
@@ -20,6 +21,7 @@ from sdtt_jax.interchange.load import load_denoiser
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.networks import CausalConfig
 from sdtt_jax.networks.causal import CausalNetwork
+from sdtt_jax.ops.sequences import arrangement_of
 from sdtt_jax.parallel.mesh import MeshConfig, make_mesh
 from tests.model.runs import random_params
 
@@ -132,16 +134,25 @@ def test_logits_read_each_text_of_a_row_as_in_training(of_documents):
 @pytest.mark.parametrize("wrap", [False, True])
 @pytest.mark.parametrize("same", [False, True], ids=["two-ends", "one-end"])
 def test_logits_are_those_of_the_score(of_documents, wrap, same):
-    """Also of GPT-2's vocabulary, whose BOS is its EOS. Oracle: `score`, whose inputs are built elsewhere."""
+    """Also of GPT-2's vocabulary, whose BOS is its EOS. Oracles: the training's nll, and products of logits.
+
+    In training no BOS follows an EOS; where a user puts one, it begins the text, for `score` as for `logits`.
+    """
     bos, eos = of_documents.ends
     bos = eos if same else bos
     facts = of_documents.facts | {"begins_with_bos": wrap}
     tokenizer = SimpleNamespace(bos_id=bos, eos_id=eos)
     model = dataclasses.replace(of_documents, facts=facts, tokenizer=tokenizer)
-    tokens = np.int32([[bos] * wrap + [5, 6, eos, 7, 4, eos, eos, 8]])
-    inputs = np.concatenate([[[bos]], tokens[:, :-1]], axis=1).astype(np.int32)
-    log_probs = np.take_along_axis(np.asarray(model.log_probs(inputs)), tokens[..., None], 2)
-    np.testing.assert_allclose(model.score(tokens), -log_probs[..., 0].mean(-1), rtol=1e-5)
+    trained = np.int32([[bos] * wrap + [5, 6, eos, 7, 4, eos, eos, 8]])
+    begun_again = np.int32([[bos] * wrap + [5, 6, eos, bos, 7, 4]])
+    for tokens in (trained, begun_again):
+        inputs = np.concatenate([[[bos]], tokens[:, :-1]], axis=1).astype(np.int32)
+        log_probs = np.take_along_axis(np.asarray(model.log_probs(inputs)), tokens[..., None], 2)
+        np.testing.assert_allclose(model.score(tokens), -log_probs[..., 0].mean(-1), rtol=1e-5)
+        if tokens is trained:
+            arrangement = arrangement_of(tokens, model.sequences)
+            nll = causal_nll(model.network, model.params, tokens, bos, arrangement)
+            np.testing.assert_allclose(nll, -log_probs[..., 0], **CLOSE)
 
 
 def test_after_an_eos_a_text_of_its_own_is_written(of_documents):
