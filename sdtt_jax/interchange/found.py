@@ -1,5 +1,6 @@
 """Finds the delivered model in a run's folder; for errors, explains why another folder has none."""
 
+import logging
 import re
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
@@ -8,6 +9,7 @@ from sdtt_jax.checkpoints.orbax import is_committed
 from sdtt_jax.checkpoints.store import PARTS
 from sdtt_jax.interchange.unfinished import UNFINISHED
 
+LOG = logging.getLogger(__name__)
 FINAL = "final"  # the folder of a delivered model's parameters
 PICKLED = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 # Formats of other libraries.
@@ -31,6 +33,17 @@ def finished(path: Path) -> Path | None:
         if is_committed(candidate) and all((candidate / part).is_dir() for part in PARTS):
             return candidate
     return None
+
+
+def log_choice(path: Path, found: Path) -> None:
+    """Logs that the model `found` is a run's teacher, where the run `path` has, or was to have, students."""
+    others = [final.parent for final in sorted(path.glob(f"*/[0-9]*/{FINAL}"))]
+    if found == path / "teacher" / FINAL and (others or (path / "rounds").is_dir()):
+        LOG.warning(
+            "%s has no finished round of SDTT: this is its teacher%s.",
+            path,
+            "".join(f"; for its student give {other}" for other in others[-1:]),
+        )
 
 
 def _last_first(finals: Iterable[Path]) -> list[Path]:

@@ -19,7 +19,7 @@ from sdtt_jax.errors import CheckpointError, ConfigError, MismatchError
 from sdtt_jax.interchange import hub
 from sdtt_jax.interchange.adapters import read_delivered
 from sdtt_jax.interchange.claims import claimed_texts, published_schedule
-from sdtt_jax.interchange.found import describe_folder, finished
+from sdtt_jax.interchange.found import describe_folder, finished, log_choice
 from sdtt_jax.interchange.gguf import SMOLLM2, smollm2_file
 from sdtt_jax.interchange.hub import TOKENIZER_FILES
 from sdtt_jax.interchange.layouts import (
@@ -239,6 +239,7 @@ def _steps(round: int) -> int:
 
 def _own(path: Path, mesh: Mesh | None, compute_dtype: DTypeLike | None) -> Model | CausalModel:
     folder = _delivered(path)
+    log_choice(path, folder)
     params, facts = read_delivered(
         folder, lambda facts: _network(folder, facts, compute_dtype), mesh
     )
