@@ -307,6 +307,8 @@ def test_a_judge_that_was_asked_for_and_is_not_there_is_missed_aloud(
         ("frontier", {}, False, "needs a --judge"),
         ("budget", {}, False, "needs a --judge"),
         ("judge", {"texts": __file__}, False, "needs a --judge"),
+        ("judge", {"texts": __file__}, True, "line 1 is not JSON"),
+        ("lambada", {"task_file": __file__}, False, "no tokenizer"),
     ],
 )
 def test_what_a_later_suite_cannot_measure_is_refused_before_the_first_one_runs(
@@ -321,6 +323,7 @@ def test_what_a_later_suite_cannot_measure_is_refused_before_the_first_one_runs(
         model = as_model(denoiser, noisy_params(denoiser, 0))
     first = SUITES["generation"]._replace(run=lambda *_: pytest.fail("a suite has run"))
     monkeypatch.setitem(SUITES, "generation", first)
+    subject = Subject(model, Settings(**settings), judge=model if causal else None)
     with pytest.raises(UserError, match=said):
-        evaluate(Subject(model, Settings(**settings)), ["generation", suite], tmp_path / "x.json")
+        evaluate(subject, ["generation", suite], tmp_path / "x.json")
     assert not any(tmp_path.iterdir())

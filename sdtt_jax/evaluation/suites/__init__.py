@@ -158,6 +158,7 @@ SUITES: dict[str, Suite] = {
                 "accuracy {accuracy} | by character {accuracy_normalised}",
             ),
         ),
+        check=cloze.check,
     ),
     "latency": Suite(
         latency.suite,

@@ -21,10 +21,17 @@ from sdtt_jax.parallel import processes
 from sdtt_jax.progress import make_progress
 
 
+def check(subject: Subject) -> None:
+    """Raises an error for a subject that the suite cannot measure."""
+    require(bool(subject.settings.task_file), "--suite=lambada needs a --task_file.")
+    for model in filter(None, (subject.model, subject.causal)):
+        _ = model.text_tokenizer
+
+
 def suite(subject: Subject, record: Record) -> None:
     """Runs the suite: LAMBADA's perplexity and accuracy, or the accuracy of a multiple-choice set."""
+    check(subject)
     settings = subject.settings
-    require(bool(settings.task_file), "--suite=lambada needs a --task_file.")
     task = read_task(settings.task, settings.task_file)
     model = subject.model
     if isinstance(model, Model) and model.diffusion.noise_kind is not None:

@@ -28,9 +28,11 @@ NAMED = 10
 
 def check(subject: Subject) -> None:
     """Raises an error for a subject that the suite cannot measure."""
-    if subject.judge is None:
+    judge, texts = subject.judge, subject.settings.texts
+    if judge is None:
         raise ConfigError("--suite=judge needs a --judge.")
-    require(bool(subject.settings.texts), "--suite=judge needs --texts.")
+    require(bool(texts), "--suite=judge needs --texts.")
+    next(read_texts(texts, judge.tokenizer, judge.config.vocab_size, readable=False), None)
 
 
 def suite(subject: Subject, record: Record) -> None:
