@@ -1,7 +1,7 @@
 """The models of one evaluation: the subject, its judge and its causal baseline."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,8 @@ from jax.sharding import Mesh
 
 from sdtt_jax.config import require, to_mapping
 from sdtt_jax.diffusion.decoders import parse_mode
+from sdtt_jax.diffusion.decoders.serving import check_served
+from sdtt_jax.diffusion.denoiser import innermost
 from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.errors import CheckpointError, ConfigError
 from sdtt_jax.evaluation.record import Json, digest_of
@@ -91,6 +93,17 @@ class Subject:
         if self.helper is None or not parse_mode(config.mode).decoder.helper:
             return config, None, inputs
         return config, self.helper, inputs | {"helper": self.helper.fingerprint}
+
+    def check_samplers(self, steps: Sequence[int], modes: Sequence[str] = ()) -> None:
+        """Raises `ConfigError` if a mode (by default the settings') cannot write texts in so many steps."""
+        if not isinstance(self.model, Model):
+            return
+        for mode in modes or (self.settings.mode,):
+            at = dataclasses.replace(self, settings=dataclasses.replace(self.settings, mode=mode))
+            for num_steps in steps:
+                config, *_ = at.sampler(self.model, num_steps, given=False)
+                network = innermost(self.model.denoiser)
+                check_served(parse_mode(config.mode), network, num_steps, self.length)
 
     @property
     def causal(self) -> CausalModel | None:

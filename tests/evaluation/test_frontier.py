@@ -186,6 +186,8 @@ def test_what_is_no_longer_known_to_be_clean_is_removed(subject, tmp_path, monke
         ({"data": None}, "give it with --held_out"),
         ({"judge": None}, "needs a --judge"),
         ({"settings": Settings(temperatures=(1.0,))}, "give at least two"),
+        ({"settings": Settings(modes="grid blocks:length=5")}, "blocks of 5 do not divide 12"),
+        ({"settings": Settings(modes="grid learnt")}, "a schedule of 4 calls is not stored"),
     ],
 )
 def test_what_it_cannot_do_without_is_named(subject, tmp_path, missing, said):

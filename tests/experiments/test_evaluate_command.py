@@ -309,6 +309,12 @@ def test_a_judge_that_was_asked_for_and_is_not_there_is_missed_aloud(
         ("judge", {"texts": __file__}, False, "needs a --judge"),
         ("judge", {"texts": __file__}, True, "line 1 is not JSON"),
         ("lambada", {"task_file": __file__}, False, "no tokenizer"),
+        (
+            "latency",
+            {"mode": "blocks:length=6", "num_steps": (4,), "latency_steps": (3,)},
+            False,
+            "num_steps=3 must be a multiple of the 2 blocks",
+        ),
     ],
 )
 def test_what_a_later_suite_cannot_measure_is_refused_before_the_first_one_runs(

@@ -68,6 +68,7 @@ SUITES: dict[str, Suite] = {
             ReportTable("Generated texts", "generation/unconditional", TEXTS),
             ReportTable("Continued prompts", "generation/prompted", TEXTS),
         ),
+        check=generation.check,
     ),
     "judge": Suite(
         given.suite,
@@ -171,5 +172,6 @@ SUITES: dict[str, Suite] = {
                 "ms per call {seconds_per_call:ms} | calls {nfe} | compile s {compile_s}",
             ),
         ),
+        check=latency.check,
     ),
 }

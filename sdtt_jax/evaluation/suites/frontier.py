@@ -46,6 +46,7 @@ def check(subject: Subject) -> None:
         len(settings.temperatures) > 1,
         "--suite=frontier interpolates between --temperatures; give at least two.",
     )
+    subject.check_samplers(settings.num_steps, settings.modes.split())
 
 
 def suite(subject: Subject, record: Record) -> None:
