@@ -12,7 +12,6 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
 from sdtt_jax.checkpoints.digests import params_digest
 from sdtt_jax.config import require
@@ -36,13 +35,6 @@ FILE = "exits.npz"
 LEARNING_RATE = 3e-3
 
 
-def check_training(model: Model, batch_size: int) -> Mesh:
-    """The mesh on which exits are trained; `ConfigError` if it does not divide the batch size."""
-    mesh = model.mesh or make_mesh(MeshConfig(), jax.devices()[:1])
-    check_batch_size(batch_size, mesh)
-    return mesh
-
-
 def train_exits(
     model: Model, tokens: np.ndarray, seed: int, *, num_steps: int, batch_size: int
 ) -> Arrays:
@@ -59,7 +51,8 @@ def train_exits(
     Raises:
       ConfigError: the mesh does not divide `batch_size`; larger batches would train other exits.
     """
-    mesh = check_training(model, batch_size)
+    mesh = model.mesh or make_mesh(MeshConfig(), jax.devices()[:1])
+    check_batch_size(batch_size, mesh)
     rates = OptimizerConfig(
         "adam", LEARNING_RATE, schedule="cosine", warmup_steps=num_steps // 20, b2=0.99
     )

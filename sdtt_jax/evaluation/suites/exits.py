@@ -5,7 +5,7 @@ if they are trained first.
 """
 
 from sdtt_jax.checkpoints.digests import params_digest
-from sdtt_jax.evaluation.exit_training import check_training, store_exits, train_exits, with_exits
+from sdtt_jax.evaluation.exit_training import store_exits, train_exits, with_exits
 from sdtt_jax.evaluation.exits import EXITS_FILE, calibrate, check_exits
 from sdtt_jax.evaluation.record import Arrays, Json, Record
 from sdtt_jax.evaluation.subject import Subject
@@ -23,7 +23,6 @@ def check(subject: Subject) -> None:
     check_exits(model)
     require_held_out(subject)
     if settings.exit_training_steps:
-        check_training(model, settings.batch_size)
         training_texts(model, "exit_training_text", settings.exit_training_text, subject.data, 1)
 
 

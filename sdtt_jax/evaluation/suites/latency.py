@@ -113,11 +113,6 @@ class Racer(NamedTuple):
     helper: Model | CausalModel | None = None  # the second model of a decoder that needs one
 
 
-def check(subject: Subject) -> None:
-    """Raises an error for a subject that the suite cannot measure."""
-    subject.check_samplers(subject.settings.latency_steps)
-
-
 def suite(subject: Subject, record: Record) -> None:
     """Runs the suite; finished items are not timed again, unless on another device."""
     settings = subject.settings
