@@ -22,7 +22,7 @@ from sdtt_jax.evaluation.continuations import Choice, Continuation, RowLayout
 from sdtt_jax.evaluation.record import Record
 from sdtt_jax.evaluation.settings import Settings
 from sdtt_jax.evaluation.subject import Subject
-from sdtt_jax.evaluation.suites import budget
+from sdtt_jax.evaluation.suites import budget, schedule
 from sdtt_jax.evaluation.suites.cloze import suite
 from sdtt_jax.networks import CausalConfig
 from sdtt_jax.networks.causal import CausalNetwork
@@ -280,11 +280,12 @@ ROW = np.array([[2, MASK, 0]], np.int32)
         lambda: greedy_hits(STUDENT, ITEMS, WHOLE, batch_size=4),
         lambda: prompt_features(STUDENT, ROW, 1),
         lambda: budget.suite(Subject(STUDENT, Settings()), None),
+        lambda: schedule.check(Subject(STUDENT, Settings(held_out="wikitext2"))),
         lambda: STUDENT.logits(ROW),
         lambda: STUDENT.log_probs(ROW),
         lambda: STUDENT.score(ROW % MASK, jax.random.key(0)),
     ],
-    ids=["bounds", "greedy", "features", "budget", "logits", "log_probs", "score"],
+    ids=["bounds", "greedy", "features", "budget", "schedule", "logits", "log_probs", "score"],
 )
 def test_a_function_of_noise_has_no_probabilities(call):
     with pytest.raises(ConfigError, match="is a function of its noise and has no likelihood"):

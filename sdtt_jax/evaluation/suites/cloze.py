@@ -15,6 +15,7 @@ from sdtt_jax.evaluation.subject import Subject
 from sdtt_jax.evaluation.tasks import read_task
 from sdtt_jax.evaluation.unknown import log_unknown, unknown_tokens
 from sdtt_jax.keys import purpose_key
+from sdtt_jax.model.base import Loaded
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
 from sdtt_jax.parallel import processes
@@ -25,7 +26,8 @@ def check(subject: Subject) -> None:
     """Raises an error for a subject that the suite cannot measure."""
     require(bool(subject.settings.task_file), "--suite=lambada needs a --task_file.")
     for model in filter(None, (subject.model, subject.causal)):
-        _ = model.text_tokenizer
+        if not _is_of_noise(model):
+            _ = model.text_tokenizer
 
 
 def suite(subject: Subject, record: Record) -> None:
@@ -34,12 +36,16 @@ def suite(subject: Subject, record: Record) -> None:
     settings = subject.settings
     task = read_task(settings.task, settings.task_file)
     model = subject.model
-    if isinstance(model, Model) and model.diffusion.noise_kind is not None:
+    if _is_of_noise(model):
         record.log("  lambada: none, the model is a function of its noise")
     elif isinstance(model, Model):
         _item(subject, model, record, "bound", task)
     if subject.causal is not None:
         _item(subject, subject.causal, record, "autoregressive", task)
+
+
+def _is_of_noise(model: Loaded) -> bool:
+    return isinstance(model, Model) and model.diffusion.noise_kind is not None
 
 
 def _item(

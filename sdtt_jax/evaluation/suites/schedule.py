@@ -20,7 +20,7 @@ from sdtt_jax.parallel import processes
 
 def check(subject: Subject) -> None:
     """Raises an error for a subject that the suite cannot measure."""
-    subject.denoiser("schedule")
+    subject.denoiser("schedule").require_likelihood()
     require_held_out(subject)
 
 
