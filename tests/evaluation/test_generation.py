@@ -219,12 +219,14 @@ def test_the_padding_of_real_text_is_not_measured(model, tmp_path, kind):
     assert generation.judging(subject)["ends"] == "cut"  # so that earlier figures are not kept
 
 
-def test_fewer_prompts_than_asked_for_are_said(model, tmp_path, monkeypatch):
+@pytest.mark.parametrize("asked", [5, 0], ids=["more", "all"])
+def test_fewer_prompts_than_asked_for_are_said(model, tmp_path, monkeypatch, asked):
+    """Oracle: the file, where two of five texts are too short; 0 asks for all of it."""
     monkeypatch.setattr(generation, "_item", lambda *_: None)
     lines, said = tmp_path / "prompts.jsonl", []
-    lines.write_text('{"text": "in the beginning god"}\n' * 3)
+    lines.write_text('{"text": "in the beginning god"}\n' * 3 + '{"text": "in"}\n' * 2)
     settings = dataclasses.replace(
-        SETTINGS, prompts=str(lines), num_prompts=5, num_texts=1, continuations=1
+        SETTINGS, prompts=str(lines), num_prompts=asked, num_texts=1, continuations=1
     )
     record = Record(tmp_path / "x.json", model.identity, said.append)
     generation.suite(Subject(model, settings), record)

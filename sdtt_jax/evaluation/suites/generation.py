@@ -21,6 +21,7 @@ from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
 from sdtt_jax.model.prompts import with_prompt_end
 from sdtt_jax.ops.sequences import unpadded
+from sdtt_jax.paths import text_lines
 
 EXAMPLES = 3
 PROMPTED = "prompted"
@@ -174,10 +175,10 @@ def _log_texts(subject: Subject, record: Record, setup: Setup) -> None:
         log_unknown(record, tokenizer, () if setup.real is None else setup.real, "real text")
         return
     found, size = len(setup.prompts) // settings.continuations, settings.prompt_tokens
-    if found < settings.num_prompts:
+    wanted = settings.num_prompts or sum(1 for _ in text_lines(settings.prompts))
+    if found < wanted:
         record.log(
-            f"  {found} prompts instead of {settings.num_prompts}: no more texts have prompt_tokens={size} "
-            "tokens"
+            f"  {found} prompts instead of {wanted}: no more texts have prompt_tokens={size} tokens"
         )
     log_unknown(record, tokenizer, setup.prompts, "prompts")
 
