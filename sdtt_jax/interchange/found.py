@@ -37,8 +37,10 @@ def finished(path: Path) -> Path | None:
 
 def log_choice(path: Path, found: Path) -> None:
     """Logs that the model `found` is a run's teacher, where the run `path` has, or was to have, students."""
+    if found != path / "teacher" / FINAL:
+        return
     others = [final.parent for final in sorted(path.glob(f"*/[0-9]*/{FINAL}"))]
-    if found == path / "teacher" / FINAL and (others or (path / "rounds").is_dir()):
+    if others or (path / "rounds").is_dir():
         LOG.warning(
             "%s has no finished round of SDTT: this is its teacher%s.",
             path,

@@ -306,7 +306,7 @@ def test_a_judge_that_was_asked_for_and_is_not_there_is_missed_aloud(
         ("exits", {}, True, "--suite=exits is for denoisers"),
         ("frontier", {}, False, "needs a --judge"),
         ("budget", {}, False, "needs a --judge"),
-        ("judge", {"texts": __file__}, False, "needs a --judge"),
+        ("judge", {"texts": __file__}, False, "needs a --judge and --texts"),
         ("judge", {"texts": __file__}, True, "line 1 is not JSON"),
         ("lambada", {"task_file": __file__}, False, "no tokenizer"),
         (

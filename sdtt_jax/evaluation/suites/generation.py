@@ -68,12 +68,6 @@ class Judged(NamedTuple):
     scores: Scores | None  # None without a judge
 
 
-def check(subject: Subject) -> None:
-    """Raises an error for a subject that the suite cannot measure."""
-    if not subject.settings.prompts:  # whose texts are shorter
-        subject.check_samplers(subject.settings.num_steps)
-
-
 def suite(subject: Subject, record: Record) -> None:
     """Runs the suite; finished items are not computed again."""
     for setup in setups(subject):

@@ -29,9 +29,8 @@ NAMED = 10
 def check(subject: Subject) -> None:
     """Raises an error for a subject that the suite cannot measure."""
     judge, texts = subject.judge, subject.settings.texts
-    if judge is None:
-        raise ConfigError("--suite=judge needs a --judge.")
-    require(bool(texts), "--suite=judge needs --texts.")
+    if judge is None or not texts:
+        raise ConfigError("--suite=judge needs a --judge and --texts.")
     next(read_texts(texts, judge.tokenizer, judge.config.vocab_size, readable=False), None)
 
 
