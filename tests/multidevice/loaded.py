@@ -13,9 +13,13 @@ import jax
 import numpy as np
 
 import sdtt_jax
+from sdtt_jax.causal.sampler import generate
 from sdtt_jax.diffusion.sampler import SamplerConfig
+from sdtt_jax.networks import CausalConfig, CausalNetwork
+from sdtt_jax.networks.base import abstract_params
 from sdtt_jax.networks.retrieval import Datastore, Retrieving
-from sdtt_jax.parallel.mesh import MeshConfig, make_mesh
+from sdtt_jax.parallel.mesh import RULES, MeshConfig, make_mesh, use_mesh
+from sdtt_jax.parallel.placement import batch_sharding, tree_shardings, unbox
 
 
 def neighbours(model: sdtt_jax.Model, tokens: np.ndarray) -> float:
@@ -36,6 +40,32 @@ def neighbours(model: sdtt_jax.Model, tokens: np.ndarray) -> float:
         for x in (jax.device_put(store, whole), parts)
     ]
     return error(*found)
+
+
+def growth() -> float:
+    """What another block costs each device in memory as a causal model writes, in blocks of the network."""
+    mesh = make_mesh(MeshConfig(fsdp=8))
+
+    def needed(layers: int) -> tuple[int, int]:
+        network = CausalNetwork(CausalConfig(90, 8, num_layers=layers, embed_dim=128, num_heads=2))
+        boxed = abstract_params(network)
+        params = jax.tree.map(
+            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+            unbox(boxed),
+            tree_shardings(boxed, RULES, mesh),
+        )
+        prompt = jax.ShapeDtypeStruct((8, 1), np.int32, sharding=batch_sharding(mesh))
+
+        def write(params: Any, prompt: Any) -> jax.Array:
+            return generate(network, params, jax.random.key(0), prompt, 4)
+
+        with use_mesh(mesh):
+            program = jax.jit(write).lower(params, prompt).compile()
+        size = sum(x.size * 4 for x in jax.tree.leaves(params))
+        return program.memory_analysis().temp_size_in_bytes, size
+
+    (few, less), (many, more) = needed(2), needed(6)
+    return (many - few) / (more - less)
 
 
 def error(one: jax.Array, other: jax.Array) -> float:
@@ -75,10 +105,16 @@ def main(golden: Path) -> None:
         model.sample(key, 2, 4, helper=dataclasses.replace(alone, params=beside), mode="staged")
     except sdtt_jax.errors.ConfigError as refusal:
         found[-1]["helper"] = str(refusal)
+
+    def written_by(model: Any) -> np.ndarray:
+        return np.asarray(model.batches(key, tokens[:, :3], 9)[0]().tokens)
+
     found[-1] |= {
         "states": bool((np.asarray(last) == written[0][0]).all()),
         "score": error(*(m.score(tokens, key) for m in (model, alone))),
         "causal": error(*(m.logits(tokens) for m in (other, judge))),
+        "continued": bool((written_by(other) == written_by(judge)).all()),
+        "growth": growth(),
     }
     sys.stdout.write(json.dumps(found) + "\n")
 
