@@ -1,6 +1,7 @@
-"""Sampling from a causal network with its cache: one `lax.scan`, one token a step."""
+"""Sampling from a causal network with its cache: one program reads the prompt, another writes the rest."""
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -9,11 +10,14 @@ import jax.numpy as jnp
 from sdtt_jax.config import whole
 from sdtt_jax.networks.attention import causal_mask
 from sdtt_jax.networks.cache import KVCache
-from sdtt_jax.networks.causal import CausalNetwork
+from sdtt_jax.networks.causal import Apart, CausalNetwork
 from sdtt_jax.ops.categorical import Filters, draw, filter_logits
 from sdtt_jax.ops.sequences import Sequences, as_read
 from sdtt_jax.ops.tokens import as_rows
 from sdtt_jax.typing import Key, Params, Segments, Tokens
+
+PLACES = 32
+"""A cache holds a multiple of so many positions, or as many as the network has."""
 
 
 def generate(
@@ -49,59 +53,107 @@ def generate(
     chosen = Filters(**filters)
     if num_tokens == 0:
         return prompt
-    return _generate(network, params, key, prompt, num_tokens, chosen, sequences)
+    # The last token is never fed back, so the cache needs no place for it.
+    places = prompt.shape[1] + num_tokens - 1
+    # In steps, so that prompts of other lengths share the program that writes.
+    most = math.inf if network.max_length is None else max(places, network.max_length)
+    capacity = int(min(-(-places // PLACES) * PLACES, most))
+    given = network, params, key, chosen, sequences
+    first, cache, tokens = _read(*given, prompt, capacity)
+    written = [first[:, None]]
+    if num_tokens > 1:
+        rest, _ = _write(*given, first, cache, tokens, num_tokens)
+        written.append(rest)
+    return jnp.concatenate([prompt, *written], axis=1)
 
 
-@functools.partial(jax.jit, static_argnames=("network", "num_tokens", "filters", "sequences"))
-def _generate(
+@functools.partial(jax.jit, static_argnames=("network", "filters", "sequences", "capacity"))
+def _read(
     network: CausalNetwork,
     params: Params,
     key: Key,
-    prompt: Tokens,
-    num_tokens: int,
     filters: Filters,
     sequences: Sequences | None,
-) -> Tokens:
-    def choose(hidden: jax.Array, index: jax.Array | int) -> jax.Array:
-        logits = network.logits(held.whole, hidden[:, -1])
-        if filters.greedy:  # no noise is drawn
-            return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-        return draw(jax.random.fold_in(key, index), filter_logits(logits, filters))
+    prompt: Tokens,
+    capacity: int,
+) -> tuple[jax.Array, KVCache, Tokens | None]:
+    """The first token after a prompt, `[batch]`, the cache with the prompt, and what `_decode` reads."""
+    batch, length = prompt.shape
+    # Which text a token belongs to depends on all tokens before it.
+    whole = jnp.pad(prompt, ((0, 0), (0, capacity + 1 - length)))
+    tokens = None if as_read(whole, sequences)[1] is None else whole
+    cache = network.init_cache(batch, capacity)
+    hidden, cache = _decode(network, params, prompt, cache, tokens, sequences)
+    first = _choose(network, params, key, filters, hidden, 0)
+    return first, cache, _put(tokens, first, cache)
 
-    def decode(
-        newest: jax.Array, cache: KVCache, tokens: jax.Array | None
-    ) -> tuple[jax.Array, KVCache]:
-        """Reads `newest: [batch, n]`, not yet in the cache; `tokens` are all, None if all see each other."""
-        if tokens is None:
-            return network.decode(held, newest, cache)
-        read, segments = as_read(tokens, sequences)
-        assert segments is not None
-        count = newest.shape[1]
-        newest = jax.lax.dynamic_slice_in_dim(read, cache.used, count, axis=1)
-        visible = _visible(segments, count, cache.used, capacity)
-        return network.decode(held, newest, cache, visible)
 
-    def put(tokens: jax.Array | None, token: jax.Array, index: jax.Array) -> jax.Array | None:
-        return None if tokens is None else tokens.at[:, prompt_length + index].set(token)
+@functools.partial(
+    jax.jit,
+    static_argnames=("network", "filters", "sequences", "num_tokens"),
+    donate_argnames="cache",
+)
+def _write(
+    network: CausalNetwork,
+    params: Params,
+    key: Key,
+    filters: Filters,
+    sequences: Sequences | None,
+    first: jax.Array,
+    cache: KVCache,
+    tokens: Tokens | None,
+    num_tokens: int,
+) -> tuple[Tokens, KVCache]:
+    """The tokens after the first, `[batch, num_tokens - 1]`, and the cache, whose memory is used again."""
+    held = network.apart(params)
 
     def step(carry: tuple[Any, ...], index: jax.Array) -> tuple[tuple[Any, ...], jax.Array]:
         newest, cache, tokens = carry  # the newest token is not yet in the cache
-        hidden, cache = decode(newest[:, None], cache, tokens)
-        token = choose(hidden, index)
-        return (token, cache, put(tokens, token, index)), token
+        hidden, cache = _decode(network, held, newest[:, None], cache, tokens, sequences)
+        token = _choose(network, held.whole, key, filters, hidden, index)
+        return (token, cache, _put(tokens, token, cache)), token
 
-    batch, prompt_length = prompt.shape
-    # The last token is never fed back, so the cache needs no place for it.
-    capacity = prompt_length + num_tokens - 1
-    held, cache = network.apart(params), network.init_cache(batch, capacity)
-    # Which text a token belongs to depends on all tokens before it.
-    whole = jnp.pad(prompt, ((0, 0), (0, num_tokens)))
-    tokens = None if as_read(whole, sequences)[1] is None else whole
-    hidden, cache = decode(prompt, cache, tokens)
-    first = choose(hidden, 0)
-    begun = first, cache, put(tokens, first, jnp.int32(0))
-    _, rest = jax.lax.scan(step, begun, jnp.arange(1, num_tokens, dtype=jnp.int32))
-    return jnp.concatenate([prompt, first[:, None], rest.T], axis=1)
+    indices = jnp.arange(1, num_tokens, dtype=jnp.int32)
+    (_, cache, _), rest = jax.lax.scan(step, (first, cache, tokens), indices)
+    return rest.T, cache
+
+
+def _decode(
+    network: CausalNetwork,
+    params: Params | Apart,
+    newest: Tokens,
+    cache: KVCache,
+    tokens: Tokens | None,
+    sequences: Sequences | None,
+) -> tuple[jax.Array, KVCache]:
+    """Reads `newest: [batch, n]`, not yet in the cache; `tokens` are all, None if all see each other."""
+    if tokens is None:
+        return network.decode(params, newest, cache)
+    read, segments = as_read(tokens, sequences)
+    assert segments is not None
+    count = newest.shape[1]
+    newest = jax.lax.dynamic_slice_in_dim(read, cache.used, count, axis=1)
+    visible = _visible(segments, count, cache.used, tokens.shape[1] - 1)
+    return network.decode(params, newest, cache, visible)
+
+
+def _choose(
+    network: CausalNetwork,
+    params: Params,
+    key: Key,
+    filters: Filters,
+    hidden: jax.Array,
+    index: jax.Array | int,
+) -> jax.Array:
+    """The token `[batch]` after the last hidden state, the continuation's number `index`."""
+    logits = network.logits(params, hidden[:, -1])
+    if filters.greedy:  # no noise is drawn
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    return draw(jax.random.fold_in(key, index), filter_logits(logits, filters))
+
+
+def _put(tokens: Tokens | None, token: jax.Array, cache: KVCache) -> Tokens | None:
+    return None if tokens is None else tokens.at[:, cache.used].set(token)
 
 
 def _visible(segments: Segments, count: int, used: jax.Array, capacity: int) -> jax.Array:

@@ -39,11 +39,13 @@ def _decode(network, params, tokens, cache):
 @pytest.mark.parametrize(
     ("batch", "parts"), [(2, [9]), (2, [4, 1, 1, 3]), (1, [1] * 7), (2, [3, 4])], ids=str
 )
+@pytest.mark.parametrize("form", ["stacked", "apart"])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_decoding_in_parts_equals_the_full_forward(name, batch, parts):
+def test_decoding_in_parts_equals_the_full_forward(name, form, batch, parts):
     network = NETWORKS[name]
     params = noisy_params(network, 0, spread=0.3)
     whole = _whole(network, params)
+    params = network.apart(params) if form == "apart" else params
     cache, start, states = network.init_cache(batch, network.config.length), 0, []
     for n in parts:
         hidden, cache = _decode(network, params, TOKENS[:batch, start : start + n], cache)
@@ -83,7 +85,9 @@ def test_a_token_reads_the_cache_once_and_copies_none_of_it(batch):
 
     def read(capacity):
         def step(params, cache):
-            return network.decode(unbox(params), jnp.zeros((batch, 1), jnp.int32), cache)
+            return network.decode(
+                network.apart(unbox(params)), jnp.zeros((batch, 1), jnp.int32), cache
+            )
 
         cache = jax.eval_shape(lambda: network.init_cache(batch, capacity))
         program = jax.jit(step, donate_argnames="cache").lower(params, cache).compile()
