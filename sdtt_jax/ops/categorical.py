@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdtt_jax.config import whole, within
+from sdtt_jax.config import INT32, whole, within
 
 # The finite "minus infinity" of the reference implementation. exp(-1e6) is exactly 0 in float32, and a
 # finite value keeps 0 * log 0 = 0 in values and in gradients, where -inf gives NaN.
@@ -114,6 +114,30 @@ def outside_nucleus(logits: jax.Array, top_p: float) -> jax.Array:
     above, tied = probs > edge, probs == edge
     last = least(lambda i: mass(above | (tied & (place <= i))) > top_p, rows, 0, len(place) - 1)
     return (probs < edge) | (tied & (place > last))
+
+
+def nearest(distance: jax.Array, weight: jax.Array, budget: float) -> jax.Array:
+    """Which entries are nearest, in their order, as long as their weights add up to at most `budget`.
+
+    It is found by bisection, as in `outside_nucleus`, of the distance (an integer in the same order) and of the
+    place where distances are equal. A sort takes a CPU 14 times as long: 350 ms for 32 rows of 50k.
+
+    Args:
+      distance: `[..., n]` float32.
+      weight: `[..., n]`, not negative.
+      budget: the most that the weights add up to.
+    """
+    place, rows = jnp.arange(weight.shape[-1], dtype=jnp.int32), weight[..., :1]
+    bits = jax.lax.bitcast_convert_type(jnp.where(distance == 0, 0.0, distance), jnp.int32)
+    bits = jnp.where(bits < 0, bits ^ (INT32 - 1), bits)
+
+    def over(some: jax.Array) -> jax.Array:
+        return jnp.where(some, weight, 0.0).sum(axis=-1, keepdims=True) > budget
+
+    edge = least(lambda far: over(bits <= far), rows, -INT32, INT32 - 1)
+    nearer, tied = bits < edge, bits == edge
+    first = least(lambda i: over(nearer | (tied & (place <= i))), rows, 0, len(place))
+    return nearer | (tied & (place < first))
 
 
 def least(
