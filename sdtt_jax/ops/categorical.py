@@ -119,7 +119,7 @@ def outside_nucleus(logits: jax.Array, top_p: float) -> jax.Array:
 def nearest(distance: jax.Array, weight: jax.Array, budget: float) -> jax.Array:
     """Which entries are nearest, in their order, as long as their weights add up to at most `budget`.
 
-    It is found by bisection, as in `outside_nucleus`, of the distance (an integer in the same order) and of the
+    Found by bisection, as in `outside_nucleus`, of the distance (an integer in the same order) and of the
     place where distances are equal. A sort takes a CPU 14 times as long: 350 ms for 32 rows of 50k.
 
     Args:
