@@ -108,9 +108,8 @@ def with_target(path: PathLike) -> list[Path]:
 def resolve_links(path: PathLike) -> Path:
     """The path, or the target of a path that is a symbolic link; the target need not exist."""
     path = as_path(path)
-    if path.name in ("", "..") and not is_remote(
-        path
-    ):  # no name, beside which something could be made
+    # These are no names, beside which something could be made.
+    if path.name in ("", "..") and not is_remote(path):
         return Path(os.path.realpath(path))
     # Linux also gives up after 40 links.
     for _ in range(40 * (not is_remote(path))):

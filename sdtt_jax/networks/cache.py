@@ -49,16 +49,20 @@ def cache_for(config: TransformerConfig, batch: int, capacity: int) -> KVCache:
       batch: sequences.
       capacity: most positions that it can hold.
     """
-    past = no_past(config, batch, capacity)
-    arrays = (tuple(x[0] if batch == 1 else x for x in layer) for layer in zip(*past, strict=True))
-    return KVCache(layers=tuple(map(LayerCache._make, arrays)), used=jnp.zeros((), jnp.int32))
+    one = (config.kv_heads, capacity, config.head_dim)
+    shape, dtype = one if batch == 1 else (batch, *one), jnp.dtype(config.numerics.dtype)
+    layers = tuple(
+        LayerCache(keys=jnp.zeros(shape, dtype), values=jnp.zeros(shape, dtype))
+        for _ in range(config.num_layers)
+    )
+    return KVCache(layers=layers, used=jnp.zeros((), jnp.int32))
 
 
-def no_past(config: TransformerConfig, batch: int, capacity: int = 0) -> LayerPast:
-    """A denoiser's past that holds nothing, `[layers, batch, kv_heads, capacity, kv]`."""
-    shape = (config.num_layers, batch, config.kv_heads, capacity, config.head_dim)
-    zeros = jnp.zeros(shape, jnp.dtype(config.numerics.dtype))
-    return LayerPast(keys=zeros, values=zeros)
+def no_past(config: TransformerConfig, batch: int) -> LayerPast:
+    """The past of a denoiser that has read nothing yet, `[layers, batch, kv_heads, 0, kv]`."""
+    shape = (config.num_layers, batch, config.kv_heads, 0, config.head_dim)
+    nothing = jnp.zeros(shape, jnp.dtype(config.numerics.dtype))
+    return LayerPast(keys=nothing, values=nothing)
 
 
 def attend_visible(
@@ -80,17 +84,11 @@ def attend_visible(
     if visible is None:
         new = LayerPast(*(x.transpose(0, 2, 1, 3) for x in (key, value)))
         return attend(query, key, value), new
-    n, shape = query.shape[1], query.shape
     # Per head and contiguous, the layout of the cache: one batched matmul reads it without a copy.
     query, key, value = (x.transpose(0, 2, 1, 3) for x in (query, key, value))
     keys = jnp.concatenate([past.keys.astype(key.dtype), key], axis=2)
     values = jnp.concatenate([past.values.astype(value.dtype), value], axis=2)
-    # Queries that share a key head become further rows for it, so that the cache is read as it is.
-    group = shape[2] // key.shape[1]
-    rows = query.reshape(shape[0], -1, group * n, shape[3])
-    mixed = plain_attention(rows, keys, values, jnp.tile(visible, (group, 1)))
-    mixed = mixed.reshape(query.shape).transpose(0, 2, 1, 3)
-    return mixed, LayerPast(keys=key, values=value)
+    return _grouped(query, keys, values, visible), LayerPast(keys=key, values=value)
 
 
 def attend_cached(
@@ -115,7 +113,7 @@ def attend_cached(
       `[batch, n, heads, kv]` in the dtype of `value`, and the cache with the new positions. The softmax is in
       float32.
     """
-    n, shape, capacity = query.shape[1], query.shape, cache.keys.shape[-2]
+    n, capacity = query.shape[1], cache.keys.shape[-2]
     query, key, value = (x.transpose(0, 2, 1, 3) for x in (query, key, value))
 
     def write(held: jax.Array, new: jax.Array) -> jax.Array:
@@ -130,7 +128,17 @@ def attend_cached(
         old, new = jnp.split(visible, [capacity], axis=-1)
         visible = jax.lax.dynamic_update_slice_in_dim(old, new, used, axis=-1)
     keys, values = (x.reshape(*key.shape[:2], capacity, -1).astype(key.dtype) for x in written)
-    group = shape[2] // key.shape[1]
-    rows = query.reshape(shape[0], -1, group * n, shape[3])
+    return _grouped(query, keys, values, visible), written
+
+
+def _grouped(query: jax.Array, keys: jax.Array, values: jax.Array, visible: jax.Array) -> jax.Array:
+    """Attention of queries `[batch, heads, n, kv]` over keys and values `[batch, kv_heads, places, kv]`.
+
+    `visible` broadcasts to `[batch, 1, n, places]`; the result is `[batch, n, heads, kv]`.
+    """
+    batch, heads, n, kv = query.shape
+    # Queries that share a key head become further rows for it, so that the cache is read as it is.
+    group = heads // keys.shape[1]
+    rows = query.reshape(batch, -1, group * n, kv)
     mixed = plain_attention(rows, keys, values, jnp.tile(visible, (group, 1)))
-    return mixed.reshape(query.shape).transpose(0, 2, 1, 3), written
+    return mixed.reshape(query.shape).transpose(0, 2, 1, 3)

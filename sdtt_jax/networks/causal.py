@@ -128,17 +128,17 @@ class CausalNetwork(Network):
             out: Any = block.apply(own, x, layer, (*rotary, cache.used, None, visible))
             return out
 
-        layers: list[Any] = []
+        caches: list[Any] = []
         if isinstance(held.blocks, tuple):
             for given in zip(held.blocks, cache.layers, strict=True):
                 x, written = read(x, given)
-                layers.append(written)
+                caches.append(written)
         else:
             stacked = jax.tree.map(lambda *x: jnp.stack(x), *cache.layers)
             x, written = jax.lax.scan(read, x, (held.blocks, stacked))
-            layers += [LayerCache(*pair) for pair in zip(*written, strict=True)]
+            caches += [LayerCache(*pair) for pair in zip(*written, strict=True)]
         hidden = self._apply(held.whole, x, method=lambda module, x: module.final(x))
-        return hidden, KVCache(layers=tuple(layers), used=cache.used + tokens.shape[1])
+        return hidden, KVCache(layers=tuple(caches), used=cache.used + tokens.shape[1])
 
 
 class CausalBlock(layers.DecoderBlock):

@@ -10,12 +10,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from sdtt_jax.networks.attention import ATTENTION, attend, attend_along
 from sdtt_jax.networks.base import ADAPTERS
-from sdtt_jax.networks.cache import (
-    LayerCache,
-    LayerPast,
-    attend_cached,
-    attend_visible,
-)
+from sdtt_jax.networks.cache import LayerCache, LayerPast, attend_cached, attend_visible
 from sdtt_jax.networks.config import Numerics, TransformerConfig
 from sdtt_jax.networks.products import biased, looked_up, widened_product
 from sdtt_jax.ops.categorical import NEG_INFINITY
