@@ -187,8 +187,9 @@ def _sampler(planned: Planned, mesh: Mesh, batch: int, num_steps: int) -> Progra
         state={"parameters": _bytes_per_device(params)},
         trips={filling.CHUNKS.scope: math.ceil(shard / num_steps / chunk)},
         flops=flops.sample_flops(sizes, batch, num_steps) / mesh.size,
-        # The last call, for tokens still masked at the end: the program has it, few runs need it.
-        recomputed=flops.block_flops(sizes, batch) / mesh.size,
+        # The first call, which is counted at all positions, and the last, for tokens still masked at the end,
+        # which few runs need.
+        recomputed=2 * flops.block_flops(sizes, batch) / mesh.size,
         tokens=batch * sizes.length,
     )
 

@@ -180,6 +180,11 @@ class MaskedDiffusion:
         kind: str | None = getattr(self.denoiser, "noise_kind", None)
         return kind
 
+    @property
+    def position_free(self) -> bool:
+        """Whether hidden states are alike at all positions of a text in which every token is MASK."""
+        return bool(getattr(self.denoiser, "position_free", False)) and self.noise_kind is None
+
     def hidden(
         self,
         params: Params,

@@ -6,7 +6,7 @@ and samplers can keep hidden states and apply the head only where they need it.
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -32,6 +32,10 @@ class Denoiser(Network):
     """
 
     config: DenoiserConfig  # sizes; vocabulary and length must be set
+
+    # States are alike throughout a text of one token: a position only turns its query and key, and attention
+    # averages values, which are all alike.
+    position_free: ClassVar[bool] = True
 
     @functools.cached_property
     def _module(self) -> "DiT":

@@ -41,8 +41,11 @@ def head_flops(config: TransformerConfig, positions: float) -> float:
 
 
 def sample_flops(config: TransformerConfig, batch: int, calls: float) -> float:
-    """A generation of `calls` network calls: every token is revealed once."""
-    return calls * block_flops(config, batch) + head_flops(config, batch * config.length)
+    """A generation of `calls` network calls, the first at MASK alone: every token is revealed once.
+
+    The first call is left out: it is the same at all positions, so one of them is enough.
+    """
+    return (calls - 1) * block_flops(config, batch) + head_flops(config, batch * config.length)
 
 
 def judge_flops(config: TransformerConfig, batch: int) -> float:

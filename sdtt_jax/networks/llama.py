@@ -7,7 +7,7 @@ gate (arXiv 2302.13971, 2305.13245). `LlamaNetwork` is causal, with the interfac
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -38,6 +38,8 @@ class LlamaDenoiser(AdaptedDenoiser):
     """A denoiser of the Llama family as pure functions of its parameters."""
 
     config: LlamaDenoiserConfig  # sizes; vocabulary and length must be set
+
+    position_free: ClassVar[bool] = True  # as a `Denoiser`'s
 
     @functools.cached_property
     def _module(self) -> layers.DecoderOnly:

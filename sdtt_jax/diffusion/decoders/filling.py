@@ -38,10 +38,24 @@ def reveal(
     noise: Tree = None,
     pick: Pick | None = None,
 ) -> tuple[Tokens, jax.Array]:
-    """`fill` after one network call at `sigma`, and the number of calls: 0 where nothing is selected."""
+    """`fill` after one network call at `sigma`, and the number of calls: 0 where nothing is selected.
 
-    def call(x: jax.Array) -> jax.Array:
-        hidden = diffusion.hidden(params, x, sigma, noise)
+    Where all texts are MASK throughout, as at the first of a generation's calls unless text is given, one
+    position of each is computed: an eighth of the time of 8 calls is saved.
+    """
+
+    def one(x: Tokens) -> Hidden:
+        hidden = diffusion.hidden(params, x[:, :1], sigma)
+        return jnp.broadcast_to(hidden, (*x.shape, hidden.shape[-1]))
+
+    def all_of_them(x: Tokens) -> Hidden:
+        return diffusion.hidden(params, x, sigma, noise)
+
+    def call(x: Tokens) -> Tokens:
+        if diffusion.position_free:
+            hidden = jax.lax.cond((x == diffusion.mask_id).all(), one, all_of_them, x)
+        else:
+            hidden = all_of_them(x)
         return fill(diffusion, params, x, hidden, selected, choose, key, noise, pick)
 
     needed = selected.any()
