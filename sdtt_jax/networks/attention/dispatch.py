@@ -26,10 +26,10 @@ from sdtt_jax.networks.attention.kernels import Grads, Saved
 from sdtt_jax.networks.attention.rotary import rotate
 from sdtt_jax.parallel.mesh import free_axes
 
-# From this length on the CPU computes one head after the other. Forward and backward pass, ms of CPU time on
-# two cores, float32, all heads at once against head by head: 330 and 224 at length 1024 (12 heads of 64), 34
-# and 31 at 256 (4 × 8 heads of 32), 20 and 25 at 64 (64 × 4 heads of 32).
-LENGTH_BY_HEAD = 512
+# From this length on the CPU computes one head after the other. Forward and backward pass, ms on two cores,
+# float32, all heads at once against head by head: 42 and 22 at length 512 (2 × 12 heads of 64), 29 and 20 at
+# 256 (4 × 12 heads of 64), 5.1 and 5.0 at 128, 5.4 and 7.5 at 64 (64 × 4 heads of 32).
+LENGTH_BY_HEAD = 256
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 HEADS = ("batch", "length", "heads", "kv")
