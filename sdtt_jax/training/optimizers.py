@@ -160,6 +160,11 @@ def make_optimizer(
     return optax.with_extra_args_support(rule)
 
 
+def global_norm(tree: Params) -> jax.Array:
+    """The norm of all leaves together, `[] float32`: a sum of bfloat16 loses what is small beside it."""
+    return optax.tree.norm(optax.tree.cast(tree, jnp.float32))
+
+
 def clip_by_norm(max_norm: float) -> optax.GradientTransformationExtraArgs:
     """`optax.clip_by_global_norm` whose `update` also accepts the norm, as `grad_norm`.
 
@@ -171,7 +176,7 @@ def clip_by_norm(max_norm: float) -> optax.GradientTransformationExtraArgs:
         updates: Any, state: Any, params: Any = None, *, grad_norm: Any = None, **others: Any
     ) -> tuple[Any, Any]:
         del params, others
-        norm = optax.tree.norm(updates) if grad_norm is None else grad_norm
+        norm = global_norm(updates) if grad_norm is None else grad_norm
 
         def clipped(g: jax.Array) -> jax.Array:
             return jnp.where(norm < max_norm, g, g / norm.astype(g.dtype) * max_norm)

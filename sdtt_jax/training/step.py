@@ -15,7 +15,7 @@ from sdtt_jax.errors import ConfigError
 from sdtt_jax.parallel.mesh import mesh_of, use_mesh
 from sdtt_jax.parallel.placement import replicated
 from sdtt_jax.training.config import TrainConfig
-from sdtt_jax.training.optimizers import learning_rate_schedule, make_optimizer
+from sdtt_jax.training.optimizers import global_norm, learning_rate_schedule, make_optimizer
 from sdtt_jax.training.state import TrainState, ema_decay_at, in_32_bits
 from sdtt_jax.typing import Tree
 
@@ -177,7 +177,7 @@ def make_train_step(loss_fn: LossFn, config: TrainConfig) -> TrainStep:
         metrics = {
             "loss": loss,
             "grad_norm": gradient.norm,
-            "param_norm": optax.tree.norm(chosen.params),
+            "param_norm": global_norm(chosen.params),
             "lr": jnp.asarray(rate(_num_updates(state.opt_state)), jnp.float32),
             "rejected": 1.0 - good.astype(jnp.float32),
             "rejected_in_a_row": chosen.rejected_in_a_row.astype(jnp.float32),
@@ -274,7 +274,7 @@ def _mean_gradient(
     # A batch in which nothing counts gives gradient zero rather than 0/0.
     scale = 1.0 / jnp.where(weight > 0, weight, 1.0)
     return (
-        Gradient(grads, scale, optax.tree.norm(_scaled(grads, scale))),
+        Gradient(grads, scale, global_norm(_scaled(grads, scale))),
         total * scale,
         {name: _mean(value, scale) for name, value in weighted.items()},
     )
@@ -287,7 +287,7 @@ def _mean(value: jax.Array | Mean, scale: jax.Array) -> jax.Array:
 
 
 def _scaled(grads: Tree, scale: jax.Array) -> Tree:
-    return jax.tree.map(lambda g: g * scale.astype(g.dtype), grads)
+    return jax.tree.map(lambda g: (g * scale).astype(g.dtype), grads)
 
 
 def _microbatch(x: jax.Array, microbatches: int) -> jax.Array:

@@ -200,6 +200,14 @@ def test_the_gradient_is_clipped_before_anything_else(params, grads):
         np.testing.assert_allclose(a, b, rtol=1e-5)
 
 
+def test_the_norm_of_bfloat16_leaves_is_that_of_float32():
+    """Oracle: 16, 1, …, 1 have the norm sqrt(256 + 8); it was 16, and what was clipped to 1 had 1.016."""
+    grads = {f"w{i}": jnp.full((), 1.0 if i else 16.0, jnp.bfloat16) for i in range(9)}
+    np.testing.assert_allclose(opt.global_norm(grads), math.sqrt(264), rtol=1e-6)
+    clipped, _ = opt.clip_by_norm(1.0).update(grads, optax.EmptyState())
+    np.testing.assert_allclose(opt.global_norm(clipped), 1.0, rtol=4e-3)
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

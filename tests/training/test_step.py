@@ -147,6 +147,7 @@ def test_many_microbatches_of_bfloat16_parameters_add_up():
     state = spec.init(lambda: {"w": jnp.ones((), jnp.bfloat16)})
     _, metrics = make_train_step(total, config)(state, np.ones(1024, np.float32), KEY)
     assert float(metrics["grad_norm"]) == 1.0
+    assert all(x.dtype == jnp.float32 for x in metrics.values())  # norms were bfloat16
 
 
 def test_a_batch_that_microbatches_do_not_divide_is_refused():
