@@ -12,7 +12,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from sdtt_jax.config import require
 from sdtt_jax.errors import ConfigError
-from sdtt_jax.parallel.mesh import BATCH_AXES, WHOLE_IF_UNDIVIDED, Rules, axis_pieces, check_mesh
+from sdtt_jax.parallel.mesh import (
+    BATCH_AXES,
+    WHOLE_IF_UNDIVIDED,
+    Rules,
+    axis_pieces,
+    check_batch_size,
+    check_mesh,
+)
 from sdtt_jax.trees import leaf_name
 from sdtt_jax.typing import Tree
 
@@ -166,7 +173,7 @@ def place_batch(batch: Tree, mesh: Mesh) -> Tree:
     Every process must hold the same global batch; each copies only the pieces of its own devices.
 
     Raises:
-      ConfigError: a leaf is a single number.
+      ConfigError: a leaf is a single number, or the mesh does not divide the batch.
     """
     sharding = batch_sharding(mesh)
 
@@ -179,6 +186,7 @@ def place_batch(batch: Tree, mesh: Mesh) -> Tree:
             f"A batch has arrays [batch, ...], and one of its leaves is the single number {host}; repeat it "
             "for each row, or put it into the state's context.",
         )
+        check_batch_size(len(host), mesh)
         return place(host, sharding)
 
     return jax.tree.map(put, batch)

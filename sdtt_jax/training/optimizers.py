@@ -160,6 +160,17 @@ def make_optimizer(
     return optax.with_extra_args_support(rule)
 
 
+def num_updates(opt_state: Any) -> jax.Array:
+    """The count that gives the learning rate: all updates of the optimizer, also those of earlier rounds."""
+
+    def is_schedule(node: Any) -> bool:
+        return isinstance(node, optax.ScaleByScheduleState)
+
+    # Muon has a schedule state for each of its parts; all hold the same count.
+    nodes = jax.tree.leaves(opt_state, is_leaf=is_schedule)
+    return next(node.count for node in nodes if is_schedule(node))
+
+
 def global_norm(tree: Params) -> jax.Array:
     """The norm of all leaves together, `[] float32`: a sum of bfloat16 loses what is small beside it."""
     return optax.tree.norm(optax.tree.cast(tree, jnp.float32))

@@ -15,7 +15,7 @@ from sdtt_jax.config import require
 from sdtt_jax.parallel.mesh import RULES, check_mesh, use_mesh
 from sdtt_jax.parallel.placement import mirror_shardings, tree_shardings, unbox
 from sdtt_jax.training.config import TrainConfig
-from sdtt_jax.training.optimizers import make_optimizer
+from sdtt_jax.training.optimizers import make_optimizer, num_updates
 from sdtt_jax.trees import flat_leaves
 from sdtt_jax.typing import Tree
 
@@ -144,14 +144,16 @@ class StateSpec:
           opt_state: an optimizer state to continue with; fresh if None.
 
         Raises:
-          ConfigError: a parameter is no array of JAX, or too narrow for an average.
+          ConfigError: a parameter is no array of JAX, or too narrow for an average; `opt_state` is that of
+            another optimizer, or its schedule has ended.
         """
         context = _as_arrays(context)
+        devices = set(self.mesh.devices.flat)
         for path, leaf in flat_leaves(params).items():
             require(
-                isinstance(leaf, jax.Array),
-                f"params: {path} is {type(leaf).__name__}, not an array on the mesh; place all of them with "
-                "sdtt_jax.parallel.placement.place_whole(params, mesh).",
+                isinstance(leaf, jax.Array) and leaf.sharding.device_set == devices,
+                f"params: {path} is {type(leaf).__name__}, not an array on the mesh's {len(devices)} "
+                "devices; place all of them with sdtt_jax.parallel.placement.place_whole(params, mesh).",
             )
         placement = jax.tree.map(lambda x: x.sharding, params)
         _, shardings = self._mirrored(jax.eval_shape(lambda: params), placement, context)
@@ -167,8 +169,25 @@ class StateSpec:
                     ema_count=_copy(jnp.int32(ema_count), shardings.ema_count),
                 )
             if opt_state is not None:
+                self._check_goes_on(opt_state, state.opt_state)
                 state = state.replace(opt_state=_copy(opt_state, shardings.opt_state))
         return state
+
+    def _check_goes_on(self, opt_state: Tree, fresh: Tree) -> None:
+        """Raises `ConfigError` unless a training with this config can go on with an optimizer's state."""
+        config, steps = self.config.optimizer, self.config.num_steps
+        remedy = "leave it out for a fresh one (reset_optimizer_on_growth=True in rounds)"
+        require(
+            flat_leaves(opt_state).keys() == flat_leaves(fresh).keys(),
+            f"opt_state is not that of the config's {config.name} for these parameters; {remedy}.",
+        )
+        count = int(num_updates(opt_state))
+        require(
+            config.schedule == "constant" or count < steps,
+            f"opt_state has made {count} updates, after which schedule={config.schedule!r} of "
+            f"num_steps={steps} has the rate 0, so nothing would be learnt; {remedy}, or take "
+            "schedule='constant'.",
+        )
 
     def _fresh(self, params: Tree) -> TrainState:
         zero = jnp.zeros((), jnp.int32)

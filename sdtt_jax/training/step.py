@@ -15,7 +15,12 @@ from sdtt_jax.errors import ConfigError
 from sdtt_jax.parallel.mesh import mesh_of, use_mesh
 from sdtt_jax.parallel.placement import replicated
 from sdtt_jax.training.config import TrainConfig
-from sdtt_jax.training.optimizers import global_norm, learning_rate_schedule, make_optimizer
+from sdtt_jax.training.optimizers import (
+    global_norm,
+    learning_rate_schedule,
+    make_optimizer,
+    num_updates,
+)
 from sdtt_jax.training.state import TrainState, ema_decay_at, in_32_bits
 from sdtt_jax.typing import Tree
 
@@ -178,7 +183,7 @@ def make_train_step(loss_fn: LossFn, config: TrainConfig) -> TrainStep:
             "loss": loss,
             "grad_norm": gradient.norm,
             "param_norm": global_norm(chosen.params),
-            "lr": jnp.asarray(rate(_num_updates(state.opt_state)), jnp.float32),
+            "lr": jnp.asarray(rate(num_updates(state.opt_state)), jnp.float32),
             "rejected": 1.0 - good.astype(jnp.float32),
             "rejected_in_a_row": chosen.rejected_in_a_row.astype(jnp.float32),
         }
@@ -198,17 +203,6 @@ def _check_state(state: TrainState, config: TrainConfig) -> None:
             f"The step's config has {field}={asked}, and that of the state's StateSpec has "
             f"{'none' if asked else 'one'}; give both the same config.",
         )
-
-
-def _num_updates(opt_state: Tree) -> jax.Array:
-    """The count that gives the learning rate: all updates of the optimizer, also those of earlier rounds."""
-
-    def is_schedule(node: Tree) -> bool:
-        return isinstance(node, optax.ScaleByScheduleState)
-
-    # Muon has a schedule state for each of its parts; all hold the same count.
-    nodes = jax.tree.leaves(opt_state, is_leaf=is_schedule)
-    return next(node.count for node in nodes if is_schedule(node))
 
 
 def _is_spike(state: TrainState, loss: jax.Array, factor: float) -> jax.Array:

@@ -14,10 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdtt_jax.checkpoints.store import load_params, save_params
+from sdtt_jax.errors import ConfigError
 from sdtt_jax.interchange import adapters
 from sdtt_jax.networks.lora import LoraConfig, frozen, init_adapters, merged
 from sdtt_jax.parallel.mesh import MeshConfig, make_mesh
 from sdtt_jax.parallel.placement import unbox
+from sdtt_jax.training.config import TrainConfig
+from sdtt_jax.training.state import StateSpec
 from tests.multidevice.programs import LLAMA
 from tests.worlds import noisy_params
 
@@ -43,7 +46,12 @@ def main(root: Path) -> None:
         base = adapters.read_base(root / "teacher" / "final", LLAMA, LORA, mesh)
         joined, _ = adapters.read_delivered(root / "round" / "final", lambda _facts: LLAMA, mesh)
     expected = frozen(jax.tree.map(jnp.asarray, whole), LORA)
+    try:
+        StateSpec(TrainConfig(1, 8), mesh).from_params({"w": jnp.ones(8)})
+    except ConfigError as error:
+        refused = str(error)
     found = {
+        "refused": refused,
         "read for training": shares[0],
         "read to be merged": shares[-1],
         "base": differing(base, expected),

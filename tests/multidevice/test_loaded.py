@@ -31,3 +31,5 @@ def test_no_device_holds_the_whole_base_of_adapters_in_float32(tmp_path):
     assert found["read to be merged"] < 0.2, found
     assert found["base"] == found["merged"] == 0, found
     assert found["whole"], found
+    # Parameters of one device, such as those of `load` without a mesh: it was an error of JAX.
+    assert "w is ArrayImpl, not an array on the mesh's 8 devices" in found["refused"], found

@@ -154,6 +154,8 @@ def test_a_batch_that_does_not_divide_is_named():
         check_batch_size(18, MESH)
     with pytest.raises(ConfigError, match=r"distill.batch_size=8"):
         check_batch_size(8, MESH, microbatches=4, field="distill.batch_size")
+    with pytest.raises(ConfigError, match="batch_size=3 cannot be split"):  # an error of JAX's
+        place_batch({"tokens": np.zeros((3, 6))}, MESH)
 
 
 @pytest.mark.parametrize("fsdp", [1, 2, 4, 8, 16, 32, 64])

@@ -11,7 +11,7 @@ from sdtt_jax.errors import ConfigError
 from sdtt_jax.parallel.mesh import MeshConfig, make_mesh
 from sdtt_jax.parallel.placement import unbox
 from sdtt_jax.training.config import TrainConfig
-from sdtt_jax.training.optimizers import OptimizerConfig
+from sdtt_jax.training.optimizers import OptimizerConfig, num_updates
 from sdtt_jax.training.state import StateSpec
 from tests.training import toy
 
@@ -68,7 +68,7 @@ def test_a_new_round_starts_from_parameters_and_shares_no_buffer(state, spec):
 def test_parameters_that_cannot_be_trained_so_are_named(spec):
     """They were errors of Python and of `lax.cond`; an average in bfloat16 would stand still at 0.9999."""
     host = {"w": np.ones((2, 2), np.float32)}
-    with pytest.raises(ConfigError, match="params: w is ndarray, not an array on the mesh; place"):
+    with pytest.raises(ConfigError, match="params: w is ndarray, not an array on the mesh's 1 dev"):
         spec.from_params(host)
     with pytest.raises(
         ConfigError, match=r"ema_decay=0\.9 needs parameters of float32, and w is bf"
@@ -82,3 +82,19 @@ def test_a_state_has_the_averages_that_its_config_asks_for():
     assert float(spikes.loss_mean) == 0
     ignored = spec_of().from_params(plain.params, ema_params=plain.params, ema_count=7)
     assert ignored.ema_params is None
+
+
+def test_an_optimizer_that_cannot_go_on_is_named(state, spec):
+    """It was an error of JAX's `device_put`, or a later round at a rate of zero, without a word."""
+    decaying = OptimizerConfig("muon", warmup_steps=0, schedule="linear")
+    ended = jax.tree.map(lambda x: x + 4 if x.dtype == jnp.int32 else x, state.opt_state)
+    cases = {
+        "of the config's adam for": (TrainConfig(9, 8, optimizer=OptimizerConfig("adam")), ended),
+        "made 4 updates, after which sch": (TrainConfig(4, 8, optimizer=decaying), ended),
+    }
+    for message, (config, opt_state) in cases.items():
+        with pytest.raises(ConfigError, match=message):
+            StateSpec(config, spec.mesh).from_params(state.params, opt_state=opt_state)
+    going_on = StateSpec(TrainConfig(5, 8, optimizer=decaying), spec.mesh)
+    new = going_on.from_params(state.params, opt_state=ended)
+    assert int(num_updates(new.opt_state)) == 4
