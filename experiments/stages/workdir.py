@@ -1,6 +1,7 @@
 """A run's directory: its paths, its config, and a lock against other processes."""
 
 import contextlib
+import dataclasses
 import errno
 import fcntl
 import logging
@@ -200,10 +201,12 @@ def _changeable(workdir: Workdir, stored: dict[str, Any], config: RunConfig) -> 
     if not (has_begun(workdir.judge) or has_begun(workdir.skeleton)):
         changeable.add("judge")
     if not made and not has_begun(workdir.teacher):
-        changeable |= {"teacher.train", "schedule"}
         # A published teacher brings the tokenizer, with which the data may be prepared already.
-        if config.tokenizer.kind != "hub" and not has_begun(workdir.base):
-            changeable |= {"teacher", "model"}
+        held = ["init_from", "checkpoint"] if config.tokenizer.kind == "hub" else []
+        if has_begun(workdir.base):
+            held += ["init_from", "checkpoint", "init_layers", "lora"]
+        names = (field.name for field in dataclasses.fields(config.teacher))
+        changeable |= {"schedule", "model"} | {f"teacher.{n}" for n in names if n not in held}
     # Stored results hold the settings of the evaluation, and are computed again with others.
     if not workdir.results.exists():
         changeable |= {"evaluation", "coupled.calls"}

@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from experiments.configs.english import english
 from experiments.configs.smoke import smoke
 from experiments.settings import RunConfig
 from experiments.stages import workdir as workdirs
@@ -185,6 +186,7 @@ def test_settings_may_change_until_something_has_come_of_them(tmp_path, fields, 
     ("fields", "done"),
     [
         ({"teacher": STEPS}, "teacher/final"),
+        ({"model": {"remat": "full"}}, "teacher/final"),
         ({"evaluation": {"batch_size": 1}}, "results.json"),
     ],
 )
@@ -200,6 +202,24 @@ def test_what_too_little_memory_asks_for_may_change(tmp_path, fields, done):
     (tmp_path / done).mkdir(parents=True)
     with pytest.raises(ConfigError, match="holds a run of another config"):
         claim_workdir(tmp_path, CONFIG)
+
+
+def test_what_does_not_decide_the_tokens_of_a_published_teacher_may_change_until_it_has_begun(
+    tmp_path,
+):
+    """Everything but steps and schedule was refused. Oracle: the docs, and what the tokens depend on."""
+    first = english()
+    claim_workdir(tmp_path, first)
+    second = changed(
+        first, model={"remat": "full"}, teacher={"attention_annealing": 7, "lora": {"rank": 4}},
+        distill={"lora": {"rank": 4}},
+    )  # fmt: skip
+    assert stored(claim_workdir(tmp_path, second)) == to_mapping(second)
+    with pytest.raises(ConfigError, match=r"teacher\.init_from: "):
+        claim_workdir(tmp_path, changed(second, teacher={"init_from": "another"}))
+    final(Workdir(tmp_path).base).mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"teacher\.lora\.rank: 4 -> 16$"):
+        claim_workdir(tmp_path, first)
 
 
 def test_where_a_coupled_student_is_measured_may_change_until_it_is_measured(tmp_path):
