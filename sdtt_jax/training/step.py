@@ -22,6 +22,7 @@ from sdtt_jax.training.optimizers import (
     num_updates,
 )
 from sdtt_jax.training.state import TrainState, ema_decay_at, in_32_bits
+from sdtt_jax.trees import flat_leaves
 from sdtt_jax.typing import Tree
 
 Metrics = dict[str, jax.Array]
@@ -236,6 +237,12 @@ def _mean_gradient(
             "The loss function must return Loss(total, weight, metrics), with sums over the batch; it "
             f"returned {'one value' if parts == 1 else f'a tuple of {parts}'}.",
         )
+        for name, leaf in flat_leaves(Loss(*returned)).items():
+            require(
+                jnp.ndim(leaf) == 0,
+                f"The loss's {name} must be a single number, not of shape {list(jnp.shape(leaf))}; sum it "
+                "over the batch.",
+            )
         total, weight, metrics = returned
         weight = jax.lax.stop_gradient(jnp.asarray(weight, jnp.float32))
         # A microbatch in which nothing counts has no mean (0/0), and adds nothing to that of the batch.

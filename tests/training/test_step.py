@@ -313,13 +313,10 @@ def test_a_bad_field_is_named(fields, message):
 @pytest.mark.parametrize(
     ("returned", "fields", "message"),
     [
-        (
-            lambda total: total,
-            {},
-            r"must return Loss\(.*; it returned one value\.",
-        ),
+        (lambda total: total, {}, r"must return Loss\(.*; it returned one value\."),
         (lambda total: (total, {}), {}, r"must return Loss\(.*; it returned a tuple of 2\."),
         (lambda total: Loss(total, 1, {"lr": 1.0}), {}, "metric 'lr' is one of the step's own"),
+        (lambda total: Loss(total, jnp.ones(8), {}), {}, r"weight must be .* not of shape \[8\]"),
         (
             lambda total: Loss(total, 1, {}),
             {"ema_decay": 0.0},
