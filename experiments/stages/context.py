@@ -27,7 +27,7 @@ from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
 from sdtt_jax.networks import CausalNetwork, Denoiser
 from sdtt_jax.networks.base import Network
-from sdtt_jax.networks.config import PublishedConfig
+from sdtt_jax.networks.config import GPT2Config, PublishedConfig
 from sdtt_jax.networks.kinds import (
     CAUSAL,
     GPT2,
@@ -169,6 +169,19 @@ class Run(Networks):
             "networks that can become teachers this way; leave it out, or give it as "
             "config.teacher.checkpoint, with a config.tokenizer of its kind.",
         )
+        if isinstance(
+            model.config, GPT2Config
+        ):  # found by its network, too, but after the preparation
+            data, most = self.config.data, model.config.length
+            require(
+                data.length <= most,
+                f"data.length={data.length} exceeds the {most} positions of {name}; reduce it.",
+            )
+            require(
+                data.sequences == "packed",
+                f"data.sequences={data.sequences!r} confines attention to texts, which a GPT-2 such as "
+                f"{name} cannot do; take data.sequences='packed'.",
+            )
         layers, has = self.config.teacher.init_layers, model.config.num_layers
         require(layers <= has, f"teacher.init_layers={layers} exceeds the {has} layers of {name}.")
         return model

@@ -97,8 +97,7 @@ class GPT2(layers.DecoderOnly):
     ) -> jax.Array:
         require(
             segments is None,
-            "GPT-2 uses absolute positions and cannot be confined to segments; put one text in each "
-            "sequence.",
+            "GPT-2 uses absolute positions and cannot be confined to segments; give it packed sequences.",
         )
         length, most = tokens.shape[1], self.config.length
         require(

@@ -91,12 +91,23 @@ def test_a_gpt2_becomes_a_denoiser_and_goes_out_as_a_diffugpt(tmp_path):
     assert again.tokenizer.decode(again.tokenizer.encode("the fox")) == "the fox"
 
 
-def test_sequences_that_are_longer_than_its_positions_are_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"length": 32}, r"data\.length=32 exceeds the 20 positions of .*/m; reduce it"),
+        (
+            {"sequences": "padded", "wrap": False},
+            r"data\.sequences='padded' confines .*/m cannot do; take .*'packed'",
+        ),
+    ],
+)
+def test_data_that_it_cannot_read_are_refused_before_they_are_prepared(tmp_path, fields, message):
+    """The network said so when the teacher began, and advised one text in each sequence: `padded`."""
     base, _ = put(tmp_path / "m", causal=False)
     config = taken(tmp_path, base)
-    config = dataclasses.replace(config, data=dataclasses.replace(config.data, length=32))
-    with pytest.raises(ConfigError, match="length=32 exceeds the 20 positions"):
-        run(config, tmp_path / "run", ("data", "teacher"))
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, **fields))
+    with pytest.raises(ConfigError, match=message):
+        run(config, tmp_path / "run", ("data",))
 
 
 def test_where_its_vocabulary_is_gpt2s_no_file_is_needed(tmp_path):
