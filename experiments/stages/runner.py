@@ -143,9 +143,8 @@ def _check_delivered_before(run: Run, names: Sequence[str]) -> None:
     config, where = run.config, run.workdir
     needs = {"evaluate": {"judge": where.judge, "teacher": where.teacher}}
     rounds = [where.round(1, name) for name in config.distillers]
-    # Rounds that have begun continue from their own checkpoints; adapters may start from the base alone.
-    begun = processes.agree(any(folder.exists() for folder in rounds))
-    if not (begun or config.distill.lora.rank):
+    # Rounds that have begun continue from their own checkpoints.
+    if not processes.agree(any(folder.exists() for folder in rounds)):
         needs["distill"] = {"teacher": where.teacher}
     for stage in STAGES:
         if stage.name not in names or stage.name not in needs:

@@ -21,6 +21,7 @@ from experiments.stages.training import check_found_elsewhere
 from experiments.stages.workdir import final
 from sdtt_jax.checkpoints.digests import params_digest
 from sdtt_jax.checkpoints.store import load_params
+from sdtt_jax.config import changed
 from sdtt_jax.distillation.rounds import round_dt
 from sdtt_jax.errors import CheckpointError, ConfigError, DataError, UserError
 from sdtt_jax.parallel.mesh import AXES
@@ -32,12 +33,7 @@ TEXT = "the quick brown fox jumps over the lazy dog and runs far away from here\
 
 
 def _config(corpus, **fields):
-    config = smoke()
-    return config_dict(
-        dataclasses.replace(
-            config, data=dataclasses.replace(config.data, corpus=str(corpus)), **fields
-        )
-    )
+    return config_dict(changed(smoke(), data={"corpus": str(corpus)}, **fields))
 
 
 @pytest.fixture
@@ -92,17 +88,20 @@ def test_a_stage_names_the_one_that_it_needs(tmp_path, corpus):
 
 
 @pytest.mark.parametrize(
-    ("stages", "needed"),
+    ("stages", "needed", "rank"),
     [
-        (["data", "distill"], "distill needs .*teacher"),
-        (["data", "evaluate"], "evaluate needs .*judge"),
+        (["data", "distill"], "distill needs .*teacher", 0),
+        (["data", "distill"], "distill needs .*teacher", 2),
+        (["data", "evaluate"], "evaluate needs .*judge", 0),
     ],
 )
 def test_a_stage_that_cannot_start_is_refused_before_the_others_work(
-    tmp_path, corpus, stages, needed
+    tmp_path, corpus, stages, needed, rank
 ):
     """Oracle: the directory, in which the stage before it has prepared nothing."""
-    with open_run(_config(corpus), tmp_path / "run") as run:
+    config = _config(corpus)
+    config.distill.lora.rank = rank  # adapters too start from the teacher
+    with open_run(config, tmp_path / "run") as run:
         with pytest.raises(UserError, match=needed + "/final"):
             run_stages(run, stages)
         assert not run.workdir.data.exists()
