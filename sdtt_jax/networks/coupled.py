@@ -100,7 +100,7 @@ class CoupledDenoiser(Denoiser):
         require(
             segments is None,
             "A network that sees noise ranks the positions of a whole sequence and cannot be confined to "
-            "segments; put one text in each sequence.",
+            "segments; give it packed sequences.",
         )
         sigma = self._sigma_seen(sigma)
         return self._apply(params, tokens, sigma, noise, method="hidden_given")
