@@ -41,7 +41,7 @@ from sdtt_jax.ops.head_loss import weighted_loss
 from sdtt_jax.ops.sequences import Sequences, arrange, number_counted
 from sdtt_jax.ops.tokens import as_rows
 from sdtt_jax.training.step import Loss, LossFn, Mean
-from sdtt_jax.typing import Key, Logits, Params, Tokens, Tree
+from sdtt_jax.typing import Key, Logits, Tokens, Tree
 
 
 def arranged(
@@ -82,7 +82,7 @@ def lora_loss(loss: LossFn, config: LoraConfig) -> LossFn:
     """
 
     def adapted(adapters: Tree, context: Tree, batch: Tree, key: Key) -> Loss:
-        base, rest = context[BASE], {name: x for name, x in context.items() if name != BASE}
+        base, rest = _held(context, BASE), {name: x for name, x in context.items() if name != BASE}
         if "teacher_params" in rest:
             rest["teacher_params"] = with_adapters(base, rest["teacher_params"], config)
         return loss(with_adapters(base, adapters, config), rest, batch, key)
@@ -90,15 +90,15 @@ def lora_loss(loss: LossFn, config: LoraConfig) -> LossFn:
     return adapted
 
 
-def _teacher_of(context: Tree) -> Params:
-    """The teacher's parameters that a context holds."""
+def _held(context: Tree, name: str = "teacher_params") -> Any:
+    """What a context holds under a name, by default the teacher's parameters."""
     held = context if isinstance(context, Mapping) else {}
     require(
-        "teacher_params" in held,
-        "This loss reads `teacher_params` from the context, which holds "
-        f"{', '.join(held) or 'nothing'}; `next_round(…).context` has them.",
+        name in held,
+        f"This loss reads `{name}` from the context, which holds {', '.join(held) or 'nothing'}; "
+        "`next_round(…).context` has teacher_params and dt, and of adapters `base` is the frozen network.",
     )
-    return held["teacher_params"]
+    return held[name]
 
 
 def teacher_loss(diffusion: MaskedDiffusion, config: NelboConfig) -> LossFn:
@@ -196,7 +196,7 @@ def distill_loss(diffusion: MaskedDiffusion, config: DistillConfig) -> LossFn:
 
     def loss(params: Tree, context: Tree, batch: Tokens, key: Key) -> Loss:
         total, count = distillation_terms(
-            diffusion, params, _teacher_of(context), batch, context["dt"], key, config
+            diffusion, params, _held(context), batch, _held(context, "dt"), key, config
         )
         return Loss(total, count, {})
 
@@ -225,7 +225,7 @@ def mixture_loss(
     """
 
     def loss(params: Tree, context: Tree, batch: Tokens, key: Key) -> Loss:
-        fixed = _teacher_of(context)
+        fixed = _held(context)
         return Loss(*mixture_terms(diffusion, params, teacher, fixed, batch, key, config), {})
 
     return loss
@@ -239,7 +239,7 @@ def mmd_loss(diffusion: MaskedDiffusion, features: Features, config: MmdConfig) 
     """
 
     def loss(params: Tree, context: Tree, batch: Tokens, key: Key) -> Loss:
-        fixed = _teacher_of(context)
+        fixed = _held(context)
         total, reward = mmd_terms(diffusion, params, fixed, features, batch, key, config)
         return Loss(total, jnp.float32(len(batch)), {"reward": reward})
 
@@ -253,7 +253,7 @@ def idlm_loss(diffusion: MaskedDiffusion, config: IdlmConfig) -> LossFn:
     """
 
     def loss(params: Tree, context: Tree, batch: Tokens, key: Key) -> Loss:
-        fixed = _teacher_of(context)
+        fixed = _held(context)
         terms = idlm_terms(diffusion, params, fixed, batch, key, config)
         return _student_and_fake(*terms, number_counted(batch, diffusion.free))
 
@@ -269,7 +269,7 @@ def coupled_idlm_loss(
     """
 
     def loss(params: Tree, context: Tree, batch: Tokens, key: Key) -> Loss:
-        shape, fixed = batch.shape, _teacher_of(context)
+        shape, fixed = batch.shape, _held(context)
         terms = coupled_idlm_terms(student, diffusion, params, fixed, shape, key, config)
         return _student_and_fake(*terms, jnp.float32(batch.size))
 
@@ -320,12 +320,12 @@ def coupled_loss(
         if tokens is not None and not config.hindsight:
             noise = trajectory_noise(diffusion, keys, length)
             return Trajectories(noise_shown(diffusion, noise, keys, independent=alone), tokens)
-        made_by, calls = Teacher(teacher, _teacher_of(context)), config.trajectory(round)
+        made_by, calls = Teacher(teacher, _held(context)), config.trajectory(round)
         return make_trajectories(diffusion, made_by, keys, length, calls, tokens, independent=alone)
 
     def loss(params: Tree, context: Tree, batch: Tree, key: Key) -> Loss:
         trajectories = trajectories_of(context, batch)
-        soft = Teacher(teacher, _teacher_of(context)) if config.soft_weight else None
+        soft = Teacher(teacher, _held(context)) if config.soft_weight else None
         return Loss(*coupled_terms(diffusion, params, trajectories, key, config, round, soft), {})
 
     return loss

@@ -99,13 +99,16 @@ def test_the_rounds_loss_reads_teacher_and_step_from_the_context():
 
 
 @pytest.mark.parametrize(
-    ("context", "holds"), [({"dt": 0.2, "round": 1}, "dt, round"), (None, "nothing")]
+    ("context", "name", "holds"),
+    [
+        ({"dt": 0.2, "round": 1}, "teacher_params", "dt, round"),
+        (None, "teacher_params", "nothing"),
+        ({"teacher_params": TABLE}, "dt", "teacher_params"),
+    ],
 )
-def test_a_context_without_a_teacher_is_one_sentence(context, holds):
+def test_what_a_context_lacks_is_one_sentence(context, name, holds):
     loss = distill_loss(WORLD, DistillConfig())
-    with pytest.raises(
-        ConfigError, match=f"`teacher_params` from the context, which holds {holds}"
-    ):
+    with pytest.raises(ConfigError, match=f"`{name}` from the context, which holds {holds}; "):
         loss(TABLE, context, X0, KEY)
 
 
