@@ -15,6 +15,7 @@ from sdtt_jax.model.batches import map_batches
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.prompts import text_lengths
 from sdtt_jax.networks.causal import CausalNetwork
+from sdtt_jax.ops.sequences import Sequences, as_read
 from sdtt_jax.ops.tokens import as_ids
 
 # Rows are padded to a multiple of this, so that texts of similar length share one compiled program.
@@ -118,7 +119,8 @@ def score_texts(
 ) -> Scores:
     """Negative log-likelihood of texts of any lengths.
 
-    A text longer than the judge's context is cut into windows, each read on its own.
+    A text longer than the judge's context is cut into windows, each read on its own. A judge of `documents`
+    reads a text as in training: what follows an EOS is a text of its own, after BOS.
 
     Args:
       model: the judge.
@@ -142,6 +144,12 @@ def score_texts(
     np.add.at(total, owners, nll.sum(axis=1))
     np.add.at(count, owners, rows.scored.sum(axis=1))
     return Scores(total, count, np.bincount(owners, minlength=len(texts)))
+
+
+def reading_of(model: CausalModel) -> dict[str, Any]:
+    """What an item's inputs say of how a judge reads sequences: nothing, unless each text on its own."""
+    kind = model.facts.get("sequences")
+    return {"sequences": kind} if kind == "documents" else {}
 
 
 def bos_of(model: CausalModel, first_token: str) -> int | None:
@@ -197,16 +205,22 @@ def make_rows(
 
 def token_nll(model: CausalModel, rows: TextWindows, batch_size: int) -> np.ndarray:
     """-log p of every token of `make_rows`: `[rows, width]` float64, nats; 0 where it is not scored."""
-    function = functools.partial(_token_nll, model.network)
+    function = functools.partial(_token_nll, model.network, model.sequences)
     return np.asarray(map_batches(function, model.params, rows, batch_size))
 
 
-@functools.partial(jax.jit, static_argnames="network")
+@functools.partial(jax.jit, static_argnames=("network", "sequences"))
 def _token_nll(
-    network: CausalNetwork, params: Any, index: jax.Array, rows: TextWindows
+    network: CausalNetwork,
+    sequences: Sequences | None,
+    params: Any,
+    index: jax.Array,
+    rows: TextWindows,
 ) -> jax.Array:
     del index
-    return next_token_nll(network, params, *map(jnp.asarray, rows))
+    inputs, targets, scored = map(jnp.asarray, rows)
+    read, segments = as_read(inputs, sequences)
+    return next_token_nll(network, params, read, targets, scored, segments)
 
 
 def same_tokens(one: Tokenizer, other: Tokenizer) -> bool:

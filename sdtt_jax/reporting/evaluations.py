@@ -34,7 +34,7 @@ class Judging:
     # Of the judge, which may have been moved or copied.
     path: str = dataclasses.field(compare=False)
     digest: str
-    settings: tuple[str, ...]  # compute dtype, first token, ends
+    settings: tuple[str, ...]  # compute dtype, kind of sequences, first token, ends
 
     def __str__(self) -> str:
         return f"{self.path} ({', '.join((self.digest[:8], *self.settings))})"
@@ -234,7 +234,7 @@ def _judging(name: str, items: Mapping[str, Any]) -> Judging | None:
     judge = inputs.get("judge") if isinstance(inputs, Mapping) else None
     if not isinstance(judge, Mapping) or "digest" not in judge:
         return None
-    settings = [str(judge[f]) for f in ("compute_dtype",) if f in judge]
+    settings = [str(judge[f]) for f in ("compute_dtype", "sequences") if f in judge]
     settings += [f"{f}={inputs[f]}" for f in ("first_token", "ends") if f in inputs]
     return Judging(str(judge.get("path", "")), str(judge["digest"]), tuple(settings))
 

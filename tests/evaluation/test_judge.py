@@ -41,7 +41,7 @@ TEXTS = [RNG.integers(0, 11, n, dtype=np.int32) for n in (5, 8, 1, 3, 7)]
 
 @functools.cache
 def judge():
-    return as_causal(NETWORK, PARAMS(), SimpleNamespace(bos_id=BOS))
+    return as_causal(NETWORK, PARAMS(), SimpleNamespace(bos_id=BOS, eos_id=0))
 
 
 @jax.jit
@@ -75,18 +75,32 @@ def test_without_bos_the_first_token_is_given():
 
 
 def test_written_logits_are_those_of_the_scores(tmp_path):
-    """Also of a judge trained on `documents`, which reads a text as one. Oracle: the scores."""
-    network = CausalNetwork(
-        CausalConfig(vocab_size=11, length=SEEN, num_layers=1, embed_dim=8, num_heads=2)
-    )
-    model = as_causal(network, noisy_params(network, 0), SimpleNamespace(bos_id=BOS, eos_id=0))
-    model = dataclasses.replace(model, facts=model.facts | {"sequences": "documents"})
+    """Also of a judge trained on `documents`. Oracle: the scores."""
+    model = judge_of_documents()
     settings = Settings(arrays=str(tmp_path / "arrays.npz"), batch_size=2)
     suite._write_arrays(model, {0: np.int32([4, 0, 5, 6, 7, 0, 8])}, settings)
     with np.load(tmp_path / "arrays.npz") as file:
         log_probs, nll = log_softmax(file["logits"], axis=-1), file["nll"]
     targets = np.int32([4, 0, 5, 6, 7, 0, 8])
     np.testing.assert_allclose(nll[0, :7], -log_probs[0, range(7), targets], rtol=1e-5)
+
+
+def test_a_judge_of_documents_reads_each_text_of_a_sequence_on_its_own():
+    """It never read an EOS in training. Oracle: the scores of the parts, each after BOS."""
+    model = judge_of_documents()
+    parts = [np.int32(part) for part in ([4, 0], [5, 6, 7, 0], [8, 3])]
+    scores = score_texts(model, [np.concatenate(parts), parts[1]], batch_size=2)
+    alone = score_texts(model, parts, batch_size=3)
+    np.testing.assert_allclose(scores.nll, [alone.nll.sum(), alone.nll[1]], rtol=1e-5)
+
+
+@functools.cache
+def judge_of_documents():
+    network = CausalNetwork(
+        CausalConfig(vocab_size=11, length=SEEN, num_layers=1, embed_dim=8, num_heads=2)
+    )
+    model = as_causal(network, noisy_params(network, 0), SimpleNamespace(bos_id=BOS, eos_id=0))
+    return dataclasses.replace(model, facts=model.facts | {"sequences": "documents"})
 
 
 @pytest.mark.parametrize("bos", [None, BOS])

@@ -7,7 +7,14 @@ import numpy as np
 
 from sdtt_jax.config import require
 from sdtt_jax.evaluation.bootstrap import with_interval
-from sdtt_jax.evaluation.judge import ReadTexts, Scores, bos_of, in_judge_tokens, score_texts
+from sdtt_jax.evaluation.judge import (
+    ReadTexts,
+    Scores,
+    bos_of,
+    in_judge_tokens,
+    reading_of,
+    score_texts,
+)
 from sdtt_jax.evaluation.mauve import MauveConfig, mauve_score, text_features
 from sdtt_jax.evaluation.quality import quality
 from sdtt_jax.evaluation.record import Json, Record, digest_of
@@ -310,7 +317,7 @@ def judging(subject: Subject) -> Json:
     """The inputs that determine the scores of texts, apart from the texts."""
     settings, judge = subject.settings, subject.judge
     return {
-        "judge": judge and {"path": judge.facts["path"]} | judge.fingerprint,
+        "judge": judge and {"path": judge.facts["path"]} | judge.fingerprint | reading_of(judge),
         "first_token": settings.first_token,
         "ends": subject.ends,
         "resampling_seed": settings.seed,

@@ -1,6 +1,5 @@
 """The suite "judge": any texts, from a file, under the judge."""
 
-import dataclasses
 from collections.abc import Mapping
 
 import jax.numpy as jnp
@@ -9,7 +8,14 @@ import numpy as np
 from sdtt_jax.config import require
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.evaluation.bootstrap import with_interval
-from sdtt_jax.evaluation.judge import bos_of, in_judge_tokens, make_rows, score_texts, token_nll
+from sdtt_jax.evaluation.judge import (
+    bos_of,
+    in_judge_tokens,
+    make_rows,
+    reading_of,
+    score_texts,
+    token_nll,
+)
 from sdtt_jax.evaluation.quality import quality
 from sdtt_jax.evaluation.record import Json, Record, digest_of, npz
 from sdtt_jax.evaluation.settings import Settings
@@ -62,7 +68,7 @@ def suite(subject: Subject, record: Record) -> None:
     log_unknown(record, model.tokenizer, kept_texts, "texts")
     inputs = {
         "texts": digest_of(texts),
-        "judge": model.identity,
+        "judge": model.identity | reading_of(model),
         "first_token": settings.first_token,
         "ends": ends,
         "seed": settings.seed,
@@ -107,8 +113,6 @@ def _write_arrays(model: CausalModel, texts: Mapping[int, np.ndarray], settings:
         "text": np.array([*texts])[owners],
     }
     if rows.inputs.size * model.config.vocab_size <= MOST_LOGITS:
-        # As for `nll`, a text is one sequence, also if the judge was trained on `documents`.
-        whole = dataclasses.replace(model, facts=model.facts | {"sequences": "packed"})
-        arrays["logits"] = processes.to_host(whole.logits(jnp.asarray(rows.inputs)))
+        arrays["logits"] = processes.to_host(model.logits(jnp.asarray(rows.inputs)))
     if processes.is_first():
         write_bytes(as_path(settings.arrays), npz(arrays))
