@@ -20,6 +20,8 @@ from sdtt_jax.model.masked import Model
 from sdtt_jax.ops.head_loss import selected_losses
 from sdtt_jax.ops.sequences import Sequences, arrange
 
+FEATURES = 3  # that `prompt_features` has
+
 
 class Budget(NamedTuple):
     """A linear prediction of what each number of steps loses, in nats per token."""
@@ -38,7 +40,8 @@ def fit(features: np.ndarray, excess: np.ndarray, ridge: float = 1.0) -> Budget:
         of steps.
       ridge: weight of the squared coefficients, in prompts.
     """
-    require(len(features) > features.shape[1], "A budget needs more prompts than it has features.")
+    count, known = len(features), features.shape[1]
+    require(count > known, f"{count} prompts are too few to fit {known} features; give more.")
     mean, scale = features.mean(axis=0), np.maximum(features.std(axis=0), 1e-9)
     x = (features - mean) / scale
     slope = np.linalg.solve(

@@ -104,8 +104,18 @@ def test_what_the_suite_lacks_is_named(settings, said):
         suite(Subject(model, Settings(**settings), judge=object()), None)
 
 
+def test_too_few_prompts_are_refused_before_anything_is_written(tmp_path):
+    """Oracle: half of 6 prompts are as many as the features."""
+    (tmp_path / "prompts.jsonl").write_text('{"tokens": [0]}\n' * 6)
+    network = tiny_network()
+    model = as_model(network, noisy_params(network, 0))
+    settings = Settings(prompts=str(tmp_path / "prompts.jsonl"), prompt_tokens=1)
+    with pytest.raises(ConfigError, match="needs 7 prompts, not 6; give more with --num_prompts"):
+        suite(Subject(model, settings, judge=object()), None)
+
+
 def test_fewer_prompts_than_features_are_refused():
-    with pytest.raises(ConfigError, match="more prompts than it has features"):
+    with pytest.raises(ConfigError, match="2 prompts are too few to fit 3 features"):
         fit(np.zeros((2, 3)), np.zeros((2, 3)))
 
 

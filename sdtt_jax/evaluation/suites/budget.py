@@ -5,11 +5,12 @@ import numpy as np
 from sdtt_jax.config import require
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.evaluation.bootstrap import shares
-from sdtt_jax.evaluation.budget import fewest, fit, prompt_features
+from sdtt_jax.evaluation.budget import FEATURES, fewest, fit, prompt_features
 from sdtt_jax.evaluation.judge import Scores
 from sdtt_jax.evaluation.record import Json, Record
 from sdtt_jax.evaluation.subject import Subject
 from sdtt_jax.evaluation.suites import generation
+from sdtt_jax.evaluation.texts import openings
 
 
 def check(subject: Subject) -> None:
@@ -23,6 +24,12 @@ def check(subject: Subject) -> None:
     require(
         len(settings.num_steps) > 1,
         f"--num_steps={steps} is one number of steps; --suite=budget compares two or more, as 4,8,16.",
+    )
+    found = len(openings(subject))
+    require(
+        found > 2 * FEATURES,
+        f"--suite=budget learns from {FEATURES} features of every other prompt and needs {2 * FEATURES + 1} "
+        f"prompts, not {found}; give more with --num_prompts or --prompts.",
     )
 
 
