@@ -76,7 +76,7 @@ def evaluate(run: Run) -> None:
         "length": run.config.data.length,
         "data_info": dataclasses.asdict(run.info),
         "delivered": _delivered(run),
-    } | _ends(run)
+    } | _texts_read(run)
     others = {name: _measure(run, _other(run, name), judge, baseline=None) for name in _others(run)}
     if others:
         # The same choice as the report's, `reporting.record.RecordedRun.student`.
@@ -122,17 +122,18 @@ def is_evaluated(run: Run) -> bool:
         ) from None
     # Earlier versions did not store which models they had measured.
     same = all(file.get("delivered", delivered) == delivered for file in (results, samples))
-    same = same and all(results.get(name) == value for name, value in _ends(run).items())
+    same = same and all(results.get(name) == value for name, value in _texts_read(run).items())
     if "delivered" in results:
         names = [own_name(place) for place in delivered if place.split("/")[0] not in UNRECORDED]
         same = same and all((run.workdir.root / FOLDER / f"{n}.json").exists() for n in names)
     return processes.agree(same and measured == (rounds, few, {*others}))
 
 
-def _ends(run: Run) -> Json:
-    """How results.json says that texts end before padding, which earlier versions took for text; or {}."""
-    padded = run.sequences is not None and run.sequences.has_padding
-    return {"ends": "cut"} if padded else {}
+def _texts_read(run: Run) -> Json:
+    """How results.json says what earlier versions did not do: end texts before padding, judge each alone."""
+    if run.sequences is None:
+        return {}
+    return {"ends": "cut"} if run.sequences.has_padding else {"judged": "each text alone"}
 
 
 def _delivered(run: Run) -> dict[str, str]:

@@ -88,14 +88,16 @@ def test_a_record_that_was_removed_is_made_again(run, name):
     assert is_evaluated(run), "an earlier version kept no records"
 
 
-def test_results_that_took_padding_for_text_are_computed_again(run, monkeypatch):
-    """Those of packed sequences have none and are kept; earlier versions did not say where texts end."""
-    for kind, kept in (("documents", True), ("padded", False), ("prompted", False)):
-        monkeypatch.setitem(vars(run), "sequences", Sequences(kind, 1, 2))
-        assert is_evaluated(run) is kept
+def test_results_that_took_padding_or_other_texts_for_text_are_computed_again(run, monkeypatch):
+    """Earlier versions did not say how sequences of one text or of several were judged."""
     results = json.loads(run.workdir.results.read_text())
-    run.workdir.results.write_text(json.dumps(results | {"ends": "cut"}))
-    assert is_evaluated(run)
+    ways = {"documents": {"judged": "each text alone"}, "prompted": {"ends": "cut"}}
+    for kind, said in (ways | {"padded": {"ends": "cut"}}).items():
+        monkeypatch.setitem(vars(run), "sequences", Sequences(kind, 1, 2))
+        run.workdir.results.write_text(json.dumps(results))
+        assert not is_evaluated(run)
+        run.workdir.results.write_text(json.dumps(results | said))
+        assert is_evaluated(run)
 
 
 def test_samples_of_other_parameters_are_written_again(run):
