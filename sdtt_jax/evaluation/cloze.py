@@ -182,8 +182,8 @@ class ChoiceHits(NamedTuple):
     """Which items were answered correctly, `[items]` bool each; the means are the accuracies."""
 
     plain: np.ndarray  # whether the most likely ending is the right one
-    # The same with log-likelihoods divided by the number of characters (without leading spaces), as
-    # lm-evaluation-harness normalises.
+    # The same with log-likelihoods divided by the number of characters (without the space before an
+    # ending), as lm-evaluation-harness normalises.
     normalised: np.ndarray
 
 
@@ -200,7 +200,7 @@ def choice_hits(choices: Sequence[Choice], nll: np.ndarray) -> ChoiceHits:
     require(len(nll) == total, f"{len(nll)} values for {total} endings; give one for each.")
     hits = []
     for choice, part in zip(choices, np.split(nll, np.cumsum(counts)[:-1]), strict=True):
-        characters = np.array([max(1, len(ending.lstrip())) for ending in choice.endings])
+        characters = np.array([max(1, len(ending.removeprefix(" "))) for ending in choice.endings])
         hits.append([np.argmin(each) == choice.answer for each in (part, part / characters)])
     return ChoiceHits(*np.array(hits).T)
 

@@ -235,6 +235,12 @@ def test_choices_by_likelihood_plain_and_for_each_character():
     assert hits.normalised.tolist() == [False, True, True]
 
 
+def test_only_the_space_before_an_ending_is_none_of_its_characters():
+    """HellaSwag's "[substeps] bb" becomes " bb". Oracle: the harness's `len(choice)`, 3 and 1."""
+    hits = choice_hits([Choice("a", ("  bb", " c"), 0)], np.array([2.9, 0.98]))
+    assert hits.normalised.tolist() == [True]
+
+
 def test_a_choice_lists_its_endings_after_their_contexts():
     assert [(c.prefix, c.suffix) for c in CHOICES[2].clozes()] == [
         ("x", " tail"),
