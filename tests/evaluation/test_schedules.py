@@ -13,7 +13,11 @@ import pytest
 from sdtt_jax.diffusion.decoders.learnt import Learnt, numbers_text
 from sdtt_jax.diffusion.sampler import SamplerConfig, prior_sample
 from sdtt_jax.errors import ConfigError
+from sdtt_jax.evaluation.record import Record
 from sdtt_jax.evaluation.schedules import best_counts, gap, information_curve
+from sdtt_jax.evaluation.settings import Settings
+from sdtt_jax.evaluation.subject import Subject
+from sdtt_jax.evaluation.suites import schedule as suite
 from sdtt_jax.laboratory.decoders import decoder_law
 from sdtt_jax.laboratory.world import World, all_states, true_denoiser
 from sdtt_jax.model.learnt import store_fitted, with_stored_schedule
@@ -119,6 +123,34 @@ def test_what_is_stored_beside_a_checkpoint_is_taken_by_the_number_of_calls(mode
     np.testing.assert_array_equal(plain.x, found.x)
     with pytest.raises(ConfigError, match=r"a schedule of 3 calls is not stored .*there are 2\)"):
         written(model, "learnt", 3)
+
+
+@pytest.mark.parametrize(
+    ("length", "facts", "said"),
+    [
+        (
+            LENGTH - 1,
+            {},
+            f"the counts are for texts of {LENGTH - 1} tokens, the model's have {LENGTH}",
+        ),
+        (LENGTH, {"variant": {}}, "leave out --early_exit and --neighbours"),
+        (LENGTH, {}, "written to"),
+    ],
+)
+def test_the_log_says_whether_a_schedule_was_stored(
+    model, tmp_path, monkeypatch, length, facts, said
+):
+    """It said nothing of one for other lengths. Oracle: the file."""
+    model = dataclasses.replace(model, facts=model.facts | {"path": str(tmp_path)} | facts)
+    monkeypatch.setattr(suite, "check", lambda _: None)
+    monkeypatch.setattr(suite, "held_out", lambda _: np.zeros((4, length), np.int32))
+    monkeypatch.setattr(suite, "held_out_name", lambda _: "text")
+    log = []
+    settings = Settings(num_steps=(2,), num_maskings=1, call_temperatures=False)
+    record = Record(tmp_path / "found.out", model.identity, log.append)
+    suite.suite(Subject(model, settings), record)
+    assert said in log[-1]
+    assert (tmp_path / "schedules.json").exists() is ("written to" in log[-1])
 
 
 def test_counts_are_stored_to_the_last_digit():

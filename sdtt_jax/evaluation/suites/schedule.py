@@ -65,7 +65,14 @@ def suite(subject: Subject, record: Record) -> None:
             f"  {num_steps} calls: {result['gap']:.3f} nats above one token per call, "
             f"{result['even_gap']:.3f} with even counts: {', '.join(learnt.values())}"
         )
-    folder = None if "variant" in model.facts else model.folder
-    if folder is not None and tokens.shape[1] == model.config.length and processes.is_first():
+    length, whole = tokens.shape[1], model.config.length
+    if "variant" in model.facts:
+        record.log("  not stored for --mode=learnt: leave out --early_exit and --neighbours")
+    elif length != whole:
+        record.log(
+            f"  not stored for --mode=learnt: the counts are for texts of {length} tokens, the model's have "
+            f"{whole}; leave out --length"
+        )
+    elif model.folder is not None and processes.is_first():
         path = store_fitted(model, SCHEDULES, found)
         record.log(f"  written to {path}: --mode=learnt uses them")
