@@ -33,7 +33,9 @@ from sdtt_jax.keys import check_key
 from sdtt_jax.model.batches import map_batches
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
+from sdtt_jax.networks import Denoiser
 from sdtt_jax.networks.causal import CausalNetwork
+from sdtt_jax.ops.sequences import PADDING, Arrangement
 from sdtt_jax.progress import Progress
 
 # Rows are made for this many batches at a time, so that the maskings of a large set fit in memory.
@@ -172,7 +174,6 @@ def causal_scores(
     most = model.context + 1
     layout = dataclasses.replace(layout, max_length=min(layout.max_length or most, most))
     rows = lay_out(items, layout, 0, network.config.vocab_size)
-    rows = [r._replace(tokens=r.tokens[:, :most]) for r in rows]
     score = functools.partial(_causal_batch, network)
     values = _map_items(score, model.params, rows, 1, batch_size, progress)[:, 0]
     return ItemScores(values[:, 0], values[:, 1] == 1)
@@ -246,6 +247,7 @@ def _bound_batch(
     noise = jax.vmap(functools.partial(_noise, config, key, rows.tokens.shape[1]))
     u, tokens = noise(rows.digest, rows.masking)
     tokens = jnp.where(_inside(rows), tokens, NEVER)
+    diffusion = _without_padding(diffusion, rows)
     masking = ESTIMATORS[config.estimator].mask(diffusion, rows.tokens, MaskNoise(u, tokens))
     nats = masking_bound(diffusion, params, rows.tokens, masking)
     masked = ((masking.x_t == diffusion.mask_id) & _inside(rows)).sum(axis=-1)
@@ -266,6 +268,14 @@ def _noise(
     return MaskNoise(u, tokens)
 
 
+def _without_padding(diffusion: MaskedDiffusion, rows: Rows) -> MaskedDiffusion:
+    """The model that does not see what `lay_out` puts after texts, if its network can be confined to them."""
+    text = rows.tokens != diffusion.mask_id
+    if type(diffusion.denoiser) is not Denoiser:
+        return diffusion
+    return diffusion.within(Arrangement(jnp.where(text, 0, PADDING), text))
+
+
 def _inside(rows: Rows) -> jax.Array:
     """The suffix of each row: `[rows, length]` bool."""
     place = jnp.arange(rows.tokens.shape[1], dtype=jnp.int32)
@@ -275,6 +285,7 @@ def _inside(rows: Rows) -> jax.Array:
 @functools.partial(jax.jit, static_argnames="diffusion")
 def _hit_batch(diffusion: MaskedDiffusion, params: Any, index: jax.Array, rows: Rows) -> jax.Array:
     del index
+    diffusion = _without_padding(diffusion, rows)
     inside = _inside(rows)
     x_t = jnp.where(inside, diffusion.mask_id, rows.tokens)
     filled, _ = final_denoise(diffusion, params, x_t, jnp.float32(SAMPLING_EPS))

@@ -13,9 +13,10 @@ from sdtt_jax.data import Tokenizer
 from sdtt_jax.data.normalize import without_traces_of_files
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
+from sdtt_jax.networks import Denoiser
 from sdtt_jax.ops.tokens import as_ids
 
-CAUSAL_MULTIPLE = 32
+MULTIPLE = 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,9 +71,9 @@ class RowLayout:
     eos_id: int | None = None
     # Longest row; a prefix that is too long loses its beginning. None for no limit.
     max_length: int | None = None
-    # Rows are padded to a multiple of this, so that fewer lengths are compiled. A causal network does not see
-    # the padding. A denoiser sees it as masked text after the EOS, which changes its values a little; with 1
-    # every text is scored at its own length, as the reference does.
+    # Rows are padded to a multiple of this, or to `max_length`, so that fewer lengths are compiled. A causal
+    # network and a `Denoiser` do not see the padding. Other denoisers see it as masked text after the EOS,
+    # which changes their values a little; with 1 every text is scored at its own length, as in the reference.
     multiple: int = 1
     # Put between prefix and suffix, also after an empty prefix; None for nothing.
     mark_id: int | None = None
@@ -97,16 +98,17 @@ def layout_of(model: Model | CausalModel) -> RowLayout:
     """The layout that a model's rows have: the special tokens around its texts.
 
     A denoiser's texts stand between BOS and an unmasked EOS, as the reference scores them. A causal network's
-    stand after BOS, in rows that are padded so that few lengths are compiled; it does not see the padding.
-    Such a row holds one token more than the network reads: the last is predicted and never read.
+    stand after BOS, in a row of one token more than it reads: the last is predicted and never read. Rows are
+    padded, so that few lengths are compiled, if the network does not see the padding.
     For a model of instructions BOS follows the prefix; only a causal network also has it before the prefix.
     """
     tokenizer, mark = model.text_tokenizer, model.prompt_end
     if isinstance(model, CausalModel):
-        most, multiple = model.context + 1, CAUSAL_MULTIPLE
+        most, multiple = model.context + 1, MULTIPLE
         return RowLayout(tokenizer.bos_id, max_length=most, multiple=multiple, mark_id=mark)
     bos_id = tokenizer.bos_id if mark is None else model.first_token
-    return RowLayout(bos_id, mark_id=mark, eos_id=tokenizer.eos_id, max_length=model.config.length)
+    multiple = MULTIPLE if type(model.denoiser) is Denoiser else 1
+    return RowLayout(bos_id, tokenizer.eos_id, model.config.length, multiple, mark)
 
 
 def encode(
@@ -201,6 +203,7 @@ def lay_out(
         tokens = np.concatenate([opening, suffix, behind]).astype(np.int32)
         start = len(opening)
         length = -(-len(tokens) // layout.multiple) * layout.multiple
+        length = min(length, layout.max_length or length)
         groups.setdefault(length, []).append((tokens, start, start + len(suffix), index))
     found = []
     for length, members in sorted(groups.items()):

@@ -18,7 +18,7 @@ from sdtt_jax.evaluation.cloze import (
     greedy_hits,
     suffix_bounds,
 )
-from sdtt_jax.evaluation.continuations import Choice, Continuation, RowLayout
+from sdtt_jax.evaluation.continuations import Choice, Continuation, RowLayout, lay_out
 from sdtt_jax.evaluation.record import Record
 from sdtt_jax.evaluation.settings import Settings
 from sdtt_jax.evaluation.subject import Subject
@@ -128,6 +128,23 @@ def test_values_depend_neither_on_batches_nor_on_the_items_beside():
     np.testing.assert_allclose(bounds_of(items[:2], 4), expected[:2], rtol=1e-5)
     np.testing.assert_allclose(bounds_of(items[::-1], 4), expected[::-1], rtol=1e-5)
     np.testing.assert_allclose(bounds_of(items[2:3], 4), expected[2:3], rtol=1e-5)
+
+
+def test_a_denoiser_does_not_see_what_fills_its_rows():
+    """So rows of several lengths share a program. Oracle: each at its own length."""
+    network = tiny_network(time_conditioned=True)
+    model = as_model(network, noisy_params(network, 5))
+    items = [item([0], [1, 2]), item([], [2, 0]), item([1, 1, 0, 2], [0])]
+    filled, own = RowLayout(multiple=8), RowLayout()
+    assert [len(lay_out(items, each, MASK)) for each in (filled, own)] == [1, 3]
+    key, config = jax.random.key(0), BoundConfig("counts", 4)
+    bounds = [
+        suffix_bounds(model, items, key, config, each, batch_size=9) for each in (filled, own)
+    ]
+    np.testing.assert_allclose(*bounds, rtol=1e-4)
+    np.testing.assert_array_equal(
+        *(greedy_hits(model, items, each, batch_size=9) for each in (filled, own))
+    )
 
 
 def test_groups_of_several_lengths_come_back_in_order():

@@ -131,9 +131,8 @@ def test_text_goes_on_up_to_its_end(kind, request):
 def test_a_text_of_the_harness_is_read_as_from_a_file(monkeypatch):
     """Line ends and byte-order marks, which no file keeps, would be tokens that training never saw."""
     tokenizer = train_tokenizer(TokenizerConfig(kind="gpt2"), [])
-    model = SimpleNamespace(
-        text_tokenizer=tokenizer, prompt_end=None, config=SimpleNamespace(length=64)
-    )
+    sizes = SimpleNamespace(length=64)
+    model = SimpleNamespace(text_tokenizer=tokenizer, prompt_end=None, config=sizes, denoiser=None)
     scored = []
     monkeypatch.setattr(
         harness,
