@@ -22,6 +22,8 @@ from sdtt_jax.diffusion.estimators import ESTIMATORS, NEVER, BoundConfig, MaskNo
 from sdtt_jax.diffusion.forward import SAMPLING_EPS
 from sdtt_jax.diffusion.reverse import final_denoise
 from sdtt_jax.evaluation.continuations import (
+    CONFINED,
+    MOST_FILLED,
     Choice,
     Continuation,
     RowLayout,
@@ -33,7 +35,6 @@ from sdtt_jax.keys import check_key
 from sdtt_jax.model.batches import map_batches
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
-from sdtt_jax.networks import Denoiser
 from sdtt_jax.networks.causal import CausalNetwork
 from sdtt_jax.ops.sequences import PADDING, Arrangement
 from sdtt_jax.progress import Progress
@@ -270,9 +271,9 @@ def _noise(
 
 def _without_padding(diffusion: MaskedDiffusion, rows: Rows) -> MaskedDiffusion:
     """The model that does not see what `lay_out` puts after texts, if its network can be confined to them."""
-    text = rows.tokens != diffusion.mask_id
-    if type(diffusion.denoiser) is not Denoiser:
+    if type(diffusion.denoiser) not in CONFINED or rows.tokens.shape[1] > MOST_FILLED:
         return diffusion
+    text = rows.tokens != diffusion.mask_id
     return diffusion.within(Arrangement(jnp.where(text, 0, PADDING), text))
 
 

@@ -14,9 +14,14 @@ from sdtt_jax.data.normalize import without_traces_of_files
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
 from sdtt_jax.networks import Denoiser
+from sdtt_jax.networks.llama import LlamaDenoiser
 from sdtt_jax.ops.tokens import as_ids
 
 MULTIPLE = 32
+# Denoisers that can be confined to a text, so that they do not see what fills its row, and the longest row
+# that is filled for them: a GPU then holds the scores of all heads at once.
+CONFINED = (Denoiser, LlamaDenoiser)
+MOST_FILLED = 512
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,15 +76,17 @@ class RowLayout:
     eos_id: int | None = None
     # Longest row; a prefix that is too long loses its beginning. None for no limit.
     max_length: int | None = None
-    # Rows are padded to a multiple of this, or to `max_length`, so that fewer lengths are compiled. A causal
-    # network and a `Denoiser` do not see the padding. Other denoisers see it as masked text after the EOS,
-    # which changes their values a little; with 1 every text is scored at its own length, as in the reference.
+    # Rows of up to `most_filled` tokens are padded to a multiple of this, or to `max_length`, so that fewer
+    # lengths are compiled. A causal network does not see the padding, nor do `CONFINED` denoisers up to
+    # `MOST_FILLED`. Other denoisers see it as masked text after the EOS, which changes their values a little;
+    # with 1 every text is scored at its own length, as in the reference.
     multiple: int = 1
     # Put between prefix and suffix, also after an empty prefix; None for nothing.
     mark_id: int | None = None
+    most_filled: int | None = None  # None for no limit
 
     def __post_init__(self) -> None:
-        whole(0, self, *given(self, "bos_id", "mark_id", "eos_id"))
+        whole(0, self, *given(self, "bos_id", "mark_id", "eos_id", "most_filled"))
         whole(1, self, "multiple", *given(self, "max_length"))
 
     def room(self, suffix: np.ndarray) -> int:
@@ -107,8 +114,9 @@ def layout_of(model: Model | CausalModel) -> RowLayout:
         most, multiple = model.context + 1, MULTIPLE
         return RowLayout(tokenizer.bos_id, max_length=most, multiple=multiple, mark_id=mark)
     bos_id = tokenizer.bos_id if mark is None else model.first_token
-    multiple = MULTIPLE if type(model.denoiser) is Denoiser else 1
-    return RowLayout(bos_id, tokenizer.eos_id, model.config.length, multiple, mark)
+    multiple = MULTIPLE if type(model.denoiser) in CONFINED else 1
+    length = model.config.length
+    return RowLayout(bos_id, tokenizer.eos_id, length, multiple, mark, MOST_FILLED)
 
 
 def encode(
@@ -204,6 +212,8 @@ def lay_out(
         start = len(opening)
         length = -(-len(tokens) // layout.multiple) * layout.multiple
         length = min(length, layout.max_length or length)
+        if len(tokens) > (layout.most_filled or length):
+            length = len(tokens)
         groups.setdefault(length, []).append((tokens, start, start + len(suffix), index))
     found = []
     for length, members in sorted(groups.items()):

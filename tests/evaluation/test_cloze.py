@@ -29,12 +29,14 @@ from sdtt_jax.networks.causal import CausalNetwork
 from sdtt_jax.networks.gpt2 import GPT2Config, GPT2Network
 from tests.worlds import (
     MASK,
+    VOCAB,
     TableDenoiser,
     as_causal,
     as_model,
     noisy_params,
     predictions,
     random_table,
+    small_llama,
     tiny_network,
 )
 
@@ -130,9 +132,11 @@ def test_values_depend_neither_on_batches_nor_on_the_items_beside():
     np.testing.assert_allclose(bounds_of(items[2:3], 4), expected[2:3], rtol=1e-5)
 
 
-def test_a_denoiser_does_not_see_what_fills_its_rows():
+@pytest.mark.parametrize(
+    "network", [tiny_network(time_conditioned=True), small_llama(VOCAB, 8, shift=True)]
+)
+def test_a_denoiser_does_not_see_what_fills_its_rows(network):
     """So rows of several lengths share a program. Oracle: each at its own length."""
-    network = tiny_network(time_conditioned=True)
     model = as_model(network, noisy_params(network, 5))
     items = [item([0], [1, 2]), item([], [2, 0]), item([1, 1, 0, 2], [0])]
     filled, own = RowLayout(multiple=8), RowLayout()
@@ -145,6 +149,13 @@ def test_a_denoiser_does_not_see_what_fills_its_rows():
     np.testing.assert_array_equal(
         *(greedy_hits(model, items, each, batch_size=9) for each in (filled, own))
     )
+
+
+def test_longer_rows_are_not_filled():
+    """They would take attention within segments, for which a GPU holds all scores."""
+    layout = RowLayout(multiple=8, most_filled=10)
+    items = [item([0] * n, [1]) for n in (3, 9, 10, 12)]
+    assert [rows.tokens.shape[1] for rows in lay_out(items, layout, MASK)] == [8, 11, 13, 16]
 
 
 def test_groups_of_several_lengths_come_back_in_order():
