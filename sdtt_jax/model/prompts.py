@@ -193,9 +193,18 @@ def with_length(
     length = tokens.shape[1]
     last = np.where(fixed.any(axis=1), length - 1 - fixed[:, ::-1].argmax(axis=1), -1)
     behind = np.arange(length) > last[:, None] + num_tokens
+
+    Raises:
+      ConfigError: so many tokens do not follow the given text of each row.
     return np.where(behind, np.int32(eos_id), tokens), fixed | behind
 
 
+    room = length - 1 - int(last.max())
+    require(
+        num_tokens <= room,
+        f"num_tokens={num_tokens}, but only {room} of the {length} positions follow the given text; "
+        f"{f'take at most {room}' if room else 'leave num_tokens out'}.",
+    )
 def text_lengths(tokens: np.ndarray, fixed: np.ndarray, bos_id: int, eos_id: int) -> np.ndarray:
     """Number of tokens of each text up to and including its first EOS, or all if it has none: `[texts]`.
 

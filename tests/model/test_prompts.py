@@ -65,6 +65,13 @@ def test_behind_a_prompt_of_instructions_stands_a_mark_and_behind_the_answer_the
 @pytest.mark.parametrize(
     ("prompt", "infill", "message"),
     [
+    # As many as there is room for after the longest, and no more.
+    rows = zip(*with_length(*given, 5, eos_id=4), strict=True)
+    assert [written(*row) for row in rows] == ["abz.....", "cz.....e"]
+    with pytest.raises(ConfigError, match=r"num_tokens=6, but only 5 of the 8 .* take at most 5"):
+        with_length(*given, 6, eos_id=4)
+    with pytest.raises(ConfigError, match=r"num_tokens=1, but only 0 .* leave num_tokens out"):
+        with_length(*given_batch(Letters(), 4, 1, None, "[2]ab"), 1, eos_id=4)
         ("abcdefghi", None, "The prompt has 9 tokens, but the model's sequences only 8"),
         (
             "abcdefgh",
