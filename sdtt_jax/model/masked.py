@@ -225,7 +225,7 @@ class Model(Loaded):
         """Where generation starts: `[num_samples, L]` int32, MASK except for the text that is given.
 
         The given text follows `first_token` where there is one; without text all is MASK. For a model trained
-        on instructions, BOS follows the prompt (even an empty one), as in training.
+        on instructions, BOS follows the prompt (even an empty one, as that of an infill), as in training.
 
         Args:
           num_samples: how many.
@@ -243,7 +243,6 @@ class Model(Loaded):
             prompt = ""
         bos = self.first_token
         room = length if bos is None else length - 1
-        mark = mark if infill is None else None
         tokens, fixed = given_batch(self.text_tokenizer, room, num_samples, prompt, infill, mark)
         if bos is not None:
             tokens, fixed = np.insert(tokens, 0, bos, axis=1), np.insert(fixed, 0, True, axis=1)

@@ -33,7 +33,8 @@ def given_tokens(
       length: tokens per sequence.
       prompt: text at the start.
       infill: text with gaps `[n]` of n tokens each; positions after its end are free.
-      mark: a token that follows the given text; None for none.
+      mark: a token that ends a prompt; None for none. Unless the text itself holds it, it follows `prompt`,
+        and precedes `infill`, whose prompt is empty.
 
     Raises:
       ConfigError: both are given, or they leave the model nothing to write; or a malformed gap would vanish,
@@ -45,8 +46,11 @@ def given_tokens(
     for part in parts[::2] if infill is not None else ():
         _check_gaps(tokenizer, part)
     texts = [ids for ids, _ in _encoded(tokenizer, parts)]
-    if mark is not None:
-        texts[-1] = np.append(texts[-1], np.int32(mark))
+    if mark is not None and not any(mark in ids for ids in texts):
+        if infill is None:
+            texts[-1] = np.append(texts[-1], np.int32(mark))
+        else:
+            texts[0] = np.insert(texts[0], 0, mark)
     # Python refuses to convert thousands of digits.
     gaps = [int(part[:99]) for part in parts[1::2]]
     needed = sum(map(len, texts)) + sum(gaps)
@@ -189,22 +193,22 @@ def with_length(
 
     Returns:
       `tokens` and `fixed` with these EOS added.
-    """
-    length = tokens.shape[1]
-    last = np.where(fixed.any(axis=1), length - 1 - fixed[:, ::-1].argmax(axis=1), -1)
-    behind = np.arange(length) > last[:, None] + num_tokens
 
     Raises:
       ConfigError: so many tokens do not follow the given text of each row.
-    return np.where(behind, np.int32(eos_id), tokens), fixed | behind
-
-
+    """
+    length = tokens.shape[1]
+    last = np.where(fixed.any(axis=1), length - 1 - fixed[:, ::-1].argmax(axis=1), -1)
     room = length - 1 - int(last.max())
     require(
         num_tokens <= room,
         f"num_tokens={num_tokens}, but only {room} of the {length} positions follow the given text; "
         f"{f'take at most {room}' if room else 'leave num_tokens out'}.",
     )
+    behind = np.arange(length) > last[:, None] + num_tokens
+    return np.where(behind, np.int32(eos_id), tokens), fixed | behind
+
+
 def text_lengths(tokens: np.ndarray, fixed: np.ndarray, bos_id: int, eos_id: int) -> np.ndarray:
     """Number of tokens of each text up to and including its first EOS, or all if it has none: `[texts]`.
 

@@ -56,15 +56,15 @@ def test_behind_a_prompt_of_instructions_stands_a_mark_and_behind_the_answer_the
     """`num_tokens` positions after the mark are free; the first EOS ends the text, the others are padding."""
     given = given_batch(Letters(), 8, 2, ["ab", "c"], mark=25)
     assert [written(*row) for row in zip(*given, strict=True)] == ["abz.....", "cz......"]
+    # An infill is the answer to an empty prompt, unless it says where its prompt ends; so is a prompt.
+    texts = {"prompt": ["ab", None, None, "azb"], "infill": [None, "[2]a", "a[1]z[2]b", None]}
+    mixed = given_batch(Letters(), 8, 4, **texts, mark=25)
+    shown = ["abz.....", "z..a....", "a.z..b..", "azb....."]
+    assert [written(*row) for row in zip(*mixed, strict=True)] == shown
     rows = zip(*with_length(*given, 3, eos_id=4), strict=True)
     assert [written(*row) for row in rows] == ["abz...ee", "cz...eee"]
     empty = np.zeros((1, 4), np.int32), np.zeros((1, 4), bool)
     assert written(*(x[0] for x in with_length(*empty, 3, eos_id=4))) == "...e"
-
-
-@pytest.mark.parametrize(
-    ("prompt", "infill", "message"),
-    [
     # As many as there is room for after the longest, and no more.
     rows = zip(*with_length(*given, 5, eos_id=4), strict=True)
     assert [written(*row) for row in rows] == ["abz.....", "cz.....e"]
@@ -72,6 +72,11 @@ def test_behind_a_prompt_of_instructions_stands_a_mark_and_behind_the_answer_the
         with_length(*given, 6, eos_id=4)
     with pytest.raises(ConfigError, match=r"num_tokens=1, but only 0 .* leave num_tokens out"):
         with_length(*given_batch(Letters(), 4, 1, None, "[2]ab"), 1, eos_id=4)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "infill", "message"),
+    [
         ("abcdefghi", None, "The prompt has 9 tokens, but the model's sequences only 8"),
         (
             "abcdefgh",
