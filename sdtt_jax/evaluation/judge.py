@@ -70,6 +70,8 @@ def in_judge_tokens(
 ) -> ReadTexts:
     """Converts texts to the judge's tokens.
 
+    Its EOS stands between prompt and continuation where a BOS or EOS does.
+
     Args:
       judge: if its tokenizer is another one, texts are decoded and encoded again; None for no judge.
       tokens: int32 tokens `[n_i]` of each text.
@@ -99,11 +101,16 @@ def in_judge_tokens(
         convert = functools.partial(retokenise, source=tokenizer, target=theirs)
         # Prompt and continuation are converted separately: a token that spans both would count as one of
         # them.
-        parts = [
-            # A continuation goes on with the prompt's text unless that ends in BOS or EOS.
-            (convert(t[:n]), convert(t[n:], behind=n > 0 and t[n - 1] not in special))
-            for t, n in zip(texts, prompts, strict=True)
-        ]
+        parts, end = [], np.int32(theirs.eos_id)
+        for t, n in zip(texts, prompts, strict=True):
+            # A continuation goes on with the prompt's text unless that ends in BOS or EOS, or it begins so.
+            begins = n == 0 or t[n - 1] in special
+            prompt, rest = convert(t[:n]), convert(t[n:], behind=not begins)
+            if len(prompt) and len(rest) and begins:
+                prompt = np.append(prompt, end)
+            elif len(prompt) and len(rest) and t[n] in special:
+                rest = np.insert(rest, 0, end)
+            parts.append((prompt, rest))
         starts = np.array([len(prompt) for prompt, _ in parts])
         seen = [np.concatenate(both) for both in parts]
     return ReadTexts(texts, seen, starts, facts, prompts)

@@ -214,6 +214,12 @@ def test_a_continuation_keeps_and_gets_no_space(tokenizers, kind, prompt):
         found = in_judge_tokens(judge, [parted], source, "keep", given=len(start) + 1)
         expected = target.encode(source.decode(ids[len(start) :]))
         np.testing.assert_array_equal(found.seen[0][found.starts[0] :], expected)
+        # The judge's EOS divides the two, wherever the model's own stands, and no one else does.
+        for given in (len(start) + 1, len(start)):
+            found = in_judge_tokens(judge, [parted], source, "keep", given=given)
+            whole = retokenise(parted, source, target)
+            np.testing.assert_array_equal(found.seen[0], whole)
+            assert (found.seen[0][: found.starts[0]] == target.eos_id).sum() == given - len(start)
 
 
 @pytest.mark.parametrize("token", [11, -1])
