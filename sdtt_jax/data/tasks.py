@@ -144,6 +144,7 @@ class ReadPart(NamedTuple):
         """Yields the documents; counts rows, and appends digest, row, length and split of each to `found`."""
         # A corpus's test split serves as its validation split.
         own = TRAIN if self.part.split == TRAIN else VALIDATION
+        pairs = self.how.config.sequences == "prompted"
         for row, text in enumerate(self.how.rows(self.part)):
             counts["rows"] += 1
             if isinstance(text, BadInputError):
@@ -152,7 +153,8 @@ class ReadPart(NamedTuple):
                 counts["of another subset" if text is None else "empty"] += 1
             else:
                 for split, piece in self.rule.cut(text, own):
-                    found.append((digest(piece), row, len(piece), SPLITS.index(split)))
+                    length = len(piece) - pairs  # `PROMPT_END` is no character of the text
+                    found.append((digest(piece), row, length, SPLITS.index(split)))
                     yield piece
 
     def _count_bad(

@@ -85,9 +85,10 @@ def test_padding_is_neither_a_document_nor_a_token(kind, write_jsonl, tmp_path):
         # All but the first document, of which a stretch need not hold the beginning.
         assert sum(found["lengths"].values()) == info.num_train - 1
         assert set(found["lengths"]) <= {"16", "32", "64"}
-        # Each pair has BOS and EOS besides its characters, and `PROMPT_END`, which counts as one.
+        # Each pair has BOS and EOS besides its characters.
         characters = round(info.characters_per_token * found["looked_at"])
-        assert found["looked_at"] == characters + info.num_train
+        assert found["looked_at"] == characters + 2 * info.num_train
+        assert info.num_characters == sum(map(len, texts))
 
 
 def test_a_file_that_was_changed_is_named(prepared, found, tmp_path):
