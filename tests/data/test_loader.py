@@ -146,6 +146,14 @@ def test_every_split_of_a_mixture_has_its_share_at_every_place(mixture):
         assert count[which == number].tolist() == list(range(int(400 * share)))
 
 
+def test_more_splits_have_their_shares_to_within_a_few_sequences(train):
+    weights = np.array([1, 0.07, 0.9, 3.3, 0.5])
+    which, _ = Mixture((train,) * 5, tuple(weights)).sources(0, 400)
+    had = np.cumsum(which[:, None] == np.arange(5), axis=0)
+    due = weights / weights.sum() * np.arange(1, 401)[:, None]
+    assert 1 < np.abs(had - due).max() < 3
+
+
 def test_a_mixture_is_a_function_of_seed_and_step(mixture):
     """Slices and other batch sizes give the same stream; another seed gives another."""
     whole = mixture.batch(2, 3, 12)
