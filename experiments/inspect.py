@@ -33,7 +33,8 @@ define_given()
 _HELD_OUT = flags.DEFINE_string(
     "held_out",
     "world_english_bible",
-    "Real text: a file or folder, or a named set; empty for the validation split of the checkpoint's run.",
+    "Real text: a file or folder, or a named set; empty for the validation split of the checkpoint's run, "
+    "the default for a model of instructions.",
 )
 _TEXTS = flags.DEFINE_integer("texts", 8, "Number of texts to read.")
 _TOKENS = flags.DEFINE_integer("tokens", 128, "The most tokens to read of each text.")
@@ -64,8 +65,10 @@ def main(argv: Sequence[str]) -> None:
         )
     else:
         length = min(_TOKENS.value, model.config.length)
-        settings = Settings(held_out=_HELD_OUT.value, length=length, held_out_texts=_TEXTS.value)
-        subject = Subject(model, settings, data=None if _HELD_OUT.value else own_data(model))
+        asked = _HELD_OUT.present or model.prompt_end is None
+        source = _HELD_OUT.value if asked else ""  # plain text says nothing of instructions
+        settings = Settings(held_out=source, length=length, held_out_texts=_TEXTS.value)
+        subject = Subject(model, settings, data=None if source else own_data(model))
         tokens = held_out(subject)
         print(f"\nloss on {held_out_name(subject)}, {len(tokens)} texts of {length} tokens:")
         key = purpose_key(settings.seed, "evaluate.bound")
