@@ -124,6 +124,10 @@ class ReadPart(NamedTuple):
                 kind, length = config.sequences, config.length
                 sequences = Sequences(kind, tokenizer.bos_id, tokenizer.eos_id)
                 for ids in encode_documents(tokenizer, read(tokenizer), kind, length, refuse):
+                    if not len(ids):  # the vocabulary's own normalisation leaves nothing of it
+                        found.popleft()
+                        counts["empty"] += 1
+                        continue
                     if tokenizer.unk_id is not None:
                         # Before EOS and padding, which may be the same token, are added.
                         unknown += int(np.count_nonzero(ids == tokenizer.unk_id))
