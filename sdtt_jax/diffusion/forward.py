@@ -6,7 +6,7 @@ import optax
 
 from sdtt_jax.config import require
 from sdtt_jax.ops.categorical import NEG_INFINITY
-from sdtt_jax.ops.tokens import as_rows
+from sdtt_jax.ops.tokens import as_ids, as_rows
 from sdtt_jax.ops.values import check_numbers
 from sdtt_jax.typing import Key, Logits, LogProbs, PerSequence, PerToken, Positions, Tokens
 
@@ -153,7 +153,8 @@ def subs_log_probs(logits: Logits, x_t: Tokens, mask_id: int) -> LogProbs:
       `NEG_INFINITY` (finite, so that 0 * log 0 is 0 in values and gradients).
 
     Raises:
-      ConfigError: `logits` is not one row for each position of `x_t`, or has no column for MASK.
+      ConfigError: `logits` is not one row for each position of `x_t`, or has no column for MASK; or `x_t`
+        holds ids that do not exist.
 
     Examples:
       >>> x_t = jnp.array([[0, 2]])  # a token of the vocabulary {0, 1}, and MASK
@@ -161,7 +162,8 @@ def subs_log_probs(logits: Logits, x_t: Tokens, mask_id: int) -> LogProbs:
       Array([[[1. , 0. , 0. ],
               [0.5, 0.5, 0. ]]], dtype=float32)
     """
-    shape, wanted = jnp.shape(logits), jnp.shape(x_t)
+    x_t = jnp.asarray(as_ids(x_t, mask_id + 1, "x_t"))
+    shape, wanted = jnp.shape(logits), x_t.shape
     require(
         shape[:-1] == wanted and shape[-1:] > (mask_id,),
         f"logits of x_t: {list(wanted)} must be {[*wanted, 'vocab']} with a column for each token and MASK, "

@@ -101,6 +101,16 @@ def test_subs_carries_unmasked_tokens_over():
     assert np.isfinite(log_probs).all()
 
 
+def test_subs_reads_lists_and_refuses_ids_that_do_not_exist():
+    """Nothing would be possible where the id is none. Oracle: the same tokens as an array."""
+    logits, rows = _logits(1, 1, 3), [[0, MASK_ID, 4]]
+    found = subs_log_probs(logits, rows, MASK_ID)
+    np.testing.assert_array_equal(found, subs_log_probs(logits, np.array(rows), MASK_ID))
+    for wrong in ([[0, 1, MASK_ID + 1]], [[0.0, 1.0, 2.0]]):
+        with pytest.raises(ConfigError, match="x_t"):
+            subs_log_probs(logits, np.array(wrong), MASK_ID)
+
+
 def test_gradients_are_finite_where_tokens_are_impossible():
     """The entropy is the worst case: p log p with p = 0."""
     x_t = np.array([[0, MASK_ID, 4]], np.int32)
