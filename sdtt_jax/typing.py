@@ -1,12 +1,14 @@
 """Names for arrays and trees in signatures: what an argument is, and its shape.
 
 They are documentation and are not checked at run time: an array of another shape passes until it meets an
-operation that cannot take it. Type checkers see `jax.Array`, and `Any` for trees.
+operation that cannot take it. Type checkers see `jax.Array`; `jax.typing.ArrayLike` for names that end with
+"Like", which may be NumPy's; and `Any` for trees.
 """
 
 from typing import Any
 
 from jax import Array
+from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int, PRNGKeyArray
 
 Key = PRNGKeyArray
@@ -26,6 +28,15 @@ PerSequence = Float[Array, "batch"]
 """A number for each sequence, float32: a time, the total noise, a NELBO."""
 Scalar = Float[Array, ""]
 """One number, float32."""
+
+TokensLike = Int[ArrayLike, "batch length"]
+"""`Tokens` that may be NumPy's, of any width: they are checked and converted."""
+PositionsLike = Bool[ArrayLike, "batch length"]
+"""`Positions` that may be NumPy's."""
+PerSequenceLike = Float[ArrayLike, "batch"]
+"""`PerSequence` that may be NumPy's."""
+ScalarLike = Float[ArrayLike, ""]
+"""`Scalar`, or a plain number."""
 
 Hidden = Float[Array, "batch length embed"]
 """Final hidden states of a network, in its compute dtype."""

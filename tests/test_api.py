@@ -2,10 +2,14 @@
 
 import ast
 import importlib
+import itertools
+import operator
 import pathlib
 import subprocess
 import sys
+import typing
 
+import numpy as np
 import pytest
 
 import sdtt_jax
@@ -43,6 +47,27 @@ def test_importing_the_package_imports_next_to_nothing():
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert ast.literal_eval(done.stdout) == ["sdtt_jax.renamed", "sdtt_jax.version"]
+
+
+@pytest.mark.parametrize(
+    ("function", "name"),
+    [
+        *itertools.product(("Model.logits", "Model.score", "CausalModel.score"), ["tokens"]),
+        *itertools.product(("denoising_terms", "nelbo", "distillation_terms"), ["x0"]),
+        ("Model.log_probs", "x_t"),
+        ("q_xt", "move_chance"),
+        ("sample", "x_init"),
+        ("causal_nll", "tokens"),
+        ("distillation_terms", "dt"),
+        ("prior_sample", "fixed"),
+        ("teacher_targets", "t"),
+    ],
+)
+def test_numpy_arrays_have_the_declared_type(function, name):
+    """As the notebook passes them. Oracle: the arrays that `jax.typing.ArrayLike` stands for."""
+    declared = typing.get_type_hints(operator.attrgetter(function)(sdtt_jax))[name]
+    kinds = [getattr(kind, "array_type", None) for kind in typing.get_args(declared)]
+    assert np.ndarray in kinds
 
 
 def test_an_unknown_name_is_an_attribute_error():

@@ -16,7 +16,7 @@ from sdtt_jax.networks.causal import CausalNetwork
 from sdtt_jax.ops.head_loss import selected_losses, weighted_loss
 from sdtt_jax.ops.sequences import Arrangement, begins, preceded
 from sdtt_jax.ops.tokens import as_rows
-from sdtt_jax.typing import Params, PerToken, Positions, Scalar, Segments, Tokens
+from sdtt_jax.typing import Params, PerToken, Positions, Scalar, Segments, Tokens, TokensLike
 
 _cross_entropy = optax.softmax_cross_entropy_with_integer_labels
 
@@ -74,7 +74,7 @@ def next_token_nll(
 def causal_nll(
     network: CausalNetwork,
     params: Params,
-    tokens: Tokens,
+    tokens: TokensLike,
     bos_id: int,
     arrangement: Arrangement | None = None,
 ) -> PerToken:
@@ -99,7 +99,7 @@ def causal_nll(
 def causal_loss(
     network: CausalNetwork,
     params: Params,
-    tokens: Tokens,
+    tokens: TokensLike,
     bos_id: int,
     arrangement: Arrangement | None = None,
 ) -> Scalar:
@@ -124,7 +124,7 @@ def causal_loss(
 
 
 def _checked(
-    network: CausalNetwork, tokens: Tokens, bos_id: int, arrangement: Arrangement | None
+    network: CausalNetwork, tokens: TokensLike, bos_id: int, arrangement: Arrangement | None
 ) -> tuple[Tokens, Tokens, Segments | None]:
     """The tokens, what the network reads to predict them, and the segments that it keeps to."""
     vocab = network.config.vocab_size

@@ -8,7 +8,17 @@ from sdtt_jax.config import require
 from sdtt_jax.ops.categorical import NEG_INFINITY
 from sdtt_jax.ops.tokens import as_ids, as_rows
 from sdtt_jax.ops.values import check_numbers
-from sdtt_jax.typing import Key, Logits, LogProbs, PerSequence, PerToken, Positions, Tokens
+from sdtt_jax.typing import (
+    Key,
+    Logits,
+    LogProbs,
+    PerSequence,
+    PerSequenceLike,
+    PerToken,
+    PositionsLike,
+    Tokens,
+    TokensLike,
+)
 
 # Smallest time that is sampled or denoised from: at 0 nothing is masked and the NELBO's weight diverges.
 SAMPLING_EPS = 1e-5
@@ -50,7 +60,7 @@ def mask_tokens(
     uniform: PerToken,
     move_chance: PerSequence,
     mask_id: int,
-    free: Positions | None = None,
+    free: PositionsLike | None = None,
 ) -> Tokens:
     """Masks each token where its uniform number lies below the move chance.
 
@@ -72,10 +82,10 @@ def mask_tokens(
 
 def q_xt(
     key: Key,
-    x0: Tokens,
-    move_chance: PerSequence,
+    x0: TokensLike,
+    move_chance: PerSequenceLike,
     mask_id: int,
-    free: Positions | None = None,
+    free: PositionsLike | None = None,
 ) -> Tokens:
     """A draw of q(x_t | x_0): masks each token with probability `move_chance` (MDLM, arXiv 2406.07524).
 
@@ -139,7 +149,7 @@ def token_nll(mask_id: int, logits: Logits, tokens: jax.Array) -> jax.Array:
     return optax.softmax_cross_entropy_with_integer_labels(without_mask(logits, mask_id), tokens)
 
 
-def subs_log_probs(logits: Logits, x_t: Tokens, mask_id: int) -> LogProbs:
+def subs_log_probs(logits: Logits, x_t: TokensLike, mask_id: int) -> LogProbs:
     """SUBS (MDLM, arXiv 2406.07524, section 3.2.3): MASK impossible, unmasked tokens carried over.
 
     Args:

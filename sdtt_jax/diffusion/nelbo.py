@@ -35,7 +35,16 @@ from sdtt_jax.errors import ConfigError
 from sdtt_jax.ops.head_loss import selected_losses, weighted_loss
 from sdtt_jax.ops.sequences import nats_per_token
 from sdtt_jax.ops.tokens import as_rows
-from sdtt_jax.typing import Key, Params, PerSequence, PerToken, Positions, Scalar, Tokens
+from sdtt_jax.typing import (
+    Key,
+    Params,
+    PerSequence,
+    PerToken,
+    Positions,
+    Scalar,
+    Tokens,
+    TokensLike,
+)
 
 WEIGHTINGS = ("nelbo", "even")
 
@@ -109,7 +118,7 @@ def masked_nll(
 def denoising_terms(
     diffusion: MaskedDiffusion,
     params: Params,
-    x0: Tokens,
+    x0: TokensLike,
     key: Key,
     config: NelboConfig | None = None,
 ) -> DenoisingTerms:
@@ -198,7 +207,7 @@ def _flat_times(schedule: Schedule, u: PerSequence) -> tuple[PerSequence, PerSeq
 def nelbo(
     diffusion: MaskedDiffusion,
     params: Params,
-    x0: Tokens,
+    x0: TokensLike,
     key: Key,
     config: NelboConfig | None = None,
 ) -> PerSequence:

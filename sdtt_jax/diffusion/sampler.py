@@ -32,7 +32,7 @@ from sdtt_jax.ops.categorical import Filters
 from sdtt_jax.ops.noise import Noise, draw_noise
 from sdtt_jax.ops.tokens import as_ids, as_rows
 from sdtt_jax.parallel.mesh import vary_alike
-from sdtt_jax.typing import Key, Params, PerSequence, Positions, Tokens, Tree
+from sdtt_jax.typing import Key, Params, PerSequence, Positions, PositionsLike, Tokens, TokensLike
 
 TIME_GRIDS = ("uniform", "cosine")
 # A plan takes 4 bytes per text and step; a request for more steps than this is surely a mistake.
@@ -119,14 +119,14 @@ class Plan:
     # `[num_steps + 1, batch]` float32, total noise at each step, and after the last one.
     sigmas: jax.Array
     # The `Noise` that tokens are drawn with, or `shown` of it; None: fresh noise at every step.
-    noise: Tree = None
+    noise: Any = None
 
 
 def sample(
     diffusion: MaskedDiffusion,
     params: Params,
     key: Key,
-    x_init: Tokens,
+    x_init: TokensLike,
     config: SamplerConfig,
     *,
     noise: Noise | None = None,
@@ -184,8 +184,8 @@ def prior_sample(
     batch: int,
     length: int,
     mask_id: int,
-    tokens: Tokens | None = None,
-    fixed: Positions | None = None,
+    tokens: TokensLike | None = None,
+    fixed: PositionsLike | None = None,
 ) -> Tokens:
     """Where a generation starts: `[batch, length]` int32, all MASK except for what is given.
 

@@ -13,14 +13,14 @@ from sdtt_jax.distillation.rounds import DistillConfig
 from sdtt_jax.distillation.targets import teacher_targets
 from sdtt_jax.ops.head_loss import weighted_loss
 from sdtt_jax.ops.tokens import as_rows
-from sdtt_jax.typing import Key, Logits, Params, PerSequence, Scalar, Tokens
+from sdtt_jax.typing import Key, Logits, Params, PerSequence, Scalar, ScalarLike, Tokens, TokensLike
 
 
 def divergence_terms(
     diffusion: MaskedDiffusion,
     params: Params,
     teacher_params: Params,
-    x_t: Tokens,
+    x_t: TokensLike,
     sigma: PerSequence,
     targets: jax.Array,
     divergence: str,
@@ -77,8 +77,8 @@ def distillation_terms(
     diffusion: MaskedDiffusion,
     params: Params,
     teacher_params: Params,
-    x0: Tokens,
-    dt: Scalar,
+    x0: TokensLike,
+    dt: ScalarLike,
     key: Key,
     config: DistillConfig,
 ) -> tuple[Scalar, Scalar]:
@@ -118,7 +118,7 @@ def distillation_terms(
 
 
 def distillation_batch(
-    diffusion: MaskedDiffusion, x0: Tokens, key: Key, config: DistillConfig
+    diffusion: MaskedDiffusion, x0: TokensLike, key: Key, config: DistillConfig
 ) -> tuple[PerSequence, Tokens, Key]:
     """A time for each text, the text masked at that time, and the key of the teacher's trajectories.
 

@@ -18,10 +18,22 @@ from sdtt_jax.diffusion.reverse import reverse_step, unmask_prob
 from sdtt_jax.distillation.rounds import DistillConfig
 from sdtt_jax.ops.tokens import as_rows
 from sdtt_jax.ops.values import check_numbers
-from sdtt_jax.typing import Hidden, Key, Keys, Params, PerSequence, Scalar, Tokens
+from sdtt_jax.typing import (
+    Hidden,
+    Key,
+    Keys,
+    Params,
+    PerSequence,
+    PerSequenceLike,
+    ScalarLike,
+    Tokens,
+    TokensLike,
+)
 
 
-def step_times(t: PerSequence, dt: Scalar, k: int, *, reference_times: bool = False) -> jax.Array:
+def step_times(
+    t: PerSequence, dt: ScalarLike, k: int, *, reference_times: bool = False
+) -> jax.Array:
     """Times at which the teacher is called: `[k, batch]` float32, at least `SAMPLING_EPS`.
 
     Args:
@@ -57,9 +69,9 @@ def teacher_targets(
     diffusion: MaskedDiffusion,
     params: Params,
     keys: Keys,
-    x_t: Tokens,
-    t: PerSequence,
-    dt: Scalar,
+    x_t: TokensLike,
+    t: PerSequenceLike,
+    dt: ScalarLike,
     config: DistillConfig,
 ) -> jax.Array:
     """Targets from independent teacher trajectories of k reverse steps.
@@ -119,9 +131,9 @@ class Start(NamedTuple):
 def first_call(
     diffusion: MaskedDiffusion,
     params: Params,
-    x_t: Tokens,
-    t: PerSequence,
-    dt: Scalar,
+    x_t: TokensLike,
+    t: PerSequenceLike,
+    dt: ScalarLike,
     config: DistillConfig,
 ) -> Start:
     """The first of the teacher's k calls, and the times of all; arguments as in `teacher_targets`."""

@@ -22,6 +22,7 @@ from sdtt_jax.ops.categorical import Filters
 from sdtt_jax.ops.sequences import Sequences, arrange, as_read, nats_per_token, preceded
 from sdtt_jax.ops.tokens import as_rows
 from sdtt_jax.parallel.processes import to_host
+from sdtt_jax.typing import TokensLike
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True, repr=False)
@@ -68,7 +69,7 @@ class CausalModel(Loaded):
             "mode=skeleton, but neither scores nor writes texts.",
         )
 
-    def logits(self, tokens: jax.Array) -> jax.Array:
+    def logits(self, tokens: TokensLike) -> jax.Array:
         """`[B, L]` int32 → `[B, L, V]` float32: position i predicts token i + 1; V without MASK.
 
         The first token of a row is usually BOS. A model of `documents` reads each text of a row on its own,
@@ -78,11 +79,11 @@ class CausalModel(Loaded):
         with self.on_mesh():
             return _logits(self.network, self.params, tokens, self.sequences)
 
-    def log_probs(self, tokens: jax.Array) -> jax.Array:
+    def log_probs(self, tokens: TokensLike) -> jax.Array:
         """Normalised `logits`: `[B, L, V]` float32."""
         return _log_softmax(self.logits(tokens))
 
-    def score(self, tokens: jax.Array) -> jax.Array:
+    def score(self, tokens: TokensLike) -> jax.Array:
         """-log p of each sequence `[B, L]` after BOS: `[B]` float32, nats per token that counts in training.
 
         Each text of a sequence begins after BOS and sees no other one; prompts and padding do not count.

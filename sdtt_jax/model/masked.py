@@ -40,7 +40,7 @@ from sdtt_jax.ops.sequences import Sequences, arrange, arrangement_of
 from sdtt_jax.ops.tokens import as_rows
 from sdtt_jax.ops.values import check_numbers
 from sdtt_jax.parallel.processes import to_host
-from sdtt_jax.typing import Key, Logits, LogProbs, Params, PerSequence, Tokens
+from sdtt_jax.typing import Key, Logits, LogProbs, Params, PerSequence, Tokens, TokensLike
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True, repr=False)
@@ -74,7 +74,7 @@ class Model(Loaded):
     def as_helper(self) -> Helper:
         return Helper(self.params, self.denoiser)
 
-    def logits(self, tokens: Tokens, sigma: ArrayLike = 0.0) -> Logits:
+    def logits(self, tokens: TokensLike, sigma: ArrayLike = 0.0) -> Logits:
         """`[B, L]` int32, MASK or tokens → `[B, L, V]` float32, V with MASK and without padding.
 
         `sigma` is the total noise, one number or `[B]`; only a time-conditioned network reads it. Attention
@@ -88,7 +88,7 @@ class Model(Loaded):
             noise = jnp.asarray(sigma, jnp.float32)
             return _logits(self.diffusion, self.params, tokens, noise, self.sequences)
 
-    def log_probs(self, x_t: Tokens, sigma: ArrayLike = 0.0) -> LogProbs:
+    def log_probs(self, x_t: TokensLike, sigma: ArrayLike = 0.0) -> LogProbs:
         """SUBS log-probabilities `[B, L, V]` float32, -inf where impossible; all else as in `logits`."""
         x_t = self._rows(x_t, self.mask_id + 1)
         return _log_probs(self.logits(x_t, sigma), x_t, self.mask_id)
@@ -313,7 +313,7 @@ class Model(Loaded):
                 state = _take_step(self.diffusion, self.params, (plan, x_init), *now)
             yield state
 
-    def score(self, tokens: Tokens, key: Key, num_samples: int = 1) -> PerSequence:
+    def score(self, tokens: TokensLike, key: Key, num_samples: int = 1) -> PerSequence:
         """Monte Carlo estimate of the NELBO of each sequence: `[B]` float32, nats per token.
 
         NaN for a sequence in which nothing counts, such as a prompt alone.
