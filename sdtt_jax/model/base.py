@@ -21,7 +21,7 @@ from sdtt_jax.errors import CheckpointError
 from sdtt_jax.networks.config import GPT2Config, LlamaConfig, TransformerConfig
 from sdtt_jax.ops.sequences import Sequences
 from sdtt_jax.parallel.mesh import batch_pieces, mesh_if_any, use_mesh
-from sdtt_jax.parallel.placement import place_batch, place_whole
+from sdtt_jax.parallel.placement import batch_sharding, place, replicated
 from sdtt_jax.paths import as_path, is_remote, read_json, with_target
 from sdtt_jax.trees import flat_leaves
 from sdtt_jax.typing import Params
@@ -91,10 +91,11 @@ class Loaded(abc.ABC):
         if self.mesh is None:
             # `jnp.asarray` compiles a program for each shape (JAX 0.10).
             return jax.device_put(rows)
-        host = np.asarray(rows)
-        whole = len(host) % batch_pieces(self.mesh) != 0
-        place = place_whole if whole else place_batch
-        return place(host, self.mesh)
+        whole = np.shape(rows)[0] % batch_pieces(self.mesh) != 0
+        sharding = replicated(self.mesh) if whole else batch_sharding(self.mesh)
+        if isinstance(rows, jax.core.Tracer):
+            return jax.lax.with_sharding_constraint(rows, sharding)
+        return place(np.asarray(rows), sharding)
 
     @property
     @abc.abstractmethod

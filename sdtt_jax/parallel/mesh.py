@@ -160,7 +160,11 @@ def _crossing_axis(shape: tuple[int, ...], slices: int) -> int:
 def use_mesh(mesh: Mesh) -> Iterator[None]:
     """Makes logical constraints refer to `mesh` and `RULES` while tracing; errors as `check_mesh`."""
     check_mesh(mesh)
-    with jax.set_mesh(mesh), spmd.logical_axis_rules(tuple(RULES)):
+    try:
+        context: contextlib.AbstractContextManager[Any] = jax.set_mesh(mesh)
+    except ValueError:  # a caller's own `jit` or `vmap` is being traced
+        context = jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
+    with context, spmd.logical_axis_rules(tuple(RULES)):
         yield
 
 

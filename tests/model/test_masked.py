@@ -359,3 +359,11 @@ def test_sample_cannot_be_traced_and_says_what_can(model, transform):
         transform(lambda key: model.sample(key, 2, 4))(key)
     x = np.asarray(transform(lambda key: model.denoise(key, model.prior(2), config).x)(key))
     np.testing.assert_array_equal(x.reshape(2, -1), model.denoise(key, model.prior(2), config).x)
+
+
+@pytest.mark.parametrize("transform", [jax.jit, lambda f: lambda x: jax.vmap(f)(x[None])[0]])
+def test_a_model_on_a_mesh_may_be_traced_too(run, model, transform):
+    """Oracle: the model without a mesh."""
+    placed = sdtt_jax.load(run, mesh=sdtt_jax.make_mesh(sdtt_jax.MeshConfig()))
+    tokens = model.prior(2)
+    np.testing.assert_allclose(transform(placed.logits)(tokens), model.logits(tokens), rtol=1e-5)

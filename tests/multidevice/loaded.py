@@ -112,6 +112,7 @@ def main(golden: Path) -> None:
     found[-1] |= {
         "states": bool((np.asarray(last) == written[0][0]).all()),
         "score": error(*(m.score(tokens, key) for m in (model, alone))),
+        "traced": error(jax.jit(model.logits)(tokens), alone.logits(tokens)),
         "causal": error(*(m.logits(tokens) for m in (other, judge))),
         "continued": bool((written_by(other) == written_by(judge)).all()),
         "growth": growth(),
