@@ -301,11 +301,11 @@ class Model(Loaded):
         plan = _plan(outline(self.diffusion), key, x_init, spread_of(config))
         if plan.noise is not None:
             plan = _prepared(self.diffusion, self.params, plan)
-        device = getattr(jax.tree.leaves(self.params)[0], "sharding", None)
-        if self.mesh is None and device is not None:
+        placed = getattr(jax.tree.leaves(self.params)[0], "sharding", None)
+        if self.mesh is None and placed is not None:
             # The later states are committed to the device that holds the parameters. If the first were not,
             # the step would be compiled twice.
-            state = jax.device_put(state, device)
+            state = jax.device_put(state, *placed.device_set)
         yield state
         for index in range(config.num_steps + 1):
             with self.on_mesh():

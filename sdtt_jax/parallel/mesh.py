@@ -203,7 +203,9 @@ def mesh_if_any(tree: Tree) -> Mesh | None:
     if not isinstance(sharding, NamedSharding):
         return None
     assert isinstance(sharding.mesh, Mesh)
-    return sharding.mesh
+    # A caller's own mesh of one device, as of arrays that were computed within `jax.set_mesh`.
+    foreign = sharding.mesh.size == 1 and not set(AXES) <= set(sharding.mesh.axis_names)
+    return None if foreign else sharding.mesh
 
 
 def axis_pieces(axes: Any, mesh: Mesh) -> int:

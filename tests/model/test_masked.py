@@ -361,6 +361,17 @@ def test_sample_cannot_be_traced_and_says_what_can(model, transform):
     np.testing.assert_array_equal(x.reshape(2, -1), model.denoise(key, model.prior(2), config).x)
 
 
+def test_parameters_may_come_from_a_mesh_of_one_device_with_other_axes(model):
+    """As a training within `jax.set_mesh` leaves them. Oracle: the same parameters without a mesh."""
+    with jax.set_mesh(jax.make_mesh((1,), ("x",))):
+        trained = jax.jit(lambda params: jax.tree.map(jnp.copy, params))(model.params)
+    own, key = dataclasses.replace(model, params=trained), jax.random.key(0)
+    assert own.mesh is None
+    np.testing.assert_array_equal(own.sample(key, 2, 4), model.sample(key, 2, 4))
+    *_, last = own.states(key, own.prior(2), SamplerConfig(4))
+    np.testing.assert_array_equal(last.x, model.denoise(key, model.prior(2), SamplerConfig(4)).x)
+
+
 @pytest.mark.parametrize("transform", [jax.jit, lambda f: lambda x: jax.vmap(f)(x[None])[0]])
 def test_a_model_on_a_mesh_may_be_traced_too(run, model, transform):
     """Oracle: the model without a mesh."""
