@@ -108,6 +108,8 @@ def describe_devices(topology: Topology) -> list[Any]:
             topology_name=f"{topology.chip.name}:{'x'.join(map(str, topology.sides))}",
             **({"num_slices": topology.slices} if topology.slices > 1 else {}),
             **({"chips_per_host_bounds": (1, 1, 1)} if math.prod(topology.sides) == 1 else {}),
+            # Both cores of a chip are one device, as JAX has it there; a v4 is two by default.
+            **({"chip_config_name": "megacore"} if topology.chip.cores == 2 else {}),
         )
     except Exception as error:  # What libtpu raises has many types.
         text = str(error).strip() or type(error).__name__

@@ -1,6 +1,7 @@
 """Which batches and meshes are tried. Oracle: a formula for memory, tried for every batch."""
 
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -8,7 +9,7 @@ from jax.sharding import AbstractMesh, AxisType
 
 from experiments.configs.owt_small import owt
 from launch.accelerators import CHIPS
-from launch.ahead import search
+from launch.ahead import search, topologies
 from launch.ahead.search import (
     COMPILATIONS,
     LADDER,
@@ -166,6 +167,26 @@ def test_a_sampler_fits_where_a_training_step_does_not():
     one, devices = Topology(CHIPS["v5e"], (1, 1)), jax.devices()[:1]
     assert list(meshes("distill", owt("large"), one, devices)) == []
     assert len(list(meshes("sample", owt("large"), one, devices))) == 1
+
+
+@pytest.mark.parametrize("chip", [name for name, chip in CHIPS.items() if chip.kind == "tpu"])
+def test_the_compiler_is_asked_for_one_device_per_chip(monkeypatch, chip):
+    """A v4 was two devices, and every compilation for one ended in an AssertionError.
+
+    Oracle: what libtpu 0.0.42 answers. Both cores of a v4 are a device only where it is asked for; a v5p
+    takes this, too, and the chips of one core refuse it.
+    """
+    cores = CHIPS[chip].cores
+
+    def libtpu(*, topology_name, chip_config_name="default", **_):
+        assert chip_config_name == "default" or cores == 2
+        two = topology_name.startswith("v4") and chip_config_name != "megacore"
+        return SimpleNamespace(devices=["device"] * (2 if two else 1))
+
+    monkeypatch.setattr(topologies.topologies, "get_topology_desc", libtpu)
+    monkeypatch.setenv("TPU_ACCELERATOR_TYPE", "v5litepod-8")
+    one = Topology(CHIPS[chip], (1,) * CHIPS[chip].torus)
+    assert describe_devices(one) == ["device"]
 
 
 @pytest.mark.skipif(find_spec("libtpu") is not None, reason="the TPU compiler is installed")
