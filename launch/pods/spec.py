@@ -93,7 +93,7 @@ class PodSpec:
     name: str = "sdtt"  # name of the job and of everything made for it
     accelerator: str = "v5litepod-128"  # one slice or node: v5litepod-256, v6e-256, v5p-512, h100 …
     slices: int = 1  # TPU slices, connected by the data-centre network, or GPU nodes
-    # Config file of `experiments.run`, as a path in this repository.
+    # Config file of `experiments.run`, as a path in this repository, with `:ARGUMENT` if it takes one.
     config: str = "experiments/configs/owt_small.py"
     # Directory of the run, seen by all hosts: gs://BUCKET/PATH, or with SLURM also a path.
     workdir: str = ""
@@ -133,7 +133,8 @@ class PodSpec:
         )
         for name in ("config", "workdir"):
             _check_line(name, getattr(self, name))
-        require(self.config.endswith(".py"), f"config={self.config!r} must be a Python file.")
+        file, _, _ = self.config.partition(":")
+        require(file.endswith(".py"), f"config={self.config!r} must be a Python file.")
         require(self.workdir != "", "workdir is missing; give gs://BUCKET/PATH.")
         require(
             not self.workdir.startswith("gs:") or _BUCKET.fullmatch(self.workdir) is not None,

@@ -50,6 +50,12 @@ def test_a_wrong_field_is_named(change, fault):
     assert "\n" not in str(caught.value)
 
 
+def test_the_config_may_have_an_argument():
+    """`owt_one_round.py:mmd` was no Python file. Oracle: the command in that config's docstring."""
+    config = "experiments/configs/owt_one_round.py:mmd"
+    assert f"--config={config}" in dataclasses.replace(TPU, config=config).command
+
+
 @pytest.mark.parametrize(
     ("launcher", "change", "fault"),
     [
