@@ -9,7 +9,7 @@ https://cloud.google.com/kubernetes-engine/docs/how-to/tpu-multislice.
 
 import shlex
 
-from launch.pods.spec import Files, PodSpec, require_cloud, template
+from launch.pods.spec import Files, PodSpec, for_kubernetes, require_cloud, template
 from sdtt_jax.config import require
 
 COORDINATOR_PORT = 8476
@@ -50,8 +50,7 @@ def render(spec: PodSpec) -> Files:
         tolerations=tolerations,
         port=COORDINATOR_PORT,
         coordinator=f"{spec.name}-workers-0-0.{spec.name}:{COORDINATOR_PORT}",
-        # Kubernetes replaces `$(NAME)` in a command; `$$(NAME)` is how to write a literal `$(NAME)`.
-        command=[argument.replace("$(", "$$(") for argument in spec.command],
+        command=[*map(for_kubernetes, spec.command)],
         resource="google.com/tpu" if tpu else "nvidia.com/gpu",
         chips_per_host=slice_.chips_per_host,
     )

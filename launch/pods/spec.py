@@ -187,6 +187,11 @@ def spec_dict(spec: PodSpec) -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(to_mapping(spec) | {"overrides": spec.overrides}).lock()
 
 
+def for_kubernetes(text: str) -> str:
+    """A part of a command as Kubernetes has it, which replaces `$(NAME)` by a variable, and `$$` by `$`."""
+    return text.replace("$", "$$")
+
+
 def refuse_fields(spec: PodSpec, **reasons: str) -> None:
     """Raises `ConfigError` for a field that a launcher cannot honour, unless it has its default."""
     for name, reason in reasons.items():

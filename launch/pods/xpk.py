@@ -7,7 +7,15 @@ ends the job on every exit status except 42, 127 to 255 and those of --restart-o
 
 import shlex
 
-from launch.pods.spec import Files, PodSpec, refuse_fields, require_cloud, require_tpu, template
+from launch.pods.spec import (
+    Files,
+    PodSpec,
+    for_kubernetes,
+    refuse_fields,
+    require_cloud,
+    require_tpu,
+    template,
+)
 from sdtt_jax.config import require
 
 _QUEUE = "multislice-queue"  # LOCAL_QUEUE_NAME in src/xpk/core/
@@ -44,7 +52,7 @@ def render(spec: PodSpec) -> Files:
         f"--max-restarts={spec.max_restarts}",
         "--restart-on-exit-codes=1,75",
         f"--termination-grace-period-seconds={spec.grace_seconds}",
-        f"--command={spec.shell_command}",
+        f"--command={for_kubernetes(spec.shell_command)}",
     ]
     workload = template("workload.sh.j2", spec, options=" \\\n  ".join(map(shlex.quote, options)))
     return {"workload.sh": workload}

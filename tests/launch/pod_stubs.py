@@ -103,7 +103,9 @@ exec "$@"
     "scontrol": 'echo "$*" >>"$STUB/scontrol"\n',
     "xpk": """
 for argument in "$@"; do
-  case $argument in --command=*) bash -c "${argument#--command=}" ;; esac
+  case $argument in # Kubernetes reads `$$` as `$`
+    --command=*) command=${argument#--command=} && bash -c "${command//'$$'/$}" ;;
+  esac
 done
 """,
 }
