@@ -82,10 +82,18 @@ def main(argv: Sequence[str]) -> None:
     """Measures what the flags ask for."""
     check_flags(argv)
     plan, config = from_flags(BenchmarkPlan), run_config(_CONFIG.value)
-    if "race" in plan.suite:
+    for suite, modes in (("race", plan.modes.split()), ("sample", [plan.mode, plan.against])):
+        if suite not in plan.suite:
+            continue
         network = Denoiser(config.denoiser(config.vocab_size))
-        for steps, mode in itertools.product(plan.num_steps, plan.modes.split()):
-            check_served(parse_mode(mode), network, steps, config.data.length)
+        for steps, mode in itertools.product(plan.num_steps, filter(None, modes)):
+            parsed = parse_mode(mode)
+            check_served(parsed, network, steps, config.data.length)
+            require(
+                suite == "race" or not parsed.decoder.helper,
+                f"mode={mode} needs another model, which --suite=sample does not have; take --suite=race "
+                f"--modes={mode}.",
+            )
     if "data" in plan.suite:
         find_corpus(config.data.corpus)
     if {"teacher", "demo"} & set(plan.suite):
