@@ -22,7 +22,7 @@ from experiments.cli.app import check_flags, output_file, refuse, run_app, stopw
 from experiments.settings import check_overrides, run_config
 from launch.ahead import report
 from launch.ahead.analysis import Record, analyse
-from launch.ahead.programs import ALL, build, kinds_of
+from launch.ahead.programs import ALL, build, check_kinds, kinds_of
 from launch.ahead.search import Target, search
 from launch.ahead.topologies import compile_only, describe_devices, parse_topology
 from sdtt_jax.config import choose
@@ -71,6 +71,7 @@ def main(argv: Sequence[str]) -> None:
         refuse("Nothing is searched without --search", "search_seconds")
     config = run_config(_CONFIG.value)
     kinds = asked or kinds_of(config)
+    check_kinds(kinds, config)
     output = output_file(_OUTPUT.value)
     compile_only()
     topology = parse_topology(str(_TOPOLOGY.value), _SLICES.value)

@@ -3,19 +3,21 @@
 import dataclasses
 import functools
 import math
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from experiments.distillers import COUPLED, ONE_ROUND
+from experiments.distillers import COUPLED, COUPLED_IDLM, ONE_ROUND
 from experiments.settings import RunConfig
 from experiments.stages import objective, one_round
 from launch.ahead.distiller_flops import MASKED_SHARE, StepCost, step_cost, with_full
 from launch.ahead.hlo_text import Instruction
 from launch.ahead.networks import Planned
 from sdtt_jax.causal.sampler import generate
+from sdtt_jax.config import changed
 from sdtt_jax.diffusion import sampler
 from sdtt_jax.diffusion.decoders import filling
 from sdtt_jax.keys import seed_key
@@ -65,6 +67,16 @@ class Program:
 def kinds_of(config: RunConfig) -> tuple[str, ...]:
     """The `KINDS` of programs that a run has: a teacher that is loaded takes no steps."""
     return tuple(kind for kind in KINDS if kind != "teacher" or not config.teacher.checkpoint)
+
+
+def check_kinds(kinds: Collection[str], config: RunConfig) -> None:
+    """Raises `ConfigError` for programs of distillers that a run with this config could not train.
+
+    A config itself checks only the distillers that it names.
+    """
+    first = (COUPLED,) if {COUPLED, COUPLED_IDLM} & {*kinds} else ()
+    if trained := (*first, *(kind for kind in ONE_ROUND if kind in kinds)):
+        changed(config, distillers=trained)
 
 
 def build(kind: str, config: RunConfig, mesh: Mesh, batch: int, num_steps: int) -> Program:

@@ -7,10 +7,12 @@ import pytest
 
 from experiments.configs import owt_coupled
 from experiments.configs.owt_one_round import get_config
+from experiments.configs.owt_small import owt
 from experiments.distillers import ONE_ROUND
 from experiments.settings import run_config
 from launch.ahead import hlo, programs
-from launch.ahead.programs import build
+from launch.ahead.programs import build, check_kinds
+from sdtt_jax.config import changed
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.networks.config import NoiseConfig
 from sdtt_jax.parallel.mesh import MeshConfig, make_mesh, mesh_of, use_mesh
@@ -77,6 +79,19 @@ def test_a_coupled_step_that_infers_its_noise_holds_the_teacher_beside_the_stude
     assert stored.state["teacher"] == 0
     assert 0.97 < made.state["teacher"] / made.state["parameters"] < 1  # without a noise network
     assert "while" in made.lower().as_text()
+
+
+def test_distillers_that_a_run_could_not_train_are_not_compiled():
+    """A config checks those that it names; mmd, asked for beside it, ended in an error of JAX's scan."""
+    for name in ONE_ROUND:
+        check_kinds(["distill", name], run_config(get_config(name)))
+    check_kinds(["distill", "causal", "coupled_idlm"], owt("small"))
+    for kind, fields, said in (
+        ("mmd", {"model": {"num_layers": 2}}, r"mmd.layer=4 does not exist: model.num_layers=2"),
+        ("coupled_idlm", {"coupled": {"noise": {"kind": "masks"}}}, "noise determines its tokens"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            check_kinds(["distill", kind], changed(owt("small"), **fields))
 
 
 def test_a_distiller_that_does_not_exist_is_named():
