@@ -40,11 +40,11 @@ from pathlib import Path
 from typing import Any
 
 from absl import flags
-from ml_collections import config_flags
 
 from experiments.benchmarking.suites import BenchmarkPlan, benchmark, deaths, show
 from experiments.cli.app import check_flags, output_file, run_app, stopwatch, wide_console
 from experiments.cli.fields import define_flags, from_flags
+from experiments.cli.overrides import define_config_file
 from experiments.settings import check_overrides, run_config
 from sdtt_jax.config import require
 from sdtt_jax.data.corpora import find_corpus
@@ -56,11 +56,8 @@ from sdtt_jax.paths import write_json
 
 CONFIGS = Path(__file__).with_name("configs")
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config",
-    None,
-    "A config file; default: experiments/configs/benchmark.py (demo.py for --suite=demo).",
-    lock_config=True,
+_CONFIG = define_config_file(
+    text="A config file; default: experiments/configs/benchmark.py (demo.py for --suite=demo)."
 )
 _OUTPUT = flags.DEFINE_string("output", None, "Also write all results to this JSON file.")
 define_flags(BenchmarkPlan)

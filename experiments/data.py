@@ -17,7 +17,6 @@ import dataclasses
 from collections.abc import Sequence
 
 from absl import flags
-from ml_collections import config_flags
 
 from experiments.cli.app import (
     check_flags,
@@ -27,7 +26,7 @@ from experiments.cli.app import (
     run_app,
     wide_console,
 )
-from experiments.cli.overrides import source_of, with_corpus
+from experiments.cli.overrides import define_config_file, source_of, with_corpus
 from experiments.cli.tables import rich_table
 from experiments.settings import check_overrides
 from experiments.stages.runner import STAGES, open_run
@@ -44,7 +43,7 @@ ENGINES = ("local", "beam")
 # Characters of a record on the terminal; the page and the JSON file have all of them.
 SHOWN = 500
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "The config file.", lock_config=True)
+_CONFIG = define_config_file()
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Directory of the run, which holds data/ and tokenizer/."
 )

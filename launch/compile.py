@@ -16,9 +16,9 @@ CPU compiler compiles for eight virtual devices, so the memory figures are only 
 from collections.abc import Sequence
 
 from absl import flags
-from ml_collections import config_flags
 
 from experiments.cli.app import check_flags, output_file, refuse, run_app, stopwatch, wide_console
+from experiments.cli.overrides import define_config_file
 from experiments.settings import check_overrides, run_config
 from launch.ahead import report
 from launch.ahead.analysis import Record, analyse
@@ -28,7 +28,7 @@ from launch.ahead.topologies import compile_only, describe_devices, parse_topolo
 from sdtt_jax.config import choose
 from sdtt_jax.parallel.mesh import make_mesh
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "The config file.", lock_config=True)
+_CONFIG = define_config_file()
 _TOPOLOGY = flags.DEFINE_string(
     "topology",
     None,

@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from absl import flags
-from ml_collections import config_flags
 
 from experiments.cli.app import run_app
-from experiments.cli.overrides import check_fields
+from experiments.cli.overrides import check_fields, define_config_file
 from launch.pods import gke, skypilot, slurm, tpu_vm, xpk
 from launch.pods.options import check_run
 from launch.pods.spec import Files, PodSpec
@@ -34,7 +33,7 @@ EXAMPLE = "gs://my-bucket"
 """The bucket of the specs in launch/specs, which is nobody's."""
 
 _LAUNCHER = flags.DEFINE_enum("launcher", None, list(LAUNCHERS), "The tool that starts the run.")
-_SPEC = config_flags.DEFINE_config_file("spec", None, "The spec file.", lock_config=True)
+_SPEC = define_config_file("spec", "The spec file.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the files instead of writing them.")
 _OUTPUT = flags.DEFINE_string(
     "output", None, "Directory to write the files to; runs/pods/NAME/LAUNCHER by default."

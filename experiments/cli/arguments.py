@@ -119,7 +119,7 @@ def in_words(error: Exception) -> str:
             )
         if "config" in flags.FLAGS and "." in error.flagname:
             return f"{error}. Did you mean: config.{error.flagname} ?"
-    return clearer(str(error)) + place
+    return clearer(str(error).removeprefix("ERROR:: ")) + place
 
 
 def _place(frames: Sequence[tuple[str, Any]]) -> str:

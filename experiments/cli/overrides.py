@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import functools
 import re
 import typing
 from collections.abc import Sequence
@@ -17,6 +18,8 @@ from sdtt_jax.config import nearest, require, unknown_field
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.paths import as_path
 
+# A flag that is defined here belongs to the module that asks for it, and is listed in that module's --help.
+flags.disclaim_key_flags()
 # The usual folder of the files that a flag names.
 FOLDERS = {"config": Path("experiments/configs"), "spec": Path("launch/specs")}
 
@@ -31,6 +34,22 @@ class Source(NamedTuple):
 
 
 UNKNOWN = Source()
+
+
+def define_config_file(
+    flag: str = "config",
+    text: str = "The config file.",
+    values: flags.FlagValues = flags.FLAGS,
+    argv: Sequence[str] | None = None,
+) -> flags.FlagHolder[Any]:
+    """Defines a flag that names a config file, and flags for its fields, as `argv` gives them."""
+    define = functools.partial(
+        config_flags.DEFINE_config_file, flag, None, text, flag_values=values, lock_config=True
+    )
+    try:
+        return define(sys_argv=None if argv is None else [*argv])
+    except flags.Error:  # of a --flagfile, which is read again, and said, when the flags are parsed
+        return define(sys_argv=[])
 
 
 def source_of(flag: str = "config") -> Source:

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from absl import flags
-from ml_collections import config_flags
 
+from experiments.cli.overrides import define_config_file
 from experiments.stages.runner import STAGE_NAMES
 from sdtt_jax.config import choose, require
 
@@ -14,14 +14,7 @@ flags.disclaim_key_flags()
 
 def define_flags(values: flags.FlagValues = flags.FLAGS, argv: Sequence[str] | None = None) -> None:
     """Defines the flags in `values`; `argv`, the program first, is the command line that sets the config."""
-    config_flags.DEFINE_config_file(
-        "config",
-        None,
-        "The config file.",
-        flag_values=values,
-        lock_config=True,
-        sys_argv=None if argv is None else [*argv],
-    )
+    define_config_file(values=values, argv=argv)
     flags.DEFINE_string(
         "workdir",
         None,

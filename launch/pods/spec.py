@@ -148,7 +148,8 @@ class PodSpec:
         for override in self.overrides:
             _check_line("overrides", override)
             require(
-                override.startswith("--") and not override.startswith(("--config=", "--workdir")),
+                override.startswith("--")
+                and not override.startswith(("--config=", "--workdir", "--flagfile")),
                 f"overrides: {override!r} must be like --config.FIELD=VALUE or --stages=a,b; config and "
                 "workdir are fields of the spec.",
             )

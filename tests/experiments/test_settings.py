@@ -11,6 +11,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from experiments.cli.arguments import IN_FLAGS, clearer, in_words
+from experiments.cli.overrides import define_config_file
 from experiments.configs.smoke import smoke
 from experiments.distillers import DISTILLERS, REFUSED_SEQUENCES, CoupledStage
 from experiments.settings import (
@@ -21,6 +22,7 @@ from experiments.settings import (
     config_dict,
     run_config,
 )
+from launch.pods.spec import PodSpec
 from sdtt_jax.config import changed, to_mapping
 from sdtt_jax.errors import ConfigError
 
@@ -279,6 +281,19 @@ def test_a_list_that_is_given_twice_is_refused():
 def test_good_overrides_pass():
     check_overrides(["run", "--config.distill.train.num_steps=3", "--workdir=x", "--stages=data"])
     check_overrides(["run", "--config.data.corpus=[a.b]\n{}", "--noconfig.data.deduplicate"])
+
+
+def test_a_file_of_flags_that_is_not_there_is_an_error_of_the_flags(tmp_path):
+    """It ended every command in a traceback, with status 1, while the module was imported."""
+    argv = ["run", f"--flagfile={tmp_path}/none"]
+    values = flags.FlagValues()
+    define_config_file(values=values, argv=argv)
+    with pytest.raises(IN_FLAGS) as caught:
+        values(argv)
+    assert in_words(caught.value).startswith("Unable to open flagfile: ")
+    # On a pod the file is not, and it could hold fields of the spec.
+    with pytest.raises(ConfigError, match=r"overrides: '--flagfile=x' must be like"):
+        PodSpec(workdir="gs://bucket/x", overrides=("--flagfile=x",))
 
 
 def test_an_argument_of_a_config_that_takes_none_is_refused(monkeypatch):
