@@ -26,6 +26,11 @@ def render(spec: PodSpec) -> Files:
         f"slices={spec.slices}: GKE connects only slices of several hosts, but {spec.accelerator} is one "
         "host; choose a larger accelerator.",
     )
+    require(
+        "@" not in spec.service_account,
+        f"service_account={spec.service_account!r}: on GKE it is the name of one of Kubernetes, no e-mail "
+        "address; leave it empty for that of the nodes.",
+    )
     if tpu:
         selector = {
             "cloud.google.com/gke-tpu-accelerator": slice_.chip.gke,

@@ -69,6 +69,8 @@ def test_the_config_may_have_an_argument():
         ("tpu_vm", {"zone": ""}, "set spec.zone"),
         ("gke", {"image": ""}, "set spec.image"),
         ("gke", {"slices": 2}, "choose a larger accelerator"),
+        # JobSet takes the file, and then no pod can be made: Kubernetes has no such names.
+        ("gke", {"service_account": "a@b.c"}, "no e-mail address"),
         ("skypilot", {"slices": 2}, "one TPU slice"),
         ("skypilot", {"reservation": "r"}, "config.yaml"),
         ("skypilot", {"service_account": "a@b.c"}, "gcp.remote_identity"),
