@@ -5,8 +5,10 @@ Oracles: YAML's and bash's own parsers, and the allowed fields of each format wr
 
 import dataclasses
 import re
+import shlex
 import shutil
 import subprocess
+import sys
 
 import pytest
 import yaml
@@ -188,6 +190,19 @@ def test_a_task_of_skypilot_has_the_fields_of_its_schema(spec):
         assert ("infra" in resources) == bool(spec.zone)
     for part in ("setup", "run"):
         subprocess.run(["bash", "-n"], input=task[part], text=True, check=True)
+
+
+@pytest.mark.skipif(shutil.which("uv") is None, reason="uv is not installed")
+def test_a_task_may_be_set_up_again_on_the_same_machines(tmp_path):
+    """`sky launch` does so. Oracle: uv, which ends with 2 where there is an environment, unless told."""
+    (line,) = re.findall(
+        r"^uv venv .*$", yaml.safe_load(skypilot.render(TPU)["task.yaml"])["setup"], re.M
+    )
+    command = shlex.split(line.replace("--seed ", "").replace("3.12", sys.executable))
+    for _ in range(2):
+        subprocess.run(
+            [*command[:-1], str(tmp_path / "venv")], check=True, stdin=subprocess.DEVNULL
+        )
 
 
 def test_skypilot_says_where_the_project_is_set():
