@@ -22,7 +22,11 @@ def virtual_devices(count: int) -> dict[str, str]:
     xla_flags = [
         f for f in os.environ.get("XLA_FLAGS", "").split() if not f.startswith(DEVICE_COUNT)
     ]
-    found = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": " ".join([*xla_flags, f"{DEVICE_COUNT}={count}"])}
+    found = {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_NUM_CPU_DEVICES": str(count),  # goes before the flag, if the user has set it
+        "XLA_FLAGS": " ".join([*xla_flags, f"{DEVICE_COUNT}={count}"]),
+    }
     return found | threads_to_wait_in(os.environ | found)
 
 

@@ -1,5 +1,9 @@
 """What virtual devices of the CPU need. Oracle: what XLA reads."""
 
+import os
+import subprocess
+import sys
+
 from sdtt_jax.parallel.environment import port_of_step, threads_to_wait_in, virtual_devices
 
 
@@ -19,6 +23,17 @@ def test_a_command_gives_them_where_its_flags_ask_for_several_devices():
     assert threads_to_wait_in({"XLA_FLAGS": f"{flag}8"} | own) == {"PJRT_NPROC": "16"}
     for flags in ("", f"{flag}1", f"{flag}many", flag):
         assert threads_to_wait_in({"XLA_FLAGS": flags}) == {}
+
+
+def test_the_number_that_is_asked_for_goes_before_that_of_the_users_shell(monkeypatch):
+    """Each process of launch.local had the 4 of JAX_NUM_CPU_DEVICES, whatever --devices_per_process said.
+
+    Oracle: JAX, which reads its own variable before XLA's flag.
+    """
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "4")
+    found = os.environ | virtual_devices(2)
+    counting = [sys.executable, "-c", "import jax; print(jax.device_count())"]
+    assert subprocess.run(counting, env=found, check=True, capture_output=True).stdout == b"2\n"
 
 
 def test_steps_of_a_slurm_job_meet_at_different_ports():
