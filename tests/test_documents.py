@@ -32,7 +32,8 @@ MODULE = re.compile(r"(?:sdtt_jax|experiments|launch|tools)(?:\.\w+)+")
 FILE = re.compile(r"`((?:\.ci|sdtt_jax|experiments|launch|tools|tests|docs)/[\w./-]*)`")
 # A flag of absl or argparse, or a field of a dataclass from which a command makes its flags.
 DEFINED = re.compile(
-    r"""(?:DEFINE_\w+|add_argument)\(\s*["'](?:--)?(\w+)["']|^    (\w+): .* = """, re.MULTILINE
+    r"""(?:DEFINE_\w+|define_config_file|add_argument)\(\s*["'](?:--)?(\w+)["']|^    (\w+): .* = """,
+    re.MULTILINE,
 )
 
 
