@@ -8,7 +8,7 @@ from sdtt_jax.config import at_least, check_types, one_of, positive, require, wh
 from sdtt_jax.data.detokenize import DETOKENIZERS
 from sdtt_jax.data.normalize import NORMALIZERS
 from sdtt_jax.errors import ConfigError
-from sdtt_jax.ops.sequence_kinds import Sequences
+from sdtt_jax.ops.sequence_kinds import KINDS, Sequences
 from sdtt_jax.paths import absolute
 
 
@@ -67,7 +67,7 @@ class DataConfig:
         require(
             self.text_field != "", "text_field must name the field that holds the text, not ''."
         )
-        one_of(self, detokenize=DETOKENIZERS, normalize=NORMALIZERS)
+        one_of(self, detokenize=DETOKENIZERS, normalize=NORMALIZERS, sequences=KINDS)
         whole(3 if self.wrap else 2, self, "length")
         within("(0, 1)", self, "validation_fraction")
         within("[1, 99999]", self, "num_shards")

@@ -24,8 +24,8 @@ class Sequences:
         whole(0, self, "bos_id", "eos_id")
         require(
             not (self.wrap and self.has_padding),
-            f"wrap=True puts BOS and EOS around chunks of many texts; kind={self.kind!r} has one text per "
-            "sequence.",
+            "wrap=True puts BOS and EOS around chunks of many texts, but sequences of the kind "
+            f"{self.kind!r} have one text each; set wrap=False.",
         )
 
     @property

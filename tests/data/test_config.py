@@ -17,6 +17,7 @@ from sdtt_jax.errors import ConfigError
         ("validation_fraction", 0.0),
         ("validation_fraction", 1.0),
         ("num_shards", 0),
+        ("sequences", "document"),  # was "kind", which a config of data does not have
     ],
 )
 def test_a_data_field_that_cannot_work_is_named(field, value):
