@@ -30,6 +30,14 @@ def render(spec: PodSpec) -> Files:
         spot="SLURM has partitions for that; set spec.slurm.partition.",
         service_account="SLURM's nodes use the credentials that they have; leave the field empty.",
     )
+    days, _, clock = spec.slurm.time_limit.rpartition("-")
+    hours, minutes, seconds = map(int, clock.split(":"))
+    limit = 3600 * (24 * int(days or 0) + hours) + 60 * minutes + seconds
+    require(
+        limit == 0 or limit > spec.grace_seconds,  # 0 is no limit
+        f"slurm.time_limit={spec.slurm.time_limit}: SLURM would ask the tasks to save and stop at once, "
+        f"{spec.grace_seconds} seconds before (grace_seconds), and so at every restart; give more time.",
+    )
     container = []
     command = spec.command
     if spec.image:

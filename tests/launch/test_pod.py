@@ -87,6 +87,8 @@ def test_the_config_may_have_an_argument():
         ("slurm", {"accelerator": "h100", "workdir": "runs/x"}, "absolute path"),
         ("slurm", {"accelerator": "h100", "workdir": "/a,b"}, "neither ':' nor ','"),
         ("slurm", {"accelerator": "h100", "spot": True}, "set spec.slurm.partition"),
+        # It was queued again for ever: 75 counts as no failure. --signal is in sbatch's manual.
+        ("slurm", {"accelerator": "h100", "slurm": SlurmConfig(time_limit="00:02:00")}, "at once"),
     ],
 )
 def test_a_launcher_refuses_what_it_cannot_do(launcher, change, fault):
