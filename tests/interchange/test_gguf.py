@@ -285,6 +285,18 @@ def test_a_file_that_was_cut_short_is_one_sentence(tmp_path, share):
         sdtt_jax.load(path)
 
 
+def test_a_count_beyond_the_files_end_is_one_sentence(tmp_path):
+    """It was read on and on, for hours, each number an array in memory. Oracle: the file's own count."""
+    path = write(tmp_path / "model.gguf", weights())
+    head = b"tokenizer.ggml.token_type" + b"".join(n.to_bytes(4, "little") for n in (9, 5))
+    before, after = path.read_bytes().split(head)
+    count = int.from_bytes(after[:8], "little")
+    assert count == len(TOKENS)
+    path.write_bytes(before + head + (count | 1 << 24).to_bytes(8, "little") + after[8:])
+    with pytest.raises(CheckpointError, match=r"gguf, of .* counts more than follows.* damaged"):
+        sdtt_jax.load(path)
+
+
 @pytest.mark.parametrize(
     ("how", "said"),
     [
