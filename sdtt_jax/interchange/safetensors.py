@@ -24,6 +24,7 @@ FLOATS = {
 }
 # A file begins with the length of its header, little-endian; offsets count from the header's end.
 LENGTH_BYTES = 8
+LONGEST_HEADER = 10**8  # bytes; the library refuses longer ones
 # The header's one entry that is not a tensor.
 METADATA = "__metadata__"
 SUFFIX = ".safetensors"
@@ -145,7 +146,7 @@ def _header(path: Path) -> tuple[int, Any]:
     """Length and content of a file's header; `ValueError` if it is not JSON."""
     with path.open("rb") as file:
         size = int.from_bytes(file.read(LENGTH_BYTES), "little")
-        content = file.read(min(size, path.stat().st_size))
+        content = file.read(min(size, LONGEST_HEADER))
     try:
         return size, json.loads(content)
     except RecursionError:

@@ -2,6 +2,7 @@
 
 import os
 import stat
+import tracemalloc
 
 import ml_dtypes
 import numpy as np
@@ -51,6 +52,20 @@ def test_a_file_of_another_length_says_both(tmp_path, change):
     said = f"has {len(content) + change} bytes, but its header counts {len(content)};"
     with pytest.raises(CheckpointError, match=said):
         Tensors(path)
+
+
+def test_a_renamed_pickle_is_not_read_whole(tmp_path):
+    """Its first bytes are a length without end, and all its 16 GB were read. Oracle: Python's memory."""
+    path = tmp_path / "model.safetensors"
+    with path.open("wb") as file:
+        file.write(b"PK\x03\x04" * 4)
+        file.truncate(4 * 10**8)  # takes no room on the disk
+    tracemalloc.start()
+    with pytest.raises(CheckpointError, match=r"model\.safetensors cannot be read as safetensors"):
+        Tensors(path)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 3 * 10**8
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
