@@ -113,7 +113,7 @@ def suffix_bounds(
     model.require_likelihood()
     check_key(key)
     layout = layout or layout_of(model)
-    score = functools.partial(_bound_batch, model.diffusion, config, key)
+    score = functools.partial(_bound_batch, model.diffusion, config, model.near(key))
     rows = lay_out(items, layout, model.mask_id)
     values = _map_items(score, model.params, rows, config.num_maskings, batch_size, progress)
     nats, masked = np.moveaxis(values, -1, 0)

@@ -90,12 +90,20 @@ class Loaded(abc.ABC):
         """`rows: [B, …]` split over the mesh if the mesh divides B, else replicated on every device."""
         if self.mesh is None:
             # `jnp.asarray` compiles a program for each shape (JAX 0.10).
-            return jax.device_put(rows)
+            return jax.device_put(self.near(rows))
         whole = np.shape(rows)[0] % batch_pieces(self.mesh) != 0
         sharding = replicated(self.mesh) if whole else batch_sharding(self.mesh)
         if isinstance(rows, jax.core.Tracer):
             return jax.lax.with_sharding_constraint(rows, sharding)
         return place(np.asarray(rows), sharding)
+
+    def near(self, x: Any) -> Any:
+        """An array or key, moved to the model's devices if it was put on others, which JAX refuses."""
+        there, here = _devices(x), _devices(self.params)
+        if not there or not here or there == here:
+            return x
+        mesh = self.mesh
+        return jax.device_put(x, next(iter(here))) if mesh is None else place(x, replicated(mesh))
 
     @property
     @abc.abstractmethod
@@ -262,10 +270,11 @@ def as_helper_of(helper: Loaded | Helper | None, model: Loaded) -> Helper | None
     return helper.as_helper
 
 
-def _devices(params: Params) -> set[jax.Device]:
-    """The devices that parameters were put on; none if JAX moves them to where the others are."""
-    leaf: Any = next(iter(jax.tree.leaves(params)), None)
-    return leaf.sharding.device_set if getattr(leaf, "committed", False) else set()
+def _devices(tree: Any) -> set[jax.Device]:
+    """The devices that arrays were put on; none if JAX moves them to where the others are, or traces them."""
+    leaf: Any = next(iter(jax.tree.leaves(tree)), None)
+    put = not isinstance(leaf, jax.core.Tracer) and getattr(leaf, "committed", False)
+    return leaf.sharding.device_set if put else set()
 
 
 def same_ids(one: Tokenizer | None, other: Tokenizer | None) -> bool:

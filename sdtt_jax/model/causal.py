@@ -155,7 +155,7 @@ class CausalModel(Loaded):
         self.require_whole_texts()
         check_key(key)
         check_fields(Filters, filters, "sample")
-        prompts = to_host(as_rows(prompts, self.config.vocab_size, "prompts"))
+        key, prompts = self.near(key), to_host(as_rows(prompts, self.config.vocab_size, "prompts"))
 
         def write(params: Any, index: jax.Array, prompt: jax.Array) -> Written:
             draw = jax.random.fold_in(key, index)

@@ -114,13 +114,13 @@ class Model(Loaded):
 
     def _asked(
         self, key: Key, x_init: ArrayLike, config: SamplerConfig, helper: Loaded | Helper | None
-    ) -> tuple[Any, SamplerConfig, Helper | None]:
-        """Checks what a generation is asked for: rows `[B, L]`, config with a stored schedule, and helper."""
+    ) -> tuple[Key, Any, SamplerConfig, Helper | None]:
+        """Checks what is asked for: key, rows `[B, L]`, config with a stored schedule, and helper."""
         check_key(key)
         rows = self._rows(x_init, self.mask_id + 1)
         config, other = with_stored_schedule(config, self), as_helper_of(helper, self)
         check_given(config.guidance, rows, self.mask_id)
-        return rows, config, other
+        return self.near(key), rows, config, other
 
     def sample(
         self,
@@ -194,7 +194,7 @@ class Model(Loaded):
           batch_size: texts at once, as many as memory allows.
           helper: the second model of a decoder that needs one.
         """
-        given, config, other = self._asked(key, x_init, config, helper)
+        key, given, config, other = self._asked(key, x_init, config, helper)
         rows = to_host(given)
 
         def write(params: Params, index: jax.Array, rows: jax.Array) -> Written:
@@ -272,7 +272,7 @@ class Model(Loaded):
           config: sampler.
           helper: the second model of a decoder that needs one.
         """
-        rows, config, other = self._asked(key, x_init, config, helper)
+        key, rows, config, other = self._asked(key, x_init, config, helper)
         x_init = self.placed(rows)
         with self.on_mesh():
             return generate(self.diffusion, self.params, key, x_init, config, self.sequences, other)
@@ -288,7 +288,7 @@ class Model(Loaded):
 
         The last of the `num_steps + 2` states is what `denoise` returns for the same key.
         """
-        rows, config, other = self._asked(key, x_init, config, helper)
+        key, rows, config, other = self._asked(key, x_init, config, helper)
         x_init = self.placed(rows)
         model = self.diffusion.within(arrangement_of(x_init, self.sequences))
         begin = first_state(model, self.params, x_init, config, other)
@@ -333,7 +333,7 @@ class Model(Loaded):
         whole(1, num_samples=num_samples)
         check_key(key)
         self.require_likelihood()
-        tokens = self.placed(self._rows(tokens, self.mask_id))
+        key, tokens = self.near(key), self.placed(self._rows(tokens, self.mask_id))
         with self.on_mesh():
             estimates = [
                 _score(self.diffusion, self.params, tokens, key_of, self.sequences)

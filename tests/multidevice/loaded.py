@@ -106,15 +106,26 @@ def main(golden: Path) -> None:
     except sdtt_jax.errors.ConfigError as refusal:
         found[-1]["helper"] = str(refusal)
 
-    def written_by(model: Any) -> np.ndarray:
+    def written_by(model: Any, key: jax.Array = key) -> np.ndarray:
         return np.asarray(model.batches(key, tokens[:, :3], 9)[0]().tokens)
 
+    # A key, and texts, on devices that are not the model's.
+    far, first = jax.device_put(key, jax.devices()[3]), dataclasses.replace(alone, params=beside)
+    moved = [
+        (model.sample(far, 3, 4), written[2][0]),
+        (first.sample(far, 3, 4), written[2][1]),
+        (first.denoise(far, first.prior(3), config).x, written[1][1]),
+        (model.score(tokens, far), model.score(tokens, key)),
+        (first.score(last, far), first.score(np.asarray(last), key)),
+        (written_by(other, far), written_by(other)),
+    ]
     found[-1] |= {
         "states": bool((np.asarray(last) == written[0][0]).all()),
         "score": error(*(m.score(tokens, key) for m in (model, alone))),
         "traced": error(jax.jit(model.logits)(tokens), alone.logits(tokens)),
         "causal": error(*(m.logits(tokens) for m in (other, judge))),
         "continued": bool((written_by(other) == written_by(judge)).all()),
+        "moved": [bool((np.asarray(one) == np.asarray(two)).all()) for one, two in moved],
         "growth": growth(),
     }
     sys.stdout.write(json.dumps(found) + "\n")
