@@ -9,13 +9,13 @@ import jax
 import numpy as np
 
 from sdtt_jax.checkpoints.store import save_params
-from sdtt_jax.config import to_mapping
+from sdtt_jax.config import require, to_mapping
 from sdtt_jax.data.tokenizer import save_tokenizer
 from sdtt_jax.errors import MismatchError
 from sdtt_jax.interchange.claims import TEXTS
-from sdtt_jax.interchange.found import FINAL
+from sdtt_jax.interchange.found import FINAL, finished
 from sdtt_jax.interchange.hub import carried
-from sdtt_jax.interchange.layouts import LAYOUTS
+from sdtt_jax.interchange.layouts import LAYOUTS, is_published
 from sdtt_jax.interchange.llama_export import (
     completed,
     export_llama,
@@ -32,7 +32,7 @@ from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
 from sdtt_jax.networks.config import GPT2Config, LlamaConfig
 from sdtt_jax.networks.kinds import GPT2_DENOISER
-from sdtt_jax.paths import PathLike, as_path
+from sdtt_jax.paths import PathLike, as_path, is_remote
 
 
 def export_reference(model: Model | CausalModel, directory: PathLike) -> list[Path]:
@@ -92,8 +92,18 @@ def _as_stored(
 
 
 def export_orbax(model: Model | CausalModel, directory: PathLike) -> list[Path]:
-    """Writes the parameters and the tokenizer for `sdtt_jax.load`; the model must have a tokenizer."""
+    """Writes the parameters and the tokenizer for `sdtt_jax.load`; the model must have a tokenizer.
+
+    An older export of this kind is replaced. `ConfigError` if `load` would find another model there.
+    """
     directory, tokenizer = as_path(directory), model.text_tokenizer
+    published = not is_remote(directory) and is_published(directory)
+    other = directory if published else finished(directory)
+    require(
+        other in (None, directory / FINAL),
+        f"{directory} holds another model, which sdtt_jax.load would read in place of this one ({other}); "
+        "choose another folder.",
+    )
     facts = {name: value for name, value in model.facts.items() if name not in ("path", "beside")}
     # Of a published model it is known only if its config said it.
     facts |= {} if "layout" in facts else {"normalize": tokenizer.normalize}

@@ -326,6 +326,19 @@ def test_one_that_ends_early_leaves_an_older_one_as_it_was(tmp_path, monkeypatch
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+@pytest.mark.parametrize("form", [export_reference, export_orbax])
+def test_orbax_is_not_written_beside_a_model_that_load_prefers(model, tmp_path, form):
+    """`load` gave the older model. Over an older one of its kind it gives the new one."""
+    place = tmp_path / "teacher" if form is export_orbax else tmp_path
+    form(model, place)
+    with pytest.raises(ConfigError, match=r"another model, .*would read in place of this one"):
+        export_orbax(model, tmp_path)
+    new = dataclasses.replace(model, params=jax.tree.map(lambda x: x + 1, model.params))
+    for each in (model, new):
+        export_orbax(each, tmp_path / "own")
+    jax.tree.map(np.testing.assert_array_equal, sdtt_jax.load(tmp_path / "own").params, new.params)
+
+
 def test_a_card_that_cannot_be_made_leaves_nothing_written(run, tmp_path):
     ours = shutil.copytree(run, tmp_path / "run")
     (ours / "config.json").write_text("{}")
