@@ -77,7 +77,7 @@ def describe_folder(folder: Path, models: Sequence[Path]) -> str:
 
 def describe(names: Collection[str], models: Sequence[Path] = ()) -> str:
     """Describes files and folders by name, in a sentence with a remedy; `models` are those with a model."""
-    if UNFINISHED in names:
+    if UNFINISHED in names or any(name.startswith(".model.safetensors.") for name in names):
         return "It holds an export that was stopped: repeat the command that made it."
     # Hidden files are no content: a run that was refused leaves its lock.
     names = sorted(name for name in names if not name.startswith("."))

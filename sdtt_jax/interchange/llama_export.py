@@ -24,7 +24,7 @@ from sdtt_jax.interchange.tables.llama import HUB, LLAMA
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
 from sdtt_jax.networks.config import LlamaConfig, LlamaDenoiserConfig, TransformerConfig
-from sdtt_jax.paths import write_json, written_whole
+from sdtt_jax.paths import resolve_links, write_json, written_whole
 from sdtt_jax.trees import flat_leaves, nested
 
 
@@ -122,6 +122,9 @@ def write_repository(
         for path, content in zip(others, files.values(), strict=True):
             path.write_bytes(content)
         write_tensors(tensor_file, tensors)
+        # A process that is killed between these renames leaves no model, and not the older tensors.
+        with contextlib.suppress(OSError):
+            resolve_links(written[0]).unlink()
     return written
 
 

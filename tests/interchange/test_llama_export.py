@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+import os
+import sys
 
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 import sdtt_jax
-from sdtt_jax.errors import MismatchError
+from sdtt_jax.errors import CheckpointError, MismatchError
 from sdtt_jax.interchange.export import export_orbax, export_reference
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.networks.config import LlamaConfig
@@ -86,6 +88,22 @@ def test_without_such_files_the_tokens_that_begin_and_end_texts_are_named(publis
     names = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
     assert (names["bos_token"], names["eos_token"]) == ("<s>", "</s>")
     assert sdtt_jax.load(tmp_path / "out").text_tokenizer.digest == model.text_tokenizer.digest
+
+
+def test_one_that_is_killed_between_its_last_renames_is_no_mixture(tmp_path, monkeypatch):
+    """The older tensors had the new config, and were loaded as a denoiser. Oracle: the new one, repeated."""
+    old, new = (sdtt_jax.load(repository(tmp_path / name, name)) for name in ("llama", "a2d-llama"))
+    out, replace = tmp_path / "out", os.replace
+    export_reference(old, out)
+    with monkeypatch.context() as patch:
+        last = out / "model.safetensors"
+        patch.setattr("os.replace", lambda a, b: sys.exit(9) if b == last else replace(a, b))
+        with pytest.raises(SystemExit):
+            export_reference(new, out)
+    with pytest.raises(CheckpointError, match="no finished model"):
+        sdtt_jax.load(out)
+    export_reference(new, out)
+    assert sdtt_jax.load(out).config == new.config
 
 
 @pytest.mark.parametrize("special", [True, False])

@@ -158,9 +158,9 @@ class TestFolders:
             (["notes.txt"], "It holds notes.txt."),
             ([], "It is an empty folder"),
             ([".lock"], "It is an empty folder"),
-            (
-                [".unfinished-export", "sampler.json"],
-                "an export that was stopped: repeat the command",
+            *(
+                ([name, "sampler.json"], "an export that was stopped: repeat the command")
+                for name in (".unfinished-export", ".model.safetensors.0a1b2c3d")
             ),
             (
                 ["params.safetensors", "run.py", "sampler.json", "sampler.stablehlo"],
