@@ -371,9 +371,8 @@ def _computing(config: Any, compute_dtype: DTypeLike | None) -> Any:
 
 def _delivered(path: Path) -> Path:
     """The folder of parameters at or below a path, found by its content and not by its name."""
-    if not path.is_dir():
-        if is_remote(path):
-            path.exists()  # raises the reason; a bucket's `is_dir` only says no
+    # Of a bucket that does not answer, this raises the reason; `is_dir` only says no, after as long a wait.
+    if not path.exists() or not path.is_dir():
         names = [SMOLLM2]
         with contextlib.suppress(OSError):
             names += [] if is_remote(path) else os.listdir(path.parent)

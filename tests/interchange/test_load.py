@@ -15,6 +15,7 @@ from sdtt_jax.data.tokenizer import save_tokenizer
 from sdtt_jax.errors import CheckpointError, ConfigError
 from sdtt_jax.interchange.card import measured_results, model_card
 from sdtt_jax.interchange.load import find_network, load_network
+from sdtt_jax.paths import as_path
 from tests.interchange.llama_models import MASK, model_of, repository, tensors, write
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 100\n"
@@ -177,6 +178,20 @@ class TestFolders:
                 (tmp_path / name).mkdir()
         with pytest.raises(CheckpointError, match=f"{tmp_path} holds no finished model.*{said}"):
             sdtt_jax.load(tmp_path)
+
+    def test_a_bucket_that_does_not_answer_is_asked_once(self, monkeypatch):
+        """Each question is repeated for half a minute. Oracle: what a bucket's library raises."""
+        path, asked = as_path("gs://bucket/run"), []
+
+        def exists(_):
+            asked.append("exists")
+            raise OSError("no route")
+
+        monkeypatch.setattr(type(path), "exists", exists)
+        monkeypatch.setattr(type(path), "is_dir", asked.append)
+        with pytest.raises(OSError, match="no route"):
+            sdtt_jax.load(path)
+        assert asked == ["exists"]
 
     @pytest.mark.parametrize("path", ["", None, 3, b"runs/demo"])
     def test_a_path_that_is_none_is_refused(self, path):
