@@ -114,6 +114,10 @@ def write_repository(
         files[TOKENIZER_FILES[0]] = tokenizer.model
         files.setdefault(TOKENIZER_FILES[1], json.dumps(_names(tokenizer), indent=2).encode())
     written = [directory / name for name in (TENSORS_FILE, CONFIG_FILE, *files)]
+    # What `written_whole` of a killed export has left is as large as the model.
+    for path in written:
+        for rest in directory.glob(f".*{path.name}.{'[0-9a-f]' * 8}*"):
+            rest.unlink(missing_ok=True)
     # All get their names together, so that they are never mixed with an older export's. The tensors do last:
     # without them nothing is loaded, and without their config they would be another model.
     with contextlib.ExitStack() as stack:

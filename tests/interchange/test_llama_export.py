@@ -91,7 +91,10 @@ def test_without_such_files_the_tokens_that_begin_and_end_texts_are_named(publis
 
 
 def test_one_that_is_killed_between_its_last_renames_is_no_mixture(tmp_path, monkeypatch):
-    """The older tensors had the new config, and were loaded as a denoiser. Oracle: the new one, repeated."""
+    """The older tensors had the new config, and were loaded as a denoiser; what `kill -9` left stayed.
+
+    Oracle: the new one, repeated.
+    """
     old, new = (sdtt_jax.load(repository(tmp_path / name, name)) for name in ("llama", "a2d-llama"))
     out, replace = tmp_path / "out", os.replace
     export_reference(old, out)
@@ -102,8 +105,16 @@ def test_one_that_is_killed_between_its_last_renames_is_no_mixture(tmp_path, mon
             export_reference(new, out)
     with pytest.raises(CheckpointError, match="no finished model"):
         sdtt_jax.load(out)
+    left = (
+        "..model.safetensors.0a1b2c3d.4e5f6071",
+        ".model.safetensors.0a1b2c3d",
+        ".config.json.mine",
+    )
+    for name in left:
+        (out / name).touch()
     export_reference(new, out)
     assert sdtt_jax.load(out).config == new.config
+    assert [path.name for path in out.glob(".*")] == [".config.json.mine"]
 
 
 @pytest.mark.parametrize("special", [True, False])
