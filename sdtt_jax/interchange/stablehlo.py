@@ -126,6 +126,8 @@ def export_stablehlo(
         "sampler": to_mapping(with_stored_schedule(config, model)),
         **({"pieces": None} if model.tokenizer is None else token_texts(model.tokenizer)),
     }
+    # Written last: until then no program runs a new sampler with an older export's parameters.
+    (directory / RUNNER_FILE).unlink(missing_ok=True)
     (directory / SAMPLER_FILE).write_bytes(exported.serialize())
     params = {name: np.asarray(leaf) for name, leaf in all_params(model, helper).items()}
     write_tensors(directory / PARAMS_FILE, params)

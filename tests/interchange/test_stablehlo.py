@@ -70,6 +70,15 @@ def test_it_runs_without_this_library(model, tmp_path):
     assert "Error: guidance=2 needs a given text; put a prompt into `start`" in guided
 
 
+def test_one_that_ends_early_leaves_no_program_of_an_older_one(model, tmp_path, monkeypatch):
+    """`run.py` wrote with the older parameters by the new sampler. Oracle: when the program is written."""
+    export_stablehlo(model, tmp_path, SamplerConfig(4), 1)
+    monkeypatch.setattr("sdtt_jax.interchange.stablehlo.write_tensors", lambda *_: sys.exit(9))
+    with pytest.raises(SystemExit):
+        export_stablehlo(model, tmp_path, SamplerConfig(2), 1)
+    assert not (tmp_path / "run.py").exists()
+
+
 # Settings beside the decoder's own.
 FILTERS = {"first-hitting": {"temperature": 0.8, "top_k": 5, "top_p": 0.9}}
 # Options with which each decoder does something on texts of 12 tokens in 4 calls.
