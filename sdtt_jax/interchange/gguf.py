@@ -104,10 +104,11 @@ def _reader(gguf: Any) -> Any:
             super().__setattr__(name, value.view(np.ndarray) if name == "data" else value)
 
         def _get(self, offset: int, dtype: Any, count: int = 1, *order: Any, **named: Any) -> Any:
+            found = super()._get(offset, dtype, count, *order, **named)
             # Beyond the end it reads nothing, for as long as a damaged count says.
-            if offset + int(count) * np.dtype(dtype).itemsize > len(self.data):
+            if len(found) < count:
                 raise ValueError(f"at byte {offset:,} it counts more than follows")
-            return super()._get(offset, dtype, count, *order, **named)
+            return found
 
     return Reader
 
