@@ -16,7 +16,7 @@ from experiments.stages import objective, one_round
 from launch.ahead.distiller_flops import MASKED_SHARE, StepCost, step_cost, with_full
 from launch.ahead.hlo_text import Instruction
 from launch.ahead.networks import Planned
-from sdtt_jax.causal.sampler import generate
+from sdtt_jax.causal.sampler import read_prompt, write_on
 from sdtt_jax.config import changed
 from sdtt_jax.diffusion import sampler
 from sdtt_jax.diffusion.decoders import filling
@@ -28,6 +28,7 @@ from sdtt_jax.networks.kinds import network_of
 from sdtt_jax.networks.lora import LoraConfig, frozen
 from sdtt_jax.objectives import BASE, coupled_loss
 from sdtt_jax.ops import head_loss, rows
+from sdtt_jax.ops.categorical import Filters
 from sdtt_jax.parallel.mesh import RULES, batch_pieces, check_batch_size, use_mesh
 from sdtt_jax.parallel.placement import batch_sharding, replicated, tree_shardings, unbox
 from sdtt_jax.training.config import TrainConfig
@@ -213,14 +214,21 @@ def _causal(denoiser: Any, mesh: Mesh, batch: int) -> Program:
     network = network_of(of_same_size(kind, sizes))
     params = _abstract_params(network, mesh)
     prompt = jax.ShapeDtypeStruct((batch, 1), jnp.int32, sharding=batch_sharding(mesh))
-    write = functools.partial(generate, network, num_tokens=sizes.length)
+    given = network, params, _key(mesh), Filters(), None
+
+    def lower() -> Any:
+        # Of the two programs the larger: what the other one reads is BOS alone.
+        with use_mesh(mesh):
+            begun = read_prompt.eval_shape(*given, prompt, sizes.length)
+            return write_on.lower(*given, *begun, sizes.length)
+
     needed = flops.judge_flops(sizes, batch)
     # A step attends to the whole cache, half of which is not written yet on average.
     unused = flops.block_flops(sizes, batch) + flops.head_flops(sizes, batch * sizes.length)
     return Program(
         kind=CAUSAL,
         batch=batch,
-        lower=lambda: _lowered(write, params, prompt, mesh),
+        lower=lower,
         state={"parameters": _bytes_per_device(params)},
         trips={},
         flops=needed / mesh.size,

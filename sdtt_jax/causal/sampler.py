@@ -59,16 +59,16 @@ def generate(
     most = math.inf if network.max_length is None else max(places, network.max_length)
     capacity = int(min(-(-places // PLACES) * PLACES, most))
     given = network, params, key, chosen, sequences
-    first, cache, tokens = _read(*given, prompt, capacity)
+    first, cache, tokens = read_prompt(*given, prompt, capacity)
     written = [first[:, None]]
     if num_tokens > 1:
-        rest, _ = _write(*given, first, cache, tokens, num_tokens)
+        rest, _ = write_on(*given, first, cache, tokens, num_tokens)
         written.append(rest)
     return jnp.concatenate([prompt, *written], axis=1)
 
 
 @functools.partial(jax.jit, static_argnames=("network", "filters", "sequences", "capacity"))
-def _read(
+def read_prompt(
     network: CausalNetwork,
     params: Params,
     key: Key,
@@ -77,7 +77,15 @@ def _read(
     prompt: Tokens,
     capacity: int,
 ) -> tuple[jax.Array, KVCache, Tokens | None]:
-    """The first token after a prompt, `[batch]`, the cache with the prompt, and what `_decode` reads."""
+    """The first program of `generate`: reads a prompt.
+
+    Args:
+      network, params, key, filters, sequences, prompt: as for `generate`.
+      capacity: positions of the cache.
+
+    Returns:
+      The first token after the prompt, `[batch]`; the cache; all tokens if `sequences` needs them, else None.
+    """
     batch, length = prompt.shape
     # Which text a token belongs to depends on all tokens before it.
     whole = jnp.pad(prompt, ((0, 0), (0, capacity + 1 - length)))
@@ -93,7 +101,7 @@ def _read(
     static_argnames=("network", "filters", "sequences", "num_tokens"),
     donate_argnames="cache",
 )
-def _write(
+def write_on(
     network: CausalNetwork,
     params: Params,
     key: Key,
@@ -104,7 +112,12 @@ def _write(
     tokens: Tokens | None,
     num_tokens: int,
 ) -> tuple[Tokens, KVCache]:
-    """The tokens after the first, `[batch, num_tokens - 1]`, and the cache, whose memory is used again."""
+    """The second: the tokens after the first, `[batch, num_tokens - 1]`, and the cache in the same memory.
+
+    Args:
+      network, params, key, filters, sequences, num_tokens: as for `generate`.
+      first, cache, tokens: what `read_prompt` returned.
+    """
     held = network.apart(params)
 
     def step(carry: tuple[Any, ...], index: jax.Array) -> tuple[tuple[Any, ...], jax.Array]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax
 
-from sdtt_jax.causal.sampler import _write, generate
+from sdtt_jax.causal.sampler import generate, write_on
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.networks.causal import CausalNetwork
 from sdtt_jax.networks.config import CausalConfig
@@ -129,10 +129,10 @@ def test_prompts_of_other_lengths_share_the_program_that_writes():
     """Its blocks are not scanned over, so that it compiles slowly. Oracle: JAX's count of its programs."""
     model, key = MODELS["causal"], jax.random.key(5)
     params = _randomised(model)
-    before = _write._cache_size()
+    before = write_on._cache_size()
     for length in (1, 2, 5):
         prompt = np.tile(PROMPT, 3)[:, :length]
         generated = generate(model, params, key, prompt=prompt, num_tokens=4)
         expected = _without_cache(model, params, key, prompt, 4, {})
         np.testing.assert_array_equal(generated, expected)
-    assert _write._cache_size() == before + 1
+    assert write_on._cache_size() == before + 1

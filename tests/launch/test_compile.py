@@ -78,6 +78,9 @@ def test_the_causal_model_that_the_sampler_races_against(tmp_path):
     assert record["program"] == "causal"
     assert record["flops"]["counted_over_expected"] == pytest.approx(1, abs=0.1)
     assert record["flops"]["recomputed"] > 0
+    # The cache, of two layers, four texts and 32 positions, is given to the program, which writes into it.
+    cache = 2 * 2 * 4 * 32 * 32 * 4
+    assert record["arguments_bytes"] > record["state_bytes"]["parameters"] + cache
 
 
 @pytest.mark.parametrize(
