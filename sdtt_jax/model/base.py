@@ -21,7 +21,7 @@ from sdtt_jax.errors import CheckpointError
 from sdtt_jax.networks.config import GPT2Config, LlamaConfig, TransformerConfig
 from sdtt_jax.ops.sequences import Sequences
 from sdtt_jax.parallel.mesh import batch_pieces, mesh_if_any, use_mesh
-from sdtt_jax.parallel.placement import batch_sharding, place, replicated
+from sdtt_jax.parallel.placement import batch_sharding, place, place_whole, replicated
 from sdtt_jax.paths import as_path, is_remote, read_json, with_target
 from sdtt_jax.trees import flat_leaves
 from sdtt_jax.typing import Params
@@ -103,7 +103,7 @@ class Loaded(abc.ABC):
         if not there or not here or there == here:
             return x
         mesh = self.mesh
-        return jax.device_put(x, next(iter(here))) if mesh is None else place(x, replicated(mesh))
+        return jax.device_put(x, next(iter(here))) if mesh is None else place_whole(x, mesh)
 
     @property
     @abc.abstractmethod
