@@ -81,3 +81,24 @@ def test_incomplete_runs_render_without_errors(make_workdir, tmp_path, evaluated
     page = write_report(make_workdir(rounds=0, evaluated=evaluated))
     _, console = browse(page, tmp_path / "profile", 1000)
     assert console == []
+
+
+def test_on_paper_all_samples_are_shown_and_no_table_is_cut(make_workdir, tmp_path):
+    """Oracle: the boxes of the page, of a sheet's width, with its rules for paper applied to the screen."""
+    page = write_report(make_workdir())
+    css = page.read_text(encoding="utf-8").replace("@media print", "@media screen")
+    page.write_text(css, encoding="utf-8")
+    script = (
+        "const all = (s) => [...document.querySelectorAll(s)];"
+        "all('main > section').forEach((section) => { section.style.width = '640px'; });"
+        "all('.numbers thead tr').forEach((row) => {"
+        "  for (let i = row.cells.length; i < 9; i++) row.append("
+        "    Object.assign(document.createElement('th'), {textContent: 'a long name of 13 (12–14)'}));"
+        "});"
+        "document.body.dataset.hidden = all('.set').filter((set) => !set.offsetHeight).length;"
+        "document.body.dataset.cut = all('.scroll').filter("
+        "  (table) => table.scrollWidth > table.clientWidth).length;"
+    )
+    dom, console = browse(with_script(page, script), tmp_path / "profile", 1000)
+    assert console == []
+    assert re.search(r'data-hidden="(\d+)" data-cut="(\d+)"', dom).groups() == ("0", "0")
