@@ -165,8 +165,8 @@ def _without_student(run: RecordedRun) -> Findings:
         headline = "A teacher, and no student yet"
         sentence = "The teacher has been measured; no round of distillation has been evaluated."
     elif run.curves:
-        headline = "Trained, not yet measured"
-        sentence = "The training curves are shown below; the evaluate stage has not finished."
+        headline = "Nothing is measured yet"
+        sentence = "The training so far is shown below; the evaluate stage has not finished."
     else:
         headline = "This run has only begun"
         sentence = "There are settings, but nothing trained or measured yet."

@@ -11,7 +11,7 @@ from sdtt_jax.reporting.scales import Scale, linear_ticks, log_ticks, padded, sp
 
 # Pixels, as all that follow: between neighbouring labels at the ends of lines.
 LABEL_GAP = 16.0
-# Between neighbouring labels of a horizontal axis; one that is nearer is left out.
+# At least between neighbouring labels of a horizontal axis; one that is nearer is left out.
 TICK_GAP, PERCENT_GAP = 27.0, 46.0
 # Where the plot begins; further right if the labels of its vertical axis need more room.
 LEFT, TOP = 40.0, 34.0
@@ -112,14 +112,15 @@ def _y_axis(axis: Axis, y: Scale, left: float, right: float) -> Iterator[Mark]:
 
 def _x_axis(axis: Axis, x: Scale, left: float, right: float, bottom: float) -> Iterator[Mark]:
     """The labels of the ticks; if the axis has a name, also the name, the line and the tick marks."""
-    ticks, last = _ticks(axis, x), -math.inf
+    ticks, free = _ticks(axis, x), -math.inf
     for tick, text in zip(ticks, tick_texts(ticks), strict=True):
         at = x(tick)
         if axis.label:
             yield Polyline("tickmark", ((at, bottom), (at, bottom + 4)))
-        if at - last >= TICK_GAP:
+        half = max(SMALL_LETTER * len(text) + 6, TICK_GAP) / 2
+        if at - half >= free:
             yield Text("tick", at, bottom + 18, text, anchor="middle")
-            last = at
+            free = at + half
     if axis.label:
         yield Polyline("baseline", ((left, bottom), (right, bottom)))
         yield Text("axis", (left + right) / 2, bottom + 36, axis.label, anchor="middle")

@@ -97,8 +97,8 @@ def percent(share: float, *, sign: bool = False) -> str:
     digits = 0 if abs(value) >= 9.95 else 1 if abs(value) >= 0.05 else 2
     if abs(value) < 0.005:
         value, digits, sign = 0.0, 1, False
-    text = f"{value:{'+' if sign else ''}.{digits}f}"
-    return text.replace("-", "−") + "\u202f%"
+    text = f"{value:{'+' if sign else ''},.{digits}f}"
+    return text.replace("-", "−").replace(",", "\u202f") + "\u202f%"
 
 
 def duration(seconds: float) -> str:

@@ -102,3 +102,15 @@ def test_on_paper_all_samples_are_shown_and_no_table_is_cut(make_workdir, tmp_pa
     dom, console = browse(with_script(page, script), tmp_path / "profile", 1000)
     assert console == []
     assert re.search(r'data-hidden="(\d+)" data-cut="(\d+)"', dom).groups() == ("0", "0")
+
+
+def test_a_long_name_leaves_room_for_the_numbers(make_workdir, tmp_path):
+    """The column of names stays in sight, and hid the others on a phone. Oracle: the style."""
+    script = (
+        "const th = document.querySelector('.numbers tbody th');"
+        "const name = th.querySelector('span') ?? th;"
+        "name.textContent = 'name_of_a_model_'.repeat(20);"
+        "document.body.dataset.width = name.scrollWidth;"
+    )
+    dom, _ = browse(with_script(write_report(make_workdir()), script), tmp_path / "profile", 1000)
+    assert int(re.search(r'data-width="(\d+)"', dom)[1]) <= 320

@@ -81,6 +81,17 @@ def test_ticks_that_are_too_near_keep_their_mark_and_lose_their_label():
     assert len(marks(drawing, "tickmark")) == 4
 
 
+def test_labels_of_a_horizontal_axis_have_room():
+    """256, 512 and 1 024 stood in one another. Oracle: letters of 7 pixels, more than they are wide."""
+    steps = tuple(2.0**power for power in range(11))
+    series = Series("round 12", "r1", steps, steps)
+    drawing = draw_panel(panel(series, x=Axis("steps", log=True, ticks=steps)), 430, 330)
+    labels = [m for m in marks(drawing, "tick") if m.anchor == "middle"]
+    assert len(labels) >= 9
+    for a, b in itertools.pairwise(labels):
+        assert a.x + 3.5 * len(a.text) < b.x - 3.5 * len(b.text)
+
+
 def test_an_axis_reaches_what_it_is_asked_to_and_the_strip_lies_on_it():
     wide = Panel("t", "d", Axis(), Axis(reaches=(0.0, 8.0)), (SERIES,), strip=(2.0, 4.0))
     drawing = draw_panel(wide, 600, 400)

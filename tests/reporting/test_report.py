@@ -224,6 +224,7 @@ def test_numbers_read_without_computer_notation(value, text):
         (0.0, "0.0"),
         (-0.00001, "0.0"),
         (0.0995, "+10"),
+        (12.34, "+1\u202f234"),
     ],
 )
 def test_a_percentage_of_nothing_has_no_sign(share, text):

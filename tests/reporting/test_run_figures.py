@@ -140,7 +140,7 @@ def test_a_share_off_the_scale_is_written_in_full(make_workdir):
     spoil = {"gain_share": -128.0}
     run = read_run(make_workdir(change_results=lambda r: r["rounds"][0].update(spoil)))
     gain = gain_chart(run)
-    assert gain.rows[0].details[0] == ("gain share", "−12800\u202f%")
+    assert gain.rows[0].details[0] == ("gain share", "−12\u202f800\u202f%")
     assert gain.span == (-1.0, 1.0)
 
 
