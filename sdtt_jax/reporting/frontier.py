@@ -33,6 +33,8 @@ def frontier_panels(
     if colours is None:
         colours = {name: f"r{i}" for i, name in enumerate(dict.fromkeys(n for n, *_ in found), 1)}
     modes = list(dict.fromkeys(item["mode"] for *_, item in found))
+    # The only model needs no name where decoders have theirs.
+    alone = len(modes) > 1 and len({name + by for name, by, _ in found}) == 1
     points = [point for *_, item in found for point in _points(item)]
     spans = {
         name: tuple(limit(point[name] for point in points) for limit in (min, max))
@@ -45,7 +47,8 @@ def frontier_panels(
             [(name, item["entropy"]) for name, _, item in shown], spans["gen_ppl"]
         )
         series = [
-            _series(name + by, item, modes, colours.get(name, "accent")) for name, by, item in shown
+            _series("" if alone else name + by, item, modes, colours.get(name, "accent"))
+            for name, by, item in shown
         ]
         panels.append(
             Panel(
@@ -99,7 +102,7 @@ def _series(name: str, item: Item, modes: Sequence[str], colour: str) -> Series:
         for end in ("low", "high")
     )
     place = modes.index(item["mode"])
-    label = f"{name}, {item['mode']}" if len(modes) > 1 else name
+    label = f"{name}, {item['mode']}" if name and len(modes) > 1 else name or item["mode"]
     line, marker = "line" if place == 0 else "reference", MARKERS[place % len(MARKERS)]
     return Series(label, colour, x, y, low, high, line=line, marker=marker, bars=True)
 

@@ -44,7 +44,7 @@ def draw_panel(panel: Panel, width: float, height: float) -> Drawing:
         *_backdrop(panel, y, left, right),
         *(mark for s in panel.series for mark in _intervals(s, x, y)),
         *(mark for s in panel.series if s.x for mark in _points(s, x, y)),
-        *_end_labels(panel, x, y, right),
+        *_end_labels(panel, x, y, right, int((width - right - 18) / LETTER)),
         *_key(panel.key, left, bottom),
     ]
     tips = [{"at": round(x(t.at), 1), "title": t.title, "rows": t.rows} for t in panel.tips]
@@ -168,15 +168,20 @@ def _circle(style: str, x: float, y: float, radius: float, colour: str) -> Mark:
     return Box(style, x - radius, y - radius, 2 * radius, 2 * radius, colour, radius)
 
 
-def _end_labels(panel: Panel, x: Scale, y: Scale, right: float) -> Iterator[Mark]:
-    """Labels in the right margin, moved apart, each with a thin line to what it names."""
+def _end_labels(panel: Panel, x: Scale, y: Scale, right: float, letters: int) -> Iterator[Mark]:
+    """Labels in the right margin, moved apart, each with a thin line to what it names.
+
+    One of more letters than fit there loses its middle: names often differ at their ends.
+    """
     named = [s for s in panel.series if s.label]
     places = spread([y(s.y[-1]) for s in named], LABEL_GAP, y.end + 2, y.start - 2)
     for s, place in zip(named, places, strict=True):
         start, at = x(s.x[-1]) if s.x else right, y(s.y[-1])
         leader = ((start + 6, at), (right + 2, at), (right + 12, place), (right + 15, place))
         yield Polyline("leader", leader, s.colour)
-        yield Text("label", right + 18, place + 4, s.label, s.colour)
+        head, tail = s.label[: letters // 2], s.label[len(s.label) - (letters - 1) // 2 :]
+        label = s.label if len(s.label) <= letters else f"{head}…{tail}"
+        yield Text("label", right + 18, place + 4, label, s.colour)
 
 
 def _key(key: Sequence[Series], left: float, bottom: float) -> Iterator[Mark]:

@@ -32,6 +32,12 @@ def evaluation(name, factor, numbers=(4, 8)):
 EVALUATIONS = [evaluation("teacher", 1.0), evaluation("round_01", 0.5)]
 
 
+def test_the_only_model_leaves_its_label_to_the_decoders():
+    """ "round_01, confidence" needed more room than a phone has."""
+    for panel in frontier_panels(EVALUATIONS[1:]):
+        assert {s.label for s in panel.series[:-1]} == {"grid", "confidence"}
+
+
 def test_a_panel_for_each_number_of_steps_a_line_for_each_model_and_decoder():
     four, eight = frontier_panels(EVALUATIONS, {"teacher": "teacher"})
     assert four.title == "Perplexity against entropy, 4 steps"

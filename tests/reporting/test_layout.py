@@ -65,6 +65,15 @@ def test_labels_have_room_and_keep_apart():
     assert all(label.x + 7 * len(label.text) <= 600 for label in labels)
 
 
+def test_a_label_that_does_not_fit_loses_its_middle():
+    """On a phone it stuck out of the page. Oracle: letters of 7 pixels, more than they are wide."""
+    series = Series("round_02, entropy-bounded", "r1", (1.0, 2.0), (1.0, 1.0))
+    (label,) = marks(draw_panel(panel(series), 344, 280), "label")
+    assert label.text.startswith("round_0")
+    assert label.text.endswith("bounded")
+    assert label.x + 7 * len(label.text) <= 344
+
+
 def test_labels_of_the_vertical_axis_have_room():
     """ "1.5·10⁻⁵" used to stick out at the left. Oracle: letters of 7 pixels, more than they are wide."""
     small = draw_panel(panel(Series("a", "r1", (1.0, 2.0), (1.5e-5, 3.45e-5))), 300, 200)
