@@ -179,10 +179,14 @@ class Record:
         *,
         tokens: int,
         shown: bool = True,
+        title: str = "",
     ) -> list[Arrays]:
-        """`kept_batches` in the files of an item; `name` and `inputs` are those of `part`."""
+        """`kept_batches` in the files of an item; `name` and `inputs` are those of `part`.
+
+        `title` is by default the name.
+        """
         paths = [self._part(name, inputs, number) for number in range(len(batches))]
-        return kept_batches(name, paths, batches, arrays_of, tokens=tokens, shown=shown)
+        return kept_batches(title or name, paths, batches, arrays_of, tokens=tokens, shown=shown)
 
     def write_texts(self, name: str, texts: list[Json]) -> None:
         """An item's texts as JSON lines, in the folder next to the file."""

@@ -70,11 +70,17 @@ SETTINGS = Settings(
 
 
 @pytest.fixture
-def subject(model, run, monkeypatch):
+def titles():
+    """What the progress of each decoder, number of steps and temperature was called."""
+    return []
+
+
+@pytest.fixture
+def subject(model, run, monkeypatch, titles):
     """A model whose texts at n steps have 1 + 2 / n nats at real text's entropy, 0.04 more with the grid."""
 
-    def judged_texts(*given):
-        writer = given[-1]
+    def judged_texts(_subject, _record, _setup, writer, title):
+        titles.append(title)
         sampler = writer.inputs["sampler"]
         nats = 1 + 2 / sampler["num_steps"] + 0.04 * (sampler["mode"] == "grid")
         cold = sampler["temperature"] == 0.5
@@ -109,6 +115,13 @@ def test_every_decoder_has_its_lowest_clean_number_of_calls(subject, tmp_path):
         assert clean["best"] == pytest.approx(np.exp(1.25))
         assert clean["gen_ppl"] == pytest.approx(np.exp(1.25 + extra))
         assert clean["clean_calls"] == 2.0  # as set in `judged`
+
+
+def test_progress_says_which_decoder_and_temperature_is_at_work(subject, tmp_path, titles):
+    """All were called generation/frontier/steps_0002 and so on. Oracle: the settings, in their order."""
+    suite(subject, Record(tmp_path / "frontier.json", subject.model.identity))
+    assert titles[0] == "grid, 2 steps, temperature 0.5"
+    assert len(titles) == len(set(titles)) == 2 * 3 * 2
 
 
 def test_a_clean_number_of_calls_is_none_that_was_tried_alone(subject, tmp_path):

@@ -95,7 +95,7 @@ def _item(
 ) -> str:
     """Measures a decoder at a number of steps; returns the name of its item."""
     settings = subject.settings
-    setup = generation.unprompted(subject, "frontier", None)
+    setup, at_steps = generation.unprompted(subject, "frontier", None), f"{mode}, {num_steps} steps"
     at = functools.partial(dataclasses.replace, settings, mode=mode, num_steps=(num_steps,))
     subjects = [
         dataclasses.replace(subject, baseline=None, settings=at(temperature=temperature))
@@ -110,8 +110,10 @@ def _item(
 
     def compute() -> Json:
         judged = [
-            generation.judged_texts(each, record, setup, writer)
-            for each, writer in zip(subjects, writers, strict=True)
+            generation.judged_texts(
+                each, record, setup, writer, title=f"{at_steps}, temperature {t:g}"
+            )
+            for each, writer, t in zip(subjects, writers, settings.temperatures, strict=True)
         ]
         points = [
             {"temperature": temperature} | _point(texts, settings.seed)
@@ -124,7 +126,7 @@ def _item(
     result = record.item(name, inputs, compute)
     reached = result["gen_ppl"] is not None
     value = with_interval(result, "gen_ppl", 2) if reached else "not reached at these temperatures"
-    record.log(f"  {mode}, {num_steps} steps: perplexity at that entropy {value}")
+    record.log(f"  {at_steps}: perplexity at that entropy {value}")
     return name
 
 

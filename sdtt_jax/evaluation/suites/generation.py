@@ -203,8 +203,13 @@ def after_bos(model: Model, prompts: np.ndarray) -> np.ndarray:
     return np.insert(prompts, 0, bos, axis=1)
 
 
-def judged_texts(subject: Subject, record: Record, setup: Setup, writer: Writer) -> Judged:
-    """A writer's texts under the judge; batches and scores that the record has are not computed again."""
+def judged_texts(
+    subject: Subject, record: Record, setup: Setup, writer: Writer, title: str = ""
+) -> Judged:
+    """A writer's texts under the judge; batches and scores that the record has are not computed again.
+
+    `title` stands beside the progress; by default the name of the item does.
+    """
     settings, judge, name = subject.settings, subject.judge, _name(setup, writer)
     parts = record.batches(
         name,
@@ -213,6 +218,7 @@ def judged_texts(subject: Subject, record: Record, setup: Setup, writer: Writer)
         Written._asdict,
         tokens=len(setup.prompts) * setup.length // len(writer.batches),
         shown=writer.facts["kind"] != "real",
+        title=title,
     )
     tokens, nfe = join([Written(**part) for part in parts])
     tokens = tokens[:, -setup.length :]
