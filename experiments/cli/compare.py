@@ -41,7 +41,7 @@ def compare(paths: Sequence[str], folder: str | None) -> None:
         for part in narrow_tables(table.columns, table.rows, console.width):
             console.print(part)
         if table.note:
-            console.print(table.note)
+            console.print(table.note, highlight=False, soft_wrap=True)
     if folder is not None:
         target = as_path(folder)
         require(not target.is_file(), f"--output={folder} is a file; --compare needs a folder.")

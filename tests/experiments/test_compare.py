@@ -62,6 +62,13 @@ def test_no_figure_is_lost_in_a_narrow_terminal(tmp_path, capsys, monkeypatch, w
         assert cell in printed
 
 
+def test_the_path_of_a_judge_stays_in_one_line(tmp_path, capsys):
+    """It was broken after 150 letters, in pipes too. Oracle: the path that was given."""
+    judge = "/a/path/of/a/judge" * 12
+    compare([results(tmp_path / "a.json", 19.3, judge)], None)
+    assert judge in capsys.readouterr().out
+
+
 def test_every_part_of_a_table_says_what_its_rows_are(capsys):
     """Timings of one model at one number of steps differ by their batch alone."""
     columns = ("model", "what", "batch", *(f"figure {i}" for i in range(9)))
