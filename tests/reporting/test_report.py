@@ -163,6 +163,14 @@ def test_a_round_without_paired_interval_or_gain_share_still_counts(make_workdir
     assert "No paired comparison" in page
 
 
+def test_without_a_script_there_is_no_player_whose_buttons_do_nothing(make_workdir):
+    """The page had an empty frame with dead buttons. Oracle: the style that only such a reader gets."""
+    page = write_report(make_workdir()).read_text(encoding="utf-8")
+    (only,) = re.findall(r"<noscript>(.*?)</noscript>", page)
+    assert ".player { display: none; }" in only
+    assert "needs JavaScript" in only
+
+
 def test_a_run_that_has_only_trained_shows_its_curves(make_workdir):
     page = write_report(make_workdir(evaluated=False)).read_text(encoding="utf-8")
     parsed = outline(page)
