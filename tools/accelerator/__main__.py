@@ -65,35 +65,28 @@ def run_process(command: Sequence[str], seconds: float, env: Mapping[str, str]) 
 
     Returns None if it succeeds, else how it ended, with the end of what it wrote to stderr.
     """
-    process = subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True, errors="replace", env=env
-    )
     said: deque[str] = deque(maxlen=12)
-
-    def pass_on() -> None:
-        assert process.stderr is not None
-        for line in process.stderr:
-            said.append(line)
-            sys.stderr.write(line)
-            sys.stderr.flush()
-
-    reader = threading.Thread(target=pass_on, daemon=True)
-    reader.start()
-    try:
-        status = process.wait(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        status = None
-    finally:
-        process.kill()
-        process.wait()
-        reader.join()
-        assert process.stderr is not None
-        process.stderr.close()
-    if status == 0:
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, errors="replace", env=env
+    ) as process:
+        timer = threading.Timer(seconds, process.kill)
+        timer.start()
+        try:
+            assert process.stderr is not None
+            for line in process.stderr:
+                said.append(line)
+                sys.stderr.write(line)
+                sys.stderr.flush()
+            process.wait()
+            in_time = timer.is_alive()
+        finally:
+            timer.cancel()
+            process.kill()
+    if process.returncode == 0:
         return None
-    if status is None:
+    if not in_time:
         return "did not finish in its time and was killed."
-    return f"ended with status {status}: {''.join(said).strip()[-1500:]}"
+    return f"ended with status {process.returncode}: {''.join(said).strip()[-1500:]}"
 
 
 def measure(names: Sequence[str], minutes: float, folder: Path, *, tiny: bool) -> dict[str, Any]:
