@@ -54,11 +54,13 @@ class Bench:
         self.save()
         return False
 
-    def row(self, table: str, what: BenchRow, measure: Callable[[], BenchRow]) -> BenchRow:
-        """Adds and returns a row: `what` with the result of `measure`, or with its error."""
+    def row(
+        self, table: str, what: BenchRow, measure: Callable[..., BenchRow], *arguments: Any
+    ) -> BenchRow:
+        """Adds and returns a row: `what` with the result of `measure(*arguments)`, or with its error."""
         began = time.monotonic()
         try:
-            row = what | measure()
+            row = what | measure(*arguments)
         except Exception as error:
             full = any(sign in str(error) for sign in OUT_OF_MEMORY)
             # The start of the message is enough; a traceback would keep the measurement's arrays alive.

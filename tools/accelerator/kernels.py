@@ -34,8 +34,8 @@ from tools.accelerator.bench import Bench, BenchRow, seconds_of, share_of_peak
 # Largest difference that rounding explains, as a share of the largest entry: bfloat16 keeps 8 bits, float16
 # 11, and products of float32 by default 11 on a GPU (TF32) and 8 on a TPU.
 BOUNDS = {"bfloat16": 2e-2, "float16": 4e-3, "float32": 2e-2, "float32, highest": 2e-5}
-# The least share of equal draws: rounding decides those that are nearly ties.
-AGREEING = 0.99
+# The largest share of different draws: rounding decides those that are nearly ties.
+DISAGREEING = 0.01
 SEED = 0
 
 
@@ -44,16 +44,16 @@ def kernels(bench: Bench) -> None:
     _attention(bench)
     for dtype in ("bfloat16", "float32, highest"):
         what = {"what": "weighted_loss", "dtype": dtype}
-        bench.row("head and loss", what, functools.partial(_head, dtype, bench.tiny))
+        bench.row("head and loss", what, _head, dtype, bench.tiny)
     draws = functools.partial(bench.row, "draws and digests")
     draws({"what": "digests of nine dtypes"}, _digests)
-    draws({"what": "categorical draws"}, lambda: _draws(bench.tiny))
-    draws({"what": "frequencies of draws"}, lambda: _frequencies(bench.tiny))
+    draws({"what": "categorical draws"}, _draws, bench.tiny)
+    draws({"what": "frequencies of draws"}, _frequencies, bench.tiny)
     if bench.has(25, "whole losses and a generation"):
         for name in ("teacher_loss", "distill_loss"):
             what = {"what": name, "dtype": "float32, highest"}
-            bench.row("head and loss", what, functools.partial(_loss, name, bench.tiny))
-        draws({"what": "tokens of a generation"}, lambda: _generation(bench.tiny))
+            bench.row("head and loss", what, _loss, name, bench.tiny)
+        draws({"what": "tokens of a generation"}, _generation, bench.tiny)
     _speed(bench)
 
 
@@ -64,20 +64,20 @@ def on_both(function: Callable[..., Any], *arguments: Any) -> tuple[Any, Any]:
     return ours, theirs
 
 
-def difference(ours: Tree, theirs: Tree) -> float:
+def verdict(difference: float, bound: float) -> BenchRow:
+    """A row's figures."""
+    return {"difference": difference, "bound": bound, "equal": difference <= bound}
+
+
+def compared(ours: Tree, theirs: Tree, bound: float) -> BenchRow:
     """The largest difference, each leaf's as a share of its largest entry; a NaN is infinitely different."""
-    worst = 0.0
-    for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+
+    def apart(one: Any, other: Any) -> float:
         one, other = np.asarray(one, np.float64), np.asarray(other, np.float64)
         gap = float(np.abs(one - other).max() / max(np.abs(other).max(), 1e-30))
-        worst = max(worst, gap if np.isfinite(gap) else np.inf)
-    return worst
+        return gap if np.isfinite(gap) else np.inf
 
-
-def verdict(ours: Tree, theirs: Tree, bound: float) -> BenchRow:
-    """The difference as a row's figures."""
-    gap = difference(ours, theirs)
-    return {"difference": gap, "bound": bound, "equal": gap <= bound}
+    return verdict(max(jax.tree.leaves(jax.tree.map(apart, ours, theirs))), bound)
 
 
 def platform() -> str:
@@ -97,18 +97,17 @@ def _precision(dtype: str) -> Any:
 
 def _attention(bench: Bench) -> None:
     shape = (1, 128, 2, 64) if bench.tiny else (2, 1024, 4, 64)
+    row = functools.partial(bench.row, "attention, forward and backward")
     for dtype in ("bfloat16", "float32") if bench.tiny else BOUNDS:
         kind = jnp.dtype(dtype.split(",")[0])
         chosen = form(platform(), shape, kind)
         for name in (n for n in FORMS if _runs(n, shape, kind)):
             for causal in (True,) if bench.tiny else (False, True):
                 what = {"form": name, "chosen": name == chosen, "dtype": dtype, "causal": causal}
-                check = functools.partial(_form_equals, name, dtype, causal, shape)
-                bench.row("attention, forward and backward", what, check)
+                row(what, _form_equals, name, dtype, causal, shape)
         if kind != jnp.float16:
             what = {"form": "attend", "chosen": True, "dtype": dtype, "causal": False}
-            check = functools.partial(_form_equals, None, dtype, False, shape)
-            bench.row("attention, forward and backward", what, check)
+            row(what, _form_equals, None, dtype, False, shape)
 
 
 def _random(kind: str, *shape: int) -> list[jax.Array]:
@@ -126,7 +125,7 @@ def _form_equals(name: str | None, dtype: str, causal: bool, shape: tuple[int, .
             return _with_gradients(name, causal, *arrays)
 
     ours = jax.jit(both)(*_random(kind, *shape))
-    return verdict(ours, _plain_on_cpu(kind, causal, shape), BOUNDS[dtype])
+    return compared(ours, _plain_on_cpu(kind, causal, shape), BOUNDS[dtype])
 
 
 @functools.cache
@@ -171,8 +170,8 @@ def _speed(bench: Bench) -> None:
                 continue
             if not bench.has(4, f"the speed of {name} in {dtype}"):
                 continue
-            check = functools.partial(_speed_of, name, dtype, shape, flops)
-            bench.row(f"speed of attention, {list(shape)}", {"form": name, "dtype": dtype}, check)
+            table, what = f"speed of attention, {list(shape)}", {"form": name, "dtype": dtype}
+            bench.row(table, what, _speed_of, name, dtype, shape, flops)
 
 
 def _speed_of(name: str, dtype: str, shape: tuple[int, ...], flops: float) -> BenchRow:
@@ -217,8 +216,7 @@ def _head(dtype: str, tiny: bool) -> BenchRow:
         with _precision(dtype):
             return jax.value_and_grad(loss, argnums=(0, 1))(*arguments)
 
-    ours, theirs = on_both(value_and_gradients, head, hidden, weights, tokens)
-    return verdict(ours, theirs, BOUNDS[dtype])
+    return compared(*on_both(value_and_gradients, head, hidden, weights, tokens), BOUNDS[dtype])
 
 
 @functools.cache
@@ -254,8 +252,7 @@ def _loss(name: str, tiny: bool) -> BenchRow:
         with _precision("highest"):
             return jax.value_and_grad(total)(params)
 
-    ours, theirs = on_both(value_and_gradients, params, tokens)
-    return verdict(ours, theirs, 2e-3)
+    return compared(*on_both(value_and_gradients, params, tokens), 2e-3)
 
 
 def _generation(tiny: bool) -> BenchRow:
@@ -271,16 +268,14 @@ def _generation(tiny: bool) -> BenchRow:
 
 
 def _agreement(ours: Any, theirs: Any) -> BenchRow:
-    share = float((np.asarray(ours) == np.asarray(theirs)).mean())
-    return {"difference": 1 - share, "bound": 1 - AGREEING, "equal": share >= AGREEING}
+    return verdict(float((np.asarray(ours) != np.asarray(theirs)).mean()), DISAGREEING)
 
 
 def _digests() -> BenchRow:
     kinds = ["bfloat16", "float16", "float32", "int8", "int32", "uint8", "uint32", "bool", "int16"]
     x = jax.random.normal(seed_key(SEED), (300, 129)) * 50
     arrays = {kind: x.astype(kind) for kind in kinds}
-    ours, theirs = on_both(lambda arrays: {k: digest(v) for k, v in arrays.items()}, arrays)
-    return verdict(ours, theirs, 0.0)
+    return compared(*on_both(functools.partial(jax.tree.map, digest), arrays), 0.0)
 
 
 def _draws(tiny: bool) -> BenchRow:
@@ -299,5 +294,5 @@ def _frequencies(tiny: bool) -> BenchRow:
         return jnp.bincount(drawn, length=8) / count
 
     measured, exact = np.asarray(jax.jit(frequencies)(law), np.float64), np.asarray(law, np.float64)
-    worst = float(np.abs((measured - exact) / np.sqrt(exact * (1 - exact) / count)).max())
-    return {"difference": worst, "bound": 5.0, "equal": worst <= 5.0}
+    errors = np.sqrt(exact * (1 - exact) / count)
+    return verdict(float(np.abs((measured - exact) / errors).max()), 5.0)

@@ -1,6 +1,5 @@
 """The machine's description, and the rates that a bare matmul and a bare copy reach on it."""
 
-import functools
 import os
 import platform
 
@@ -44,10 +43,9 @@ def machine(bench: Bench) -> None:
     for dtype in ("bfloat16", "float32"):
         for size in sizes:
             if bench.has(2, f"the matmul of {size} in {dtype}"):
-                measure = functools.partial(_matmul, size, dtype)
-                bench.row("matmul", {"dtype": dtype, "n": size}, measure)
-    bench.row("copying", {"what": "on the device, read and write"}, lambda: _copy(bench.tiny))
-    bench.row("copying", {"what": "host to device"}, lambda: _transfer(bench.tiny))
+                bench.row("matmul", {"dtype": dtype, "n": size}, _matmul, size, dtype)
+    bench.row("copying", {"what": "on the device, read and write"}, _copy, bench.tiny)
+    bench.row("copying", {"what": "host to device"}, _transfer, bench.tiny)
     bench.row("copying", {"what": "a call that does nothing"}, _nothing)
 
 

@@ -36,16 +36,6 @@ REPEATS, SMALLEST, LARGEST = 8, 16, 512
 ENOUGH_S = 3.0
 
 
-def training(bench: Bench) -> None:
-    """The part "training": the small size."""
-    _search(bench, "small")
-
-
-def medium(bench: Bench) -> None:
-    """The part "medium"."""
-    _search(bench, "medium")
-
-
 def paper(size: str, *, tiny: bool, **model: Any) -> RunConfig:
     """The paper's run of a size, or one for a CPU; `model` replaces fields of the network's config."""
     data = {"length": TINY_LENGTH} if tiny else {}
@@ -83,16 +73,19 @@ def step(bench: Bench, kind: str, config: RunConfig, batch: int) -> BenchRow:
     }
 
 
-def _search(bench: Bench, size: str) -> None:
-    """Doubles the batch while it fits; two batches tell how much memory the next ones will take."""
+def training(bench: Bench, size: str = "small") -> None:
+    """The part "training": doubles the batch while it fits.
+
+    Two batches tell how much memory the next ones will take.
+    """
     config = paper(size, tiny=bench.tiny)
     largest = 2 if bench.tiny else LARGEST
     for kind in SUITES:
         batch, tried, took = (2 if bench.tiny else SMALLEST), [], 60.0
         while batch <= largest and bench.has(took, f"{kind} at batch {batch}"):
             began = time.monotonic()
-            measure = functools.partial(step, bench, kind, config, batch)
-            row = bench.row("steps", {"step": kind, "batch": batch}, measure)
+            what = {"step": kind, "batch": batch}
+            row = bench.row("steps", what, step, bench, kind, config, batch)
             took = 1.3 * (time.monotonic() - began)
             if "error" in row:
                 break
@@ -105,6 +98,9 @@ def _search(bench: Bench, size: str) -> None:
                 f"{kind}, {size}: best at batch {best['batch']}, {best['tokens/s']:,.0f} tokens/s{share}; "
                 f"the largest that ran is {tried[-1]['batch']}."
             )
+
+
+medium = functools.partial(training, size="medium")  # the part of this name
 
 
 def _next_batch(tried: list[BenchRow], largest: int) -> int:
@@ -161,8 +157,8 @@ def _tuned(bench: Bench, kind: str, batch: int, names: Sequence[str]) -> dict[st
         if not bench.has(took, f"{kind}, batch {batch}, {name}"):
             continue
         config = paper("small", tiny=bench.tiny, **SETTINGS[name])
-        measure = functools.partial(step, bench, kind, config, batch)
-        row = bench.row(f"{kind}, batch {batch}", {"setting": name}, measure)
+        what = {"setting": name}
+        row = bench.row(f"{kind}, batch {batch}", what, step, bench, kind, config, batch)
         if "error" not in row:
             known[name] = row["tokens/s"]
     return known
@@ -170,7 +166,7 @@ def _tuned(bench: Bench, kind: str, batch: int, names: Sequence[str]) -> dict[st
 
 def saving(bench: Bench) -> None:
     """The part "saving": the small size's teacher with moments and average."""
-    bench.row("saving", {"state": "teacher, small"}, lambda: _to_disk_and_back(bench))
+    bench.row("saving", {"state": "teacher, small"}, _to_disk_and_back, bench)
 
 
 def _as_trained(state: TrainState) -> TrainState:

@@ -1,7 +1,6 @@
 """How fast texts are written: the student at several numbers of calls, alone and against the causal model."""
 
 import dataclasses
-import functools
 import statistics
 import time
 
@@ -28,8 +27,8 @@ def sampling(bench: Bench) -> None:
                 continue
             began = time.monotonic()
             work = job(bench, "sample", config, batch, calls)
-            measure = functools.partial(_timed, bench, work, config)
-            row = bench.row("sampling", {"calls": calls, "batch": batch}, measure)
+            what = {"calls": calls, "batch": batch}
+            row = bench.row("sampling", what, _timed, bench, work, config)
             took = 1.2 * (time.monotonic() - began)
             if calls == CALLS[0] and "error" not in row:
                 best = max(best or row, row, key=lambda row: row["tokens/s"])
@@ -52,8 +51,8 @@ def race(bench: Bench) -> None:
             began = time.monotonic()
             work = job(bench, "race", config, batch, calls or 0)
             work = dataclasses.replace(work, variant=CAUSAL if calls is None else STUDENT)
-            measure = functools.partial(_timed, bench, work, config, causal.get(batch))
-            row = bench.row("race", {"batch": batch, "who": title}, measure)
+            what = {"batch": batch, "who": title}
+            row = bench.row("race", what, _timed, bench, work, config, causal.get(batch))
             took = 1.2 * (time.monotonic() - began)
             if calls is None and "error" not in row:
                 causal[batch] = row[WHOLE]
