@@ -15,6 +15,7 @@ from sdtt_jax.laboratory.coupled import make_coupled_diffusion, train_coupled
 from sdtt_jax.laboratory.matched import matched_measures
 from sdtt_jax.laboratory.record import Record
 from sdtt_jax.laboratory.sampled import sampled_measures
+from sdtt_jax.laboratory.world import Array
 from sdtt_jax.ops.noise import FULL, MASKS
 from sdtt_jax.typing import Params
 
@@ -42,18 +43,28 @@ def measure_distillers(names: Sequence[str], bench: others.StudentBench) -> Reco
 
 
 def _exactly(
-    students: Callable[[others.StudentBench], others.Students],
+    tables_at: Callable[[others.StudentBench, int], Sequence[Array]],
     bench: others.StudentBench,
     name: str,
 ) -> dict[str, Record]:
-    """The measures of students that are tables of predictions."""
+    """The measures of students that are tables of predictions, which `tables_at` makes for so many calls."""
     found: Record = {}
     matched: Record = {}
-    for n, tables in students(bench).items():
+    for n in bench.calls:
+        tables = tables_at(bench, n)
         found[str(n)] = bench.truth.measures_of(others.law_of(tables, n))
         if bench.matched:
             matched |= matched_measures(bench.truth, tables, [n], bench.matched)
     return {name: found} | ({f"{name}-matched": matched} if matched else {})
+
+
+def _trained(
+    params_at: Callable[[others.StudentBench, int], Params], bench: others.StudentBench, name: str
+) -> dict[str, Record]:
+    """The measures of students without noise, one trained for each number of calls."""
+    return _exactly(
+        lambda _, n: others.tables_of(bench, bench.plain, params_at(bench, n)), bench, name
+    )
 
 
 def _both_ways(
@@ -96,17 +107,17 @@ def _masks(kind: str, coupled: bool, bench: others.StudentBench, name: str) -> d
 
 
 DISTILLERS: dict[str, Measure] = {
-    UNTRAINED: partial(_exactly, lambda bench: {n: [bench.optima[-1]] for n in bench.calls}),
+    UNTRAINED: partial(_exactly, lambda bench, _: [bench.optima[-1]]),
     "coupled": lambda bench, name: _both_ways(bench, name, bench.one_shot, bench.calls),
     "coupled-rounds": partial(_in_rounds, 0.0),
     "coupled-soft": partial(_in_rounds, 1.0),
     "coupled-idlm": lambda bench, name: _both_ways(
         bench, name, others.coupled_idlm_params(bench), bench.calls
     ),
-    "alpha": partial(_exactly, others.alpha_students),
-    "mixture": partial(_exactly, others.mixture_students),
-    "mmd": partial(_exactly, others.mmd_students),
-    "idlm": partial(_exactly, others.idlm_students),
+    "alpha": partial(_trained, others.alpha_params),
+    "mixture": partial(_exactly, lambda bench, _: bench.mixture),
+    "mmd": partial(_trained, others.mmd_params),
+    "idlm": partial(_trained, others.idlm_params),
     "masks": partial(_masks, MASKS, True),
     "masks-uncoupled": partial(_masks, MASKS, False),
     "infinite": partial(_masks, FULL, True),

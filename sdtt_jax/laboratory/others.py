@@ -7,7 +7,7 @@ start from a network that has copied the true denoiser, except the noise-coupled
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -51,9 +51,6 @@ from sdtt_jax.objectives import (
 from sdtt_jax.ops.noise import LATENT, Noise, draw_noise, every_value, num_values
 from sdtt_jax.training.step import Loss, LossFn
 from sdtt_jax.typing import Key, Params, Tokens, Tree
-
-# The tables, from `tables_of`, of the student for each number of calls.
-Students = dict[int, list[Array]]
 
 _NOISES = 1024
 _every_value = jax.jit(every_value, static_argnums=(0, 1, 2))
@@ -147,6 +144,18 @@ class StudentBench:
         copying = dataclasses.replace(self, config=steps)
         return fit(copying, "copy of the teacher", loss, params, context, self.config.copy_rate)
 
+    @functools.cached_property
+    def mixture(self) -> list[Array]:
+        """The mixture's tables. It learns trajectories to their end: one student for all numbers of calls."""
+        noise, calls = NoiseConfig(LATENT, num_values=self.config.values), self.config.teacher_calls
+        latent = dataclasses.replace(self.sizes, noise=noise)
+        student = make_coupled_diffusion(self.truth.world, latent)
+        key = purpose_key(latent.seed, "exact-mixture-init")
+        begin = jax.jit(network_of(student).init_from)(self.start, key)
+        loss = mixture_loss(student, self.plain, MixtureConfig(calls, calls))
+        params = fit(self, "mixture", loss, begin, self.context, self.config.learning_rate)
+        return tables_of(self, student, params)
+
 
 def fit(
     bench: StudentBench, title: str, loss: LossFn, params: Tree, context: Tree, rate: float
@@ -192,57 +201,29 @@ def law_of(tables: Sequence[Array], calls: int) -> Array:
     return np.mean([sample_distribution(reveal_sums(table), calls) for table in tables], axis=0)
 
 
-def alpha_students(bench: StudentBench) -> Students:
-    """The teacher-free student, one for each number of calls."""
-    student, config = bench.plain, bench.config
-
-    def trained(calls: int) -> Params:
-        loss = alpha_loss(student, AlphaConfig(config.alpha, calls))
-        return fit(bench, f"alpha, {calls} calls", loss, bench.start, {}, config.learning_rate)
-
-    return _by_calls(bench, student, trained)
+def alpha_params(bench: StudentBench, calls: int) -> Params:
+    """The teacher-free student."""
+    config = bench.config
+    loss = alpha_loss(bench.plain, AlphaConfig(config.alpha, calls))
+    return fit(bench, f"alpha, {calls} calls", loss, bench.start, {}, config.learning_rate)
 
 
-def mixture_students(bench: StudentBench) -> Students:
-    """The mixture, which learns trajectories to their end: one student for all numbers of calls."""
-    world, config = bench.truth.world, bench.config
-    latent = dataclasses.replace(bench.sizes, noise=NoiseConfig(LATENT, num_values=config.values))
-    student, teacher = make_coupled_diffusion(world, latent), bench.plain
-    begin = jax.jit(network_of(student).init_from)(
-        bench.start, purpose_key(latent.seed, "exact-mixture-init")
-    )
-    calls = MixtureConfig(config.teacher_calls, config.teacher_calls)
-    loss = mixture_loss(student, teacher, calls)
-    params = fit(bench, "mixture", loss, begin, bench.context, config.learning_rate)
-    return _by_calls(bench, student, lambda _calls: params)
-
-
-def mmd_students(bench: StudentBench) -> Students:
-    """Students that compare completions by the copied network's states, one for each number of calls."""
+def mmd_params(bench: StudentBench, calls: int) -> Params:
+    """The student that compares completions by the copied network's states."""
     student, config = bench.plain, bench.config
     features = functools.partial(network_of(student).layer_states, layer=config.layer)
-
-    def trained(calls: int) -> Params:
-        settings = MmdConfig(calls, layer=config.layer, gamma=config.gamma)
-        loss = mmd_loss(student, features, settings)
-        context = {"teacher_params": bench.start}
-        return fit(bench, f"mmd, {calls} calls", loss, bench.start, context, config.slow_rate)
-
-    return _by_calls(bench, student, trained)
+    loss = mmd_loss(student, features, MmdConfig(calls, layer=config.layer, gamma=config.gamma))
+    context = {"teacher_params": bench.start}
+    return fit(bench, f"mmd, {calls} calls", loss, bench.start, context, config.slow_rate)
 
 
-def idlm_students(bench: StudentBench) -> Students:
-    """Students of inverse distillation, each trained together with a fake, one for each number of calls."""
-    student, config = bench.plain, bench.config
-
-    def trained(calls: int) -> Params:
-        settings = IdlmConfig(calls, teacher_temperature=config.teacher_temperature)
-        loss = idlm_loss(student, settings)
-        begin = {STUDENT: bench.start, FAKE: bench.start}
-        both = fit(bench, f"idlm, {calls} calls", loss, begin, bench.context, config.slow_rate)
-        return both[STUDENT]
-
-    return _by_calls(bench, student, trained)
+def idlm_params(bench: StudentBench, calls: int) -> Params:
+    """The student of inverse distillation, which is trained together with a fake."""
+    config = bench.config
+    settings = IdlmConfig(calls, teacher_temperature=config.teacher_temperature)
+    begin = {STUDENT: bench.start, FAKE: bench.start}
+    title, loss = f"idlm, {calls} calls", idlm_loss(bench.plain, settings)
+    return fit(bench, title, loss, begin, bench.context, config.slow_rate)[STUDENT]
 
 
 def coupled_idlm_params(bench: StudentBench) -> Params:
@@ -312,9 +293,3 @@ def noise_information(
     log_probs = jax.nn.log_softmax(logits)
     mean = jax.nn.logsumexp(log_probs, axis=0) - np.log(_NOISES)
     return (jnp.exp(log_probs) * (log_probs - mean)).sum(axis=-1).mean()
-
-
-def _by_calls(
-    bench: StudentBench, diffusion: MaskedDiffusion, trained: Callable[[int], Params]
-) -> Students:
-    return {n: tables_of(bench, diffusion, trained(n)) for n in bench.calls}

@@ -172,11 +172,10 @@ def test_inverse_distillation_is_told_the_teachers_temperature(bench, monkeypatc
     for name in ("idlm_loss", "coupled_idlm_loss"):
         monkeypatch.setattr(others, name, lambda *given: given[-1].teacher_temperature)
     monkeypatch.setattr(others, "fit", fit)
-    monkeypatch.setattr(others, "tables_of", lambda *_: [])
     config = dataclasses.replace(CONFIG, teacher_temperature=32.0)
     hot = dataclasses.replace(bench, config=config)
     vars(hot).update(start={}, one_shot={})
-    others.idlm_students(hot)
+    others.idlm_params(hot, 1)
     others.coupled_idlm_params(hot)
     assert told == [32.0, 32.0]
 
