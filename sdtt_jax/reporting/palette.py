@@ -4,34 +4,22 @@ Rounds are ordered, so they run along one hue from pale to strong; the teacher i
 the references are far from blue in hue and in lightness, which colour-blind eyes keep apart.
 """
 
-LIGHT = {
-    "ink": "#1c1d21",
-    "muted": "#6a6d75",
-    "grid": "#e6e4de",
-    "page": "#fdfcfa",
-    "teacher": "#63666e",
-    "first_round": "#7db4e3",
-    "accent": "#0b56a8",
-    "causal": "#c4500f",
-    "data": "#1c7c5c",
-    "judge": "#8a5a9c",
-    "coupled": "#b3246b",
-    "coupled_first": "#d98bb2",
+# In light and in dark mode.
+_COLOURS = {
+    "ink": ("#1c1d21", "#ecebe6"),
+    "muted": ("#6a6d75", "#9b9ea7"),
+    "grid": ("#e6e4de", "#2c2f36"),
+    "page": ("#fdfcfa", "#14161a"),
+    "teacher": ("#63666e", "#b3b6be"),
+    "first_round": ("#7db4e3", "#3b6790"),
+    "accent": ("#0b56a8", "#7cc4ff"),
+    "causal": ("#c4500f", "#f29a5c"),
+    "data": ("#1c7c5c", "#62cda3"),
+    "judge": ("#8a5a9c", "#c79bd8"),
+    "coupled": ("#b3246b", "#f27bb5"),
+    "coupled_first": ("#d98bb2", "#8f4a6d"),
 }
-DARK = {
-    "ink": "#ecebe6",
-    "muted": "#9b9ea7",
-    "grid": "#2c2f36",
-    "page": "#14161a",
-    "teacher": "#b3b6be",
-    "first_round": "#3b6790",
-    "accent": "#7cc4ff",
-    "causal": "#f29a5c",
-    "data": "#62cda3",
-    "judge": "#c79bd8",
-    "coupled": "#f27bb5",
-    "coupled_first": "#8f4a6d",
-}
+LIGHT, DARK = ({name: pair[mode] for name, pair in _COLOURS.items()} for mode in (0, 1))
 SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
