@@ -11,17 +11,7 @@ from typing import NamedTuple
 
 from rich.console import Console
 
-from experiments.benchmarking import report
-from experiments.benchmarking.cases import (
-    CAUSAL,
-    COUPLED,
-    MATMUL,
-    STUDENT,
-    SUITES,
-    VARIANTS,
-    Job,
-    Log,
-)
+from experiments.benchmarking import cases, report
 from experiments.benchmarking.report import Entry, Measured
 from experiments.benchmarking.worker import Here, Worker, WorkerError
 from experiments.cli.fields import require_used
@@ -38,9 +28,9 @@ HAS_COUPLED = ("train", "sample")
 
 def measure(
     title: str,
-    jobs: Sequence[Job],
+    jobs: Sequence[cases.Job],
     repeats: int,
-    log: Log,
+    log: cases.Log,
     *,
     interleave: bool = True,
     in_process: bool = False,
@@ -79,7 +69,7 @@ def measure(
                     except WorkerError as death:
                         died(variant, death)
                         del workers[variant]
-                if shown := [v for v in measured if v in workers and v != MATMUL]:
+                if shown := [v for v in measured if v in workers and v != cases.MATMUL]:
                     times = (f"{v} {measured[v].runs[-1]['seconds']:.3g} s" for v in shown)
                     log(f"{title}: {number + 1} of {repeats}: {', '.join(times)}")
                 yield measured
@@ -91,7 +81,7 @@ class BenchmarkPlan:
 
     suite: tuple[str, ...] = setting(
         ("train", "teacher", "sample", "judge", "data"),
-        f"What to measure, separated by commas: {', '.join(SUITES)}.",
+        f"What to measure, separated by commas: {', '.join(cases.SUITES)}.",
     )
     batch_size: int = setting(1, "Sequences per training step or generation.")
     num_steps: tuple[int, ...] = setting((8, 16, 32), "Numbers of steps, separated by commas.")
@@ -129,7 +119,7 @@ class BenchmarkPlan:
 
     def __post_init__(self) -> None:
         for suite in self.suite:
-            choose("--suite", suite, SUITES)
+            choose("--suite", suite, cases.SUITES)
         for dtype in self.race_dtypes:
             choose("--race_dtypes", dtype, COMPUTE_DTYPES)
         for name in ("suite", "num_steps", "race_dtypes", "race_batches"):
@@ -170,28 +160,29 @@ class BenchmarkRow(NamedTuple):
 
     suite: str  # the suite that the row belongs to
     title: str  # in tables and lines of progress
-    jobs: list[Job]  # one for each variant
+    jobs: list[cases.Job]  # one for each variant
 
 
 def rows(config: RunConfig, plan: BenchmarkPlan) -> Iterator[BenchmarkRow]:
     """All rows of the plan's suites, in the order of `SUITES`."""
     plain, vocab_size = to_mapping(config), config.vocab_size
-    for suite in (suite for suite in SUITES if suite in plan.suite):
+    for suite in (suite for suite in cases.SUITES if suite in plan.suite):
         if suite == "demo":
             yield from _demo_rows(config)
         elif suite == "race":
             yield from _race_rows(config, plan)
         else:
-            variants = VARIANTS if suite == "data" else (MATMUL, *VARIANTS)
+            variants = cases.VARIANTS if suite == "data" else (cases.MATMUL, *cases.VARIANTS)
             if plan.coupled and suite in HAS_COUPLED:
-                variants = (*variants, COUPLED)
+                variants = (*variants, cases.COUPLED)
             for steps in plan.num_steps if suite == "sample" else [0]:
-                lean = Job(suite, "lean", plain, vocab_size, plan.batch_size, steps, plan.mode)
+                sizes = vocab_size, plan.batch_size, steps
+                lean = cases.Job(suite, "lean", plain, *sizes, plan.mode)
                 jobs = _variants_of(lean, variants, plan.against)
                 yield BenchmarkRow(suite, f"{suite}, {steps} steps" if steps else suite, jobs)
 
 
-def _variants_of(lean: Job, variants: Sequence[str], naive_mode: str = "") -> list[Job]:
+def _variants_of(lean: cases.Job, variants: Sequence[str], naive_mode: str = "") -> list[cases.Job]:
     """A job for each variant; the naive one has a decoder of its own."""
     return [
         dataclasses.replace(lean, variant=v, mode=naive_mode if v == "naive" else lean.mode)
@@ -208,12 +199,13 @@ def _demo_rows(config: RunConfig) -> Iterator[BenchmarkRow]:
     plain, written = to_mapping(config), config.evaluation.batch_size
     for title, suite, batch_size, steps, more in (
         ("teacher step", "teacher", config.teacher.train.batch_size, 0, ()),
-        ("distillation step", "train", config.distill.train.batch_size, 0, (COUPLED,)),
-        ("8-step generation", "sample", written, 8, (COUPLED,)),
+        ("distillation step", "train", config.distill.train.batch_size, 0, (cases.COUPLED,)),
+        ("8-step generation", "sample", written, 8, (cases.COUPLED,)),
         ("judging", "own_judge", written, 0, ()),
     ):
-        lean = Job(suite, "lean", plain, vocab_size, batch_size, steps)
-        yield BenchmarkRow("demo", title, _variants_of(lean, (MATMUL, *VARIANTS, *more)))
+        lean = cases.Job(suite, "lean", plain, vocab_size, batch_size, steps)
+        jobs = _variants_of(lean, (cases.MATMUL, *cases.VARIANTS, *more))
+        yield BenchmarkRow("demo", title, jobs)
 
 
 def _race_rows(config: RunConfig, plan: BenchmarkPlan) -> Iterator[BenchmarkRow]:
@@ -221,9 +213,11 @@ def _race_rows(config: RunConfig, plan: BenchmarkPlan) -> Iterator[BenchmarkRow]
     for dtype in plan.race_dtypes:
         plain = to_mapping(changed(config, model={"compute_dtype": dtype}))
         for batch in plan.race_batches:
-            job = Job("race", CAUSAL, plain, config.vocab_size, batch, helper=plan.race_helper)
+            job = cases.Job(
+                "race", cases.CAUSAL, plain, config.vocab_size, batch, helper=plan.race_helper
+            )
             jobs = [job] + [
-                dataclasses.replace(job, variant=STUDENT, num_steps=calls, mode=mode)
+                dataclasses.replace(job, variant=cases.STUDENT, num_steps=calls, mode=mode)
                 for mode, calls in itertools.product(plan.modes.split(), plan.num_steps)
             ]
             yield BenchmarkRow(
@@ -232,7 +226,7 @@ def _race_rows(config: RunConfig, plan: BenchmarkPlan) -> Iterator[BenchmarkRow]
 
 
 def benchmark(
-    config: RunConfig, plan: BenchmarkPlan, log: Log, save: Callable[[Entry], None]
+    config: RunConfig, plan: BenchmarkPlan, log: cases.Log, save: Callable[[Entry], None]
 ) -> Entry:
     """The whole record, JSON-ready: under each suite's name its row, or its rows by title (`sample`: a list).
 

@@ -18,18 +18,8 @@ import jax
 from absl import app, flags, logging
 from rich.console import Console
 
+from experiments.cli import output
 from experiments.cli.arguments import IN_FLAGS, config_files, in_words, require_utf8
-from experiments.cli.output import (
-    EXIT_CONFIG,
-    EXIT_FAILED,
-    EXIT_PIPE,
-    discard_output,
-    is_of_a_bucket,
-    missing_platform,
-    print_anywhere,
-    shorten,
-    system_error,
-)
 from sdtt_jax.config import require
 from sdtt_jax.errors import EXIT_INTERRUPTED, ConfigError, UserError, first_line
 from sdtt_jax.parallel import ending, processes
@@ -203,7 +193,7 @@ def exit_status(
         if ending.is_alone():
             raise
         # A computation also fails when another process has left the job.
-        message, status = ending.failed_elsewhere() or ("", EXIT_FAILED)
+        message, status = ending.failed_elsewhere() or ("", output.EXIT_FAILED)
         if not message:
             traceback.print_exc()
             message = "One of several processes has failed; if others ended before it, their output says why."
@@ -225,26 +215,26 @@ def _status(main: Callable[[Sequence[str]], None], argv: Sequence[str], resumes:
         return EXIT_INTERRUPTED
     except UserError as error:
         print(f"Error: {error}", file=sys.stderr)
-        return EXIT_CONFIG if isinstance(error, ConfigError) else EXIT_FAILED
+        return output.EXIT_CONFIG if isinstance(error, ConfigError) else output.EXIT_FAILED
     except BrokenPipeError:
-        discard_output()
-        return EXIT_PIPE
+        output.discard_output()
+        return output.EXIT_PIPE
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
         if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
             raise
         reason = first_line(error, "out of memory")
         print(f"Error: {reason}; take a smaller batch or model, or more devices.", file=sys.stderr)
-        return EXIT_FAILED
+        return output.EXIT_FAILED
     except Exception as error:
-        reason, status = missing_platform(_of_devices(error))
+        reason, status = output.missing_platform(_of_devices(error))
         if reason:
             print(f"Error: {reason}", file=sys.stderr)
             return status
-        if not isinstance(error, OSError) and not is_of_a_bucket(error):
+        if not isinstance(error, OSError) and not output.is_of_a_bucket(error):
             raise
-        discard_output()
-        print(f"Error: {system_error(error)}", file=sys.stderr)
-        return EXIT_FAILED
+        output.discard_output()
+        print(f"Error: {output.system_error(error)}", file=sys.stderr)
+        return output.EXIT_FAILED
     return 0
 
 
@@ -277,7 +267,7 @@ def parse_flags(argv: list[str], check: Callable[[Sequence[str]], None] | None) 
         now = FLAGS.get(gone, "")
         message = f"--{gone} is now --{now}." if now in flags.FLAGS else in_words(error)
         print(f"Error: {message} (see --help)", file=sys.stderr)
-        sys.exit(EXIT_CONFIG)
+        sys.exit(output.EXIT_CONFIG)
 
 
 def check_flags(argv: Sequence[str], *required: str) -> None:
@@ -314,7 +304,7 @@ def run_app(
         gc.freeze()  # the garbage collector need not scan imported modules again
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)
-            logging.get_absl_logger().addFilter(shorten)
+            logging.get_absl_logger().addFilter(output.shorten)
             # gcsfs raises what it logs, and logs it with a page of its own stack.
             python_logging.getLogger("gcsfs").setLevel(python_logging.CRITICAL)
         # JAX_NUMPY_RANK_PROMOTION=raise is for a user's own code; ours adds rows to matrices, as NumPy does.
@@ -327,7 +317,7 @@ def run_app(
             ending.leave(status)
         return status
 
-    print_anywhere()
+    output.print_anywhere()
     signal.signal(signal.SIGTERM, _stop)
     try:
         app.run(quiet, flags_parser=functools.partial(parse_flags, check=check))
@@ -335,13 +325,13 @@ def run_app(
         _say_stopped(resumes)
         sys.exit(EXIT_INTERRUPTED)
     except BrokenPipeError:
-        discard_output()
-        sys.exit(EXIT_PIPE)
+        output.discard_output()
+        sys.exit(output.EXIT_PIPE)
 
 
 def run_script(main: Callable[[Sequence[str]], None]) -> None:
     """`run_app` for a program that reads its command line itself; SIGTERM, too, lets it end its processes."""
-    print_anywhere()
+    output.print_anywhere()
     signal.signal(signal.SIGTERM, _stop)
     sys.exit(exit_status(main, sys.argv))
 

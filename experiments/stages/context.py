@@ -25,20 +25,9 @@ from sdtt_jax.interchange.adapters import network_shardings, read_delivered
 from sdtt_jax.interchange.load import load, load_network
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
-from sdtt_jax.networks import CausalNetwork, Denoiser
+from sdtt_jax.networks import CausalNetwork, Denoiser, kinds
 from sdtt_jax.networks.base import Network
 from sdtt_jax.networks.config import GPT2Config, PublishedConfig
-from sdtt_jax.networks.kinds import (
-    CAUSAL,
-    GPT2,
-    GPT2_DENOISER,
-    KINDS,
-    LLAMA,
-    LLAMA_DENOISER,
-    kind_of,
-    network_of,
-    stored_kind,
-)
 from sdtt_jax.networks.lora import LoraConfig
 from sdtt_jax.ops.sequences import Sequences
 from sdtt_jax.parallel import processes
@@ -193,11 +182,13 @@ class Run(Networks):
             return Denoiser(self.config.denoiser(self.vocab_size))
         config: Any
         if is_delivered(self.workdir.teacher):
-            config = stored_network(self.workdir.teacher, LLAMA_DENOISER, GPT2_DENOISER).config
+            config = stored_network(
+                self.workdir.teacher, kinds.LLAMA_DENOISER, kinds.GPT2_DENOISER
+            ).config
         else:
             assert self.base is not None
             config = self.base.config
-        return network_of(self.config.adapted(config))
+        return kinds.network_of(self.config.adapted(config))
 
     @property
     def was_causal(self) -> bool:
@@ -224,7 +215,9 @@ class Run(Networks):
         """The network of the judge: of the config's sizes, or that of an existing model."""
         name = self.config.judge.checkpoint
         if name and is_delivered(self.workdir.judge):
-            found: CausalNetwork = stored_network(self.workdir.judge, CAUSAL, GPT2, LLAMA)
+            found: CausalNetwork = stored_network(
+                self.workdir.judge, kinds.CAUSAL, kinds.GPT2, kinds.LLAMA
+            )
             return found
         if name:
             model = load_network(name)
@@ -250,7 +243,7 @@ class Run(Networks):
         """
         self.check_place()
         meta = {
-            "kind": kind_of(network),
+            "kind": kinds.kind_of(network),
             "model": to_mapping(network.config),
             "schedule": to_mapping(self.config.schedule),
             "data": self.data_digest,
@@ -290,10 +283,10 @@ class Run(Networks):
                 f"{final(folder)} was delivered by {told}, not by its own stage; restore it from a copy, or "
                 "remove it and run the same command again."
             )
-        kind, model = kind_of(network), to_mapping(network.config)
+        kind, model = kinds.kind_of(network), to_mapping(network.config)
         # Fields that the checkpoint lacks, because they are newer, get their defaults.
         newer = to_mapping(type(network.config)()) | (meta.get("model") or {})
-        if stored_kind(meta.get("kind")) != kind or newer != model:
+        if kinds.stored_kind(meta.get("kind")) != kind or newer != model:
             raise MismatchError(
                 f"{final(folder)} is a checkpoint of another model: {meta.get('kind')} "
                 f"{meta.get('model')}, not {kind} {model}."
@@ -307,7 +300,7 @@ class Run(Networks):
 
     def model(self, folder: Path, network: Denoiser, **facts: Any) -> Model:
         """The model that a finished stage or round delivered, to be evaluated."""
-        where = {"path": str(final(folder)), "kind": kind_of(network)}
+        where = {"path": str(final(folder)), "kind": kinds.kind_of(network)}
         return Model(
             params=self.delivered(folder, network, "evaluate"),
             tokenizer=self.tokenizer,
@@ -317,22 +310,24 @@ class Run(Networks):
         )
 
 
-def stored_network(folder: Path, *kinds: str) -> Any:
-    """The network, of one of `kinds`, that a stage delivered, from the facts stored with its parameters.
+def stored_network(folder: Path, *known: str) -> Any:
+    """The network, of a `known` kind, that a stage delivered, from the facts stored with its parameters.
 
     Raises:
       CheckpointError: the facts are damaged, or of another kind of network.
     """
     facts = load_facts(final(folder))
-    kind, cause = stored_kind(facts.get("kind")), ""
-    if kind in kinds:
+    kind, cause = kinds.stored_kind(facts.get("kind")), ""
+    if kind in known:
         try:
-            return network_of(from_mapping(KINDS[kind].config, facts.get("model") or {}, "model"))
+            return kinds.network_of(
+                from_mapping(kinds.KINDS[kind].config, facts.get("model") or {}, "model")
+            )
         except ConfigError as error:
             cause = f" ({error})"
     raise MismatchError(
         f"{final(folder)} is a checkpoint of another model: {facts.get('kind')}{cause}, not "
-        f"{' or '.join(kinds)} of this version; restore it from a copy, or remove it and run the same "
+        f"{' or '.join(known)} of this version; restore it from a copy, or remove it and run the same "
         "command again."
     )
 

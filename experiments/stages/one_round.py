@@ -10,19 +10,12 @@ from experiments.distillers import COUPLED
 from experiments.stages.context import Run
 from experiments.stages.job import Rounds, TrainingJob, averaged
 from experiments.stages.objective import Networks
+from sdtt_jax import objectives
 from sdtt_jax.config import to_mapping
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.distillation.idlm import FAKE, STUDENT
 from sdtt_jax.keys import purpose_key
 from sdtt_jax.networks.base import abstract_params
-from sdtt_jax.objectives import (
-    alpha_loss,
-    arranged,
-    coupled_idlm_loss,
-    idlm_loss,
-    mixture_loss,
-    mmd_loss,
-)
 from sdtt_jax.parallel.mesh import RULES
 from sdtt_jax.parallel.placement import tree_shardings, unbox
 from sdtt_jax.training.state import StateSpec, TrainState
@@ -104,7 +97,7 @@ def one_round(name: str) -> Rounds:
 
 
 def _mixture_loss(run: Networks) -> LossFn:
-    return mixture_loss(run.diffusion_of(run.mixture), run.diffusion, run.config.mixture)
+    return objectives.mixture_loss(run.diffusion_of(run.mixture), run.diffusion, run.config.mixture)
 
 
 def _mmd_loss(run: Networks) -> LossFn:
@@ -113,14 +106,14 @@ def _mmd_loss(run: Networks) -> LossFn:
     def loss_of(diffusion: MaskedDiffusion) -> LossFn:
         network: Any = diffusion.denoiser
         features = functools.partial(network.layer_states, layer=config.layer)
-        return mmd_loss(diffusion, features, config)
+        return objectives.mmd_loss(diffusion, features, config)
 
-    return arranged(loss_of, run.diffusion, run.sequences)
+    return objectives.arranged(loss_of, run.diffusion, run.sequences)
 
 
 def _coupled_idlm_loss(run: Networks) -> LossFn:
     student = run.diffusion_of(run.coupled)
-    return coupled_idlm_loss(student, run.diffusion, run.config.coupled_idlm)
+    return objectives.coupled_idlm_loss(student, run.diffusion, run.config.coupled_idlm)
 
 
 def _of_arranged(loss: Callable[..., LossFn], name: str) -> Callable[[Networks], LossFn]:
@@ -128,7 +121,7 @@ def _of_arranged(loss: Callable[..., LossFn], name: str) -> Callable[[Networks],
 
     def made(run: Networks) -> LossFn:
         loss_of = functools.partial(loss, config=getattr(run.config, name))
-        return arranged(loss_of, run.diffusion, run.sequences)
+        return objectives.arranged(loss_of, run.diffusion, run.sequences)
 
     return made
 
@@ -141,7 +134,7 @@ def _coupled_student(run: Run) -> Params:
 PARTS = {
     "alpha": Parts(
         "blocks of real texts, without a teacher",
-        _of_arranged(alpha_loss, "alpha"),
+        _of_arranged(objectives.alpha_loss, "alpha"),
         keeps_teacher=False,
     ),
     "mixture": Parts(
@@ -154,7 +147,7 @@ PARTS = {
     ),
     "idlm": Parts(
         "a fake teacher learns the student's texts, and the student learns what the teacher says about them",
-        _of_arranged(idlm_loss, "idlm"),
+        _of_arranged(objectives.idlm_loss, "idlm"),
         fake=True,
     ),
     "coupled_idlm": Parts(

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sdtt_jax import objectives
 from sdtt_jax.config import positive, require, whole, within
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.sampler import prior_sample
@@ -40,14 +41,6 @@ from sdtt_jax.laboratory.student import (
 from sdtt_jax.laboratory.turns import train_in_turns
 from sdtt_jax.laboratory.world import Array, reveal_sums, sample_distribution
 from sdtt_jax.networks.config import NoiseConfig
-from sdtt_jax.objectives import (
-    alpha_loss,
-    coupled_idlm_loss,
-    distill_loss,
-    idlm_loss,
-    mixture_loss,
-    mmd_loss,
-)
 from sdtt_jax.ops.noise import LATENT, Noise, draw_noise, every_value, num_values
 from sdtt_jax.training.step import Loss, LossFn
 from sdtt_jax.typing import Key, Params, Tokens, Tree
@@ -137,7 +130,7 @@ class StudentBench:
         """What the other students begin with: a network that has copied the true denoiser."""
         diffusion = self.plain
         # With dt = 1 the first teacher step reveals everything: every target is the teacher's at x_t itself.
-        loss = distill_loss(diffusion, DistillConfig(divergence="kl-fwd"))
+        loss = objectives.distill_loss(diffusion, DistillConfig(divergence="kl-fwd"))
         context = self.context | {"dt": jnp.float32(1.0)}
         params = init_params(diffusion, purpose_key(self.coupled.seed, "exact-others-init"))
         steps = dataclasses.replace(self.config, num_steps=self.config.copy_steps)
@@ -152,7 +145,7 @@ class StudentBench:
         student = make_coupled_diffusion(self.truth.world, latent)
         key = purpose_key(latent.seed, "exact-mixture-init")
         begin = jax.jit(network_of(student).init_from)(self.start, key)
-        loss = mixture_loss(student, self.plain, MixtureConfig(calls, calls))
+        loss = objectives.mixture_loss(student, self.plain, MixtureConfig(calls, calls))
         params = fit(self, "mixture", loss, begin, self.context, self.config.learning_rate)
         return tables_of(self, student, params)
 
@@ -204,7 +197,7 @@ def law_of(tables: Sequence[Array], calls: int) -> Array:
 def alpha_params(bench: StudentBench, calls: int) -> Params:
     """The teacher-free student."""
     config = bench.config
-    loss = alpha_loss(bench.plain, AlphaConfig(config.alpha, calls))
+    loss = objectives.alpha_loss(bench.plain, AlphaConfig(config.alpha, calls))
     return fit(bench, f"alpha, {calls} calls", loss, bench.start, {}, config.learning_rate)
 
 
@@ -212,7 +205,8 @@ def mmd_params(bench: StudentBench, calls: int) -> Params:
     """The student that compares completions by the copied network's states."""
     student, config = bench.plain, bench.config
     features = functools.partial(network_of(student).layer_states, layer=config.layer)
-    loss = mmd_loss(student, features, MmdConfig(calls, layer=config.layer, gamma=config.gamma))
+    settings = MmdConfig(calls, layer=config.layer, gamma=config.gamma)
+    loss = objectives.mmd_loss(student, features, settings)
     context = {"teacher_params": bench.start}
     return fit(bench, f"mmd, {calls} calls", loss, bench.start, context, config.slow_rate)
 
@@ -222,7 +216,7 @@ def idlm_params(bench: StudentBench, calls: int) -> Params:
     config = bench.config
     settings = IdlmConfig(calls, teacher_temperature=config.teacher_temperature)
     begin = {STUDENT: bench.start, FAKE: bench.start}
-    title, loss = f"idlm, {calls} calls", idlm_loss(bench.plain, settings)
+    title, loss = f"idlm, {calls} calls", objectives.idlm_loss(bench.plain, settings)
     return fit(bench, title, loss, begin, bench.context, config.slow_rate)[STUDENT]
 
 
@@ -231,7 +225,7 @@ def coupled_idlm_params(bench: StudentBench) -> Params:
     temperature = bench.config.teacher_temperature
     settings = CoupledIdlmConfig(bench.coupled.full_share, teacher_temperature=temperature)
     student = make_coupled_diffusion(bench.truth.world, bench.coupled)
-    loss = coupled_idlm_loss(student, bench.plain, settings)
+    loss = objectives.coupled_idlm_loss(student, bench.plain, settings)
     begin = {STUDENT: bench.one_shot, FAKE: bench.start}
     return fit(bench, "coupled-idlm", loss, begin, bench.context, bench.config.slow_rate)[STUDENT]
 

@@ -11,32 +11,15 @@ from flax.traverse_util import flatten_dict
 from markupsafe import Markup
 
 from sdtt_jax.paths import as_path, write_text
+from sdtt_jax.reporting import palette, run_figures
 from sdtt_jax.reporting.drawing import both_widths, css
 from sdtt_jax.reporting.evaluations import race, race_batches, tables
 from sdtt_jax.reporting.figures import Panel, RowChart
 from sdtt_jax.reporting.findings import ENTROPY_TOLERANCE, find
 from sdtt_jax.reporting.frontier import frontier_panels
 from sdtt_jax.reporting.layout import draw_panel, draw_rows
-from sdtt_jax.reporting.palette import (
-    DARK,
-    LIGHT,
-    count,
-    css_variables,
-    duration,
-    number,
-    percent,
-    steps_text,
-)
 from sdtt_jax.reporting.race import race_panel
 from sdtt_jax.reporting.record import LossCurve, RecordedRun, read_run
-from sdtt_jax.reporting.run_figures import (
-    few_calls_panel,
-    forest_chart,
-    gain_chart,
-    loss_panel,
-    quality_curves,
-    quality_panel,
-)
 
 WIDE, NARROW = 720.0, 344.0  # widths of a figure on wide and on narrow screens, in pixels
 PAIRS_SHOWN = 3  # pairs of sampled texts that stand open; the others unfold
@@ -69,12 +52,8 @@ def page(template: str, rounds: int = 1, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    templates.filters |= {
-        "number": number,
-        "count": count,
-        "duration": duration,
-        "percent": percent,
-    }
+    shown = palette.number, palette.count, palette.duration, palette.percent
+    templates.filters |= {function.__name__: function for function in shown}
     style, script = (
         # Our own files, free of closing tags: to escape them would break them.
         Markup(loader.get_source(templates, name)[0])
@@ -83,8 +62,8 @@ def page(template: str, rounds: int = 1, **values: Any) -> str:
     return templates.get_template(template).render(
         style=Markup(css()) + style,
         script=script,
-        light=Markup(css_variables(LIGHT, rounds)),
-        dark=Markup(css_variables(DARK, rounds)),
+        light=Markup(palette.css_variables(palette.LIGHT, rounds)),
+        dark=Markup(palette.css_variables(palette.DARK, rounds)),
         **values,
     )
 
@@ -92,7 +71,7 @@ def page(template: str, rounds: int = 1, **values: Any) -> str:
 def render(run: RecordedRun) -> str:
     """The page as text."""
     rounds = max(1, len(run.students), *(curve.round for curve in run.curves))
-    curves = quality_curves(run)
+    curves = run_figures.quality_curves(run)
     return page(
         "report.html",
         rounds,
@@ -138,22 +117,22 @@ def quoted(value: str) -> str:
 
 def figures(run: RecordedRun) -> dict[str, Markup | list[Markup]]:
     """All figures by name; an empty one has nothing to draw."""
-    perplexity, entropy = quality_panel(run), quality_panel(run, entropy=True)
     races = [
         race_panel(race(run.evaluations, batch), batch, _colours(run))
         for batch in race_batches(run.evaluations)
     ]
+    quality = run_figures.quality_panel
     several = {curve.stage for curve in run.curves if curve.round > 1}
     losses = [
-        loss_panel(curve, *_title_and_colour(curve, numbered=curve.stage in several))
+        run_figures.loss_panel(curve, *_title_and_colour(curve, numbered=curve.stage in several))
         for curve in run.curves
     ]
     return {
-        "perplexity": panel_figure(perplexity, (610, 440), (NARROW, 340)),
-        "entropy": panel_figure(entropy, (430, 440), (NARROW, 280)),
-        "few_calls": panel_figure(few_calls_panel(run), (WIDE, 380)),
-        "forest": _rows_figure(forest_chart(run)),
-        "gain": _rows_figure(gain_chart(run)),
+        "perplexity": panel_figure(quality(run), (610, 440), (NARROW, 340)),
+        "entropy": panel_figure(quality(run, entropy=True), (430, 440), (NARROW, 280)),
+        "few_calls": panel_figure(run_figures.few_calls_panel(run), (WIDE, 380)),
+        "forest": _rows_figure(run_figures.forest_chart(run)),
+        "gain": _rows_figure(run_figures.gain_chart(run)),
         "races": [panel_figure(panel) for panel in races if panel],
         "frontiers": [panel_figure(p) for p in frontier_panels(run.evaluations, _colours(run))],
         "losses": [draw_panel(loss, 336, 190).svg() for loss in losses if loss],
@@ -200,7 +179,7 @@ def sample_sets(run: RecordedRun) -> list[dict[str, Any]]:
     """One set of samples per tab: teacher next to student at each number of steps, then references."""
     teacher, student = (run.texts.get(name) or {} for name in ("teacher", "student"))
     sets: dict[str, list[tuple[str, str, Any]]] = {
-        steps_text(steps): [
+        palette.steps_text(steps): [
             ("Teacher", "teacher", teacher.get(str(steps))),
             ("Student", "r", student.get(str(steps))),
         ]

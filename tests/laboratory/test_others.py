@@ -170,7 +170,7 @@ def test_inverse_distillation_is_told_the_teachers_temperature(bench, monkeypatc
         return begin
 
     for name in ("idlm_loss", "coupled_idlm_loss"):
-        monkeypatch.setattr(others, name, lambda *given: given[-1].teacher_temperature)
+        monkeypatch.setattr(others.objectives, name, lambda *given: given[-1].teacher_temperature)
     monkeypatch.setattr(others, "fit", fit)
     config = dataclasses.replace(CONFIG, teacher_temperature=32.0)
     hot = dataclasses.replace(bench, config=config)
