@@ -21,7 +21,6 @@ from sdtt_jax.diffusion.decoders.blocks import RANDOM, Blocks
 from sdtt_jax.diffusion.decoders.confident import confidence, negative_entropy
 from sdtt_jax.diffusion.decoders.energy import Energy
 from sdtt_jax.diffusion.decoders.learnt import Learnt
-from sdtt_jax.diffusion.decoders.planned import Grid
 from sdtt_jax.diffusion.decoders.refine import Refine
 from sdtt_jax.diffusion.decoders.remasking import Remdm, remask_chances
 from sdtt_jax.diffusion.decoders.staged import Staged
@@ -163,20 +162,15 @@ def _measures(
     return counted[str(num_steps)], calls
 
 
-def _grid(options: Grid, table: StepTable, law: Array) -> tuple[Array, float]:
-    del options
-    chance = 1 / (table.num_steps - table.call)
-
-    def moves(pattern: tuple[int, ...], _: Array) -> Iterator[Move]:
-        for places in _subsets(pattern):
-            yield places, (), _chance(chance, places, pattern)
-
-    return step_law(law, table.own, moves)
-
-
 def _remdm(options: Remdm, table: StepTable, law: Array) -> tuple[Array, float]:
     masked = (jnp.float32(1 - step / table.num_steps) for step in (table.call, table.call + 1))
-    reveal, remask = (float(chance) for chance in remask_chances(options, *masked))
+    return _each_alone(table, law, *map(float, remask_chances(options, *masked)))
+
+
+def _each_alone(
+    table: StepTable, law: Array, reveal: float, remask: float = 0.0
+) -> tuple[Array, float]:
+    """Each position is revealed, or masked again, by a chance of its own, whatever the others do."""
 
     def moves(pattern: tuple[int, ...], _: Array) -> Iterator[Move]:
         shown = tuple(sorted(set(range(table.length)) - set(pattern)))
@@ -256,7 +250,7 @@ def _chance(each: float, chosen: tuple[int, ...], positions: tuple[int, ...]) ->
 # By name, what a step of a decoder does to a law, as in `decoder_steps`; `StepTable.call` is its index.
 # "remdm-confidence" has no such function, as its law depends on every history.
 LAWS: dict[str, Callable[[Any, StepTable, Array], tuple[Array, float]]] = {
-    "grid": _grid,
+    "grid": lambda _, table, law: _each_alone(table, law, 1 / (table.num_steps - table.call)),
     "first-hitting": lambda _, table, law: _evenly(table, law, table.own),
     "learnt": _learnt,
     "confidence": functools.partial(_surest, confidence),
