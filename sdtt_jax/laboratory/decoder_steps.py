@@ -22,8 +22,8 @@ from sdtt_jax.laboratory.world import (
     Array,
     all_states,
     masked_again,
-    patterns,
     revealed,
+    states_by_pattern,
     states_with_pattern,
     strides,
 )
@@ -57,8 +57,7 @@ def speculative_step(options: Speculative, table: StepTable, law: Array) -> tupl
     """
     length, size = table.length, table.size
     step, after, calls = strides(size, length), np.zeros_like(law), 0.0
-    for pattern in patterns(length):
-        source = states_with_pattern(pattern, size, length)
+    for pattern, source in states_by_pattern(size, length):
         if not pattern or not law[source].any():
             after[source] += law[source]
             continue
@@ -124,8 +123,7 @@ def energy_step(options: Energy, table: StepTable, law: Array) -> tuple[Array, f
     length, size = table.length, table.size
     after, calls = np.zeros_like(law), 0.0
     compares = table.call < options.comparisons(table.num_steps)
-    for pattern in patterns(length):
-        source = states_with_pattern(pattern, size, length)
+    for pattern, source in states_by_pattern(size, length):
         count = even_count(length, table.num_steps, table.call)
         if not pattern or not count or not law[source].any():
             after[source] += law[source]
@@ -195,8 +193,7 @@ def step_law(law: Array, probabilities: Array, moves: Any) -> tuple[Array, float
     """
     _, length, size = probabilities.shape
     after, made = np.zeros_like(law), 0.0
-    for pattern in patterns(length):
-        source = states_with_pattern(pattern, size, length)
+    for pattern, source in states_by_pattern(size, length):
         if not law[source].any():
             continue
         for places, again, chance in moves(pattern, source):

@@ -33,8 +33,7 @@ from sdtt_jax.laboratory.world import (
     Array,
     all_states,
     outer_sum,
-    patterns,
-    states_with_pattern,
+    states_by_pattern,
     strides,
 )
 
@@ -79,10 +78,7 @@ def target_atoms(teacher: Array, dt: float) -> Iterator[Atoms]:
     """
     _, length, size = teacher.shape
     step = strides(size, length)
-    for masked in patterns(length):
-        if not masked:
-            continue
-        source = states_with_pattern(masked, size, length)
+    for masked, source in states_by_pattern(size, length):
         by_count = subset_weights(length, len(masked), dt)
         for position in masked:
             weights = np.ones((len(source), 1))

@@ -134,10 +134,11 @@ def strides(vocab_size: int, length: int) -> Array:
     return np.asarray((vocab_size + 1) ** np.arange(length - 1, -1, -1), dtype=np.int64)
 
 
-def patterns(length: int) -> Iterator[tuple[int, ...]]:
-    """The masked positions of every mask pattern, most masked first."""
+def states_by_pattern(vocab_size: int, length: int) -> Iterator[tuple[tuple[int, ...], Array]]:
+    """The masked positions of every mask pattern, most masked first, with `states_with_pattern`."""
     for count in range(length, -1, -1):
-        yield from itertools.combinations(range(length), count)
+        for masked in itertools.combinations(range(length), count):
+            yield masked, states_with_pattern(masked, vocab_size, length)
 
 
 def states_with_pattern(masked: tuple[int, ...], vocab_size: int, length: int) -> Array:
@@ -237,8 +238,7 @@ def reveal_sums(probabilities: Array) -> Array:
     _, length, size = probabilities.shape
     sums = np.zeros((length + 1, len(probabilities)))
     sums[0, -1] = 1.0  # the last state is the fully masked one
-    for masked in patterns(length):
-        source = states_with_pattern(masked, size, length)
+    for masked, source in states_by_pattern(size, length):
         for count in range(1, len(masked) + 1):
             for group in itertools.combinations(masked, count):
                 target, weight = revealed(source, group, probabilities, np.ones(len(source)))
