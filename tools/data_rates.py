@@ -28,6 +28,7 @@ import numpy as np
 import tokenizers
 from tokenizers import models, pre_tokenizers
 
+from experiments.benchmarking.memory import system_bytes
 from experiments.cli.app import run_script
 from sdtt_jax.config import positive, require
 from sdtt_jax.data import DataConfig, TokenizerConfig, builders, engines, prepare, train_tokenizer
@@ -37,6 +38,7 @@ from sdtt_jax.data.loader import shuffled
 from sdtt_jax.data.records import Records, Shard
 from sdtt_jax.markdown import table
 from sdtt_jax.paths import as_path
+from sdtt_jax.threads import running
 
 GPT2 = TokenizerConfig(kind="gpt2")
 LENGTH, SENTENCES, TEXTS_AT_ONCE, SHARDS, READS = 1024, 40, 256, 100, 20_000
@@ -101,14 +103,9 @@ def peak_memory(
         while not done.wait(0.1):
             largest = max(largest, sum(map(_share_of_memory, _family(os.getpid()))))
 
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        places = folder / "data", folder / "tokenizer"
+    places = folder / "data", folder / "tokenizer"
+    with running("memory", done, watch):
         info = prepare(config, tokenizer, *places, engine=engines.local(workers))
-    finally:
-        done.set()
-        watcher.join()
     return info.num_documents, largest
 
 
@@ -160,12 +157,7 @@ def _family(process: int) -> Iterator[int]:
 
 def _share_of_memory(process: int) -> float:
     """A process's proportional share of resident memory, MB: what two share counts half for each."""
-    try:
-        lines = as_path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
-    except OSError:
-        return 0.0
-    kib = sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
-    return kib * 1024 / 1e6
+    return (system_bytes(f"/proc/{process}/smaps_rollup", "Pss") or 0) / 1e6
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,5 +1,4 @@
 """The parts of the benchmark: lean path and naive twin side by side, each in a process of its own.
 
-They may use the library and `experiments.settings`; only `experiments.benchmark`
-and `tools.accelerator` use them.
+They may use the library and `experiments.settings`; only `experiments.benchmark` and `tools` use them.
 """

@@ -1,12 +1,12 @@
 """How much memory a compiled program needs, and whether that much is free."""
 
 import contextlib
-from pathlib import Path
 from typing import Any
 
 import jax
 
 from sdtt_jax.errors import UserError
+from sdtt_jax.paths import as_path
 
 
 class TooLargeError(UserError):
@@ -42,8 +42,14 @@ def check_memory(compiled: Any) -> None:
 
 def free_gb() -> float | None:
     """Memory that a process may still take; None where the system does not say."""
+    free = system_bytes("/proc/meminfo", "MemAvailable")
+    return None if free is None else free / 1e9
+
+
+def system_bytes(file: str, field: str) -> int | None:
+    """A figure of memory in one of Linux's files; None where there is no such file or field."""
     with contextlib.suppress(OSError):
-        for line in Path("/proc/meminfo").read_text("utf-8").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024 / 1e9
+        for line in as_path(file).read_text("utf-8").splitlines():
+            if line.startswith(f"{field}:"):
+                return int(line.split()[1]) * 1024
     return None

@@ -18,13 +18,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Self, TextIO
+from typing import Any, TextIO
 
 import jax
 
 from experiments.benchmarking.cases import Job, Repetition, build
 from experiments.benchmarking.data import build_data
-from experiments.benchmarking.memory import TooLargeError
+from experiments.benchmarking.memory import TooLargeError, system_bytes
 from experiments.cli.memory import keep_freed_memory
 from experiments.settings import run_config
 from sdtt_jax.errors import UserError, first_line
@@ -45,7 +45,7 @@ class WorkerError(UserError):
     """A worker process that ended before it was asked to; the message says why."""
 
 
-class Worker:
+class Worker(contextlib.AbstractContextManager["Worker"]):
     """The parent's end of one worker process, which measures its peak memory too.
 
     A context manager that ends the process on leaving. Failures raise `WorkerError`.
@@ -72,9 +72,6 @@ class Worker:
         assert self._process.stdout is not None
         self._requests, self._answers = self._process.stdin, self._process.stdout
 
-    def __enter__(self) -> Self:
-        return self
-
     def __exit__(self, *exception: Any) -> None:
         with contextlib.suppress(OSError):
             self._requests.close()
@@ -92,10 +89,7 @@ class Worker:
 
     def run(self, limit_s: float = 0.0) -> dict[str, Any]:
         """The measurements of one repetition; one longer than `limit_s` (0: no limit) ends the process."""
-        if not limit_s:
-            self._send("run")
-            return self._receive()
-        timer = threading.Timer(limit_s, self._process.kill)
+        timer = threading.Timer(limit_s or threading.TIMEOUT_MAX, self._process.kill)
         timer.start()
         try:
             self._send("run")
@@ -136,14 +130,11 @@ class Worker:
         return f"ended with {how}: {last}"
 
 
-class Here:
+class Here(contextlib.AbstractContextManager["Here"]):
     """Like `Worker`, but in this process and without measurements of memory."""
 
     def __init__(self, job: Job):
         self.job = job
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *exception: Any) -> None:
         self._repeat: Callable[[], Repetition] | None = None  # frees the parameters too
@@ -228,12 +219,9 @@ def _answer(channel: TextIO, message: dict[str, Any]) -> None:
 
 def peak_bytes() -> int:
     """Peak resident memory of this process so far, or since `_reset_peak`."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text("utf-8").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return used if sys.platform == "darwin" else used * 1024
+    largest = used if sys.platform == "darwin" else used * 1024
+    return system_bytes("/proc/self/status", "VmHWM") or largest
 
 
 def _reset_peak() -> bool:
