@@ -84,26 +84,6 @@ class Problem(NamedTuple):
     scales: Callable[[Any], jax.Array]  # of L-BFGS's coordinates
 
 
-def mixture_law(paths: Paths, mixture: TableMixture, ways: jax.Array) -> jax.Array:
-    """`sampler_law` of a mixture: `[V^L]`."""
-    log_probs = jax.tree.map(jax.nn.log_softmax, mixture.logits)
-    laws = jax.lax.map(lambda own: sampler_law(paths, own, ways), log_probs)
-    return jax.nn.softmax(mixture.shares) @ laws
-
-
-def objective_value(
-    law: jax.Array, chain: jax.Array, shares: jax.Array, kink: float | jax.Array
-) -> jax.Array:
-    """The objective to minimise, a scalar, of the laws `[V^L]` of samples and language.
-
-    `shares: [3]` are from `OBJECTIVES`; `kink` says how round total variation is at its kink, as a share of
-    the probabilities.
-    """
-    log_ratio = jnp.log(jnp.maximum(law, _SMALLEST)) - jnp.log(chain)
-    apart = jnp.sqrt(jnp.square(law - chain) + jnp.square(kink * chain))
-    return shares @ jnp.stack([law @ log_ratio, -(chain @ log_ratio), apart.sum() / 2])
-
-
 def make_problem(paths: Paths, example: TableMixture, ways: Array, chain: Array) -> Problem:
     """The functions that a search needs, each compiled when it is first called.
 
@@ -117,19 +97,23 @@ def make_problem(paths: Paths, example: TableMixture, ways: Array, chain: Array)
     ways32, chain32 = jnp.asarray(ways, jnp.float32), jnp.asarray(chain, jnp.float32)
     unflatten: Callable[[jax.Array], TableMixture] = ravel_pytree(example)[1]
 
+    def law_of(shares: jax.Array, log_probs: StateTable) -> jax.Array:
+        laws = jax.lax.map(lambda own: sampler_law(paths, own, ways32), log_probs)
+        return jax.nn.softmax(shares) @ laws
+
     def value(flat: jax.Array, shares: jax.Array, kink: float) -> jax.Array:
-        law = mixture_law(paths, unflatten(flat), ways32)
-        return objective_value(law, chain32, shares, kink)
+        """The objective; `kink` is how round total variation is at its kink, as a share of probabilities."""
+        mixture = unflatten(flat)
+        law = law_of(mixture.shares, jax.tree.map(jax.nn.log_softmax, mixture.logits))
+        log_ratio = jnp.log(jnp.maximum(law, _SMALLEST)) - jnp.log(chain32)
+        apart = jnp.sqrt(jnp.square(law - chain32) + jnp.square(kink * chain32))
+        return shares @ jnp.stack([law @ log_ratio, -(chain32 @ log_ratio), apart.sum() / 2])
 
     def scales(flat: jax.Array) -> jax.Array:
         """One over the root of how often each prediction is used."""
         mixture = unflatten(flat)
-
-        def total(log_probs: StateTable) -> jax.Array:
-            sums = jax.lax.map(lambda own: sampler_law(paths, own, ways32).sum(), log_probs)
-            return jax.nn.softmax(mixture.shares) @ sums
-
-        used = jax.grad(total)(jax.tree.map(jax.nn.log_softmax, mixture.logits))
+        log_probs = jax.tree.map(jax.nn.log_softmax, mixture.logits)
+        used = jax.grad(lambda log_probs: law_of(mixture.shares, log_probs).sum())(log_probs)
         rows = [jnp.broadcast_to(u.sum(axis=-1, keepdims=True), u.shape) for u in used]
         ones = jnp.ones_like(mixture.shares)
         return jax.lax.rsqrt(ravel_pytree(TableMixture(ones, tuple(rows)))[0] + _RARELY_USED)
