@@ -193,27 +193,24 @@ def open_pool(run: Run, number: int, teacher: Params) -> Pool:
     # Training draws the noise again, which under other flags of JAX's would not be that of the stored texts.
     # A checkpoint names the generator itself.
     drawn = facts | unusual_generator()
-    if not given and not processes.agree(is_committed(folder)):
+    if given or processes.agree(is_committed(folder)):
+        stored, found = load_params(folder, replicated(run.mesh))
+        if found != drawn:
+            usual = {"random": DEFAULT_GENERATOR}
+            raise MismatchError(
+                f"{folder} holds trajectories of another teacher, tokenizer or setting; give another pool, "
+                "or remove it to have it made again:\n  "
+                + "\n  ".join(differences(usual | found, usual | drawn))
+            )
+        rows = jax.tree.map(processes.to_host, stored)
+    else:
         parts = folder.with_name(PARTS)
         rows = _make(run, number, teacher, parts / canonical_sha256(drawn)[:12])
         save_params(folder, place_whole(rows, run.mesh), drawn)
         processes.on_first("Removing the parts of the pool", lambda: remove_tree(parts))
-        return Pool(functools.partial(stored_batch, _noise_in(rows)), facts)
-    stored, found = load_params(folder, replicated(run.mesh))
-    if found != drawn:
-        usual = {"random": DEFAULT_GENERATOR}
-        raise MismatchError(
-            f"{folder} holds trajectories of another teacher, tokenizer or setting; give another pool, or "
-            "remove it to have it made again:\n  "
-            + "\n  ".join(differences(usual | found, usual | drawn))
-        )
-    rows = jax.tree.map(processes.to_host, stored)
-    return Pool(functools.partial(stored_batch, _noise_in(rows)), facts)
-
-
-def _noise_in(rows: dict[str, Any]) -> dict[str, Any]:
-    """A pool's arrays in the form that its batches have."""
-    return rows | {"noise": Noise(**rows["noise"])} if "noise" in rows else rows
+    if "noise" in rows:
+        rows["noise"] = Noise(**rows["noise"])
+    return Pool(functools.partial(stored_batch, rows), facts)
 
 
 def _make(run: Run, number: int, params: Params, parts: Path) -> dict[str, Any]:
