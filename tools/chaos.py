@@ -174,21 +174,19 @@ def main(argv: Sequence[str]) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     log, moments = stopwatch(), random.Random(_SEED.value)
 
-    def make(name: str) -> RestartedRun:
-        return RestartedRun(directory / name, _CONFIG.value, argv[1:])
+    def run_in(folder: Path) -> RestartedRun:
+        return RestartedRun(folder, _CONFIG.value, argv[1:])
 
+    unbroken = run_in(as_path(_UNBROKEN.value or directory / "unbroken"))
     if _UNBROKEN.value is None:
-        unbroken = make("unbroken")
         log("the undisturbed run")
         with unbroken.started() as process:
             finish(unbroken, process)
-    else:
-        unbroken = RestartedRun(as_path(_UNBROKEN.value), _CONFIG.value, argv[1:])
     lines, expected = unbroken.lines(), outcome(unbroken.directory)
     log(f"done; {_KILLS.value} kills to come, seed {_SEED.value}")
     killed = runs = 0
     while killed < _KILLS.value:
-        run, runs = make(f"killed_{runs + 1:02d}"), runs + 1
+        run, runs = run_in(directory / f"killed_{runs + 1:02d}"), runs + 1
         kills = disturb(run, moments, lines, _KILLS.value - killed, log)
         killed += kills
         different = compare(run, expected)

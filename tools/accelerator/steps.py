@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.benchmarking.cases import Job, build
+from experiments.benchmarking.inputs import timed
 from experiments.benchmarking.report import Measured, unavoidable_flops
 from experiments.configs.owt_small import owt
 from experiments.settings import RunConfig
@@ -191,17 +192,11 @@ def _to_disk_and_back(bench: Bench) -> BenchRow:
     state = jax.block_until_ready(_as_trained(spec.init(init)))
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) / 1e9
     with tempfile.TemporaryDirectory(dir=bench.folder) as folder, Checkpoints(folder) as store:
-        began = time.perf_counter()
-        store.save(state)
-        held = time.perf_counter() - began
-        store.wait()
-        saved = time.perf_counter() - began
+        _, held = timed(store.save, state)
+        _, more = timed(store.wait)
+        saved = held + more
         on_disk = sum(file.stat().st_size for file in as_path(folder).rglob("*") if file.is_file())
-        abstract = spec.abstract(init)
-        began = time.perf_counter()
-        restored = store.restore(abstract)
-        jax.block_until_ready(restored)
-        read = time.perf_counter() - began
+        _, read = timed(store.restore, spec.abstract(init))
     return {
         "GB": size,
         "on disk GB": on_disk / 1e9,
