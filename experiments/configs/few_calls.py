@@ -14,17 +14,13 @@ from ml_collections import ConfigDict
 
 from experiments.configs.demo import adam
 from experiments.configs.evening import evening
-from experiments.settings import RunConfig, config_dict
+from experiments.settings import config_dict
 from sdtt_jax.config import changed
 
 CALLS = (1, 2, 4, 8, 16)
 
 
 def get_config() -> ConfigDict:
-    return config_dict(few_calls())
-
-
-def few_calls() -> RunConfig:
     """The evening's run with students that are trained by as many network calls as SDTT's rounds."""
 
     def others(num_steps: int, learning_rate: float, batch_size: int = 64) -> dict[str, Any]:
@@ -36,7 +32,7 @@ def few_calls() -> RunConfig:
         }
         return {"train": train | {"optimizer": adam(learning_rate)}}
 
-    return changed(
+    config = changed(
         evening(),
         distillers=("sdtt", "coupled", "coupled_idlm"),
         alpha=others(2080, 4e-4),
@@ -53,3 +49,4 @@ def few_calls() -> RunConfig:
         },
         evaluation={"num_steps": CALLS},
     )
+    return config_dict(config)

@@ -116,13 +116,11 @@ def enclosed(
         return any(_distance(judged, entropy) * side >= MARGIN for judged in found.values())
 
     known = [ordered.index(way) for way in shown]
-    cooler, warmer = ordered[: min(known)], ordered[max(known) + 1 :]
-    while cooler and not beyond(-1):
-        way = cooler.pop()
-        found[way] = write(way, temperatures[way])
-    while warmer and not beyond(1):
-        way = warmer.pop(0)
-        found[way] = write(way, temperatures[way])
+    cooler, warmer = ordered[: min(known)][::-1], ordered[max(known) + 1 :]
+    for side, further in ((-1, cooler), (1, warmer)):
+        for way in further:
+            if not beyond(side):
+                found[way] = write(way, temperatures[way])
     return {way: found[way] for way in ordered if way in found}
 
 
