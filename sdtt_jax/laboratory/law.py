@@ -154,17 +154,10 @@ def _gathered(values: jax.Array, order: jax.Array, inverse: jax.Array) -> jax.Ar
     return values[order]
 
 
-def _gathered_forward(
-    values: jax.Array, order: jax.Array, inverse: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    return values[order], inverse
-
-
-def _gathered_backward(inverse: jax.Array, gradient: jax.Array) -> tuple[jax.Array, None, None]:
-    return jnp.append(gradient, 0)[inverse], None, None
-
-
-_gathered.defvjp(_gathered_forward, _gathered_backward)
+_gathered.defvjp(
+    lambda values, order, inverse: (values[order], inverse),
+    lambda inverse, gradient: (jnp.append(gradient, 0)[inverse], None, None),
+)
 
 
 def _reveals(targets: list[Array], count: int) -> Reveals:

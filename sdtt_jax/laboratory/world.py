@@ -14,6 +14,7 @@ A table of predictions is an array `[states, L, V]`; at unmasked positions it is
 """
 
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -153,10 +154,7 @@ def states_with_pattern(masked: tuple[int, ...], vocab_size: int, length: int) -
 
 def outer_sum(parts: Iterable[Array]) -> Array:
     """All sums of one entry from each part, the last part's entries varying fastest."""
-    total = np.zeros(1, dtype=np.int64)
-    for part in parts:
-        total = (total[:, None] + part[None, :]).reshape(-1)
-    return total
+    return functools.reduce(np.add.outer, parts, np.zeros(1, np.int64)).reshape(-1)
 
 
 def revealed(
