@@ -55,12 +55,9 @@ def check_split(run: Networks, sections: Iterable[str], mesh: Any) -> None:
 
 
 def check_devices(config: RunConfig, stages: Sequence[str], mesh: Any) -> None:
-    """Checks that a mesh can split batches and networks of the named stages, before there is a run.
+    """`check_batches` and `check_split` of the named stages, before there is a run.
 
     What is finished is not known here, nor are the vocabulary and the sizes of published models.
-
-    Raises:
-      ConfigError: as `check_batches` and `check_split`.
     """
     sections = [name for name in sections_of(config, stages) if is_trained(config, name)]
     check_batches(config, sections, mesh)

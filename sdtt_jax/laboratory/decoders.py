@@ -120,9 +120,6 @@ def decoder_measures(
       modes: the decoders, as in `SamplerConfig`.
       steps: numbers of calls that may be made.
       model: `[states, L, V]`, what the decoders draw from; None: the true denoiser's predictions.
-
-    Raises:
-      ConfigError: a mode is none, or has no law here.
     """
     found: dict[str, dict[str, dict[str, float | None]]] = {}
     own, modes = truth.teacher if model is None else model, tuple(modes)
