@@ -5,13 +5,13 @@ python -m tools.faults [options of pytest]
 
 import ast
 import collections
-import dataclasses
 import subprocess
 import sys
 import tempfile
 import xml.etree.ElementTree
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from sdtt_jax.paths import as_path
 
@@ -31,8 +31,7 @@ what else is promised, and how fast.
 """
 
 
-@dataclasses.dataclass(frozen=True, order=True)
-class Promise:
+class Promise(NamedTuple):
     """One `@pytest.mark.fault(row=…, fault=…, promise=…)` of a test."""
 
     row: int

@@ -1,10 +1,9 @@
 """Runs the stages: their table, and opening a run's directory."""
 
 import contextlib
-import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -35,8 +34,7 @@ from sdtt_jax.reporting.report import render
 from sdtt_jax.version import __version__
 
 
-@dataclasses.dataclass(frozen=True)
-class Stage:
+class Stage(NamedTuple):
     """A stage of a run."""
 
     name: str  # what the command line, metrics and results call it

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sdtt_jax.config import to_mapping
 from sdtt_jax.diffusion.sampler import SamplerConfig
@@ -59,8 +59,7 @@ class Evaluation:
         return dict(sorted(below.items()))
 
 
-@dataclasses.dataclass(frozen=True)
-class TextTable:
+class TextTable(NamedTuple):
     """A title, the heads of the columns, and rows of text."""
 
     title: str
@@ -107,9 +106,6 @@ def read_evaluations(workdir: Path | str) -> list[Evaluation]:
     """The evaluations in a run's directory: teacher, rounds, others, and last the causal judge.
 
     Those of models that the run had, and that its results do not speak of any more, are left out.
-
-    Raises:
-      DataError: a file cannot be read, or is something else.
     """
     root = as_path(workdir)
     found = [read_evaluation(path) for path in (root / FOLDER).glob("*.json")]

@@ -7,7 +7,7 @@ interval allows, and says so where entropy shows that variety was lost.
 import itertools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from sdtt_jax.reporting.palette import count, counted, number, percent, steps_text
 from sdtt_jax.reporting.record import FewCalls, Paired, Quality, RecordedRun
@@ -20,8 +20,7 @@ FOCUS_CALLS = 2  # at which the headline speaks of a noise-coupled student
 ENTROPY_TOLERANCE = 0.02
 
 
-@dataclass(frozen=True)
-class Highlight:
+class Highlight(NamedTuple):
     """One number of the strip under the headline: its name, the number, and a remark."""
 
     name: str
@@ -29,8 +28,7 @@ class Highlight:
     remark: str
 
 
-@dataclass(frozen=True)
-class Findings:
+class Findings(NamedTuple):
     """Headline, the sentences under it, a warning (or empty), and the strip of numbers."""
 
     headline: str
@@ -39,8 +37,7 @@ class Findings:
     highlights: tuple[Highlight, ...] = ()
 
 
-@dataclass(frozen=True)
-class Comparison:
+class Comparison(NamedTuple):
     """The last student compared with the first teacher at one number of steps.
 
     `equal` is the number of steps at which the teacher does as well. `equal_bounds` is its interval, in

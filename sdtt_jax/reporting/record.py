@@ -9,7 +9,7 @@ import math
 import statistics
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sdtt_jax.errors import DataError
 from sdtt_jax.paths import as_path, parse_json, read_json, text_lines
@@ -127,8 +127,7 @@ class FewCalls:
         return more if (more := student / teacher - 1) > ENTROPY_MATCHED else 0.0
 
 
-@dataclasses.dataclass(frozen=True)
-class LossCurve:
+class LossCurve(NamedTuple):
     """Loss by step of one stage; `round` is 0 for stages that have no rounds."""
 
     stage: str
@@ -138,8 +137,7 @@ class LossCurve:
     tokens_per_second: float | None
 
 
-@dataclasses.dataclass(frozen=True)
-class Animation:
+class Animation(NamedTuple):
     """One text being denoised: its final pieces, and the step at which each was revealed."""
 
     title: str

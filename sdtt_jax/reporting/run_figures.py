@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,8 +16,7 @@ SHARES_SHOWN = (-1.0, 1.5)  # gain shares between which the axis stays
 CURVE_POINTS = 200  # about how many points of a training curve are drawn
 
 
-@dataclass(frozen=True)
-class Curve:
+class Curve(NamedTuple):
     """One model's quality by number of steps, with its label and colour."""
 
     label: str
