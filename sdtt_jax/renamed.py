@@ -41,6 +41,7 @@ MODULES = {
     "sdtt_jax.interchange.tensors": "sdtt_jax.interchange.safetensors",
     "sdtt_jax.laboratory.masks": "sdtt_jax.laboratory.others",
     "sdtt_jax.laboratory.noisy_orders": "sdtt_jax.laboratory.orders",
+    "sdtt_jax.laboratory.turns": "sdtt_jax.laboratory.student",
     "sdtt_jax.model.tokens": "sdtt_jax.ops.tokens",
     "sdtt_jax.models": "sdtt_jax.networks",
     "sdtt_jax.models.attention_kernels": "sdtt_jax.networks.attention.kernels",

@@ -17,15 +17,16 @@ from sdtt_jax.keys import check_seed, purpose_key
 from sdtt_jax.laboratory.sampled import Draws
 from sdtt_jax.laboratory.student import (
     SCHEDULE,
+    Batches,
     EnumeratedDenoiser,
     StudentConfig,
     init_params,
     make_diffusion,
     network_config,
     table_params,
+    train_in_turns,
     training,
 )
-from sdtt_jax.laboratory.turns import Batches, train_in_turns
 from sdtt_jax.laboratory.world import World, true_denoiser
 from sdtt_jax.networks.config import CoupledConfig, NoiseConfig
 from sdtt_jax.networks.coupled import CoupledDenoiser

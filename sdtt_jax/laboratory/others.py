@@ -36,9 +36,9 @@ from sdtt_jax.laboratory.student import (
     network_of,
     predictions,
     table_params,
+    train_in_turns,
     training,
 )
-from sdtt_jax.laboratory.turns import train_in_turns
 from sdtt_jax.laboratory.world import Array, reveal_sums, sample_distribution
 from sdtt_jax.networks.config import NoiseConfig
 from sdtt_jax.ops.noise import LATENT, Noise, draw_noise, every_value, num_values

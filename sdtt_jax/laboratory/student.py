@@ -38,16 +38,18 @@ from sdtt_jax.progress import make_progress
 from sdtt_jax.training.config import TrainConfig
 from sdtt_jax.training.loop import TrainLog, train
 from sdtt_jax.training.optimizers import OptimizerConfig
-from sdtt_jax.training.state import StateSpec
-from sdtt_jax.training.step import make_train_step
-from sdtt_jax.typing import Hidden, Key, Logits, Params, PerSequence, Tokens
+from sdtt_jax.training.state import StateSpec, TrainState
+from sdtt_jax.training.step import LossFn, Metrics, TrainStep, make_train_step
+from sdtt_jax.typing import Hidden, Key, Logits, Params, PerSequence, Tokens, Tree
 
+# `(key, context, steps) -> batches`: the stacked batches of the steps numbered `steps`, `[n]` int32.
+Batches = Callable[[Key, Tree, jax.Array], Tree]
 # (title, params, teacher, number, dt) -> the student's parameters and its last logged loss.
 Trainer = Callable[[str, Params, Params, int, float], tuple[Params, float]]
 # alpha_t = 1 - t up to the schedule's alpha_1 = eps, which is smaller than its default so that it is far
 # below what is measured.
 SCHEDULE = ScheduleConfig(kind="log-linear", eps=1e-6)
-_STATES_PER_CALL = 4096
+_STATES_PER_CALL, _STEPS_AT_ONCE = 4096, 50
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,6 +169,40 @@ def training(num_steps: int, batch_size: int, **optimizer: Any) -> StateSpec:
     rates = OptimizerConfig(schedule="cosine", warmup_steps=num_steps // 20, b2=0.99, **optimizer)
     settings = TrainConfig(num_steps, batch_size, optimizer=rates, log_every=50)
     return StateSpec(settings, make_mesh(MeshConfig(), jax.devices()[:1]))
+
+
+def train_in_turns(
+    title: str,
+    state: TrainState,
+    loss: LossFn,
+    batches: Batches,
+    key: Key,
+    settings: TrainConfig,
+    length: int,
+) -> TrainState:
+    """Trains for `settings.num_steps` steps with the usual training loop, several in one compiled program.
+
+    A step takes milliseconds, about as long as handing it to the device takes.
+    The state is donated. `batches` makes the batches of all steps of a turn, on the device; the settings are
+    those of single steps, and `length` the tokens of a sequence.
+    """
+    most = min(_STEPS_AT_ONCE, settings.num_steps)
+    at_once = next(n for n in range(most, 0, -1) if settings.num_steps % n == 0)
+    turns = TrainConfig(settings.num_steps // at_once, settings.batch_size, log_every=1)
+    step, tokens = make_train_step(loss, settings), at_once * settings.batch_size * length
+
+    def turn(state: TrainState, _: Tree, key: Key) -> tuple[TrainState, Metrics]:
+        key_data, key_steps = jax.random.split(key)
+        made = batches(key_data, state.context, state.step + jnp.arange(at_once, dtype=jnp.int32))
+        state, metrics = jax.lax.scan(lambda s, b: step.body(s, b, key_steps), state, made)
+        return state, jax.tree.map(lambda values: values[-1], metrics)
+
+    with make_progress(title, settings.num_steps) as bar:
+        log = TrainLog(
+            progress=lambda turn, values: bar.update(turn * at_once, values),
+            tokens_per_batch=tokens,
+        )
+        return train(state, TrainStep(turn), lambda _: {}, key, turns, log=log)
 
 
 def copy_teacher(world: World, config: StudentConfig) -> Params:
