@@ -179,7 +179,7 @@ class Run(Networks):
     def denoiser(self) -> Any:
         """The network of teacher and students: a `Denoiser`, or `base` turned into a denoiser."""
         if not self.config.published:
-            return Denoiser(self.config.denoiser(self.vocab_size))
+            return super().denoiser
         config: Any
         if is_delivered(self.workdir.teacher):
             config = stored_network(

@@ -1,7 +1,6 @@
 """Whether a mesh, of devices that exist or of abstract ones, can split the batches and networks of a run."""
 
 import dataclasses
-import functools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -10,7 +9,6 @@ from experiments.settings import RunConfig
 from experiments.stages.objective import Networks
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.interchange.adapters import network_shardings
-from sdtt_jax.networks import Denoiser
 from sdtt_jax.networks.config import VOCAB_MULTIPLE
 from sdtt_jax.parallel.mesh import check_batch_size
 
@@ -70,13 +68,8 @@ class _Configured(Networks):
     """The networks of a config that names no published model, with a vocabulary that the mesh divides."""
 
     config: RunConfig
-    was_causal = False
     sequences = None
 
     @property
     def vocab_size(self) -> int:
         return VOCAB_MULTIPLE * self.config.mesh.model - 1
-
-    @functools.cached_property
-    def denoiser(self) -> Denoiser:
-        return Denoiser(self.config.denoiser(self.vocab_size))

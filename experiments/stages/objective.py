@@ -16,7 +16,7 @@ from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.schedule import make_schedule
 from sdtt_jax.distillation.rounds import Student, next_round
 from sdtt_jax.keys import purpose_key
-from sdtt_jax.networks import CausalNetwork
+from sdtt_jax.networks import CausalNetwork, Denoiser
 from sdtt_jax.networks.base import abstract_params
 from sdtt_jax.networks.coupled import CoupledDenoiser
 from sdtt_jax.networks.lora import LoraConfig, init_adapters
@@ -38,15 +38,15 @@ class Networks(abc.ABC):
     def vocab_size(self) -> int:
         """Tokens of the vocabulary, MASK not among them."""
 
-    @property
-    @abc.abstractmethod
+    @functools.cached_property
     def denoiser(self) -> Any:
-        """The network of teacher and students."""
+        """The network of teacher and students: of the config's sizes, unless it is a published one."""
+        return Denoiser(self.config.denoiser(self.vocab_size))
 
     @property
-    @abc.abstractmethod
     def was_causal(self) -> bool:
         """Whether the denoiser's network comes from a causal model."""
+        return False
 
     @property
     @abc.abstractmethod

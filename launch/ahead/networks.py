@@ -8,7 +8,7 @@ from experiments.settings import RunConfig
 from experiments.stages.objective import Networks
 from sdtt_jax.errors import CheckpointError
 from sdtt_jax.interchange.load import load_network
-from sdtt_jax.networks import CausalNetwork, Denoiser
+from sdtt_jax.networks import CausalNetwork
 from sdtt_jax.networks.config import LlamaDenoiserConfig, PublishedConfig
 from sdtt_jax.networks.kinds import network_of
 from sdtt_jax.ops.sequences import Sequences
@@ -57,7 +57,7 @@ class Planned(Networks):
     @functools.cached_property
     def denoiser(self) -> Any:
         if self._base is None:
-            return Denoiser(self.config.denoiser(self.vocab_size))
+            return super().denoiser
         return network_of(self.config.adapted(self._base))
 
     @property
