@@ -348,10 +348,7 @@ CASES = {
 
 
 def _compiled(
-    function: Callable[..., Any],
-    count: Callable[[Any], Repetition],
-    *arguments: Any,
-    **named: Any,
+    function: Callable[..., Any], count: Callable[[Any], Repetition], *arguments: Any, **named: Any
 ) -> Case:
     """A case that runs `function`, compiled, on `arguments`; `count` turns its result into measurements."""
     compiled, compile_s = timed(lambda: jax.jit(function).lower(*arguments, **named).compile())

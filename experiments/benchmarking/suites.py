@@ -96,8 +96,7 @@ class BenchmarkPlan:
     modes: str = setting(SamplerConfig.mode, "Decoders of --suite=race, separated by spaces.")
     repeats: int = setting(5, "Timed repetitions.")
     warm_up: bool = setting(
-        True,
-        "Run each variant once, untimed, before timing; programs are always compiled before.",
+        True, "Run each variant once, untimed, before timing; programs are always compiled before."
     )
     limit_s: float = setting(
         0.0,

@@ -282,8 +282,7 @@ def refuse(reason: str, *names: str) -> None:
     given = [name for name in names if flags.FLAGS[name].present]
     them = "them" if given[1:] else "it"
     require(
-        not given,
-        f"{reason}, so --{', --'.join(given)} would change nothing; leave {them} out.",
+        not given, f"{reason}, so --{', --'.join(given)} would change nothing; leave {them} out."
     )
 
 

@@ -84,8 +84,7 @@ def check_fields(argv: Sequence[str], flag: str, kind: Any) -> None:
             path, colon, argument = name.partition(":")  # the argument of get_config
             there = "is no file of Python" if as_path(path).exists() else "there is no such file"
             require(
-                as_path(path).is_file(),
-                f"--{flag}={path}: {there}; {_hint(path, FOLDERS[flag])}",
+                as_path(path).is_file(), f"--{flag}={path}: {there}; {_hint(path, FOLDERS[flag])}"
             )
             takes_argument = _takes_argument(as_path(path), f"--{flag}={path}")
             require(

@@ -17,10 +17,7 @@ def decimals(value: float | None) -> str:
 
 
 def rich_table(
-    columns: Sequence[str],
-    rows: Iterable[Sequence[str]],
-    right: Collection[str] = (),
-    **style: Any,
+    columns: Sequence[str], rows: Iterable[Sequence[str]], right: Collection[str] = (), **style: Any
 ) -> Table:
     """A table for the terminal, as `sdtt_jax.markdown.table` makes one for a page.
 

@@ -115,10 +115,7 @@ class Run(Networks):
     @property
     def packing(self) -> dict[str, Any]:
         """The facts of a model that say how its sequences were packed."""
-        return {
-            "begins_with_bos": self.config.data.wrap,
-            "sequences": self.config.data.sequences,
-        }
+        return {"begins_with_bos": self.config.data.wrap, "sequences": self.config.data.sequences}
 
     @functools.cached_property
     def train_split(self) -> Split | Mixture:

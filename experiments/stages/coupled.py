@@ -287,8 +287,5 @@ def _noise_key(run: Run, number: int) -> Key:
 
 
 ROUNDS = Rounds(
-    count=lambda config: config.coupled.num_rounds,
-    job=_round,
-    deliver=_deliver,
-    describe=_describe,
+    count=lambda config: config.coupled.num_rounds, job=_round, deliver=_deliver, describe=_describe
 )

@@ -102,12 +102,7 @@ STAGES = (
         training.is_judged,
     ),
     Stage("distill", "fewer steps, round by round", training.distill, training.is_distilled),
-    Stage(
-        "evaluate",
-        "sampling and measuring",
-        evaluation.evaluate,
-        evaluation.is_evaluated,
-    ),
+    Stage("evaluate", "sampling and measuring", evaluation.evaluate, evaluation.is_evaluated),
     Stage("report", "one page", _report, _is_reported),
 )
 STAGE_NAMES = tuple(stage.name for stage in STAGES)

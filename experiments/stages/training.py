@@ -324,10 +324,7 @@ def _fit(job: TrainingJob) -> TrainState:
 
 ROUNDS = {
     SDTT: Rounds(
-        lambda config: config.distill.num_rounds,
-        _sdtt_round,
-        _deliver_sdtt,
-        _describe_sdtt,
+        lambda config: config.distill.num_rounds, _sdtt_round, _deliver_sdtt, _describe_sdtt
     ),
     COUPLED: coupled.ROUNDS,
     **{name: one_round(name) for name in ONE_ROUND},

@@ -76,9 +76,7 @@ def make_coupled_diffusion(world: World, config: CoupledStudentConfig) -> Masked
 
 
 def train_coupled(
-    world: World,
-    config: CoupledStudentConfig,
-    distill: CoupledDistillConfig | None = None,
+    world: World, config: CoupledStudentConfig, distill: CoupledDistillConfig | None = None
 ) -> list[Params]:
     """Distils the true denoiser's trajectories in rounds; returns the parameters of each round's student.
 

@@ -29,13 +29,7 @@ import numpy as np
 from scipy import special
 
 from sdtt_jax.config import choose
-from sdtt_jax.laboratory.world import (
-    Array,
-    all_states,
-    outer_sum,
-    states_by_pattern,
-    strides,
-)
+from sdtt_jax.laboratory.world import Array, all_states, outer_sum, states_by_pattern, strides
 
 _MAX_ITERATIONS = 80
 _ROOT_TOLERANCE = 1e-12

@@ -131,11 +131,7 @@ def closed_form(
 
 
 def train_students(
-    truth: Truth,
-    record: Record,
-    optima: dict[str, list[Array]],
-    config: StudentConfig,
-    log: Log,
+    truth: Truth, record: Record, optima: dict[str, list[Array]], config: StudentConfig, log: Log
 ) -> dict[str, list[Array]]:
     """Distills a transformer for each divergence and adds its measures to the record.
 

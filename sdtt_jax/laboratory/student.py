@@ -216,11 +216,7 @@ def copy_teacher(world: World, config: StudentConfig) -> Params:
 
 
 def train_rounds(
-    world: World,
-    config: StudentConfig,
-    params: Params,
-    dts: Sequence[float],
-    divergence: str,
+    world: World, config: StudentConfig, params: Params, dts: Sequence[float], divergence: str
 ) -> Iterator[tuple[Array, float]]:
     """Distills round after round, with step sizes `dts`; `params`, the start, are from `copy_teacher`.
 

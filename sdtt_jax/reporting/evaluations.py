@@ -263,9 +263,7 @@ def _agree(one: Item, other: Item, fields: Iterable[str]) -> bool:
 
 
 def _table(
-    table: suites.ReportTable,
-    evaluations: Sequence[Evaluation],
-    letters: Mapping[Judging, str],
+    table: suites.ReportTable, evaluations: Sequence[Evaluation], letters: Mapping[Judging, str]
 ) -> TextTable:
     """One table of a suite, without columns that have no value.
 
