@@ -257,13 +257,9 @@ def main(argv: Sequence[str]) -> None:
     check_used(settings, suites, _HELPER.value, checkpoint=_CHECKPOINT.value is not None)
     check_files(settings)
     join_processes()
+    judge, baseline = str(_JUDGE.value), str(_BASELINE.value)
     subject = load_subject(
-        settings,
-        _CHECKPOINT.value,
-        str(_JUDGE.value),
-        str(_BASELINE.value),
-        chosen_mesh(),
-        fields.given_flags(),
+        settings, _CHECKPOINT.value, judge, baseline, chosen_mesh(), fields.given_flags()
     )
     check_subject(subject, suites)
     learnt_from = settings.neighbours, settings.exit_training_text if "exits" in suites else ""

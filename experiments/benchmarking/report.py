@@ -71,8 +71,8 @@ def entry(config: RunConfig, job: Job, measured: dict[str, Measured]) -> Entry:
         "tokens_per_s": ratio(job.batch_size * config.data.length, lean.median()),
         "lean_peak_gb": lean.peak_gb,
         "naive_peak_gb": naive.peak_gb,
-        "unavoidable_gflop": None if flops is None else flops / 1e9,
-        "matmul_gflop_per_s": None if rate is None else rate / 1e9,
+        "unavoidable_gflop": ratio(flops, 1e9),
+        "matmul_gflop_per_s": ratio(rate, 1e9),
         "device": device(measured),
         "lean": details(lean),
         "naive": details(naive),
@@ -178,17 +178,14 @@ def race_entry(config: RunConfig, jobs: Sequence[Job], measured: dict[str, Measu
 
 def _entrant(config: RunConfig, job: Job, measured: Measured, causal: float | None) -> Entry:
     sizes, median = config.denoiser(job.vocab_size), measured.median()
-    calls = measured.median("calls")
-    if job.variant == CAUSAL:
-        flops: float | None = judge_flops(sizes, job.batch_size)
-    else:
-        flops = sampler_flops(config, job, calls)
+    calls, is_causal = measured.median("calls"), job.variant == CAUSAL
+    flops = judge_flops(sizes, job.batch_size) if is_causal else sampler_flops(config, job, calls)
     return details(measured) | {
         "median_s": median,
         "ratio": ratio(causal, median),
         "calls": calls,
         "tokens_per_s": ratio(job.batch_size * sizes.length, median),
-        "unavoidable_gflop": None if flops is None else flops / 1e9,
+        "unavoidable_gflop": ratio(flops, 1e9),
         "peak_gb": measured.peak_gb,
     }
 

@@ -266,15 +266,8 @@ def _gain(run: Run, number: int, student: MeasuredModel) -> Json:
     } | unusual_generator()
 
     def compute() -> Json:
-        gain = measure_gain(
-            model,
-            teacher,
-            texts,
-            dt,
-            key,
-            GainConfig(config, settings.gain_trajectories),
-            batch_size=settings.batch_size,
-        )
+        gains, size = GainConfig(config, settings.gain_trajectories), settings.batch_size
+        gain = measure_gain(model, teacher, texts, dt, key, gains, batch_size=size)
         return {
             "gain_share": gain.share,
             "teacher_divergence": gain.teacher,
