@@ -45,17 +45,13 @@ class StepTable(NamedTuple):
     def length(self) -> int:
         return int(self.own.shape[1])
 
-    @property
-    def size(self) -> int:
-        return int(self.own.shape[2])
-
 
 def speculative_step(options: Speculative, table: StepTable, law: Array) -> tuple[Array, float]:
     """A draft and its verification.
 
     All tokens count as equally near, so a token's neighbours are taken in the order of their ids.
     """
-    length, size = table.length, table.size
+    _, length, size = table.own.shape
     step, after, calls = strides(size, length), np.zeros_like(law), 0.0
     for pattern, source in states_by_pattern(size, length):
         if not pattern or not law[source].any():
@@ -103,7 +99,7 @@ def _lent(p: Array, token: int, budget: float) -> jax.Array:
 
 def refine_step(options: Refine, table: StepTable, law: Array) -> tuple[Array, float]:
     """Looks at a window of the finished texts; doubted tokens are masked and drawn again."""
-    length, size = table.length, table.size
+    _, length, size = table.own.shape
     places = (table.call - (table.num_steps - options.rounds)) * options.window
     window = (places + np.arange(options.window)) % length
     step, finished = strides(size, length), states_with_pattern((), size, length)
@@ -120,7 +116,7 @@ def refine_step(options: Refine, table: StepTable, law: Array) -> tuple[Array, f
 
 def energy_step(options: Energy, table: StepTable, law: Array) -> tuple[Array, float]:
     """Picks one of two whole candidates (or takes the only one), and reveals some of its positions."""
-    length, size = table.length, table.size
+    _, length, size = table.own.shape
     after, calls = np.zeros_like(law), 0.0
     compares = table.call < options.comparisons(table.num_steps)
     for pattern, source in states_by_pattern(size, length):
@@ -155,7 +151,7 @@ def skeleton_step(options: Skeleton, table: StepTable, law: Array) -> tuple[Arra
 
 def _causal_law(table: StepTable) -> Array:
     """The probability of every finished text under a causal helper: `[states]`, zero at the other states."""
-    length, size = table.length, table.size
+    _, length, size = table.own.shape
     law, finished = np.zeros(len(table.helper)), states_with_pattern((), size, length)
     shown, chance = all_states(size, length)[finished], np.ones(len(finished))
     for place in range(length):
