@@ -262,6 +262,17 @@ def _agree(one: Item, other: Item, fields: Iterable[str]) -> bool:
     return True
 
 
+class _Entry(NamedTuple):
+    """An item of a table, and how its texts were written and judged."""
+
+    order: tuple[int, ...]
+    source: str  # the name of its evaluation
+    item: Item
+    judging: Judging | None
+    sampler: Item
+    dtype: str
+
+
 def _table(
     table: suites.ReportTable, evaluations: Sequence[Evaluation], letters: Mapping[Judging, str]
 ) -> TextTable:
@@ -271,20 +282,20 @@ def _table(
     the same in several evaluations (a run's causal model, real text) appear once, and are of no model unless
     they differ. Where samplers or compute dtypes differ, a column says which they are.
     """
-    items = []
+    entries = []
     for place, evaluation in enumerate(evaluations):
         for name, item in evaluation.under(table.items).items():
             judging = evaluation.judgings.get(f"{table.items}/{name}")
             writing = evaluation.writing.get(f"{table.items}/{name}", {})
             dtype = str(writing.get("compute_dtype", NOTHING))
             order, sampler = _order(item, place), _sampler(writing, item)
-            items.append((order, evaluation.name, item, judging, sampler, dtype))
-    differing = _differing([sampler for *_, sampler, _ in items])
-    several = len({dtype for *_, dtype in items} - {NOTHING}) > 1
-    denoisers = {name for _, name, item, *_ in items if not _rank(item)}
+            entries.append(_Entry(order, evaluation.name, item, judging, sampler, dtype))
+    differing = _differing([entry.sampler for entry in entries])
+    several = len({entry.dtype for entry in entries} - {NOTHING}) > 1
+    denoisers = {entry.source for entry in entries if not _rank(entry.item)}
     found: dict[tuple[str, ...], tuple[str, ...]] = {}
     beside: set[tuple[str, ...]] = set()  # rows of causal models measured with a denoiser
-    for _, name, item, judging, sampler, dtype in sorted(items, key=lambda row: row[0]):
+    for _, name, item, judging, sampler, dtype in sorted(entries, key=lambda entry: entry.order):
         who, *figures = (_cell(cell, item) for _, cell in table.columns)
         judge = letters[judging] if judging is not None else ""
         ways = ", ".join(f"{key}={sampler[key]}" for key in differing if key in sampler)
@@ -302,7 +313,7 @@ def _table(
     heads = ("model", first, "sampler", "dtype", "judge", *others)
     kept = [i for i in range(len(heads)) if any(row[i] != NOTHING for row in rows)]
     columns, *shown = (tuple(row[i] for i in kept) for row in (heads, *rows))
-    note = _note([judging for *_, judging, _, _ in items if judging is not None], letters)
+    note = _note([entry.judging for entry in entries if entry.judging is not None], letters)
     return TextTable(table.title, columns, tuple(shown), note)
 
 
