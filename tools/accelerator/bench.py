@@ -30,6 +30,7 @@ class Bench:
     file: Path | None = None  # where the record is written, after every row; None for nowhere
     folder: Path = Path()  # for further files
     tiny: bool = False  # sizes for a CPU
+    took: float = 0.0  # seconds of the last row
     # "tables", rows by title; "skipped", sentences; "notes", sentences.
     record: dict[str, Any] = dataclasses.field(
         default_factory=lambda: {"tables": {}, "skipped": [], "notes": []}
@@ -69,7 +70,8 @@ class Bench:
         gc.collect()
         self.record["tables"].setdefault(table, []).append(row)
         self.save()
-        _say(f"{table} [{time.monotonic() - began:.1f} s]", row)
+        self.took = time.monotonic() - began
+        _say(f"{table} [{self.took:.1f} s]", row)
         return row
 
     def rows(self, table: str, rows: list[BenchRow]) -> None:

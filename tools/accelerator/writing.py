@@ -2,7 +2,6 @@
 
 import dataclasses
 import statistics
-import time
 
 from experiments.benchmarking.cases import CAUSAL, STUDENT, Job, build
 from experiments.settings import RunConfig
@@ -25,11 +24,10 @@ def sampling(bench: Bench) -> None:
         for batch in batches:
             if not bench.has(took, f"{calls} calls at batch {batch}"):
                 continue
-            began = time.monotonic()
             work = job(bench, "sample", config, batch, calls)
             what = {"calls": calls, "batch": batch}
             row = bench.row("sampling", what, _timed, bench, work, config)
-            took = 1.2 * (time.monotonic() - began)
+            took = 1.2 * bench.took
             if calls == CALLS[0] and "error" not in row:
                 best = max(best or row, row, key=lambda row: row["tokens/s"])
     if best is not None:
@@ -48,12 +46,11 @@ def race(bench: Bench) -> None:
             title = "causal, with its cache" if calls is None else f"student, {calls} calls"
             if not bench.has(took, f"{title}, batch {batch}"):
                 continue
-            began = time.monotonic()
             work = job(bench, "race", config, batch, calls or 0)
             work = dataclasses.replace(work, variant=CAUSAL if calls is None else STUDENT)
             what = {"batch": batch, "who": title}
             row = bench.row("race", what, _timed, bench, work, config, causal.get(batch))
-            took = 1.2 * (time.monotonic() - began)
+            took = 1.2 * bench.took
             if calls is None and "error" not in row:
                 causal[batch] = row[WHOLE]
             elif row.get("times as fast") and calls == 16:
