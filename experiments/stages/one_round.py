@@ -14,6 +14,7 @@ from sdtt_jax import objectives
 from sdtt_jax.config import to_mapping
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.distillation.idlm import FAKE, STUDENT
+from sdtt_jax.distillation.mmd import MmdConfig
 from sdtt_jax.keys import purpose_key
 from sdtt_jax.networks.base import abstract_params
 from sdtt_jax.parallel.mesh import RULES
@@ -100,15 +101,10 @@ def _mixture_loss(run: Networks) -> LossFn:
     return objectives.mixture_loss(run.diffusion_of(run.mixture), run.diffusion, run.config.mixture)
 
 
-def _mmd_loss(run: Networks) -> LossFn:
-    config = run.config.mmd
-
-    def loss_of(diffusion: MaskedDiffusion) -> LossFn:
-        network: Any = diffusion.denoiser
-        features = functools.partial(network.layer_states, layer=config.layer)
-        return objectives.mmd_loss(diffusion, features, config)
-
-    return objectives.arranged(loss_of, run.diffusion, run.sequences)
+def _mmd_loss(diffusion: MaskedDiffusion, config: MmdConfig) -> LossFn:
+    network: Any = diffusion.denoiser
+    features = functools.partial(network.layer_states, layer=config.layer)
+    return objectives.mmd_loss(diffusion, features, config)
 
 
 def _coupled_idlm_loss(run: Networks) -> LossFn:
@@ -116,14 +112,10 @@ def _coupled_idlm_loss(run: Networks) -> LossFn:
     return objectives.coupled_idlm_loss(student, run.diffusion, run.config.coupled_idlm)
 
 
-def _of_arranged(loss: Callable[..., LossFn], name: str) -> Callable[[Networks], LossFn]:
+def _arranged(loss: Callable[..., LossFn], name: str, run: Networks) -> LossFn:
     """A loss of texts that may be packed in any way; its settings are the config's field `name`."""
-
-    def made(run: Networks) -> LossFn:
-        loss_of = functools.partial(loss, config=getattr(run.config, name))
-        return objectives.arranged(loss_of, run.diffusion, run.sequences)
-
-    return made
+    loss_of = functools.partial(loss, config=getattr(run.config, name))
+    return objectives.arranged(loss_of, run.diffusion, run.sequences)
 
 
 def _coupled_student(run: Run) -> Params:
@@ -134,7 +126,7 @@ def _coupled_student(run: Run) -> Params:
 PARTS = {
     "alpha": Parts(
         "blocks of real texts, without a teacher",
-        _of_arranged(objectives.alpha_loss, "alpha"),
+        functools.partial(_arranged, objectives.alpha_loss, "alpha"),
         keeps_teacher=False,
     ),
     "mixture": Parts(
@@ -143,11 +135,12 @@ PARTS = {
         network=lambda run: run.mixture,
     ),
     "mmd": Parts(
-        "completions are compared with real texts by the teacher's hidden states", _mmd_loss
+        "completions are compared with real texts by the teacher's hidden states",
+        functools.partial(_arranged, _mmd_loss, "mmd"),
     ),
     "idlm": Parts(
         "a fake teacher learns the student's texts, and the student learns what the teacher says about them",
-        _of_arranged(objectives.idlm_loss, "idlm"),
+        functools.partial(_arranged, objectives.idlm_loss, "idlm"),
         fake=True,
     ),
     "coupled_idlm": Parts(

@@ -5,11 +5,13 @@ draws of the chain. They cost only a few look-ups, so every batch gets fresh one
 """
 
 import dataclasses
+import functools
 
 import jax
 
 from sdtt_jax.config import positive, whole, within
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
+from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.diffusion.schedule import make_schedule
 from sdtt_jax.distillation.coupled import CoupledDistillConfig
 from sdtt_jax.distillation.trajectories import Trajectories, trajectory_end
@@ -17,7 +19,6 @@ from sdtt_jax.keys import check_seed, purpose_key
 from sdtt_jax.laboratory.sampled import Draws
 from sdtt_jax.laboratory.student import (
     SCHEDULE,
-    Batches,
     EnumeratedDenoiser,
     StudentConfig,
     init_params,
@@ -95,14 +96,14 @@ def train_coupled(
     params = init_params(student, purpose_key(config.seed, "exact-coupled-init"))
     teacher = make_diffusion(world, StudentConfig())
     teacher_params = table_params(true_denoiser(world)[0])
-    students = []
+    students, shape = [], (config.batch_size, world.length)
     for round in range(1, distill.num_rounds + 1):
         key = purpose_key(config.seed, "exact-coupled", round)
         state = train_in_turns(
             f"coupled, round {round}",
             spec.from_params(params, {"teacher_params": teacher_params}),
             coupled_loss(student, teacher, distill, round, key, world.length),
-            _trajectories(student, teacher, distill, round, (config.batch_size, world.length)),
+            functools.partial(_trajectories, student, teacher, distill.trajectory(round), shape),
             key,
             spec.config,
             world.length,
@@ -116,21 +117,18 @@ def train_coupled(
 def _trajectories(
     student: MaskedDiffusion,
     teacher: MaskedDiffusion,
-    distill: CoupledDistillConfig,
-    round: int,
+    sampler: SamplerConfig,
     shape: tuple[int, int],
-) -> Batches:
-    """Makes fresh trajectories for each step; `shape` is (batch size, length)."""
-
-    def batches(key: Key, context: Tree, steps: jax.Array) -> Tree:
-        (batch_size, length), kind = shape, student.noise_kind
-        assert kind is not None
-        key = jax.random.fold_in(key, steps[0])
-        noise = draw_noise(key, (len(steps) * batch_size, length), student.mask_id, kind)
-        teacher_params = context["teacher_params"]
-        tokens = trajectory_end(teacher, teacher_params, noise, distill.trajectory(round))
-        made = Trajectories(noise, tokens)
-        stacked = jax.tree.map(lambda x: x.reshape(len(steps), batch_size, *x.shape[1:]), made)
-        return dict(stacked._asdict())
-
-    return batches
+    key: Key,
+    context: Tree,
+    steps: jax.Array,
+) -> Tree:
+    """Fresh trajectories for the steps numbered `steps`; `shape` is (batch size, length)."""
+    (batch_size, length), kind = shape, student.noise_kind
+    assert kind is not None
+    key = jax.random.fold_in(key, steps[0])
+    noise = draw_noise(key, (len(steps) * batch_size, length), student.mask_id, kind)
+    tokens = trajectory_end(teacher, context["teacher_params"], noise, sampler)
+    made = Trajectories(noise, tokens)
+    stacked = jax.tree.map(lambda x: x.reshape(len(steps), batch_size, *x.shape[1:]), made)
+    return dict(stacked._asdict())
