@@ -44,14 +44,11 @@ def stage_of(distiller: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class DistillStage(DistillConfig):
-    """The rounds, with the fields of `DistillConfig`, and the training of each.
+    """The rounds, with the fields of `DistillConfig`, and the training of each."""
 
-    Attributes:
-      lora: students' adapters, which are trained on top of the first teacher's frozen parameters.
-      train: steps of each round, batch, optimizer. The default is the paper's recipe.
-    """
-
+    # Students' adapters, which are trained on top of the first teacher's frozen parameters.
     lora: LoraConfig = LoraConfig()
+    # Steps of each round, batch, optimizer. The default is the paper's recipe.
     train: TrainConfig = _recipe("adam", 6e-5, ema_decay=0.9999)
 
     def __post_init__(self) -> None:
@@ -67,23 +64,17 @@ class DistillStage(DistillConfig):
 
 @dataclasses.dataclass(frozen=True)
 class CoupledStage(CoupledDistillConfig):
-    """Noise-coupled distillation, with the fields of `CoupledDistillConfig`, and its training.
+    """Noise-coupled distillation, with the fields of `CoupledDistillConfig`, and its training."""
 
-    Attributes:
-      noise: what the student sees of the noise.
-      num_trajectories: teacher trajectories that are stored for each round; each gives many training
-        states. In hindsight, as many texts are stored, with their noise at 4 bytes a number. 0 stores
-        none; each training step then makes its own, which takes the teacher's `num_calls` calls.
-      pool: trajectories of the first round that another run stored with the same settings,
-        `DIR/coupled/01/pool`; made if empty.
-      calls: numbers of network calls at which teacher and student are measured, ascending.
-      train: steps of each round, batch, optimizer.
-    """
-
-    noise: NoiseConfig = dataclasses.field(default_factory=NoiseConfig)
+    noise: NoiseConfig = dataclasses.field(default_factory=NoiseConfig)  # what the student sees
+    # Teacher trajectories that are stored for each round; each gives many training states. In hindsight, as
+    # many texts are stored, with their noise at 4 bytes a number. 0 stores none; each training step then
+    # makes its own, which takes the teacher's `num_calls` calls.
     num_trajectories: int = 65_536
+    # Trajectories of the first round that another run stored with the same settings, `DIR/coupled/01/pool`;
+    # made if empty.
     pool: str = ""
-    calls: tuple[int, ...] = (1, 2, 4, 8)
+    calls: tuple[int, ...] = (1, 2, 4, 8)  # at which teacher and student are measured, ascending
     train: TrainConfig = _recipe("adam", 3e-4, ema_decay=0.999)
 
     def __post_init__(self) -> None:

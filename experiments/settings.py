@@ -51,27 +51,19 @@ def __getattr__(name: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class TeacherConfig(NelboConfig):
-    """The first teacher's training.
+    """The first teacher's training, with the fields of its loss, `NelboConfig`."""
 
-    Attributes:
-      weighting, antithetic, importance: fields of the loss; see `NelboConfig`.
-      checkpoint: an existing teacher (a run's directory, a path, or a repository of the model hub); nothing
-        is trained then.
-      init_from: a model of the Llama family or a GPT-2, causal or a denoiser, from which training starts.
-        The run takes its network and its tokenizer too (`tokenizer.kind` is then "hub"); of `config.model`
-        only `compute_dtype`, `remat` and `unroll` count.
-      init_layers: how many of that model's first blocks are taken; 0: all.
-      attention_annealing: steps over which a causal model's attention to later positions is opened; for a
-        denoiser 0.
-      lora: adapters of a teacher that starts from a model, trained instead of its parameters.
-      train: steps, batch, optimizer.
-    """
-
+    # An existing teacher (a run's directory, a path, or a repository of the model hub); none is trained then.
     checkpoint: str = ""
+    # A model of the Llama family or a GPT-2, causal or a denoiser, from which training starts. The run takes
+    # its network and its tokenizer too (`tokenizer.kind` is then "hub"); of `config.model` only
+    # `compute_dtype`, `remat` and `unroll` count.
     init_from: str = ""
-    init_layers: int = 0
+    init_layers: int = 0  # how many of that model's first blocks are taken; 0: all
+    # Steps over which a causal model's attention to later positions is opened; for a denoiser 0.
     attention_annealing: int = 0
-    lora: LoraConfig = LoraConfig()
+    lora: LoraConfig = LoraConfig()  # adapters, trained instead of that model's parameters
+    # Steps, batch, optimizer.
     train: TrainConfig = TrainConfig(num_steps=1_000_000, batch_size=512, ema_decay=0.9999)
 
     def __post_init__(self) -> None:
@@ -148,18 +140,14 @@ class EvaluationConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """A whole run: a group of fields for the data, each stage, the networks and the mesh.
+    """A whole run: a group of fields for the data, each stage, the networks and the mesh."""
 
-    Attributes:
-      seed: the seed of everything that is drawn.
-      distillers: what the stage "distill" trains: "sdtt" (with the settings `distill`), "coupled", "alpha",
-        "mixture", "mmd", "idlm" and, after "coupled", "coupled_idlm".
-      watchdog_seconds: time without a finished training step (compilation and saving included) after
-        which a process ends, with the stacks of its threads on stderr; 0 waits for ever.
-    """
-
-    seed: int = 0
+    seed: int = 0  # of everything that is drawn
+    # What the stage "distill" trains: "sdtt" (with the settings `distill`), "coupled", "alpha", "mixture",
+    # "mmd", "idlm" and, after "coupled", "coupled_idlm".
     distillers: tuple[str, ...] = ("sdtt",)
+    # Time without a finished training step (compilation and saving included) after which a process ends,
+    # with the stacks of its threads on stderr; 0 waits for ever.
     watchdog_seconds: float = 1800.0
     data: DataConfig = DataConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()

@@ -55,28 +55,18 @@ FREE_FIELDS = (
 
 
 class Workdir:
-    """The paths within a run's directory.
-
-    Attributes:
-      root: the directory.
-      config: the run's config, and the file that it came from.
-      data, tokenizer: the prepared data and their vocabulary.
-      teacher, judge: the checkpoints of these stages.
-      skeleton: the checkpoints of a causal model of every n-th token (like the judge), if the config asks for
-        one.
-      base: the frozen parameters that a teacher's adapters are added to.
-      metrics, rejected: a line for each logged step, and for each update that was rejected.
-      results, samples: what was measured, and texts to look at.
-      timing, report: seconds of each stage, and the report page.
-    """
+    """The paths within a run's directory, `root`."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.config = root / "config.json"
-        self.data, self.tokenizer = root / "data", root / "tokenizer"
-        self.teacher, self.judge = root / "teacher", root / "judge"
-        self.skeleton, self.base = root / "skeleton", root / "base"
+        self.config = root / "config.json"  # the run's config, and the file that it came from
+        self.data, self.tokenizer = root / "data", root / "tokenizer"  # with its vocabulary
+        self.teacher, self.judge = root / "teacher", root / "judge"  # these stages' checkpoints
+        self.skeleton = root / "skeleton"  # those of a judge of every n-th token, if asked for
+        self.base = root / "base"  # the frozen parameters that a teacher's adapters are added to
+        # A line for each logged step, and for each update that was rejected.
         self.metrics, self.rejected = root / "metrics.jsonl", root / "rejected.jsonl"
+        # What was measured, and texts to look at; seconds of each stage, and the report page.
         self.results, self.samples = root / "results.json", root / "samples.json"
         self.timing, self.report = root / "timing.json", root / "report.html"
 
