@@ -43,7 +43,6 @@ def watch(
     """
     console = console or Console()
     before: np.ndarray | None = None
-    last: SamplerState | None = None
     with Live(console=console, auto_refresh=False) as live:
         for index, state in enumerate(states):
             began = time.monotonic()
@@ -55,10 +54,9 @@ def watch(
             live.update(
                 Group(frame(tokens, before, tokenizer), Text(line, MASKED), ""), refresh=True
             )
-            before, last = tokens, state
+            before = tokens
             if console.is_terminal:
                 time.sleep(max(0.0, pause - (time.monotonic() - began)))
-        assert last is not None
-        text = finish(np.asarray(last.x))[row]
+        text = finish(np.asarray(state.x))[row]
         live.update(Group(frame(text, text, tokenizer), Text(line, MASKED), ""), refresh=True)
-    return last
+    return state

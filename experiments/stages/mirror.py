@@ -56,8 +56,8 @@ def readable(data: Path) -> Path:
 
 def upload(local: Path, remote: Path, last: str) -> None:
     """Copies a folder into a bucket, the file `last` after all others."""
-    files = sorted(p for p in local.rglob("*") if p.is_file())
-    for path in sorted(files, key=lambda p: p == local / last):
+    files = (path for path in local.rglob("*") if path.is_file())
+    for path in sorted(files, key=lambda path: (path == local / last, path)):
         target = remote / path.relative_to(local).as_posix()
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(path.read_bytes())

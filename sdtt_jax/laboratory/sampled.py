@@ -60,13 +60,9 @@ def sampled_measures(
     for number in calls:
         sampler = SamplerConfig(number, temperature=temperature, mode=mode)
         key = purpose_key(draws.seed, "exact-coupled-samples", number)
-        turns = -(-draws.number // (2 * _SAMPLES_PER_CALL))
-        counts = np.array(
-            [
-                _counts(diffusion, params, jax.random.fold_in(key, turn), sampler, truth.world)
-                for turn in range(2 * turns)
-            ]
-        )
+        turns = 2 * -(-draws.number // (2 * _SAMPLES_PER_CALL))
+        keys = (jax.random.fold_in(key, turn) for turn in range(turns))
+        counts = np.array([_counts(diffusion, params, k, sampler, truth.world) for k in keys])
         halves = [counts[half::2].sum(axis=0) for half in range(2)]
         measures[str(number)] = _measures_of_counts(halves, truth) | {"samples": int(counts.sum())}
     return measures

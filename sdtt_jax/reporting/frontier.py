@@ -69,11 +69,9 @@ def frontier_panels(
 
 
 def _real_texts(targets: Iterable[tuple[str, float]], height: tuple[float, float]) -> list[Series]:
-    """An upright line for each entropy of real text, as far as they differ in figures.
+    """An upright line, `height` high, for each entropy of real text, as far as they differ in figures.
 
-    Args:
-      targets: the name of each model with the entropy at which it is measured.
-      height: the ends of the lines.
+    `targets` are the models' names, each with the entropy at which it is measured.
     """
     found: dict[str, tuple[float, list[str]]] = {}
     for name, target in targets:
