@@ -70,11 +70,8 @@ def report(
     """Writes what the flags of these names ask for; returns the paths."""
     require((workdir is None) != (exact is None), "Give either --workdir or --exact; see --help.")
     for name, path in {"picture": picture, "race": race}.items():
-        right = path is None or as_path(path).suffix in SUFFIXES
-        require(
-            right,
-            f"--{name}={path} must end in {' or '.join(SUFFIXES)}: it is the picture to write.",
-        )
+        told = f"--{name}={path} must end in {' or '.join(SUFFIXES)}: it is the picture to write."
+        require(path is None or as_path(path).suffix in SUFFIXES, told)
     if exact is not None:
         require(picture is not None, "--exact needs --picture, the file to draw.")
         return [write_exact_from(exact, as_path(str(picture)))]
