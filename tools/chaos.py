@@ -130,12 +130,6 @@ def finish(run: RestartedRun, process: "subprocess.Popen[str]") -> None:
         raise UserError(f"A run ended with status {status}; see {run.log_file}.")
 
 
-def compare(run: RestartedRun, expected: dict[str, str]) -> list[str]:
-    """The names of results in which a finished run differs from the undisturbed one."""
-    actual = outcome(run.directory)
-    return sorted(name for name in expected | actual if actual.get(name) != expected.get(name))
-
-
 def disturb(
     run: RestartedRun, moments: random.Random, lines: int, kills: int, log: Callable[[str], None]
 ) -> int:
@@ -189,11 +183,12 @@ def main(argv: Sequence[str]) -> None:
         run, runs = run_in(directory / f"killed_{runs + 1:02d}"), runs + 1
         kills = disturb(run, moments, lines, _KILLS.value - killed, log)
         killed += kills
-        different = compare(run, expected)
-        if different:
+        actual = outcome(run.directory)
+        if actual != expected:
+            names = sorted(n for n in expected | actual if actual.get(n) != expected.get(n))
             raise UserError(
                 f"{run.directory}, killed {kills} times, differs from {unbroken.directory} in "
-                f"{', '.join(different)}."
+                f"{', '.join(names)}."
             )
         log(f"run {runs}, killed {kills} times: the same bits in all {len(expected)} results")
     log(f"{killed} kills in {runs} runs: everything is the same, bit for bit")

@@ -41,11 +41,9 @@ def profile(bench: Bench) -> None:
         bench.record.setdefault("operations", {})[kind] = [
             [name, seconds, count, origin.get(name)] for name, (seconds, count) in ranked[:100]
         ]
-        for title, rows in (
-            (f"{kind}: the {SHOWN} costliest operations", _rows(ranked[:SHOWN], busy, origin)),
-            (f"{kind}: by what is done", _rows(by_group(events, origin), busy, {})),
-        ):
-            bench.rows(title, rows)
+        costliest, done = _rows(ranked[:SHOWN], busy, origin), by_group(events, origin)
+        bench.rows(f"{kind}: the {SHOWN} costliest operations", costliest)
+        bench.rows(f"{kind}: by what is done", _rows(done, busy, {}))
 
 
 def best_batch(bench: Bench, kind: str) -> int:
