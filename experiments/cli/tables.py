@@ -7,8 +7,7 @@ from rich.cells import cell_len
 from rich.console import JustifyMethod
 from rich.table import Table
 
-BORDER = 3
-"""Columns of the terminal between the texts of two columns of a table."""
+BORDER = 3  # columns of the terminal between the texts of two columns of a table
 
 
 def decimals(value: float | None) -> str:

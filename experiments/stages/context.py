@@ -44,12 +44,10 @@ class Run(Networks):
     config: RunConfig
     workdir: Workdir
     mesh: Mesh
-    engine: Engine[Any] = in_process
-    """The engine that prepares the data."""
+    engine: Engine[Any] = in_process  # prepares the data
+    # Whether the engine's workers can reach a workdir in a bucket, but not this machine's disk.
     in_bucket: bool = False
-    """Whether the engine's workers can reach a workdir in a bucket, but not this machine's disk."""
-    place: Place | None = None
-    """The folder of the workdir, which must not be moved while the run writes to it."""
+    place: Place | None = None  # the workdir's folder, which must not be moved while the run writes
 
     def log(self, message: str) -> None:
         """Prints a line, on process 0 only."""
