@@ -126,22 +126,15 @@ def decoder_measures(
     for mode in modes:
         check_measurable(mode)
     for mode, num_steps in itertools.product(modes, steps):
-        if not _makes(mode, num_steps, truth.world.length):
+        parsed = parse_mode(mode)
+        try:
+            parsed.decoder.check(parsed.options, None, num_steps, truth.world.length)
+        except ConfigError:
             continue
         measures, calls = _measures(truth, own, mode, num_steps)
         finite = {name: value if math.isfinite(value) else None for name, value in measures.items()}
         found.setdefault(mode, {})[str(num_steps)] = finite | {"calls": calls}
     return found
-
-
-def _makes(mode: str, num_steps: int, length: int) -> bool:
-    """Whether a decoder can make so many steps in texts of this length."""
-    parsed = parse_mode(mode)
-    try:
-        parsed.decoder.check(parsed.options, None, num_steps, length)
-    except ConfigError:
-        return False
-    return True
 
 
 def _measures(

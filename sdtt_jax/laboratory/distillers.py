@@ -102,10 +102,6 @@ def _in_rounds(soft_weight: float, bench: others.StudentBench, name: str) -> dic
     return found
 
 
-def _masks(kind: str, coupled: bool, bench: others.StudentBench, name: str) -> dict[str, Record]:
-    return {name: others.masks_measures(bench, kind, coupled=coupled)}
-
-
 DISTILLERS: dict[str, Measure] = {
     UNTRAINED: partial(_exactly, lambda bench, _: [bench.optima[-1]]),
     "coupled": lambda bench, name: _both_ways(bench, name, bench.one_shot, bench.calls),
@@ -118,8 +114,8 @@ DISTILLERS: dict[str, Measure] = {
     "mixture": partial(_exactly, lambda bench, _: bench.mixture),
     "mmd": partial(_trained, others.mmd_params),
     "idlm": partial(_trained, others.idlm_params),
-    "masks": partial(_masks, MASKS, True),
-    "masks-uncoupled": partial(_masks, MASKS, False),
-    "infinite": partial(_masks, FULL, True),
-    "infinite-uncoupled": partial(_masks, FULL, False),
+    "masks": partial(others.masks_measures, MASKS, True),
+    "masks-uncoupled": partial(others.masks_measures, MASKS, False),
+    "infinite": partial(others.masks_measures, FULL, True),
+    "infinite-uncoupled": partial(others.masks_measures, FULL, False),
 }

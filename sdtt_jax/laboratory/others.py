@@ -100,13 +100,8 @@ class StudentBench:
     @property
     def sizes(self) -> CoupledStudentConfig:
         """`coupled` with the network and the batch of the other distillers' students."""
-        return dataclasses.replace(
-            self.coupled,
-            num_layers=self.config.num_layers,
-            embed_dim=self.config.embed_dim,
-            num_heads=self.config.num_heads,
-            batch_size=self.config.batch_size,
-        )
+        names = ("num_layers", "embed_dim", "num_heads", "batch_size")
+        return dataclasses.replace(self.coupled, **{n: getattr(self.config, n) for n in names})
 
     @property
     def plain(self) -> MaskedDiffusion:
@@ -230,7 +225,7 @@ def coupled_idlm_params(bench: StudentBench) -> Params:
     return fit(bench, "coupled-idlm", loss, begin, bench.context, bench.config.slow_rate)[STUDENT]
 
 
-def masks_measures(bench: StudentBench, kind: str, *, coupled: bool) -> Record:
+def masks_measures(kind: str, coupled: bool, bench: StudentBench, name: str) -> dict[str, Record]:
     """Measures of a student with stochastic masks by number of calls: from samples, with `noise_information`.
 
     Multi-mask and infinite-mask diffusion show the network which of several masks, or what continuous noise,
@@ -270,7 +265,8 @@ def masks_measures(bench: StudentBench, kind: str, *, coupled: bool) -> Record:
         bench.truth, student, params, bench.calls, sizes.draws, temperature=1.0
     )
     used = noise_information(student, params, world.length, purpose_key(sizes.seed, title))
-    return {n: measures | {"noise_information": float(used)} for n, measures in found.items()}
+    used_too = {"noise_information": float(used)}
+    return {name: {n: measures | used_too for n, measures in found.items()}}
 
 
 @functools.partial(jax.jit, static_argnames=("diffusion", "length"))
