@@ -58,13 +58,10 @@ def measure(
         write = functools.partial(_texts, run, teacher, judge, n, "")
         return enclosed(write, TEACHER_TEMPERATURES, TEACHER_SHOWN, entropy)
 
-    def by_student(n: int) -> dict[str, generation.Judged]:
-        write = functools.partial(_texts, run, student, judge, n, prefix)
-        return enclosed(write, TEMPERATURES, SHOWN, entropy)
-
     calls: Json = {}
     for n in config.calls:
-        judged = by_teacher(n) | by_student(n)
+        write = functools.partial(_texts, run, student, judge, n, prefix)
+        judged = by_teacher(n) | enclosed(write, TEMPERATURES, SHOWN, entropy)
         both = matched(judged, entropy, run.config.seed)
         calls[str(n)] = {way: _figures(run, found) for way, found in judged.items()} | both
         ours, theirs = (
