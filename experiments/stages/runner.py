@@ -68,12 +68,9 @@ def _report(run: Run) -> None:
 
 def _say_report(run: Run) -> None:
     """Logs the report's headline, and where it is."""
-
-    def read() -> tuple[str, Path]:
-        return find(read_run(run.workdir.root)).headline, run.workdir.report
-
-    for line in processes.on_first("Reading the report", read) or ():
-        run.log(f"  {line}")
+    what, root = "Reading the report", run.workdir.root
+    run.log(f"  {processes.on_first(what, lambda: find(read_run(root)).headline)}")
+    run.log(f"  {run.workdir.report}")
 
 
 def _is_reported(run: Run) -> bool:

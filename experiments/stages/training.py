@@ -110,12 +110,9 @@ def check_found_elsewhere(run: Run, names: Sequence[str]) -> None:
 
 
 def check_networks(run: Run, names: Sequence[str]) -> None:
-    """Checks that the mesh can split every network that the remaining stages train or take.
+    """`check_split` of every network that the remaining stages train or take.
 
     For this the vocabulary must be known, so it comes after the stage "data".
-
-    Raises:
-      ConfigError: the mesh does not divide an axis of a parameter; names the section of the config.
     """
     check_split(run, _unfinished(run, names), run.mesh)
 
