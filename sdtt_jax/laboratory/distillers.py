@@ -25,10 +25,6 @@ ROUNDS_OF = 2
 UNTRAINED = "sdtt"
 
 
-# `(bench, name)`: the measures by number of calls, a string, for each name in the record.
-Measure = Callable[[others.StudentBench, str], dict[str, Record]]
-
-
 def measure_distillers(names: Sequence[str], bench: others.StudentBench) -> Record:
     """The measures `{name: {calls: {"kl", "kl_reverse", "tv", "entropy"}}}`, calls as strings.
 
@@ -102,7 +98,8 @@ def _in_rounds(soft_weight: float, bench: others.StudentBench, name: str) -> dic
     return found
 
 
-DISTILLERS: dict[str, Measure] = {
+# `(bench, name)`: the measures by number of calls, a string, for each name in the record.
+DISTILLERS: dict[str, Callable[[others.StudentBench, str], dict[str, Record]]] = {
     UNTRAINED: partial(_exactly, lambda bench, _: [bench.optima[-1]]),
     "coupled": lambda bench, name: _both_ways(bench, name, bench.one_shot, bench.calls),
     "coupled-rounds": partial(_in_rounds, 0.0),
