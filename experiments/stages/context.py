@@ -177,9 +177,8 @@ class Run(Networks):
             return super().denoiser
         config: Any
         if is_delivered(self.workdir.teacher):
-            config = stored_network(
-                self.workdir.teacher, kinds.LLAMA_DENOISER, kinds.GPT2_DENOISER
-            ).config
+            published = kinds.LLAMA_DENOISER, kinds.GPT2_DENOISER
+            config = stored_network(self.workdir.teacher, *published).config
         else:
             assert self.base is not None
             config = self.base.config
@@ -209,21 +208,21 @@ class Run(Networks):
     def judge(self) -> CausalNetwork:
         """The network of the judge: of the config's sizes, or that of an existing model."""
         name = self.config.judge.checkpoint
-        if name and is_delivered(self.workdir.judge):
-            found: CausalNetwork = stored_network(
-                self.workdir.judge, kinds.CAUSAL, kinds.GPT2, kinds.LLAMA
-            )
-            return found
-        if name:
+        if not name:
+            return super().judge
+        network: CausalNetwork
+        if is_delivered(self.workdir.judge):
+            causal = kinds.CAUSAL, kinds.GPT2, kinds.LLAMA
+            network = stored_network(self.workdir.judge, *causal)
+        else:
             model = load_network(name)
             require(
                 isinstance(model, CausalModel),
                 f"config.judge.checkpoint={name} is a denoiser; give a causal model, which reads token "
                 "by token.",
             )
-            network: CausalNetwork = model.network  # type: ignore[union-attr]
-            return network
-        return super().judge
+            network = model.network  # type: ignore[union-attr]
+        return network
 
     @functools.cached_property
     def distill_step(self) -> TrainStep:
