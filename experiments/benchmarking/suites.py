@@ -274,11 +274,9 @@ def benchmark(
 
 def computing_rows(record: Entry) -> dict[str, Entry]:
     """The rows that have a lean and a naive variant on the device, by title."""
-    shown: dict[str, Entry] = {
-        name: record[name] for name in ("train", "teacher") if name in record
-    }
+    shown: dict[str, Entry] = {n: record[n] for n in ("train", "teacher") if n in record}
     shown |= {f"sample, {row['num_steps']} steps": row for row in record.get("sample", [])}
-    shown |= {name: record[name] for name in ("judge",) if name in record}
+    shown |= {n: record[n] for n in ("judge",) if n in record}
     return shown | {f"demo, {title}": row for title, row in record.get("demo", {}).items()}
 
 

@@ -96,9 +96,8 @@ def _beside(record: Record, measure: str) -> list[Series]:
 
 
 def _curve(by_steps: Record, measure: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    known = {int(n): m[measure] for n, m in by_steps.items() if m[measure] > 0}
-    order = sorted(known)
-    return tuple(float(n) for n in order), tuple(known[n] for n in order)
+    points = sorted((float(n), m[measure]) for n, m in by_steps.items() if m[measure] > 0)
+    return tuple(n for n, _ in points), tuple(value for _, value in points)
 
 
 def _key(record: Record, series: tuple[Series, ...], measure: str) -> tuple[Series, ...]:

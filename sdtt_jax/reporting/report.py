@@ -29,10 +29,7 @@ ABBREVIATIONS = ("idlm", "mmd")  # words in the names of stages that are written
 def write_report(workdir: Path | str) -> Path:
     """Writes `report.html` into the directory of a run, whole or not at all, and returns its path.
 
-    The page says what the run has not produced yet.
-
-    Raises:
-      DataError: there is no `config.json`, or a file of the run is malformed.
+    The page says what the run has not produced yet. Errors are those of `read_run`.
     """
     target = as_path(workdir) / "report.html"
     write_text(target, render(read_run(workdir)))
