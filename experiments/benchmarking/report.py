@@ -165,8 +165,7 @@ def data_entry(config: RunConfig, measured: dict[str, Measured]) -> Entry:
 
 def race_entry(config: RunConfig, jobs: Sequence[Job], measured: dict[str, Measured]) -> Entry:
     """The record of one race; `measured` and `entrants` are by the names of its jobs."""
-    first = jobs[0]
-    causal = measured[CAUSAL].median()
+    first, causal = jobs[0], measured[CAUSAL].median()
     return {
         "batch_size": first.batch_size,
         "length": config.data.length,
@@ -192,10 +191,8 @@ def _entrant(config: RunConfig, job: Job, measured: Measured, causal: float | No
 
 def loading_share(data: Entry, train: Entry, batch_size: int) -> float | None:
     """Seconds of loading one training batch over those of one lean training step."""
-    per_batch = data["load"].get("lean_s_per_batch")
-    if per_batch is None:
-        return None
-    return ratio(per_batch / data["batch_size"] * batch_size, train["lean_s"])
+    per_text = ratio(data["load"].get("lean_s_per_batch"), data["batch_size"])
+    return ratio(per_text, ratio(train["lean_s"], batch_size))
 
 
 def device(measured: dict[str, Measured]) -> Any:
