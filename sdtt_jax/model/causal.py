@@ -111,8 +111,9 @@ class CausalModel(Loaded):
     ) -> jax.Array:
         """Texts `[num_samples, n + num_tokens]` int32, token by token with a key-value cache.
 
-        For a model trained on instructions, BOS follows the prompt (even an empty one), as in training; it is
-        the last of the n tokens. After an EOS a model of `documents` begins a text of its own.
+        For a model trained on instructions, BOS follows the prompt (even an empty one), as in training,
+        unless the prompt spells it; it is one of the n tokens. After an EOS a model of `documents` begins a
+        text of its own.
 
         Args:
           key: PRNG key; batch i is drawn with `fold_in(key, i)`.
@@ -129,8 +130,9 @@ class CausalModel(Loaded):
         whole(1, num_samples=num_samples)
         require(isinstance(prompt, str), f"prompt must be one text, not {prompt!r:.60}.")
         tokenizer = self.text_tokenizer
-        mark = [] if self.prompt_end is None else [self.prompt_end]
-        ids = np.concatenate([[tokenizer.bos_id], tokenizer.encode_part(prompt), mark])
+        text = tokenizer.encode_part(prompt)
+        mark = [] if self.prompt_end in (None, *text) else [self.prompt_end]
+        ids = np.concatenate([[tokenizer.bos_id], text, mark])
         prompts = np.tile(ids.astype(np.int32), (num_samples, 1))
         batches = self.batches(key, prompts, num_tokens, batch_size, **filters)
         return jnp.asarray(np.concatenate([write().tokens for write in batches])[:, 1:])

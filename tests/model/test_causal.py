@@ -109,6 +109,16 @@ def test_a_model_of_instructions_writes_behind_the_bos_that_ends_a_prompt(judge,
     np.testing.assert_array_equal(taught.sample(key, 2, 5, text), write().tokens[:, 1:])
 
 
+def test_a_prompt_that_spells_its_bos_gets_no_second(judge):
+    """As a denoiser reads it (`given_tokens`). Oracle: the prompt's own tokens."""
+    bos = judge.tokenizer.bos_id
+    spelled = SimpleNamespace(bos_id=bos, eos_id=1, encode_part=lambda _: np.int32([5, bos]))
+    facts = judge.facts | {"sequences": "prompted"}
+    taught = dataclasses.replace(judge, facts=facts, tokenizer=spelled)
+    [row] = np.asarray(taught.sample(jax.random.key(2), 1, 2, "q<s>"))
+    assert row[:-2].tolist() == [5, bos]
+
+
 @pytest.fixture(scope="module")
 def of_documents(judge):
     """The judge, as if trained on `documents`, with parameters by which each token matters."""
