@@ -156,7 +156,8 @@ def score_texts(
 def reading_of(model: CausalModel) -> dict[str, Any]:
     """What an item's inputs say of how a judge reads sequences: nothing, unless each text on its own."""
     kind = model.facts.get("sequences")
-    return {"sequences": kind} if kind == "documents" else {}
+    # Earlier versions read EOS as a token for MAUVE.
+    return {"sequences": kind, "reads_eos": False} if kind == "documents" else {}
 
 
 def bos_of(model: CausalModel, first_token: str) -> int | None:

@@ -20,6 +20,7 @@ from sdtt_jax.keys import check_seed
 from sdtt_jax.model.batches import map_batches
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.networks.causal import CausalNetwork
+from sdtt_jax.ops.sequences import Sequences, as_read
 from sdtt_jax.ops.tokens import as_ids
 
 # The mixtures' weights keep this far from 0 and 1, where a KL may be infinite.
@@ -57,13 +58,17 @@ class Mauve(NamedTuple):
 
 
 # Compiled once per network: real text and every set of samples are of one shape.
-@functools.partial(jax.jit, static_argnames="network")
+@functools.partial(jax.jit, static_argnames=("network", "sequences"))
 def _feature_batch(
-    network: CausalNetwork, params: Any, index: jax.Array, batch: tuple[jax.Array, jax.Array]
+    network: CausalNetwork,
+    sequences: Sequences | None,
+    params: Any,
+    index: jax.Array,
+    batch: tuple[jax.Array, jax.Array],
 ) -> jax.Array:
     del index
     tokens, last = batch
-    hidden = network.hidden(params, tokens)
+    hidden = network.hidden(params, *as_read(tokens, sequences))
     return jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0].astype(jnp.float32)
 
 
@@ -72,7 +77,8 @@ def text_features(
 ) -> np.ndarray:
     """Features of each text, `[texts, embed]` float64: a causal judge's last hidden state, after the norm.
 
-    Of a text longer than the judge's context, the judge reads the end.
+    Of a text longer than the judge's context, the judge reads the end. A judge of `documents` reads no EOS:
+    the state is that of the last other token, in a text of its own if an EOS precedes it.
 
     Args:
       model: the judge (the paper's is GPT-2 large).
@@ -83,13 +89,19 @@ def text_features(
         len(texts) > 0 and min(map(len, texts)) >= 1,
         "features need texts of at least one token each.",
     )
+    sequences = model.sequences
+    if sequences is not None and sequences.kind == "documents":
+        texts = [
+            text[: np.max(np.flatnonzero(np.not_equal(text, sequences.eos_id)), initial=0) + 1]
+            for text in texts
+        ]
     texts = [text[-model.context :] for text in texts]
     lengths = np.array([len(text) for text in texts], np.int32)
     # The padding does not matter: a causal network computes the state at a text's end without it.
     rows = np.zeros((len(texts), lengths.max()), np.int32)
     for index, (row, text) in enumerate(zip(rows, texts, strict=True)):
         row[: len(text)] = as_ids(text, model.config.vocab_size, f"text {index}")
-    function = functools.partial(_feature_batch, model.network)
+    function = functools.partial(_feature_batch, model.network, sequences)
     return np.asarray(map_batches(function, model.params, (rows, lengths - 1), batch_size))
 
 

@@ -6,10 +6,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from sdtt_jax.causal.sampler import generate
 from sdtt_jax.diffusion.decoders.learnt import SCHEDULES
 from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.evaluation.settings import Settings
 from sdtt_jax.evaluation.subject import Subject
+from sdtt_jax.evaluation.suites import latency
 from sdtt_jax.evaluation.suites.latency import (
     Latency,
     Timing,
@@ -89,6 +91,22 @@ def test_both_models_are_measured_alike():
     for measured in (sampler, causal):
         assert len(measured.seconds) == 2
         assert measured.compile_s > 0
+
+
+def test_a_causal_model_of_documents_is_timed_as_it_writes(monkeypatch):
+    """With the mask that keeps its texts apart. Oracle: how it was trained."""
+    given = []
+
+    def write(*arguments, **options):
+        given.append(options["sequences"])
+        return generate(*arguments, **options)
+
+    monkeypatch.setattr(latency, "generate", write)
+    model = as_causal(NETWORKS["causal"], noisy_params(NETWORKS["causal"], 0))
+    facts = model.facts | {"sequences": "documents", "ends": (0, 1)}
+    model = dataclasses.replace(model, facts=facts)
+    measure_latency(model, jax.random.key(0), None, Timing(batch=1, length=4, repeats=1))
+    assert [sequences.kind for sequences in given] == ["documents"]
 
 
 def test_a_budget_ends_the_repetitions_but_for_the_first():

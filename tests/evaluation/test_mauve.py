@@ -1,5 +1,7 @@
 """MAUVE. Oracles: the package `mauve-text` (0.4), golden hidden states of GPT-2, each text on its own."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -152,6 +154,17 @@ def test_features_are_the_state_of_the_last_token(judge):
     np.testing.assert_array_equal(
         text_features(judge, longer, batch_size=2), features[:1].repeat(5, 0)
     )
+
+
+def test_a_judge_of_documents_reads_no_eos(judge):
+    """It never did in training. Oracle: the last text's words on their own, after BOS."""
+    facts = judge.facts | {"sequences": "documents", "ends": (5, 6)}
+    judge = dataclasses.replace(judge, facts=facts)
+    texts = [np.int32(text) for text in ([1, 2, 3, 6], [1, 2, 3], [4, 6, 1, 2, 6, 6], [6])]
+    ended, open_end, second, _ = text_features(judge, texts, batch_size=4)
+    alone = jax.jit(judge.network.hidden)(judge.params, np.int32([[5, 1, 2]]))[0, -1]
+    np.testing.assert_array_equal(ended, open_end)
+    np.testing.assert_allclose(second, alone, rtol=1e-4, atol=1e-5)
 
 
 def test_features_of_gpt2_are_its_golden_final_states(golden):

@@ -76,7 +76,9 @@ def measure_latency(
     """
     other: dict[str, Any] = {}
     if isinstance(model, CausalModel):
-        write: Any = functools.partial(generate, model.network, num_tokens=timing.length)
+        write: Any = functools.partial(
+            generate, model.network, num_tokens=timing.length, sequences=model.sequences
+        )
         rows = jnp.zeros((timing.batch, 1), jnp.int32)
     else:
         assert config is not None
