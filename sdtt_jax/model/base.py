@@ -20,7 +20,7 @@ from sdtt_jax.diffusion.decoders.base import Helper
 from sdtt_jax.errors import CheckpointError
 from sdtt_jax.networks.config import GPT2Config, LlamaConfig, TransformerConfig
 from sdtt_jax.ops.sequences import Sequences
-from sdtt_jax.parallel.mesh import batch_pieces, mesh_if_any, use_mesh
+from sdtt_jax.parallel.mesh import batch_pieces, context_of, mesh_if_any
 from sdtt_jax.parallel.placement import batch_sharding, place, place_whole, replicated
 from sdtt_jax.paths import as_path, is_remote, read_json, with_target
 from sdtt_jax.trees import flat_leaves
@@ -83,8 +83,8 @@ class Loaded(abc.ABC):
         return mesh_if_any(self.params)
 
     def on_mesh(self) -> contextlib.AbstractContextManager[None]:
-        """The context to call the network in: its mesh with the rules of training, or an empty one."""
-        return contextlib.nullcontext() if self.mesh is None else use_mesh(self.mesh)
+        """The context to call the network in (`parallel.mesh.context_of`)."""
+        return context_of(self.params)
 
     def placed(self, rows: ArrayLike) -> jax.Array:
         """`rows: [B, …]` split over the mesh if the mesh divides B, else replicated on every device."""

@@ -16,7 +16,7 @@ import numpy as np
 from sdtt_jax.checkpoints.digests import params_digest
 from sdtt_jax.config import whole
 from sdtt_jax.parallel import processes
-from sdtt_jax.parallel.mesh import full_batch, mesh_if_any, use_mesh
+from sdtt_jax.parallel.mesh import context_of, full_batch, mesh_if_any
 from sdtt_jax.parallel.placement import place_batch
 from sdtt_jax.parallel.processes import to_host
 
@@ -114,11 +114,9 @@ def _run(
             {"batch": index, "rows": count, "digest": params_digest(filled)},
             "each process reads texts, prompts and tasks for itself; give all hosts the same files",
         )
-    if mesh is None:
-        out = function(params, jnp.int32(index), jax.device_put(filled))
-    else:
-        with use_mesh(mesh):
-            out = function(params, jnp.int32(index), place_batch(filled, mesh))
+    with context_of(params):
+        placed = jax.device_put(filled) if mesh is None else place_batch(filled, mesh)
+        out = function(params, jnp.int32(index), placed)
     return _take(jax.tree.map(_host, out), 0, count)
 
 

@@ -208,6 +208,24 @@ def mesh_if_any(tree: Tree) -> Mesh | None:
     return None if foreign else sharding.mesh
 
 
+def context_of(params: Tree) -> contextlib.AbstractContextManager[None]:
+    """The context to call a network in: the mesh of its parameters with the rules of training, or none.
+
+    Raises:
+      ConfigError: they lie on one device, but the caller is within `jax.set_mesh` of several.
+    """
+    if (mesh := mesh_if_any(params)) is not None:
+        return use_mesh(mesh)
+    around = jax.sharding.get_abstract_mesh().size
+    fixed = getattr(next(iter(jax.tree.leaves(params)), None), "committed", False)
+    require(
+        around <= 1 or not fixed,
+        f"The parameters lie on one device, but jax.set_mesh has set a mesh of {around}; load the model with "
+        "mesh=make_mesh(MeshConfig()), or call it outside of that mesh.",
+    )
+    return contextlib.nullcontext()
+
+
 def axis_pieces(axes: Any, mesh: Mesh) -> int:
     """The number of pieces that mesh axes (one name, several or None) split a dimension into."""
     names = (axes,) if isinstance(axes, str) else tuple(axes or ())

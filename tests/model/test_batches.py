@@ -43,6 +43,22 @@ def test_each_batch_knows_its_index():
     np.testing.assert_array_equal(result, [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2])
 
 
+def test_a_model_of_one_device_within_a_mesh_of_several_says_how_to_load_it():
+    """JAX said "incompatible devices". Oracle: the mesh's size. Parameters that JAX may move are no fault."""
+    mesh = jax.sharding.AbstractMesh((4,), ("x",), (jax.sharding.AxisType.Auto,))
+    params = random_table(0)
+    fixed = jax.device_put(params, jax.devices()[0])
+    with jax.sharding.use_abstract_mesh(mesh):
+        for call in (
+            as_model(TableDenoiser(), fixed).on_mesh,
+            lambda: map_batches(lambda *_: ROWS, fixed, ROWS, 4),
+        ):
+            with pytest.raises(ConfigError, match="a mesh of 4; load the model with mesh="):
+                call()
+        with as_model(TableDenoiser(), params).on_mesh():
+            pass
+
+
 def test_parameters_on_a_mesh():
     """One device here; several are tried in processes of their own (tests/multidevice)."""
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
