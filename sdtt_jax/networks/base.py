@@ -8,11 +8,13 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.errors import FlaxError
 
 from sdtt_jax.config import require
 from sdtt_jax.networks.config import AdaptedConfig, TransformerConfig
 from sdtt_jax.ops.sequences import predicted_before
-from sdtt_jax.trees import leaf_name
+from sdtt_jax.parallel.placement import unbox
+from sdtt_jax.trees import flat_leaves, leaf_name
 from sdtt_jax.typing import Hidden, Key, Logits, Params, PerSequence, Segments, Tokens
 
 # The name of the collection of adapters (`networks.lora`), and their key in the parameters' tree.
@@ -53,6 +55,8 @@ class Network(abc.ABC):
     def head_params(self, params: Params) -> Params:
         """The part of `params` that `logits` reads: the head, or the embedding that it is tied to."""
         name = "head" if "head" in params else "embed"
+        if name not in params:
+            check_params(self, params)
         return {name: params[name]}
 
     def logits(self, params: Params, hidden: jax.Array) -> Logits:
@@ -65,17 +69,43 @@ class Network(abc.ABC):
         Returns:
           `[..., padded_vocab]` float32.
         """
-        return self._apply(params, hidden, method="logits")
+        logits: Any = self._module.apply(variables(params), hidden, method="logits")
+        return logits
 
     def _apply(self, params: Params, *args: Any, method: Any) -> Any:
-        """Calls a method of the module; the parameters may include adapters."""
-        return self._module.apply(variables(params), *args, method=method)
+        """Calls a method of the module; the parameters, all of them, may include adapters."""
+        try:
+            return self._module.apply(variables(params), *args, method=method)
+        except (
+            FlaxError,
+            KeyError,
+            ValueError,
+        ):  # a leaf that is not there, or is of another shape
+            check_params(self, params)
+            raise
 
 
 @functools.lru_cache(maxsize=32)
 def abstract_params(network: Network) -> Params:
     """Shapes and dtypes of a network's parameters, boxed as `init` boxes them; traced once."""
     return jax.eval_shape(network.init, jax.random.key(0))
+
+
+def check_params(network: Network, params: Params) -> None:
+    """Raises `ConfigError` if a leaf that the network reads is missing, or is of another shape."""
+    expected, given = (flat_leaves(unbox(tree)) for tree in (abstract_params(network), params))
+    missing = [path for path in expected if path not in given]
+    within = "; the parameters are params['params']" if "params" in params else ""
+    require(
+        not missing,
+        f"params lacks {', '.join(missing[:3])}{' …' * (len(missing) > 3)}, which the network reads{within}.",
+    )
+    for path, leaf in expected.items():
+        require(
+            given[path].shape == leaf.shape,
+            f"{path} is of shape {list(given[path].shape)}, but with the network's config (num_layers="
+            f"{network.config.num_layers}, embed_dim={network.config.embed_dim}) of {list(leaf.shape)}.",
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -194,3 +194,32 @@ def test_equal_configs_make_equal_denoisers_so_that_compiled_functions_are_reuse
 def test_a_wrong_field_is_named(fields, named):
     with pytest.raises(ConfigError, match=named):
         dataclasses.replace(CONFIG, **fields)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda p: {"params": p}, r"lacks blocks/.* …, .*; the parameters are params\['params'\]"),
+        (
+            lambda p: {n: p[n] for n in p if n not in ("embed", "head")},
+            "lacks embed/embedding, head/",
+        ),
+        (lambda p: {n: p[n] for n in p if n != "blocks"}, r"lacks blocks/.* …, which the network"),
+        (
+            lambda p: p | {"blocks": jax.tree.map(lambda leaf: leaf[:2], p["blocks"])},
+            r"blocks/.* is of shape \[2, .*num_layers=3, .* of \[3, ",
+        ),
+        (
+            lambda p: p | {"embed": {"embedding": p["embed"]["embedding"][:, :8]}},
+            r"embed/embedding is of shape \[128, 8\], .*embed_dim=16\) of \[128, 16\]",
+        ),
+    ],
+    ids=["within-params", "no-head", "no-blocks", "fewer-layers", "narrower"],
+)
+def test_parameters_of_another_form_are_named(params, change, said):
+    """They were a KeyError, or Flax's words about its scopes. Oracle: the network's config."""
+    with pytest.raises(ConfigError, match=said):
+        MODEL.hidden(change(params), TOKENS)
+    if "head" not in change(params):
+        with pytest.raises(ConfigError, match="params lacks"):
+            MODEL.head_params(change(params))
