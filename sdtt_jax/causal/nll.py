@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sdtt_jax.config import within
+from sdtt_jax.config import require, within
 from sdtt_jax.networks.causal import CausalNetwork
 from sdtt_jax.ops.head_loss import selected_losses, weighted_loss
 from sdtt_jax.ops.sequences import Arrangement, begins, preceded
@@ -89,7 +89,8 @@ def causal_nll(
       arrangement: of the positions, as for `causal_loss`; prompts and padding have 0.
 
     Raises:
-      ConfigError: `tokens` has another shape, or holds ids that are not tokens; or `bos_id` is not a token.
+      ConfigError: `network` is not causal; `tokens` has another shape, or holds ids that are not tokens; or
+        `bos_id` is not a token.
     """
     tokens, inputs, segments = _checked(network, tokens, bos_id, arrangement)
     scored = jnp.ones(tokens.shape, bool) if arrangement is None else arrangement.free
@@ -127,6 +128,11 @@ def _checked(
     network: CausalNetwork, tokens: TokensLike, bos_id: int, arrangement: Arrangement | None
 ) -> tuple[Tokens, Tokens, Segments | None]:
     """The tokens, what the network reads to predict them, and the segments that it keeps to."""
+    require(
+        isinstance(network, CausalNetwork),
+        f"network must be a causal one, not a {type(network).__name__}, which sees the tokens that it would "
+        "predict; `nelbo` bounds the -log p of a denoiser.",
+    )
     vocab = network.config.vocab_size
     if not isinstance(bos_id, jax.core.Tracer):
         within(f"[0, {vocab})", bos_id=bos_id)

@@ -30,7 +30,7 @@ def sample_t(
     *,
     antithetic: bool = True,
     eps: float = SAMPLING_EPS,
-    offsets: PerSequence | None = None,
+    offsets: PerSequenceLike | None = None,
 ) -> PerSequence:
     """Times in [eps, 1], `[batch]` float32.
 
@@ -43,13 +43,15 @@ def sample_t(
       offsets: `[batch]` float32 in [0, 1), the grid where not all times count; None: j / batch.
 
     Raises:
-      ConfigError: `eps` does not lie in [0, 1).
+      ConfigError: `eps` or one of the offsets does not lie in [0, 1), or these have another shape.
     """
     check_numbers("[0, 1)", (), eps=eps)
     if antithetic:
         if offsets is None:
             offsets = jnp.arange(batch, dtype=jnp.float32) / batch
-        u = (jax.random.uniform(key, (), jnp.float32) + offsets) % 1.0
+        else:
+            check_numbers("[0, 1)", (batch,), offsets=offsets)
+        u = (jax.random.uniform(key, (), jnp.float32) + jnp.asarray(offsets, jnp.float32)) % 1.0
     else:
         u = jax.random.uniform(key, (batch,), jnp.float32)
     return eps + (1.0 - eps) * u

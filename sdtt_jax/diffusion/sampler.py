@@ -194,17 +194,17 @@ def prior_sample(
       tokens, fixed: `[batch, length]` int32 and bool, both or neither; tokens stay where `fixed` is True.
 
     Raises:
-      ConfigError: only one of `tokens` and `fixed` is given, a number is negative, or what stays is no token.
+      ConfigError: only one of `tokens` and `fixed` is given, or one with more rows or columns; a number is
+        negative, or what stays is no token.
     """
     whole(0, batch=batch, length=length, mask_id=mask_id)
     x = jnp.full((batch, length), mask_id, jnp.int32)
     if tokens is None and fixed is None:
         return x
-    require(
-        tokens is not None and fixed is not None,
-        "prior_sample needs both tokens and fixed, which marks the given positions, or neither.",
-    )
-    return as_ids(jnp.where(jnp.asarray(fixed), jnp.asarray(tokens), x), mask_id + 1)
+    require(tokens is not None and fixed is not None, "It needs both tokens and fixed, or neither.")
+    x = jnp.where(jnp.asarray(fixed), jnp.asarray(tokens), x)
+    require(x.shape == (batch, length), f"tokens and fixed are {x.shape}, not {(batch, length)}.")
+    return as_ids(x, mask_id + 1)
 
 
 def first_state(

@@ -11,7 +11,7 @@ from sdtt_jax.causal.nll import causal_loss, causal_nll, next_token_nll, next_to
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.networks import CausalConfig
 from sdtt_jax.networks.causal import CausalNetwork
-from tests.worlds import noisy_params
+from tests.worlds import noisy_params, tiny_network
 
 BOS = 1
 
@@ -85,3 +85,11 @@ def test_a_beginning_that_is_no_token_is_refused(judge, bos_id, score):
     """An index beyond the embedding would be silently clipped: the first token would follow another one."""
     with pytest.raises(ConfigError, match=r"bos_id must lie in \[0, 4\)"):
         score(*judge, np.zeros((1, 3), np.int32), bos_id)
+
+
+def test_a_denoiser_has_no_causal_likelihood():
+    """It sees the tokens that it would predict, and gave a number. Oracle: the kind of network."""
+    network = tiny_network()
+    for score in (causal_nll, causal_loss):
+        with pytest.raises(ConfigError, match="network must be a causal one, not a Denoiser"):
+            score(network, noisy_params(network, 0), np.zeros((1, 3), np.int32), 0)

@@ -35,6 +35,15 @@ def test_antithetic_times_cover_the_range_evenly():
     assert t[-1] <= 1
 
 
+def test_offsets_are_one_for_each_time():
+    """Three gave three times of two. Oracle: the even grid that None takes."""
+    key = jax.random.key(0)
+    np.testing.assert_array_equal(sample_t(key, 2, offsets=[0.0, 0.5]), sample_t(key, 2))
+    for wrong in (np.zeros(3), 0.5, np.array([0.0, 1.0])):
+        with pytest.raises(ConfigError, match="offsets must"):
+            sample_t(key, 2, offsets=wrong)
+
+
 @pytest.mark.parametrize("antithetic", [True, False])
 def test_each_single_time_is_uniform(antithetic):
     """n = 20,000 keys, batch 4, entry 1; Kolmogorov–Smirnov distance below 1.95 / sqrt(n) (p 1e-3)."""

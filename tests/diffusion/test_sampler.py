@@ -275,9 +275,11 @@ def test_given_tokens_never_change(fixed):
 
 
 @pytest.mark.parametrize("given", [{"tokens": [[2, 0, 1]]}, {"fixed": [[True, False, True]]}])
-def test_given_tokens_need_both_arguments(given):
+def test_given_tokens_need_both_arguments_and_the_shape(given):
     with pytest.raises(ConfigError, match="needs both tokens and fixed"):
         prior_sample(1, LENGTH, MASK, **{name: np.array(value) for name, value in given.items()})
+    with pytest.raises(ConfigError, match=r"are \(2, 3\), not \(1, 3\)"):
+        prior_sample(1, LENGTH, MASK, [[2, 0, 1]] * 2, np.ones((1, 3), bool))
 
 
 def test_a_number_of_steps_is_no_config():
