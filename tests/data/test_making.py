@@ -13,6 +13,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 
 from sdtt_jax.data import DataConfig, TokenizerConfig, load_tokenizer, prepare, train_tokenizer
 from sdtt_jax.data.inspection import inspect_data
+from sdtt_jax.data.tokenizer_json import losses
 from sdtt_jax.errors import ConfigError, DataError
 
 # Thirty texts of eight words; the vocabularies below have "w0" to "w9" but not "strange".
@@ -197,6 +198,16 @@ def test_characters_that_vanish_are_counted(tmp_path, kind):
     # The letters of a token that a text spells are not looked for. Of é the bytes are.
     lost = {"w1 strange</s>w2": 5, "w1": 0, "": 0, "é": 2 if kind == "byte-level" else 1}
     assert {text: tokenizer.count_lost(text) for text in lost} == lost
+
+
+@pytest.mark.parametrize("text", ["a xyz", "axyz", "xyz2", "é.xyz", "<q>xyz", "xyz日", "xyzxyz"])
+def test_an_added_token_that_is_a_single_word_keeps_nothing_of_longer_ones(text):
+    """Oracle: the characters of the tokens that the library itself finds."""
+    made = tokenizers.Tokenizer(models.BPE({"a": 0, " ": 1, "</s>": 2}, []))
+    made.add_tokens([tokenizers.AddedToken("xyz", single_word=True), "<q>"])
+    counter = losses(made)
+    assert counter is not None
+    assert counter.count(text) == len(text) - len("".join(made.encode(text).tokens))
 
 
 def test_a_text_has_the_same_ids_each_time(tmp_path):
