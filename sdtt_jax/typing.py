@@ -42,6 +42,8 @@ Hidden = Float[Array, "batch length embed"]
 """Final hidden states of a network, in its compute dtype."""
 Logits = Float[Array, "*rows vocab"]
 """Unnormalised log-probabilities, float32. The vocabulary may be padded (`DenoiserLike.padded_vocab`)."""
+LogitsLike = Float[ArrayLike, "*rows vocab"]
+"""`Logits` that may be NumPy's."""
 LogProbs = Float[Array, "*rows vocab"]
 """Log-probabilities, float32."""
 

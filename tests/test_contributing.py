@@ -23,7 +23,7 @@ from sdtt_jax.data.making import train_tokenizer
 from sdtt_jax.data.tokenizer import save_tokenizer
 from sdtt_jax.diffusion.decoders import DECODERS
 from sdtt_jax.diffusion.decoders.base import Decoder
-from sdtt_jax.diffusion.schedule import SCHEDULES
+from sdtt_jax.diffusion.schedule import SCHEDULES, Functions
 from sdtt_jax.distillation.divergence import DIVERGENCES
 from sdtt_jax.evaluation.settings import Settings
 from sdtt_jax.evaluation.subject import Subject
@@ -95,8 +95,7 @@ def test_a_divergence(monkeypatch):
 def test_a_noise_schedule(monkeypatch):
     def square(config):
         keep = 1 - config.eps
-        return sdtt_jax.Schedule(
-            config,
+        return Functions(
             sigma=lambda t: -jnp.log1p(-keep * t**2),
             dsigma=lambda t: 2 * keep * t / (1 - keep * t**2),
             importance_t=lambda u: 0.01 ** (1 - u),

@@ -11,6 +11,7 @@ from sdtt_jax.ops.values import check_numbers
 from sdtt_jax.typing import (
     Key,
     Logits,
+    LogitsLike,
     LogProbs,
     PerSequence,
     PerSequenceLike,
@@ -124,7 +125,7 @@ def without_mask(logits: Logits, mask_id: int) -> Logits:
     return logits + jnp.where(is_mask, jnp.asarray(NEG_INFINITY, logits.dtype), 0.0)
 
 
-def masked_log_probs(logits: Logits, mask_id: int) -> LogProbs:
+def masked_log_probs(logits: LogitsLike, mask_id: int) -> LogProbs:
     """SUBS log-probabilities of positions that are masked: MASK has probability zero.
 
     Args:
@@ -134,7 +135,7 @@ def masked_log_probs(logits: Logits, mask_id: int) -> LogProbs:
     Returns:
       `[..., vocab]` float32.
     """
-    logits = without_mask(logits, mask_id)
+    logits = without_mask(jnp.asarray(logits), mask_id)
     # Not `log_softmax`, which subtracts the maximum first: at -1e6 float32 resolves 1/16, and rounding
     # MASK's entry twice moves divergences that look at it (mse, log-l1) off the reference by 5e-5.
     return logits - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
@@ -151,7 +152,7 @@ def token_nll(mask_id: int, logits: Logits, tokens: jax.Array) -> jax.Array:
     return optax.softmax_cross_entropy_with_integer_labels(without_mask(logits, mask_id), tokens)
 
 
-def subs_log_probs(logits: Logits, x_t: TokensLike, mask_id: int) -> LogProbs:
+def subs_log_probs(logits: LogitsLike, x_t: TokensLike, mask_id: int) -> LogProbs:
     """SUBS (MDLM, arXiv 2406.07524, section 3.2.3): MASK impossible, unmasked tokens carried over.
 
     Args:
@@ -174,8 +175,8 @@ def subs_log_probs(logits: Logits, x_t: TokensLike, mask_id: int) -> LogProbs:
       Array([[[1. , 0. , 0. ],
               [0.5, 0.5, 0. ]]], dtype=float32)
     """
-    x_t = jnp.asarray(as_ids(x_t, mask_id + 1, "x_t"))
-    shape, wanted = jnp.shape(logits), x_t.shape
+    logits, x_t = jnp.asarray(logits), jnp.asarray(as_ids(x_t, mask_id + 1, "x_t"))
+    shape, wanted = logits.shape, x_t.shape
     require(
         shape[:-1] == wanted and shape[-1:] > (mask_id,),
         f"logits of x_t: {list(wanted)} must be {[*wanted, 'vocab']} with a column for each token and MASK, "

@@ -142,7 +142,7 @@ def denoising_terms(
       >>> import sdtt_jax
       >>> config = sdtt_jax.DenoiserConfig(5, length=8, num_layers=1, embed_dim=16, num_heads=2)
       >>> diffusion = sdtt_jax.MaskedDiffusion(sdtt_jax.Denoiser(config), sdtt_jax.make_schedule())
-      >>> params = sdtt_jax.unbox(jax.jit(diffusion.denoiser.init)(jax.random.key(0)))
+      >>> params = sdtt_jax.unbox(jax.jit(sdtt_jax.Denoiser(config).init)(jax.random.key(0)))
       >>> x0 = jnp.zeros((4, 8), jnp.int32)
       >>> terms = denoising_terms(diffusion, params, x0, jax.random.key(1))
       >>> f"{terms.nll.max():.4f}"  # a new network finds all 5 tokens equally likely: log 5

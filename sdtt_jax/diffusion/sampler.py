@@ -156,7 +156,7 @@ def sample(
       >>> import sdtt_jax
       >>> config = sdtt_jax.DenoiserConfig(5, length=8, num_layers=1, embed_dim=16, num_heads=2)
       >>> diffusion = sdtt_jax.MaskedDiffusion(sdtt_jax.Denoiser(config), sdtt_jax.make_schedule())
-      >>> params = sdtt_jax.unbox(jax.jit(diffusion.denoiser.init)(jax.random.key(0)))
+      >>> params = sdtt_jax.unbox(jax.jit(sdtt_jax.Denoiser(config).init)(jax.random.key(0)))
       >>> sample(diffusion, params, jax.random.key(1), prior_sample(2, 8, 5), SamplerConfig(4))[0].x.shape
       (2, 8)
     """

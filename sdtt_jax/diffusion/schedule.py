@@ -7,11 +7,12 @@ Formulas as in MDLM (arXiv 2406.07524) and SEDD (arXiv 2310.16834).
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from sdtt_jax.config import given, instance, one_of, require, within
 from sdtt_jax.diffusion.forward import SAMPLING_EPS
@@ -83,7 +84,7 @@ class ScheduleConfig:
     @property
     def can_flatten(self) -> bool:
         """Whether the schedule has an `importance_t`."""
-        return make_schedule(self).importance_t is not None
+        return Schedule(self).importance_t is not None
 
     @property
     def sigmas(self) -> tuple[float, float]:
@@ -95,14 +96,10 @@ class ScheduleConfig:
         )
 
 
-@dataclasses.dataclass(frozen=True)
-class Schedule:
-    """A noise schedule as functions of time, each elementwise on float32 arrays of any shape.
-
-    Schedules compare and hash by their configs, from which the functions follow.
+class Functions(NamedTuple):
+    """A schedule's functions of time, each elementwise on float32 arrays of any shape.
 
     Attributes:
-      config: what `make_schedule` made it from.
       sigma: total noise.
       dsigma: d sigma / d t.
       importance_t: maps uniform u in [0, 1] to a time t such that the NELBO's weight is flat in u:
@@ -110,22 +107,48 @@ class Schedule:
         None where the schedule has none.
     """
 
+    sigma: TimeFunction
+    dsigma: TimeFunction
+    importance_t: TimeFunction | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """A noise schedule: functions of time that follow from its config, of numbers or arrays of any shape."""
+
     config: ScheduleConfig
-    sigma: TimeFunction = dataclasses.field(compare=False, repr=False)
-    dsigma: TimeFunction = dataclasses.field(compare=False, repr=False)
-    importance_t: TimeFunction | None = dataclasses.field(compare=False, repr=False)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        # For `pickle`, which cannot store functions that were defined inside another.
-        return make_schedule, (self.config,)
+    def sigma(self, t: ArrayLike) -> jax.Array:
+        """Total noise at time t."""
+        return self._functions.sigma(jnp.asarray(t))
 
-    def alpha(self, t: jax.Array) -> jax.Array:
+    def dsigma(self, t: ArrayLike) -> jax.Array:
+        """d sigma / d t at time t."""
+        return self._functions.dsigma(jnp.asarray(t))
+
+    @property
+    def importance_t(self) -> TimeFunction | None:
+        """`Functions.importance_t`."""
+        return self._functions.importance_t
+
+    def alpha(self, t: ArrayLike) -> jax.Array:
         """Probability that a token is clean at time t."""
         return jnp.exp(-self.sigma(t))
 
-    def move_chance(self, t: jax.Array) -> jax.Array:
+    def move_chance(self, t: ArrayLike) -> jax.Array:
         """Probability that a token is masked at time t, `1 - alpha`, without cancellation."""
         return -jnp.expm1(-self.sigma(t))
+
+    @property
+    def _functions(self) -> Functions:
+        return _made(SCHEDULES[self.config.kind], self.config)
+
+
+@functools.lru_cache(maxsize=64)
+def _made(make: Callable[[ScheduleConfig], Functions], config: ScheduleConfig) -> Functions:
+    # The constants are computed now even under `jit`: a schedule must not hold a trace's values.
+    with jax.ensure_compile_time_eval():
+        return make(config)
 
 
 def make_schedule(config: ScheduleConfig | None = None) -> Schedule:
@@ -138,9 +161,7 @@ def make_schedule(config: ScheduleConfig | None = None) -> Schedule:
     """
     config = config or ScheduleConfig()
     instance(ScheduleConfig, config=config)
-    # The constants are computed now even under `jit`: a schedule must not hold a trace's values.
-    with jax.ensure_compile_time_eval():
-        return SCHEDULES[config.kind](config)
+    return Schedule(config)
 
 
 def values_at(schedule: Schedule, *times: float) -> tuple[list[float], list[float]]:
@@ -176,25 +197,23 @@ def bound_schedule(schedule: Schedule) -> tuple[Schedule, TimeFunction]:
     return make_schedule(), lambda sigma: jnp.clip(sigma, least, most)
 
 
-def _log_linear(config: ScheduleConfig) -> Schedule:
+def _log_linear(config: ScheduleConfig) -> Functions:
     keep = 1.0 - config.eps
     sigma_0, sigma_1 = config.eps, -np.log(np.float32(config.eps))
 
     def importance_t(u: jax.Array) -> jax.Array:
         return -jnp.expm1(-_flat_sigma(u, sigma_0, sigma_1)) / keep
 
-    return Schedule(
-        config,
+    return Functions(
         sigma=lambda t: -jnp.log1p(-keep * t),
         dsigma=lambda t: keep / (1.0 - keep * t),
         importance_t=importance_t,
     )
 
 
-def _cosine(config: ScheduleConfig) -> Schedule:
+def _cosine(config: ScheduleConfig) -> Functions:
     eps, keep, half_pi = config.eps, 1.0 - config.eps, jnp.pi / 2
     return _from_chances(
-        config,
         alpha=lambda t: eps + keep * jnp.cos(half_pi * t),
         # 1 - cos(x) = 2 sin²(x / 2): the difference itself is 0 in float32 for t below 2e-4.
         move_chance=lambda t: 2 * keep * jnp.square(jnp.sin(half_pi * t / 2)),
@@ -202,20 +221,17 @@ def _cosine(config: ScheduleConfig) -> Schedule:
     )
 
 
-def _cosine_squared(config: ScheduleConfig) -> Schedule:
+def _cosine_squared(config: ScheduleConfig) -> Functions:
     eps, keep, half_pi = config.eps, 1.0 - config.eps, jnp.pi / 2
     return _from_chances(
-        config,
         alpha=lambda t: eps + keep * jnp.square(jnp.cos(half_pi * t)),
         move_chance=lambda t: keep * jnp.square(jnp.sin(half_pi * t)),
         rate=lambda t: half_pi * keep * jnp.sin(jnp.pi * t),
     )
 
 
-def _from_chances(
-    config: ScheduleConfig, alpha: TimeFunction, move_chance: TimeFunction, rate: TimeFunction
-) -> Schedule:
-    """A schedule from `alpha`, `1 - alpha` without cancellation, and the derivative of the latter."""
+def _from_chances(alpha: TimeFunction, move_chance: TimeFunction, rate: TimeFunction) -> Functions:
+    """The functions from `alpha`, `1 - alpha` without cancellation, and the derivative of the latter."""
 
     def sigma(t: jax.Array) -> jax.Array:
         masked = move_chance(t)
@@ -224,17 +240,16 @@ def _from_chances(
         small = -jnp.log1p(-jnp.where(early, masked, 0.0))
         return jnp.where(early, small, -jnp.log(jnp.where(early, 1.0, alpha(t))))
 
-    return Schedule(config, sigma=sigma, dsigma=lambda t: rate(t) / alpha(t), importance_t=None)
+    return Functions(sigma, dsigma=lambda t: rate(t) / alpha(t))
 
 
-def _linear(config: ScheduleConfig) -> Schedule:
+def _linear(config: ScheduleConfig) -> Functions:
     low, high = config.sigmas
 
     def importance_t(u: jax.Array) -> jax.Array:
         return (_flat_sigma(u, low, high) - low) / (high - low)
 
-    return Schedule(
-        config,
+    return Functions(
         sigma=lambda t: low + t * (high - low),
         dsigma=lambda t: jnp.full_like(t, high - low, dtype=jnp.result_type(t, float)),
         # Where total noise begins at 0, the weight is not integrable.
@@ -242,14 +257,14 @@ def _linear(config: ScheduleConfig) -> Schedule:
     )
 
 
-def _geometric(config: ScheduleConfig) -> Schedule:
+def _geometric(config: ScheduleConfig) -> Functions:
     low, high = config.sigmas
     log_ratio = jnp.log(jnp.float32(high)) - jnp.log(jnp.float32(low))
 
     def sigma(t: jax.Array) -> jax.Array:
         return low ** (1 - t) * high**t
 
-    return Schedule(config, sigma=sigma, dsigma=lambda t: sigma(t) * log_ratio, importance_t=None)
+    return Functions(sigma, dsigma=lambda t: sigma(t) * log_ratio)
 
 
 def _flat_sigma(u: jax.Array, sigma_0: float, sigma_1: float | np.floating) -> jax.Array:
@@ -257,7 +272,7 @@ def _flat_sigma(u: jax.Array, sigma_0: float, sigma_1: float | np.floating) -> j
     return -jax.nn.log1mexp(-log_masked)
 
 
-SCHEDULES: dict[str, Callable[[ScheduleConfig], Schedule]] = {
+SCHEDULES: dict[str, Callable[[ScheduleConfig], Functions]] = {
     "log-linear": _log_linear,
     "cosine": _cosine,
     "cosine-squared": _cosine_squared,

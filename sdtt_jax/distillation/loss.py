@@ -101,7 +101,7 @@ def distillation_terms(
       >>> import sdtt_jax
       >>> config = sdtt_jax.DenoiserConfig(5, length=8, num_layers=1, embed_dim=16, num_heads=2)
       >>> diffusion = sdtt_jax.MaskedDiffusion(sdtt_jax.Denoiser(config), sdtt_jax.make_schedule())
-      >>> params = sdtt_jax.unbox(jax.jit(diffusion.denoiser.init)(jax.random.key(0)))
+      >>> params = sdtt_jax.unbox(jax.jit(sdtt_jax.Denoiser(config).init)(jax.random.key(0)))
       >>> x0, dt = jnp.zeros((4, 8), jnp.int32), jnp.float32(1 / 8)
       >>> key, config = jax.random.key(1), DistillConfig(divergence="kl-fwd")
       >>> total, count = distillation_terms(diffusion, params, params, x0, dt, key, config)

@@ -100,7 +100,7 @@ def teacher_targets(
       >>> import sdtt_jax
       >>> config = sdtt_jax.DenoiserConfig(5, length=8, num_layers=1, embed_dim=16, num_heads=2)
       >>> diffusion = sdtt_jax.MaskedDiffusion(sdtt_jax.Denoiser(config), sdtt_jax.make_schedule())
-      >>> params = sdtt_jax.unbox(jax.jit(diffusion.denoiser.init)(jax.random.key(0)))
+      >>> params = sdtt_jax.unbox(jax.jit(sdtt_jax.Denoiser(config).init)(jax.random.key(0)))
       >>> x_t = jnp.full((2, 8), diffusion.mask_id, jnp.int32)
       >>> keys, t = jax.random.split(jax.random.key(1), 3), jnp.ones(2)
       >>> config = sdtt_jax.DistillConfig(num_distill_steps=2)

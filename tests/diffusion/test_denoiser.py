@@ -1,5 +1,7 @@
 """A model without parameters is its configs: equal models are one static argument of `jit`."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -23,6 +25,14 @@ def test_other_networks_and_schedules_differ():
     one = MaskedDiffusion(tiny_network(), make_schedule())
     assert one != MaskedDiffusion(tiny_network(time_conditioned=True), make_schedule())
     assert one != MaskedDiffusion(tiny_network(), make_schedule(ScheduleConfig(eps=1e-4)))
+
+
+def test_a_schedule_with_another_config_has_its_functions():
+    """It kept the old ones, and hashed like the real one. Oracle: the real one."""
+    linear = ScheduleConfig("linear")
+    replaced = dataclasses.replace(make_schedule(), config=linear)
+    assert replaced == make_schedule(linear)
+    assert float(replaced.sigma(0.5)) == float(make_schedule(linear).sigma(0.5)) == 5.0
 
 
 def test_equal_models_are_compiled_once():
