@@ -60,6 +60,7 @@ def test_importing_the_package_imports_next_to_nothing():
         ("causal_nll", "tokens"),
         ("distillation_terms", "dt"),
         ("prior_sample", "fixed"),
+        ("subs_log_probs", "logits"),
         ("teacher_targets", "t"),
     ],
 )

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import jax
 
+from sdtt_jax.checkpoints.digests import describe
 from sdtt_jax.config import require
 from sdtt_jax.errors import UserError
 from sdtt_jax.parallel import processes
@@ -126,14 +127,17 @@ def train(
       ConfigError: an array of the state is empty, which checkpoints cannot hold.
       NonFiniteError: `max_rejected` updates in a row were rejected; unless a signal stopped the training
         among them, the last checkpoint is from before the first.
-      CheckpointError: the last state could not be saved.
+      CheckpointError: the context is not finite, and cannot be saved; or the last state could not be saved.
       ReplicaError: devices hold unequal copies; nothing is saved after the last checkpoint.
     """
-    for path, leaf in flat_leaves(state).items() if checkpoints is not None else ():
+    leaves = {} if checkpoints is None else flat_leaves(state)
+    for path, leaf in leaves.items():
         require(
             leaf.size > 0,
             f"{path} has no elements, and cannot be saved; leave it out of the state.",
         )
+    if context := {path: leaf for path, leaf in leaves.items() if path.startswith("context/")}:
+        describe(context)  # of the rest, what is not finite is not accepted
     mesh = mesh_of(state.step)
     start = int(jax.device_get(state.step))
     in_flight: collections.deque[jax.Array] = collections.deque()

@@ -248,7 +248,7 @@ def _mean_gradient(
         # A microbatch in which nothing counts has no mean (0/0), and adds nothing to that of the batch.
         weighted = {
             name: value if isinstance(value, Mean) else jnp.where(weight > 0, value * weight, 0.0)
-            for name, value in metrics.items()
+            for name, value in (metrics or {}).items()
         }
         return jnp.asarray(total, jnp.float32), (weight, weighted)
 

@@ -9,10 +9,11 @@ import threading
 import time
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from sdtt_jax.checkpoints.store import Checkpoints
-from sdtt_jax.errors import ConfigError
+from sdtt_jax.errors import CheckpointError, ConfigError
 from sdtt_jax.progress import make_progress
 from sdtt_jax.training import loop
 from sdtt_jax.training.metrics import read_metrics
@@ -79,6 +80,19 @@ def test_an_empty_array_is_named_before_the_first_step(tmp_path):
     state = state.replace(context=state.context | {"none": state.params["bias"][:0]})
     with Checkpoints(tmp_path) as kept, pytest.raises(ConfigError, match="context/none has no el"):
         loop.train(state, never, never, jax.random.key(0), tiny.config(), checkpoints=kept)
+
+
+@pytest.mark.parametrize("value", [jnp.nan, -jnp.inf])
+def test_a_context_that_cannot_be_saved_is_named_before_the_first_step(tmp_path, value):
+    """The training ended, and was lost, at its first save. Oracle: that save's own error."""
+    state, never = tiny.fresh(), lambda step: pytest.fail(f"step {step}")
+    state = state.replace(context=state.context | {"scale": state.params["bias"] + value})
+    said = "context/scale holds values that are not finite"
+    with Checkpoints(tmp_path) as kept:
+        with pytest.raises(CheckpointError, match=said):
+            kept.save(state)
+        with pytest.raises(CheckpointError, match=said):
+            loop.train(state, never, never, jax.random.key(0), tiny.config(), checkpoints=kept)
 
 
 def test_a_finished_run_has_nothing_to_do(tmp_path, unbroken):

@@ -339,6 +339,18 @@ def test_what_does_not_fit_a_step_is_named_when_it_is_traced(returned, fields, m
         jax.eval_shape(step.body, state, tiny.batch_at(0), KEY)
 
 
+def test_a_loss_without_metrics_has_those_of_the_step():
+    """None was an AttributeError. Oracle: the step of an empty dict."""
+    spec = StateSpec(tiny.config(), make_mesh(MeshConfig()))
+    state = spec.abstract(functools.partial(tiny.init, KEY))
+    none, empty = (
+        make_train_step(lambda p, *_, m=m: Loss(p["bias"].sum(), 1, m), tiny.config()).body
+        for m in (None, {})
+    )
+    found = jax.eval_shape(none, state, tiny.batch_at(0), KEY)
+    assert found == jax.eval_shape(empty, state, tiny.batch_at(0), KEY)
+
+
 def test_the_loss_decreases(muon):
     state, _, _ = toy.setup(muon.config)
     _, seen, _ = run((state, muon.step, None), 30, lambda _: toy.batch_at(0))
