@@ -102,7 +102,7 @@ class TrainingJob:
 
     @property
     def tokens_per_batch(self) -> int:
-        """Tokens that a step trains on; with `every` > 1, only every n-th counts."""
+        """Positions of a step, prompts and padding too; with `every` > 1, only every n-th counts."""
         return self.config.batch_size * len(range(0, self.run.config.data.length, self.every))
 
     @property
