@@ -93,8 +93,8 @@ def teacher_targets(
       state and must not be used.
 
     Raises:
-      ConfigError: `keys` is a single key, `x_t` holds ids that do not exist, `t` is not a time for each text,
-        or `dt` not a number in (0, 1].
+      ConfigError: `keys` is a single key or none, `x_t` holds ids that do not exist, `t` is not a time for
+        each text, or `dt` not a number in (0, 1].
 
     Examples:
       >>> import sdtt_jax
@@ -110,8 +110,8 @@ def teacher_targets(
     instance(DistillConfig, config=config)
     typed = hasattr(keys, "dtype") and jnp.issubdtype(keys.dtype, jax.dtypes.prng_key)
     require(
-        getattr(keys, "ndim", None) == (1 if typed else 2),
-        "keys must be an array of keys, one for each trajectory; pass keys[None] for one.",
+        getattr(keys, "ndim", None) == (1 if typed else 2) and len(keys) > 0,
+        "keys must be an array of keys, one for each of at least one trajectory; pass keys[None] for one.",
     )
     start = first_call(diffusion, params, x_t, t, dt, config)
     targets = jax.lax.map(lambda key: walk(diffusion, params, key, start)[2], keys)

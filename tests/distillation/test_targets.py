@@ -99,6 +99,9 @@ def test_one_key_is_not_an_array_of_keys(make):
         targets_of(TIMED, TABLE, make(0), x_t, t, DT)
     with pytest.raises(ConfigError, match="keys must be an array of keys"):
         targets_of(TIMED, TABLE, [make(0)], x_t, t, DT)
+    # The loss of no trajectories divided by 0.
+    with pytest.raises(ConfigError, match="at least one trajectory"):
+        targets_of(TIMED, TABLE, jax.random.split(make(0), 0), x_t, t, DT)
     found = jax.eval_shape(lambda key: targets_of(TIMED, TABLE, key[None], x_t, t, DT), make(0))
     assert found.shape == (1, BATCH, LENGTH, 3)
 
