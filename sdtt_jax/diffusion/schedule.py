@@ -167,7 +167,9 @@ def make_schedule(config: ScheduleConfig | None = None) -> Schedule:
 def values_at(schedule: Schedule, *times: float) -> tuple[list[float], list[float]]:
     """Move chances and total noise at some times, as numbers even under `jit`."""
     with jax.ensure_compile_time_eval():
-        chances, sigmas = np.asarray(_values(schedule, np.array(times, np.float32))).tolist()
+        chances, sigmas = np.asarray(
+            _values(schedule, jax.device_put(np.array(times, np.float32)))
+        ).tolist()
     return chances, sigmas
 
 

@@ -59,7 +59,7 @@ def own_temperatures(config: SamplerConfig) -> jax.Array | None:
         return None
     temperatures = cooled(config.num_steps, config.temperature, config.cooling)
     spare = CAPACITY - config.num_steps
-    return jnp.asarray(np.pad(temperatures, (0, spare), constant_values=1))
+    return jax.device_put(np.pad(temperatures, (0, spare), constant_values=1))
 
 
 @dataclasses.dataclass(frozen=True)

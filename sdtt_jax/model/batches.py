@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from sdtt_jax.checkpoints.digests import params_digest
@@ -116,7 +115,7 @@ def _run(
         )
     with context_of(params):
         placed = jax.device_put(filled) if mesh is None else place_batch(filled, mesh)
-        out = function(params, jnp.int32(index), placed)
+        out = function(params, jax.device_put(np.int32(index)), placed)
     return _take(jax.tree.map(_host, out), 0, count)
 
 

@@ -4,7 +4,7 @@ import functools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 from sdtt_jax.diffusion.decoders import parse_mode
 from sdtt_jax.diffusion.decoders.base import Helper
@@ -47,7 +47,7 @@ def generate(
         return _sampled(diffusion, params, key, x_init, config, sequences, helper)
     check_unasked(parse_mode(config.mode), helper)
     plan = _wide_plan(outline(diffusion), key, x_init, spread_of(config))
-    steps = jnp.int32(config.num_steps)
+    steps = jax.device_put(np.int32(config.num_steps))
     temperatures = own_temperatures(config)
     return _followed(diffusion, params, plan, x_init, steps, temperatures, common, sequences)
 

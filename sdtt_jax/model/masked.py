@@ -22,7 +22,6 @@ from sdtt_jax.diffusion.sampler import (
     SamplerState,
     first_state,
     plan_generation,
-    prior_sample,
     take_step,
     with_prepared_noise,
 )
@@ -37,7 +36,7 @@ from sdtt_jax.model.prompts import Texts, cut_at_eos, given_batch, with_length
 from sdtt_jax.networks import Denoiser, DenoiserConfig
 from sdtt_jax.ops.categorical import NEG_INFINITY
 from sdtt_jax.ops.sequences import Sequences, arrange, arrangement_of
-from sdtt_jax.ops.tokens import as_rows
+from sdtt_jax.ops.tokens import as_ids, as_rows
 from sdtt_jax.ops.values import check_numbers
 from sdtt_jax.parallel.processes import to_host
 from sdtt_jax.typing import Key, Logits, LogProbs, Params, PerSequence, Tokens, TokensLike
@@ -85,13 +84,15 @@ class Model(Loaded):
         tokens = self.noisy(tokens)
         check_numbers("[0, inf)", (), tokens.shape[:1], sigma=sigma)
         with self.on_mesh():
-            noise = jnp.asarray(sigma, jnp.float32)
+            own = isinstance(sigma, jax.Array)
+            noise = sigma if own else jax.device_put(np.asarray(sigma, np.float32))
+            noise = jnp.asarray(noise, jnp.float32)
             return _logits(self.diffusion, self.params, tokens, noise, self.sequences)
 
     def log_probs(self, x_t: TokensLike, sigma: ArrayLike = 0.0) -> LogProbs:
         """SUBS log-probabilities `[B, L, V]` float32, -inf where impossible; all else as in `logits`."""
         x_t = self._rows(x_t, self.mask_id + 1)
-        return _log_probs(self.logits(x_t, sigma), x_t, self.mask_id)
+        return _log_probs(self.logits(x_t, sigma), self.placed(x_t), self.mask_id)
 
     def require_likelihood(self) -> None:
         """Raises `ConfigError` if the network is a function of noise, not a distribution."""
@@ -174,7 +175,7 @@ class Model(Loaded):
         if stop_at_eos:
             special = self.text_tokenizer.bos_id, self.text_tokenizer.eos_id
             tokens = cut_at_eos(tokens, to_host(x_init) != self.mask_id, *special)
-        return jnp.asarray(tokens)
+        return jax.device_put(tokens)
 
     def batches(
         self,
@@ -238,7 +239,7 @@ class Model(Loaded):
         length, sequences = self.config.length, self.sequences
         mark = self.prompt_end
         if prompt is None and infill is None and num_tokens is None and mark is None:
-            return prior_sample(num_samples, length, self.mask_id)
+            return jax.device_put(np.full((num_samples, length), self.mask_id, np.int32))
         if mark is not None and prompt is None and infill is None:
             prompt = ""
         bos = self.first_token
@@ -253,9 +254,8 @@ class Model(Loaded):
                 "num_tokens is for a model that was trained on sequences of one text each.",
             )
             tokens, fixed = with_length(tokens, fixed, num_tokens, self.text_tokenizer.eos_id)
-        return prior_sample(
-            num_samples, length, self.mask_id, jnp.asarray(tokens), jnp.asarray(fixed)
-        )
+        x = np.where(fixed, tokens, self.mask_id)
+        return jax.device_put(as_ids(x, self.mask_id + 1))
 
     def denoise(
         self,
@@ -335,9 +335,10 @@ class Model(Loaded):
         self.require_likelihood()
         key, tokens = self.near(key), self.placed(self._rows(tokens, self.mask_id))
         with self.on_mesh():
+            numbers = jax.device_put(list(np.arange(num_samples, dtype=np.uint32)))
             estimates = [
                 _score(self.diffusion, self.params, tokens, key_of, self.sequences)
-                for key_of in (jax.random.fold_in(key, i) for i in range(num_samples))
+                for key_of in (jax.random.fold_in(key, number) for number in numbers)
             ]
         return jnp.stack(estimates).mean(axis=0)
 

@@ -22,7 +22,7 @@ def extremes(array: Any) -> tuple[Any, Any] | None:
     if not array.size or isinstance(array, jax.core.Tracer):
         return None
     # Found on the host, which compiles nothing, unless the array lies on other processes' devices too.
-    values = np.asarray(array) if getattr(array, "is_fully_addressable", True) else array
+    values = jax.device_get(array) if getattr(array, "is_fully_addressable", True) else array
     return values.min().item(), values.max().item()
 
 

@@ -221,7 +221,7 @@ def to_host(array: jax.Array) -> np.ndarray:
     here = not isinstance(array, jax.Array) or array.is_fully_addressable
     if not (here or array.is_fully_replicated):
         array = multihost_utils.process_allgather(array, tiled=True)
-    return np.asarray(array)
+    return np.asarray(jax.device_get(array))
 
 
 def gathered(values: np.ndarray) -> np.ndarray:

@@ -372,6 +372,17 @@ def test_parameters_may_come_from_a_mesh_of_one_device_with_other_axes(model):
     np.testing.assert_array_equal(last.x, model.denoise(key, model.prior(2), SamplerConfig(4)).x)
 
 
+def test_methods_transfer_nothing_by_accident(model):
+    """`jax_transfer_guard` stopped all of them. Oracle: JAX's guard."""
+    key, tokens = jax.random.key(0), np.zeros((2, 12), np.int32)
+    for warm in (True, False):
+        with jax.transfer_guard("allow" if warm else "disallow"):
+            model.log_probs(tokens, sigma=0.5)
+            model.score(tokens, key, num_samples=2)
+            model.sample(key, 2, 4, "in", temperature=0.5)
+            model.denoise(key, model.prior(2), SamplerConfig(2))
+
+
 @pytest.mark.parametrize("transform", [jax.jit, lambda f: lambda x: jax.vmap(f)(x[None])[0]])
 def test_a_model_on_a_mesh_may_be_traced_too(run, model, transform):
     """Oracle: the model without a mesh."""
