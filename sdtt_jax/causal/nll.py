@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sdtt_jax.config import require, within
+from sdtt_jax.config import instance, within
 from sdtt_jax.networks.causal import CausalNetwork
 from sdtt_jax.ops.head_loss import selected_losses, weighted_loss
 from sdtt_jax.ops.sequences import Arrangement, begins, preceded
@@ -128,11 +128,7 @@ def _checked(
     network: CausalNetwork, tokens: TokensLike, bos_id: int, arrangement: Arrangement | None
 ) -> tuple[Tokens, Tokens, Segments | None]:
     """The tokens, what the network reads to predict them, and the segments that it keeps to."""
-    require(
-        isinstance(network, CausalNetwork),
-        f"network must be a causal one, not a {type(network).__name__}, which sees the tokens that it would "
-        "predict; `nelbo` bounds the -log p of a denoiser.",
-    )
+    instance(CausalNetwork, network=network)  # a denoiser sees what it would predict
     vocab = network.config.vocab_size
     if not isinstance(bos_id, jax.core.Tracer):
         within(f"[0, {vocab})", bos_id=bos_id)

@@ -100,12 +100,9 @@ def losses(tokenizer: tokenizers.Tokenizer) -> Losses | None:
     # A character is a token with or without the mark of its place in a word.
     bare = (token.removeprefix(marks[0]).removesuffix(marks[1]) for token in tokenizer.get_vocab())
     known = {ord(token): None for token in bare if len(token) == 1}
-    added = [
-        # Within a longer word, a token that is a single word is not taken out.
-        rf"(?<!\w){re.escape(token.content)}(?!\w)"
-        if token.single_word
-        else re.escape(token.content)
-        for token in tokenizer.get_added_tokens_decoder().values()
-    ]
-    whole = re.compile("|".join(added) or r"(?!)")  # which no text matches
+    added = tokenizer.get_added_tokens_decoder().values()
+    # Within a longer word, a token that is a single word is not taken out.
+    edges = [(r"(?<!\w)", r"(?!\w)") if token.single_word else ("", "") for token in added]
+    found = [re.escape(token.content).join(edge) for token, edge in zip(added, edges, strict=True)]
+    whole = re.compile("|".join(found) or r"(?!)")  # which no text matches
     return Losses(tokenizer, known, whole)

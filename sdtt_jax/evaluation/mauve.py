@@ -91,10 +91,8 @@ def text_features(
     )
     sequences = model.sequences
     if sequences is not None and sequences.kind == "documents":
-        texts = [
-            text[: np.max(np.flatnonzero(np.not_equal(text, sequences.eos_id)), initial=0) + 1]
-            for text in texts
-        ]
+        words = [np.flatnonzero(np.not_equal(text, sequences.eos_id)) for text in texts]
+        texts = [text[: at.max(initial=0) + 1] for text, at in zip(texts, words, strict=True)]
     texts = [text[-model.context :] for text in texts]
     lengths = np.array([len(text) for text in texts], np.int32)
     # The padding does not matter: a causal network computes the state at a text's end without it.

@@ -94,17 +94,13 @@ def abstract_params(network: Network) -> Params:
 def check_params(network: Network, params: Params) -> None:
     """Raises `ConfigError` if a leaf that the network reads is missing, or is of another shape."""
     expected, given = (flat_leaves(unbox(tree)) for tree in (abstract_params(network), params))
-    missing = [path for path in expected if path not in given]
-    within = "; the parameters are params['params']" if "params" in params else ""
-    require(
-        not missing,
-        f"params lacks {', '.join(missing[:3])}{' …' * (len(missing) > 3)}, which the network reads{within}.",
-    )
+    within = " (params['params'] has the leaves)" if "params" in params else ""
     for path, leaf in expected.items():
+        found = f"is of shape {list(given[path].shape)}" if path in given else f"is missing{within}"
         require(
-            given[path].shape == leaf.shape,
-            f"{path} is of shape {list(given[path].shape)}, but with the network's config (num_layers="
-            f"{network.config.num_layers}, embed_dim={network.config.embed_dim}) of {list(leaf.shape)}.",
+            path in given and given[path].shape == leaf.shape,
+            f"params: {path} {found}; with num_layers={network.config.num_layers} and "
+            f"embed_dim={network.config.embed_dim} the network reads one of {list(leaf.shape)}.",
         )
 
 

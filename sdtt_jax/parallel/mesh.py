@@ -216,10 +216,9 @@ def context_of(params: Tree) -> contextlib.AbstractContextManager[None]:
     """
     if (mesh := mesh_if_any(params)) is not None:
         return use_mesh(mesh)
-    around = jax.sharding.get_abstract_mesh().size
-    fixed = getattr(next(iter(jax.tree.leaves(params)), None), "committed", False)
+    around, leaf = jax.sharding.get_abstract_mesh().size, next(iter(jax.tree.leaves(params)), None)
     require(
-        around <= 1 or not fixed,
+        around <= 1 or not getattr(leaf, "committed", False),
         f"The parameters lie on one device, but jax.set_mesh has set a mesh of {around}; load the model with "
         "mesh=make_mesh(MeshConfig()), or call it outside of that mesh.",
     )

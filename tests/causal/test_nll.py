@@ -91,5 +91,7 @@ def test_a_denoiser_has_no_causal_likelihood():
     """It sees the tokens that it would predict, and gave a number. Oracle: the kind of network."""
     network = tiny_network()
     for score in (causal_nll, causal_loss):
-        with pytest.raises(ConfigError, match="network must be a causal one, not a Denoiser"):
+        with pytest.raises(
+            ConfigError, match="network must be of type CausalNetwork, not Denoiser"
+        ):
             score(network, noisy_params(network, 0), np.zeros((1, 3), np.int32), 0)

@@ -199,19 +199,22 @@ def test_a_wrong_field_is_named(fields, named):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda p: {"params": p}, r"lacks blocks/.* …, .*; the parameters are params\['params'\]"),
+        (lambda p: {"params": p}, r"params: blocks/.* is missing \(params\['params'\] has the"),
         (
             lambda p: {n: p[n] for n in p if n not in ("embed", "head")},
-            "lacks embed/embedding, head/",
+            "embed/embedding is missing; with",
         ),
-        (lambda p: {n: p[n] for n in p if n != "blocks"}, r"lacks blocks/.* …, which the network"),
+        (
+            lambda p: {n: p[n] for n in p if n != "blocks"},
+            "blocks/.* is missing; with num_layers=3",
+        ),
         (
             lambda p: p | {"blocks": jax.tree.map(lambda leaf: leaf[:2], p["blocks"])},
-            r"blocks/.* is of shape \[2, .*num_layers=3, .* of \[3, ",
+            r"blocks/.* is of shape \[2, .*num_layers=3 .* one of \[3, ",
         ),
         (
             lambda p: p | {"embed": {"embedding": p["embed"]["embedding"][:, :8]}},
-            r"embed/embedding is of shape \[128, 8\], .*embed_dim=16\) of \[128, 16\]",
+            r"embed/embedding is of shape \[128, 8\]; .*embed_dim=16 .* one of \[128, 16\]",
         ),
     ],
     ids=["within-params", "no-head", "no-blocks", "fewer-layers", "narrower"],
@@ -221,5 +224,5 @@ def test_parameters_of_another_form_are_named(params, change, said):
     with pytest.raises(ConfigError, match=said):
         MODEL.hidden(change(params), TOKENS)
     if "head" not in change(params):
-        with pytest.raises(ConfigError, match="params lacks"):
+        with pytest.raises(ConfigError, match="is missing"):
             MODEL.head_params(change(params))
