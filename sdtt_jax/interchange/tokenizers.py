@@ -123,12 +123,12 @@ def _special(
 
 def _numbering(model: Published, tokenizer: tokenizers.Tokenizer) -> tuple[int | None, int]:
     """MASK and the number of tokens, in the numbering of the tokenizer.json."""
-    if model.layout in LLAMA_LAYOUTS:
-        return model.mask_row, model.config.columns
-    # The tensors of these layouts have MASK last, wherever the tokenizer has it.
-    size = model.config.vocab_size
-    mask = model.stored.content.get("tokenizer_mask_row", model.mask_row)
-    if mask is None and tokenizer.get_vocab_size() > size:
+    size, mask = model.config.vocab_size, model.mask_row
+    llama = model.layout in LLAMA_LAYOUTS
+    if not llama or mask == size:
+        # MASK is the last row of the tensors, wherever the tokenizer has it, if it has one.
+        mask = model.stored.content.get("tokenizer_mask_row", mask)
+    if not llama and mask is None and tokenizer.get_vocab_size() > size:
         mask = getattr(model.config, "mask_id", None)
     return mask, size + (mask is not None)
 

@@ -9,11 +9,14 @@ import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 import sdtt_jax
+from sdtt_jax.diffusion.schedule import make_schedule
 from sdtt_jax.errors import CheckpointError, MismatchError
 from sdtt_jax.interchange.export import export_orbax, export_reference
 from sdtt_jax.model.causal import CausalModel
-from sdtt_jax.networks.config import LlamaConfig
+from sdtt_jax.model.masked import Model
+from sdtt_jax.networks.config import LlamaConfig, LlamaDenoiserConfig
 from sdtt_jax.networks.kinds import kind_of, network_of
+from sdtt_jax.networks.llama import LlamaDenoiser
 from tests.interchange.llama_models import MASK, ROWS, repository, vocabulary
 from tests.model.runs import random_params
 
@@ -115,6 +118,25 @@ def test_one_that_is_killed_between_its_last_renames_is_no_mixture(tmp_path, mon
     export_reference(new, out)
     assert sdtt_jax.load(out).config == new.config
     assert [path.name for path in out.glob(".*")] == [".config.json.mine"]
+
+
+def test_a_student_of_a_causal_model_keeps_its_tokenizer(published, tmp_path):
+    """Its texts were tokenised again for that model as their judge. Oracle: the tokenizer that went out."""
+    causal = sdtt_jax.load(published)
+    network = LlamaDenoiser(LlamaDenoiserConfig(**vars(causal.config) | {"length": 8}))
+    model = Model(
+        denoiser=network,
+        params=random_params(network, 0),
+        tokenizer=causal.tokenizer,
+        schedule=make_schedule(),
+        facts={"path": "ours", "kind": kind_of(network), "schedule": causal.facts["schedule"]},
+    )
+    export_reference(model, tmp_path / "out")
+    back = sdtt_jax.load(tmp_path / "out")
+    assert back.text_tokenizer.digest == causal.text_tokenizer.digest
+    assert back.mask_id == back.text_tokenizer.vocab_size == ROWS
+    export_reference(back, tmp_path / "again")
+    assert written(tmp_path / "again") == written(tmp_path / "out")
 
 
 @pytest.mark.parametrize("special", [True, False])
