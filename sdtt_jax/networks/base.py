@@ -76,11 +76,8 @@ class Network(abc.ABC):
         """Calls a method of the module; the parameters, all of them, may include adapters."""
         try:
             return self._module.apply(variables(params), *args, method=method)
-        except (
-            FlaxError,
-            KeyError,
-            ValueError,
-        ):  # a leaf that is not there, or is of another shape
+        except (FlaxError, KeyError, ValueError):
+            # Perhaps because of a leaf that is missing, or is of another shape.
             check_params(self, params)
             raise
 
