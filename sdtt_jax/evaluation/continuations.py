@@ -86,8 +86,8 @@ class RowLayout:
     most_filled: int | None = None  # None for no limit
 
     def __post_init__(self) -> None:
-        whole(0, self, *given(self, "bos_id", "mark_id", "eos_id", "most_filled"))
-        whole(1, self, "multiple", *given(self, "max_length"))
+        whole(0, self, *given(self, "bos_id", "mark_id", "eos_id"))
+        whole(1, self, "multiple", *given(self, "max_length", "most_filled"))
 
     def room(self, suffix: np.ndarray) -> int:
         """How many tokens of a prefix fit before a suffix; below 0 if not even the suffix does."""
