@@ -199,9 +199,9 @@ def prior_sample(
     """
     whole(0, batch=batch, length=length, mask_id=mask_id)
     x = jnp.full((batch, length), mask_id, jnp.int32)
-    if tokens is None and fixed is None:
+    if all(missing := (tokens is None, fixed is None)):
         return x
-    require(tokens is not None and fixed is not None, "It needs both tokens and fixed, or neither.")
+    require(not any(missing), "prior_sample needs both tokens and fixed, or neither.")
     x = jnp.where(jnp.asarray(fixed), jnp.asarray(tokens), x)
     require(x.shape == (batch, length), f"tokens and fixed are {x.shape}, not {(batch, length)}.")
     return as_ids(x, mask_id + 1)

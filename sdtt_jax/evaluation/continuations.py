@@ -210,10 +210,10 @@ def lay_out(
         opening = layout.opening(prefix[max(0, len(prefix) - room) :])
         tokens = np.concatenate([opening, suffix, behind]).astype(np.int32)
         start = len(opening)
-        length = -(-len(tokens) // layout.multiple) * layout.multiple
+        filled = layout.most_filled is None or len(tokens) <= layout.most_filled
+        multiple = layout.multiple if filled else 1
+        length = -(-len(tokens) // multiple) * multiple
         length = min(length, layout.max_length or length)
-        if len(tokens) > (layout.most_filled or length):
-            length = len(tokens)
         groups.setdefault(length, []).append((tokens, start, start + len(suffix), index))
     found = []
     for length, members in sorted(groups.items()):
