@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,11 @@ class Run(Networks):
         """Prints a line, on process 0 only."""
         if processes.is_first():
             print(message, flush=True)
+
+    @functools.cached_property
+    def log_once(self) -> Callable[[str], None]:
+        """`log`, for what a stage that runs twice would repeat."""
+        return functools.cache(self.log)
 
     def check_place(self) -> None:
         """Raises `CheckpointError` if the workdir was moved or removed; call it before writing there."""
