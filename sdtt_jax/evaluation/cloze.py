@@ -66,105 +66,52 @@ def scores(
 ) -> ItemScores:
     """Likelihood of each suffix after its prefix, and whether it is greedy, by a model of either kind.
 
+    A denoiser's bound is the mean over maskings of the suffix. LAMBADA's perplexity in the reference is the
+    exponential of the mean over texts, with the estimator "antithetic"; its accuracy is the mean of `greedy`.
+
     Args:
-      model: with a tokenizer, which says what stands around the text.
+      model: with a tokenizer, which says what stands around the text, unless there is a layout.
       items: what to score.
-      key: PRNG key of a denoiser's maskings.
-      config: how a denoiser's bound is estimated.
-      layout: what stands around the texts; None is the model's own.
-      batch_size: rows at once.
-      progress: told how many rows are done.
-    """
-    how: Any = {"layout": layout, "batch_size": batch_size, "progress": progress}
-    if isinstance(model, CausalModel):
-        return causal_scores(model, items, **how)
-    bounds = suffix_bounds(model, items, key, config, **how)
-    return ItemScores(bounds, greedy_hits(model, items, **how))
-
-
-def suffix_bounds(
-    model: Model,
-    items: Sequence[Continuation],
-    key: jax.Array,
-    config: BoundConfig,
-    layout: RowLayout | None = None,
-    *,
-    batch_size: int,
-    progress: Progress | None = None,
-) -> np.ndarray:
-    """Bounds on -log p(suffix | prefix) under a denoiser: `[items]` float64, nats of the whole suffix.
-
-    Each is the mean over maskings of the suffix. LAMBADA's perplexity in the reference is the exponential of
-    the mean over texts, with the estimator "antithetic".
-
-    Args:
-      model, items, batch_size, progress: as for `scores`; a row is one masking of one item.
-      key: PRNG key; an item's draws depend on it and on the item's ids, but not on the batches or on its
-        place among the items.
-      config: how many maskings, and how each is drawn. Estimators that spread their times do so over the
-        maskings of an item. "counts" does not weight early times by 1/t, so that for a suffix of one token a
-        single masking is exact.
-      layout: what stands around the texts; None is the model's own.
+      key: PRNG key of a denoiser's maskings; an item's draws depend on it and on the item's ids, but not on
+        the batches or on its place among the items.
+      config: how many maskings a denoiser's bound takes, and how each is drawn. Estimators that spread their
+        times do so over the maskings of an item. "counts" does not weight early times by 1/t, so that for a
+        suffix of one token a single masking is exact.
+      layout: what stands around the texts; None is the model's own. A causal model's must have no EOS, and
+        BOS unless every prefix has a token to begin with; its context also limits the length of rows.
+      batch_size: rows at once; a row is one masking of an item, or one item of a causal model.
+      progress: told how many of these rows are done.
 
     Raises:
-      ConfigError: as `lay_out`, no draw masked anything, or the model is a function of its noise and has no
-        likelihood.
+      ConfigError: as `lay_out`, or no draw masked anything; the model is a function of its noise and has no
+        likelihood, or one of every n-th token; or the layout is not for causal models.
     """
+    if isinstance(model, CausalModel):
+        model.require_whole_texts()
+        return _causal_scores(model, items, layout or layout_of(model), batch_size, progress)
     model.require_likelihood()
     check_key(key)
-    layout = layout or layout_of(model)
-    score = functools.partial(_bound_batch, model.diffusion, config, model.near(key))
-    rows = lay_out(items, layout, model.mask_id)
-    values = _map_items(score, model.params, rows, config.num_maskings, batch_size, progress)
+    rows = lay_out(items, layout or layout_of(model), model.mask_id)
+    bound = functools.partial(_bound_batch, model.diffusion, config, model.near(key))
+    values = _map_items(bound, model.params, rows, config.num_maskings, batch_size, progress)
     nats, masked = np.moveaxis(values, -1, 0)
     require(
         bool(masked.any()),
         f"none of the {masked.size} draws masked a token, so they say nothing about the suffixes; take more "
         "maskings or items, or the estimator 'counts'.",
     )
-    return np.asarray(nats.mean(axis=1))
+    hit = functools.partial(_hit_batch, model.diffusion)
+    hits = _map_items(hit, model.params, rows, 1, batch_size, None)[:, 0]
+    return ItemScores(np.asarray(nats.mean(axis=1)), hits.astype(bool))
 
 
-def greedy_hits(
-    model: Model,
-    items: Sequence[Continuation],
-    layout: RowLayout | None = None,
-    *,
-    batch_size: int,
-    progress: Progress | None = None,
-) -> np.ndarray:
-    """Whether one call of the denoiser finds every token of the masked suffix: `[items]` bool.
-
-    Their mean is LAMBADA's accuracy. Every item is one row; arguments and errors as for `suffix_bounds`.
-    """
-    model.require_likelihood()
-    layout = layout or layout_of(model)
-    score = functools.partial(_hit_batch, model.diffusion)
-    rows = lay_out(items, layout, model.mask_id)
-    return _map_items(score, model.params, rows, 1, batch_size, progress)[:, 0].astype(bool)
-
-
-def causal_scores(
+def _causal_scores(
     model: CausalModel,
     items: Sequence[Continuation],
-    layout: RowLayout | None = None,
-    *,
+    layout: RowLayout,
     batch_size: int,
-    progress: Progress | None = None,
+    progress: Progress | None,
 ) -> ItemScores:
-    """Likelihood of each suffix after its prefix under a causal model, and whether it is greedy.
-
-    Args:
-      model, items, batch_size, progress: as for `scores`; every item is one row.
-      layout: must have no EOS, and BOS unless every prefix has a token to begin with; the model's context
-        also limits the length of rows. None is the model's own.
-
-    Raises:
-      ConfigError: as `lay_out`, a layout with EOS or without a first token, or a model of every n-th token.
-    """
-    model.require_whole_texts()
-    network = model.network
-    layout = layout or layout_of(model)
     begun = layout.bos_id is not None or all(len(item.prefix) > 0 for item in items)
     require(begun, "a causal network needs layout.bos_id before a text without a prefix.")
     require(
@@ -174,8 +121,8 @@ def causal_scores(
     # The last token is predicted and never read, so a row holds one more than the network reads.
     most = model.context + 1
     layout = dataclasses.replace(layout, max_length=min(layout.max_length or most, most))
-    rows = lay_out(items, layout, 0, network.config.vocab_size)
-    score = functools.partial(_causal_batch, network)
+    rows = lay_out(items, layout, 0, model.network.config.vocab_size)
+    score = functools.partial(_causal_batch, model.network)
     values = _map_items(score, model.params, rows, 1, batch_size, progress)[:, 0]
     return ItemScores(values[:, 0], values[:, 1] == 1)
 

@@ -12,12 +12,7 @@ import pytest
 from sdtt_jax.diffusion.estimators import BoundConfig
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.evaluation.budget import prompt_features
-from sdtt_jax.evaluation.cloze import (
-    causal_scores,
-    choice_hits,
-    greedy_hits,
-    suffix_bounds,
-)
+from sdtt_jax.evaluation.cloze import choice_hits, scores
 from sdtt_jax.evaluation.continuations import Choice, Continuation, RowLayout, lay_out
 from sdtt_jax.evaluation.record import Record
 from sdtt_jax.evaluation.settings import Settings
@@ -44,6 +39,7 @@ WORLD, TABLE = TableDenoiser(), random_table(40)
 MODEL = as_model(WORLD, TABLE)
 WHOLE = RowLayout()
 BOS = 1
+KEY, ONE = jax.random.key(0), BoundConfig("counts", 1)
 
 
 def item(prefix, suffix):
@@ -83,7 +79,7 @@ def test_bounds_are_the_sums_over_all_maskings(estimator):
     config = BoundConfig(estimator, 2_000)
     parts = np.stack(
         [
-            suffix_bounds(MODEL, ITEMS, jax.random.key(seed), config, WHOLE, batch_size=4_000)
+            scores(MODEL, ITEMS, jax.random.key(seed), config, WHOLE, batch_size=4_000).nll
             for seed in range(10)
         ]
     )
@@ -96,7 +92,7 @@ def test_bounds_are_the_sums_over_all_maskings(estimator):
 def counted(items, layout=WHOLE, *, num_maskings=1, seed=0):
     """Bounds by the "counts" estimator, which is exact for one token."""
     config, key = BoundConfig("counts", num_maskings), jax.random.key(seed)
-    return suffix_bounds(MODEL, items, key, config, layout, batch_size=80)
+    return scores(MODEL, items, key, config, layout, batch_size=80).nll
 
 
 def test_counts_need_one_masking_for_one_token():
@@ -118,7 +114,7 @@ def test_maskings_of_an_item_lie_on_an_even_grid():
 
 def bounds_of(items, batch_size, layout=WHOLE, **more):
     key, config = jax.random.key(3), BoundConfig("antithetic", 5)
-    return suffix_bounds(MODEL, items, key, config, layout, batch_size=batch_size, **more)
+    return scores(MODEL, items, key, config, layout, batch_size=batch_size, **more).nll
 
 
 def test_values_depend_neither_on_batches_nor_on_the_items_beside():
@@ -141,14 +137,10 @@ def test_a_denoiser_does_not_see_what_fills_its_rows(network):
     items = [item([0], [1, 2]), item([], [2, 0]), item([1, 1, 0, 2], [0])]
     filled, own = RowLayout(multiple=8), RowLayout()
     assert [len(lay_out(items, each, MASK)) for each in (filled, own)] == [1, 3]
-    key, config = jax.random.key(0), BoundConfig("counts", 4)
-    bounds = [
-        suffix_bounds(model, items, key, config, each, batch_size=9) for each in (filled, own)
-    ]
-    np.testing.assert_allclose(*bounds, rtol=1e-4)
-    np.testing.assert_array_equal(
-        *(greedy_hits(model, items, each, batch_size=9) for each in (filled, own))
-    )
+    config = BoundConfig("counts", 4)
+    found = [scores(model, items, KEY, config, each, batch_size=9) for each in (filled, own)]
+    np.testing.assert_allclose(*(each.nll for each in found), rtol=1e-4)
+    np.testing.assert_array_equal(*(each.greedy for each in found))
 
 
 def test_longer_rows_are_not_filled():
@@ -164,10 +156,10 @@ def test_groups_of_several_lengths_come_back_in_order():
     model = as_model(network, noisy_params(network, 5))
     items = [item([0], [1, 2]), item([], [2, 0]), item([1, 1], [0]), item([2], [1])]
     config = BoundConfig("counts", 4)
-    call = functools.partial(suffix_bounds, model, config=config, layout=WHOLE, batch_size=4)
-    together = call(items, jax.random.key(0))
+    call = functools.partial(scores, model, key=KEY, config=config, layout=WHOLE, batch_size=4)
+    together = call(items).nll
     for index in (2, 3):
-        alone = call([*items[:index], items[index]], jax.random.key(0))[index]
+        alone = call([*items[:index], items[index]]).nll[index]
         assert together[index] == pytest.approx(alone, rel=1e-5)
 
 
@@ -194,7 +186,7 @@ def test_greedy_hits_are_texts_that_the_denoiser_fills_in_itself():
     best = predictions(WORLD, TABLE)[2 * 16 + MASK * 4 + MASK].argmax(axis=-1)
     right = [best[1], best[2]]
     items = [item([2], right), item([2], [right[0], (right[1] + 1) % 3])]
-    hits = greedy_hits(MODEL, items, WHOLE, batch_size=3)
+    hits = scores(MODEL, items, KEY, ONE, WHOLE, batch_size=3).greedy
     assert hits.tolist() == [True, False]
 
 
@@ -216,9 +208,10 @@ def next_token(model, text):
 @pytest.mark.parametrize("multiple", [1, 16])
 def test_causal_likelihood_is_the_product_over_prefixes(causal, multiple):
     items = [item([3, 0, 1], [2]), item([], [4, 1]), item([1], [2, 2, 0])]
-    scores = causal_scores(causal, items, RowLayout(bos_id=BOS, multiple=multiple), batch_size=2)
-    assert scores.nll.dtype == np.float64
-    for (prefix, suffix), nll in zip(items, scores.nll, strict=True):
+    layout = RowLayout(bos_id=BOS, multiple=multiple)
+    found = scores(causal, items, KEY, ONE, layout, batch_size=2)
+    assert found.nll.dtype == np.float64
+    for (prefix, suffix), nll in zip(items, found.nll, strict=True):
         expected, text = 0.0, [BOS, *prefix]
         for token in suffix.tolist():
             expected -= next_token(causal, text)[token]
@@ -233,8 +226,9 @@ def test_causal_greedy_is_what_decoding_writes(causal):
     right = np.asarray(decoded)[0, 3:].tolist()
     wrong = [*right[:2], (right[2] + 1) % 5]
     items = [item([3, 0], right), item([3, 0], wrong)]
-    scores = causal_scores(causal, items, RowLayout(bos_id=BOS, multiple=16), batch_size=2)
-    assert scores.greedy.tolist() == [True, False]
+    layout = RowLayout(bos_id=BOS, multiple=16)
+    found = scores(causal, items, KEY, ONE, layout, batch_size=2)
+    assert found.greedy.tolist() == [True, False]
 
 
 def test_a_causal_row_uses_every_position_of_the_network():
@@ -243,10 +237,10 @@ def test_a_causal_row_uses_every_position_of_the_network():
     model = as_causal(model, noisy_params(model, 0))
     layout = RowLayout(bos_id=BOS, multiple=16)
     items = [item([0, 2], [3, 4]), item([5, 5, 0, 2], [3, 4])]
-    full, cut = causal_scores(model, items, layout, batch_size=2).nll
+    full, cut = scores(model, items, KEY, ONE, layout, batch_size=2).nll
     assert full == cut
     with pytest.raises(ConfigError, match="suffix of item 0 has 5 tokens, too many"):
-        causal_scores(model, [item([], [2] * 5)], layout, batch_size=1)
+        scores(model, [item([], [2] * 5)], KEY, ONE, layout, batch_size=1)
 
 
 CHOICES = [
@@ -308,10 +302,7 @@ ROW = np.array([[2, MASK, 0]], np.int32)
 @pytest.mark.parametrize(
     "call",
     [
-        lambda: suffix_bounds(
-            STUDENT, ITEMS, jax.random.key(0), BoundConfig("counts", 1), WHOLE, batch_size=4
-        ),
-        lambda: greedy_hits(STUDENT, ITEMS, WHOLE, batch_size=4),
+        lambda: scores(STUDENT, ITEMS, KEY, ONE, WHOLE, batch_size=4),
         lambda: prompt_features(STUDENT, ROW, 1),
         lambda: budget.suite(Subject(STUDENT, Settings()), None),
         lambda: schedule.check(Subject(STUDENT, Settings(held_out="wikitext2"))),
@@ -319,7 +310,7 @@ ROW = np.array([[2, MASK, 0]], np.int32)
         lambda: STUDENT.log_probs(ROW),
         lambda: STUDENT.score(ROW % MASK, jax.random.key(0)),
     ],
-    ids=["bounds", "greedy", "features", "budget", "schedule", "logits", "log_probs", "score"],
+    ids=["scores", "features", "budget", "schedule", "logits", "log_probs", "score"],
 )
 def test_a_function_of_noise_has_no_probabilities(call):
     with pytest.raises(ConfigError, match="is a function of its noise and has no likelihood"):
@@ -338,4 +329,4 @@ def test_a_causal_network_needs_bos_and_sees_no_eos(causal):
     cases = [(RowLayout(), "needs layout.bos_id"), (RowLayout(BOS, BOS), "set layout.eos_id=None")]
     for layout, message in cases:
         with pytest.raises(ConfigError, match=message):
-            causal_scores(causal, ITEMS, layout, batch_size=1)
+            scores(causal, ITEMS, KEY, ONE, layout, batch_size=1)

@@ -24,7 +24,7 @@ from sdtt_jax.distillation.rounds import DistillConfig
 from sdtt_jax.distillation.targets import teacher_targets
 from sdtt_jax.distillation.trajectories import Trajectories, hindsight_noise
 from sdtt_jax.errors import ConfigError
-from sdtt_jax.evaluation.cloze import causal_scores, greedy_hits, suffix_bounds
+from sdtt_jax.evaluation.cloze import scores
 from sdtt_jax.evaluation.continuations import Continuation, RowLayout
 from sdtt_jax.evaluation.judge import score_texts
 from sdtt_jax.evaluation.likelihood import text_bounds
@@ -107,9 +107,9 @@ UNCOMPILED = ("sample", "nelbo", "denoising_terms", "distillation_terms", "causa
 RAGGED = {
     "scores": lambda x: score_texts(judge(), list(x), batch_size=2, first_token="given").nll,
     "features": lambda x: text_features(judge(), list(x), batch_size=2),
-    "suffixes": lambda x: suffix_bounds(MODEL, _items(x), KEY, ONE, RowLayout(), batch_size=2),
-    "hits": lambda x: greedy_hits(MODEL, _items(x), RowLayout(), batch_size=2),
-    "causal suffixes": lambda x: causal_scores(judge(), _items(x), BEHIND, batch_size=2).nll,
+    "suffixes": lambda x: _scores(MODEL, x, RowLayout()).nll,
+    "hits": lambda x: _scores(MODEL, x, RowLayout()).greedy,
+    "causal suffixes": lambda x: _scores(judge(), x, BEHIND).nll,
 }
 
 
@@ -118,8 +118,9 @@ def judge():
     return as_causal(NETWORK, noisy_params(NETWORK, 0))
 
 
-def _items(rows):
-    return [Continuation(row[:1], row[1:]) for row in np.asarray(rows)]
+def _scores(model, rows, layout):
+    items = [Continuation(row[:1], row[1:]) for row in np.asarray(rows)]
+    return scores(model, items, KEY, ONE, layout, batch_size=2)
 
 
 @pytest.mark.parametrize("name", NOISY | CLEAN | RAGGED | LOSSES | STATES)

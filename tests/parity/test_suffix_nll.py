@@ -7,9 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from sdtt_jax.diffusion.estimators import Masking, masking_bound
+from sdtt_jax.diffusion.estimators import BoundConfig, Masking, masking_bound
 from sdtt_jax.diffusion.nelbo import nelbo_weight
-from sdtt_jax.evaluation.cloze import greedy_hits
+from sdtt_jax.evaluation.cloze import scores
 from sdtt_jax.evaluation.continuations import Continuation, RowLayout
 from tests.parity.reference import SCHEDULE, arrays, network
 from tests.worlds import as_model
@@ -46,5 +46,6 @@ def test_greedy_suffix(stored, student):
     layout = RowLayout(eos_id=int(stored["suffix"][-1]))
     greedy, true = stored["greedy"][:-1], stored["suffix"][:-1]
     items = [Continuation(stored["prefix"], suffix) for suffix in (greedy, true)]
-    hits = greedy_hits(student, items, layout, batch_size=2)
+    config = BoundConfig("counts", 1)
+    hits = scores(student, items, jax.random.key(0), config, layout, batch_size=2).greedy
     assert hits.tolist() == [True, np.array_equal(greedy, true)]
