@@ -141,7 +141,7 @@ def claimed(stored: Stored, names: tuple[str, ...], kind: ValueKind, default: An
             name = path.split(".")[-1]
             raise CheckpointError(f"{stored.where} says {name}={value!r}; it must be {kind.words}.")
     found = [(path, value) for path, value in found if value is not None]
-    _require_one_value(stored, found)
+    require_one_value(stored, found)
     return found[0][1] if found else default
 
 
@@ -155,7 +155,7 @@ def _is_named(path: str, names: tuple[str, ...]) -> bool:
     return any(path == name or path.endswith(f".{name}") for name in names)
 
 
-def _require_one_value(stored: Stored, found: list[tuple[str, Any]]) -> None:
+def require_one_value(stored: Stored, found: list[tuple[str, Any]]) -> None:
     """Raises `CheckpointError` if fields that mean the same have different values."""
     for path, value in found[1:]:
         if value != found[0][1]:
@@ -182,7 +182,7 @@ def published_schedule(stored: Stored) -> ScheduleConfig:
                 f"{stored.where} says {path}={kind!r}; it must be one of {', '.join(SCHEDULES)}."
             )
         named.append((path, name))
-    _require_one_value(stored, named)
+    require_one_value(stored, named)
     if not named:
         return ScheduleConfig()
     name = named[0][1]

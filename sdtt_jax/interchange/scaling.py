@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdtt_jax.errors import CheckpointError, ConfigError
-from sdtt_jax.interchange.claims import NUMBER, sections
+from sdtt_jax.interchange.claims import NUMBER, require_one_value, sections
 from sdtt_jax.interchange.renaming import Stored
 from sdtt_jax.networks.attention.rotary import (
     LINEAR,
@@ -43,19 +43,14 @@ def hub_scaling(stored: Stored) -> RotaryScaling:
         config says two different ones.
     """
     found = [
-        (section, _scaling(each, stored.where, section))
+        (section, _scaling(each, stored, section))
         for section in SECTIONS
         for said in sections(stored.content, section)
         if said
         # The hub's libraries also group them by the layers' kind of attention.
         for each in (_groups(said) or [said])
     ]
-    for section, scaling in found[1:]:
-        if scaling != found[0][1]:
-            raise CheckpointError(
-                f"{stored.where} says two scalings of rotations, {found[0][0]}={found[0][1]} and "
-                f"{section}={scaling}: correct the one that is wrong."
-            )
+    require_one_value(stored, found)
     return found[0][1] if found else NO_SCALING
 
 
@@ -69,7 +64,7 @@ def gguf_scaling(stored: Stored) -> RotaryScaling:
     section = "rope.scaling"
     factor = stored.content.get(f"{section}.factor", stored.content.get("rope.scale_linear"))
     kind = stored.content.get(f"{section}.type", LINEAR if factor else UNSCALED[0])
-    return _scaling({"type": kind, "factor": factor}, stored.where, section)
+    return _scaling({"type": kind, "factor": factor}, stored, section)
 
 
 def gguf_divisors_scaling(
@@ -107,17 +102,15 @@ def published_scaling(scaling: RotaryScaling) -> dict[str, Any]:
     return {SECTIONS[0]: {"rope_type": scaling.kind, **numbers}}
 
 
-def _scaling(said: Any, where: str, section: str) -> RotaryScaling:
+def _scaling(said: Any, stored: Stored, section: str) -> RotaryScaling:
+    where = stored.where
     if not isinstance(said, Mapping):
         raise CheckpointError(f"{where} says {section}={said!r}; it must be a group of fields.")
     name = "type" if said.get("rope_type") is None else "rope_type"
     kind: Any = said.get(name) or (None if "factor" in said else UNSCALED[0])
-    older = said.get("type")
-    if older is not None and older != kind:
-        raise CheckpointError(
-            f"{where} says {section}.rope_type={kind!r}, but also {section}.type={older!r}: correct the one "
-            "that is wrong."
-        )
+    if said.get("type") is not None:
+        both = [(f"{section}.rope_type", kind), (f"{section}.type", said["type"])]
+        require_one_value(stored, both)
     if kind in UNSCALED:
         return NO_SCALING
     if str(kind) not in FIELDS:
