@@ -242,24 +242,21 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
             f"{path} is missing: {directory} holds no tokenizer; give a run's tokenizer folder."
         )
     content = read_json(path, DataError, PREPARE_AGAIN, "is damaged")
+    tokenizer: SentencePieceTokenizer | HubTokenizer
     try:
         config = from_mapping(TokenizerConfig, content["config"], "tokenizer")
         normalize, digest = content["normalize"], content["digest"]
         choose("normalize", normalize, NORMALIZERS)
-    except (KeyError, TypeError, ConfigError) as error:
-        raise DataError(f"{path} is damaged ({error}); {PREPARE_AGAIN}.") from None
-    if config.kind == "gpt2":
-        return Gpt2Tokenizer(config, normalize)
-    published = config.kind == "hub" or config.file.endswith(".json")
-    model = as_path(directory) / (HUB_FILE if published else MODEL_FILE)
-    tokenizer: SentencePieceTokenizer | HubTokenizer
-    try:
+        if config.kind == "gpt2":
+            return Gpt2Tokenizer(config, normalize)
+        published = config.kind == "hub" or config.file.endswith(".json")
+        model = as_path(directory) / (HUB_FILE if published else MODEL_FILE)
         if published:
             special = Special(**content["special"])
             tokenizer = HubTokenizer(config, normalize, model.read_bytes(), special)
         else:
             tokenizer = SentencePieceTokenizer(config, normalize, model.read_bytes())
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ConfigError) as error:
         raise DataError(f"{path} is damaged ({error}); {PREPARE_AGAIN}.") from None
     except FileNotFoundError:
         raise DataError(f"{model} is missing; {PREPARE_AGAIN}.") from None

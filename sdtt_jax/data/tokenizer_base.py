@@ -189,17 +189,6 @@ class Tokenizer(abc.ABC):
         texts = (token for token in range(self.vocab_size) if self._kind(token) == "text")
         return next((token for token in texts if self._decode_run([token]).isalnum()), None)
 
-    @functools.cached_property
-    def puts_space(self) -> bool:
-        """Whether encoding adds a space at the start of a text, unless the text follows another one."""
-        if self._letter is None:
-            return False
-        # The vocabulary may not spell the letter, because normalisation removes it.
-        with contextlib.suppress(DataError):
-            [ids] = self._encode_batch([self._decode_run([self._letter])])
-            return self.decode(ids, behind=True).startswith(" ")
-        return False
-
     def _decode_behind(self, ids: list[int]) -> str:
         """`_decode_run` of ids that follow other text, for which a letter stands here."""
         if self._letter is not None:
