@@ -27,8 +27,8 @@ from sdtt_jax.interchange.layouts import (
     Published,
     is_published,
     open_published,
+    placed_params,
 )
-from sdtt_jax.interchange.placing import placed_params
 from sdtt_jax.interchange.renaming import Given
 from sdtt_jax.interchange.tables.gpt2 import DIFFUGPT
 from sdtt_jax.interchange.tables.reference import DENOISER, uniform_share

@@ -18,7 +18,10 @@ from sdtt_jax.interchange.claims import (
     FLAG,
     MASKS,
     NUMBER,
+    PLAIN_LOGITS,
+    ROTATES,
     TOKEN,
+    Allowed,
     ValueKind,
     attention_claims,
     check_claims,
@@ -35,7 +38,6 @@ from sdtt_jax.interchange.scaling import (
     hub_scaling,
 )
 from sdtt_jax.interchange.tables.families import FAMILIES, Family, family_of, is_causal, shift_of
-from sdtt_jax.interchange.tables.llama_claims import LLAMA_CLAIMS
 from sdtt_jax.networks.config import ROTARY_PAIRS, LlamaConfig, LlamaDenoiserConfig
 from sdtt_jax.paths import as_path, read_json
 
@@ -106,8 +108,35 @@ def _names(column: int) -> Names:
 
 HUB, OLMO, GGUF = map(_names, range(3))
 
-
 WHAT = "a network of the Llama family"
+# What the config may say besides sizes (null counts as absent; see `check_claims`). The tensors of many
+# relatives have the same names; only these fields tell that they compute something else.
+CLAIMS: Allowed = {
+    # Two names of one function.
+    **dict.fromkeys(("hidden_act", "activation_type"), ("silu", "swish")),
+    **dict.fromkeys(("hidden_activation", "activation_function"), ("silu", "swish")),
+    **dict.fromkeys(("mlp_bias", "include_bias", "use_sliding_window"), (False,)),
+    **dict.fromkeys(("scale_logits", "input_emb_norm"), (False,)),
+    "clip_qkv": (),
+    # Factors of Granite, MiniCPM and Gemma; in SmolLM3 and Llama 4, the layers that rotate.
+    **dict.fromkeys(("embedding_multiplier", "residual_multiplier", "logits_scaling"), (1,)),
+    **dict.fromkeys(("scale_emb", "embed_scale", "lm_head_multiplier", "rope_ratio"), (1,)),
+    "no_rope_layers": (1,),
+    **dict.fromkeys(("attn_temperature_tuning", "layer_sharing", "norm_after"), (False,)),
+    **dict.fromkeys(("scale_depth", "dim_model_base", "query_pre_attn_scalar"), ()),
+    **PLAIN_LOGITS,
+    **ROTATES,
+    **dict.fromkeys(("alibi", "attention_layer_norm", "multi_query_attention"), (False,)),
+    **dict.fromkeys(("layer_norm_type", "norm_type"), ("rms", "rmsnorm", "rms_norm")),
+    # Attention in parallel with the MLP, neighbours rotated together, Qwen's positions in images.
+    **dict.fromkeys(("parallel_attn", "parallel_residual", "use_parallel_residual"), (False,)),
+    **dict.fromkeys(("rope_interleave", "rope_interleaved", "rope_traditional"), (False,)),
+    "use_mrope": (False,),
+    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), (0, 1)),
+    "block_type": ("llama",),
+    "layer_types": ("full_attention",),
+    **dict.fromkeys(("quantization_config", "expert_count"), ()),
+}
 
 
 def llama_table(names: Names, config: LlamaConfig) -> Table:
@@ -162,7 +191,7 @@ def _config(
             "that beside the file."
         )
     # Checked before the tensors, which other networks (quantised, other activations) may name otherwise.
-    check_claims(stored, WHAT, file, LLAMA_CLAIMS)
+    check_claims(stored, WHAT, file, CLAIMS)
     _require_known(names, stored)
     first = {path: f"{prefix}{name}".replace(LAYER, "0") for path, name in names.tensors.items()}
     rows, embed = shape_of(tensors, f"{first['embed']}.weight", file, dims=2)
