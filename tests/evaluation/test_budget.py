@@ -6,11 +6,17 @@ import numpy as np
 import pytest
 
 from sdtt_jax.errors import ConfigError
-from sdtt_jax.evaluation.budget import fewest, fit, prompt_features
 from sdtt_jax.evaluation.judge import Scores
 from sdtt_jax.evaluation.settings import Settings
 from sdtt_jax.evaluation.subject import Subject
-from sdtt_jax.evaluation.suites.budget import halves, of_prompts, suite
+from sdtt_jax.evaluation.suites.budget import (
+    fewest,
+    fit,
+    halves,
+    of_prompts,
+    prompt_features,
+    suite,
+)
 from sdtt_jax.ops.sequences import Sequences
 from tests.worlds import MASK, as_model, noisy_params, predictions, tiny_network
 from tests.worlds import all_states as table_states

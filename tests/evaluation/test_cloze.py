@@ -11,7 +11,6 @@ import pytest
 
 from sdtt_jax.diffusion.estimators import BoundConfig
 from sdtt_jax.errors import ConfigError
-from sdtt_jax.evaluation.budget import prompt_features
 from sdtt_jax.evaluation.cloze import choice_hits, scores
 from sdtt_jax.evaluation.continuations import Choice, Continuation, RowLayout, lay_out
 from sdtt_jax.evaluation.record import Record
@@ -303,7 +302,7 @@ ROW = np.array([[2, MASK, 0]], np.int32)
     "call",
     [
         lambda: scores(STUDENT, ITEMS, KEY, ONE, WHOLE, batch_size=4),
-        lambda: prompt_features(STUDENT, ROW, 1),
+        lambda: budget.prompt_features(STUDENT, ROW, 1),
         lambda: budget.suite(Subject(STUDENT, Settings()), None),
         lambda: schedule.check(Subject(STUDENT, Settings(held_out="wikitext2"))),
         lambda: STUDENT.logits(ROW),
