@@ -9,6 +9,7 @@ import pytest
 from sdtt_jax.causal.sampler import generate
 from sdtt_jax.diffusion.decoders.learnt import SCHEDULES
 from sdtt_jax.diffusion.sampler import SamplerConfig
+from sdtt_jax.evaluation.record import Record
 from sdtt_jax.evaluation.settings import Settings
 from sdtt_jax.evaluation.subject import Subject
 from sdtt_jax.evaluation.suites import latency
@@ -115,9 +116,16 @@ def test_a_budget_ends_the_repetitions_but_for_the_first():
     assert len(measure_latency(model, jax.random.key(0), None, timing).seconds) == 1
 
 
-def test_what_follows_from_the_seconds():
-    measured = Latency(1.0, (3.0, 1.0, 2.0), nfe=4)
-    assert (measured.median, measured.seconds_per_call) == (2.0, 0.5)
+def test_what_follows_from_the_seconds(monkeypatch, tmp_path):
+    """Two texts of eight tokens in a median of 2 s, with 4 calls."""
+    measured = Latency(1.0, [3.0, 1.0, 2.0], nfe=4)
+    monkeypatch.setattr(latency, "measure_latency", lambda *_: measured)
+    model = as_causal(NETWORKS["gpt2"], noisy_params(NETWORKS["gpt2"], 0))
+    record = Record(tmp_path / "x.json", model.identity)
+    latency.suite(Subject(model, Settings(latency_batches=(2,), length=8)), record)
+    item = record.items["latency/autoregressive_batch_002"]
+    assert (item["seconds"], item["seconds_each"]) == (2.0, [3.0, 1.0, 2.0])
+    assert (item["seconds_per_call"], item["tokens_per_second"]) == (0.5, 8.0)
 
 
 def test_a_helper_and_a_stored_schedule_are_timed(tmp_path):

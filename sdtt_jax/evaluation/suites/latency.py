@@ -38,23 +38,12 @@ class Timing:
     budget_s: float = 60.0
 
 
-@dataclasses.dataclass(frozen=True)
-class Latency:
+class Latency(NamedTuple):
     """Whole generations of one batch."""
 
     compile_s: float  # seconds of lowering and compiling (little if a cache had the program)
-    seconds: tuple[float, ...]  # of each repetition, after one that warmed up
+    seconds: list[float]  # of each repetition, after one that warmed up
     nfe: int  # network calls of one repetition
-
-    @property
-    def median(self) -> float:
-        """Seconds per batch."""
-        return statistics.median(self.seconds)
-
-    @property
-    def seconds_per_call(self) -> float:
-        """Seconds per network call."""
-        return self.median / self.nfe
 
 
 def measure_latency(
@@ -101,7 +90,7 @@ def measure_latency(
         began = time.perf_counter()
         jax.block_until_ready(program(model.params, key, rows, **other))
         seconds.append(time.perf_counter() - began)
-    return Latency(compile_s, tuple(seconds), calls)
+    return Latency(compile_s, seconds, calls)
 
 
 class Racer(NamedTuple):
@@ -162,15 +151,16 @@ def racers(subject: Subject, key: jax.Array) -> list[Racer]:
 def _item(record: Record, racer: Racer, key: jax.Array, batch: int, timing: Timing) -> None:
     def compute() -> Json:
         measured = measure_latency(racer.load(), key, racer.config, timing, racer.helper)
+        median = statistics.median(measured.seconds)
         return racer.facts | {
             "batch": batch,
             "rows": timing.batch,
             "length": timing.length,
-            "seconds": measured.median,
-            "seconds_each": list(measured.seconds),
+            "seconds": median,
+            "seconds_each": measured.seconds,
             # Rows that only fill the mesh are not texts that were asked for.
-            "tokens_per_second": batch * timing.length / measured.median,
-            "seconds_per_call": measured.seconds_per_call,
+            "tokens_per_second": batch * timing.length / median,
+            "seconds_per_call": median / measured.nfe,
             "nfe": measured.nfe,
             "compile_s": measured.compile_s,
         }
