@@ -10,12 +10,12 @@ from sdtt_jax.evaluation.judge import Scores
 from sdtt_jax.evaluation.settings import Settings
 from sdtt_jax.evaluation.subject import Subject
 from sdtt_jax.evaluation.suites.budget import (
+    check,
     fewest,
     fit,
     halves,
     of_prompts,
     prompt_features,
-    suite,
 )
 from sdtt_jax.ops.sequences import Sequences
 from tests.worlds import MASK, as_model, noisy_params, predictions, tiny_network
@@ -107,7 +107,7 @@ def test_what_the_suite_lacks_is_named(settings, said):
     network = tiny_network()
     model = as_model(network, noisy_params(network, 0))
     with pytest.raises(ConfigError, match=said):
-        suite(Subject(model, Settings(**settings), judge=object()), None)
+        check(Subject(model, Settings(**settings), judge=object()))
 
 
 def test_too_few_prompts_are_refused_before_anything_is_written(tmp_path):
@@ -117,7 +117,7 @@ def test_too_few_prompts_are_refused_before_anything_is_written(tmp_path):
     model = as_model(network, noisy_params(network, 0))
     settings = Settings(prompts=str(tmp_path / "prompts.jsonl"), prompt_tokens=1)
     with pytest.raises(ConfigError, match="needs 7 prompts, not 6; give more with --num_prompts"):
-        suite(Subject(model, settings, judge=object()), None)
+        check(Subject(model, settings, judge=object()))
 
 
 def test_fewer_prompts_than_features_are_refused():

@@ -303,7 +303,7 @@ ROW = np.array([[2, MASK, 0]], np.int32)
     [
         lambda: scores(STUDENT, ITEMS, KEY, ONE, WHOLE, batch_size=4),
         lambda: budget.prompt_features(STUDENT, ROW, 1),
-        lambda: budget.suite(Subject(STUDENT, Settings()), None),
+        lambda: budget.check(Subject(STUDENT, Settings())),
         lambda: schedule.check(Subject(STUDENT, Settings(held_out="wikitext2"))),
         lambda: STUDENT.logits(ROW),
         lambda: STUDENT.log_probs(ROW),

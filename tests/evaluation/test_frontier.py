@@ -12,7 +12,7 @@ from sdtt_jax.evaluation.record import Record
 from sdtt_jax.evaluation.settings import Settings
 from sdtt_jax.evaluation.subject import Subject
 from sdtt_jax.evaluation.suites import frontier
-from sdtt_jax.evaluation.suites.frontier import _matched, at_entropy, real_entropy, suite
+from sdtt_jax.evaluation.suites.frontier import _matched, at_entropy, check, real_entropy, suite
 from sdtt_jax.evaluation.suites.generation import Judged
 from tests.model.runs import model, run
 
@@ -203,10 +203,9 @@ def test_what_is_no_longer_known_to_be_clean_is_removed(subject, tmp_path, monke
         ({"settings": Settings(modes="grid learnt")}, "a schedule of 4 calls is not stored"),
     ],
 )
-def test_what_it_cannot_do_without_is_named(subject, tmp_path, missing, said):
-    record = Record(tmp_path / "frontier.json", subject.model.identity)
+def test_what_it_cannot_do_without_is_named(subject, missing, said):
     with pytest.raises(ConfigError, match=said):
-        suite(dataclasses.replace(subject, **missing), record)
+        check(dataclasses.replace(subject, **missing))
 
 
 def test_real_text_is_cut_as_what_is_compared_with_it(model):

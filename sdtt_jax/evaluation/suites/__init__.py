@@ -45,7 +45,7 @@ class ReportTable(NamedTuple):
 class Suite(NamedTuple):
     """One row of the table of suites."""
 
-    # `run(subject, record)`; finished items are not computed again.
+    # `run(subject, record)`, of a subject that `check` accepts; finished items are not computed again.
     run: Callable[[Subject, Record], None]
     help: str  # what it measures, for a command's help
     tables: tuple[ReportTable, ...]  # of the report

@@ -52,7 +52,6 @@ def check(subject: Subject) -> None:
 
 def suite(subject: Subject, record: Record) -> None:
     """Runs the suite: continuations of prompts at each of `num_steps`, judged; finished items are kept."""
-    check(subject)
     settings, model = subject.settings, subject.denoiser("budget")
     setup = next(s for s in generation.setups(subject) if s.name == "prompted")
     every = [w for w in generation.writers(subject, setup) if w.facts["kind"] == "diffusion"]

@@ -32,7 +32,6 @@ def check(subject: Subject) -> None:
 
 def suite(subject: Subject, record: Record) -> None:
     """Runs the suite: LAMBADA's perplexity and accuracy, or the accuracy of a multiple-choice set."""
-    check(subject)
     settings = subject.settings
     task = read_task(settings.task, settings.task_file)
     model = subject.model

@@ -51,7 +51,6 @@ def check(subject: Subject) -> None:
 
 def suite(subject: Subject, record: Record) -> None:
     """Runs the suite; texts and items that the record has are not computed again."""
-    check(subject)
     settings = subject.settings
     real = held_out(subject, settings.num_texts)
     log_unknown(record, subject.model.tokenizer, real, "real text")

@@ -46,7 +46,6 @@ def suite(subject: Subject, record: Record) -> None:
     Texts with nothing to score (no token, or none but unk, BOS and EOS) are named, counted and left out.
     With `settings.arrays` it also writes -log p of every token and, if they are few, the logits.
     """
-    check(subject)
     settings, model = subject.settings, subject.judge
     assert model is not None
     num_ids = model.config.vocab_size
