@@ -1,14 +1,17 @@
 """The results for a world, as one record: the optimum of every round, and trained students.
 
 The record is what `experiments.exact` writes to results.json and `sdtt_jax.reporting` draws.
-Measures are those of `sampler_measures` by number of steps, which is a string, as in JSON.
+Measures are those of `Truth.measures` by number of steps, which is a string, as in JSON.
 """
 
 import dataclasses
 import functools
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
+
+import numpy as np
 
 from sdtt_jax.laboratory.optimum import (
     expected_divergence,
@@ -28,7 +31,8 @@ from sdtt_jax.laboratory.world import (
     World,
     finished_states,
     law_measures,
-    sampler_measures,
+    reveal_sums,
+    sample_distribution,
     state_probabilities,
     true_denoiser,
 )
@@ -67,13 +71,18 @@ class Truth:
         return law_measures(law, self.chain, self.world.length)
 
     def measures(self, predictions: Array, steps: Sequence[int] = STEPS) -> Record:
-        """`sampler_measures` of `predictions` by number of steps.
+        """`measures_of` the samples by number of steps, without sampling.
 
-        As many steps as a sequence has tokens are always among them.
+        With them goes `perplexity`, the exponential of the samples' cross-entropy per token under the chain.
+        The sampler draws from `predictions: [states, L, V]`. As many steps as a sequence has tokens are
+        always among them.
         """
-        counts = sorted({*steps, self.world.length})
-        by_steps = sampler_measures(self.world, predictions, self.evidence, counts)
-        return {str(n): measures for n, measures in by_steps.items()}
+        sums, measures = reveal_sums(predictions), {}
+        for num_steps in sorted({*steps, self.world.length}):
+            law = sample_distribution(sums, num_steps)
+            perplexity = math.exp(-float(law @ np.log(self.chain)) / self.world.length)
+            measures[str(num_steps)] = {"perplexity": perplexity} | self.measures_of(law)
+        return measures
 
     def mean_loss(self, student: Array, teacher: Array, dt: float, divergence: str) -> float:
         """The round's expected loss, nats per masked token."""

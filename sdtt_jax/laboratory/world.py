@@ -262,23 +262,6 @@ def reveal_ways(num_steps: int, length: int) -> Array:
     return np.array([math.comb(num_steps, s) / num_steps**length for s in range(length + 1)])
 
 
-def sampler_measures(
-    world: World, probabilities: Array, evidence: Array, steps: Iterable[int]
-) -> dict[int, dict[str, float]]:
-    """`law_measures` of the samples for each number of steps, without sampling.
-
-    With them goes `perplexity`, the exponential of the samples' cross-entropy per token under the chain. The
-    sampler draws from `probabilities: [states, L, V]`; `evidence: [states]` is from `true_denoiser`.
-    """
-    sums, chain = reveal_sums(probabilities), evidence[finished_states(world)]
-    measures = {}
-    for num_steps in steps:
-        law = sample_distribution(sums, num_steps)
-        perplexity = math.exp(-float(law @ np.log(chain)) / world.length)
-        measures[num_steps] = {"perplexity": perplexity} | law_measures(law, chain, world.length)
-    return measures
-
-
 def law_measures(law: Array, chain: Array, length: int) -> dict[str, float]:
     """How far a law of finished sequences is from the chain's, both `[V^L]`, ordered as `finished_states`.
 

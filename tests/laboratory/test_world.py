@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from sdtt_jax.errors import ConfigError, DataError
+from sdtt_jax.laboratory.record import Truth
 from sdtt_jax.laboratory.world import (
     World,
     all_states,
@@ -16,7 +17,6 @@ from sdtt_jax.laboratory.world import (
     load_world,
     reveal_sums,
     sample_distribution,
-    sampler_measures,
     state_probabilities,
     strides,
     true_denoiser,
@@ -114,23 +114,23 @@ def test_many_steps_sample_the_chain_itself() -> None:
     """With one token revealed at a time the true denoiser is exact, so KL falls like 1 / n."""
     world = small_world()
     teacher, evidence = true_denoiser(world)
-    measures = sampler_measures(world, teacher, evidence, [1, 1_000, 100_000])
-    assert measures[1]["kl"] > 0.1
-    assert measures[100_000]["kl"] < measures[1_000]["kl"] < 1e-3
+    measures = Truth.of(world).measures(teacher, [1, 1_000, 100_000])
+    assert measures["1"]["kl"] > 0.1
+    assert measures["100000"]["kl"] < measures["1000"]["kl"] < 1e-3
     chain = evidence[finished_states(world)]
     entropy = law_measures(chain, chain, world.length)["entropy"]
-    assert measures[100_000]["entropy"] == pytest.approx(entropy, abs=1e-4)
-    assert math.log(measures[100_000]["perplexity"]) == pytest.approx(entropy, abs=1e-4)
+    assert measures["100000"]["entropy"] == pytest.approx(entropy, abs=1e-4)
+    assert math.log(measures["100000"]["perplexity"]) == pytest.approx(entropy, abs=1e-4)
 
 
 def test_measures_of_one_step_are_those_of_independent_tokens() -> None:
     world = small_world()
-    teacher, evidence = true_denoiser(world)
+    teacher, _ = true_denoiser(world)
     sequences = list(itertools.product(range(3), repeat=3))
     chain = [chain_probability(world, sequence) for sequence in sequences]
     sampled = [math.prod(teacher[-1, i, v] for i, v in enumerate(s)) for s in sequences]
     pairs = list(zip(sampled, chain, strict=True))
-    measures = sampler_measures(world, teacher, evidence, [1])[1]
+    measures = Truth.of(world).measures(teacher, [1])["1"]
     cross = -sum(q * math.log(p) for q, p in pairs)
     assert measures["perplexity"] == pytest.approx(math.exp(cross / 3))
     assert measures["entropy"] == pytest.approx(-sum(q * math.log(q) for q in sampled) / 3)

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from sdtt_jax.laboratory.optimum import round_optimum
+from sdtt_jax.laboratory.record import Truth
 from sdtt_jax.laboratory.world import (
     finished_states,
     law_measures,
-    sampler_measures,
     strides,
     true_denoiser,
     world_from_mapping,
@@ -31,11 +31,11 @@ def stored_worlds(folder: Path) -> list[Any]:
 
 
 def assert_measures(
-    stored: Mapping[str, Mapping[str, float]], computed: Mapping[int, Mapping[str, float]]
+    stored: Mapping[str, Mapping[str, float]], computed: Mapping[str, Mapping[str, float]]
 ) -> None:
     for steps, values in stored.items():
         for quantity, value in values.items():
-            got = computed[int(steps)][quantity]
+            got = computed[steps][quantity]
             assert got == pytest.approx(value, abs=TOLERANCE[quantity], rel=0), (steps, quantity)
 
 
@@ -57,13 +57,13 @@ def test_teacher_and_its_samples(exact_world_golden: Path) -> None:
             teacher[probe_numbers(stored)], stored["teacher_probabilities"], atol=1e-4, rtol=0
         )
         steps = [int(steps) for steps in stored["teacher"]]
-        assert_measures(stored["teacher"], sampler_measures(world, teacher, evidence, steps))
+        assert_measures(stored["teacher"], Truth.of(world).measures(teacher, steps))
 
 
 def test_every_round_of_every_divergence(exact_world_golden: Path) -> None:
     for stored in stored_worlds(exact_world_golden):
         world = world_from_mapping(stored)
-        teacher, evidence = true_denoiser(world)
+        teacher, _ = true_denoiser(world)
         assert stored["rounds"]
         for divergence, rounds in stored["rounds"].items():
             current = teacher
@@ -78,7 +78,4 @@ def test_every_round_of_every_divergence(exact_world_golden: Path) -> None:
                     err_msg=f"{divergence}, round {number}",
                 )
                 steps = [int(steps) for steps in expected["steps"]]
-                assert_measures(
-                    expected["steps"],
-                    sampler_measures(world, current, evidence, steps),
-                )
+                assert_measures(expected["steps"], Truth.of(world).measures(current, steps))
