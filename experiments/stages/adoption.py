@@ -6,10 +6,10 @@ from experiments.stages.context import Run
 from experiments.stages.workdir import is_delivered
 from sdtt_jax.config import differences, require, to_mapping
 from sdtt_jax.errors import CheckpointError, ConfigError
-from sdtt_jax.interchange.load import find_network, load, load_denoiser, load_network
+from sdtt_jax.interchange.load import is_on_hub, load, load_denoiser, load_network
 from sdtt_jax.networks import Denoiser
 from sdtt_jax.networks.base import Network
-from sdtt_jax.networks.kinds import kind_of
+from sdtt_jax.networks.kinds import kind_of, network_of
 
 
 def check(run: Run, stage: str) -> None:
@@ -22,20 +22,19 @@ def check(run: Run, stage: str) -> None:
     """
     checkpoint = getattr(run.config, stage).checkpoint
     try:
-        found = find_network(checkpoint)
+        if is_on_hub(checkpoint):
+            return  # the hub is not asked yet
+        model = load_network(checkpoint)
     except CheckpointError as error:
         raise ConfigError(f"config.{stage}.checkpoint={checkpoint}: {error}") from None
-    if found is None:
-        return  # on the hub, which is not asked yet
-    network, facts = found
     if stage == "judge":
         _ = run.judge  # refuses a denoiser
     else:
         # The size of the vocabulary is known only once the data are prepared.
-        config, vocab_size = run.config, network.config.vocab_size
+        config, vocab_size = run.config, model.config.vocab_size
         wanted = run.denoiser if config.published else Denoiser(config.denoiser(vocab_size))
-        _check_sizes(run, checkpoint, network, wanted)
-    _check_texts(run, stage, facts)
+        _check_sizes(run, checkpoint, network_of(model.config), wanted)
+    _check_texts(run, stage, model.facts)
 
 
 def check_vocabulary(run: Run) -> None:

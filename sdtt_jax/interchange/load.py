@@ -36,7 +36,6 @@ from sdtt_jax.interchange.tokenizers import published_ends, published_tokenizer
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
 from sdtt_jax.networks import CausalNetwork
-from sdtt_jax.networks.base import Network
 from sdtt_jax.networks.config import COMPUTE_DTYPES
 from sdtt_jax.networks.kinds import KINDS, kind_of, network_of, stored_kind
 from sdtt_jax.parallel.mesh import check_mesh
@@ -99,28 +98,16 @@ def load(
 
 
 def load_network(path: str | os.PathLike[str]) -> Model | CausalModel:
-    """`load` without the parameters; a published model's are not even read."""
+    """`load` without the parameters, which are not even read."""
     published = _find_published(path, None, {})
     if published is None:
-        return dataclasses.replace(_own(as_path(path), None, None), params={})
+        return _own(as_path(path), None, None, read=False)
     return _published(*published, None, None, read=False)
 
 
-def find_network(path: str | os.PathLike[str]) -> tuple[Network, dict[str, Any]] | None:
-    """The network that `load` would find, and its facts, without parameters; None for a name of the hub.
-
-    Raises:
-      CheckpointError: `load` would find no model. The hub is not asked.
-    """
-    text, named = _place(path, None)
-    if named is not None:
-        return None
-    if not is_remote(text) and is_published(as_path(text)):
-        model = load_network(text)
-        return model.denoiser if isinstance(model, Model) else model.network, model.facts
-    folder = _delivered(as_path(text))
-    facts = load_facts(folder)
-    return _network(folder, facts, None), facts
+def is_on_hub(path: str | os.PathLike[str]) -> bool:
+    """Whether `load` would look for a model of this name on the hub, which is not asked."""
+    return _place(path, None)[1] is not None
 
 
 def _find_published(
@@ -237,12 +224,17 @@ def _steps(round: int) -> int:
     return 10_000 * round
 
 
-def _own(path: Path, mesh: Mesh | None, compute_dtype: DTypeLike | None) -> Model | CausalModel:
+def _own(
+    path: Path, mesh: Mesh | None, compute_dtype: DTypeLike | None, *, read: bool = True
+) -> Model | CausalModel:
     folder = _delivered(path)
-    log_choice(path, folder)
-    params, facts = read_delivered(
-        folder, lambda facts: _network(folder, facts, compute_dtype), mesh
-    )
+    if read:
+        log_choice(path, folder)
+        params, facts = read_delivered(
+            folder, lambda facts: _network(folder, facts, compute_dtype), mesh
+        )
+    else:
+        params, facts = {}, load_facts(folder)
     network = _network(folder, facts, compute_dtype)
     tokenizer = _tokenizer(folder, facts, network.config.vocab_size)
     return _model(network, params, tokenizer, facts | {"path": str(folder)})

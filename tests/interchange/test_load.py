@@ -14,7 +14,7 @@ from sdtt_jax.data import TokenizerConfig, train_tokenizer
 from sdtt_jax.data.tokenizer import save_tokenizer
 from sdtt_jax.errors import CheckpointError, ConfigError
 from sdtt_jax.interchange.card import measured_results, model_card
-from sdtt_jax.interchange.load import find_network, load_network
+from sdtt_jax.interchange.load import is_on_hub, load_network
 from sdtt_jax.paths import as_path
 from tests.interchange.llama_models import MASK, model_of, repository, tensors, write
 
@@ -241,7 +241,10 @@ class TestFolders:
         with pytest.raises(CheckpointError, match=said):
             sdtt_jax.load(tmp_path)
 
-    def test_a_model_without_its_parameters_says_so(self, run, golden):
+    def test_a_model_without_its_parameters_says_so(self, run, golden, monkeypatch):
+        """Nor does it read them, to throw them away."""
+        for name in ("read_delivered", "placed_params"):
+            monkeypatch.delattr(f"sdtt_jax.interchange.load.{name}")
         for path in (run, golden / "gpt2_tiny"):
             model = load_network(path)
             assert (model.mesh, model.params) == (None, {})
@@ -251,13 +254,13 @@ class TestFolders:
         (tmp_path / "empty").mkdir()
         for path in (run, run / "teacher"):
             model = sdtt_jax.load(path)
-            network, facts = find_network(path)
-            assert (network, facts["stage"]) == (model.denoiser, model.facts["stage"])
-        for path in ("owner/name", "owner/name@main"):
-            assert find_network(path) is None
+            found = load_network(path)
+            assert (found.denoiser, found.facts) == (model.denoiser, model.facts)
+            assert not is_on_hub(path)
+        assert all(map(is_on_hub, ("owner/name", "owner/name@main")))
         for path in (tmp_path / "none", tmp_path / "empty", run / "data"):
             with pytest.raises(CheckpointError):
-                find_network(path)
+                load_network(path)
 
     @pytest.mark.parametrize(
         ("name", "content", "said"),
