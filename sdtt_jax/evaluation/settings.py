@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from sdtt_jax.config import choose, each, one_of, positive, require, whole, within
-from sdtt_jax.diffusion.decoders import DECODERS, parse_mode
+from sdtt_jax.diffusion.decoders import DECODERS
 from sdtt_jax.diffusion.estimators import ESTIMATORS
 from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.errors import ConfigError
@@ -37,20 +37,6 @@ def setting(
     """
     metadata = {"help": help_text, "suites": suites, "denoisers": denoisers}
     return dataclasses.field(default=default, metadata=metadata)
-
-
-def _check_mode(mode: str) -> None:
-    """Checks one of --modes."""
-    try:
-        parse_mode(mode)
-    except ConfigError as error:
-        parts = mode.split(",")
-        if any(part.partition(":")[0] in DECODERS for part in parts[1:]):
-            raise ConfigError(
-                f"--modes={mode}: modes are separated by spaces, as in {' '.join(parts)!r}; commas are for "
-                "the options of one mode."
-            ) from None
-        raise ConfigError(f"--modes: {error}") from None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -357,8 +343,16 @@ class Settings(Sampling):
         )
         within("(0, inf)", temperatures=min(self.temperatures))
         for mode in self.modes.split():
-            _check_mode(mode)
-            dataclasses.replace(self, mode=mode, modes="")  # with the other settings of the sampler
+            try:
+                dataclasses.replace(self, mode=mode, modes="")  # with the sampler's other settings
+            except ConfigError as error:
+                parts, said = mode.split(","), f": {error}"
+                if any(part.partition(":")[0] in DECODERS for part in parts[1:]):
+                    said = (
+                        f"={mode}: modes are separated by spaces, as in {' '.join(parts)!r}; commas are "
+                        "for the options of one mode."
+                    )
+                raise ConfigError(f"--modes{said}") from None
         for estimator in self.estimators:
             choose("estimators", estimator, ESTIMATORS)
 
