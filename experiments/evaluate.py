@@ -26,6 +26,7 @@ from experiments.cli.compare import compare, named_files
 from experiments.cli.devices import chosen_mesh
 from experiments.stages.mirror import own_data
 from sdtt_jax.config import choose, require
+from sdtt_jax.data.corpora import find_corpus
 from sdtt_jax.diffusion.decoders import parse_mode
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.evaluation.record import FOLDER, Record, own_path
@@ -33,7 +34,7 @@ from sdtt_jax.evaluation.settings import JUDGING, PROMPTED, Settings
 from sdtt_jax.evaluation.subject import OWN, Subject, load_subject
 from sdtt_jax.evaluation.suites import SUITES
 from sdtt_jax.evaluation.tasks import read_task
-from sdtt_jax.evaluation.texts import check_corpus, held_out_name
+from sdtt_jax.evaluation.texts import held_out_name
 from sdtt_jax.evaluation.variants import variant
 from sdtt_jax.interchange.load import load
 from sdtt_jax.parallel import processes
@@ -224,8 +225,8 @@ def check_files(settings: Settings) -> None:
     for path in filter(None, (settings.texts, settings.prompts)):
         next(text_lines(path), None)
     for name in ("neighbours", "exit_training_text"):
-        if getattr(settings, name) not in ("", OWN):
-            check_corpus(name, getattr(settings, name))
+        if (text := getattr(settings, name)) not in ("", OWN):
+            find_corpus(text, f"--{name}")
     if settings.task_file:
         read_task(settings.task, settings.task_file)
 

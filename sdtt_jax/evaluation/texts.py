@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from sdtt_jax.config import nearest, require
+from sdtt_jax.config import require
 from sdtt_jax.data import DataConfig, Split, Tokenizer, open_split
 from sdtt_jax.data.corpora import CORPORA, TRAIN, Corpus, documents, find_corpus
 from sdtt_jax.data.normalize import without_traces_of_files
@@ -98,7 +98,6 @@ def training_texts(model: Model, flag: str, name: str, data: Path | None, limit:
       ConfigError, DataError: as `held_out`.
     """
     if name != OWN:
-        check_corpus(flag, name)
         source, wrap = (find_corpus(name, f"--{flag}"), TRAIN, None), _always_wrapped(model)
         return _sequences(model, source, f"--{flag}={name}", model.config.length, limit, wrap=wrap)
     if data is None:
@@ -233,15 +232,5 @@ def _held_out_corpus(subject: Subject) -> Source:
         not folder or name in CORPORA,
         f"--held_out_folder is for named corpora, and {name} is not one; leave the folder out.",
     )
-    check_corpus("held_out", name)
     corpus = find_corpus(name, "--held_out")
     return corpus, corpus.held_out or TRAIN, as_path(folder) if folder else None
-
-
-def check_corpus(flag: str, name: str) -> None:
-    """Raises `ConfigError` unless a flag's value is a file, a folder, or the name of a corpus."""
-    hint = nearest(name, CORPORA) or f"{', '.join(CORPORA)}."
-    require(
-        name in CORPORA or as_path(name).exists(),
-        f"--{flag}={name} is neither a file or folder nor one of the named corpora: {hint}",
-    )

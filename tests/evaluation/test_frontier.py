@@ -196,7 +196,7 @@ def test_what_is_no_longer_known_to_be_clean_is_removed(subject, tmp_path, monke
 @pytest.mark.parametrize(
     ("missing", "said"),
     [
-        ({"data": None}, "give it with --held_out"),
+        ({"data": None}, "no held-out text: .* Give --held_out=FILE"),
         ({"judge": None}, "needs a --judge"),
         ({"settings": Settings(temperatures=(1.0,))}, "give at least two"),
         ({"settings": Settings(modes="grid blocks:length=5")}, "blocks of 5 do not divide 12"),

@@ -105,7 +105,7 @@ def test_without_a_flag_nothing_changes(model):
     ("fields", "said"),
     [
         ({"neighbours": "own"}, "a run with a data folder"),
-        ({"neighbours": "nowhere"}, "--neighbours=nowhere is neither a file"),
+        ({"neighbours": "nowhere"}, "--neighbours: nowhere does not exist"),
     ],
 )
 def test_what_is_missing_is_said(model, fields, said):

@@ -171,8 +171,8 @@ def test_flags_that_would_change_nothing_are_refused(suites, settings, helper, s
         ("prompts", b"\xff", "x.jsonl, line 1, .*UTF-8"),
         ("task_file", None, "x.jsonl does not exist; put the task's"),
         ("task_file", b'{"text": "a b"}\n{}', "x.jsonl, line 2, has no field 'text'"),
-        ("exit_training_text", None, "--exit_training_text=.*x.jsonl is neither a file"),
-        ("neighbours", None, "--neighbours=.*x.jsonl is neither a file"),
+        ("exit_training_text", None, "--exit_training_text: .*x.jsonl does not exist"),
+        ("neighbours", None, "--neighbours: .*x.jsonl does not exist"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_found_before_any_model_is_loaded(

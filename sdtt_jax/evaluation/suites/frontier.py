@@ -22,7 +22,7 @@ from sdtt_jax.evaluation.record import Json, Record, digest_of, placeless
 from sdtt_jax.evaluation.settings import Settings
 from sdtt_jax.evaluation.subject import Subject
 from sdtt_jax.evaluation.suites import generation
-from sdtt_jax.evaluation.texts import held_out, held_out_name
+from sdtt_jax.evaluation.texts import held_out, require_held_out
 from sdtt_jax.evaluation.unknown import log_unknown
 from sdtt_jax.ops.sequences import unpadded
 
@@ -38,10 +38,7 @@ def check(subject: Subject) -> None:
     subject.denoiser("frontier")
     if subject.judge is None:
         raise ConfigError("--suite=frontier needs a --judge.")
-    require(
-        held_out_name(subject) != "",
-        "--suite=frontier compares at the entropy of real text; give it with --held_out.",
-    )
+    require_held_out(subject)  # at whose entropy texts are compared
     require(
         len(settings.temperatures) > 1,
         "--suite=frontier interpolates between --temperatures; give at least two.",
