@@ -12,25 +12,20 @@ import jax
 from sdtt_jax.config import positive, whole, within
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.sampler import SamplerConfig
-from sdtt_jax.diffusion.schedule import make_schedule
 from sdtt_jax.distillation.coupled import CoupledDistillConfig
 from sdtt_jax.distillation.trajectories import Trajectories, trajectory_end
 from sdtt_jax.keys import check_seed, purpose_key
 from sdtt_jax.laboratory.sampled import Draws
 from sdtt_jax.laboratory.student import (
-    SCHEDULE,
-    EnumeratedDenoiser,
     StudentConfig,
     init_params,
     make_diffusion,
-    network_config,
     table_params,
     train_in_turns,
     training,
 )
 from sdtt_jax.laboratory.world import World, true_denoiser
-from sdtt_jax.networks.config import CoupledConfig, NoiseConfig
-from sdtt_jax.networks.coupled import CoupledDenoiser
+from sdtt_jax.networks.config import NoiseConfig
 from sdtt_jax.objectives import coupled_loss
 from sdtt_jax.ops.noise import draw_noise
 from sdtt_jax.typing import Key, Params, Tree
@@ -69,13 +64,6 @@ class CoupledStudentConfig:
         return Draws(self.num_samples, self.seed)
 
 
-def make_coupled_diffusion(world: World, config: CoupledStudentConfig) -> MaskedDiffusion:
-    """The student, with alpha_t = 1 - t."""
-    sizes = network_config(world, config.num_layers, config.embed_dim, config.num_heads)
-    network = CoupledDenoiser(CoupledConfig.of(sizes, config.noise))
-    return MaskedDiffusion(EnumeratedDenoiser(network), make_schedule(SCHEDULE))
-
-
 def train_coupled(
     world: World, config: CoupledStudentConfig, distill: CoupledDistillConfig | None = None
 ) -> list[Params]:
@@ -92,7 +80,7 @@ def train_coupled(
         learning_rate=config.learning_rate,
         adam_learning_rate=config.adam_learning_rate,
     )
-    student = make_coupled_diffusion(world, config)
+    student = make_diffusion(world, config, config.noise)
     params = init_params(student, purpose_key(config.seed, "exact-coupled-init"))
     teacher = make_diffusion(world, StudentConfig())
     teacher_params = table_params(true_denoiser(world)[0])

@@ -11,10 +11,11 @@ from functools import partial
 
 from sdtt_jax.distillation.coupled import CoupledDistillConfig
 from sdtt_jax.laboratory import others
-from sdtt_jax.laboratory.coupled import make_coupled_diffusion, train_coupled
+from sdtt_jax.laboratory.coupled import train_coupled
 from sdtt_jax.laboratory.matched import matched_measures
 from sdtt_jax.laboratory.record import Record
 from sdtt_jax.laboratory.sampled import sampled_measures
+from sdtt_jax.laboratory.student import make_diffusion
 from sdtt_jax.laboratory.world import Array
 from sdtt_jax.ops.noise import FULL, MASKS
 from sdtt_jax.typing import Params
@@ -67,7 +68,7 @@ def _both_ways(
     bench: others.StudentBench, name: str, params: Params, calls: Sequence[int], mode: str = "grid"
 ) -> dict[str, Record]:
     """The measures of a coupled student's argmax and of its draws."""
-    student = make_coupled_diffusion(bench.truth.world, bench.coupled)
+    student = make_diffusion(bench.truth.world, bench.coupled, bench.coupled.noise)
     draws = bench.coupled.draws
     return {
         of: sampled_measures(bench.truth, student, params, calls, draws, temperature, mode)

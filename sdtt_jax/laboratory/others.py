@@ -26,11 +26,10 @@ from sdtt_jax.distillation.mmd import MmdConfig
 from sdtt_jax.distillation.rounds import DistillConfig
 from sdtt_jax.distillation.trajectories import Teacher, make_trajectories
 from sdtt_jax.keys import purpose_key
-from sdtt_jax.laboratory.coupled import CoupledStudentConfig, make_coupled_diffusion, train_coupled
+from sdtt_jax.laboratory.coupled import CoupledStudentConfig, train_coupled
 from sdtt_jax.laboratory.record import Record, Truth
 from sdtt_jax.laboratory.sampled import sampled_measures
 from sdtt_jax.laboratory.student import (
-    StudentConfig,
     init_params,
     make_diffusion,
     network_of,
@@ -98,16 +97,9 @@ class StudentBench:
     matched: str | None = None
 
     @property
-    def sizes(self) -> CoupledStudentConfig:
-        """`coupled` with the network and the batch of the other distillers' students."""
-        names = ("num_layers", "embed_dim", "num_heads", "batch_size")
-        return dataclasses.replace(self.coupled, **{n: getattr(self.config, n) for n in names})
-
-    @property
     def plain(self) -> MaskedDiffusion:
         """A student that sees no noise, without its parameters."""
-        sizes = StudentConfig(self.config.num_layers, self.config.embed_dim, self.config.num_heads)
-        return make_diffusion(self.truth.world, sizes)
+        return make_diffusion(self.truth.world, self.config)
 
     @functools.cached_property
     def context(self) -> Tree:
@@ -136,9 +128,8 @@ class StudentBench:
     def mixture(self) -> list[Array]:
         """The mixture's tables. It learns trajectories to their end: one student for all numbers of calls."""
         noise, calls = NoiseConfig(LATENT, num_values=self.config.values), self.config.teacher_calls
-        latent = dataclasses.replace(self.sizes, noise=noise)
-        student = make_coupled_diffusion(self.truth.world, latent)
-        key = purpose_key(latent.seed, "exact-mixture-init")
+        student = make_diffusion(self.truth.world, self.config, noise)
+        key = purpose_key(self.coupled.seed, "exact-mixture-init")
         begin = jax.jit(network_of(student).init_from)(self.start, key)
         loss = objectives.mixture_loss(student, self.plain, MixtureConfig(calls, calls))
         params = fit(self, "mixture", loss, begin, self.context, self.config.learning_rate)
@@ -153,7 +144,7 @@ def fit(
     The loss is that of a batch of the chain's sequences; `rate` is Adam's at its peak, from which it falls to
     zero along a cosine. The title also seeds the random numbers.
     """
-    world, size = bench.truth.world, bench.sizes.batch_size
+    world, size = bench.truth.world, bench.config.batch_size
     spec = training(bench.config.num_steps, size, name="adam", learning_rate=rate)
     shares = np.cumsum(bench.truth.chain).astype(np.float32)
     place = (world.vocab_size ** np.arange(world.length - 1, -1, -1)).astype(np.int32)
@@ -219,7 +210,7 @@ def coupled_idlm_params(bench: StudentBench) -> Params:
     """The coupled student after inverse distillation, with a fake that sees no noise."""
     temperature = bench.config.teacher_temperature
     settings = CoupledIdlmConfig(bench.coupled.full_share, teacher_temperature=temperature)
-    student = make_coupled_diffusion(bench.truth.world, bench.coupled)
+    student = make_diffusion(bench.truth.world, bench.coupled, bench.coupled.noise)
     loss = objectives.coupled_idlm_loss(student, bench.plain, settings)
     begin = {STUDENT: bench.one_shot, FAKE: bench.start}
     return fit(bench, "coupled-idlm", loss, begin, bench.context, bench.config.slow_rate)[STUDENT]
@@ -239,11 +230,9 @@ def masks_measures(kind: str, coupled: bool, bench: StudentBench, name: str) -> 
     """
     world, config = bench.truth.world, bench.config
     noise = NoiseConfig(kind, num_values=world.vocab_size)
-    sizes = dataclasses.replace(bench.sizes, noise=noise)
-    student, teacher = make_coupled_diffusion(world, sizes), bench.plain
-    distill = CoupledDistillConfig(
-        world.length, full_share=sizes.full_share, independent=not coupled
-    )
+    student, teacher = make_diffusion(world, config, noise), bench.plain
+    share, seed = bench.coupled.full_share, bench.coupled.seed
+    distill = CoupledDistillConfig(world.length, full_share=share, independent=not coupled)
 
     def loss(params: Tree, context: Tree, batch: Tokens, key: Key) -> Loss:
         key_drawn, key_states = jax.random.split(key)
@@ -258,13 +247,13 @@ def masks_measures(kind: str, coupled: bool, bench: StudentBench, name: str) -> 
         return Loss(*coupled_terms(student, params, trajectories, key_states, distill), {})
 
     title = f"{kind}, {'coupled' if coupled else 'uncoupled'}"
-    key = purpose_key(sizes.seed, "exact-masks")
+    key = purpose_key(seed, "exact-masks")
     begin = jax.jit(network_of(student).init_from)(bench.start, key)
     params = fit(bench, title, loss, begin, bench.context, config.learning_rate)
     found = sampled_measures(
-        bench.truth, student, params, bench.calls, sizes.draws, temperature=1.0
+        bench.truth, student, params, bench.calls, bench.coupled.draws, temperature=1.0
     )
-    used = noise_information(student, params, world.length, purpose_key(sizes.seed, title))
+    used = noise_information(student, params, world.length, purpose_key(seed, title))
     used_too = {"noise_information": float(used)}
     return {name: {n: measures | used_too for n, measures in found.items()}}
 

@@ -27,7 +27,8 @@ from sdtt_jax.diffusion.schedule import ScheduleConfig, make_schedule
 from sdtt_jax.distillation.rounds import DistillConfig, Student, next_round
 from sdtt_jax.keys import check_seed, purpose_key
 from sdtt_jax.laboratory.world import Array, World, all_states, strides, true_denoiser
-from sdtt_jax.networks.config import DenoiserConfig
+from sdtt_jax.networks.config import CoupledConfig, DenoiserConfig, NoiseConfig
+from sdtt_jax.networks.coupled import CoupledDenoiser
 from sdtt_jax.networks.denoiser import Denoiser
 from sdtt_jax.objectives import distill_loss
 from sdtt_jax.ops.categorical import NEG_INFINITY
@@ -141,16 +142,16 @@ def sample_sequences(world: World, seed: int, round: int, step: int, batch_size:
     return tokens
 
 
-def network_config(world: World, layers: int, embed_dim: int, heads: int) -> DenoiserConfig:
-    """The config of a student's transformer on a world."""
-    sizes = world.vocab_size, world.length, layers, embed_dim, heads
-    return DenoiserConfig(*sizes, cond_dim=embed_dim)
+def make_diffusion(world: World, config: Any, noise: NoiseConfig | None = None) -> MaskedDiffusion:
+    """A student's transformer, or a table in its place, with alpha_t = 1 - t.
 
-
-def make_diffusion(world: World, config: StudentConfig) -> MaskedDiffusion:
-    """The transformer, or a table in its place, with alpha_t = 1 - t."""
-    sizes = network_config(world, config.num_layers, config.embed_dim, config.num_heads)
-    return MaskedDiffusion(EnumeratedDenoiser(Denoiser(sizes)), make_schedule(SCHEDULE))
+    `config` holds its `num_layers`, `embed_dim` and `num_heads`; `noise` is what it sees, if any.
+    """
+    layers, width, heads = config.num_layers, config.embed_dim, config.num_heads
+    sizes = world.vocab_size, world.length, layers, width, heads
+    plain = DenoiserConfig(*sizes, cond_dim=width)
+    network = CoupledDenoiser(CoupledConfig.of(plain, noise)) if noise else Denoiser(plain)
+    return MaskedDiffusion(EnumeratedDenoiser(network), make_schedule(SCHEDULE))
 
 
 def network_of(diffusion: MaskedDiffusion) -> Any:

@@ -10,10 +10,7 @@ import numpy as np
 import pytest
 
 from sdtt_jax.laboratory import others
-from sdtt_jax.laboratory.coupled import (
-    CoupledStudentConfig,
-    make_coupled_diffusion,
-)
+from sdtt_jax.laboratory.coupled import CoupledStudentConfig
 from sdtt_jax.laboratory.distillers import measure_distillers
 from sdtt_jax.laboratory.others import (
     OthersConfig,
@@ -24,7 +21,7 @@ from sdtt_jax.laboratory.others import (
 )
 from sdtt_jax.laboratory.record import Truth, closed_form
 from sdtt_jax.laboratory.sampled import sampled_measures
-from sdtt_jax.laboratory.student import table_params
+from sdtt_jax.laboratory.student import make_diffusion, table_params
 from sdtt_jax.laboratory.world import World, reveal_sums, sample_distribution
 from sdtt_jax.networks.config import NoiseConfig
 from sdtt_jax.ops.noise import LATENT
@@ -79,7 +76,7 @@ def test_a_mixtures_law_is_that_of_its_counted_samples():
     """65,536 samples of a network without training; standard errors below 0.005."""
     latent = NoiseConfig(LATENT, num_values=CONFIG.values)
     sizes = dataclasses.replace(SIZES, noise=latent, num_samples=65_536)
-    student = make_coupled_diffusion(WORLD, sizes)
+    student = make_diffusion(WORLD, sizes, latent)
     params = noisy_params(student.denoiser.network, 2, spread=0.15)
     bench = StudentBench(TRUTH, (2,), sizes, CONFIG)
     exact = TRUTH.measures_of(law_of(tables_of(bench, student, params), 2))
@@ -117,7 +114,7 @@ def test_masks_help_only_where_the_teachers_draws_depend_on_them(bench, teacher)
 
 
 def test_noise_that_a_network_does_not_see_says_nothing():
-    student = make_coupled_diffusion(WORLD, SIZES)
+    student = make_diffusion(WORLD, SIZES, SIZES.noise)
     network = student.denoiser.network
     params = jax.jit(network.init_from)(noisy_params(network, 0), jax.random.key(0))
     found = noise_information(student, params, WORLD.length, jax.random.key(1))
@@ -133,7 +130,7 @@ def test_the_discrepancy_has_a_gradient_and_is_measured(bench, monkeypatch):
     law = law_of(tables_of(bench, bench.plain, start), 1)
 
     def traced(bench, _title, loss, params, context, _rate):
-        batch = np.zeros((bench.sizes.batch_size, WORLD.length), np.int32)
+        batch = np.zeros((bench.config.batch_size, WORLD.length), np.int32)
         gradient = jax.grad(lambda params, key: loss(params, context, batch, key).total)
         found = jax.eval_shape(gradient, params, jax.random.key(0))
         assert jax.tree.map(np.shape, found) == jax.tree.map(np.shape, params)
