@@ -31,7 +31,7 @@ from sdtt_jax.keys import (
     purpose_seed,
     unusual_generator,
 )
-from sdtt_jax.model.batches import batched, join
+from sdtt_jax.model.batches import batched
 from sdtt_jax.networks.base import Network, abstract_params
 from sdtt_jax.objectives import coupled_loss
 from sdtt_jax.ops.noise import Noise
@@ -246,7 +246,7 @@ def _make(run: Run, number: int, params: Params, parts: Path) -> dict[str, Any]:
         arrays_of,
         tokens=min(size, count) * length,
     )
-    return nested(join(made))
+    return nested(made)
 
 
 @functools.partial(

@@ -18,6 +18,7 @@ import numpy as np
 from sdtt_jax.checkpoints.digests import canonical_sha256
 from sdtt_jax.config import differences, require
 from sdtt_jax.errors import ConfigError, UserError
+from sdtt_jax.model.batches import join
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
 from sdtt_jax.networks.attention.dispatch import matmul_precision
@@ -180,7 +181,7 @@ class Record:
         tokens: int,
         shown: bool = True,
         title: str = "",
-    ) -> list[Arrays]:
+    ) -> Arrays:
         """`kept_batches` in the files of an item; `name` and `inputs` are those of `part`.
 
         `title` is by default the name.
@@ -329,8 +330,8 @@ def kept_batches(
     *,
     tokens: int,
     shown: bool = True,
-) -> list[Arrays]:
-    """All batches as arrays: read from their files, or computed under a progress bar and kept there.
+) -> Arrays:
+    """The joined arrays of all batches: read from files, or computed under a progress bar and kept there.
 
     Args:
       title: what is worked on.
@@ -345,7 +346,7 @@ def kept_batches(
     finished, shown = len(found) - len(missing), shown and processes.is_first()
     for number in tracked(title, missing, tokens=tokens, finished=finished, shown=shown):
         found[number] = _kept(paths[number], arrays_of(batches[number]()))
-    return [arrays for arrays in found if arrays is not None]
+    return join(found)
 
 
 def placeless(inputs: Mapping[str, Any]) -> Json:

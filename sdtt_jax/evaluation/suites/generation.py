@@ -23,7 +23,7 @@ from sdtt_jax.evaluation.texts import held_out, held_out_name, openings
 from sdtt_jax.evaluation.unknown import log_unknown, unknown_tokens
 from sdtt_jax.keys import purpose_key
 from sdtt_jax.model.base import same_ids
-from sdtt_jax.model.batches import Written, join
+from sdtt_jax.model.batches import Written
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
 from sdtt_jax.model.prompts import with_prompt_end
@@ -211,7 +211,7 @@ def judged_texts(
     `title` stands beside the progress; by default the name of the item does.
     """
     settings, judge, name = subject.settings, subject.judge, _name(setup, writer)
-    parts = record.batches(
+    written = record.batches(
         name,
         writer.inputs,
         writer.batches,
@@ -220,7 +220,7 @@ def judged_texts(
         shown=writer.facts["kind"] != "real",
         title=title,
     )
-    tokens, nfe = join([Written(**part) for part in parts])
+    tokens, nfe = Written(**written)
     tokens = tokens[:, -setup.length :]
     if writer.lengths is not None:
         tokens = [row[:n] for row, n in zip(tokens, writer.lengths, strict=True)]

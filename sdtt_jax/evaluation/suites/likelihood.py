@@ -18,7 +18,6 @@ from sdtt_jax.evaluation.texts import held_out, held_out_name
 from sdtt_jax.evaluation.unknown import log_unknown, unknown_tokens
 from sdtt_jax.keys import purpose_key
 from sdtt_jax.model.base import same_ids
-from sdtt_jax.model.batches import join
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
 from sdtt_jax.ops.sequences import single_texts
@@ -49,14 +48,14 @@ def _bound(
     def compute() -> Json:
         key = purpose_key(settings.seed, "evaluate.bound")
         batches = text_bounds(model, tokens, key, config, batch_size=settings.batch_size)
-        parts = record.batches(
+        estimates = record.batches(
             name,
             inputs,
             batches,
             Bounds._asdict,
             tokens=tokens.size * settings.num_maskings // len(batches),
         )
-        bounds = join([Bounds(**part) for part in parts])
+        bounds = Bounds(**estimates)
         draws = bounds.masked.size
         require(
             bool(bounds.masked.any()),
