@@ -27,6 +27,7 @@ MODULES = {
     "sdtt_jax.evaluation.generation": "sdtt_jax.evaluation.suites.generation",
     "sdtt_jax.evaluation.latency": "sdtt_jax.evaluation.suites.latency",
     "sdtt_jax.evaluation.judging": "sdtt_jax.evaluation.judge",
+    "sdtt_jax.evaluation.exit_training": "sdtt_jax.evaluation.exits",
     "sdtt_jax.evaluation.exact_round": "sdtt_jax.laboratory.optimum",
     "sdtt_jax.evaluation.exact_student": "sdtt_jax.laboratory.student",
     "sdtt_jax.evaluation.exact_world": "sdtt_jax.laboratory.world",

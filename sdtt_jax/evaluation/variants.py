@@ -12,8 +12,7 @@ import numpy as np
 from sdtt_jax.config import require
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.forward import q_xt
-from sdtt_jax.evaluation.exit_training import read_exits, with_exits
-from sdtt_jax.evaluation.exits import EXITS_FILE, check_exits
+from sdtt_jax.evaluation.exits import EXITS_FILE, check_exits, read_exits, with_exits
 from sdtt_jax.evaluation.settings import Variation
 from sdtt_jax.evaluation.texts import training_texts
 from sdtt_jax.keys import purpose_key

@@ -15,9 +15,8 @@ from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.nelbo import NelboConfig, masked_batch
 from sdtt_jax.diffusion.schedule import make_schedule
 from sdtt_jax.errors import ConfigError
-from sdtt_jax.evaluation import exit_training
-from sdtt_jax.evaluation.exit_training import train_exits, with_exits
-from sdtt_jax.evaluation.exits import calibrate
+from sdtt_jax.evaluation import exits as exits_module
+from sdtt_jax.evaluation.exits import calibrate, train_exits, with_exits
 from sdtt_jax.evaluation.record import Record
 from sdtt_jax.evaluation.settings import Sampling, Settings
 from sdtt_jax.evaluation.subject import Subject
@@ -107,7 +106,7 @@ def trained():
 def test_devices_that_do_not_divide_a_batch_train_no_other_exits(monkeypatch):
     """A larger batch would be trained with, and kept as that of the size that was asked for."""
     monkeypatch.setattr(mesh, "batch_pieces", lambda _mesh: 4)
-    monkeypatch.setattr(exit_training, "train", lambda *_given, **_fields: pytest.fail("trained"))
+    monkeypatch.setattr(exits_module, "train", lambda *_given, **_fields: pytest.fail("trained"))
     with pytest.raises(ConfigError, match=r"batch_size=6 cannot be split .* nearest that can is 8"):
         train_exits(as_model(NETWORK, PARAMS()), TOKENS, 0, num_steps=2, batch_size=6)
 

@@ -14,7 +14,7 @@ from sdtt_jax.diffusion.decoders import DECODERS
 from sdtt_jax.diffusion.decoders.learnt import SCHEDULES
 from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.errors import ConfigError
-from sdtt_jax.evaluation.exit_training import with_exits
+from sdtt_jax.evaluation.exits import with_exits
 from sdtt_jax.interchange.stablehlo import (
     PLATFORMS,
     all_params,

@@ -5,8 +5,14 @@ if they are trained first.
 """
 
 from sdtt_jax.checkpoints.digests import params_digest
-from sdtt_jax.evaluation.exit_training import store_exits, train_exits, with_exits
-from sdtt_jax.evaluation.exits import EXITS_FILE, calibrate, check_exits
+from sdtt_jax.evaluation.exits import (
+    EXITS_FILE,
+    calibrate,
+    check_exits,
+    store_exits,
+    train_exits,
+    with_exits,
+)
 from sdtt_jax.evaluation.record import Arrays, Json, Record
 from sdtt_jax.evaluation.subject import Subject
 from sdtt_jax.evaluation.texts import held_out, held_out_name, require_held_out, training_texts
