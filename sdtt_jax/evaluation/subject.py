@@ -1,6 +1,7 @@
 """The models of one evaluation: the subject, its judge and its causal baseline."""
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -144,11 +145,14 @@ def load_subject(
     run = None if model is None else model.run_folder
     own = str(run / "judge") if run is not None and (run / "judge" / "final").is_dir() else NONE
 
+    # Judge and baseline are often the same.
+    read = functools.cache(functools.partial(load, mesh=mesh))
+
     def causal(name: str, flag: str, compute_dtype: str | None) -> CausalModel | None:
         name = own if name == OWN else name
         if name == NONE:
             return None
-        loaded = load(name, mesh=mesh, compute_dtype=compute_dtype)
+        loaded = read(name, compute_dtype=compute_dtype)
         if isinstance(loaded, CausalModel):
             loaded.require_whole_texts()
             return loaded

@@ -94,6 +94,7 @@ def evaluated(root, tmp_path_factory):
 
 def test_one_file_says_what_was_measured_of_which_model_and_with_what(evaluated):
     path, subject, _, _ = evaluated
+    assert subject.judge is subject.baseline is not None  # the run's, which is read once
     content = json.loads(path.read_text())
     assert content["model"]["digest"] == subject.model.identity["digest"]
     assert content["model"]["facts"] == {"stage": "distill", "round": 1}
@@ -332,7 +333,7 @@ def test_held_out_text_that_is_nowhere_is_named_by_its_flag(evaluated):
     subject = dataclasses.replace(
         evaluated[1], settings=dataclasses.replace(SETTINGS, held_out="wikitext9")
     )
-    with pytest.raises(ConfigError, match=r"--held_out=wikitext9 is neither .* 'wikitext2'"):
+    with pytest.raises(ConfigError, match=r"--held_out: wikitext9 does not exist; .* 'wikitext2'"):
         held_out(subject)
 
 
