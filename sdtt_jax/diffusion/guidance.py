@@ -57,9 +57,10 @@ def check_guided(scale: float, mode: Mode) -> None:
 
 
 def check_given(scale: float, x_init: ArrayLike, mask_id: int) -> None:
-    """Raises `ConfigError` for guidance without any given token."""
+    """Raises `ConfigError` for guidance without any given token, unless `x_init` is traced."""
+    known = scale != 0 and not isinstance(x_init, jax.core.Tracer)
     require(
-        scale == 0 or bool((jnp.asarray(x_init) != mask_id).any()),
+        not known or bool((jnp.asarray(x_init) != mask_id).any()),
         f"guidance={scale:g} needs given text; give a prompt or an infill, or set guidance=0.",
     )
 

@@ -16,7 +16,7 @@ from sdtt_jax.errors import ConfigError
 from sdtt_jax.networks import Denoiser, DenoiserConfig
 from sdtt_jax.networks.blocks import BlockCausal
 from sdtt_jax.networks.retrieval import Retrieving
-from tests.worlds import MASK, TableDenoiser, noisy_params, random_table, small_llama
+from tests.worlds import MASK, TableDenoiser, as_model, noisy_params, random_table, small_llama
 
 LENGTH, VOCAB, SCALE = 8, 10, 1.5
 NETWORK = Denoiser(
@@ -177,3 +177,11 @@ def test_what_a_decoder_asks_of_a_network_is_asked_of_a_guided_one_too(guidance)
     config = SamplerConfig(4, mode=mode, guidance=guidance)
     with pytest.raises(ConfigError, match="attends within blocks of its own; take start=text"):
         sample(diffusion_of(network), noisy_params(NETWORK, 0), KEY, prompted(1), config)
+
+
+def test_a_model_writes_guided_texts_within_jit():
+    """Whether anything is given was asked of the traced tokens, which ended in JAX's error."""
+    model = as_model(NETWORK, noisy_params(NETWORK, 0))
+    config = SamplerConfig(2, guidance=1.0)
+    x = jax.eval_shape(lambda x: model.denoise(KEY, x, config).x, prompted(1))
+    assert x.shape == (1, LENGTH)
