@@ -79,15 +79,15 @@ def test_confidence_takes_the_surest_share_of_what_is_masked():
 
 
 @pytest.mark.parametrize("score", ["probability", "margin", "entropy"])
-def test_scores_are_what_they_are_called(score):
-    probs = np.exp(np.asarray(LOG_PROBS, np.float64))
-    ordered = np.sort(probs, axis=-1)
+def test_scores_are_what_they_are_called_also_with_an_impossible_token(score):
+    ordered = np.sort(probs := np.exp(np.asarray(LOG_PROBS, np.float64)), axis=-1)
     expected = {
         "probability": np.log(ordered[:, -1]),
         "margin": np.log(np.maximum(ordered[:, -1] - ordered[:, -2], 1e-4 * ordered[:, -1])),
         "entropy": (probs * np.log(probs)).sum(axis=-1),
     }[score]
-    found = DECODERS["confidence"].pick.score(Confidence(score), LOG_PROBS)
+    with_one = np.append(LOG_PROBS, np.full((len(LOG_PROBS), 1), -np.inf, np.float32), axis=-1)
+    found = DECODERS["confidence"].pick.score(Confidence(score), with_one)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from sdtt_jax.diffusion.calls import even_calls
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.schedule import Schedule
-from sdtt_jax.ops.categorical import Filters
+from sdtt_jax.ops.categorical import NEG_INFINITY, Filters
 from sdtt_jax.ops.sequences import mean_counted
 from sdtt_jax.typing import Params, PerSequence, PerToken, Positions, Tokens
 
@@ -159,5 +159,5 @@ def grid_sigmas(schedule: Schedule, times: jax.Array, masked: Positions) -> jax.
 
 
 def entropy(log_probs: jax.Array) -> jax.Array:
-    """The entropy of each distribution `[..., vocab]`, nats."""
-    return -(jnp.exp(log_probs) * log_probs).sum(axis=-1)
+    """The entropy of each distribution `[..., vocab]`, nats; an entry of -inf adds nothing."""
+    return -(jnp.exp(log_probs) * jnp.maximum(log_probs, NEG_INFINITY)).sum(axis=-1)
