@@ -138,7 +138,9 @@ def masked_log_probs(logits: LogitsLike, mask_id: int) -> LogProbs:
     logits = without_mask(jnp.asarray(logits), mask_id)
     # Not `log_softmax`, which subtracts the maximum first: at -1e6 float32 resolves 1/16, and rounding
     # MASK's entry twice moves divergences that look at it (mse, log-l1) off the reference by 5e-5.
-    return logits - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+    log_probs = logits - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+    # A network's own impossible logits may be -inf, as its padding: 0 * inf would be NaN.
+    return jnp.maximum(log_probs, 2 * NEG_INFINITY)
 
 
 def token_nll(mask_id: int, logits: Logits, tokens: jax.Array) -> jax.Array:

@@ -94,16 +94,19 @@ def test_gradients_are_those_of_numerical_differences(name):
         check_grads(mean, (student,), order=1, modes=("fwd", "rev"), atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.parametrize("impossible", [-1e6, -np.inf])
 @pytest.mark.parametrize("name", DIVERGENCES)
-def test_gradients_are_finite_where_impossible_tokens_meet(name):
-    """MASK and padding on both sides; and a target that excludes a token the student allows."""
-    target = _log_probs(7, (3,)).copy()
-    target[:, 0] = -1e6
+def test_gradients_are_finite_where_impossible_tokens_meet(name, impossible):
+    """MASK, padding and a token on both sides; and a target that excludes one the student allows."""
+    student, target = _logits(8, (3,)), _logits(7, (3,))
+    target[:, 0] = student[:, TOKENS:] = target[:, TOKENS:] = impossible
+    student[:, 1] = target[:, 1] = impossible
 
     def mean(logits):
-        return DIVERGENCES[name](masked_log_probs(logits, MASK_ID), target, TOKENS).mean()
+        log_probs = (masked_log_probs(x, MASK_ID) for x in (logits, target))
+        return DIVERGENCES[name](*log_probs, TOKENS).mean()
 
-    value, gradient = jax.jit(jax.value_and_grad(mean))(_logits(8, (3,)))
+    value, gradient = jax.jit(jax.value_and_grad(mean))(student)
     assert np.isfinite(value)
     assert np.isfinite(gradient).all()
 
