@@ -14,7 +14,7 @@ from sdtt_jax.config import whole, within
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.distillation.block import draw_block, token_log_probs
 from sdtt_jax.ops.sequences import text_sums
-from sdtt_jax.typing import Key, Params, Scalar, Tokens
+from sdtt_jax.typing import Key, Params, Scalar, TokensLike
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +36,7 @@ class AlphaConfig:
 
 
 def alpha_terms(
-    diffusion: MaskedDiffusion, params: Params, x0: Tokens, key: Key, config: AlphaConfig
+    diffusion: MaskedDiffusion, params: Params, x0: TokensLike, key: Key, config: AlphaConfig
 ) -> tuple[Scalar, Scalar]:
     """`(1 - P^alpha) / alpha`, summed over one block per text, and the number of positions in the blocks.
 
@@ -58,7 +58,7 @@ def alpha_terms(
         denoiser.head_params(params),
         diffusion.hidden(params, block.x_t, block.sigma),
         block.revealed,
-        x0,
+        block.x0,
     )
     joint = text_sums(log_probs, diffusion.arrangement)
     # expm1, because 1 - P^alpha would be only rounding error when alpha is small.

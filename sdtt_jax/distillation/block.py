@@ -14,7 +14,16 @@ from sdtt_jax.diffusion.forward import mask_tokens, sample_t, token_nll
 from sdtt_jax.ops.head_loss import selected_losses, weighted_loss
 from sdtt_jax.ops.tokens import as_rows
 from sdtt_jax.parallel.mesh import vary_alike
-from sdtt_jax.typing import Hidden, Key, Params, PerSequence, PerToken, Positions, Tokens
+from sdtt_jax.typing import (
+    Hidden,
+    Key,
+    Params,
+    PerSequence,
+    PerToken,
+    Positions,
+    Tokens,
+    TokensLike,
+)
 
 
 class Block(NamedTuple):
@@ -23,9 +32,10 @@ class Block(NamedTuple):
     x_t: Tokens  # `[batch, length]` int32
     sigma: PerSequence  # `[batch]` float32, total noise passed to the network
     revealed: Positions  # `[batch, length]` bool, some of the masked positions
+    x0: Tokens  # `[batch, length]` int32, the clean tokens
 
 
-def draw_block(diffusion: MaskedDiffusion, x0: Tokens, key: Key, num_calls: int) -> Block:
+def draw_block(diffusion: MaskedDiffusion, x0: TokensLike, key: Key, num_calls: int) -> Block:
     """Texts as one of `num_calls` calls on the uniform time grid sees them, and the positions it reveals.
 
     All calls are equally likely, and they are spread evenly over the batch. Positions that may not be masked
@@ -54,7 +64,7 @@ def draw_block(diffusion: MaskedDiffusion, x0: Tokens, key: Key, num_calls: int)
     # The last call reveals what is left, even under a schedule that masks some tokens at time 0.
     last = (t - 1.0 / num_calls < 0.5 / num_calls)[:, None]
     revealed = (x_t == diffusion.mask_id) & (last | (uniform >= left[:, None]))
-    return Block(x_t, schedule.sigma(t), revealed)
+    return Block(x_t, schedule.sigma(t), revealed, x0)
 
 
 def token_log_probs(

@@ -27,7 +27,7 @@ from sdtt_jax.diffusion.nelbo import nelbo_weight
 from sdtt_jax.diffusion.reverse import reverse_step
 from sdtt_jax.distillation.block import draw_block
 from sdtt_jax.ops.head_loss import weighted_loss
-from sdtt_jax.typing import Hidden, Key, Logits, Params, Scalar, Tokens, Tree
+from sdtt_jax.typing import Hidden, Key, Logits, Params, Scalar, Tokens, TokensLike, Tree
 
 STUDENT, FAKE = "student", "fake"
 
@@ -60,7 +60,7 @@ def idlm_terms(
     diffusion: MaskedDiffusion,
     params: Tree,
     teacher_params: Params,
-    x0: Tokens,
+    x0: TokensLike,
     key: Key,
     config: IdlmConfig,
 ) -> tuple[Scalar, Scalar]:

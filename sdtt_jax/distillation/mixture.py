@@ -34,7 +34,7 @@ from sdtt_jax.errors import ConfigError
 from sdtt_jax.ops.head_loss import weighted_loss
 from sdtt_jax.ops.noise import LATENT, every_value, num_values
 from sdtt_jax.ops.tokens import as_rows
-from sdtt_jax.typing import Hidden, Key, Logits, Params, PerSequence, Scalar, Tokens
+from sdtt_jax.typing import Hidden, Key, Logits, Params, PerSequence, Scalar, Tokens, TokensLike
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +62,7 @@ def mixture_terms(
     params: Params,
     teacher: MaskedDiffusion,
     teacher_params: Params,
-    x0: Tokens,
+    x0: TokensLike,
     key: Key,
     config: MixtureConfig,
 ) -> tuple[Scalar, Scalar]:
@@ -118,12 +118,12 @@ def _reveal(
     diffusion: MaskedDiffusion,
     teacher: MaskedDiffusion,
     teacher_params: Params,
-    x0: Tokens,
+    x0: TokensLike,
     key: Key,
     config: MixtureConfig,
 ) -> tuple[Tokens, jax.Array, Tokens, Hidden]:
     """Masked texts, their times, the texts after the teacher's calls, and the stitched target states."""
-    x0 = as_rows(x0, diffusion.mask_id, "x0")
+    x0 = jnp.asarray(as_rows(x0, diffusion.mask_id, "x0"))
     key_t, key_mask, key_teacher = jax.random.split(key, 3)
     even = sample_t(key_t, len(x0), eps=0.0)
     along = (even - config.full_share) / max(1.0 - config.full_share, 1e-6)

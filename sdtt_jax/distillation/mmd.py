@@ -24,7 +24,7 @@ from sdtt_jax.diffusion.forward import masked_log_probs
 from sdtt_jax.diffusion.reverse import reverse_step
 from sdtt_jax.distillation.block import draw_block
 from sdtt_jax.ops.head_loss import weighted_loss
-from sdtt_jax.typing import Key, Logits, Params, Positions, Scalar, Tokens
+from sdtt_jax.typing import Key, Logits, Params, Positions, Scalar, Tokens, TokensLike
 
 # (parameters, clean tokens [batch, length]) -> features [batch, length, dim]
 Features = Callable[[Params, Tokens], jax.Array]
@@ -53,7 +53,7 @@ def mmd_terms(
     params: Params,
     teacher_params: Params,
     features: Features,
-    x0: Tokens,
+    x0: TokensLike,
     key: Key,
     config: MmdConfig,
 ) -> tuple[Scalar, Scalar]:
@@ -80,13 +80,13 @@ def mmd_terms(
     asked = block.x_t == diffusion.mask_id
     hidden = diffusion.hidden(params, block.x_t, block.sigma)
     still = jax.lax.stop_gradient((params, hidden))
-    ones = jnp.ones(len(x0), jnp.float32)
+    ones = jnp.ones(len(block.x0), jnp.float32)
 
     def complete(key: Key) -> Tokens:
         return reverse_step(diffusion, still[0], key, block.x_t, still[1], ones)
 
     completions = jax.lax.map(complete, jax.random.split(key_draw, count))
-    real = features(teacher_params, x0)
+    real = features(teacher_params, block.x0)
     made = jax.lax.map(lambda tokens: features(teacher_params, tokens), completions)
     rewards = jax.lax.stop_gradient(
         jnp.stack(
@@ -106,7 +106,7 @@ def mmd_terms(
         asked.astype(jnp.float32) / config.num_groups,
         (
             jnp.moveaxis(completions, 0, -1),
-            jnp.broadcast_to(advantages.T[:, None], (*x0.shape, count)),
+            jnp.broadcast_to(advantages.T[:, None], (*asked.shape, count)),
         ),
     )
     return total, rewards.mean()

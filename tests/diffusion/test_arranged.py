@@ -177,7 +177,7 @@ def test_distillation_is_that_of_a_loop_over_texts(kind):
 def test_the_teacher_free_loss_is_that_of_a_loop_over_texts():
     """Each text's block has a probability of its own, rather than one product over all texts of a row."""
     config, tokens = AlphaConfig(0.3, num_calls=2), BATCHES["documents"]
-    x_t, _, revealed = _on_batch(
+    x_t, _, revealed, _ = _on_batch(
         "documents", lambda model, x: draw_block(model, x, KEY, config.num_calls)
     )
     expected = 0.0
@@ -212,7 +212,7 @@ def test_inverse_distillation_is_a_sum_over_texts_that_know_nothing_of_each_othe
 def test_blocks_and_features_leave_prompt_and_padding_alone():
     """What `alpha`, `idlm` and `mmd` begin with, and what `mmd` compares."""
     tokens, free = BATCHES["prompted"], _free("prompted")
-    (x_t, _, revealed), states = _on_batch(
+    (x_t, _, revealed, _), states = _on_batch(
         "prompted",
         lambda model, x: (
             draw_block(model, x, KEY, 1),

@@ -49,6 +49,13 @@ def test_at_one_call_it_is_that_of_the_whole_text(alpha):
     assert float(count) == TEXTS.size
 
 
+def test_texts_may_be_lists():
+    config = AlphaConfig(0.3, num_calls=1)
+    key, texts = jax.random.key(0), TEXTS.tolist()
+    total, _ = jax.jit(lambda: alpha_terms(DIFFUSION, TABLE, texts, key, config))()
+    assert float(total) == pytest.approx(float(at_one_call()[0.3][0]))
+
+
 def test_its_gradient_weighs_blocks_by_their_probability():
     config = AlphaConfig(0.5, num_calls=1)
     loss = alpha_loss(DIFFUSION, config)

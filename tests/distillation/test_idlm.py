@@ -45,7 +45,7 @@ def _terms(params, teacher, config):
 def states():
     """The draws: the student's state, its completion, the remasked completion and the weight of each text."""
     key_block, key_draw, key_t, key_mask = jax.random.split(KEY, 4)
-    x_t, sigma, _ = draw_block(DIFFUSION, X0, key_block, CONFIG.num_calls)
+    x_t, sigma, *_ = draw_block(DIFFUSION, X0, key_block, CONFIG.num_calls)
     hidden = DIFFUSION.hidden(TABLES[STUDENT], x_t, sigma)
     drawn = reverse_step(DIFFUSION, TABLES[STUDENT], key_draw, x_t, hidden, jnp.ones(len(X0)))
     t = sample_t(key_t, len(X0))

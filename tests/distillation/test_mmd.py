@@ -102,6 +102,24 @@ def test_the_gradient_is_that_of_the_expected_reward():
     assert (gradient["table"][:-1] == 0).all()
 
 
+@pytest.mark.parametrize("texts", [[[0, 2, 1]], np.array([[0, 2, 1]], np.int8)])
+def test_features_get_int32_whatever_the_texts_are(texts):
+    """A list ended in an AttributeError, and a network looks up int8 only in small vocabularies."""
+
+    def checked(params, tokens):
+        assert (tokens.shape, tokens.dtype) == ((1, LENGTH), np.int32)
+        return features(params, tokens)
+
+    key, config = jax.random.key(0), MmdConfig(1)
+    terms = jax.eval_shape(
+        lambda table: mmd_terms(
+            DIFFUSION, table, jnp.asarray(VECTORS), checked, texts, key, config
+        ),
+        TABLE,
+    )
+    assert [term.shape for term in terms] == [(), ()]
+
+
 def test_states_of_a_layer_are_those_of_the_network_cut_there():
     """Layer 1 has the states of a network whose second block is the identity, and not those of layer 2."""
     network, tokens = tiny_network(), np.array([[0, 2, 1], [1, 1, 0]], np.int32)
