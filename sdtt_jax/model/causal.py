@@ -87,7 +87,7 @@ class CausalModel(Loaded):
         """-log p of each sequence `[B, L]` after BOS: `[B]` float32, nats per token that counts in training.
 
         Each text of a sequence begins after BOS and sees no other one; prompts and padding do not count.
-        NaN if nothing does, as in a prompt alone.
+        NaN if nothing does, as in a prompt alone. Values only, as `Model.score`; train on `causal_loss`.
 
         Raises:
           CheckpointError: the model has no tokenizer to say what BOS is.

@@ -316,7 +316,8 @@ class Model(Loaded):
     def score(self, tokens: TokensLike, key: Key, num_samples: int = 1) -> PerSequence:
         """Monte Carlo estimate of the NELBO of each sequence: `[B]` float32, nats per token.
 
-        NaN for a sequence in which nothing counts, such as a prompt alone.
+        NaN for a sequence in which nothing counts, such as a prompt alone. Values only: JAX raises where
+        it is differentiated; train on `denoising_terms(model.diffusion, …).total`.
 
         Args:
           tokens: `[B, L]` int32, text: no MASK.
