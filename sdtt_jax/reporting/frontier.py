@@ -2,12 +2,16 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
+import numpy as np
+
 from sdtt_jax.reporting.evaluations import Evaluation, Item, judge_letters, judged_by
 from sdtt_jax.reporting.figures import Axis, Panel, Series, Tip
 from sdtt_jax.reporting.palette import number, steps_text
 
 # Of decoders, in the order in which these were asked for.
 MARKERS = ("dot", "ring", "square", "open")
+# A line is left out if it lies so many times farther away than half of the lines reach, and so many nats.
+FAR_TIMES, FAR_NATS, FAR_NOTE = 5.0, 0.5, "Too far off to draw (perplexity at entropy)"
 
 
 def frontier_panels(
@@ -16,6 +20,7 @@ def frontier_panels(
     """A line for each model and decoder through its temperatures; real text's entropy is an upright line.
 
     Where models stand at the entropies of different real texts, each has its line, which names the models.
+    Lines so far off that they would squeeze all others into one are left out, and named in the small print.
 
     Args:
       evaluations: those with items of the suite "frontier" are drawn. Where judges differ, labels name them.
@@ -35,21 +40,22 @@ def frontier_panels(
     modes = list(dict.fromkeys(item["mode"] for *_, item in found))
     # The only model needs no name where decoders have theirs.
     alone = len(modes) > 1 and len({name + by for name, by, _ in found}) == 1
-    points = [point for *_, item in found for point in _points(item)]
-    spans = {
-        name: tuple(limit(point[name] for point in points) for limit in (min, max))
-        for name in ("gen_ppl", "entropy")
-    }
+    numbers = sorted({item["num_steps"] for *_, item in found})
+    at = {steps: [each for each in found if each[-1]["num_steps"] == steps] for steps in numbers}
+    near = {steps: _near([item for *_, item in at[steps]]) for steps in numbers}
+    points = [point for items in near.values() for item in items for point in _points(item)]
+    spans = {name: _span(points, name) for name in ("gen_ppl", "entropy")}
     panels = []
-    for steps in sorted({item["num_steps"] for *_, item in found}):
-        shown = [each for each in found if each[-1]["num_steps"] == steps]
+    for steps in numbers:
         upright = _real_texts(
-            [(name, item["entropy"]) for name, _, item in shown], spans["gen_ppl"]
+            [(name, item["entropy"]) for name, _, item in at[steps]], spans["gen_ppl"]
         )
-        series = [
-            _series("" if alone else name + by, item, modes, colours.get(name, "accent"))
-            for name, by, item in shown
+        lines = [
+            (_series("" if alone else name + by, item, modes, colours.get(name, "accent")), item)
+            for name, by, item in at[steps]
         ]
+        far = [f"{s.label} ({_where(item)})" for s, item in lines if item not in near[steps]]
+        shown = [(s, item) for s, item in lines if item in near[steps]]
         panels.append(
             Panel(
                 title=f"Perplexity against entropy, {steps_text(steps)}",
@@ -57,15 +63,37 @@ def frontier_panels(
                 "entropy of real text is a vertical line",
                 x=Axis("entropy, nats", reaches=(*spans["entropy"], *(s.x[0] for s in upright))),
                 y=Axis(log=True, reaches=spans["gen_ppl"]),
-                series=(*series, *upright),
-                tips=tuple(
-                    _tip(s, point)
-                    for s, (*_, item) in zip(series, shown, strict=True)
-                    for point in _points(item)
-                ),
+                series=(*(s for s, _ in shown), *upright),
+                note=f"{FAR_NOTE}: {'; '.join(far)}" * bool(far),
+                tips=tuple(_tip(s, point) for s, item in shown for point in _points(item)),
             )
         )
     return panels
+
+
+def _near(items: Sequence[Item]) -> list[Item]:
+    """The items without those too far off, from real text in entropy or from the middle in perplexity."""
+    places = [np.array([(p["entropy"], np.log(p["gen_ppl"])) for p in _points(i)]) for i in items]
+    targets, middle = [i["entropy"] for i in items], np.median(np.concatenate(places)[:, 1])
+    away = [
+        np.stack([abs(x[:, None] - targets).min(1), abs(y - middle)], axis=1)
+        for x, y in (each.T for each in places)
+    ]
+    usual = np.quantile([each.max(0) for each in away], 0.5, axis=0, method="lower")
+    limits = np.maximum(FAR_NATS, FAR_TIMES * usual)
+    found = [i for i, each in zip(items, away, strict=True) if (each.min(0) <= limits).all()]
+    return found or list(items)
+
+
+def _where(item: Item) -> str:
+    """The perplexity of an item next to real text's entropy."""
+    next_to = min(_points(item), key=lambda point: abs(point["entropy"] - item["entropy"]))
+    return f"{number(next_to['gen_ppl'])} at {number(next_to['entropy'])}"
+
+
+def _span(points: Iterable[Item], field: str) -> tuple[float, float]:
+    values = [point[field] for point in points]
+    return min(values), max(values)
 
 
 def _real_texts(targets: Iterable[tuple[str, float]], height: tuple[float, float]) -> list[Series]:

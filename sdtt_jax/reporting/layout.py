@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import textwrap
 from collections.abc import Iterator, Sequence
 
 from sdtt_jax.reporting.drawing import Box, Drawing, Mark, Polyline, Text
@@ -28,7 +29,8 @@ def draw_panel(panel: Panel, width: float, height: float) -> Drawing:
     # Room for the labels of the series, at most two fifths of the width.
     longest = max(len(s.label) for s in panel.series)
     right = width - (min(20 + LETTER * longest, 0.4 * width) if longest else 10)
-    top, bottom = TOP + (18 if panel.note else 0), height - (42 if panel.x.label else 24)
+    notes = textwrap.wrap(panel.note, int(width / SMALL_LETTER))
+    top, bottom = TOP + 18 * len(notes), height - (42 if panel.x.label else 24)
     inset = 12 if any(s.marker for s in panel.series) else 0
     values = [v for s in panel.series for v in (*s.y, *s.low, *s.high)] + [*panel.y.reaches]
     y = Scale(*padded(values, log=panel.y.log), bottom, top, panel.y.log)
@@ -37,7 +39,7 @@ def draw_panel(panel: Panel, width: float, height: float) -> Drawing:
     x = Scale(min(values), max(values), left + inset, right - inset, panel.x.log)
     marks = [
         Text("title", 0, 14, panel.title),
-        Text("note", 0, 32, panel.note),
+        *(Text("note", 0, 32 + 18 * i, line) for i, line in enumerate(notes)),
         Text("result", right, 14, panel.result, panel.series[0].colour, "end"),
         *_y_axis(panel.y, y, left, right),
         *_x_axis(panel.x, x, left, right, bottom),

@@ -84,6 +84,30 @@ def test_models_at_the_entropies_of_different_real_texts_have_each_its_upright_l
         assert draw_panel(panel, 720, 400)
 
 
+def test_lines_far_off_are_named_and_do_not_squeeze_the_others():
+    """One decoder at half the entropy of text made one line of all others. Oracle: the figure without it."""
+    [alone] = frontier_panels([evaluation("teacher", 1.0, (4,))])
+    far = item("blocks", 4, 2.0)
+    for point in far["points"]:
+        point["entropy"] -= 1.5
+    both = evaluation("teacher", 1.0, (4,))
+    both.items["frontier/matched/blocks/steps_0004"] = far
+    both.items["frontier/matched/skeleton/steps_0004"] = item("skeleton", 4, 5000.0)
+    [four] = frontier_panels([both])
+    assert (four.x, four.y) == (alone.x, alone.y)
+    assert sorted((s.label, s.x) for s in four.series) == sorted(
+        (s.label, s.x) for s in alone.series
+    )
+    assert four.note == (
+        "Too far off to draw (perplexity at entropy): blocks (2.00 at 1.10); skeleton (4\u202f000 at 2.58)"
+    )
+    assert len(four.tips) == len(alone.tips)
+    for width, lines in ((720, 1), (344, 2)):  # the small print keeps within the figure
+        notes = [m.text for m in draw_panel(four, width, 320).marks if m.style == "note"]
+        assert (len(notes), " ".join(notes)) == (lines, four.note)
+        assert max(map(len, notes)) * 7 <= width
+
+
 def test_one_text_has_no_interval_and_a_judge_may_give_none_any_perplexity():
     lone = item("grid", 4, 16.0)
     for point in lone["points"]:
