@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
+    ProgressColumn,
     Task,
     TaskID,
     TextColumn,
@@ -23,7 +24,8 @@ from rich.text import Text
 
 T = TypeVar("T")
 Values = Mapping[str, float]
-BAR_WIDTH = 10  # columns of the terminal
+# Columns of the terminal: of the bar; below which there is none; of the times, with gaps and a slash.
+BAR_WIDTH, NARROW, TIMES = 10, 60, 25
 
 
 class Progress(Protocol):
@@ -54,17 +56,20 @@ def make_progress(
     if not shown:
         yield NoProgress()
     elif stream.isatty():
-        # On a narrow terminal steps and times keep their widths; the rest is cut.
-        with RichProgress(
-            _CutColumn("[bold]{task.description}"),
+        console = Console(file=stream)
+        # On a narrow terminal steps and times keep their widths, and the title has what they leave.
+        columns = [
+            _Title(console),
             BarColumn(BAR_WIDTH),
             MofNCompleteColumn(table_column=Column(no_wrap=True)),
-            _CutColumn("{task.fields[values]}"),
+            _Values("{task.fields[values]}"),
             TimeElapsedColumn(table_column=Column(no_wrap=True)),
             TextColumn("left"),
             TimeRemainingColumn(table_column=Column(no_wrap=True)),
-            console=Console(file=stream),
-        ) as bar:
+        ]
+        if console.width < NARROW:  # no bar and no values
+            del columns[1:4:2]
+        with RichProgress(*columns, console=console) as bar:
             yield BarProgress(bar, bar.add_task(title, total=num_steps, values=""))
     else:
         yield LineProgress(title, num_steps, stream, interval)
@@ -106,7 +111,19 @@ class NoProgress:
         """Does nothing."""
 
 
-class _CutColumn(TextColumn):
+class _Title(ProgressColumn):
+    """The title in bold; where steps and times leave too little room, without its middle."""
+
+    def __init__(self, console: Console):
+        super().__init__(Column(no_wrap=True))
+        self._console = console
+
+    def render(self, task: Task) -> Text:
+        others = 2 * len(str(task.total)) + TIMES + (4 if self._console.width >= NARROW else 0)
+        return Text(shortened(task.description, self._console.width - others), "bold")
+
+
+class _Values(TextColumn):
     """Text that a narrow terminal shortens to one line that ends in "…"."""
 
     def __init__(self, text_format: str):
@@ -155,6 +172,12 @@ class LineProgress:
             parts.append(f"{_clock(seconds)} left")
         self._stream.write(", ".join(filter(None, parts)) + "\n")
         self._stream.flush()
+
+
+def shortened(text: str, letters: int) -> str:
+    """A text of so many letters at most, without its middle: names often differ at their ends."""
+    head, tail = text[: max(letters, 3) // 2], text[len(text) - (max(letters, 3) - 1) // 2 :]
+    return text if len(text) <= letters else f"{head}…{tail}"
 
 
 def say_stopping() -> None:

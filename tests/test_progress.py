@@ -66,6 +66,21 @@ def test_a_narrow_terminal_shows_steps_and_times_whole_in_one_line(width, monkey
     assert ("loss 2.3456" in last) == (width >= 80)
 
 
+@pytest.mark.parametrize("width", [40, 50, 60, 80])
+def test_on_a_narrow_terminal_titles_keep_the_ends_by_which_they_differ(width, monkeypatch):
+    """Rounds and temperatures were cut off below 90 columns. Oracle: the titles' own last letters."""
+    monkeypatch.setenv("COLUMNS", str(width))
+    for title in ("coupled_idlm, round 1", "entropy-bounded, 16 steps, temperature 0.9"):
+        stream = Terminal()
+        with make_progress(title, 2000, stream=stream) as progress:
+            progress.update(1200, {"tokens_per_second": 15948.0})
+        shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue()).rstrip("\n")
+        last = re.split(r"[\r\n]", shown)[-1]
+        assert len(last) <= width
+        assert re.match(f"{title[:3]}.*{re.escape(title[-3:])} .*1200/2000 ", last)
+        assert (title in last) == (len(title) <= width - 37)
+
+
 def test_the_time_left_does_not_count_the_compilation(monkeypatch):
     """The first step takes 100 s, the others 1 s each. Oracle: 16 steps are left after the fourth."""
     times = iter([0.0, 100.0, 101.0, 102.0, 103.0])

@@ -5,6 +5,7 @@ import math
 import textwrap
 from collections.abc import Iterator, Sequence
 
+from sdtt_jax.progress import shortened
 from sdtt_jax.reporting.drawing import Box, Drawing, Mark, Polyline, Text
 from sdtt_jax.reporting.figures import Axis, Panel, Row, RowChart, Series
 from sdtt_jax.reporting.palette import number
@@ -173,7 +174,7 @@ def _circle(style: str, x: float, y: float, radius: float, colour: str) -> Mark:
 def _end_labels(panel: Panel, x: Scale, y: Scale, right: float, letters: int) -> Iterator[Mark]:
     """Labels in the right margin, moved apart, each with a thin line to what it names.
 
-    One of more letters than fit there loses its middle: names often differ at their ends.
+    One of more letters than fit there loses its middle.
     """
     named = [s for s in panel.series if s.label]
     places = spread([y(s.y[-1]) for s in named], LABEL_GAP, y.end + 2, y.start - 2)
@@ -181,9 +182,7 @@ def _end_labels(panel: Panel, x: Scale, y: Scale, right: float, letters: int) ->
         start, at = x(s.x[-1]) if s.x else right, y(s.y[-1])
         leader = ((start + 6, at), (right + 2, at), (right + 12, place), (right + 15, place))
         yield Polyline("leader", leader, s.colour)
-        head, tail = s.label[: letters // 2], s.label[len(s.label) - (letters - 1) // 2 :]
-        label = s.label if len(s.label) <= letters else f"{head}…{tail}"
-        yield Text("label", right + 18, place + 4, label, s.colour)
+        yield Text("label", right + 18, place + 4, shortened(s.label, letters), s.colour)
 
 
 def _key(key: Sequence[Series], left: float, bottom: float) -> Iterator[Mark]:
