@@ -17,12 +17,14 @@ pytestmark = [
 ]
 
 
-def browse(page: Path, profile: Path, milliseconds: int = 4000) -> tuple[str, list[str]]:
+def browse(
+    page: Path, profile: Path, milliseconds: int = 4000, width: int = 1280
+) -> tuple[str, list[str]]:
     """The document after some milliseconds of virtual time, and the lines of the console."""
     command = [
         str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--disable-extensions",
         "--no-first-run", "--enable-logging=stderr", f"--user-data-dir={profile}",
-        f"--virtual-time-budget={milliseconds}", "--window-size=1280,2400", "--dump-dom",
+        f"--virtual-time-budget={milliseconds}", f"--window-size={width},2400", "--dump-dom",
         page.as_uri(),
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
@@ -102,6 +104,30 @@ def test_on_paper_all_samples_are_shown_and_no_table_is_cut(make_workdir, tmp_pa
     dom, console = browse(with_script(page, script), tmp_path / "profile", 1000)
     assert console == []
     assert re.search(r'data-hidden="(\d+)" data-cut="(\d+)"', dom).groups() == ("0", "0")
+
+
+@pytest.mark.parametrize("paper", [True, False])
+def test_letters_of_figures_do_not_outgrow_the_page_on_paper_and_on_small_windows(
+    make_workdir, tmp_path, paper
+):
+    """They were twice as large as in their drawing. Oracle: the drawing's own size, up to two fifths more."""
+    page = write_report(make_workdir())
+    if paper:
+        css = page.read_text(encoding="utf-8").replace("@media print", "@media screen")
+        page.write_text(css, encoding="utf-8")
+    script = (
+        "const all = (s) => [...document.querySelectorAll(s)].filter((e) => e.clientWidth);"
+        "document.body.dataset.scale = Math.max(...all('svg[data-hover]').map("
+        "  (svg) => svg.getBoundingClientRect().width / svg.viewBox.baseVal.width));"
+        "document.body.dataset.samples = document.querySelectorAll('blockquote').length"
+        "  - document.querySelectorAll('blockquote').values().filter("
+        "    (text) => text.checkVisibility({contentVisibilityAuto: true})).toArray().length;"
+    )
+    dom, console = browse(with_script(page, script), tmp_path / "profile", 1000, 718)
+    assert console == []
+    assert 0.9 < float(re.search(r'data-scale="([\d.]+)"', dom)[1]) < 1.4
+    hidden = int(re.search(r'data-samples="(\d+)"', dom)[1])
+    assert (hidden == 0) == paper  # closed "More samples" are open on paper
 
 
 def test_a_long_name_leaves_room_for_the_numbers(make_workdir, tmp_path):

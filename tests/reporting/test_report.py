@@ -5,13 +5,14 @@ import math
 import re
 import shlex
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
 from sdtt_jax.reporting import write_report
 from sdtt_jax.reporting.palette import duration, number, percent
 from sdtt_jax.reporting.record import read_run
-from sdtt_jax.reporting.report import command
+from sdtt_jax.reporting.report import command, page
 from tests.reporting.conftest import FIELDS
 
 VOID = {"meta", "link", "input", "br", "hr", "img"}
@@ -258,3 +259,13 @@ def test_a_judge_that_the_run_was_given_is_not_said_to_be_of_its_corpus(make_wor
     page = " ".join(write_report(workdir).read_text(encoding="utf-8").split())
     assert trained not in page
     assert "The judge is the causal model smollm2, which this run did not train; its" in page
+
+
+def test_the_stored_report_has_the_style_sheet_of_today():
+    """Its run is gone, so after a change of the style this element is copied from `page("page.html", 4)`.
+
+    It printed half of its tables. Oracle: the element of a page of four rounds.
+    """
+    pages = Path("docs/figures/evening.html").read_text(encoding="utf-8"), page("page.html", 4)
+    stored, today = (re.search(r"<style>.*?</style>", each, re.S)[0] for each in pages)
+    assert stored == today
