@@ -8,7 +8,7 @@ from pathlib import Path
 
 from experiments.cli.app import wide_console
 from experiments.cli.output import writing
-from experiments.cli.tables import narrow_tables
+from experiments.cli.tables import rich_table
 from sdtt_jax import markdown
 from sdtt_jax.config import require
 from sdtt_jax.paths import as_path, is_remote, write_text
@@ -38,8 +38,7 @@ def compare(paths: Sequence[str], folder: str | None) -> None:
     console = wide_console(150)
     for table in tables(evaluations):
         console.print(f"\n{table.title}", style="italic")
-        for part in narrow_tables(table.columns, table.rows, console.width):
-            console.print(part)
+        console.print(rich_table(table.columns, table.rows))
         if table.note:
             console.print(table.note, highlight=False, soft_wrap=True)
     if folder is not None:

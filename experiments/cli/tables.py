@@ -1,10 +1,12 @@
 """Tables for the terminal."""
 
+import copy
+import dataclasses
 from collections.abc import Collection, Iterable, Sequence
+from itertools import accumulate
 from typing import Any
 
-from rich.cells import cell_len
-from rich.console import JustifyMethod
+from rich.console import Console, ConsoleOptions, JustifyMethod, RenderResult
 from rich.table import Table
 
 BORDER = 3  # columns of the terminal between the texts of two columns of a table
@@ -22,7 +24,7 @@ def rich_table(
 
     `columns` are titles, `right` those that are aligned right, and `style` goes to `rich.table.Table`.
     """
-    table = Table(**style)
+    table = _Table(**style)
     for column in columns:
         justify: JustifyMethod = "right" if column in right else "left"
         # Rich would cut what is too wide for the terminal, figures too.
@@ -32,38 +34,51 @@ def rich_table(
     return table
 
 
-def narrow_tables(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[Table]:
-    """A table in parts that are no wider than a terminal: each has all rows, and some of the columns.
+class _Table(Table):
+    """A table that a narrow terminal shows in parts: each has all rows, and some of the columns.
 
-    The first columns (two or more) that tell the rows apart are repeated in every part. They get half of
+    The first columns that tell the rows apart (two if none do) are repeated in every part. They get half of
     the terminal's width at most, and are folded where that is too little.
     """
-    wide = [
-        max(cell_len(line) for cell in cells for line in cell.splitlines() or [""]) + BORDER
-        for cells in zip(columns, *rows, strict=True)
-    ]
-    repeated = min(_telling(rows), len(columns))
-    most = width // 2
-    if sum(wide[:repeated]) > most:
-        wide[:repeated] = [min(w, most // repeated) for w in wide[:repeated]]
-    room = width - 1 - sum(wide[:repeated])
-    groups: list[list[int]] = [[]]
-    for index in range(repeated, len(columns)):
-        if groups[-1] and sum(wide[i] for i in groups[-1]) + wide[index] > room:
-            groups.append([])
-        groups[-1].append(index)
-    tables = []
-    for group in groups:
-        shown = [*range(repeated), *group]
-        table = rich_table([columns[i] for i in shown], [[row[i] for i in shown] for row in rows])
-        if len(groups) > 1:
-            for column, limit in zip(table.columns, wide[:repeated], strict=False):
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        free, width = options.update(max_width=10_000), options.max_width
+        if console.measure(self, options=free).maximum <= width:
+            yield from super().__rich_console__(console, options)
+            return
+        cells: list[list[Any]] = [list(column.cells) for column in self.columns]
+        # An empty cell of a section means the same as the one above it.
+        cells = [[*accumulate(below, lambda above, cell: cell or above)] for below in cells]
+        wide = [
+            max(console.measure(cell, options=free).maximum for cell in (column.header, *below))
+            + BORDER
+            for column, below in zip(self.columns, cells, strict=True)
+        ]
+        repeated = _telling(list(zip(*cells, strict=True)), len(cells))
+        left = width // 2 if repeated < len(wide) else width
+        for done, index in enumerate(sorted(range(repeated), key=wide.__getitem__)):
+            wide[index] = min(wide[index], left // (repeated - done))
+            left -= wide[index]
+        room = width - 1 - sum(wide[:repeated])
+        groups: list[list[int]] = [[]]
+        for index in range(repeated, len(wide)):
+            if groups[-1] and sum(wide[i] for i in groups[-1]) + wide[index] > room:
+                groups.append([])
+            groups[-1].append(index)
+        for group in groups:
+            part, first, last = copy.copy(self), group is groups[0], group is groups[-1]
+            part.title, part.caption = self.title if first else None, self.caption if last else None
+            part.columns = [
+                dataclasses.replace(self.columns[i], _index=place)
+                for place, i in enumerate((*range(repeated), *group))
+            ]
+            for column, limit in zip(part.columns, wide[:repeated], strict=False):
                 column.max_width = limit - BORDER
-        tables.append(table)
-    return tables
+            yield from Table.__rich_console__(part, console, options)
 
 
-def _telling(rows: Sequence[Sequence[str]]) -> int:
-    """How many columns tell the rows apart, from the first one on, two or more; two if none do."""
-    every = range(2, len(rows[0]) if rows else 2)
-    return next((n for n in every if len({tuple(row[:n]) for row in rows}) == len(rows)), 2)
+def _telling(rows: Sequence[Sequence[Any]], num_columns: int) -> int:
+    """How many columns tell the rows apart, from the first one on; two if none do."""
+    every = range(1, num_columns)
+    found = (n for n in every if len({tuple(row[:n]) for row in rows}) == len(rows))
+    return next(found, min(2, num_columns))

@@ -7,7 +7,6 @@ from rich.console import Console
 
 from experiments.cli import compare as module
 from experiments.cli.compare import compare, named_files
-from experiments.cli.tables import narrow_tables
 from sdtt_jax.errors import ConfigError, DataError
 from sdtt_jax.evaluation.record import FORMAT
 from sdtt_jax.reporting.evaluations import race, read_evaluation, tables
@@ -67,20 +66,6 @@ def test_the_path_of_a_judge_stays_in_one_line(tmp_path, capsys):
     judge = "/a/path/of/a/judge" * 12
     compare([results(tmp_path / "a.json", 19.3, judge)], None)
     assert judge in capsys.readouterr().out
-
-
-def test_every_part_of_a_table_says_what_its_rows_are(capsys):
-    """Timings of one model at one number of steps differ by their batch alone."""
-    columns = ("model", "what", "batch", *(f"figure {i}" for i in range(9)))
-    rows = [("a/long/path/" * 5, "4 steps", batch, *(9 * ["1.25"])) for batch in ("11", "88")]
-    console = Console(width=60)
-    parts = narrow_tables(columns, rows, 60)
-    for part in parts:
-        console.print(part)
-        assert [column.header for column in part.columns[:3]] == ["model", "what", "batch"]
-    assert [column.header for part in parts for column in part.columns[3:]] == list(columns[3:])
-    assert max(map(len, capsys.readouterr().out.splitlines())) <= 60
-    assert len(narrow_tables(columns, rows, 1000)) == 1
 
 
 def test_perplexities_of_different_judges_are_not_set_side_by_side_unmarked(tmp_path, capsys):

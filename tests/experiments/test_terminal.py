@@ -22,9 +22,8 @@ from etils.epath.backend import fsspec_backend
 import sdtt_jax
 from experiments.cli import app as cli_app
 from experiments.cli import devices
-from experiments.cli.app import exit_status, output_file, parse_flags, wide_console
+from experiments.cli.app import exit_status, output_file, parse_flags
 from experiments.cli.output import json_lines
-from experiments.cli.tables import rich_table
 from experiments.settings import check_overrides
 from experiments.stages.mirror import local_root
 from launch.local import environment, free_port
@@ -297,18 +296,6 @@ def test_only_commands_that_take_a_judge_offer_one():
     for command, offered in (("sample", False), ("evaluate", True)):
         shown = call(command, "--help")
         assert ("a judge or a final folder" in " ".join(shown.stdout.split())) is offered
-
-
-def test_texts_that_tables_show_are_no_markup(capsys):
-    wide_console().print(rich_table(["a"], [["[red]'[/b]' :cat:"]], title="b[/i]"))
-    assert "[red]'[/b]' :cat:" in capsys.readouterr().out
-
-
-def test_numbers_stand_at_the_right_of_their_column_and_names_at_the_left(capsys):
-    wide_console().print(rich_table(["what", "ms"], [["a", "12345"], ["b", "1"]], right=["ms"]))
-    lines = [line.strip(" │") for line in capsys.readouterr().out.splitlines()]
-    assert [line.split() for line in lines[3:5]] == [["a", "│", "12345"], ["b", "│", "1"]]
-    assert len(lines[3]) == len(lines[4])
 
 
 @pytest.mark.parametrize("given", ["experiments/configs/smok.py", "nowhere/smoke.py", "smoke"])
