@@ -43,7 +43,7 @@ def make_progress(
     stream: TextIO | None = None,
     interval: float = 10.0,
 ) -> Iterator[Progress]:
-    """A live bar where there is a terminal, elsewhere plain lines.
+    """A live bar where there is a terminal that can move its cursor, elsewhere plain lines.
 
     Args:
       title: e.g. "distill, round 2".
@@ -55,8 +55,7 @@ def make_progress(
     stream = sys.stderr if stream is None else stream
     if not shown:
         yield NoProgress()
-    elif stream.isatty():
-        console = Console(file=stream)
+    elif stream.isatty() and (console := Console(file=stream)).is_interactive:
         # On a narrow terminal steps and times keep their widths, and the title has what they leave.
         columns = [
             _Title(console),

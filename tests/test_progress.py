@@ -15,6 +15,21 @@ class Terminal(io.StringIO):
         return True
 
 
+@pytest.fixture(autouse=True)
+def _able_terminal(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+
+
+def test_plain_lines_where_the_terminal_cannot_move_its_cursor(monkeypatch):
+    """A bar showed nothing until its end there. Oracle: a line for each of the steps, as in a log."""
+    monkeypatch.setenv("TERM", "dumb")
+    stream = Terminal()
+    with make_progress("teacher", 2, stream=stream, interval=0.0) as progress:
+        for step in (1, 2):
+            progress.update(step, {"loss": 2.0})
+            assert len(stream.getvalue().splitlines()) == step
+
+
 def test_plain_lines_where_there_is_no_terminal():
     stream = io.StringIO()
     with make_progress("teacher", 10, stream=stream, interval=0.0) as progress:

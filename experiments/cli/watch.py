@@ -55,7 +55,7 @@ def watch(
                 Group(frame(tokens, before, tokenizer), Text(line, MASKED), ""), refresh=True
             )
             before = tokens
-            if console.is_terminal:
+            if console.is_interactive:
                 time.sleep(max(0.0, pause - (time.monotonic() - began)))
         text = finish(np.asarray(state.x))[row]
         live.update(Group(frame(text, text, tokenizer), Text(line, MASKED), ""), refresh=True)
