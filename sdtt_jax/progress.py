@@ -233,7 +233,7 @@ def track_text(
 
 
 def _text(values: Values) -> str:
-    parts = [f"loss {values['loss']:.4f}"] if "loss" in values else []
+    parts = [f"loss {values['loss']:#.5g}"] if "loss" in values else []
     if "tokens_per_second" in values:
         parts.append(f"{values['tokens_per_second']:,.0f} tokens/s")
     if "data_wait" in values:

@@ -43,6 +43,14 @@ def test_plain_lines_where_there_is_no_terminal():
     assert line.endswith(" left")
 
 
+def test_a_small_loss_is_not_shown_as_none():
+    """Divergences of a round may be far below 0.0001, and were 0.0000. Oracle: the loss that was given."""
+    stream = io.StringIO()
+    with make_progress("distill", 1, stream=stream) as progress:
+        progress.update(1, {"loss": 1.23456e-05})
+    assert "loss 1.2346e-05," in stream.getvalue()
+
+
 def test_lines_keep_their_distance_but_the_last_step_is_always_there():
     stream = io.StringIO()
     with make_progress("judge", 5, stream=stream, interval=1000.0) as progress:
