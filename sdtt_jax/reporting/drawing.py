@@ -31,9 +31,10 @@ STYLES = {
     "tick": Style(fill="muted", size=12),
     "axis": Style(fill="muted", size=12),
     "note": Style(fill="muted", size=12),
-    "label": Style(fill="own", size=13, weight=550, ink=0.2),
+    # So much ink makes words in the palest colour legible: a contrast of 4.5.
+    "label": Style(fill="own", size=13, weight=550, ink=0.4),
     "value": Style(fill="ink", size=13, weight=600),
-    "result": Style(fill="own", size=13, weight=600),
+    "result": Style(fill="own", size=13, weight=600, ink=0.4),
     "grid": Style(stroke="grid"),
     "zero": Style(stroke="muted"),
     "baseline": Style(stroke="muted"),
