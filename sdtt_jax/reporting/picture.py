@@ -74,7 +74,9 @@ def write_frontier(evaluations: Sequence[Evaluation], path: Path | str) -> Path 
     if not panels:
         return None
     rows = [panels[start : start + 2] for start in range(0, len(panels), 2)]
-    return _write(rows, (560, 560), 400, path, len(evaluations))
+    # Of the evaluations, only those with such items have a colour: r1, r2, …
+    names = {s.colour for panel in panels for s in panel.series} - {"data"}
+    return _write(rows, (560, 560), 400, path, max(int(name[1:]) for name in names))
 
 
 def write_exact(record: Mapping[str, Any], path: Path | str) -> Path | None:

@@ -127,5 +127,14 @@ def test_an_odd_number_of_panels_leaves_a_place_free(tmp_path):
     assert path.read_text().count("Perplexity against entropy") == 3
 
 
+def test_evaluations_without_the_suite_do_not_make_the_others_pale(tmp_path):
+    """Beside a file of another suite the only model was drawn in the palest blue. Oracle: its own figure."""
+    one, others = evaluation("teacher", 1.0), [Evaluation(name, {}) for name in ("a", "b")]
+    alone, beside = tmp_path / "alone.svg", tmp_path / "beside.svg"
+    write_frontier([one], alone)
+    write_frontier([*others, one], beside)
+    assert alone.read_text() == beside.read_text()
+
+
 def test_without_the_suite_there_is_no_figure():
     assert frontier_panels([]) == []
