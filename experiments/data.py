@@ -17,6 +17,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from absl import flags
+from rich.text import Text
 
 from experiments.cli import app
 from experiments.cli.overrides import define_config_file, source_of, with_corpus
@@ -107,9 +108,8 @@ def _inspect() -> None:
             console.print(rich_table(head, rows, right={*head} - {"", "text"}, **style))
     for name, split in found["splits"].items():
         for text in split["texts"]:
-            console.print(name, style="bold", end=" ")
             shown = text[:SHOWN] + " …" * (len(text) > SHOWN)
-            console.print(shown, highlight=False)
+            console.print(Text.assemble((f"{name}:", "bold"), " ", shown), soft_wrap=True)
     print(f"digests of the shards: {found['digests']}")
     if output is not None and output.suffix == ".json":
         write_json(output, found)

@@ -2,8 +2,10 @@
 
 import collections
 import dataclasses
+import html
 import itertools
 import json
+import re
 import shutil
 
 import numpy as np
@@ -157,6 +159,8 @@ def test_the_command_prepares_a_run_and_looks_at_it(tmp_path, write_jsonl, chapt
     assert "digests of the shards: equal" in said
     assert "documents" in said
     assert "<h2" in page.read_text("utf-8")
+    record = re.search(r"<blockquote>(.*?)</blockquote>", page.read_text("utf-8"), re.S)[1]
+    assert f"train: {html.unescape(record)}\n" in said
 
 
 def test_two_corpora_are_refused():
