@@ -175,8 +175,9 @@ class LineProgress:
 
 def shortened(text: str, letters: int) -> str:
     """A text of so many letters at most, without its middle: names often differ at their ends."""
-    head, tail = text[: max(letters, 3) // 2], text[len(text) - (max(letters, 3) - 1) // 2 :]
-    return text if len(text) <= letters else f"{head}…{tail}"
+    letters = max(letters, 3)
+    head = letters // 2 + letters // 10  # so many of 15 letters hold "round_01"
+    return text if len(text) <= letters else f"{text[:head]}…{text[head + 1 - letters :]}"
 
 
 def say_stopping() -> None:

@@ -26,12 +26,18 @@ VALUE, NAME_AND_VALUE = 60.0, 190.0
 
 
 def draw_panel(panel: Panel, width: float, height: float) -> Drawing:
-    """Draws a panel; width and height are those of the whole, in pixels."""
+    """Draws a panel; width and height are those of the whole, in pixels.
+
+    It is higher if its labels, or more than a line of small print, need that.
+    """
     # Room for the labels of the series, at most two fifths of the width.
     longest = max(len(s.label) for s in panel.series)
     right = width - (min(20 + LETTER * longest, 0.4 * width) if longest else 10)
     notes = textwrap.wrap(panel.note, int(width / SMALL_LETTER))
-    top, bottom = TOP + 18 * len(notes), height - (42 if panel.x.label else 24)
+    top, below = TOP + 18 * len(notes), 42 if panel.x.label else 24
+    labels = LABEL_GAP * sum(bool(s.label) for s in panel.series)
+    height = max(height + 18 * max(0, len(notes) - 1), top + labels + below)
+    bottom = height - below
     inset = 12 if any(s.marker for s in panel.series) else 0
     values = [v for s in panel.series for v in (*s.y, *s.low, *s.high)] + [*panel.y.reaches]
     y = Scale(*padded(values, log=panel.y.log), bottom, top, panel.y.log)

@@ -109,17 +109,21 @@ def _write(
         for row in rows
     ]
     width = max(sum(d.width + GAP for d in row) for row in drawn) - GAP + 2 * EDGE
-    whole = len(drawn) * (height + GAP) - GAP + 2 * EDGE
+    heights = [max(d.height for d in row) for row in drawn]
+    whole = sum(heights) + GAP * (len(drawn) - 1) + 2 * EDGE
     figure = Figure(figsize=(width / INCH, whole / INCH), facecolor=LIGHT["page"])
     FigureCanvasAgg(figure)
-    for index, row in enumerate(drawn):
-        left, bottom = EDGE, whole - EDGE - height - index * (height + GAP)
+    top = whole - EDGE
+    for row, high in zip(drawn, heights, strict=True):
+        left = EDGE
         for drawing in row:
-            place = (left / width, bottom / whole, drawing.width / width, height / whole)
+            bottom = (top - drawing.height) / whole
+            place = (left / width, bottom, drawing.width / width, drawing.height / whole)
             axes = figure.add_axes(place, xlim=(0, drawing.width), ylim=(drawing.height, 0))
             axes.set_axis_off()
             _paint(axes, drawing, colours(LIGHT, rounds))
             left += drawing.width + GAP
+        top -= high + GAP
     path = as_path(file)
     path.parent.mkdir(parents=True, exist_ok=True)
     # Without a fixed salt, or with a date, two SVGs of the same panels would differ.

@@ -69,9 +69,24 @@ def test_a_label_that_does_not_fit_loses_its_middle():
     """On a phone it stuck out of the page. Oracle: letters of 7 pixels, more than they are wide."""
     series = Series("round_02, entropy-bounded", "r1", (1.0, 2.0), (1.0, 1.0))
     (label,) = marks(draw_panel(panel(series), 344, 280), "label")
-    assert label.text.startswith("round_0")
-    assert label.text.endswith("bounded")
+    assert label.text.startswith("round_02")
+    assert label.text.endswith("ounded")
     assert label.x + 7 * len(label.text) <= 344
+
+
+def test_labels_that_are_many_make_the_figure_higher_and_differ():
+    """24 of them stood in the next figure on a phone, as "round_0…hitting". Oracle: places, and the names."""
+    names = [
+        f"round_{n:02d}, {mode}" for n in range(1, 9) for mode in ("grid", "first-hitting", "remdm")
+    ]
+    every = [Series(name, "r1", (1.0, 2.0), (3.0, 4.0 + at)) for at, name in enumerate(names)]
+    for width in (344, 720):
+        drawn = draw_panel(panel(*every), width, 320)
+        labels = [mark for mark in drawn.marks if mark.style == "label"]
+        assert len({label.text for label in labels}) == len(names)
+        places = sorted(label.y for label in labels)
+        assert 0 < places[0] < places[-1] < drawn.height - 30
+        assert min(b - a for a, b in itertools.pairwise(places)) >= 15.9
 
 
 def test_labels_of_the_vertical_axis_have_room():
