@@ -54,7 +54,9 @@ class _Table(Table):
             + BORDER
             for column, below in zip(self.columns, cells, strict=True)
         ]
-        repeated = _telling(list(zip(*cells, strict=True)), len(cells))
+        rows, every = list(zip(*cells, strict=True)), range(1, len(wide))
+        telling = (n for n in every if len({row[:n] for row in rows}) == len(rows))
+        repeated = next(telling, min(2, len(wide)))
         left = width // 2 if repeated < len(wide) else width
         for done, index in enumerate(sorted(range(repeated), key=wide.__getitem__)):
             wide[index] = min(wide[index], left // (repeated - done))
@@ -75,10 +77,3 @@ class _Table(Table):
             for column, limit in zip(part.columns, wide[:repeated], strict=False):
                 column.max_width = limit - BORDER
             yield from Table.__rich_console__(part, console, options)
-
-
-def _telling(rows: Sequence[Sequence[Any]], num_columns: int) -> int:
-    """How many columns tell the rows apart, from the first one on; two if none do."""
-    every = range(1, num_columns)
-    found = (n for n in every if len({tuple(row[:n]) for row in rows}) == len(rows))
-    return next(found, min(2, num_columns))

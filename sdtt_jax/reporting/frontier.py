@@ -47,24 +47,24 @@ def frontier_panels(
     spans = {name: _span(points, name) for name in ("gen_ppl", "entropy")}
     panels = []
     for steps in numbers:
-        upright = _real_texts(
-            [(name, item["entropy"]) for name, _, item in at[steps]], spans["gen_ppl"]
-        )
         lines = [
             (_series("" if alone else name + by, item, modes, colours.get(name, "accent")), item)
             for name, by, item in at[steps]
         ]
         far = [f"{s.label} ({_where(item)})" for s, item in lines if item not in near[steps]]
         shown = [(s, item) for s, item in lines if item in near[steps]]
+        targets = [(name, i["entropy"]) for name, _, i in at[steps] if i in near[steps]]
+        upright = _real_texts(targets, spans["gen_ppl"])
+        note = f"{FAR_NOTE}: {'; '.join(far)}" * bool(far)
         panels.append(
             Panel(
                 title=f"Perplexity against entropy, {steps_text(steps)}",
                 description=f"Generative perplexity against entropy by temperature, {steps_text(steps)}; the "
-                "entropy of real text is a vertical line",
+                f"entropy of real text is a vertical line. {note}".rstrip(". "),
                 x=Axis("entropy, nats", reaches=(*spans["entropy"], *(s.x[0] for s in upright))),
                 y=Axis(log=True, reaches=spans["gen_ppl"]),
                 series=(*(s for s, _ in shown), *upright),
-                note=f"{FAR_NOTE}: {'; '.join(far)}" * bool(far),
+                note=note,
                 tips=tuple(_tip(s, point) for s, item in shown for point in _points(item)),
             )
         )
@@ -74,11 +74,8 @@ def frontier_panels(
 def _near(items: Sequence[Item]) -> list[Item]:
     """The items without those too far off, from real text in entropy or from the middle in perplexity."""
     places = [np.array([(p["entropy"], np.log(p["gen_ppl"])) for p in _points(i)]) for i in items]
-    targets, middle = [i["entropy"] for i in items], np.median(np.concatenate(places)[:, 1])
-    away = [
-        np.stack([abs(x[:, None] - targets).min(1), abs(y - middle)], axis=1)
-        for x, y in (each.T for each in places)
-    ]
+    middle = np.median(np.concatenate(places)[:, 1])
+    away = [abs(x - (i["entropy"], middle)) for i, x in zip(items, places, strict=True)]
     usual = np.quantile([each.max(0) for each in away], 0.5, axis=0, method="lower")
     limits = np.maximum(FAR_NATS, FAR_TIMES * usual)
     found = [i for i, each in zip(items, away, strict=True) if (each.min(0) <= limits).all()]

@@ -109,13 +109,12 @@ def _write(
         for row in rows
     ]
     width = max(sum(d.width + GAP for d in row) for row in drawn) - GAP + 2 * EDGE
-    heights = [max(d.height for d in row) for row in drawn]
-    whole = sum(heights) + GAP * (len(drawn) - 1) + 2 * EDGE
+    height = max(d.height for row in drawn for d in row)
+    whole = len(drawn) * (height + GAP) - GAP + 2 * EDGE
     figure = Figure(figsize=(width / INCH, whole / INCH), facecolor=LIGHT["page"])
     FigureCanvasAgg(figure)
-    top = whole - EDGE
-    for row, high in zip(drawn, heights, strict=True):
-        left = EDGE
+    for index, row in enumerate(drawn):
+        left, top = EDGE, whole - EDGE - index * (height + GAP)
         for drawing in row:
             bottom = (top - drawing.height) / whole
             place = (left / width, bottom, drawing.width / width, drawing.height / whole)
@@ -123,7 +122,6 @@ def _write(
             axes.set_axis_off()
             _paint(axes, drawing, colours(LIGHT, rounds))
             left += drawing.width + GAP
-        top -= high + GAP
     path = as_path(file)
     path.parent.mkdir(parents=True, exist_ok=True)
     # Without a fixed salt, or with a date, two SVGs of the same panels would differ.

@@ -73,14 +73,14 @@ def test_lines_of_different_judges_say_so():
 def test_models_at_the_entropies_of_different_real_texts_have_each_its_upright_line():
     other = Evaluation("other", dict(EVALUATIONS[0].items))
     for name, each in other.items.items():
-        other.items[name] = each | {"entropy": 5.2}
+        other.items[name] = each | {"entropy": 2.9}
     for panel in frontier_panels([*EVALUATIONS, other]):
         lines = {s.label: s.x for s in panel.series if s.colour == "data"}
         assert lines == {
             "real text of teacher, round_01": (2.59, 2.59),
-            "real text of other": (5.2, 5.2),
+            "real text of other": (2.9, 2.9),
         }
-        assert max(panel.x.reaches) == 5.2
+        assert max(panel.x.reaches) == 2.9
         assert draw_panel(panel, 720, 400)
 
 
@@ -102,6 +102,7 @@ def test_lines_far_off_are_named_and_do_not_squeeze_the_others():
         "Too far off to draw (perplexity at entropy): blocks (2.00 at 1.10); skeleton (4\u202f000 at 2.58)"
     )
     assert len(four.tips) == len(alone.tips)
+    assert four.description == f"{alone.description}. {four.note}"
     for width, lines in ((720, 1), (344, 2)):  # the small print keeps within the figure
         notes = [m.text for m in draw_panel(four, width, 320).marks if m.style == "note"]
         assert (len(notes), " ".join(notes)) == (lines, four.note)
