@@ -6,6 +6,7 @@ A remote path is an `epath.Path`, which has pathlib's methods; this module hides
 import codecs
 import contextlib
 import errno
+import glob
 import importlib.util
 import json
 import os
@@ -13,13 +14,15 @@ import secrets
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, cast
 
 from etils import epath
 
 from sdtt_jax.errors import ConfigError, DataError, UserError
+from sdtt_jax.locks import lock, locked
 
 PathLike = str | os.PathLike[str]
 # Scheme of a remote path -> what epath needs to reach it, and our extra that installs it.
@@ -172,6 +175,7 @@ def written_whole(path: PathLike) -> Iterator[Path]:
     On a disk it is renamed from the same folder, so readers see the whole old or the whole new file, even
     after a crash. Into a bucket it is uploaded. A device, a pipe or a file in a read-only folder is
     overwritten. A symbolic link stays one. The permissions follow from the umask, whatever the block sets.
+    What a killed process has left of the same file is removed.
 
     Raises:
       DataError: as `refuse_dangling`, but for a link to a file that does not exist yet.
@@ -186,7 +190,9 @@ def written_whole(path: PathLike) -> Iterator[Path]:
         if in_place:
             partial = Path(stack.enter_context(tempfile.TemporaryDirectory())) / name
         else:
+            _remove_left(path)
             partial = path.with_name(name)
+            stack.enter_context(locked(partial))
         try:
             with with_path_in_errors(path):
                 # An empty file gets the mode of the umask and the folder; a process cannot read its umask
@@ -212,6 +218,15 @@ def written_whole(path: PathLike) -> Iterator[Path]:
                         _copy(partial, path)
         finally:
             partial.unlink(missing_ok=True)
+
+
+def _remove_left(path: Path) -> None:
+    """Removes the temporary files of processes that were killed while they wrote `path`."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 8}"):
+        with contextlib.suppress(OSError), left.open("r+b") as file:
+            # Young ones stay too: a library may put a new file in place of the one that its writer locked.
+            if left.stat().st_mtime < time.time() - 10 and lock(file, wait=False):
+                left.unlink()
 
 
 def _copy(file: Path, to: Path) -> None:
@@ -247,23 +262,6 @@ def file_lock(path: PathLike) -> Iterator[None]:
             yield
         finally:
             lock.unlink(missing_ok=True)
-
-
-def locked(path: Path) -> BinaryIO:
-    """Makes a local file, if there is none, and locks it until it is closed; waits for another who has it."""
-    while True:
-        handle = path.open("ab")
-        try:
-            import fcntl  # not on Windows
-
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        except (ImportError, OSError):
-            return handle
-        # Whoever had it before removed the file at the end; then others lock a new one of the same name.
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(handle.fileno()), path.stat()):
-                return handle
-        handle.close()
 
 
 def write_text(path: PathLike, content: str) -> None:

@@ -6,7 +6,9 @@ import gzip
 import json
 import lzma
 import os
+import subprocess
 import sys
+import time
 
 import pytest
 
@@ -238,6 +240,32 @@ def test_two_that_write_one_file_leave_one_of_theirs(tmp_path):
         list(pool.map(write, (1, 2)))
     assert all(found in ({1}, {2}) for found in seen)
     assert [entry.name for entry in tmp_path.iterdir()] == ["x.json"]
+
+
+KILLED = """
+import os, sys
+from sdtt_jax.paths import written_whole
+with written_whole(sys.argv[1]) as file:
+    file.write_text("half")
+    os._exit(9)
+"""
+
+
+def test_what_a_killed_writer_left_goes_and_what_another_writes_stays(tmp_path):
+    """Each `kill -9` left a hidden file, as large as what was written. Oracle: who is still writing."""
+    path = tmp_path / "x[1].json"
+    subprocess.run([sys.executable, "-c", KILLED, path], check=False)
+    [left] = tmp_path.iterdir()
+    mine = tmp_path / ".x[1].json.mine"
+    with written_whole(path) as alive:
+        mine.touch()
+        for old in (left, alive, mine):
+            os.utime(old, (time.time() - 60,) * 2)
+        write_json(path, 1)
+        assert sorted(tmp_path.iterdir()) == sorted([alive, mine, path])
+        alive.write_text("2")
+    assert sorted(tmp_path.iterdir()) == [mine, path]
+    assert read_json(path) == 2
 
 
 def test_of_those_that_read_a_file_and_write_it_again_none_is_forgotten(tmp_path):

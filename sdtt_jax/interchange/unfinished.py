@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sdtt_jax.errors import ConfigError
-from sdtt_jax.paths import PathLike, locked, remove_tree, resolve_links, with_path_in_errors
+from sdtt_jax.locks import locked
+from sdtt_jax.paths import PathLike, remove_tree, resolve_links, with_path_in_errors
 
 # What `filled_whole` writes first into a folder, and removes last.
 UNFINISHED = ".unfinished-export"

@@ -9,7 +9,7 @@ import pytest
 
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.interchange.unfinished import UNFINISHED, filled_whole, require_empty
-from sdtt_jax.paths import locked
+from sdtt_jax.locks import locked
 
 KILLED = """
 import os, sys, pathlib
