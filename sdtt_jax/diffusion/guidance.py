@@ -8,12 +8,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
 
 from sdtt_jax.config import require
 from sdtt_jax.diffusion.decoders import Mode
 from sdtt_jax.diffusion.decoders.blocks import Blocks
 from sdtt_jax.diffusion.denoiser import ForOneBatch, MaskedDiffusion
+from sdtt_jax.ops.values import extremes
 from sdtt_jax.typing import Hidden, Params, PerSequence, Positions, Tokens
 
 
@@ -56,11 +56,10 @@ def check_guided(scale: float, mode: Mode) -> None:
     )
 
 
-def check_given(scale: float, x_init: ArrayLike, mask_id: int) -> None:
+def check_given(scale: float, x_init: Tokens, mask_id: int) -> None:
     """Raises `ConfigError` for guidance without any given token, unless `x_init` is traced."""
-    known = scale != 0 and not isinstance(x_init, jax.core.Tracer)
     require(
-        not known or bool((jnp.asarray(x_init) != mask_id).any()),
+        scale == 0 or extremes(x_init) != (mask_id, mask_id),
         f"guidance={scale:g} needs given text; give a prompt or an infill, or set guidance=0.",
     )
 

@@ -135,7 +135,7 @@ class CausalModel(Loaded):
         ids = np.concatenate([[tokenizer.bos_id], text, mark])
         prompts = np.tile(ids.astype(np.int32), (num_samples, 1))
         batches = self.batches(key, prompts, num_tokens, batch_size, **filters)
-        return jnp.asarray(np.concatenate([write().tokens for write in batches])[:, 1:])
+        return jax.device_put(np.concatenate([write().tokens for write in batches])[:, 1:])
 
     def batches(
         self,
@@ -164,7 +164,7 @@ class CausalModel(Loaded):
             tokens = generate(
                 self.network, params, draw, prompt, num_tokens, self.sequences, **filters
             )
-            return Written(tokens, jnp.full(len(prompt), num_tokens, jnp.int32))
+            return Written(tokens, np.full(len(prompt), num_tokens, np.int32))
 
         return batched(write, self.params, prompts, batch_size)
 

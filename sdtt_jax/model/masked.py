@@ -35,7 +35,7 @@ from sdtt_jax.model.learnt import with_stored_schedule
 from sdtt_jax.model.prompts import Texts, cut_at_eos, given_batch, with_length
 from sdtt_jax.networks import Denoiser, DenoiserConfig
 from sdtt_jax.ops.categorical import NEG_INFINITY
-from sdtt_jax.ops.sequences import Sequences, arrange, arrangement_of
+from sdtt_jax.ops.sequences import Sequences, arrange
 from sdtt_jax.ops.tokens import as_ids, as_rows
 from sdtt_jax.ops.values import check_numbers
 from sdtt_jax.parallel.processes import to_host
@@ -290,8 +290,8 @@ class Model(Loaded):
         """
         key, rows, config, other = self._asked(key, x_init, config, helper)
         x_init = self.placed(rows)
-        model = self.diffusion.within(arrangement_of(x_init, self.sequences))
-        begin = first_state(model, self.params, x_init, config, other)
+        with self.on_mesh():
+            begin = _begin(self.diffusion, self.params, x_init, config, self.sequences, other)
         return self._states(key, begin, config, other)
 
     def _states(
@@ -309,7 +309,7 @@ class Model(Loaded):
         yield state
         for index in range(config.num_steps + 1):
             with self.on_mesh():
-                now = state, jnp.int32(index), config, self.sequences, helper
+                now = state, jax.device_put(np.int32(index)), config, self.sequences, helper
                 state = _take_step(self.diffusion, self.params, (plan, x_init), *now)
             yield state
 
@@ -390,5 +390,11 @@ def _take_step(
     return take_step(diffusion, params, plan, state, index, config, helper)
 
 
+_begin = jax.jit(
+    lambda diffusion, params, x_init, config, sequences, helper: first_state(
+        diffusion.within(arrange(x_init, sequences)), params, x_init, config, helper
+    ),
+    static_argnames=("diffusion", "config", "sequences"),
+)
 _plan = jax.jit(plan_generation, static_argnames=("diffusion", "config"))
 _prepared = jax.jit(with_prepared_noise, static_argnames="diffusion")

@@ -38,6 +38,16 @@ def judge(run):
     return sdtt_jax.load(run / "judge")
 
 
+def test_methods_transfer_nothing_by_accident(judge):
+    """`jax_transfer_guard` stopped `sample`. Oracle: JAX's guard."""
+    key, tokens = jax.random.key(0), np.zeros((2, 12), np.int32)
+    for guard in ("allow", "disallow"):
+        with jax.transfer_guard(guard):
+            judge.log_probs(tokens)
+            judge.score(tokens)
+            judge.sample(key, 2, 4, "in", temperature=0.5)
+
+
 def test_golden_values_of_the_causal_baseline(golden):
     model = sdtt_jax.load(golden / "reference_tiny" / "ar_hub.safetensors")
     assert isinstance(model, CausalModel)

@@ -381,6 +381,7 @@ def test_methods_transfer_nothing_by_accident(model):
             model.score(tokens, key, num_samples=2)
             model.sample(key, 2, 4, "in", temperature=0.5)
             model.denoise(key, model.prior(2), SamplerConfig(2))
+            list(model.states(key, model.prior(2, "in"), SamplerConfig(4, guidance=1.0)))
 
 
 @pytest.mark.parametrize("transform", [jax.jit, lambda f: lambda x: jax.vmap(f)(x[None])[0]])
