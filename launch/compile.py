@@ -66,7 +66,9 @@ def main(argv: Sequence[str]) -> None:
     for kind in asked:
         choose("--programs", kind, ALL)
     if _SEARCH.value:
+        mesh_flags = [name for name in flags.FLAGS if name.startswith("config.mesh.")]
         refuse("--search finds the batch per chip", "batch_per_chip")
+        refuse("--search finds the mesh", *mesh_flags)
     else:
         refuse("Nothing is searched without --search", "search_seconds")
     config = run_config(_CONFIG.value)

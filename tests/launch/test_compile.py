@@ -90,6 +90,10 @@ def test_the_causal_model_that_the_sampler_races_against(tmp_path):
             ["--search", "--batch_per_chip=2"],
             "--search finds the batch per chip, so --batch_per_chip",
         ),
+        (
+            ["--search", "--config.mesh.fsdp=2"],
+            "--search finds the mesh, so --config.mesh.fsdp would",
+        ),
         (["--search_seconds=1"], "Nothing is searched without --search, so --search_seconds would"),
     ],
 )
