@@ -91,6 +91,11 @@ def main(argv: Sequence[str]) -> None:
                 f"mode={mode} needs another model, which --suite=sample does not have; take --suite=race "
                 f"--modes={mode}.",
             )
+            require(
+                suite == "race" or not (plan.coupled and parsed.decoder.step and mode == plan.mode),
+                f"mode={mode} makes calls without noise, but the student of --coupled sees noise; leave one "
+                "of the two out.",
+            )
     if "data" in plan.suite:
         find_corpus(config.data.corpus)
     if {"teacher", "demo"} & set(plan.suite):
