@@ -85,8 +85,8 @@ fields.show_in_help("mesh", "distributed", "compilation_cache")
 def evaluate(subject: Subject, suites: Sequence[str], path: Path) -> None:
     """Runs suites in the order of `SUITES`, and writes their results to a file."""
     for name in suites:
-        # The suite "schedule" runs before "latency", and may learn what that is to time.
-        if name != "latency" or "schedule" not in suites:
+        # The suite "schedule" runs before these, and may learn what they use.
+        if name not in ("budget", "latency") or "schedule" not in suites:
             SUITES[name].check(subject)
     log = stopwatch() if processes.is_first() else (lambda _: None)
     record = Record(path, subject.model.identity, log)

@@ -6,22 +6,25 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from sdtt_jax.config import require, to_mapping
 from sdtt_jax.diffusion.decoders import parse_mode
-from sdtt_jax.diffusion.decoders.serving import check_served
-from sdtt_jax.diffusion.denoiser import innermost
-from sdtt_jax.diffusion.sampler import SamplerConfig
+from sdtt_jax.diffusion.decoders.base import Helper
+from sdtt_jax.diffusion.sampler import SamplerConfig, SamplerState, first_state
 from sdtt_jax.errors import CheckpointError, ConfigError
 from sdtt_jax.evaluation.record import Json, digest_of
 from sdtt_jax.evaluation.settings import Settings
 from sdtt_jax.interchange.load import load
 from sdtt_jax.keys import unusual_generator
+from sdtt_jax.model.base import as_helper_of
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.learnt import with_stored_schedule
 from sdtt_jax.model.masked import Model
+from sdtt_jax.ops.sequences import arrange
+from sdtt_jax.typing import Params, Tokens
 
 OWN = "own"
 NONE = "none"
@@ -102,14 +105,27 @@ class Subject:
         for mode in modes or (self.settings.mode,):
             at = dataclasses.replace(self, settings=dataclasses.replace(self.settings, mode=mode))
             for num_steps in steps:
-                config, *_ = at.sampler(self.model, num_steps, given=False)
-                network = innermost(self.model.denoiser)
-                check_served(parse_mode(config.mode), network, num_steps, self.length)
+                config, helper, _ = at.sampler(self.model, num_steps, given=False)
+                check_writes(self.model, config, helper, self.length)
 
     @property
     def causal(self) -> CausalModel | None:
         """The causal model: the evaluated one if it is causal, else the baseline."""
         return self.model if isinstance(self.model, CausalModel) else self.baseline
+
+
+def check_writes(
+    model: Model, config: SamplerConfig, helper: Model | CausalModel | None, length: int
+) -> None:
+    """Raises the `ConfigError` with which writing texts of so many tokens would end, but computes nothing."""
+
+    def begin(params: Params, x: Tokens, helper: Helper | None) -> SamplerState:
+        diffusion = model.diffusion.within(arrange(x, model.sequences))
+        return first_state(diffusion, params, x, config, helper)
+
+    with model.on_mesh():
+        x = np.zeros((1, length), np.int32)
+        jax.eval_shape(begin, model.params, x, as_helper_of(helper, model))
 
 
 def load_subject(

@@ -309,6 +309,10 @@ def test_a_judge_that_was_asked_for_and_is_not_there_is_missed_aloud(
         ("judge", {"texts": __file__}, False, "needs a --judge and --texts"),
         ("judge", {"texts": __file__}, True, "line 1 is not JSON"),
         ("lambada", {"task_file": __file__}, False, "no tokenizer"),
+        ("generation", {"mode": "blocks:length=5"}, False, "blocks of 5 do not divide 12 tokens"),
+        ("generation", {"mode": "energy"}, False, "mode=energy needs another model"),
+        ("generation", {"mode": "learnt", "num_steps": (4,)}, False, "of 4 calls is not stored"),
+        ("generation", {"num_prompts": 1, "prompt_tokens": 8}, False, "add up to 58, but"),
         (
             "latency",
             {"mode": "blocks:length=6", "num_steps": (4,), "latency_steps": (3,)},
@@ -327,9 +331,10 @@ def test_what_a_later_suite_cannot_measure_is_refused_before_the_first_one_runs(
     else:
         denoiser = Denoiser(DenoiserConfig(9, cond_dim=8, **sizes))
         model = as_model(denoiser, noisy_params(denoiser, 0))
-    first = SUITES["generation"]._replace(run=lambda *_: pytest.fail("a suite has run"))
-    monkeypatch.setitem(SUITES, "generation", first)
+    nothing = {"run": lambda *_: pytest.fail("a suite has run"), "check": lambda _: None}
+    first = {"first": SUITES["generation"]._replace(**nothing)}
+    monkeypatch.setattr("experiments.evaluate.SUITES", first | SUITES)
     subject = Subject(model, Settings(**settings), judge=model if causal else None)
     with pytest.raises(UserError, match=said):
-        evaluate(subject, ["generation", suite], tmp_path / "x.json")
+        evaluate(subject, ["first", suite], tmp_path / "x.json")
     assert not any(tmp_path.iterdir())

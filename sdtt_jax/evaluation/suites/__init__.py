@@ -68,6 +68,7 @@ SUITES: dict[str, Suite] = {
             ReportTable("Generated texts", "generation/unconditional", TEXTS),
             ReportTable("Continued prompts", "generation/prompted", TEXTS),
         ),
+        check=generation.check,
     ),
     "judge": Suite(
         given.suite,

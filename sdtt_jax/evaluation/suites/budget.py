@@ -48,6 +48,7 @@ def check(subject: Subject) -> None:
         f"--suite=budget learns from {FEATURES} features of every other prompt and needs {2 * FEATURES + 1} "
         f"prompts, not {found}; give more with --num_prompts or --prompts.",
     )
+    generation.writers(subject, generation.setups(subject)[-1])
 
 
 def suite(subject: Subject, record: Record) -> None:

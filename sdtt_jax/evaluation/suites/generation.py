@@ -18,7 +18,7 @@ from sdtt_jax.evaluation.judge import (
 from sdtt_jax.evaluation.mauve import MauveConfig, mauve_score, text_features
 from sdtt_jax.evaluation.quality import quality
 from sdtt_jax.evaluation.record import Json, Record, digest_of
-from sdtt_jax.evaluation.subject import Subject
+from sdtt_jax.evaluation.subject import Subject, check_writes
 from sdtt_jax.evaluation.texts import held_out, held_out_name, openings
 from sdtt_jax.evaluation.unknown import log_unknown, unknown_tokens
 from sdtt_jax.keys import purpose_key
@@ -73,6 +73,12 @@ class Judged(NamedTuple):
     nfe: np.ndarray  # `[texts]`, network calls; NaN for real texts
     reading: ReadTexts  # the texts as the judge reads them
     scores: Scores | None  # None without a judge
+
+
+def check(subject: Subject) -> None:
+    """Raises an error for a subject that the suite cannot measure."""
+    for setup in setups(subject):
+        writers(subject, setup)
 
 
 def suite(subject: Subject, record: Record) -> None:
@@ -143,6 +149,7 @@ def writers(subject: Subject, setup: Setup) -> list[Writer]:
         x_init = np.pad(after_bos(model, setup.prompts), masked, constant_values=model.mask_id)
         for num_steps in settings.num_steps:
             config, helper, how = subject.sampler(model, num_steps, given=bool(setup.given))
+            check_writes(model, config, helper, x_init.shape[1])
             key = purpose_key(settings.seed, name, num_steps)
             batches = model.batches(key, x_init, config, settings.batch_size, helper)
             facts: Json = {"kind": "diffusion", "num_steps": num_steps}
