@@ -39,7 +39,7 @@ def render(spec: PodSpec) -> Files:
         infra=f"{cloud}/*/{spec.zone}" if spec.zone else cloud,
         accelerators=spec.slice.skypilot,
         runtime=spec.slice.chip.runtime,
-        extras="tpu,gcs" if tpu else "cuda,gcs",
+        extras="tpu,gcs,smollm2" if tpu else "cuda,gcs,smollm2",
         port=COORDINATOR_PORT,
         command=spec.shell_command,
     )

