@@ -36,9 +36,8 @@ def check_run(options: Sequence[str], slice_: Accelerator, slices: int) -> None:
     stages = chosen_stages(values)
     config = run_config(values.config)
     try:
-        # Nodes of GPUs may be one slice to JAX.
-        connected = slices if slice_.chip.kind == "tpu" else 1
-        mesh = abstract_mesh(config.mesh, slices * slice_.chips, connected)
+        # JAX counts each node of GPUs as a slice too (`BuildGlobalTopology` of XLA: one for each boot id).
+        mesh = abstract_mesh(config.mesh, slices * slice_.chips, slices)
         check_devices(config, stages if values.replay is None else (), mesh)
     except ConfigError as error:
         several = f" × {slices}" if slices > 1 else ""

@@ -66,6 +66,8 @@ MODEL = "--config.mesh.model="
         ("v6e-16", 1, ["--config.mesh.fsdp=3"], "mesh.fsdp=3 does not divide the 16 devices"),
         ("v6e-16", 1, ["--config.mesh.data=7"], "mesh.data=7 times"),
         ("v6e-16", 2, ["--config.mesh.data=1", "--config.mesh.fsdp=1", f"{MODEL}32"], "2 slices"),
+        # The processes' kernels tell JAX the nodes of GPUs apart; each is a slice to it.
+        ("h100", 4, ["--config.mesh.data=2", "--config.mesh.fsdp=2", f"{MODEL}8"], "4 slices"),
         ("v6e-16", 1, [f"{MODEL}8"], "network of config.teacher: .* size 12 cannot"),
         (
             "v6e-16",
