@@ -7,7 +7,6 @@ from typing import Any
 from experiments.distillers import SEE_NOISE, stage_of
 from experiments.settings import RunConfig
 from experiments.stages.objective import Networks
-from sdtt_jax.errors import ConfigError
 from sdtt_jax.interchange.adapters import network_shardings
 from sdtt_jax.networks.config import VOCAB_MULTIPLE
 from sdtt_jax.parallel.mesh import check_batch_size
@@ -46,10 +45,7 @@ def check_split(run: Networks, sections: Iterable[str], mesh: Any) -> None:
         elif section in SEE_NOISE:
             found = {section: run.mixture if section == "mixture" else run.coupled}
         for name, network in found.items():
-            try:
-                network_shardings(network, mesh)
-            except ConfigError as error:
-                raise ConfigError(f"The network of config.{name}: {error}") from None
+            network_shardings(network, mesh, name=f"The network of config.{name}")
 
 
 def check_devices(config: RunConfig, stages: Sequence[str], mesh: Any) -> None:

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from sdtt_jax.checkpoints.store import load_params, stored_digest
 from sdtt_jax.config import from_mapping, to_mapping
-from sdtt_jax.errors import CheckpointError
+from sdtt_jax.errors import CheckpointError, ConfigError
 from sdtt_jax.networks.base import Network, abstract_params
 from sdtt_jax.networks.lora import LoraConfig, frozen, init_adapters, merged
 from sdtt_jax.parallel.mesh import RULES
@@ -46,13 +46,16 @@ def read_delivered(
         return from_mapping(LoraConfig, facts["lora"], "lora") if "lora" in facts else None
 
     params, facts = load_params(
-        folder, lambda facts: mesh and network_shardings(network_of(facts), mesh, lora_of(facts))
+        folder,
+        lambda facts: (
+            mesh and network_shardings(network_of(facts), mesh, lora_of(facts), str(folder))
+        ),
     )
     lora = lora_of(facts)
     if lora is None:
         return params, facts
     network = network_of(facts)
-    whole = None if mesh is None else network_shardings(network, mesh)
+    whole = None if mesh is None else network_shardings(network, mesh, name=str(folder))
     base, _ = load_params(_base_of(folder, facts["base"]), mesh and _spread(network, mesh))
 
     def joined(base: Params, adapters: Params) -> Params:
@@ -74,12 +77,21 @@ def read_base(folder: Path, network: Network, config: LoraConfig, mesh: Mesh) ->
     return jax.jit(cast, out_shardings=network_shardings(network, mesh))(base)
 
 
-def network_shardings(network: Network, mesh: Mesh, lora: LoraConfig | None = None) -> Tree:
-    """Where a network's parameters, or the adapters of `lora`, lie on a mesh by the rules of training."""
-    if lora is None:
-        return tree_shardings(abstract_params(network), RULES, mesh)
-    adapters = jax.eval_shape(functools.partial(init_adapters, network, lora), jax.random.key(0))
-    return tree_shardings(adapters, RULES, mesh)
+def network_shardings(
+    network: Network, mesh: Mesh, lora: LoraConfig | None = None, name: str = "The network"
+) -> Tree:
+    """Where a network's parameters, or the adapters of `lora`, lie on a mesh by the rules of training.
+
+    Raises:
+      ConfigError: the mesh cannot split them; the message begins with the network's `name`.
+    """
+    made = abstract_params(network)
+    if lora is not None:
+        made = jax.eval_shape(functools.partial(init_adapters, network, lora), jax.random.key(0))
+    try:
+        return tree_shardings(made, RULES, mesh)
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from None
 
 
 def _spread(network: Network, mesh: Mesh) -> Tree:

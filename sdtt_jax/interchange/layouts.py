@@ -146,9 +146,9 @@ def placed_params(model: Published, network: Network, mesh: Mesh | None, name: s
 
     Raises:
       CheckpointError: as of `published_params`.
-      ConfigError: on all processes of the mesh: they have read different values.
+      ConfigError: the mesh cannot split the network; on all its processes: they have read different values.
     """
-    places = {} if mesh is None else flat_leaves(network_shardings(network, mesh))
+    places = {} if mesh is None else flat_leaves(network_shardings(network, mesh, name=name))
     several = mesh is not None and mesh.is_multi_process
     digests: dict[str, str] = {}
 

@@ -22,7 +22,7 @@ from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.networks import CausalConfig
 from sdtt_jax.networks.causal import CausalNetwork
 from sdtt_jax.ops.sequences import arrangement_of
-from sdtt_jax.parallel.mesh import MeshConfig, make_mesh
+from sdtt_jax.parallel.mesh import MeshConfig, abstract_mesh, make_mesh
 from tests.model.runs import random_params
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
@@ -78,6 +78,13 @@ def test_activations_in_half_precision_on_demand(golden):
     assert 0 < difference.max() < 0.1
     with pytest.raises(ConfigError, match="compute_dtype='float8'"):
         sdtt_jax.load(folder, compute_dtype="float8")
+
+
+def test_a_mesh_that_does_not_divide_a_model_is_said_with_the_model(golden, judge):
+    """Of model, judge, baseline and helper it was not said whose they are. Oracle: 2 and 4 heads."""
+    for path in (golden / "gpt2_tiny", judge.folder):
+        with pytest.raises(ConfigError, match=f"{path}.*: .* axis 'heads' .* split into 5"):
+            sdtt_jax.load(path, mesh=abstract_mesh(MeshConfig(model=5), 5))
 
 
 def test_parameters_go_straight_to_their_places_on_a_mesh(golden):
