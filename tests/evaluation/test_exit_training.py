@@ -187,6 +187,15 @@ def test_exits_need_text_of_their_own(model, text):  # noqa: F811
         SUITES["exits"].check(Subject(model, settings))
 
 
+def test_a_batch_that_the_devices_do_not_divide_is_refused_first(model, text, monkeypatch):  # noqa: F811
+    """It was refused when the suites before had run. Oracle: 4 texts on 3 devices."""
+    settings = Settings(held_out=text, exit_training_steps=1, exit_training_text=text, batch_size=4)
+    SUITES["exits"].check(Subject(model, settings))
+    monkeypatch.setattr(type(model), "mesh", mesh.abstract_mesh(mesh.MeshConfig(), 3))
+    with pytest.raises(ConfigError, match=r"batch_size=4 cannot be split .* nearest that can is 3"):
+        SUITES["exits"].check(Subject(model, settings))
+
+
 def test_a_threshold_for_other_lengths_is_measured_but_not_stored(model, text, tmp_path):  # noqa: F811
     """Texts are written at the model's own length, for which the promise would not be kept."""
     said = []

@@ -21,6 +21,7 @@ from sdtt_jax.keys import purpose_key
 from sdtt_jax.model.learnt import store_fitted
 from sdtt_jax.model.masked import Model
 from sdtt_jax.parallel import processes
+from sdtt_jax.parallel.mesh import check_batch_size
 
 
 def check(subject: Subject) -> None:
@@ -30,6 +31,8 @@ def check(subject: Subject) -> None:
     require_held_out(subject)
     if settings.exit_training_steps:
         training_texts(model, "exit_training_text", settings.exit_training_text, subject.data, 1)
+        if model.mesh is not None:
+            check_batch_size(settings.batch_size, model.mesh)
 
 
 def suite(subject: Subject, record: Record) -> None:
