@@ -45,12 +45,10 @@ def read_delivered(
     def lora_of(facts: dict[str, Any]) -> LoraConfig | None:
         return from_mapping(LoraConfig, facts["lora"], "lora") if "lora" in facts else None
 
-    params, facts = load_params(
-        folder,
-        lambda facts: (
-            mesh and network_shardings(network_of(facts), mesh, lora_of(facts), str(folder))
-        ),
-    )
+    def places(facts: dict[str, Any]) -> Tree | None:
+        return mesh and network_shardings(network_of(facts), mesh, lora_of(facts), str(folder))
+
+    params, facts = load_params(folder, places)
     lora = lora_of(facts)
     if lora is None:
         return params, facts
@@ -82,8 +80,7 @@ def network_shardings(
 ) -> Tree:
     """Where a network's parameters, or the adapters of `lora`, lie on a mesh by the rules of training.
 
-    Raises:
-      ConfigError: the mesh cannot split them; the message begins with the network's `name`.
+    If the mesh cannot split them, the `ConfigError` begins with `name`.
     """
     made = abstract_params(network)
     if lora is not None:
