@@ -6,14 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from sdtt_jax.config import require, to_mapping
 from sdtt_jax.diffusion.decoders import parse_mode
-from sdtt_jax.diffusion.decoders.base import Helper
-from sdtt_jax.diffusion.sampler import SamplerConfig, SamplerState, first_state
+from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.errors import CheckpointError, ConfigError
 from sdtt_jax.evaluation.record import Json, digest_of
 from sdtt_jax.evaluation.settings import Settings
@@ -22,9 +20,7 @@ from sdtt_jax.keys import unusual_generator
 from sdtt_jax.model.base import as_helper_of
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.learnt import with_stored_schedule
-from sdtt_jax.model.masked import Model
-from sdtt_jax.ops.sequences import arrange
-from sdtt_jax.typing import Params, Tokens
+from sdtt_jax.model.masked import Model, begin
 
 OWN = "own"
 NONE = "none"
@@ -118,14 +114,9 @@ def check_writes(
     model: Model, config: SamplerConfig, helper: Model | CausalModel | None, length: int
 ) -> None:
     """Raises the `ConfigError` with which writing texts of so many tokens would end, but computes nothing."""
-
-    def begin(params: Params, x: Tokens, helper: Helper | None) -> SamplerState:
-        diffusion = model.diffusion.within(arrange(x, model.sequences))
-        return first_state(diffusion, params, x, config, helper)
-
+    x, other = np.zeros((1, length), np.int32), as_helper_of(helper, model)
     with model.on_mesh():
-        x = np.zeros((1, length), np.int32)
-        jax.eval_shape(begin, model.params, x, as_helper_of(helper, model))
+        begin.eval_shape(model.diffusion, model.params, x, config, model.sequences, other)
 
 
 def load_subject(

@@ -291,8 +291,8 @@ class Model(Loaded):
         key, rows, config, other = self._asked(key, x_init, config, helper)
         x_init = self.placed(rows)
         with self.on_mesh():
-            begin = _begin(self.diffusion, self.params, x_init, config, self.sequences, other)
-        return self._states(key, begin, config, other)
+            state = begin(self.diffusion, self.params, x_init, config, self.sequences, other)
+        return self._states(key, state, config, other)
 
     def _states(
         self, key: Key, state: SamplerState, config: SamplerConfig, helper: Helper | None
@@ -390,7 +390,7 @@ def _take_step(
     return take_step(diffusion, params, plan, state, index, config, helper)
 
 
-_begin = jax.jit(
+begin = jax.jit(  # the state before the first step
     lambda diffusion, params, x_init, config, sequences, helper: first_state(
         diffusion.within(arrange(x_init, sequences)), params, x_init, config, helper
     ),
