@@ -126,6 +126,7 @@ def make_optimizer(
     Returns:
       An optax transformation of gradients shaped like the parameters. If the caller already
       knows their global norm, passing it to `update` as `grad_norm` saves clipping a pass over them.
+      Its state and updates are float32 also for narrower parameters.
     """
     rate = learning_rate_schedule(config, num_steps)
     if config.name == "muon":
@@ -156,8 +157,21 @@ def make_optimizer(
             mask=decays,
         )
     if config.clip_norm:
-        return optax.chain(clip_by_norm(config.clip_norm), rule)
-    return optax.with_extra_args_support(rule)
+        rule = optax.chain(clip_by_norm(config.clip_norm), rule)
+    return _in_float32(rule)
+
+
+def _in_float32(rule: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """The rule for parameters of any dtype: in bfloat16 a second moment grows, but never decays again."""
+    inner = optax.with_extra_args_support(rule)
+
+    def wide(tree: Any) -> Any:
+        return jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), tree)
+
+    def update(updates: Any, state: Any, params: Any = None, **others: Any) -> tuple[Any, Any]:
+        return inner.update(wide(updates), state, wide(params), **others)
+
+    return optax.GradientTransformationExtraArgs(lambda params: inner.init(wide(params)), update)
 
 
 def num_updates(opt_state: Any) -> jax.Array:

@@ -208,6 +208,27 @@ def test_the_norm_of_bfloat16_leaves_is_that_of_float32():
     np.testing.assert_allclose(opt.global_norm(clipped), 1.0, rtol=4e-3)
 
 
+@pytest.mark.parametrize("name", ["adam", "muon"])
+def test_bfloat16_parameters_are_updated_as_float32_ones(name, params):
+    """Oracle: float32 parameters with the same gradients, which fall to a hundredth after ten updates.
+
+    In bfloat16 the second moment stayed where it was, and updates were too small for ever after.
+    """
+    config = opt.OptimizerConfig(name, warmup_steps=0, clip_norm=0.0)
+    optimizer = opt.make_optimizer(config, 100)
+    update, found = jax.jit(optimizer.update), {}
+    for dtype in (jnp.float32, jnp.bfloat16):
+        narrow = jax.tree.map(lambda x, dtype=dtype: x.astype(dtype), params)
+        state = jax.jit(optimizer.init)(narrow)
+        for number in range(100):
+            size = 1.0 if number < 10 else 2.0**-7
+            grads = jax.tree.map(lambda x, size=size: jnp.full_like(x, size), narrow)
+            updates, state = update(grads, state, narrow)
+        found[dtype] = flat_leaves(updates)
+    for path, leaf in found[jnp.float32].items():
+        np.testing.assert_array_equal(found[jnp.bfloat16][path], leaf, err_msg=path)
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
