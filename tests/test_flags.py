@@ -166,15 +166,18 @@ def test_every_decoder_runs_with_x64_and_strict_dtypes():
     assert run_module("tests.every_decoder", [], flags) == (0, "", "")
 
 
-def test_training_goes_on_with_the_same_bits_with_x64():
-    """Warm-up, cosine and Muon: optax computes rates and powers of constants in JAX's widest float."""
+def test_training_goes_on_with_the_same_bits_with_x64_and_strict_dtypes():
+    """Warm-up, cosine and Muon: optax computes rates and powers of constants in JAX's widest float.
+
+    With strict promotion of dtypes it raises a constant to the power of a count, which is an error.
+    """
     config = toy.configured("muon", num_steps=6)
     plain, step, _ = toy.setup(config)
-    with jax.enable_x64(True):
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
         wide, _, _ = toy.setup(config)
     toy.assert_same(plain, wide)
     for number in range(3):
         plain, _ = step(plain, toy.batch_at(number), jax.random.key(5))
-        with jax.enable_x64(True):
+        with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
             wide, _ = step(wide, toy.batch_at(number), jax.random.key(5))
     toy.assert_same(plain, wide)

@@ -22,11 +22,11 @@ from sdtt_jax.typing import Tree
 
 @contextlib.contextmanager
 def in_32_bits() -> Iterator[None]:
-    """Turns `jax_enable_x64` off, so that optax's rates and bias corrections stay float32.
+    """Turns `jax_enable_x64` off, so that optax's rates stay float32, and strict dtypes, with which it fails.
 
-    A run then resumes with the same bits, whether that flag is set or not.
+    A run then resumes with the same bits, whether these flags are set or not.
     """
-    with jax.enable_x64(False):
+    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
         yield
 
 
