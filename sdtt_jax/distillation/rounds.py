@@ -13,7 +13,7 @@ import math
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 from sdtt_jax.config import flags, instance, one_of, require, whole
 from sdtt_jax.distillation.divergence import DIVERGENCES
@@ -172,7 +172,7 @@ def next_round(
         opt_state=None if config.reset_optimizer_on_growth else previous.opt_state,
         context={
             "teacher_params": teacher_params,
-            "dt": jnp.float32(dt),
-            "round": jnp.int32(number),
+            "dt": jax.device_put(np.float32(dt)),
+            "round": jax.device_put(np.int32(number)),
         },
     )

@@ -162,6 +162,8 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+# To a caller's `jax.transfer_guard("disallow")`, arrays made from callbacks are accidental transfers.
+@jax.transfer_guard_host_to_device("allow")
 def place(host: np.ndarray, sharding: Sharding) -> jax.Array:
     """Puts an array that every process holds on devices; each process copies its own devices' pieces."""
     return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
@@ -205,6 +207,7 @@ def place_whole(tree: Tree, mesh: Mesh) -> Tree:
     return jax.tree.map(put, tree)
 
 
+@jax.transfer_guard_host_to_device("allow")
 def place_rows(
     rows: Callable[[slice], np.ndarray], shape: tuple[int, ...], mesh: Mesh
 ) -> jax.Array:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import pytest
 
 from sdtt_jax.checkpoints.store import Checkpoints
+from sdtt_jax.distillation.rounds import DistillConfig, next_round
 from sdtt_jax.errors import CheckpointError, ConfigError
 from sdtt_jax.progress import make_progress
 from sdtt_jax.training import loop
@@ -148,6 +149,19 @@ def test_a_step_may_run_without_jit():
     with jax.disable_jit():
         state = loop.train(tiny.fresh(), step_fn, tiny.batch_at, key, config)
     assert int(state.step) == 2
+
+
+def test_a_caller_may_forbid_accidental_transfers():
+    """Oracle: `jax.transfer_guard` lets those on purpose through. The guard is for all threads."""
+    state, step_fn, key = tiny.fresh(), tiny.step_fn(), jax.random.key(tiny.KEY)
+    jax.config.update("jax_transfer_guard", "disallow")
+    try:
+        state = loop.train(state, step_fn, tiny.batch_at, key, toy.until(tiny.config(), 3))
+        student = next_round(DistillConfig(), state, 2)
+    finally:
+        jax.config.update("jax_transfer_guard", None)
+    assert int(state.step) == 3
+    assert student.context["dt"] == 1 / 512
 
 
 def test_a_first_ctrl_c_is_answered_at_once_and_shows_the_cursor(monkeypatch):
