@@ -217,7 +217,8 @@ def inside(interval: str, value: float) -> bool:
         return False
     low, high = (float(bound) for bound in interval[1:-1].split(","))
     above = value > low if interval[0] == "(" else value >= low
-    below = value < high if interval[-1] == ")" else value <= high
+    # Float32 rounds what lies nearer to `high` up to it: 0.99999999 is 1.
+    below = value < high * (1 - 2.0**-25) if interval[-1] == ")" else value <= high
     return above and below
 
 

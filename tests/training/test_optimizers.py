@@ -236,6 +236,8 @@ def test_bfloat16_parameters_are_updated_as_float32_ones(name, params):
         ({"schedule": "step"}, "schedule='step'"),
         ({"learning_rate": 0.0}, "learning_rate"),
         ({"b2": 1.0}, "b2 must lie"),
+        # 1 in float32, whose bias correction is 0: the first step made everything NaN.
+        ({"b2": 1 - 2.0**-25}, "b2 must lie"),
         # 0 in float32, and so is an entry's gradient that a batch does not look up: 0 / 0.
         ({"eps": 1e-46}, "eps must be 1.2e-38 or more, as in float32, not 1e-46"),
         ({"name": "adam", "weight_decay": 0.1}, "weight_decay=0.1"),
