@@ -70,7 +70,8 @@ def canonical_sha256(value: Any) -> str:
 def _digests(leaves: Mapping[str, jax.Array]) -> dict[str, Digest]:
     here = {leaf.is_fully_addressable for leaf in leaves.values() if isinstance(leaf, jax.Array)}
     if len(here) != 1 or not is_for_host(leaves.values()):
-        return jax.device_get(_compiled(dict(leaves)))
+        with jax.set_mesh(None):  # a caller's own may be another one than that of the leaves
+            return jax.device_get(_compiled(dict(leaves)))
     found = np.array([_on_host(leaf) for leaf in leaves.values()], np.uint32)
     # Adds the sums of all processes; each piece is counted by exactly one of them.
     found = found if here.pop() else gathered(found).sum(axis=0, dtype=np.uint32)

@@ -55,7 +55,8 @@ def differing_replicas(tree: Tree) -> dict[str, list[str]]:
         digests = _digests_on_host(mesh, list(leaves.values()))
     else:
         specs = tuple(leaf.sharding.spec for leaf in leaves.values())
-        digests = to_host(_digests_by_device(mesh, specs)(*leaves.values()))
+        with jax.set_mesh(mesh):  # a caller's own may be another one
+            digests = to_host(_digests_by_device(mesh, specs)(*leaves.values()))
     outliers = {
         path: _minority(leaf, mesh, digests[:, number])
         for number, (path, leaf) in enumerate(leaves.items())

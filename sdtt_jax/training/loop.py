@@ -17,7 +17,7 @@ from sdtt_jax.checkpoints.digests import describe
 from sdtt_jax.config import require
 from sdtt_jax.errors import UserError
 from sdtt_jax.parallel import processes
-from sdtt_jax.parallel.mesh import mesh_of
+from sdtt_jax.parallel.mesh import mesh_of, use_mesh
 from sdtt_jax.parallel.placement import place_batch, place_whole
 from sdtt_jax.parallel.replicas import check_replicas
 from sdtt_jax.progress import say_stopping
@@ -146,7 +146,8 @@ def train(
     meter = _Meter(start, config.max_rejected, log)
     due = False  # a save
     with _stop_signals() as stop, _Prefetched(batch_at, mesh, start, config.num_steps) as batches:
-        key = place_whole(key, mesh)
+        with use_mesh(mesh):
+            key = place_whole(key, mesh)
         log.progress(start, None)
         for step, batch in enumerate(batches, start=start + 1):
             # An accidental transfer to or from the devices would stall them, so only explicit ones are let

@@ -124,9 +124,12 @@ def corrupted_copy() -> dict:
 
 
 def differing(state) -> dict[str, list[str]]:
-    """The replicas that differ, found by NumPy; a program on the devices, as for large states, must agree."""
-    found = differing_replicas(state)
-    with unittest.mock.patch("sdtt_jax.ops.digest.ON_HOST", 0):
+    """The replicas that differ, found by NumPy; a program on the devices, as for large states, must agree.
+
+    It runs within another mesh, as a caller may have set one.
+    """
+    found, other = differing_replicas(state), jax.make_mesh((8,), ("x",))
+    with unittest.mock.patch("sdtt_jax.ops.digest.ON_HOST", 0), jax.set_mesh(other):
         assert differing_replicas(state) == found
     return found
 

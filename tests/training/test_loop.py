@@ -15,6 +15,7 @@ import pytest
 from sdtt_jax.checkpoints.store import Checkpoints
 from sdtt_jax.distillation.rounds import DistillConfig, next_round
 from sdtt_jax.errors import CheckpointError, ConfigError
+from sdtt_jax.ops import digest
 from sdtt_jax.progress import make_progress
 from sdtt_jax.training import loop
 from sdtt_jax.training.metrics import read_metrics
@@ -162,6 +163,17 @@ def test_a_caller_may_forbid_accidental_transfers():
         jax.config.update("jax_transfer_guard", None)
     assert int(state.step) == 3
     assert student.context["dt"] == 1 / 512
+
+
+def test_a_caller_may_have_set_another_mesh(unbroken, tmp_path, monkeypatch):
+    """Oracle: the training without. A state that is large, or not on CPUs, is digested by a program."""
+    monkeypatch.setattr(digest, "ON_HOST", 0)
+    state, abstract, key = tiny.fresh(), tiny.abstract(), jax.random.key(tiny.KEY)
+    with jax.set_mesh(jax.make_mesh((1,), ("x",))), Checkpoints(tmp_path) as checkpoints:
+        fields = {"config": tiny.config(), "checkpoints": checkpoints}
+        loop.train(state, tiny.step_fn(), tiny.batch_at, key, **fields)
+        restored, _ = checkpoints.restore(abstract)
+    toy.assert_same(restored, unbroken[1])
 
 
 def test_a_first_ctrl_c_is_answered_at_once_and_shows_the_cursor(monkeypatch):
