@@ -59,9 +59,10 @@ def read_delivered(
     def joined(base: Params, adapters: Params) -> Params:
         return merged(frozen(base, lora), adapters, lora)
 
-    join = jax.jit(joined, out_shardings=whole)
+    with jax.set_mesh(None):  # a caller's own may be another one
+        params = jax.jit(joined, out_shardings=whole)(base, params)
     # Merged parameters need no base any more.
-    return join(base, params), {n: x for n, x in facts.items() if n not in ("lora", "base")}
+    return params, {n: x for n, x in facts.items() if n not in ("lora", "base")}
 
 
 def read_base(folder: Path, network: Network, config: LoraConfig, mesh: Mesh) -> Params:

@@ -81,7 +81,8 @@ class CausalModel(Loaded):
 
     def log_probs(self, tokens: TokensLike) -> jax.Array:
         """Normalised `logits`: `[B, L, V]` float32."""
-        return _log_softmax(self.logits(tokens))
+        with self.on_mesh():
+            return _log_softmax(self.logits(tokens))
 
     def score(self, tokens: TokensLike) -> jax.Array:
         """-log p of each sequence `[B, L]` after BOS: `[B]` float32, nats per token that counts in training.

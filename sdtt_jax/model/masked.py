@@ -92,7 +92,8 @@ class Model(Loaded):
     def log_probs(self, x_t: TokensLike, sigma: ArrayLike = 0.0) -> LogProbs:
         """SUBS log-probabilities `[B, L, V]` float32, -inf where impossible; all else as in `logits`."""
         x_t = self._rows(x_t, self.mask_id + 1)
-        return _log_probs(self.logits(x_t, sigma), self.placed(x_t), self.mask_id)
+        with self.on_mesh():
+            return _log_probs(self.logits(x_t, sigma), self.placed(x_t), self.mask_id)
 
     def require_likelihood(self) -> None:
         """Raises `ConfigError` if the network is a function of noise, not a distribution."""
@@ -298,9 +299,10 @@ class Model(Loaded):
         self, key: Key, state: SamplerState, config: SamplerConfig, helper: Helper | None
     ) -> Iterator[SamplerState]:
         x_init = state.x
-        plan = _plan(outline(self.diffusion), key, x_init, spread_of(config))
-        if plan.noise is not None:
-            plan = _prepared(self.diffusion, self.params, plan)
+        with self.on_mesh():
+            plan = _plan(outline(self.diffusion), key, x_init, spread_of(config))
+            if plan.noise is not None:
+                plan = _prepared(self.diffusion, self.params, plan)
         placed = getattr(jax.tree.leaves(self.params)[0], "sharding", None)
         if self.mesh is None and placed is not None:
             # The later states are committed to the device that holds the parameters. If the first were not,
@@ -341,7 +343,7 @@ class Model(Loaded):
                 _score(self.diffusion, self.params, tokens, key_of, self.sequences)
                 for key_of in (jax.random.fold_in(key, number) for number in numbers)
             ]
-        return jnp.stack(estimates).mean(axis=0)
+            return jnp.stack(estimates).mean(axis=0)
 
 
 @functools.partial(jax.jit, static_argnames=("diffusion", "sequences"))

@@ -22,6 +22,7 @@ from sdtt_jax.checkpoints.store import Checkpoints, load_params, save_params
 from sdtt_jax.errors import CheckpointError, ConfigError, MismatchError
 from sdtt_jax.interchange.export import export_orbax, export_reference
 from sdtt_jax.networks.lora import LoraConfig, with_adapters
+from sdtt_jax.parallel.mesh import MeshConfig, make_mesh
 from sdtt_jax.parallel.placement import place_whole
 from sdtt_jax.training.step import make_train_step
 from sdtt_jax.trees import flat_leaves
@@ -97,6 +98,13 @@ def test_a_model_is_loaded_and_exported_merged(done, tmp_path):
         np.testing.assert_allclose(
             sdtt_jax.load(tmp_path / folder).logits(x_t), model.logits(x_t), atol=1e-5
         )
+
+
+def test_it_is_loaded_within_a_mesh_that_the_caller_has_set(done):
+    """Oracle: the parameters as they are loaded without."""
+    with jax.set_mesh(jax.make_mesh((1,), ("x",))):
+        model = sdtt_jax.load(done, mesh=make_mesh(MeshConfig()))
+    assert params_digest(model.params) == params_digest(sdtt_jax.load(done).params)
 
 
 def test_the_devices_hold_the_base_once(config, done):

@@ -95,6 +95,9 @@ def test_parameters_go_straight_to_their_places_on_a_mesh(golden):
     )
     assert all(leaf.sharding.mesh == mesh for leaf in jax.tree.leaves(placed.params))
     jax.tree.map(np.testing.assert_array_equal, plain.params, placed.params)
+    with jax.set_mesh(jax.make_mesh((1,), ("x",))):  # a caller's own
+        found = placed.log_probs([[5, 6, 7]])
+    np.testing.assert_allclose(found, plain.log_probs([[5, 6, 7]]), rtol=1e-5)
 
 
 def test_a_judge_scores_and_writes(judge):

@@ -385,8 +385,13 @@ def test_methods_transfer_nothing_by_accident(model):
 
 
 @pytest.mark.parametrize("transform", [jax.jit, lambda f: lambda x: jax.vmap(f)(x[None])[0]])
-def test_a_model_on_a_mesh_may_be_traced_too(run, model, transform):
+def test_a_model_on_a_mesh_may_be_traced_and_called_within_another_mesh(run, model, transform):
     """Oracle: the model without a mesh."""
     placed = sdtt_jax.load(run, mesh=sdtt_jax.make_mesh(sdtt_jax.MeshConfig()))
     tokens = model.prior(2)
     np.testing.assert_allclose(transform(placed.logits)(tokens), model.logits(tokens), rtol=1e-5)
+    key = jax.random.key(0)
+    with jax.set_mesh(jax.make_mesh((1,), ("x",))):
+        *_, last = placed.states(key, tokens, SamplerConfig(4))
+        scores, _ = placed.score(last.x, key), placed.log_probs(tokens)
+    np.testing.assert_allclose(scores, model.score(last.x, key), rtol=1e-5)
