@@ -25,9 +25,12 @@ from sdtt_jax.diffusion.decoders import DECODERS
 from sdtt_jax.diffusion.decoders.base import Decoder
 from sdtt_jax.diffusion.schedule import SCHEDULES, Functions
 from sdtt_jax.distillation.divergence import DIVERGENCES
+from sdtt_jax.errors import MismatchError
 from sdtt_jax.evaluation.settings import Settings
 from sdtt_jax.evaluation.subject import Subject
 from sdtt_jax.evaluation.suites import SUITES, ReportTable, Suite
+from sdtt_jax.interchange.card import model_card
+from sdtt_jax.interchange.export import export_orbax, export_reference
 from sdtt_jax.networks.kinds import KINDS, Kind
 from tests.test_architecture import ROOT
 
@@ -155,6 +158,15 @@ def test_a_network(bag_model):
     assert isinstance(bag_model.denoiser, Bag)
     texts = bag_model.sample(jax.random.key(0), num_samples=2, num_steps=4)
     assert [bag_model.tokenizer.decode(text) for text in texts] == ["b" * LENGTH] * 2
+
+
+def test_a_network_of_ones_own_is_exported(bag_model, tmp_path):
+    """Its card was a KeyError in every format, and its parameters were said to be those of noise."""
+    assert "| network | bag, 12 layers of 2, 1 heads |" in model_card(bag_model, "orbax", None)
+    export_orbax(bag_model, tmp_path / "out")
+    assert isinstance(sdtt_jax.load(tmp_path / "out").denoiser, Bag)
+    with pytest.raises(MismatchError, match="a 'bag' network, for which the reference"):
+        export_reference(bag_model, tmp_path / "reference")
 
 
 def test_a_suite_of_the_evaluation(monkeypatch, bag_model, tmp_path):

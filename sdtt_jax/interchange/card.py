@@ -33,17 +33,6 @@ DRAWN_FROM_NOISE = (
     "`temperature=0` or a low one."
 )
 
-# What the card calls the kinds of network.
-NETWORKS = {
-    kinds.DENOISER: "DiT",
-    kinds.COUPLED: "DiT that sees noise",
-    kinds.CAUSAL: "transformer",
-    kinds.GPT2: "GPT-2",
-    kinds.GPT2_DENOISER: "GPT-2",
-    kinds.LLAMA: "Llama",
-    kinds.LLAMA_DENOISER: "Llama",
-}
-
 
 def model_card(model: Model | CausalModel, format_name: str, results: dict[str, Any] | None) -> str:
     """The card in Markdown: what the files of a format in `USE` are, how to use them, what was measured."""
@@ -64,13 +53,12 @@ def model_card(model: Model | CausalModel, format_name: str, results: dict[str, 
         f"    {USE[format_name]}{READERS.get(facts['kind'], '') * (format_name == 'reference')}",
         "",
     ]
-    network = (
-        f"{NETWORKS[facts['kind']]}, {c.num_layers} layers of {c.embed_dim}, {c.num_heads} heads"
-    )
+    title = kinds.KINDS[facts["kind"]].title or facts["kind"]
+    network = f"{title}, {c.num_layers} layers of {c.embed_dim}, {c.num_heads} heads"
     mask = f", and MASK (id {_mask(model, format_name)})" if isinstance(model, Model) else ""
     rows = [("network", network), ("sequences", f"{c.length} tokens of {c.vocab_size}{mask}")]
-    if denoiser:
-        rows.append(("noise schedule", facts["schedule"]["kind"]))
+    if isinstance(model, Model):
+        rows.append(("noise schedule", model.schedule.config.kind))
     told = ("stage", "round", "dt", "divergence", "num_distill_steps")
     rows += [(name.replace("_", " "), facts[name]) for name in told if name in facts]
     lines.append(table(["", ""], rows))

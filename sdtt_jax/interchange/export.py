@@ -56,8 +56,8 @@ def export_reference(model: Model | CausalModel, directory: PathLike) -> list[Pa
         return export_llama(model, directory, said, beside)
     if layout not in LAYOUTS:
         raise MismatchError(
-            f"{facts['path']} holds a {facts['kind']!r} network, which sees noise; the reference's format "
-            "has no place for its noise network. Export it as orbax."
+            f"{facts['path']} holds a {facts['kind']!r} network, for which the reference's format has no "
+            "place; export it as orbax."
         )
     params = jax.tree.map(np.asarray, model.params)
     sizes, tokenizer = model.config, model.tokenizer

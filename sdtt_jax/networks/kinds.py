@@ -31,16 +31,17 @@ class Kind(NamedTuple):
 
     config: type[TransformerConfig]  # the dataclass of its sizes
     network: type[Any]  # makes its pure functions from such a config
+    title: str = ""  # what a model card calls it; if empty, by its name
 
 
 KINDS = {
-    DENOISER: Kind(DenoiserConfig, Denoiser),
-    COUPLED: Kind(CoupledConfig, CoupledDenoiser),
-    CAUSAL: Kind(CausalConfig, CausalNetwork),
-    GPT2: Kind(GPT2Config, GPT2Network),
-    GPT2_DENOISER: Kind(GPT2DenoiserConfig, GPT2Denoiser),
-    LLAMA: Kind(LlamaConfig, LlamaNetwork),
-    LLAMA_DENOISER: Kind(LlamaDenoiserConfig, LlamaDenoiser),
+    DENOISER: Kind(DenoiserConfig, Denoiser, "DiT"),
+    COUPLED: Kind(CoupledConfig, CoupledDenoiser, "DiT that sees noise"),
+    CAUSAL: Kind(CausalConfig, CausalNetwork, "transformer"),
+    GPT2: Kind(GPT2Config, GPT2Network, "GPT-2"),
+    GPT2_DENOISER: Kind(GPT2DenoiserConfig, GPT2Denoiser, "GPT-2"),
+    LLAMA: Kind(LlamaConfig, LlamaNetwork, "Llama"),
+    LLAMA_DENOISER: Kind(LlamaDenoiserConfig, LlamaDenoiser, "Llama"),
 }
 # Names that checkpoints of earlier versions store.
 _EARLIER = {"autoregressive": CAUSAL}

@@ -10,7 +10,7 @@ from sdtt_jax.networks import CausalConfig, CausalNetwork, Denoiser, DenoiserCon
 from sdtt_jax.networks.base import rounded_once
 from sdtt_jax.networks.config import of_same_size
 from sdtt_jax.networks.exiting import EXIT_PARAMS, untrained_exits
-from sdtt_jax.networks.kinds import GPT2_DENOISER, KINDS, kind_of, stored_kind
+from sdtt_jax.networks.kinds import KINDS, kind_of, stored_kind
 from sdtt_jax.networks.retrieval import Datastore
 from sdtt_jax.ops.noise import draw_noise
 from sdtt_jax.trees import flat_leaves
@@ -31,7 +31,10 @@ def test_a_row_makes_a_network_that_knows_its_kind(name):
 @pytest.mark.parametrize("shift", [False, True])
 @pytest.mark.parametrize("name", DENOISERS)
 def test_a_position_free_network_sees_no_positions_in_a_text_of_masks(name, shift):
-    """Both ways: a GPT-2 adds an embedding of the position. Oracle: the states of the whole text."""
+    """And one that does is not called so, as a GPT-2, which adds an embedding of the position.
+
+    Oracle: the states of the whole text.
+    """
     kind = KINDS[name]
     fields = {"shift": shift} if hasattr(kind.config, "shift") else {}
     network = kind.network(kind.config(**SIZES, **fields))
@@ -39,7 +42,6 @@ def test_a_position_free_network_sees_no_positions_in_a_text_of_masks(name, shif
     every, one = (np.asarray(network.hidden(params, x)) for x in (masks, masks[:, :1]))
     alike = np.abs(every - one).max() < 1e-5
     assert alike == getattr(network, "position_free", False)
-    assert alike or name == GPT2_DENOISER
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -49,7 +51,8 @@ def test_parameters_that_are_rounded_once_give_the_logits_that_they_gave(name):
     params = noisy_params(network, 0, spread=0.5)
     once = rounded_once(network.config, params)
     dtypes = {path: leaf.dtype for path, leaf in flat_leaves(once).items()}
-    assert dtypes["blocks/mlp/up/kernel"] == dtypes["blocks/attn_out/kernel"] == jnp.bfloat16
+    if "blocks" in params:  # as in all networks here; one's own may have other parameters
+        assert dtypes["blocks/mlp/up/kernel"] == dtypes["blocks/attn_out/kernel"] == jnp.bfloat16
     assert dtypes.get("blocks/adaln/linear/kernel", jnp.float32) == jnp.float32
     assert all(d == jnp.float32 for path, d in dtypes.items() if not path.endswith("/kernel"))
 
