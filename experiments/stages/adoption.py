@@ -60,7 +60,9 @@ def adopt_teacher(run: Run, checkpoint: str) -> None:
     if model.text_tokenizer.digest != run.tokenizer.digest:
         raise ConfigError(
             f"config.teacher.checkpoint={checkpoint} was trained with another vocabulary than "
-            "config.tokenizer and config.data give; use its tokenizer and corpus."
+            "config.tokenizer and config.data give; begin in another --workdir, with its own (of a run: "
+            "--config.tokenizer.kind=file, and sentencepiece.model or tokenizers.json of its tokenizer/ as "
+            "--config.tokenizer.file)."
         )
     run.log(f"  taken from {checkpoint}")
     params = run.shortened(model.params)
@@ -110,8 +112,9 @@ def _check_sizes(run: Run, checkpoint: str, network: Network, wanted: Network) -
         raise ConfigError(
             f"config.teacher.checkpoint={checkpoint} is a {kind} model; the first teacher must be a {right}."
         )
-    # Numerics may differ, and the length of a base: it has no position embeddings, or enough of them.
-    free: dict[str, Any] = {"compute_dtype": "", "remat": "", "unroll": 0}
+    # Numerics may differ, and the length of a base: it has no position embeddings, or enough of them. The
+    # vocabularies themselves are compared once the run has its own.
+    free: dict[str, Any] = {"compute_dtype": "", "remat": "", "unroll": 0, "vocab_size": 0}
     free |= {"length": 0} if run.base is not None else {}
     lines = differences(to_mapping(network.config) | free, to_mapping(wanted.config) | free)
     if lines:

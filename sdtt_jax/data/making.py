@@ -9,6 +9,8 @@ import tokenizers
 from sdtt_jax.config import require
 from sdtt_jax.data.config import TokenizerConfig
 from sdtt_jax.data.tokenizer import (
+    HUB_FILE,
+    MODEL_FILE,
     Gpt2Tokenizer,
     HubTokenizer,
     SentencePieceTokenizer,
@@ -112,8 +114,10 @@ def given_tokenizer(config: TokenizerConfig, normalize: str = "none") -> Tokeniz
     try:
         found = read_tokenizer(content)
     except Exception as error:  # `tokenizers` raises no narrower class
-        run = path.with_name("sentencepiece.model")  # a run's tokenizer.json only describes it
-        reason = f"give {run} beside it" if run.is_file() else str(error)
+        # A run's tokenizer.json only describes one of these.
+        beside = (path.with_name(name) for name in (MODEL_FILE, HUB_FILE))
+        reasons = (f"give {model} beside it" for model in beside if model.is_file())
+        reason = next(reasons, str(error))
         raise DataError(f"tokenizer.file: {path} cannot be read ({reason}).") from None
     named = special_names(path.parent / NAMES_FILE, DataError)
     both = ends(*(_special_id(found, named, which) for which in ("bos", "eos")))

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import re
 
 import numpy as np
 import pytest
@@ -252,12 +253,12 @@ def test_a_file_that_is_no_vocabulary_is_named(tmp_path):
         (tmp_path / name).write_bytes(b"{}")
         with pytest.raises(DataError, match=rf"tokenizer\.file: .*{name} {message}"):
             train_tokenizer(dataclasses.replace(config, file=str(tmp_path / name)), ())
-    # As in a run's tokenizer/.
-    (tmp_path / "sentencepiece.model").write_bytes(b"{}")
-    with pytest.raises(
-        DataError, match=r"cannot be read \(give .*/sentencepiece\.model beside it\)"
-    ):
-        train_tokenizer(dataclasses.replace(config, file=str(tmp_path / "no.json")), ())
+    # As in a run's tokenizer/, of either kind.
+    for name in ("tokenizers.json", "sentencepiece.model"):
+        (tmp_path / name).write_bytes(b"{}")
+        said = re.escape(f"cannot be read (give {tmp_path / name} beside it)")
+        with pytest.raises(DataError, match=said):
+            train_tokenizer(dataclasses.replace(config, file=str(tmp_path / "no.json")), ())
     for wrong in ({"kind": "file"}, {"file": "x.json"}, {"kind": "file", "file": "vocab.txt"}):
         with pytest.raises(ConfigError, match=r"go together|must be a SentencePiece"):
             TokenizerConfig(**wrong)

@@ -231,6 +231,23 @@ def test_a_model_that_cannot_judge_is_refused_before_a_teacher_is_trained(
         _ = run.judge
 
 
+def test_a_teacher_of_another_text_is_distilled_with_its_own_vocabulary(delivered, tmp_path):
+    """The error asked for the vocabulary's size, which no field sets. Oracle: what it says to give."""
+    config = small(tmp_path)
+    (tmp_path / "corpus.txt").write_text("a cab a bed a bee\n" * 400)
+    config.teacher.checkpoint = str(delivered.workdir.teacher)
+    with (
+        open_run(config, tmp_path / "learnt") as run,
+        pytest.raises(ConfigError, match=r"another vocabulary .*=file, and sentencepiece"),
+    ):
+        run_stages(run, ("data", "teacher"))
+    file = delivered.workdir.root / "tokenizer" / "sentencepiece.model"
+    config.tokenizer.update({"kind": "file", "file": str(file)})
+    with open_run(config, tmp_path / "given") as run:
+        run_stages(run, ("data", "teacher"))
+        assert run.tokenizer.digest == delivered.tokenizer.digest
+
+
 @pytest.mark.parametrize("form", [None, export_reference, export_orbax])
 @pytest.mark.parametrize(
     ("stage", "name", "fields", "said"),
