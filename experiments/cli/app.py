@@ -220,7 +220,9 @@ def _status(main: Callable[[Sequence[str]], None], argv: Sequence[str], resumes:
         output.discard_output()
         return output.EXIT_PIPE
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
-        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+        # "INTERNAL: … Out of memory" of a program that is dispatched while another one runs.
+        told = any(words in str(error) for words in ("RESOURCE_EXHAUSTED", "Out of memory"))
+        if not isinstance(error, MemoryError) and not told:
             raise
         reason = first_line(error, "out of memory")
         print(f"Error: {reason}; take a smaller batch or model, or more devices.", file=sys.stderr)

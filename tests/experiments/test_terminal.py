@@ -337,8 +337,13 @@ def test_a_tool_names_a_model_that_does_not_exist_in_one_line(tmp_path):
 
 
 def test_too_little_memory_is_one_line(capsys):
-    """64 pebibytes, which no machine has, are asked of NumPy and of JAX."""
-    for ones in (np.ones, jnp.ones):
+    """64 pebibytes, which no machine has, are asked of NumPy and of JAX; the third has JAX's own words."""
+
+    def dispatched(*_):
+        said = "INTERNAL: Error dispatching computation: Out of memory allocating 65 bytes."
+        raise jax.errors.JaxRuntimeError(said)
+
+    for ones in (np.ones, jnp.ones, dispatched):
         assert exit_status(lambda _, ones=ones: ones((2**16, 2**40), np.int8), []) == 1
         said = capsys.readouterr().err
         assert re.fullmatch(r"Error: .*; take a smaller batch or model, or more devices\.\n", said)
