@@ -225,7 +225,7 @@ class RunConfig:
         seeing = [name for name in self.distillers if name in (*SEE_NOISE, "mmd")]
         require(
             not (self.published and seeing),
-            f"distillers={seeing} need a teacher of this library; with teacher.init_from take sdtt or alpha.",
+            f"distillers={seeing} need a teacher of this library; with a published one take sdtt or alpha.",
         )
         for name, sizes in (("model", self.model), ("judge.model", self.judge.model)):
             require(

@@ -155,9 +155,9 @@ class Run(Networks):
         model = load_network(name)
         require(
             isinstance(model.config, PublishedConfig),
-            f"config.teacher.init_from={name} is neither of the Llama family nor a GPT-2, the only "
-            "networks that can become teachers this way; leave it out, or give it as "
-            "config.teacher.checkpoint, with a config.tokenizer of its kind.",
+            f"config.teacher.{'checkpoint' if self.config.teacher.checkpoint else 'init_from'}={name} is "
+            "neither of the Llama family nor a GPT-2, the only networks that tokenizer.kind='hub' is for; "
+            "give it as config.teacher.checkpoint, with its vocabulary by tokenizer.kind='file' or 'gpt2'.",
         )
         if isinstance(
             model.config, GPT2Config

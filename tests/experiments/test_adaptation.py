@@ -132,15 +132,21 @@ def test_a_tokenizer_of_the_hub_is_that_of_the_base(tmp_path):
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("reference_tiny/student_hub.safetensors", "is neither of the Llama family nor a GPT-2"),
+        ("reference_tiny/student_hub.safetensors", r"teacher\.{field}=.* is neither of the"),
         ("gpt2_tiny", "no tokenizer"),
     ],
 )
-def test_a_base_that_cannot_be_one_is_refused(name, said, golden, tmp_path):
-    config = adapting(tmp_path, golden / name)
+@pytest.mark.parametrize("field", ["init_from", "checkpoint"])
+def test_a_base_that_cannot_be_one_is_refused(field, name, said, golden, tmp_path):
+    """By the field that was given: of a checkpoint, the error advised to give it as one."""
+    path = golden / name
+    config = run_config(adapting(tmp_path, path))
+    fields = {"init_from": "", "attention_annealing": 0, field: str(path)}
+    config = dataclasses.replace(config, teacher=dataclasses.replace(config.teacher, **fields))
+    said = said.format(field=field)
     with (
         pytest.raises(UserError, match=said),
-        open_run(config, tmp_path / "run") as run,
+        open_run(config_dict(config), tmp_path / "run") as run,
     ):
         run_stages(run, ("data",))
 
