@@ -281,8 +281,7 @@ def test_given_noise_decides_the_text_or_is_refused(name):
     diffusion, x_init = MaskedDiffusion(TableDenoiser(), make_schedule()), prior_sample(64, 3, MASK)
     noise = draw_noise(KEY, (64, 3), MASK, "full")
     config = SamplerConfig(6, mode=name + OPTIONS.get(name, ""))
-    row = DECODERS[name]
-    if row.pick is row.redo is row.step is None:
+    if all(getattr(DECODERS[name], part) is None for part in ("pick", "redo", "step")):
         texts = [
             _sample(diffusion, random_table(2), key, x_init, config, noise=noise)[0].x
             for key in jax.random.split(KEY)

@@ -8,6 +8,9 @@ import re
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from experiments.cli.app import exit_status
@@ -176,3 +179,16 @@ def test_an_inspection_without_held_out_text_reads_that_of_the_run(unbroken):
     )
     assert done.status == 0, done.stderr
     assert "loss on validation split of the run, 1 texts of 32 tokens" in done.stdout
+
+
+def test_too_little_memory_is_one_line(capsys):
+    """64 pebibytes, which no machine has, are asked of NumPy and of JAX; the third has JAX's own words."""
+
+    def dispatched(*_):
+        said = "INTERNAL: Error dispatching computation: Out of memory allocating 65 bytes."
+        raise jax.errors.JaxRuntimeError(said)
+
+    for ones in (np.ones, jnp.ones, dispatched):
+        assert exit_status(lambda _, ones=ones: ones((2**16, 2**40), np.int8), []) == 1
+        said = capsys.readouterr().err
+        assert re.fullmatch(r"Error: .*; take a smaller batch or model, or more devices\.\n", said)
