@@ -91,7 +91,6 @@ def mixture_terms(
     x_t, t, x_s, targets = _reveal(diffusion, teacher, teacher_params, x0, key, config)
     revealed = (x_t == diffusion.mask_id) & (x_s != diffusion.mask_id)
     denoiser, head = diffusion.denoiser, diffusion.denoiser.head_params(params)
-    fixed = jax.lax.stop_gradient(teacher_params)
     hidden = _each_value(diffusion, params, x_t, diffusion.schedule.sigma(t))
     shares = jax.lax.stop_gradient(log_shares(diffusion, params, x_t))
     values = shares.shape[1]
@@ -100,7 +99,7 @@ def mixture_terms(
     ).reshape(-1, values, x_t.shape[1])
     joint = jax.nn.logsumexp(shares + log_probs.sum(axis=-1), axis=1)
     each = jax.nn.logsumexp(shares[..., None] + log_probs, axis=1)
-    correlation = (jnp.where(revealed, each, 0.0).sum(axis=-1) - joint).sum()
+    correlation = (each.sum(axis=-1) - joint).sum()
     hidden = hidden.reshape(-1, values, *hidden.shape[1:])
     marginal, _ = weighted_loss(
         denoiser.logits,
@@ -108,8 +107,8 @@ def mixture_terms(
         head,
         jnp.moveaxis(hidden, 1, 2),
         revealed.astype(jnp.float32),
-        (jax.lax.stop_gradient(targets), jnp.broadcast_to(shares[:, None], (*x_t.shape, values))),
-        (teacher.denoiser.head_params(fixed),),
+        (targets, jnp.broadcast_to(shares[:, None], (*x_t.shape, values))),
+        (teacher.denoiser.head_params(teacher_params),),
     )
     return correlation + marginal, revealed.sum().astype(jnp.float32)
 
@@ -135,8 +134,8 @@ def _reveal(
     start = first_call(teacher, teacher_params, x_t, t, jnp.float32(1 / config.num_calls), times)
     x, last, targets = walk(teacher, teacher_params, key_teacher, start)
     key_last = jax.random.fold_in(key_teacher, config.num_distill_calls - 1)
-    fixed = jax.lax.stop_gradient(teacher_params)
-    return x_t, t, reverse_step(teacher, fixed, key_last, x, last, start.probs[-1]), targets
+    x_s = reverse_step(teacher, teacher_params, key_last, x, last, start.probs[-1])
+    return x_t, t, x_s, targets
 
 
 def log_shares(diffusion: MaskedDiffusion, params: Params, x_t: Tokens) -> jax.Array:

@@ -114,8 +114,7 @@ def teacher_targets(
         "keys must be an array of keys, one for each of at least one trajectory; pass keys[None] for one.",
     )
     start = first_call(diffusion, params, x_t, t, dt, config)
-    targets = jax.lax.map(lambda key: walk(diffusion, params, key, start)[2], keys)
-    return jax.lax.stop_gradient(targets)
+    return jax.lax.map(lambda key: walk(diffusion, params, key, start)[2], keys)
 
 
 class Start(NamedTuple):
