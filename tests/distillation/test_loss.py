@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
+from sdtt_jax.diffusion.forward import q_xt, sample_t
 from sdtt_jax.diffusion.schedule import make_schedule
 from sdtt_jax.distillation.divergence import DIVERGENCES
 from sdtt_jax.distillation.loss import distillation_terms, divergence_terms
 from sdtt_jax.distillation.rounds import DistillConfig
+from sdtt_jax.distillation.targets import teacher_targets
 from sdtt_jax.errors import ConfigError
 from tests.worlds import (
     LENGTH,
@@ -111,6 +113,33 @@ def test_a_student_that_is_its_teacher_sees_only_the_later_steps(k):
     assert abs(float(loss(np.float32(1.0)))) < 1e-6
     assert float(loss(np.float32(0.1))) > 0.01
     assert len(traces) == 1
+
+
+@pytest.mark.parametrize("antithetic", [True, False])
+def test_the_loss_is_algorithm_1_with_a_key_for_each_draw_and_trajectory(antithetic):
+    """Oracle: the algorithm's steps, each of which has its own tests; predictions depend on the time."""
+    config = DistillConfig(divergence="kl-fwd", num_trajectories=2, antithetic=antithetic)
+    x0 = np.random.default_rng(4).integers(0, VOCAB, (32, LENGTH)).astype(np.int32)
+    timed, dt, key = (
+        MaskedDiffusion(TableDenoiser(time_scale=0.2), SCHEDULE),
+        0.1,
+        jax.random.key(5),
+    )
+
+    @jax.jit
+    def both():
+        key_t, key_mask, key_teacher = jax.random.split(key, 3)
+        t = sample_t(key_t, len(x0), antithetic=antithetic)
+        x_t = q_xt(key_mask, x0, SCHEDULE.move_chance(t), MASK)
+        targets = teacher_targets(
+            timed, TEACHER, jax.random.split(key_teacher, 2), x_t, t, dt, config
+        )
+        by_hand = divergence_terms(
+            timed, STUDENT, TEACHER, x_t, SCHEDULE.sigma(t), targets, "kl-fwd"
+        )
+        return by_hand, distillation_terms(timed, STUDENT, TEACHER, x0, dt, key, config)
+
+    np.testing.assert_allclose(*jax.device_get(both()), rtol=1e-5)
 
 
 def test_gradient_reaches_the_student_and_not_the_teacher():
