@@ -209,6 +209,26 @@ def test_inverse_distillation_is_a_sum_over_texts_that_know_nothing_of_each_othe
     assert total(a, b) - total(a, c) == pytest.approx(total(d, b) - total(d, c), abs=1e-4)
 
 
+def test_inverse_distillation_leaves_prompt_and_padding_alone():
+    """Neither the student nor the fake or the teacher sees MASK there. Oracle: the batch itself."""
+    tokens, free, seen = BATCHES["prompted"], _free("prompted"), []
+
+    class Watched(sdtt_jax.Denoiser):
+        def hidden(self, params, tokens, *more, **inputs):
+            jax.debug.callback(lambda tokens: seen.append(np.asarray(tokens)), tokens)
+            return super().hidden(params, tokens, *more, **inputs)
+
+    diffusion = dataclasses.replace(DIFFUSION, denoiser=Watched(DENOISER.config))
+    loss_of = functools.partial(idlm_loss, config=IdlmConfig(num_calls=1))
+    loss = jax.jit(arranged(loss_of, diffusion, _sequences("prompted")))
+    loss({"student": PARAMS(), "fake": UNSURE()}, {"teacher_params": TEACHER()}, tokens, KEY)
+    jax.effects_barrier()
+    assert len(seen) == 3
+    for each in seen:
+        np.testing.assert_array_equal(each[~free], tokens[~free])
+        assert (each[free] == DIFFUSION.mask_id).any()
+
+
 def test_blocks_and_features_leave_prompt_and_padding_alone():
     """What `alpha`, `idlm` and `mmd` begin with, and what `mmd` compares."""
     tokens, free = BATCHES["prompted"], _free("prompted")

@@ -1,5 +1,6 @@
 """Inverse distillation. Oracle: the same sums over whole distributions, text by text in NumPy."""
 
+import dataclasses
 import functools
 
 import jax
@@ -17,24 +18,26 @@ from sdtt_jax.distillation.block import draw_block
 from sdtt_jax.distillation.idlm import FAKE, STUDENT, IdlmConfig, idlm_terms
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.objectives import idlm_loss
-from tests.worlds import LENGTH, MASK, VOCAB, TableDenoiser, numbers, predictions, random_table
+from tests.worlds import LENGTH, MASK, VOCAB, TableDenoiser, numbers, random_table
 
 SCHEDULE = make_schedule()
 DIFFUSION = MaskedDiffusion(TableDenoiser(), SCHEDULE)
+# Its predictions depend on the time that it is passed.
+TIMED = MaskedDiffusion(TableDenoiser(time_scale=0.2), SCHEDULE)
 TEACHER, TABLES = random_table(1), {STUDENT: random_table(2), FAKE: random_table(3)}
 X0, KEY = np.tile(np.array([[0, 1, 2], [2, 2, 0]], np.int32), (16, 1)), jax.random.key(4)
 CONFIG = IdlmConfig(num_calls=2)
 
 
-def terms(params, teacher, config=CONFIG):
+def terms(params, teacher, config=CONFIG, diffusion=DIFFUSION):
     """Both losses, and the gradients of each for the parameters and for the teacher."""
-    return jax.device_get(_terms(params, teacher, config))
+    return jax.device_get(_terms(params, teacher, config, diffusion))
 
 
-@functools.partial(jax.jit, static_argnums=2)
-def _terms(params, teacher, config):
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _terms(params, teacher, config, diffusion):
     def both(params, teacher):
-        found = jnp.stack(idlm_terms(DIFFUSION, params, teacher, X0, KEY, config))
+        found = jnp.stack(idlm_terms(diffusion, params, teacher, X0, KEY, config))
         return found, found
 
     gradients, found = jax.jacrev(both, argnums=(0, 1), has_aux=True)(params, teacher)
@@ -43,31 +46,35 @@ def _terms(params, teacher, config):
 
 @jax.jit
 def states():
-    """The draws: the student's state, its completion, the remasked completion and the weight of each text."""
+    """The student's state and completion, remasked, each text's weight, and the noise at both times."""
     key_block, key_draw, key_t, key_mask = jax.random.split(KEY, 4)
-    x_t, sigma, *_ = draw_block(DIFFUSION, X0, key_block, CONFIG.num_calls)
-    hidden = DIFFUSION.hidden(TABLES[STUDENT], x_t, sigma)
-    drawn = reverse_step(DIFFUSION, TABLES[STUDENT], key_draw, x_t, hidden, jnp.ones(len(X0)))
+    x_t, sigma, *_ = draw_block(TIMED, X0, key_block, CONFIG.num_calls)
+    hidden = TIMED.hidden(TABLES[STUDENT], x_t, sigma)
+    drawn = reverse_step(TIMED, TABLES[STUDENT], key_draw, x_t, hidden, jnp.ones(len(X0)))
     t = sample_t(key_t, len(X0))
     again = q_xt(key_mask, drawn, SCHEDULE.move_chance(t), MASK)
-    return x_t, drawn, again, nelbo_weight(SCHEDULE, t)
+    return x_t, drawn, again, nelbo_weight(SCHEDULE, t), sigma, SCHEDULE.sigma(t)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 1.5])
 def test_both_losses_are_sums_over_the_students_distributions(temperature):
-    x_t, drawn, again, weights = (np.asarray(x) for x in states())
-    tables = {name: predictions(DIFFUSION.denoiser, table) for name, table in TABLES.items()}
-    teacher, student_sum, fake_sum = predictions(DIFFUSION.denoiser, TEACHER), 0.0, 0.0
+    x_t, drawn, again, weights, sigma, later = (np.asarray(x) for x in states())
+
+    def predicted(table, x, sigma):
+        logits = np.float64(table["table"][numbers(x)])
+        return np.exp(log_softmax(logits * (1 + 0.2 * sigma), axis=-1))
+
+    student_sum = fake_sum = 0.0
     for b, i in np.argwhere(again == MASK):
-        at, seen = int(numbers(x_t[b])), int(numbers(again[b]))
-        p = tables[STUDENT][at, i] if x_t[b, i] == MASK else np.eye(VOCAB)[drawn[b, i]]
-        fake = tables[FAKE][seen, i]
+        p = predicted(TABLES[STUDENT], x_t[b], sigma[b])[i]
+        p = p if x_t[b, i] == MASK else np.eye(VOCAB)[drawn[b, i]]
+        fake, teacher = (
+            predicted(table, again[b], later[b])[i] for table in (TABLES[FAKE], TEACHER)
+        )
         fake_sum -= weights[b] * (p * np.log(fake)).sum()
         if x_t[b, i] == MASK:
-            student_sum += (
-                weights[b] * (p * (np.log(fake) - np.log(teacher[seen, i]) / temperature)).sum()
-            )
-    found, _ = terms(TABLES, TEACHER, IdlmConfig(2, teacher_temperature=temperature))
+            student_sum += weights[b] * (p * (np.log(fake) - np.log(teacher) / temperature)).sum()
+    found, _ = terms(TABLES, TEACHER, IdlmConfig(2, teacher_temperature=temperature), TIMED)
     assert float(found[0]) == pytest.approx(student_sum, rel=1e-4)
     assert float(found[1]) == pytest.approx(fake_sum, rel=1e-4)
 
@@ -79,6 +86,38 @@ def test_each_loss_trains_its_own_network_and_neither_the_teacher():
         assert np.isfinite(params[own]["table"][index]).all()
         assert (params[other]["table"][index] == 0).all()
         assert (teacher["table"][index] == 0).all()
+
+
+@dataclasses.dataclass(frozen=True)
+class Biased(TableDenoiser):
+    """A table whose head has parameters of its own."""
+
+    def head_params(self, params):
+        return {"bias": params["bias"]}
+
+    def logits(self, params, hidden):
+        return super().logits({}, hidden + params["bias"])
+
+
+def test_each_networks_states_go_to_its_own_head_at_the_same_time():
+    """Oracle: the same predictions from a network whose head has no parameters."""
+
+    def split(table, bias):
+        return {
+            "table": table["table"] - np.float32([0, bias, -bias]),
+            "bias": jnp.float32([0, bias, -bias]),
+        }
+
+    @jax.jit
+    def both():
+        found = []
+        for kind, change in ((TableDenoiser, lambda table, _: table), (Biased, split)):
+            params = {name: change(TABLES[name], i) for i, name in enumerate(TABLES, start=2)}
+            diffusion = MaskedDiffusion(kind(), SCHEDULE)
+            found.append(idlm_terms(diffusion, params, change(TEACHER, 1), X0, KEY, CONFIG))
+        return found
+
+    np.testing.assert_allclose(*jax.device_get(both()), rtol=1e-4)
 
 
 def test_a_fake_that_is_the_teacher_teaches_nothing():
