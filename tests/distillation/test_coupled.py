@@ -144,10 +144,10 @@ def test_soft_targets_are_what_the_teacher_says_once_the_next_calls_are_made():
     """Oracle: trajectories followed position by position, with the teacher looked up at their states."""
     config = CoupledDistillConfig(4, num_distill_calls=2, num_rounds=2, soft_weight=0.5)
     assert config.trajectory(1) == CALLS
+    # Its predictions depend on the time that it is passed.
+    timed = Teacher(MaskedDiffusion(TableDenoiser(time_scale=0.3), make_schedule()), TABLE)
     total, count = jax.jit(
-        lambda trajectories: coupled_terms(
-            STUDENT, PARAMS(), trajectories, KEY, config, 1, Teacher(TEACHER, TABLE)
-        )
+        lambda trajectories: coupled_terms(STUDENT, PARAMS(), trajectories, KEY, config, 1, timed)
     )(made())
     noise, tokens = jax.device_get(made())
     states = jax.device_get(_states(STUDENT, made(), KEY, config, 1))
@@ -166,7 +166,8 @@ def test_soft_targets_are_what_the_teacher_says_once_the_next_calls_are_made():
         for place in (first, second):
             logits = table[shown @ [16, 4, 1], place]
             shown[place] = int(np.argmax(logits + noise.token[row, place]))
-        target = log_softmax(table[shown @ [16, 4, 1], third])
+        sigma = -np.log1p(-0.999 * noise.order[row, third])  # its time in the order
+        target = log_softmax(table[shown @ [16, 4, 1], third] * (1 + 0.3 * sigma))
         by_hand += 0.5 * (np.exp(target) * (target - says[row, third])).sum()
         weights += 0.5
     assert float(count) == pytest.approx(weights)

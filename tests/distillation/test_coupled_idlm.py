@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
+from sdtt_jax.diffusion.reverse import reverse_step
 from sdtt_jax.diffusion.schedule import make_schedule
 from sdtt_jax.distillation import coupled_idlm
 from sdtt_jax.distillation.coupled_idlm import CoupledIdlmConfig, coupled_idlm_terms
@@ -24,7 +25,8 @@ from tests.worlds import LENGTH, MASK, TableDenoiser, noisy_params, random_table
 
 # As many columns as the network has, which pads its vocabulary.
 DIFFUSION = MaskedDiffusion(TableDenoiser(padded_vocab=128), make_schedule())
-NETWORK = CoupledDenoiser(CoupledConfig.of(tiny_network().config, NoiseConfig(hidden_dim=8)))
+SIZES = tiny_network(time_conditioned=True).config
+NETWORK = CoupledDenoiser(CoupledConfig.of(SIZES, NoiseConfig(hidden_dim=8)))
 STUDENT_MODEL = MaskedDiffusion(NETWORK, make_schedule())
 TEACHER = random_table(1)
 SHAPE, KEY, CONFIG = (32, LENGTH), jax.random.key(4), CoupledIdlmConfig(full_share=0.25)
@@ -105,13 +107,28 @@ def test_it_learns_where_a_generation_begins_and_within_its_own_text():
 
 def test_the_student_is_shown_the_noise_that_its_text_was_made_of():
     noise, x_t, hidden = found().noise, found().x_t, found().hidden
-    sigma = np.ones(SHAPE[0], np.float32)  # this network does not look at it
+    # The time of a state is that of the next position in the order.
+    sigma = -np.log1p(-0.999 * np.where(x_t == MASK, noise.order, 0).max(axis=1))
     call = jax.jit(STUDENT_MODEL.hidden)
     np.testing.assert_allclose(
         call(params_of_both()[STUDENT], x_t, sigma, noise), hidden, atol=1e-5
     )
     other = jax.tree.map(lambda x: x[::-1], noise)
     assert np.abs(call(params_of_both()[STUDENT], x_t, sigma, other) - hidden).max() > 1e-2
+
+
+def test_the_students_text_is_one_call_at_time_1():
+    """Oracle: the reverse step from all MASK, with the same noise and key."""
+
+    @jax.jit
+    def texts(params, noise):
+        begin, ones = np.full(SHAPE, MASK, np.int32), np.ones(SHAPE[0], np.float32)
+        hidden = STUDENT_MODEL.hidden(params, begin, STUDENT_MODEL.schedule.sigma(ones), noise)
+        return reverse_step(STUDENT_MODEL, params, jax.random.split(KEY, 6)[1], begin, hidden, ones)
+
+    shown = found().x_t != MASK
+    text = np.asarray(texts(params_of_both()[STUDENT], found().noise))
+    np.testing.assert_array_equal(found().x_t[shown], text[shown])
 
 
 def test_each_loss_trains_its_own_network_and_neither_the_teacher():

@@ -127,6 +127,15 @@ def test_in_hindsight_the_teacher_makes_the_given_texts_of_the_noise(mode, num_c
     assert_fits(text_counts(_end(TEACHER, other, noise, config)), law)
 
 
+def test_in_hindsight_a_teacher_is_asked_at_the_times_of_its_calls():
+    """Oracle: the trajectory of the noise, which is the text. Predictions depend on the time."""
+    timed = MaskedDiffusion(TableDenoiser(time_scale=0.3), make_schedule())
+    config, fresh = SamplerConfig(LENGTH, mode="first-hitting"), _full_noise(8, 2000)
+    texts = np.random.default_rng(8).integers(0, VOCAB, (2000, LENGTH)).astype(np.int32)
+    noise = _hindsight(timed, TABLE, fresh, texts, config)
+    assert (np.asarray(_end(timed, TABLE, noise, config)) != texts).mean() < 1e-3
+
+
 def test_the_noise_of_a_position_that_no_call_reveals_stays_fresh():
     """It takes the most probable token, so its noise says nothing of the text. Oracle: the fresh noise."""
     config, fresh = SamplerConfig(2, mode="grid"), _full_noise(4, 2)
@@ -194,3 +203,9 @@ def test_real_texts_beside_independent_noise_need_no_teacher():
     noise, tokens = _made(STUDENT, texts, independent=True)
     np.testing.assert_array_equal(tokens, texts)
     np.testing.assert_array_equal(noise.order, _made(STUDENT).noise.order)
+    config, no_teacher = SamplerConfig(LENGTH, mode="first-hitting"), Teacher(TEACHER, None)
+    jax.eval_shape(
+        lambda: make_trajectories(
+            STUDENT, no_teacher, many(), LENGTH, config, texts, independent=True
+        )
+    )
