@@ -27,6 +27,10 @@ def test_a_block_is_what_one_of_the_samplers_calls_reveals(num_calls):
     assert revealed.mean() == pytest.approx(1 / num_calls, abs=0.01)
     first = masked.all(axis=1)
     assert first.mean() == pytest.approx(1 / num_calls, abs=0.01)
+    times = 1 - np.arange(num_calls) / num_calls
+    sigmas = np.unique(block.sigma)
+    np.testing.assert_allclose(sigmas, np.sort(values_at(DIFFUSION.schedule, *times)[1]), rtol=1e-5)
+    assert (np.asarray(block.sigma)[first] == sigmas[-1]).all()
     last = (masked == revealed).all(axis=1)
     assert last.mean() == pytest.approx(1 / num_calls, abs=0.01)
 

@@ -62,6 +62,10 @@ def test_a_groups_reward_is_the_papers_sum():
     asked = np.array([[True, True, False, True], [True, True, True, True]])
     found = jax.jit(group_rewards)(real, made, asked, 0.3)
     np.testing.assert_allclose(found, rewards_in_loops(real, made, asked, 0.3), rtol=1e-4)
+    # Sums of narrow features are wide.
+    narrow = jnp.bfloat16(real), jnp.bfloat16(made)
+    exact = rewards_in_loops(*(np.float64(x) for x in narrow), asked, 0.3)
+    np.testing.assert_allclose(jax.jit(group_rewards)(*narrow, asked, 0.3), exact, rtol=1e-4)
 
 
 def test_the_gradient_is_that_of_the_expected_reward():
@@ -118,6 +122,20 @@ def test_features_get_int32_whatever_the_texts_are(texts):
         TABLE,
     )
     assert [term.shape for term in terms] == [(), ()]
+
+
+def test_groups_that_are_equally_good_teach_nothing():
+    """A reward counts against the mean of the other groups'. Oracle: features that are all alike."""
+    x0, config = np.zeros((4, LENGTH), np.int32), MmdConfig(1, num_groups=3)
+
+    def total(table):
+        return mmd_terms(
+            DIFFUSION, table, jnp.zeros((VOCAB, 2)), features, x0, jax.random.key(0), config
+        )
+
+    gradient, reward = jax.jit(jax.grad(total, has_aux=True))(TABLE)
+    assert float(reward) > 0.1
+    np.testing.assert_allclose(gradient["table"], 0, atol=1e-6)
 
 
 def test_states_of_a_layer_are_those_of_the_network_cut_there():
