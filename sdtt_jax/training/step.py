@@ -244,7 +244,7 @@ def _mean_gradient(
                 "over the batch.",
             )
         total, weight, metrics = returned
-        weight = jax.lax.stop_gradient(jnp.asarray(weight, jnp.float32))
+        weight = jnp.asarray(weight, jnp.float32)
         # A microbatch in which nothing counts has no mean (0/0), and adds nothing to that of the batch.
         weighted = {
             name: value if isinstance(value, Mean) else jnp.where(weight > 0, value * weight, 0.0)

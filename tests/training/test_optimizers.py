@@ -171,6 +171,30 @@ def test_muon_leaves_the_rest_to_adam_at_its_own_rate(params, grads, muons):
             np.testing.assert_allclose(update, expected[path], rtol=1e-5, err_msg=path)
 
 
+def test_each_setting_of_muon_is_that_of_its_part(params, grads):
+    """Oracle: the leaves that it changes in the second of two updates: Muon's own, or all others."""
+    changed = {"momentum": 0.5, "weight_decay": 0.1, "b1": 0.5, "b2": 0.5}
+
+    def second_update(**fields):
+        config = opt.OptimizerConfig("muon", warmup_steps=0, clip_norm=0.0, **fields)
+        optimizer = opt.make_optimizer(config, 10)
+        _, state = optimizer.update(grads, optimizer.init(params), params)
+        return optimizer.update(jax.tree.map(jnp.sin, grads), state, params)[0]
+
+    usual, *others = map(
+        flat_leaves,
+        jax.device_get(
+            jax.jit(
+                lambda: [second_update(), *(second_update(**{k: x}) for k, x in changed.items())]
+            )()
+        ),
+    )
+    for name, updates in zip(changed, others, strict=True):
+        moved = {path for path, leaf in updates.items() if (leaf != usual[path]).any()}
+        own = name in ("momentum", "weight_decay")
+        assert moved == (MUON if own else usual.keys() - MUON), name
+
+
 def test_weight_decay_spares_biases_and_norms(params):
     decayed = {path for path, on in flat_leaves(opt.decays(params)).items() if on}
     assert "blocks/norm1/scale" not in decayed
@@ -191,13 +215,18 @@ def test_the_gradient_is_clipped_before_anything_else(params, grads):
     config = opt.OptimizerConfig(warmup_steps=0, clip_norm=0.5)
     optimizer = opt.make_optimizer(config, 10)
     norm = np.sqrt(sum(np.square(g).sum() for g in jax.tree.leaves(grads)))
-    assert norm > 0.5
-    small = jax.tree.map(lambda g: g * np.float32(0.5 / norm), grads)
     state, update = jax.jit(optimizer.init)(params), jax.jit(optimizer.update)
-    _, after_large = update(grads, state, params)
-    _, after_small = update(small, state, params)
-    for a, b in zip(jax.tree.leaves(after_large), jax.tree.leaves(after_small), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5)
+
+    def after(length):
+        scaled = jax.tree.map(lambda g: g * np.float32(length / norm), grads)
+        return flat_leaves(update(scaled, state, params)[1])
+
+    longest, half = after(0.5), after(0.25)
+    for length in (norm, 0.6):
+        for path, leaf in after(length).items():
+            np.testing.assert_allclose(leaf, longest[path], rtol=1e-5, err_msg=path)
+    [first_moment] = (path for path in half if path.endswith("mu/head/linear/kernel"))
+    np.testing.assert_allclose(2 * half[first_moment], longest[first_moment], rtol=1e-5)
 
 
 def test_the_norm_of_bfloat16_leaves_is_that_of_float32():

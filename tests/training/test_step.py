@@ -17,7 +17,7 @@ from sdtt_jax.parallel.placement import place_batch
 from sdtt_jax.training.config import TrainConfig
 from sdtt_jax.training.optimizers import OptimizerConfig, make_optimizer
 from sdtt_jax.training.state import StateSpec, TrainState, ema_decay_at
-from sdtt_jax.training.step import SPIKE_WARMUP, Loss, TrainStep, make_train_step
+from sdtt_jax.training.step import SPIKE_DECAY, SPIKE_WARMUP, Loss, Mean, TrainStep, make_train_step
 from sdtt_jax.trees import nested
 from tests.training import tiny, toy
 
@@ -125,7 +125,8 @@ def test_metrics_are_means_over_what_counts_also_where_a_microbatch_has_nothing(
     def positive(params, context, batch, key):
         del context, key
         count, total = (batch > 0).sum(), jnp.where(batch > 0, batch, 0.0).sum()
-        return Loss(total + 0.0 * params["kernel"].sum(), count, {"mean": total / count})
+        own = {"own": Mean(3 * total, 2 * count), "never": Mean(0 * total, 0 * count)}
+        return Loss(total + 0.0 * params["kernel"].sum(), count, own | {"mean": total / count})
 
     batch = np.abs(tiny.batch_at(0))
     batch[2::4] = -1.0
@@ -133,6 +134,8 @@ def test_metrics_are_means_over_what_counts_also_where_a_microbatch_has_nothing(
     _, metrics = step(state, batch, KEY)
     np.testing.assert_allclose(metrics["mean"], batch[batch > 0].mean(), rtol=1e-6)
     np.testing.assert_allclose(metrics["loss"], metrics["mean"], rtol=1e-6)
+    np.testing.assert_allclose(metrics["own"], 1.5 * metrics["mean"], rtol=1e-6)
+    assert metrics["never"] == 0
 
 
 def test_many_microbatches_of_bfloat16_parameters_add_up():
@@ -266,6 +269,21 @@ def test_a_spike_is_above_a_mean_that_is_positive(spiking, usual, then, rejected
     state, seen, _ = run(spiking(), SPIKE_WARMUP + 4, batches)
     assert [m["rejected"] for m in seen][SPIKE_WARMUP + 2] == rejected
     assert int(state.rejected) == rejected
+
+
+def test_spikes_are_measured_once_enough_steps_were_accepted_against_the_mean_of_those(spiking):
+    """Oracle: the ramp's recursion in NumPy over the accepted steps alone. Steps 0 and 2 are not finite."""
+    losses = np.random.default_rng(0).uniform(1, 2, SPIKE_WARMUP + 3)
+    losses[[0, 2, -2, -1]] = np.nan, np.nan, 9.0, 99.0  # after 19 and 20 accepted steps
+    _, seen, states = run(spiking(), len(losses), lambda i: np.full((8, 4), losses[i], np.float32))
+    assert [m["rejected"] for m in seen] == [*np.isnan(losses[:-1]), True]
+    mean, count = 0.0, 0
+    for loss, metrics, state in zip(losses, seen, states, strict=True):
+        if not metrics["rejected"]:
+            count += 1
+            decay = min(SPIKE_DECAY, (1 + count) / (10 + count)) if count > 1 else 0.0
+            mean = decay * mean + (1 - decay) * loss
+        np.testing.assert_allclose(state["loss_mean"], mean, rtol=1e-5)
 
 
 def test_a_batch_in_which_nothing_counts_is_harmless(plain):
