@@ -160,7 +160,7 @@ def denoising_terms(
         jnp.where(masked, weight[:, None] if config.weighting == "nelbo" else 1.0, 0.0),
         x0,
     )
-    return DenoisingTerms(total, jax.lax.stop_gradient(nll), masked, weight)
+    return DenoisingTerms(total, nll, masked, weight)
 
 
 def masked_batch(

@@ -54,6 +54,13 @@ def test_each_single_time_is_uniform(antithetic):
     assert distance < 1.95 / np.sqrt(n)
 
 
+def test_independent_times_are_drawn_each_by_itself():
+    """The mean of 1,000 has the standard error 0.009, seed 2; of one time for all it was 0.29."""
+    t = np.asarray(sample_t(jax.random.key(2), 1000, antithetic=False))
+    assert len(np.unique(t)) > 990
+    assert t.mean() == pytest.approx(0.5, abs=0.04)
+
+
 def test_a_token_is_masked_where_its_number_lies_below_the_move_chance():
     x0 = np.array([[1, 2, 3], [4, 0, 1]], np.int32)
     uniform = np.array([[0.1, 0.5, 0.9], [0.0, 0.2, 0.99]], np.float32)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
-from sdtt_jax.diffusion.forward import SAMPLING_EPS
+from sdtt_jax.diffusion.forward import SAMPLING_EPS, q_xt, sample_t
 from sdtt_jax.diffusion.nelbo import NelboConfig, denoising_terms, masked_nll, nelbo, nelbo_weight
 from sdtt_jax.diffusion.schedule import ScheduleConfig, make_schedule
 from sdtt_jax.errors import ConfigError
@@ -118,6 +118,50 @@ def test_terms_say_what_was_masked():
     assert (terms.nll[~terms.masked] == 0).all()
     assert (terms.nll[terms.masked] > 0).all()
     assert terms.weight.shape == (64,)
+
+
+@pytest.mark.parametrize("antithetic", [True, False])
+def test_time_and_mask_have_a_key_each_and_the_network_is_asked_at_that_time(antithetic):
+    """Oracle: the steps by hand, each of which has its own tests; predictions depend on the time."""
+    timed, key = MaskedDiffusion(TableDenoiser(time_scale=0.2), SCHEDULE), jax.random.key(7)
+
+    @jax.jit
+    def by_hand():
+        key_t, key_mask = jax.random.split(key)
+        t = sample_t(key_t, len(X0), antithetic=antithetic)
+        x_t = q_xt(key_mask, X0, SCHEDULE.move_chance(t), MASK)
+        return x_t == MASK, masked_nll(timed, PARAMS, X0, x_t, SCHEDULE.sigma(t))
+
+    terms = jax.device_get(_terms(timed, PARAMS, X0, key, NelboConfig(antithetic=antithetic)))
+    masked, nll = jax.device_get(by_hand())
+    np.testing.assert_array_equal(terms.masked, masked)
+    np.testing.assert_allclose(terms.nll, nll, rtol=1e-5)
+
+
+def test_the_weight_of_flat_times_is_the_span_of_log_move_chances():
+    """Oracle: total noise from 0.5 to 3."""
+    config = ScheduleConfig("linear", sigma_min=0.5, sigma_max=3.0)
+    diffusion = MaskedDiffusion(WORLD, make_schedule(config))
+    terms = _terms(diffusion, PARAMS, X0, jax.random.key(0), NelboConfig(importance=True))
+    span = np.log(np.expm1(-3.0) / np.expm1(-0.5))
+    np.testing.assert_allclose(terms.weight, span, rtol=1e-4)
+
+
+def test_a_network_is_asked_at_no_times_but_its_own():
+    """The bound integrates over all move chances; oracle: total noise of "geometric", 0.001 to 1."""
+    seen = []
+
+    class Watched(TableDenoiser):
+        def hidden(self, params, tokens, sigma=None):
+            jax.debug.callback(lambda sigma: seen.append(np.asarray(sigma)), sigma)
+            return super().hidden(params, tokens, sigma)
+
+    model = MaskedDiffusion(Watched(), make_schedule(ScheduleConfig("geometric")))
+    jax.block_until_ready(jax.jit(lambda key: nelbo(model, PARAMS, X0, key))(jax.random.key(0)))
+    jax.effects_barrier()
+    [sigma] = seen
+    assert 0.99e-3 < sigma.min() < 0.2
+    assert sigma.max() == pytest.approx(1.0)
 
 
 def test_importance_sampling_needs_a_schedule_that_has_it():

@@ -134,7 +134,12 @@ def test_move_chance_does_not_cancel_near_time_zero():
 
 
 @pytest.mark.parametrize(
-    "config", [ScheduleConfig(), ScheduleConfig("linear", sigma_min=1e-4, sigma_max=20.0)]
+    "config",
+    [
+        ScheduleConfig(),
+        ScheduleConfig("linear", sigma_min=1e-4, sigma_max=20.0),
+        ScheduleConfig("linear", sigma_min=0.5, sigma_max=3.0),
+    ],
 )
 def test_importance_sampling_flattens_the_weight(config):
     """In u the NELBO's weight is weight(t) dt/du = d log(1 - alpha) / du, which should be one constant."""
