@@ -9,7 +9,7 @@ import pytest
 
 from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.errors import ConfigError
-from sdtt_jax.ops.categorical import BLOCK, NEG_INFINITY, Filters, draw, filter_logits
+from sdtt_jax.ops.categorical import BLOCK, NEG_INFINITY, Filters, draw, filter_logits, nearest
 from tests.compiling import optimized
 from tests.statistics import assert_fits
 
@@ -79,7 +79,7 @@ def test_top_p_keeps_the_smallest_set_that_reaches_p(p):
 def test_top_p_keeps_the_first_of_equal_ones(p):
     """Oracle: a stable sort and a sum along it. The even rows' sums are exact, and reach p exactly."""
     uneven, one = [1, 4, 1, 3, 3, 3, 3, 3], [0, 0, 0, 9, 0, 0, 0, 0]
-    odds = np.array([uneven, [2] * 8, [0, 0, 1, 0, 1, 0, 0, 0], one])
+    odds = np.array([uneven, [2] * 8, [0, 0, 1, 0, 1, 0, 0, 0], one, [1, 8, 4, 0, 2, 0, 1, 0]])
     order = np.argsort(-odds, axis=-1, kind="stable")
     shares = np.take_along_axis(odds / odds.sum(axis=-1, keepdims=True), order, axis=-1)
     expected = np.zeros(odds.shape, bool)
@@ -88,6 +88,21 @@ def test_top_p_keeps_the_first_of_equal_ones(p):
         logits = np.maximum(np.log(odds), NEG_INFINITY).astype(np.float32)
     kept = filter_logits(jnp.asarray(logits), Filters(top_p=p))
     np.testing.assert_array_equal(_kept(kept), expected)
+
+
+@pytest.mark.parametrize("budget", [0.0, 0.25, 0.6, 2.0])
+def test_the_nearest_are_taken_as_long_as_their_weights_fit(budget):
+    """Oracle: a stable sort and a sum along it. Distances may be equal, 0 or, by rounding, below 0."""
+    rng = np.random.default_rng(3)
+    distance = rng.integers(-2, 5, (40, 9)) / np.float32(4)
+    distance[rng.random(distance.shape) < 0.1] = -0.0
+    weight = rng.integers(0, 4, distance.shape) / np.float32(16)  # sums are exact
+    order = np.argsort(distance, axis=-1, kind="stable")
+    fits = np.take_along_axis(weight, order, axis=-1).cumsum(axis=-1) <= budget
+    expected = np.zeros(distance.shape, bool)
+    np.put_along_axis(expected, order, fits, axis=-1)
+    found = jax.jit(nearest, static_argnums=2)(distance, weight, budget)
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_top_k_comes_before_top_p():
@@ -108,6 +123,8 @@ def test_temperature_divides_and_zero_is_greedy():
     greedy = filter_logits(LOGITS, Filters(temperature=0.0))
     assert np.all(_kept(greedy).sum(axis=-1) == 1)
     np.testing.assert_array_equal(jnp.argmax(greedy, axis=-1), jnp.argmax(LOGITS, axis=-1))
+    assert Filters(temperature=1.1e-38).greedy, "float32 cannot tell it from 0"
+    assert not Filters(temperature=1.2e-38).greedy
 
 
 @pytest.mark.parametrize("shift", [-9.0, 0.0, 9.0])

@@ -47,6 +47,7 @@ def problem(seed, batch, length, vocab, share):
         }
 
     weights = rng.uniform(0.5, 2, (batch, length)) * (rng.uniform(size=(batch, length)) < share)
+    weights *= rng.choice([-1, 1], weights.shape)
     states = [rng.standard_normal((batch, length, EMBED)) for _ in range(2)]
     return head(), states[0], weights, states[1], (head(),)
 
@@ -135,7 +136,9 @@ def test_the_factor_of_a_loss_in_bfloat16_is_not_rounded():
 
     def loss(hidden, factor):
         args = head, hidden, weights, np.zeros(weights.shape, np.int32)
-        return factor * weighted_loss(apply_head, lambda logits, _: logits[:, 0], *args)[0]
+        total, losses = weighted_loss(apply_head, lambda logits, _: logits[:, 0], *args)
+        assert losses.dtype == total.dtype == jnp.float32
+        return factor * total
 
     whole, third = (jax.jit(jax.grad(loss))(hidden, np.float32(x)) for x in (1, 1 / 3))
     expected = (whole.astype(np.float32) * np.float32(1 / 3)).astype(jnp.bfloat16)
@@ -147,14 +150,18 @@ def test_selected_losses_are_those_of_the_weighted_loss():
 
     @jax.jit
     def losses(head, hidden, weights, targets, shared):
-        _, weighted = lean("kl-bwd", head, hidden, weights, targets, shared)
+        total, weighted = lean("kl-bwd", head, hidden, weights, targets, shared)
         selected = weights != 0
-        return weighted, selected_losses(
-            apply_head, loss_fn, head, hidden, selected, targets, shared
+        return (
+            total,
+            weighted,
+            selected_losses(apply_head, loss_fn, head, hidden, selected, targets, shared),
         )
 
-    weighted, own = losses(*problem(4, 2, 7, 9, 0.5))
+    arguments = problem(4, 2, 7, 9, 0.5)
+    total, weighted, own = losses(*arguments)
     np.testing.assert_allclose(own, weighted, rtol=1e-12)
+    np.testing.assert_allclose(total, (weighted * arguments[2]).sum(), rtol=1e-12)
 
 
 def test_a_chunk_is_cut_for_the_widest_array_of_a_row(monkeypatch):

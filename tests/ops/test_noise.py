@@ -62,6 +62,18 @@ def test_noise_in_hindsight_draws_the_given_tokens_and_has_the_law_of_fresh_nois
     assert stats.chi2_contingency(seen).pvalue > 1e-3
 
 
+@pytest.mark.parametrize("kind", ["full", "two-level", "masks:4"])
+def test_order_and_tokens_are_drawn_apart(kind):
+    """Oracle: no rank correlation of the numbers in the order in which they are drawn. n = 1,000, seed 3."""
+    noise = draw_noise(jax.random.key(3), (1000,), 2 * BLOCK, kind)
+    if kind == "two-level":
+        assert noise.token.shape == (1000, 2)
+    tokens = np.argmax(noise.token, axis=-1) if kind == "masks:4" else np.ravel(noise.token)
+    assert stats.spearmanr(noise.order, tokens[:1000]).pvalue > 1e-3
+    if noise.entry is not None:
+        assert stats.spearmanr(np.ravel(noise.entry)[:2000], tokens).pvalue > 1e-3
+
+
 def test_noise_of_a_token_that_was_all_but_impossible_is_finite():
     log_probs = jnp.array([[0.0, -1e6, -80.0]])
     noise = draw_noise(jax.random.key(0), (1,), 3, "full")
