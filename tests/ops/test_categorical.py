@@ -90,7 +90,7 @@ def test_top_p_keeps_the_first_of_equal_ones(p):
     np.testing.assert_array_equal(_kept(kept), expected)
 
 
-@pytest.mark.parametrize("budget", [0.0, 0.25, 0.6, 2.0])
+@pytest.mark.parametrize("budget", [0.0, 0.2499, 0.25, 0.6, 2.0])
 def test_the_nearest_are_taken_as_long_as_their_weights_fit(budget):
     """Oracle: a stable sort and a sum along it. Distances may be equal, 0 or, by rounding, below 0."""
     rng = np.random.default_rng(3)

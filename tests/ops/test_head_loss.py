@@ -137,7 +137,8 @@ def test_the_factor_of_a_loss_in_bfloat16_is_not_rounded():
     def loss(hidden, factor):
         args = head, hidden, weights, np.zeros(weights.shape, np.int32)
         total, losses = weighted_loss(apply_head, lambda logits, _: logits[:, 0], *args)
-        assert losses.dtype == total.dtype == jnp.float32
+        own = selected_losses(apply_head, lambda logits, _: logits[:, 0], *args)
+        assert own.dtype == losses.dtype == total.dtype == jnp.float32
         return factor * total
 
     whole, third = (jax.jit(jax.grad(loss))(hidden, np.float32(x)) for x in (1, 1 / 3))

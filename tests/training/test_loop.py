@@ -138,6 +138,27 @@ def test_the_wait_for_a_batch_is_told():
     assert waits[-1] > 0.02
 
 
+def test_logs_come_every_few_steps_and_at_the_end_and_tell_of_the_steps_since_the_last():
+    """Oracle: 7 tokens a step, whatever it takes; waits that add up to less than all of the time."""
+    seen = {}
+
+    def slow(step):
+        time.sleep(0.03)
+        return tiny.batch_at(step)
+
+    log = loop.TrainLog(write=lambda step, values: seen.update({step: values}), tokens_per_batch=7)
+    config = toy.until(tiny.config(), 10, log_every=4)
+    loop.train(tiny.fresh(), tiny.step_fn(), slow, jax.random.key(0), config, log=log)
+    assert list(seen) == [4, 8, 10]
+    before, began, waited = 0, 0.0, 0.0
+    for step, values in seen.items():
+        tokens = values["tokens_per_second"] * (values["seconds"] - began)
+        assert tokens == pytest.approx(7 * (step - before))
+        waited += values["data_wait"] * (step - before)
+        before, began = step, values["seconds"]
+    assert 0.03 < waited < began
+
+
 def test_a_step_may_run_without_jit():
     """Then every Python constant is a transfer, which compiled steps must not make."""
 
