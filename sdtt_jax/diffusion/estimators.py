@@ -135,9 +135,8 @@ def _by_count(
     Beta(n, L - n + 1), as is the n-th smallest of L uniform numbers, which does not depend on their order.
     """
     may = noise.tokens < NEVER
-    count = may.sum(axis=-1, dtype=jnp.int32)
-    # A row in which nothing may be masked is computed as if one token might be, and then weighs nothing.
-    length = jnp.maximum(count, 1)
+    # A row in which nothing may be masked is computed as if one token might be; nothing of it is counted.
+    length = jnp.maximum(may.sum(axis=-1, dtype=jnp.int32), 1)
     n = (
         jnp.minimum(jnp.floor(noise.u * length.astype(jnp.float32)).astype(jnp.int32), length - 1)
         + 1
@@ -151,7 +150,7 @@ def _by_count(
     sigma = network_sigma(-jnp.log1p(-jnp.clip(last[:, 0], low, high)))
     share = length.astype(jnp.float32) / n.astype(jnp.float32)
     weight = share if whole_range else count_weight(n, length, low, high)
-    return Masking(x_t, sigma, jnp.where(count > 0, weight, 0.0))
+    return Masking(x_t, sigma, weight)
 
 
 def _move_chances(schedule: Schedule) -> tuple[float, float]:

@@ -91,6 +91,10 @@ def test_counts_mask_as_many_tokens_as_they_say(estimator):
     expected = np.array([[0, 1, 0], [0, 1, 1], [1, 1, 1]])
     np.testing.assert_array_equal(masking.x_t == MASK, expected)
     np.testing.assert_allclose(-np.expm1(-masking.sigma), [0.1, 0.4, 0.7], rtol=1e-5)
+    n, whole = np.array([1, 2, 3]), estimator == "counts"
+    wanted = 3 / n if whole else count_weight(n, 3, 0.999e-5, 0.999)
+    np.testing.assert_allclose(masking.weight, wanted, rtol=1e-6)
+    assert (masking.weight[-1] == 1) == whole
 
 
 def test_weights_of_counts_are_integrals_over_the_schedule():
