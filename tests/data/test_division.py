@@ -99,6 +99,9 @@ def test_pairs_that_are_all_alike_are_counted_once(tmp_path):
     config = DataConfig(str(path), sequences="prompted", text_field="a>b")
     with pytest.raises(DataError, match=r"has only 19 different pairs; .* needs 20 or more"):
         start_reading(config, tmp_path / "work")
+    with path.open("a") as file:
+        file.write('{"a": "ask once more", "b": "answer"}\n')
+    assert start_reading(config, tmp_path / "work").rule.kind == "own"
 
 
 @pytest.mark.parametrize("learned", [True, False])

@@ -13,7 +13,7 @@ from sdtt_jax.data import packing
 from sdtt_jax.data.config import TokenizerConfig
 from sdtt_jax.data.making import train_tokenizer
 from sdtt_jax.data.normalize import NORMALIZERS, PROMPT_END
-from sdtt_jax.data.packing import encode_documents, pack
+from sdtt_jax.data.packing import encode_documents, pack, text_ends
 from sdtt_jax.data.tokenizer import HubTokenizer, Special, Tokenizer
 from sdtt_jax.errors import DataError
 from sdtt_jax.ops.sequence_kinds import KINDS, Sequences
@@ -184,6 +184,14 @@ def test_a_pair_is_learnt_as_it_is_or_refused(bos, prompt, completion):
         np.testing.assert_array_equal(learnt, expected)
         seen = np.asarray(arranged.segments[0]) == 0
         assert np.count_nonzero(seen) == len(before) + 1 + len(learnt)
+        ends, padding = text_ends(row[None], sequences)
+        np.testing.assert_array_equal(padding[0], ~seen)
+        np.testing.assert_array_equal(np.flatnonzero(ends[0]), [np.count_nonzero(seen) - 1])
+        size = len(before) + len(behind) + 2
+        pair = [f"{prompt}{PROMPT_END}{completion}"]
+        assert len(list(encode_documents(tokenizer, pair, "prompted", size))) == 1
+        with pytest.raises(DataError, match=rf"have {size} tokens .* data\.length={size - 1}"):
+            list(encode_documents(tokenizer, pair, "prompted", size - 1))
     assert len(faults) + len(found) == 1
 
 

@@ -1,12 +1,32 @@
-"""Splits that fill no sequence. Oracle: which field, by the rule of the division, would make them longer."""
+"""Splits that fill no sequence, and the last id. Oracles: which field would make a split longer; the text."""
 
 import dataclasses
 import json
 
+import numpy as np
 import pytest
+import tokenizers
 
-from sdtt_jax.data import DataConfig, TokenizerConfig, prepare
+from sdtt_jax.data import DataConfig, TokenizerConfig, open_split, prepare
+from sdtt_jax.data.tokenizer import HubTokenizer, Special
 from sdtt_jax.errors import ConfigError
+
+
+@pytest.mark.parametrize(("rows", "dtype"), [(2**16, "uint16"), (2**16 + 1, "int32")])
+def test_the_last_id_of_a_vocabulary_is_stored_whole(rows, dtype, write_jsonl, tmp_path):
+    """In 16 bits, id 65536 would be 0."""
+    vocab = {"</s>": 0} | {f"w{i}": i for i in range(1, rows)}
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocab, unk_token="w1"))
+    words.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    config = TokenizerConfig(kind="hub")
+    tokenizer = HubTokenizer(config, "none", words.to_str().encode(), Special(rows, 0, 0))
+    corpus = write_jsonl([f"w{i} w{rows - 1}" for i in range(1, 41)])
+    folders = tmp_path / "data", tmp_path / "tokenizer"
+    prepare(DataConfig(str(corpus), length=3), config, *folders, tokenizer=tokenizer)
+    assert json.loads((folders[0] / "info.json").read_text())["dtype"] == dtype
+    split = open_split(folders[0], "train")
+    stored = split.gather(np.arange(len(split)))
+    assert (stored[:, 1:] == [rows - 1, 0]).all()
 
 
 def test_a_length_beyond_the_corpus_names_the_split(prepared, tmp_path):
