@@ -14,8 +14,11 @@ from sdtt_jax.ops.sequences import (
     PADDING,
     Sequences,
     arrange,
+    as_read,
     begins,
+    ends_of_texts,
     mean_counted,
+    predicted_before,
     single_texts,
 )
 
@@ -51,6 +54,58 @@ def test_segments_and_free_positions_are_those_of_a_loop(rows, kind, wrap, one_t
         segments, free = _by_hand(row, sequences)
         assert found.segments[i].tolist() == segments
         assert found.free[i].tolist() == free
+
+
+def _read_by_hand(row, sequences):
+    """What a causal network reads of one sequence of documents, and its segments."""
+    read, segments, number = [], [], 0
+    for place, token in enumerate(row):
+        own = sequences.wrap and place == 1 and token == sequences.bos_id
+        again = token == sequences.bos_id and row[max(place - 1, 0)] == sequences.eos_id and place
+        number += not own and (token == sequences.eos_id or bool(again))
+        read.append(sequences.bos_id if token == sequences.eos_id else token)
+        segments.append(number)
+    return read, segments
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    rows=st.lists(st.lists(st.integers(0, 3), min_size=7, max_size=7), min_size=2, max_size=2),
+    wrap=st.booleans(),
+    one_token=st.booleans(),
+)
+def test_a_causal_network_reads_each_document_after_bos_on_its_own(rows, wrap, one_token):
+    sequences = Sequences("documents", EOS if one_token else BOS, EOS, wrap)
+    read, segments = as_read(jnp.array(rows), sequences)
+    for i, row in enumerate(rows):
+        assert (read[i].tolist(), segments[i].tolist()) == _read_by_hand(row, sequences)
+
+
+def _ends_by_hand(row, free, bos):
+    last = len(row)  # where what fills the end begins
+    while last and row[last - 1] == EOS and not free[last - 1]:
+        last -= 1
+    return [
+        token == EOS and bool({*row[:place]} - {bos, EOS}) and all(free[place:last])
+        for place, token in enumerate(row)
+    ]
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    row=st.lists(st.integers(0, 3), min_size=7, max_size=7),
+    free=st.lists(st.booleans(), min_size=7, max_size=7),
+    bos=st.sampled_from([BOS, EOS]),
+)
+def test_an_eos_ends_a_text_that_has_begun_unless_what_follows_was_given(row, free, bos):
+    ends = ends_of_texts(np.array([row]), np.array([free]), bos, EOS)
+    assert ends[0].tolist() == _ends_by_hand(row, free, bos)
+
+
+def test_the_first_token_of_a_segment_is_predicted_at_its_own_position():
+    states, segments = jnp.arange(6.0).reshape(1, 6, 1), jnp.array([[0, 0, 1, 2, 2, PADDING]])
+    assert predicted_before(states, segments)[0, :, 0].tolist() == [0, 0, 2, 3, 3, 5]
+    assert predicted_before(states, None)[0, :, 0].tolist() == [0, 0, 1, 2, 3, 4]
 
 
 def test_a_stream_of_documents_whose_positions_are_alike_has_no_arrangement():
