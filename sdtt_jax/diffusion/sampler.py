@@ -304,7 +304,7 @@ def take_step(
       temperatures: `[num_steps + 1]` float32, further divisors of each step's logits; None: no further ones.
     """
     stop, watch = parse_mode(config.mode).stop, state.watch
-    free, last = plan.call <= config.num_steps, index == config.num_steps
+    free = plan.call <= config.num_steps
     model, each = guided(diffusion, ~free, config.guidance), 2 if config.guidance else 1
 
     def step(state: SamplerState) -> SamplerState:
@@ -314,8 +314,9 @@ def take_step(
     if stop is None or watch is None:
         return step(state)
 
-    after = jax.lax.cond(watch.stopped.all() & ~last, lambda state: state, step, state)
-    x = jnp.where((watch.stopped & ~last)[:, None], state.x, after.x)
+    # Nothing is masked in a text that has stopped.
+    after = jax.lax.cond(watch.stopped.all(), lambda state: state, step, state)
+    x = jnp.where(watch.stopped[:, None], state.x, after.x)
     watch = stopping.updated_watch(stop, diffusion.mask_id, watch, state.x, x, free)
     # At once, so that no call is made for what is masked after EOS.
     x = stopping.fill_with_eos(stop, diffusion.mask_id, x, free)

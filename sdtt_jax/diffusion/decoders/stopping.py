@@ -103,7 +103,7 @@ def begin_watch(x: Tokens, mask_id: int) -> Watch:
 
 
 def until_stopped(step: Callable[..., Any], state: Any, num_steps: int) -> Any:
-    """Runs steps 0 … num_steps, and skips to the last once all texts have stopped.
+    """Runs steps 0 … num_steps, until all texts have stopped.
 
     Args:
       step: `(state, index) -> state`, of states with a `watch`.
@@ -112,11 +112,12 @@ def until_stopped(step: Callable[..., Any], state: Any, num_steps: int) -> Any:
     """
 
     def body(carry: tuple[Any, jax.Array]) -> tuple[Any, jax.Array]:
-        state, index = step(*carry), carry[1] + 1
-        return state, jnp.where(state.watch.stopped.all(), jnp.maximum(index, num_steps), index)
+        return step(*carry), carry[1] + 1
 
-    carry = vary_alike(state, jnp.int32(0))
-    return jax.lax.while_loop(lambda carry: carry[1] <= num_steps, body, carry)[0]
+    def going(carry: tuple[Any, jax.Array]) -> jax.Array:
+        return (carry[1] <= num_steps) & ~carry[0].watch.stopped.all()
+
+    return jax.lax.while_loop(going, body, vary_alike(state, jnp.int32(0)))[0]
 
 
 def updated_watch(
