@@ -108,3 +108,12 @@ def test_what_was_least_sure_is_doubted_most_and_no_chance_exceeds_one():
         assert found[3] == 0
         assert found[:3].mean() == pytest.approx(1)
         assert (sigma * found <= 1 + 1e-6).all()
+
+
+def test_the_last_step_masks_nothing_again():
+    """At the smallest time, 1e-5, a shown token would be masked again with that chance: n = 900,000."""
+    run = jax.jit(sample, static_argnames=("diffusion", "config"))
+    diffusion = MaskedDiffusion(TableDenoiser(), make_schedule())
+    x_init, config = prior_sample(300_000, LENGTH, MASK), SamplerConfig(1, mode="remdm:eta=1.0")
+    x = run(diffusion, random_table(2), jax.random.key(3), x_init, config)[0].x
+    assert not (x == MASK).any()

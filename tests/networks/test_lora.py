@@ -95,6 +95,10 @@ def test_fresh_adapters_change_nothing_and_only_targets_have_them():
     hidden = jax.jit(LLAMA.hidden)
     beside = hidden(with_adapters(base, fresh_adapters(LLAMA), LORA), TOKENS)
     np.testing.assert_array_equal(beside, hidden(base, TOKENS))
+    first = flat_leaves(fresh_adapters(LLAMA))
+    up, gate = (first[f"blocks/mlp/{name}/a"] for name in ("up", "gate"))
+    assert up.shape == gate.shape
+    assert (up != gate).all(), "each is drawn by itself"
     some = fresh_adapters(LLAMA, dataclasses.replace(LORA, targets=("attn_q",)))
     assert {path: leaf.shape for path, leaf in flat_leaves(some).items()} == {
         "blocks/attn_q/a": (2, 16, 3),
