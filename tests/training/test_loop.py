@@ -10,6 +10,7 @@ import time
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from sdtt_jax.checkpoints.store import Checkpoints
@@ -50,9 +51,13 @@ def test_metrics_after_a_resume_are_those_of_the_unbroken_run(unbroken, tmp_path
     assert [r["step"] for r in comparable(tmp_path)] == list(range(1, 13))
 
 
-def test_saves_happen_every_few_steps_and_at_the_end():
+@pytest.mark.parametrize(("rejected", "expected"), [(None, [4, 8, 10]), (4, [5, 8, 10])])
+def test_saves_happen_every_few_steps_or_once_a_step_is_accepted_and_at_the_end(rejected, expected):
     """Before each, the metrics until then are kept."""
     saved, written, kept = [], [], []
+
+    def batch_at(index):
+        return tiny.batch_at(index) * (np.nan if index + 1 == rejected else 1)
 
     class Recorder:
         def save(self, state):
@@ -70,10 +75,8 @@ def test_saves_happen_every_few_steps_and_at_the_end():
         saving=lambda: kept.append(written[-1]),
     )
     recorder = Recorder()
-    loop.train(
-        tiny.fresh(), tiny.step_fn(), tiny.batch_at, key, config, checkpoints=recorder, log=log
-    )
-    assert saved == [4, 8, 10]
+    loop.train(tiny.fresh(), tiny.step_fn(), batch_at, key, config, checkpoints=recorder, log=log)
+    assert saved == expected
 
 
 def test_an_empty_array_is_named_before_the_first_step(tmp_path):
