@@ -314,9 +314,8 @@ def take_step(
     if stop is None or watch is None:
         return step(state)
 
-    # Nothing is masked in a text that has stopped.
     after = jax.lax.cond(watch.stopped.all(), lambda state: state, step, state)
-    x = jnp.where(watch.stopped[:, None], state.x, after.x)
+    x = jnp.where(watch.stopped[:, None], state.x, after.x)  # in which nothing is masked
     watch = stopping.updated_watch(stop, diffusion.mask_id, watch, state.x, x, free)
     # At once, so that no call is made for what is masked after EOS.
     x = stopping.fill_with_eos(stop, diffusion.mask_id, x, free)
