@@ -153,12 +153,12 @@ def test_remasking_leaves_the_marginals_right(options):
     assert bool(((sigma >= 0) & (sigma <= jnp.minimum(options.eta, 1))).all())
 
 
-@pytest.mark.parametrize("mode", ["confidence", "entropy-bounded", "remdm:eta=0.9"])
+@pytest.mark.parametrize("mode", ["confidence", "entropy-bounded", "remdm", "remdm-confidence"])
 def test_what_is_given_stays_and_nothing_is_left_masked(mode):
     diffusion, params = MaskedDiffusion(TableDenoiser(), make_schedule()), random_table(2)
     x_init = np.full((64, LENGTH), MASK, np.int32)
     x_init[:, 0] = 1
-    config = SamplerConfig(6, mode=mode)
+    config = SamplerConfig(6, mode=mode + OPTIONS.get(mode, ""))
     state, states = _sample(diffusion, params, KEY, x_init, config, keep_states=True)
     assert (np.asarray(states)[:, :, 0] == 1).all()
     assert (np.asarray(state.x) != MASK).all()

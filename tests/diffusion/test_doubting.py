@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from sdtt_jax.diffusion.decoders.doubting import doubt
+from sdtt_jax.diffusion.decoders.remasking import Remdm, remask_chances
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.sampler import SamplerConfig, prior_sample, sample
 from sdtt_jax.diffusion.schedule import make_schedule
@@ -117,3 +118,10 @@ def test_the_last_step_masks_nothing_again():
     x_init, config = prior_sample(300_000, LENGTH, MASK), SamplerConfig(1, mode="remdm:eta=1.0")
     x = run(diffusion, random_table(2), jax.random.key(3), x_init, config)[0].x
     assert not (x == MASK).any()
+
+
+def test_forward_and_backward_masks_on_the_way_to_t_what_is_not_revealed_on_the_way_back():
+    """Oracle: two steps of a token by hand, where 0.3 of them are clean at t and 0.5 at s."""
+    _, sigma = remask_chances(Remdm(1.0, "forward-backward"), np.float32(0.7), np.float32(0.5))
+    masked, revealed = 1 - 0.3 / 0.5, (0.5 - 0.3) / 0.7
+    assert float(sigma) == pytest.approx(masked * (1 - revealed))
