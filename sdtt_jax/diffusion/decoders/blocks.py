@@ -120,7 +120,7 @@ def write_block(
     each = scene.num_steps // (length // size)
     origin = first_block(options, now.free)
     start, first = origin + now.call // each * size, now.call % each == 0
-    before = jnp.where(start > origin, start - size, 0)  # start of the block finished last
+    before = start - size  # start of the block finished last; for the first block, it is not read
     fresh = first & (start > 0) & (start < length) & (options.cache == "prefix")
     # The last block may be shorter; it is then read with the end of the one before it.
     start = jnp.minimum(start, length - size)

@@ -145,11 +145,11 @@ def updated_watch(
 
 
 def fill_with_eos(stop: Stop, mask_id: int, x: Tokens, free: Positions) -> Tokens:
-    """`x` with EOS at all `free` positions after the EOS that ended a text, whatever was written there."""
+    """`x` with EOS at all positions after the EOS that ended a text; of those, none but EOS was given."""
     if stop.eos < 0:
         return x
     behind = jnp.cumsum(_end(stop, mask_id, x, free), axis=-1) > 0
-    return jnp.where(behind & free, stop.eos, x)
+    return jnp.where(behind, stop.eos, x)
 
 
 def _end(stop: Stop, mask_id: int, x: Tokens, free: Positions) -> Positions:
