@@ -185,3 +185,19 @@ def test_a_model_writes_guided_texts_within_jit():
     config = SamplerConfig(2, guidance=1.0)
     x = jax.eval_shape(lambda x: model.denoise(KEY, x, config).x, prompted(1))
     assert x.shape == (1, LENGTH)
+
+
+def test_states_of_a_narrow_network_are_combined_in_float32():
+    """Oracle: its two states in NumPy; in bfloat16 the sum would be off by a hundredth."""
+
+    class Narrow(TableDenoiser):
+        def hidden(self, params, tokens, sigma=None):
+            return super().hidden(params, tokens, sigma).astype(jnp.bfloat16)
+
+    params, tokens = random_table(2), np.array([[1, MASK, MASK]], np.int32)
+    model = guided(diffusion_of(Narrow()), tokens != MASK, 3.7)
+    found = jax.jit(model.hidden)(params, tokens, np.zeros(1, np.float32))
+    seen, unseen = (
+        np.float32(params["table"][at].astype(jnp.bfloat16)) for at in (16 + 4 * MASK + MASK, -1)
+    )
+    np.testing.assert_allclose(found[0], seen + 3.7 * (seen - unseen), rtol=1e-5, atol=1e-6)

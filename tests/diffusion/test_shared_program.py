@@ -90,3 +90,16 @@ def test_what_the_network_decides_needs_a_program_of_its_own(mode):
 def test_more_steps_than_a_plan_has_room_for():
     assert common_config(SamplerConfig(shared_program.CAPACITY)) is not None
     assert common_config(SamplerConfig(shared_program.CAPACITY + 1)) is None
+
+
+def test_what_no_step_reveals_is_filled_at_the_end():
+    """With "grid" that is one position in 100,000. Oracle: the last position's most probable token."""
+    config, x_init = SamplerConfig(1), np.full((64, LENGTH), MASK, np.int32)
+    plan = _plan(outline(DIFFUSION), jax.random.key(3), x_init, config)
+    late = plan.replace(call=plan.call.at[:, -1].set(shared_program.CAPACITY))
+    texts = np.asarray(
+        _follow(DIFFUSION, PARAMS, late, x_init, np.int32(1), common_config(config)).x
+    )
+    assert (texts[:, :-1] != MASK).all()
+    rows = texts @ [16, 4, 1] - texts[:, -1] + MASK
+    np.testing.assert_array_equal(texts[:, -1], PARAMS["table"][rows, -1].argmax(axis=-1))
