@@ -33,6 +33,7 @@ from sdtt_jax.parallel.placement import (
     place_rows,
     place_whole,
     replicated,
+    spread_shardings,
     tree_shardings,
     unbox,
 )
@@ -251,3 +252,20 @@ def test_keys_and_arrays_are_placed_whole():
     assert placed["key"].sharding == replicated(mesh)
     assert (jax.random.key_data(placed["key"]) == jax.random.key_data(tree["key"])).all()
     np.testing.assert_array_equal(placed["x"], tree["x"])
+
+
+def test_a_batch_is_filled_up_and_the_nearest_that_can_be_split_is_none_of_0():
+    mesh = abstract_mesh(MeshConfig(), 4)
+    assert [full_batch(size, mesh) for size in (1, 4, 5)] == [4, 4, 8]
+    with pytest.raises(ConfigError, match=r"batch_size=1 .* nearest that can is 4"):
+        check_batch_size(1, mesh)
+
+
+def test_leaves_are_spread_along_their_longest_axis_that_can_be_split():
+    """Oracle: sizes by hand on four devices; nothing is split where no axis is a multiple of four."""
+    mesh = abstract_mesh(MeshConfig(), 4)
+    shapes = {(8, 16): 1, (16, 8): 0, (6, 4): 1, (3, 5): None, (0, 4): 1, (): None}
+    for shape, axis in shapes.items():
+        spec = spread_shardings(jax.ShapeDtypeStruct(shape, np.float32), mesh).spec
+        split = [place for place, names in enumerate(spec) if names]
+        assert split == ([] if axis is None else [axis]), shape
