@@ -290,9 +290,9 @@ class Model(Loaded):
         The last of the `num_steps + 2` states is what `denoise` returns for the same key.
         """
         key, rows, config, other = self._asked(key, x_init, config, helper)
-        x_init = self.placed(rows)
+        x = self.placed(rows)
         with self.on_mesh():
-            state = begin(self.diffusion, self.params, x_init, config, self.sequences, other)
+            state = begin(self.diffusion, self.params, x, config, self.sequences, other)
         return self._states(key, state, config, other)
 
     def _states(
@@ -300,7 +300,7 @@ class Model(Loaded):
     ) -> Iterator[SamplerState]:
         x_init = state.x
         with self.on_mesh():
-            plan = _plan(outline(self.diffusion), key, x_init, spread_of(config))
+            plan = _plan(outline(self.diffusion), key, state.x, spread_of(config))
             if plan.noise is not None:
                 plan = _prepared(self.diffusion, self.params, plan)
         placed = getattr(jax.tree.leaves(self.params)[0], "sharding", None)
@@ -339,11 +339,9 @@ class Model(Loaded):
         key, tokens = self.near(key), self.placed(self._rows(tokens, self.mask_id))
         with self.on_mesh():
             numbers = jax.device_put(list(np.arange(num_samples, dtype=np.uint32)))
-            estimates = [
-                _score(self.diffusion, self.params, tokens, key_of, self.sequences)
-                for key_of in (jax.random.fold_in(key, number) for number in numbers)
-            ]
-            return jnp.stack(estimates).mean(axis=0)
+            keys = (jax.random.fold_in(key, number) for number in numbers)
+            given = self.diffusion, self.params, tokens
+            return jnp.stack([_score(*given, key, self.sequences) for key in keys]).mean(axis=0)
 
 
 @functools.partial(jax.jit, static_argnames=("diffusion", "sequences"))
