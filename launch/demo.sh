@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# From raw text to a distilled student, with a report at the end: makes a virtual environment,
-# installs the library, and runs experiments/configs/demo.py. Repeat it to continue a run that
-# was stopped.
+# From raw text to distilled students, with a report on the first after half of the time and on all
+# at the end: makes a virtual environment, installs the library, and runs experiments/configs/demo.py.
+# Repeat it to continue a run that was stopped.
 #
 #   bash launch/demo.sh [options of experiments.run]
 #
