@@ -189,8 +189,9 @@ def _measure(
     subject = Subject(model, settings, judge, baseline, run.workdir.local.data, real_text=once)
     path = own_path(model)
     assert path is not None
-    record = Record(path, model.identity, run.log_once, replace=True)
-    run.log_once(f"  {path.stem.replace('_', ' ')}:")
+    log = run.log_of(path.stem)
+    record = Record(path, model.identity, log, replace=True)
+    log(f"  {path.stem.replace('_', ' ')}:")
     generation.suite(subject, record)
     likelihood.suite(subject, record)
     [setup] = generation.setups(subject)
@@ -277,7 +278,7 @@ def _gain(run: Run, number: int, student: MeasuredModel) -> Json:
 
     record = student.record.item("gain", inputs, compute)
     if record["gain_share"] is not None:
-        run.log_once(
+        student.record.log(
             f"  round {number}: divergence from the targets {record['teacher_divergence']:.5f} (teacher) to "
             f"{record['student_divergence']:.5f} (student), floor {record['floor']:.5f}: gain share "
             f"{record['gain_share']:.2f}"

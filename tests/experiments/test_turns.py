@@ -1,4 +1,4 @@
-"""The order in which a run's stages take their turns."""
+"""The order in which a run's stages take their turns, and what those say that run twice."""
 
 from experiments.configs.smoke import smoke
 from experiments.settings import config_dict
@@ -19,3 +19,11 @@ def test_a_first_distiller_is_reported_before_the_next_begins(tmp_path):
         assert names(run, ["distill", "evaluate"]) == then[:2]
         run.workdir.round(1, "coupled").mkdir(parents=True)
         assert names(run, STAGE_NAMES) == first
+
+
+def test_what_was_said_of_a_model_is_not_repeated(tmp_path, capsys):
+    """Of two models the same may be said: a student that has learnt nothing has its teacher's perplexity."""
+    with open_run(config_dict(smoke()), tmp_path / "run") as run:
+        for name in ("teacher", "student", "teacher"):
+            run.log_of(name)("perplexity 3")
+    assert capsys.readouterr().out == "perplexity 3\n" * 2
