@@ -98,7 +98,12 @@ STAGES = (
         training.train_judge,
         training.is_judged,
     ),
-    Stage("distill", "fewer steps, round by round", training.distill, training.is_distilled),
+    Stage(
+        "distill",
+        "fewer steps, round by round",
+        lambda run: training.distill(run, run.config.distillers),
+        lambda run: training.is_distilled(run, run.config.distillers),
+    ),
     Stage("evaluate", "sampling and measuring", evaluation.evaluate, evaluation.is_evaluated),
     Stage("report", "one page", _report, _is_reported),
 )

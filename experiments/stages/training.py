@@ -160,9 +160,9 @@ def is_judged(run: Run) -> bool:
     return is_delivered(run.workdir.judge) and is_delivered(last)
 
 
-def distill(run: Run, distillers: Sequence[str] | None = None) -> None:
-    """Runs all rounds of distillers, by default of every one; a round's student is the next one's teacher."""
-    for name in run.config.distillers if distillers is None else distillers:
+def distill(run: Run, distillers: Sequence[str]) -> None:
+    """Runs all rounds of the named distillers; the student of a round is the teacher of the next."""
+    for name in distillers:
         rounds, count = ROUNDS[name], ROUNDS[name].count(run.config)
         for number in range(1, count + 1):
             title = f"{name}, round {number}" if name != SDTT else f"round {number}"
@@ -173,10 +173,9 @@ def distill(run: Run, distillers: Sequence[str] | None = None) -> None:
             rounds.deliver(run, number, _fit(rounds.job(run, number)))
 
 
-def is_distilled(run: Run, distillers: Sequence[str] | None = None) -> bool:
-    """Whether every round of the distillers, by default of every one, has delivered."""
-    named = run.config.distillers if distillers is None else distillers
-    return all(_is_done(run, name) for name in named)
+def is_distilled(run: Run, distillers: Sequence[str]) -> bool:
+    """Whether every round of the named distillers has delivered."""
+    return all(_is_done(run, name) for name in distillers)
 
 
 def _is_done(run: Run, name: str) -> bool:

@@ -19,8 +19,9 @@ from sdtt_jax.interchange.load import load
 from sdtt_jax.keys import unusual_generator
 from sdtt_jax.model.base import as_helper_of
 from sdtt_jax.model.causal import CausalModel
+from sdtt_jax.model.generation import begin
 from sdtt_jax.model.learnt import with_stored_schedule
-from sdtt_jax.model.masked import Model, begin
+from sdtt_jax.model.masked import Model
 
 OWN = "own"
 NONE = "none"

@@ -10,7 +10,7 @@ from sdtt_jax.diffusion.decoders import parse_mode
 from sdtt_jax.diffusion.decoders.base import Helper
 from sdtt_jax.diffusion.decoders.serving import check_unasked
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
-from sdtt_jax.diffusion.sampler import Plan, SamplerConfig, SamplerState, sample
+from sdtt_jax.diffusion.sampler import Plan, SamplerConfig, SamplerState, first_state, sample
 from sdtt_jax.diffusion.shared_program import (
     common_config,
     follow,
@@ -50,6 +50,20 @@ def generate(
     steps = jax.device_put(np.int32(config.num_steps))
     temperatures = own_temperatures(config)
     return _followed(diffusion, params, plan, x_init, steps, temperatures, common, sequences)
+
+
+@functools.partial(jax.jit, static_argnames=("diffusion", "config", "sequences"))
+def begin(
+    diffusion: MaskedDiffusion,
+    params: Params,
+    x_init: Tokens,
+    config: SamplerConfig,
+    sequences: Sequences | None,
+    helper: Helper | None,
+) -> SamplerState:
+    """The state before the first step; arguments as for `generate`."""
+    model = diffusion.within(arrange(x_init, sequences))
+    return first_state(model, params, x_init, config, helper)
 
 
 @functools.partial(jax.jit, static_argnames=("diffusion", "config", "sequences"))

@@ -20,7 +20,6 @@ from sdtt_jax.diffusion.sampler import (
     Plan,
     SamplerConfig,
     SamplerState,
-    first_state,
     plan_generation,
     take_step,
     with_prepared_noise,
@@ -30,7 +29,7 @@ from sdtt_jax.diffusion.shared_program import outline, spread_of
 from sdtt_jax.keys import check_key
 from sdtt_jax.model.base import Loaded, as_helper_of
 from sdtt_jax.model.batches import Written, batched, unmasked
-from sdtt_jax.model.generation import generate
+from sdtt_jax.model.generation import begin, generate
 from sdtt_jax.model.learnt import with_stored_schedule
 from sdtt_jax.model.prompts import Texts, cut_at_eos, given_batch, with_length
 from sdtt_jax.networks import Denoiser, DenoiserConfig
@@ -300,7 +299,7 @@ class Model(Loaded):
     ) -> Iterator[SamplerState]:
         x_init = state.x
         with self.on_mesh():
-            plan = _plan(outline(self.diffusion), key, state.x, spread_of(config))
+            plan = _plan(outline(self.diffusion), key, x_init, spread_of(config))
             if plan.noise is not None:
                 plan = _prepared(self.diffusion, self.params, plan)
         placed = getattr(jax.tree.leaves(self.params)[0], "sharding", None)
@@ -390,11 +389,5 @@ def _take_step(
     return take_step(diffusion, params, plan, state, index, config, helper)
 
 
-begin = jax.jit(  # the state before the first step
-    lambda diffusion, params, x_init, config, sequences, helper: first_state(
-        diffusion.within(arrange(x_init, sequences)), params, x_init, config, helper
-    ),
-    static_argnames=("diffusion", "config", "sequences"),
-)
 _plan = jax.jit(plan_generation, static_argnames=("diffusion", "config"))
 _prepared = jax.jit(with_prepared_noise, static_argnames="diffusion")

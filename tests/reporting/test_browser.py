@@ -85,11 +85,16 @@ def test_incomplete_runs_render_without_errors(make_workdir, tmp_path, evaluated
     assert console == []
 
 
-def test_on_paper_all_samples_are_shown_and_no_table_is_cut(make_workdir, tmp_path):
-    """Oracle: the boxes of the page, of a sheet's width, with its rules for paper applied to the screen."""
-    page = write_report(make_workdir())
+def as_printed(page):
+    """The page with its rules for paper applied to the screen."""
     css = page.read_text(encoding="utf-8").replace("@media print", "@media screen")
     page.write_text(css, encoding="utf-8")
+    return page
+
+
+def test_on_paper_all_samples_are_shown_and_no_table_is_cut(make_workdir, tmp_path):
+    """Oracle: the boxes of the page, of a sheet's width, with its rules for paper applied to the screen."""
+    page = as_printed(write_report(make_workdir()))
     script = (
         "const all = (s) => [...document.querySelectorAll(s)];"
         "all('main > section').forEach((section) => { section.style.width = '640px'; });"
@@ -113,8 +118,7 @@ def test_letters_of_figures_have_their_size_on_paper_and_in_small_windows(
     """They had twice their size, or two thirds of it. Oracle: the drawing's own size, about."""
     page = write_report(make_workdir())
     if paper:
-        css = page.read_text(encoding="utf-8").replace("@media print", "@media screen")
-        page.write_text(css, encoding="utf-8")
+        as_printed(page)
     script = (
         "const all = (s) => [...document.querySelectorAll(s)].filter((e) => e.clientWidth);"
         "document.body.dataset.scales = all('svg[data-hover]').map("
