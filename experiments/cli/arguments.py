@@ -117,6 +117,8 @@ def in_words(error: Exception) -> str:
             return (
                 f"{error}; fields of the spec are --spec.FIELD, and options of the run follow `--`"
             )
+        if "config" in flags.FLAGS and error.flagname.startswith("config."):
+            return f"--{error.flagname} is a field of a config; give --config=FILE too"
         if "config" in flags.FLAGS and "." in error.flagname:
             return f"{error}. Did you mean: config.{error.flagname} ?"
     return clearer(str(error).removeprefix("ERROR:: ")) + place

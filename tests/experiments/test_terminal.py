@@ -99,6 +99,12 @@ def test_a_field_without_its_group_is_named_with_it_where_there_is_a_config():
     assert ["Did you mean: config.distill.num_rounds ?" in words for words in said] == [True, False]
 
 
+def test_a_field_of_a_config_that_is_not_given_asks_for_it():
+    """It suggested config.config.distill.num_rounds."""
+    said = call("run", "--config.distill.num_rounds=3").stderr
+    assert said.endswith("is a field of a config; give --config=FILE too (see --help)\n")
+
+
 def test_help_may_be_cut_off_by_a_pipe(monkeypatch, capsys):
     """As by `--help | head`; it used to end with "Error: [Errno 32] Broken pipe (see --help)"."""
 
