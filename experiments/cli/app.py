@@ -23,7 +23,7 @@ from experiments.cli.arguments import IN_FLAGS, config_files, in_words, require_
 from sdtt_jax.config import require
 from sdtt_jax.errors import EXIT_INTERRUPTED, ConfigError, UserError, first_line
 from sdtt_jax.parallel import ending, processes
-from sdtt_jax.parallel.environment import threads_to_wait_in
+from sdtt_jax.parallel.environment import compiled_sooner, threads_to_wait_in
 from sdtt_jax.paths import as_path, home, is_remote, refuse_dangling, resolve_links
 from sdtt_jax.progress import say_stopping
 from sdtt_jax.renamed import FLAGS
@@ -311,6 +311,7 @@ def run_app(
         # JAX_NUMPY_RANK_PROMOTION=raise is for a user's own code; ours adds rows to matrices, as NumPy does.
         jax.config.update("jax_numpy_rank_promotion", "allow")
         if cache:
+            os.environ.update(compiled_sooner(os.environ))
             keep_compiled_programs()
         status = exit_status(main, argv, resumes=resumes)
         # Several processes that were asked to stop have agreed where, and leave the job together.

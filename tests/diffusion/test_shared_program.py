@@ -70,13 +70,13 @@ def test_networks_share_the_program_of_a_plan_unless_their_noise_differs():
     assert seeing.noise_kind == coupled.noise_kind
 
 
-def test_temperatures_share_a_program_but_for_1():
-    """At 1 the logits are not divided."""
+def test_temperatures_share_a_program_but_for_0():
+    """At 0 no token is drawn."""
     found = [own_temperatures(SamplerConfig(2, temperature=t)) for t in (0.0, 0.5, 1.0, 2.0)]
     assert [x if x is None else x[:2].tolist() for x in found] == [
         None,
         [0.5, 0.5],
-        None,
+        [1.0, 1.0],
         [2.0, 2.0],
     ]
     assert own_temperatures(SamplerConfig(2, cooling=0.5))[:3].tolist() == [1.5, 0.5, 1.0]

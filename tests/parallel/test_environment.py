@@ -1,10 +1,16 @@
-"""What virtual devices of the CPU need. Oracle: what XLA reads."""
+"""What virtual devices of the CPU need, and its compiler. Oracle: what XLA reads."""
 
 import os
 import subprocess
 import sys
 
-from sdtt_jax.parallel.environment import port_of_step, threads_to_wait_in, virtual_devices
+from sdtt_jax.parallel import environment
+from sdtt_jax.parallel.environment import (
+    compiled_sooner,
+    port_of_step,
+    threads_to_wait_in,
+    virtual_devices,
+)
 
 
 def test_several_devices_of_a_process_have_threads_to_wait_in(monkeypatch):
@@ -34,6 +40,20 @@ def test_the_number_that_is_asked_for_goes_before_that_of_the_users_shell(monkey
     found = os.environ | virtual_devices(2)
     counting = [sys.executable, "-c", "import jax; print(jax.device_count())"]
     assert subprocess.run(counting, env=found, check=True, capture_output=True).stdout == b"2\n"
+
+
+def test_a_cpu_compiles_with_less_effort_unless_told_otherwise(monkeypatch):
+    """Oracle: XLA, which ends a program with a flag that it does not know."""
+    sooner = {"XLA_FLAGS": "--xla_a --xla_backend_optimization_level=2"}
+    own = {"XLA_FLAGS": "--xla_backend_optimization_level=3"}
+    for accelerators in (False, True):
+        monkeypatch.setattr(environment, "has_accelerators", lambda found=accelerators: found)
+        assert compiled_sooner({"XLA_FLAGS": "--xla_a", "JAX_PLATFORMS": "cpu"}) == sooner
+        assert compiled_sooner({"XLA_FLAGS": "--xla_a"}) == ({} if accelerators else sooner)
+        assert not any(map(compiled_sooner, (own, {"JAX_PLATFORMS": "cuda"})))
+    found = os.environ | compiled_sooner(virtual_devices(1))
+    computing = [sys.executable, "-c", "import jax; print(jax.jit(lambda x: x + 1)(1))"]
+    assert subprocess.run(computing, env=found, check=True, capture_output=True).stdout == b"2\n"
 
 
 def test_steps_of_a_slurm_job_meet_at_different_ports():
