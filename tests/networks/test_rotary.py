@@ -80,3 +80,12 @@ def test_without_scaling_nothing_changes():
 def test_scalings_that_are_none_are_refused(fields, said):
     with pytest.raises(ConfigError, match=said):
         RotaryScaling(**fields)
+
+
+@pytest.mark.parametrize("base", [10_000, 3_580_165_449])
+def test_a_base_may_be_a_whole_number_of_any_size(base):
+    """Configs say `"rope_theta": 3580165449`, which no int32 holds; by the formula, in NumPy."""
+    angle = 7 * float(base) ** (-np.arange(0, 8, 2) / 8)
+    cos, sin = rotary_tables(np.array([7]), 8, base)
+    np.testing.assert_allclose(cos[0], np.cos(angle), atol=1e-6)
+    np.testing.assert_allclose(sin[0], np.sin(angle), atol=1e-6)

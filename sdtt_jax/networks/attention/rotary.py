@@ -80,7 +80,8 @@ def rotary_tables(
     Returns:
       `cos, sin`: `[length, head_dim // 2]` float32.
     """
-    frequency = base ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    # Configs also give whole numbers, which JAX takes for int32.
+    frequency = float(base) ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
     frequency = scaled_frequencies(frequency, scaling)
     angle = positions.astype(jnp.float32)[:, None] * frequency
     return jnp.cos(angle), jnp.sin(angle)
