@@ -1,4 +1,4 @@
-"""Tokenizers that are published as vocab.json and merges.txt, without a tokenizer.json, as Dream's is."""
+"""Tokenizers published as vocab.json and merges.txt, without a tokenizer.json: Dream's, many a GPT-2's."""
 
 import json
 from pathlib import Path
@@ -12,6 +12,9 @@ from sdtt_jax.interchange.hub import BPE_FILES
 
 # The classes whose code cuts and normalises texts as Qwen2's does, by `tokenizer_class`.
 QWEN2_CLASSES = ("DreamTokenizer", "Qwen2Tokenizer", "Qwen2TokenizerFast")
+# The same for GPT-2, whose models need not name a class.
+GPT2_CLASSES = (None, "GPT2Tokenizer", "GPT2TokenizerFast")
+GPT2_END = "<|endoftext|>"  # which that code takes out of texts, whether or not a file says so
 
 
 def cut_words(digits: str) -> pre_tokenizers.PreTokenizer:
@@ -24,20 +27,26 @@ def cut_words(digits: str) -> pre_tokenizers.PreTokenizer:
     return pre_tokenizers.Sequence([split, in_bytes])
 
 
-def tokenizer_of_files(folder: Path) -> bytes | None:
+def tokenizer_of_files(folder: Path, *, gpt2: bool = False) -> bytes | None:
     """The tokenizer.json that a folder's files amount to; None if they are not there, or of another kind.
+
+    `gpt2` says that the model is a GPT-2, and not one of the Llama family.
 
     Raises:
       CheckpointError: a file is damaged.
     """
     vocabulary, merges = (folder / name for name in BPE_FILES)
     named = special_names(folder / NAMES_FILE, CheckpointError)
-    known = named.content.get("tokenizer_class") in QWEN2_CLASSES
+    classes = GPT2_CLASSES if gpt2 else QWEN2_CLASSES
+    known = named.content.get("tokenizer_class") in classes
     if not (known and vocabulary.is_file() and merges.is_file()):
         return None
     try:
-        added = {int(i): token for i, token in named.content["added_tokens_decoder"].items()}
         tokens = json.loads(vocabulary.read_text("utf-8"))
+        listed = ({"added_tokens_decoder": {}} if gpt2 else {}) | dict(named.content)
+        added = {int(i): token for i, token in listed["added_tokens_decoder"].items()}
+        if gpt2 and GPT2_END in tokens:
+            added.setdefault(tokens[GPT2_END], {"content": GPT2_END, "special": True})
         # With the numbers that the file gives them, which need not follow each other.
         tokens |= {token["content"]: number for number, token in added.items()}
         lines = merges.read_text("utf-8").split("\n")
@@ -49,7 +58,11 @@ def tokenizer_of_files(folder: Path) -> bytes | None:
         raise CheckpointError(
             f"{vocabulary}, {merges.name} and {NAMES_FILE} make no tokenizer ({error}); download them again."
         ) from None
-    made.normalizer = normalizers.NFC()
-    made.pre_tokenizer = cut_words(r"\p{N}")
+    if gpt2:
+        space = bool(named.content.get("add_prefix_space"))
+        made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=space)
+    else:
+        made.normalizer = normalizers.NFC()
+        made.pre_tokenizer = cut_words(r"\p{N}")
     made.decoder = decoders.ByteLevel()
     return made.to_str().encode()

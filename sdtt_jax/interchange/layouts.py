@@ -40,6 +40,8 @@ from sdtt_jax.typing import Params
 SHARD = re.compile(r"-\d+-of-(?P<parts>\d+)\.safetensors$")
 # Layouts whose models bring their own tokenizer.
 LLAMA_LAYOUTS = (LLAMA, LLADA, LLAMA_GGUF)
+# Layouts whose models may have vocab.json and merges.txt instead of a tokenizer.json.
+BPE_LAYOUTS = (GPT2, DIFFUGPT, *LLAMA_LAYOUTS)
 # In the order in which they are tried: a denoiser has the causal baseline's tensors too.
 LAYOUTS = {layout.name: layout for layout in (DENOISER, CAUSAL, GPT2, DIFFUGPT, *LLAMA_LAYOUTS)}
 

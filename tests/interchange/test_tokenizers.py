@@ -278,6 +278,27 @@ class TestGpt2sSize:
         assert tokenizer.encode("w5 w7").tolist() == [5, 7]
         assert (tokenizer.bos_id, tokenizer.eos_id) == (0, 0)
 
+    def put_files(self, folder, words, merges):
+        """As in repositories that have no tokenizer.json."""
+        (folder / "vocab.json").write_text(json.dumps(words))
+        (folder / "merges.txt").write_text(f"#version: 0.2\n{merges}\n", "utf-8")
+
+    def test_its_own_vocabulary_and_merges_are_not_read_as_gpt2s(self, folder):
+        """As a GPT-2 of another language has them. Cuts and merges by hand: "Ġ" is the space."""
+        words = {"<|endoftext|>": 0, "a": 1, "b": 2, "ab": 3, "Ġ": 4, "Ġab": 5, "1": 6}
+        padding = {f"w{i}": i for i in range(7, self.ROWS)}
+        self.put_files(folder, words | padding, "a b\nĠ ab")
+        tokenizer = load_network(folder).tokenizer
+        assert tokenizer.encode("ab ab11 b<|endoftext|>a").tolist() == [3, 5, 6, 6, 4, 2, 0, 1]
+        assert tokenizer.decode([3, 5, 0, 4, 2]) == "ab ab\n b"
+
+    def test_gpt2s_vocabulary_and_merges_are_gpt2s_tokenizer(self, folder):
+        files = importlib.resources.files("sdtt_jax.data") / "gpt2_bpe"
+        words = json.loads((files / "encoder.json").read_text("utf-8"))
+        merges = (files / "vocab.bpe").read_text("utf-8").partition("\n")[2]
+        self.put_files(folder, words | {"<|endoftext|>": self.ROWS - 1}, merges)
+        assert isinstance(load_network(folder).tokenizer, Gpt2Tokenizer)
+
     @pytest.mark.parametrize("more", [None, [], ["<|mask|>"]], ids=str)
     def test_gpt2s_own_file_or_none_is_gpt2s_tokenizer(self, folder, more):
         """Also with MASK after the vocabulary, as denoisers made of GPT-2 have it."""
@@ -317,4 +338,5 @@ class TestGpt2sSize:
             "config.json",
             "tokenizer.json",
             "tokenizer_config.json",
+            *([] if own else ["vocab.json", "merges.txt"]),
         ]
