@@ -20,14 +20,14 @@ CONFIG_FILE = "config.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 # Where there is no tokenizer.json.
 BPE_FILES = ("vocab.json", "merges.txt")
+ADDED_FILES = ("added_tokens.json", "special_tokens_map.json")  # and perhaps beside these
 TEMPLATE_FILE = "chat_template.jinja"
 # What goes out with a model that came with them; other libraries read them all.
 CARRIED = (
     *TOKENIZER_FILES,
     *BPE_FILES,
     "tokenizer.model",
-    "added_tokens.json",
-    "special_tokens_map.json",
+    *ADDED_FILES,
     TEMPLATE_FILE,
     "generation_config.json",
 )

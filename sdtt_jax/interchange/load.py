@@ -133,7 +133,7 @@ def _find_published(
         beside = hub.fetch_beside(repo, at, TOKENIZER_FILES)
         published = open_published(tensors, specified)
         if TOKENIZER_FILES[0] not in beside and published.layout in BPE_LAYOUTS:
-            hub.fetch_beside(repo, at, hub.BPE_FILES)
+            hub.fetch_beside(repo, at, (*hub.BPE_FILES, *hub.ADDED_FILES))
         return published, named[0]
     where = as_path(text)
     if not is_remote(text) and is_published(where):

@@ -52,8 +52,9 @@ def published_tokenizer(model: Published) -> Tokenizer | None:
     llama = model.layout in LLAMA_LAYOUTS
     gpt2 = None if llama else _gpt2(model, normalize)
     file, beside = (folder / name for name in TOKENIZER_FILES)
-    by_files = model.layout in BPE_LAYOUTS and not file.is_file()
-    content = tokenizer_of_files(folder, gpt2=not llama) if by_files else None
+    content = None
+    if model.layout in BPE_LAYOUTS and not file.is_file():
+        content = tokenizer_of_files(folder, None if llama else model.config.columns)
     if content is None and not file.is_file():
         return gpt2
     try:

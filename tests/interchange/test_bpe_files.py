@@ -7,6 +7,7 @@ import pytest
 import sdtt_jax
 from sdtt_jax.errors import CheckpointError
 from sdtt_jax.interchange.export import export_reference
+from sdtt_jax.interchange.hub import ADDED_FILES, BPE_FILES
 from sdtt_jax.interchange.load import load_network
 from tests.interchange.llama_models import MASK, repository
 
@@ -69,7 +70,7 @@ def test_they_make_the_models_tokenizer(folder, tmp_path):
 def test_of_the_hub_they_are_asked_for_where_there_is_no_other(folder, hub_of):
     asked = hub_of(folder)
     assert load_network("some/repo").tokenizer is not None
-    assert asked[-3:] == ["tokenizer_config.json", "vocab.json", "merges.txt"]
+    assert asked[-5:] == ["tokenizer_config.json", *BPE_FILES, *ADDED_FILES]
 
 
 @pytest.mark.parametrize("kind", [None, "OtherTokenizer"])

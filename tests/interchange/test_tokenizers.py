@@ -16,6 +16,7 @@ import sdtt_jax
 from sdtt_jax.data import Gpt2Tokenizer
 from sdtt_jax.errors import CheckpointError, DataError
 from sdtt_jax.interchange.export import export_reference
+from sdtt_jax.interchange.hub import ADDED_FILES, BPE_FILES
 from sdtt_jax.interchange.load import load_network
 from sdtt_jax.interchange.tables.families import FAMILIES
 from tests.interchange.llama_models import IDS, MASK, ROWS, repository, vocabulary
@@ -292,6 +293,27 @@ class TestGpt2sSize:
         assert tokenizer.encode("ab ab11 b<|endoftext|>a").tolist() == [3, 5, 6, 6, 4, 2, 0, 1]
         assert tokenizer.decode([3, 5, 0, 4, 2]) == "ab ab\n b"
 
+    @pytest.mark.parametrize(
+        ("file", "content", "ids"),
+        [
+            ("added_tokens.json", {"<s>": 9}, [3, 9, 1]),
+            # As padding that was added to no embedding.
+            ("added_tokens.json", {"<s>": ROWS, "<t>": ROWS + 1}, [3, 4, 5, 6, 1]),
+            ("special_tokens_map.json", {"bos_token": "<s>"}, [3, 7, 1]),
+            ("tokenizer_config.json", {"additional_special_tokens": ["<s>"]}, [3, 7, 1]),
+            ("tokenizer_config.json", {"eos_token": {"content": "<s>"}}, [3, 7, 1]),
+        ],
+    )
+    def test_what_the_files_beside_them_call_special_is_one_token(self, folder, file, content, ids):
+        """As the hub's GPT2Tokenizer takes it out of a text."""
+        words = {"<|endoftext|>": 0, "a": 1, "b": 2, "ab": 3, "<": 4, "s": 5, ">": 6}
+        padding = {f"w{i}": i for i in range(10, self.ROWS)}
+        rest = {"x": 9} if ids[1] == 7 else {}
+        self.put_files(folder, words | padding | {"<s>": 7} | rest, "a b")
+        assert load_network(folder).tokenizer.encode("ab<s>a").tolist() == [3, 4, 5, 6, 1]
+        (folder / file).write_text(json.dumps(content))
+        assert load_network(folder).tokenizer.encode("ab<s>a").tolist() == ids
+
     def test_gpt2s_vocabulary_and_merges_are_gpt2s_tokenizer(self, folder):
         files = importlib.resources.files("sdtt_jax.data") / "gpt2_bpe"
         words = json.loads((files / "encoder.json").read_text("utf-8"))
@@ -338,5 +360,5 @@ class TestGpt2sSize:
             "config.json",
             "tokenizer.json",
             "tokenizer_config.json",
-            *([] if own else ["vocab.json", "merges.txt"]),
+            *([] if own else [*BPE_FILES, *ADDED_FILES]),
         ]
