@@ -86,7 +86,7 @@ def local(workers: int) -> Engine:
                     for worker in multiprocessing.active_children():
                         if worker not in others:
                             worker.kill()
-                    pool.shutdown(wait=False, cancel_futures=True)
+                    pool.shutdown(cancel_futures=True)
                     raise
 
     return run

@@ -212,3 +212,22 @@ def test_whoever_stops_does_not_wait_for_what_is_being_done():
     assert next(finished) == Slow(0)
     finished.close()
     assert time.monotonic() - began < 50
+
+
+class Wrong(tuple):
+    """A task that cannot be done."""
+
+    def run(self):
+        raise ValueError("wrong input")
+
+
+def test_after_an_error_no_process_leaves_anything():
+    """Commands end at once, without Python's own end. Oracle: Python says what they leave, on stderr."""
+    program = (
+        "import os\nfrom sdtt_jax.data import engines\nfrom tests.data.test_engines import Wrong\n"
+        "if __name__ == '__main__':\n"
+        "    try:\n        list(engines.local(2)([Wrong(), Wrong('2')]))\n"
+        "    except ValueError:\n        pass\n    os._exit(1)\n"
+    )
+    command = [sys.executable, "-c", program]
+    assert subprocess.run(command, capture_output=True, text=True, check=False).stderr == ""
