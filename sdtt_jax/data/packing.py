@@ -115,6 +115,7 @@ def _encode_pair(tokenizer: Tokenizer, text: str, length: int | None) -> np.ndar
         raise _no_prompt()
     prompt, completion = parts
     before, behind = map(tokenizer.encode_piece, parts)
+    behind = behind[:-1] if tokenizer.eos_id in behind[-1:] else behind  # `ended` adds it again
     kind, remedy = "BOS or EOS in a pair", "take it out, leave the pair out of the file"
     fault, size = "", len(before) + len(behind) + 2
     if tokenizer.mask_id in before or tokenizer.mask_id in behind:
@@ -126,7 +127,7 @@ def _encode_pair(tokenizer: Tokenizer, text: str, length: int | None) -> np.ndar
             f"The prompt {prompt!r:.60} spells BOS, token {tokenizer.bos_id}, which marks the end of the "
             "prompt"
         )
-    elif tokenizer.eos_id in behind[:-1]:
+    elif tokenizer.eos_id in behind:
         fault = f"The completion {completion!r:.60} spells EOS, token {tokenizer.eos_id}, {_ENDS}"
     elif length is not None and size > length:
         kind, remedy = "pair too long", "take a larger length, leave the pair out of the file"

@@ -187,7 +187,7 @@ def test_a_pair_is_learnt_as_it_is_or_refused(bos, prompt, completion):
         ends, padding = text_ends(row[None], sequences)
         np.testing.assert_array_equal(padding[0], ~seen)
         np.testing.assert_array_equal(np.flatnonzero(ends[0]), [np.count_nonzero(seen) - 1])
-        size = len(before) + len(behind) + 2
+        size = len(before) + 1 + len(expected)  # also where the completion brings its EOS
         pair = [f"{prompt}{PROMPT_END}{completion}"]
         assert len(list(encode_documents(tokenizer, pair, "prompted", size))) == 1
         with pytest.raises(DataError, match=rf"have {size} tokens .* data\.length={size - 1}"):
