@@ -78,9 +78,11 @@ def learn_pieces(config: TokenizerConfig, sample: Sample) -> bytes:
     specials = 3 + (256 if config.byte_fallback else 0)
     smallest = len(alphabet) + specials
     if size < smallest:
+        # The most that the config takes.
+        remedy = "set it to that" if smallest < 2**16 else "choose tokenizer.kind='gpt2'"
         raise ConfigError(
             f"tokenizer.vocab_size {size} is too small for the corpus: {len(alphabet)} characters and "
-            f"{specials} special pieces need at least {smallest}; set it to that."
+            f"{specials} special pieces need at least {smallest}; {remedy}."
         )
     try:
         sentencepiece.SentencePieceTrainer.train(

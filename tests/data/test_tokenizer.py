@@ -188,6 +188,17 @@ def test_a_vocabulary_too_large_for_the_corpus_names_the_largest_that_works(mode
 def test_a_vocabulary_too_small_for_the_characters_names_the_least(chapters):
     with pytest.raises(ConfigError, match=r"tokenizer\.vocab_size 20 is too small .* at least"):
         train_tokenizer(TokenizerConfig(vocab_size=20), chapters)
+    # Oracle: the sizes that the config takes.
+    for count, remedy in (
+        (65532, "least 65535; set it to that"),
+        (65533, "choose tokenizer.kind='gpt2'"),
+    ):
+        text = "".join(map(chr, range(2**16, 2**16 + count)))
+        with pytest.raises(ConfigError, match=rf"{count} characters .*{remedy}"):
+            train_tokenizer(TokenizerConfig(vocab_size=20), [text])
+    TokenizerConfig(vocab_size=65535)
+    with pytest.raises(ConfigError):
+        TokenizerConfig(vocab_size=65536)
 
 
 def test_no_text_no_vocabulary():
