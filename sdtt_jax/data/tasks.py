@@ -8,6 +8,7 @@ import collections
 import contextlib
 import functools
 import hashlib
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -100,7 +101,7 @@ class ReadPart(NamedTuple):
         bad: dict[str, list[str]] = {}
         found: collections.deque[tuple[int, int, int, int]] = collections.deque()
         texts = self._texts(counts, bad, found)
-        index: list[tuple[int, ...]] = []
+        index = bytearray()
         unknown = 0
 
         def refuse(error: BadInputError) -> None:
@@ -117,7 +118,8 @@ class ReadPart(NamedTuple):
                 yield text
 
         if not self.tokenizer:
-            index += [_entry(found.popleft(), 0) for _ in texts]
+            for _ in texts:
+                index += _entry(found.popleft(), 0)
         else:
             tokenizer = _tokenizer(self.tokenizer)
             with written(self.store.path(self.number, ".tokens")) as file:
@@ -133,9 +135,9 @@ class ReadPart(NamedTuple):
                         unknown += int(np.count_nonzero(ids == tokenizer.unk_id))
                     ids = ended(ids, length, sequences)
                     file.write(ids.astype(self.store.dtype).tobytes())
-                    index.append(_entry(found.popleft(), len(ids) - 1))
+                    index += _entry(found.popleft(), len(ids) - 1)
         with written(self.store.path(self.number, ".npy")) as file:
-            np.save(file, np.array(index, DOCUMENT))
+            np.save(file, np.frombuffer(index, DOCUMENT))
         record = {"counts": dict(counts), "bad": bad, "unknown": unknown}
         write_json(self.store.path(self.number, ".json"), record)
 
@@ -171,9 +173,10 @@ class ReadPart(NamedTuple):
         named += [str(error)] * (len(named) < NAMED_OF_A_KIND)
 
 
-def _entry(facts: tuple[int, int, int, int], tokens: int) -> tuple[int, ...]:
+def _entry(facts: tuple[int, int, int, int], tokens: int) -> bytes:
+    """A document of the index; as a tuple it would take eight times as much memory."""
     text, row, characters, split = facts
-    return text, row, characters, tokens, split
+    return struct.pack("<QIIIB", text, row, characters, tokens, split)
 
 
 def _tokenizer(folder: str) -> Tokenizer:

@@ -2,6 +2,7 @@
 
 import resource
 import shutil
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import tokenizers
 
 from sdtt_jax.data import DataConfig, TokenizerConfig, load_tokenizer, open_split, prepare
 from sdtt_jax.data.corpora import find_corpus, recipe
-from sdtt_jax.data.division import DOCUMENT, Rule
+from sdtt_jax.data.division import DOCUMENT, Rule, digest
 from sdtt_jax.data.reading import plan
 from sdtt_jax.data.tasks import ReadPart, Store, split_stream
 from sdtt_jax.data.tokenizer import HubTokenizer, Special, save_tokenizer
@@ -90,6 +91,21 @@ def test_the_index_is_that_of_the_texts_without_faults(write_jsonl, tmp_path, ki
     assert "documents.jsonl: The text '<|mask|>'" in found[0]["bad"]["MASK in a text"][1]
     with pytest.raises(DataError, match=r"spells MASK, token 3, .* number 2, but data\.skip_bad"):
         read("one", texts, 1)
+
+
+def test_the_index_of_many_short_texts_takes_little_memory(write_jsonl, tmp_path):
+    """A part of a million lines took 200 MB for it. Oracle: two copies of 21 bytes a text, and the texts."""
+    texts = [f"line {number}" for number in range(8_000)]
+    path = write_jsonl(texts)
+    [part] = plan([path], "train")
+    store = Store(str(tmp_path / "index"), "")
+    how = recipe(DataConfig(str(path)), find_corpus(str(path)))
+    tracemalloc.start()
+    ReadPart(0, part, how, Rule("own"), store, "").run()
+    assert tracemalloc.get_traced_memory()[1] < 2 * 21 * len(texts) + 2**18
+    tracemalloc.stop()
+    expected = [(digest(text), row, len(text), 0, 0) for row, text in enumerate(texts)]
+    assert store.documents(0).tolist() == expected
 
 
 @pytest.mark.parametrize("limit", [3_000, 20_000, 70_000])
