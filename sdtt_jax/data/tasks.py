@@ -216,7 +216,7 @@ class WriteShard(NamedTuple):
 
     @property
     def is_finished(self) -> bool:
-        return as_path(self.record).exists()
+        return as_path(self.record).exists() and as_path(self.path).exists()
 
     def run(self) -> None:
         from sdtt_jax.data import builders  # imports TFDS, which takes half a second

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 
 from sdtt_jax import paths
 from sdtt_jax.data import DataConfig, TokenizerConfig, engines, ingest, prepare, reading
+from sdtt_jax.data.tasks import WriteShard
 from sdtt_jax.errors import ConfigError, DataError
 
 GPT2 = TokenizerConfig(kind="gpt2")
@@ -128,6 +130,23 @@ def test_killed_and_repeated_it_writes_the_same_and_reads_nothing_finished_again
     prepare(config, GPT2, tmp_path / "run" / "data", tmp_path / "run" / "tokenizer")
     assert not finished & set(read)
     assert digests(tmp_path / "run") == by_one
+
+
+def test_shards_that_are_gone_are_written_again(by_one, config, tmp_path):
+    """As after a full disk whose owner removes the largest hidden folder, or `data/` from a bucket."""
+
+    def stopping(tasks):
+        for task in engines.in_process(tasks):
+            yield task
+            if isinstance(task, WriteShard):
+                raise KeyboardInterrupt
+
+    folders = config, GPT2, tmp_path / "data", tmp_path / "tokenizer"
+    with pytest.raises(KeyboardInterrupt):
+        prepare(*folders, engine=stopping)
+    shutil.rmtree(tmp_path / ".data.partial")
+    prepare(*folders)
+    assert digests(tmp_path) == by_one
 
 
 @pytest.mark.parametrize("vocabulary", [GPT2, TokenizerConfig(model_type="char", vocab_size=64)])
