@@ -14,8 +14,8 @@ from sdtt_jax.ops.sequence_kinds import Sequences
 _DOCUMENTS_AT_ONCE = 256
 # A tokenizer takes many times as much memory as the text.
 _CHARACTERS_AT_ONCE = 2**20
-# Before a space between two letters every pre-tokenizer of GPT-2's kind begins a new word.
-_BETWEEN_WORDS = re.compile(r"(?<=[A-Za-z])(?= [A-Za-z])")
+# Before a single space or line end GPT-2's pre-tokenizer begins a new word, whatever the script.
+_BETWEEN_WORDS = re.compile(r"(?<=\S)(?=[ \n]\S)")
 # Why a text must not hold a special token.
 _NO_MASK = "which no model of masked text can predict"
 _ENDS = "which ends a text here: what follows it would never be learnt"

@@ -119,6 +119,20 @@ def test_a_long_document_keeps_the_spaces_at_which_it_is_cut(monkeypatch):
         assert tokenizer.decode(ids) == text
 
 
+@pytest.mark.parametrize("text", ["он сказал, что " * 9 + "мир", "他說，\n世界 12\n" * 9 + "x"])
+def test_a_long_document_in_any_script_is_cut(text, monkeypatch):
+    """8 MB of Russian took 2 GB: only between Latin letters was it cut. Oracle: the ids of the whole text."""
+    tokenizer = _vocabulary("gpt2", "none")
+    monkeypatch.setattr(packing, "_CHARACTERS_AT_ONCE", 8)
+    lengths, original = [], tokenizer._encode_batch
+    monkeypatch.setattr(
+        tokenizer, "_encode_batch", lambda texts: lengths.extend(map(len, texts)) or original(texts)
+    )
+    [ids] = encode_documents(tokenizer, [text])
+    assert max(lengths) <= 16
+    np.testing.assert_array_equal(ids, tokenizer.encode(text))
+
+
 @pytest.mark.parametrize("count", [1, 2, 3])
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "prompted"])
 def test_a_record_separator_is_a_character_like_any_other(kind, count):
