@@ -28,8 +28,7 @@ from sdtt_jax.diffusion.forward import SAMPLING_EPS, masked_log_probs, q_xt, sam
 from sdtt_jax.diffusion.reverse import reverse_step
 from sdtt_jax.diffusion.sampler import prior_sample
 from sdtt_jax.distillation.block import token_log_probs
-from sdtt_jax.distillation.rounds import DistillConfig
-from sdtt_jax.distillation.targets import first_call, walk
+from sdtt_jax.distillation.targets import first_call, last_call
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.ops.head_loss import weighted_loss
 from sdtt_jax.ops.noise import LATENT, every_value, num_values
@@ -130,12 +129,12 @@ def _reveal(
     # Nothing is shown at time 1, even under a schedule that leaves some tokens clean there.
     chance = jnp.where(t == 1.0, 1.0, diffusion.schedule.move_chance(t))
     x_t = q_xt(key_mask, x0, chance, diffusion.mask_id)
-    times = DistillConfig(num_distill_steps=config.num_distill_calls)
-    start = first_call(teacher, teacher_params, x_t, t, jnp.float32(1 / config.num_calls), times)
-    x, last, targets = walk(teacher, teacher_params, key_teacher, start)
-    key_last = jax.random.fold_in(key_teacher, config.num_distill_calls - 1)
-    x_s = reverse_step(teacher, teacher_params, key_last, x, last, start.probs[-1])
-    return x_t, t, x_s, targets
+    dt, k = jnp.float32(1 / config.num_calls), config.num_distill_calls
+    first, steps = first_call(teacher, teacher_params, x_t, t, dt, k)
+    last = last_call(teacher, teacher_params, key_teacher, first, steps)
+    key_last = jax.random.fold_in(key_teacher, k - 1)
+    x_s = reverse_step(teacher, teacher_params, key_last, last.x, last.hidden, steps.probs[-1])
+    return x_t, t, x_s, last.targets
 
 
 def log_shares(diffusion: MaskedDiffusion, params: Params, x_t: Tokens) -> jax.Array:

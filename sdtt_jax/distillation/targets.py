@@ -113,18 +113,24 @@ def teacher_targets(
         getattr(keys, "ndim", None) == (1 if typed else 2) and len(keys) > 0,
         "keys must be an array of keys, one for each of at least one trajectory; pass keys[None] for one.",
     )
-    start = first_call(diffusion, params, x_t, t, dt, config)
-    return jax.lax.map(lambda key: walk(diffusion, params, key, start)[2], keys)
+    k, reference_times = config.num_distill_steps, config.reference_times
+    first, steps = first_call(diffusion, params, x_t, t, dt, k, reference_times=reference_times)
+    return jax.lax.map(lambda key: last_call(diffusion, params, key, first, steps).targets, keys)
 
 
-class Start(NamedTuple):
-    """The start of a teacher's trajectories, and its first call, which they share."""
+class TeacherCall(NamedTuple):
+    """A network call on a teacher's trajectory."""
 
-    # x, hidden: `[batch, length]` int32, and the hidden states there.
-    x: Tokens
-    hidden: Hidden
-    sigmas: jax.Array  # `[k, batch]` float32, the total noise at the calls
-    probs: jax.Array  # `[k, batch]` float32, the chance of being revealed after each
+    x: Tokens  # `[batch, length]` int32, the state that the teacher is called on
+    hidden: Hidden  # `[batch, length, embed]`, its hidden states there
+    targets: Hidden  # `[batch, length, embed]`, stitched over the calls up to this one
+
+
+class TeacherSteps(NamedTuple):
+    """The k steps of a teacher's trajectories, each from one call to the next."""
+
+    sigmas: jax.Array  # `[k, batch]` float32, the total noise at the call that begins the step
+    probs: jax.Array  # `[k, batch]` float32, the chance that the step reveals a position
 
 
 def first_call(
@@ -133,42 +139,47 @@ def first_call(
     x_t: TokensLike,
     t: PerSequenceLike,
     dt: ScalarLike,
-    config: DistillConfig,
-) -> Start:
-    """The first of the teacher's k calls, and the times of all; arguments as in `teacher_targets`."""
+    k: int,
+    *,
+    reference_times: bool = False,
+) -> tuple[TeacherCall, TeacherSteps]:
+    """The first of the teacher's calls, which all trajectories share, and the steps after it.
+
+    Args:
+      diffusion, params, x_t, t, dt: as for `teacher_targets`.
+      k, reference_times: as for `step_times`.
+    """
     check_numbers("(0, 1]", (), dt=dt)
     x_t = jnp.asarray(as_rows(x_t, diffusion.mask_id + 1, "x_t"))
     check_numbers("[0, 1]", x_t.shape[:1], t=t)
-    t = jnp.asarray(t)
-    times = step_times(t, dt, config.num_distill_steps, reference_times=config.reference_times)
+    times = step_times(jnp.asarray(t), dt, k, reference_times=reference_times)
     sigmas = diffusion.schedule.sigma(times)
     probs = unmask_prob(diffusion.schedule, times, times - dt)
-    params = jax.lax.stop_gradient(params)
-    return Start(x_t, diffusion.denoiser.hidden(params, x_t, sigmas[0]), sigmas, probs)
+    hidden = diffusion.denoiser.hidden(jax.lax.stop_gradient(params), x_t, sigmas[0])
+    return TeacherCall(x_t, hidden, hidden), TeacherSteps(sigmas, probs)
 
 
-def walk(
-    diffusion: MaskedDiffusion, params: Params, key: Key, start: Start
-) -> tuple[Tokens, Hidden, Hidden]:
-    """One trajectory up to its last call, whose draws are not made.
+def last_call(
+    diffusion: MaskedDiffusion, params: Params, key: Key, first: TeacherCall, steps: TeacherSteps
+) -> TeacherCall:
+    """The last of the teacher's k calls on one trajectory; the draws after it are not made.
 
     Args:
       diffusion, params: the teacher; no gradient flows into its parameters.
       key: PRNG key; the draws after call i are made with `fold_in(key, i)`.
-      start: from `first_call`.
-
-    Returns:
-      The state at the last call, `[batch, length]` int32, the hidden states there, and the stitched targets.
+      first, steps: from `first_call`.
     """
-    denoiser, params, k = diffusion.denoiser, jax.lax.stop_gradient(params), len(start.probs)
+    denoiser, params, k = diffusion.denoiser, jax.lax.stop_gradient(params), len(steps.probs)
 
-    def body(carry: tuple, step: tuple) -> tuple[tuple, None]:
-        x, hidden, target = carry
+    def next_call(
+        call: TeacherCall, step: tuple[jax.Array, jax.Array, jax.Array]
+    ) -> tuple[TeacherCall, None]:
         index, prob, sigma_next = step
-        x = reverse_step(diffusion, params, jax.random.fold_in(key, index), x, hidden, prob)
+        key_step = jax.random.fold_in(key, index)
+        x = reverse_step(diffusion, params, key_step, call.x, call.hidden, prob)
         hidden = denoiser.hidden(params, x, sigma_next)
-        return (x, hidden, stitch(target, hidden, x, denoiser.mask_id)), None
+        return TeacherCall(x, hidden, stitch(call.targets, hidden, x, denoiser.mask_id)), None
 
-    steps = jnp.arange(k - 1, dtype=jnp.int32), start.probs[:-1], start.sigmas[1:]
-    (x, hidden, target), _ = jax.lax.scan(body, (start.x, start.hidden, start.hidden), steps)
-    return x, hidden, target
+    numbers = jnp.arange(k - 1, dtype=jnp.int32)
+    last, _ = jax.lax.scan(next_call, first, (numbers, steps.probs[:-1], steps.sigmas[1:]))
+    return last
