@@ -355,7 +355,7 @@ def _step(
         due = due._replace(selected=last & (x == diffusion.mask_id))
     elif decoder.pick is not None:
         key, key_position = jax.random.split(key)
-        due = _picked(decoder.pick, options, scene, key_position, now, mode.stop)
+        due = _picked(functools.partial(decoder.pick, options), scene, key_position, now, mode.stop)
     elif decoder.redo is not None:
         key, key_position = jax.random.split(key)
         due = _redone(functools.partial(decoder.redo, options), scene, key_position, now, plan)
@@ -377,13 +377,13 @@ def _step(
 
 
 def _picked(
-    pick: Pick, options: Any, scene: Scene, key: Key, now: Now, stop: stopping.Stop | None
+    pick_of: Callable[..., Pick], scene: Scene, key: Key, now: Now, stop: stopping.Stop | None
 ) -> _Due:
     """All masked positions; `Decoder.pick` takes some of them, and the last step takes the rest."""
     masked = now.x == scene.diffusion.mask_id
-    score, accept = (functools.partial(function, options) for function in pick[:2])
     calls_left, last = jnp.maximum(scene.num_steps - now.call, 1), now.call == scene.num_steps
-    pick = Pick(score, lambda *seen: accept(key, *seen, calls_left) | (last & masked))
+    some = pick_of(key, calls_left)
+    pick = Pick(some.score, lambda score, due: some.accept(score, due) | (last & masked))
     if stop is not None and stop.entropy > 0:
         pick = stopping.finishing(pick, stop.entropy)
     return _Due(masked, now.sigma(scene), pick)

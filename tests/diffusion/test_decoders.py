@@ -68,8 +68,8 @@ def accepted(
     mode: str, log_probs: jax.Array = LOG_PROBS, due: jax.Array = DUE, calls_left: int = 2
 ):
     _, _, decoder, options, _ = parse_mode(mode)
-    score = decoder.pick.score(options, log_probs)[None]
-    return np.asarray(decoder.pick.accept(options, KEY, score, due, calls_left))[0].tolist()
+    pick = decoder.pick(options, KEY, calls_left)
+    return np.asarray(pick.accept(pick.score(log_probs)[None], due))[0].tolist()
 
 
 def test_confidence_takes_the_surest_share_of_what_is_masked():
@@ -87,7 +87,7 @@ def test_scores_are_what_they_are_called_also_with_an_impossible_token(score):
         "entropy": (probs * np.log(probs)).sum(axis=-1),
     }[score]
     with_one = np.append(LOG_PROBS, np.full((len(LOG_PROBS), 1), -np.inf, np.float32), axis=-1)
-    found = DECODERS["confidence"].pick.score(Confidence(score), with_one)
+    found = DECODERS["confidence"].pick(Confidence(score), KEY, 1).score(with_one)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
@@ -110,10 +110,10 @@ def test_noise_in_the_order_lets_nothing_pass_a_threshold_that_is_not_sure():
 def test_an_order_of_high_temperature_is_random():
     """n = 3,000 draws of one of three positions; standard error 8.6e-3, seed 5."""
     options = Confidence(order_temperature=1e6)
-    pick = DECODERS["confidence"].pick
-    score = jnp.broadcast_to(pick.score(options, LOG_PROBS), (3000, 3))
+    pick = DECODERS["confidence"].pick(options, jax.random.key(5), 3)
+    score = jnp.broadcast_to(pick.score(LOG_PROBS), (3000, 3))
     due = jnp.ones((3000, 3), bool)
-    found = np.asarray(pick.accept(options, jax.random.key(5), score, due, 3))
+    found = np.asarray(pick.accept(score, due))
     assert (found.sum(axis=1) == 1).all()
     np.testing.assert_allclose(found.mean(axis=0), 1 / 3, atol=4 * 8.6e-3)
 
@@ -126,7 +126,7 @@ def test_what_only_rounding_tells_apart_is_ordered_at_random(mode):
     """
     (_, _, decoder, options, _), due = parse_mode(mode), jnp.ones((3000, 3), bool)
     score = jnp.broadcast_to(-1.6185 + jnp.array([2e-7, 0.0, 5e-7]), (3000, 3))
-    found = np.asarray(decoder.pick.accept(options, jax.random.key(6), score, due, 3))
+    found = np.asarray(decoder.pick(options, jax.random.key(6), 3).accept(score, due))
     assert (found.sum(axis=1) == 1).all()
     np.testing.assert_allclose(found.mean(axis=0), 1 / 3, atol=4 * 8.6e-3)
 

@@ -8,9 +8,9 @@ import pytest
 from sdtt_jax.diffusion.decoders.confident import (
     Confidence,
     EntropyBounded,
-    accept_bounded,
-    accept_confident,
+    bounded_pick,
     confidence,
+    confident_pick,
     negative_entropy,
     sure_enough,
 )
@@ -31,8 +31,9 @@ def alike(probabilities):
 def shares(options, score):
     """In how many draws each position is taken."""
     score = jnp.broadcast_to(score, (DRAWS, ALIKE))
-    accept = accept_confident if isinstance(options, Confidence) else accept_bounded
-    found = np.asarray(accept(options, jax.random.key(7), score, ALL, jnp.int32(QUARTER)))
+    pick_of = confident_pick if isinstance(options, Confidence) else bounded_pick
+    pick = pick_of(options, jax.random.key(7), jnp.int32(QUARTER))
+    found = np.asarray(pick.accept(score, ALL))
     np.testing.assert_array_equal(found.sum(axis=1), ALIKE // QUARTER)
     return found.mean(axis=0)
 
@@ -56,7 +57,8 @@ def test_no_scale_of_the_noise_prefers_a_position_among_equals(scale):
 
 def test_noise_beyond_float32_takes_none_that_is_not_due():
     options, due = Confidence(order_temperature=3e38), ALL.at[:, ::2].set(False)
-    found = accept_confident(options, jax.random.key(7), jnp.zeros(ALL.shape), due, jnp.int32(2))
+    pick = confident_pick(options, jax.random.key(7), jnp.int32(2))
+    found = pick.accept(jnp.zeros(ALL.shape), due)
     np.testing.assert_array_equal(found.sum(axis=1), ALIKE // 4)
     assert not (found & ~due).any()
 
@@ -97,7 +99,7 @@ def test_small_entropies_are_added_up_as_they_are(left):
     due, score = jnp.ones((1, 1024), bool), negative_entropy(EntropyBounded(), log_probs)[None]
     for bound in (0.0, 0.01, 0.05):
         options = EntropyBounded(bound)
-        found = accept_bounded(options, jax.random.key(0), score, due, jnp.int32(4))
+        found = bounded_pick(options, jax.random.key(0), jnp.int32(4)).accept(score, due)
         assert int(found.sum()) == pytest.approx(1 + bound // nats, abs=1)
 
 
@@ -107,7 +109,7 @@ def test_a_threshold_is_compared_with_the_probability_itself():
     log_probs = jnp.log(jnp.array([[0.99986, 0.00014], [0.99995, 0.00005]]))
     score, due = confidence(options, log_probs), jnp.ones((1, 2), bool)
     assert sure_enough(options, score).tolist() == [False, True]
-    found = accept_confident(options, jax.random.key(0), score[None], due, jnp.int32(2))
+    found = confident_pick(options, jax.random.key(0), jnp.int32(2)).accept(score[None], due)
     assert found.tolist() == [[False, True]]
 
 

@@ -24,7 +24,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from sdtt_jax.config import choose, from_mapping, nearest, require
-from sdtt_jax.diffusion.decoders.base import Decoder, Pick, first_hitting_plan, no_plan
+from sdtt_jax.diffusion.decoders.base import Decoder, first_hitting_plan, no_plan
 from sdtt_jax.diffusion.decoders.blocks import (
     Blocks,
     block_plan,
@@ -35,10 +35,8 @@ from sdtt_jax.diffusion.decoders.blocks import (
 from sdtt_jax.diffusion.decoders.confident import (
     Confidence,
     EntropyBounded,
-    accept_bounded,
-    accept_confident,
-    confidence,
-    negative_entropy,
+    bounded_pick,
+    confident_pick,
 )
 from sdtt_jax.diffusion.decoders.doubting import doubting_step, nothing_written
 from sdtt_jax.diffusion.decoders.energy import Energy, energy_step
@@ -168,8 +166,8 @@ DECODERS: dict[str, Decoder] = {
     "grid": Decoder(Grid, grid_plan, timed=True),
     "first-hitting": Decoder(FirstHitting, first_hitting_plan),
     "learnt": Decoder(Learnt, learnt_plan, check=check_learnt, temperature=call_temperature),
-    "confidence": Decoder(Confidence, no_plan, Pick(confidence, accept_confident)),
-    "entropy-bounded": Decoder(EntropyBounded, no_plan, Pick(negative_entropy, accept_bounded)),
+    "confidence": Decoder(Confidence, no_plan, confident_pick),
+    "entropy-bounded": Decoder(EntropyBounded, no_plan, bounded_pick),
     "remdm": Decoder(Remdm, remdm_plan, redo=remask_chances, timed=True),
     "remdm-confidence": Decoder(
         Remdm,

@@ -12,19 +12,19 @@ from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.schedule import Schedule
 from sdtt_jax.ops.categorical import NEG_INFINITY, Filters
 from sdtt_jax.ops.sequences import mean_counted
-from sdtt_jax.typing import Params, PerSequence, PerToken, Positions, Tokens
+from sdtt_jax.typing import LogProbs, Params, PerSequence, PerToken, Positions, Tokens
 
 # What a decoder keeps from step to step: a tree of arrays, or None.
 Memory = Any
 
 
 class Pick(NamedTuple):
-    """How a call takes some of the masked positions."""
+    """How one call takes some of the masked positions."""
 
-    # `(options, log_probs [n, vocab]) -> [n]` float32, of masked positions.
-    score: Callable[..., jax.Array]
-    # `(options, key, score, due, calls_left) -> [batch, length]` bool: which of the due positions are taken.
-    accept: Callable[..., jax.Array]
+    # `log_probs [n, vocab] -> [n, *columns]` float32, of masked positions.
+    score: Callable[[LogProbs], jax.Array]
+    # `(score [batch, length, *columns], due) -> [batch, length]` bool: which of the due positions are taken.
+    accept: Callable[[jax.Array, Positions], Positions]
     columns: tuple[int, ...] = ()  # shape of the score of one position
 
 
@@ -90,7 +90,9 @@ class Decoder(NamedTuple):
     # reveals a position, `num_steps` if none does; `[num_steps + 1, batch]` float32, the total noise passed
     # to the network at each call, and after the last.
     plan: Callable[..., tuple[jax.Array, jax.Array]]
-    pick: Pick | None = None  # chooses among all masked positions, in place of the plan
+    # `(options, key, calls_left) -> Pick`: chooses among all masked positions, in place of the plan. The
+    # calls left, `[]` int32, include this one.
+    pick: Callable[..., Pick] | None = None
     # `(options, masked_t, masked_s) -> (reveal, remask)`, `[]` float32: the chance that a masked position is
     # revealed from t to s < t, where these shares are masked of what is masked at time 1, and that a revealed
     # one is masked again; in place of the plan.

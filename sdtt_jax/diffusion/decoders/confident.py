@@ -55,7 +55,7 @@ class EntropyBounded:
 
 
 def confidence(options: Confidence, log_probs: jax.Array) -> jax.Array:
-    """`Pick.score`: how sure the network is of a position."""
+    """How sure the network is of positions with these log-probabilities `[n, vocab]`: `[n]` float32."""
     if options.score == "entropy":
         return -entropy(log_probs)
     if options.score == "margin":
@@ -68,24 +68,26 @@ def confidence(options: Confidence, log_probs: jax.Array) -> jax.Array:
     return log_probs.max(axis=-1)
 
 
-def accept_confident(
-    options: Confidence, key: Key, score: PerToken, due: Positions, calls_left: jax.Array
-) -> Positions:
-    """`Pick.accept`: the surest share of positions, or all that are sure enough."""
-    sure = due & sure_enough(options, score)
-    count = confident_count(options, due, calls_left)
-    rank = jnp.argsort(_order(options, key, score, due), axis=-1).astype(jnp.int32)
-    return due & jnp.where(sure.any(axis=-1, keepdims=True), sure, rank < count)
+def confident_pick(options: Confidence, key: Key, calls_left: jax.Array) -> Pick:
+    """`Decoder.pick`: takes the surest share of positions, or all that are sure enough."""
+
+    def accept(score: PerToken, due: Positions) -> Positions:
+        sure = due & sure_enough(options, score)
+        count = confident_count(options, due, calls_left)
+        rank = jnp.argsort(_order(options, key, score, due), axis=-1).astype(jnp.int32)
+        return due & jnp.where(sure.any(axis=-1, keepdims=True), sure, rank < count)
+
+    return Pick(functools.partial(confidence, options), accept)
 
 
 def block_pick(options: Confidence, key: Key, calls_left: jax.Array) -> Pick:
-    """What a call takes of a block for which `calls_left` calls are left, this one included."""
+    """What a call takes of a block: `confident_pick`, but the last call of a block takes all that is left."""
+    pick = confident_pick(options, key, calls_left)
 
     def accept(score: PerToken, due: Positions) -> Positions:
-        taken = accept_confident(options, key, score, due, calls_left)
-        return jnp.where(calls_left > 1, taken, due)
+        return jnp.where(calls_left > 1, pick.accept(score, due), due)
 
-    return Pick(functools.partial(confidence, options), accept)
+    return pick._replace(accept=accept)
 
 
 def sure_enough(options: Confidence, score: jax.Array) -> jax.Array:
@@ -100,23 +102,23 @@ def confident_count(options: Confidence, due: Positions, calls_left: jax.Array) 
 
 
 def negative_entropy(options: EntropyBounded, log_probs: jax.Array) -> jax.Array:
-    """`Pick.score`."""
+    """How sure the network is of positions: `[n, vocab]` to `[n]` float32, nats."""
     del options
     return -entropy(log_probs)
 
 
-def accept_bounded(
-    options: EntropyBounded, key: Key, score: PerToken, due: Positions, calls_left: jax.Array
-) -> Positions:
-    """`Pick.accept`: in rising order of entropy, or that order with noise, as far as the bound allows."""
+def bounded_pick(options: EntropyBounded, key: Key, calls_left: jax.Array) -> Pick:
+    """`Decoder.pick`: goes up the entropies, or their order with noise, as far as the bound allows."""
     del calls_left
-    order = _order(options, key, score, due)
-    entropies = jnp.take_along_axis(jnp.where(due, -score, 0.0), order, axis=-1)
-    together = jnp.cumsum(entropies, axis=-1) - jax.lax.cummax(entropies, axis=entropies.ndim - 1)
-    kept = jnp.put_along_axis(
-        jnp.zeros_like(due), order, together <= options.bound, axis=-1, inplace=False
-    )
-    return due & kept
+
+    def accept(score: PerToken, due: Positions) -> Positions:
+        order = _order(options, key, score, due)
+        entropies = jnp.take_along_axis(jnp.where(due, -score, 0.0), order, axis=-1)
+        largest = jax.lax.cummax(entropies, axis=entropies.ndim - 1)
+        fits = jnp.cumsum(entropies, axis=-1) - largest <= options.bound
+        return due & jnp.put_along_axis(jnp.zeros_like(due), order, fits, axis=-1, inplace=False)
+
+    return Pick(functools.partial(negative_entropy, options), accept)
 
 
 def of_margin(options: Confidence | EntropyBounded) -> bool:

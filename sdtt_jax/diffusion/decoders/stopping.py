@@ -162,7 +162,7 @@ def finishing(pick: Pick, bound: float) -> Pick:
     """`pick`, but taking all due positions of a text once their entropies sum to less than `bound` nats.
 
     Args:
-      pick: with options and call given, so that `accept` takes `(score, due)`.
+      pick: what a call takes; its score has no columns.
       bound: nats.
     """
 
