@@ -10,10 +10,9 @@ import jax.numpy as jnp
 
 from sdtt_jax.diffusion.calls import still_masked
 from sdtt_jax.diffusion.decoders.base import Memory, Now, Scene
-from sdtt_jax.diffusion.decoders.filling import CHUNKS, choice
+from sdtt_jax.diffusion.decoders.filling import choice, read_selected
 from sdtt_jax.diffusion.decoders.remasking import Remdm, network_sigma, remask_chances
-from sdtt_jax.ops.rows import map_selected
-from sdtt_jax.typing import Key, PerToken, Positions, Tokens
+from sdtt_jax.typing import Key, Logits, PerToken, Positions, Tokens
 
 
 def nothing_written(options: Remdm, scene: Scene, x: Tokens) -> Memory:
@@ -46,7 +45,7 @@ def doubting_step(
     options: Remdm, scene: Scene, key: Key, now: Now
 ) -> tuple[Tokens, jax.Array, Memory]:
     """`Decoder.step`: a reverse step that also masks again; no call where nothing is revealed."""
-    diffusion, network = scene.diffusion, scene.diffusion.denoiser
+    diffusion = scene.diffusion
     time, still = scene.times[now.call], still_masked(diffusion.schedule, scene.times)
     masked, (key_position, key_token) = now.x == diffusion.mask_id, jax.random.split(key)
     reveal, sigma = remask_chances(options, still[now.call], still[now.call + 1])
@@ -55,21 +54,14 @@ def doubting_step(
     again = shown & (uniform < sigma * doubt(now.memory, shown, sigma))
     choose = choice(scene.filters)
 
-    def read(rows: tuple[Any, Any], shared: Any) -> tuple[Any, tuple[()]]:
-        (hidden, places), (head, key) = rows, shared
-        logits = network.logits(head, hidden)[:, : network.mask_id]
-        tokens = choose(key, logits, places, None)
-        probs = jnp.take_along_axis(jax.nn.softmax(logits), tokens[:, None], axis=-1)[:, 0]
-        return (tokens, probs), ()
+    def write(key: Key, logits: Logits, *others: Any) -> tuple[jax.Array, jax.Array]:
+        tokens = choose(key, logits, *others)
+        return tokens, jnp.take_along_axis(jax.nn.softmax(logits), tokens[:, None], axis=-1)[:, 0]
 
     def call(x: Tokens, confidence: PerToken) -> tuple[Tokens, PerToken]:
         noise = jnp.broadcast_to(network_sigma(options, diffusion.schedule, time), len(x))
-        places = jnp.arange(x.size, dtype=jnp.int32).reshape(x.shape)
-        rows = diffusion.hidden(scene.params, x, noise), places
-        shared, columns = (network.head_params(scene.params), key_token), network.padded_vocab
-        found: tuple[Tokens, PerToken]
-        found, _ = map_selected(read, selected, rows, shared, columns, CHUNKS, fill=(x, confidence))
-        return found
+        hidden, rest = diffusion.hidden(scene.params, x, noise), (x, confidence)
+        return read_selected(diffusion, scene.params, hidden, selected, write, key_token, rest)
 
     needed = selected.any()
     x, confidence = jax.lax.cond(needed, call, lambda *same: same, now.x, now.memory)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +9,12 @@ import jax.numpy as jnp
 from sdtt_jax.config import whole, within
 from sdtt_jax.diffusion.calls import calls_of_share
 from sdtt_jax.diffusion.decoders.base import Memory, Now, Scene
-from sdtt_jax.diffusion.decoders.filling import CHUNKS, reveal_due
+from sdtt_jax.diffusion.decoders.filling import read_selected, reveal_due
 from sdtt_jax.keys import numbered_keys
 from sdtt_jax.ops.categorical import draw, filter_logits
-from sdtt_jax.ops.rows import map_selected
 from sdtt_jax.ops.sequences import preceded
 from sdtt_jax.parallel.mesh import vary_alike
-from sdtt_jax.typing import Key, Tokens
+from sdtt_jax.typing import Key, Logits, Tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,24 +61,21 @@ def _candidates(
     count: int, scene: Scene, key: Key, x: Tokens, sigma: jax.Array
 ) -> tuple[Tokens, jax.Array]:
     """Texts with MASK filled in, `[batch, count, length]`, and their log-probabilities, `[batch, count]`."""
-    diffusion, network = scene.diffusion, scene.diffusion.denoiser
+    diffusion, shape = scene.diffusion, (*x.shape, count)
 
-    def read(rows: tuple[Any, Any], shared: Any) -> tuple[Any, tuple[()]]:
-        (hidden, places), (head, key) = rows, shared
-        logits = filter_logits(network.logits(head, hidden)[:, : network.mask_id], scene.filters)
+    def write(key: Key, logits: Logits, places: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
+        logits = filter_logits(logits, scene.filters)
         keys = numbered_keys(key, places)
         several = jnp.broadcast_to(logits[:, None], (len(logits), count, logits.shape[-1]))
         tokens = jax.vmap(draw)(keys, several)
         log_probs = jax.nn.log_softmax(logits)
-        return (tokens, jnp.take_along_axis(log_probs, tokens, axis=-1)), ()
+        return tokens, jnp.take_along_axis(log_probs, tokens, axis=-1)
 
     hidden, masked = diffusion.hidden(scene.params, x, sigma), x == diffusion.mask_id
-    rows = hidden, jnp.arange(x.size, dtype=jnp.int32).reshape(x.shape)
-    shared = network.head_params(scene.params), key
-    shape = (*x.shape, count)
     rest = jnp.broadcast_to(x[..., None], shape), jnp.zeros(shape, jnp.float32)
-    columns = count * network.padded_vocab
-    (tokens, log_probs), _ = map_selected(read, masked, rows, shared, columns, CHUNKS, fill=rest)
+    tokens, log_probs = read_selected(
+        diffusion, scene.params, hidden, masked, write, key, rest, copies=count
+    )
     return jnp.moveaxis(tokens, 2, 1), log_probs.sum(axis=1)
 
 
