@@ -19,7 +19,7 @@ from sdtt_jax.checkpoints.store import Checkpoints
 from sdtt_jax.interchange.adapters import adapter_facts, read_base
 from sdtt_jax.keys import generator, purpose_key, purpose_seed
 from sdtt_jax.networks.lora import LoraConfig, frozen
-from sdtt_jax.objectives import BASE
+from sdtt_jax.objectives import BASE, open_share
 from sdtt_jax.parallel import processes
 from sdtt_jax.parallel.placement import place_batch, place_rows
 from sdtt_jax.paths import write_text
@@ -79,8 +79,8 @@ class TrainingJob:
     abstract: TrainState  # shapes and shardings of the state
     pool: Pool | None = None  # where batches come from, if not from the training split
     every: int = 1  # 1, or n for a network that is trained on every n-th token
-    # For a network that was causal, the share of attention to later positions that is open at a step.
-    open_share: Callable[[int], float] | None = None
+    # For a network that was causal, the steps over which its attention to later positions is opened.
+    annealing: int | None = None
     # Adapters to train; with rank 0 all parameters are. `start` and `abstract` leave out the adapters' base.
     lora: LoraConfig = LoraConfig()
 
@@ -147,9 +147,9 @@ class TrainingJob:
             return self.pool.batch(self.data_seed, number, size, self.run.mesh)
         rows = functools.partial(self.run.train_split.batch, self.data_seed, number, size)
         tokens = place_rows(rows, (size, self.run.config.data.length), self.run.mesh)
-        if self.open_share is None:
+        if self.annealing is None:
             return tokens
-        share = np.full(size, self.open_share(step), np.float32)
+        share = np.full(size, open_share(step, self.annealing), np.float32)
         return {"tokens": tokens, "open": place_batch(share, self.run.mesh)}
 
 

@@ -31,7 +31,7 @@ from sdtt_jax.keys import purpose_key
 from sdtt_jax.networks import Denoiser
 from sdtt_jax.networks.base import abstract_params
 from sdtt_jax.networks.lora import check_targets
-from sdtt_jax.objectives import judge_loss, open_share
+from sdtt_jax.objectives import judge_loss
 from sdtt_jax.parallel import processes
 from sdtt_jax.paths import as_path
 from sdtt_jax.progress import make_progress
@@ -257,17 +257,17 @@ def _from_scratch(
 
 def _from_base(run: Run, loss: LossFn) -> TrainingJob:
     """The training of a teacher that starts from a published model."""
-    config, spec = run.config.teacher, StateSpec(run.config.teacher.train, run.mesh)
-    init, share = functools.partial(objective.init_params, run, config.lora), None
-    if run.was_causal:
-        share = functools.partial(open_share, annealing=config.attention_annealing)
+    config, lora = run.config.teacher, run.config.teacher.lora
+    spec = StateSpec(config.train, run.mesh)
+    init = functools.partial(objective.init_params, run, lora)
+    annealing = config.attention_annealing if run.was_causal else None
 
     def start() -> TrainState:
-        return spec.init(init) if config.lora.rank else spec.from_params(run.base_params())
+        return spec.init(init) if lora.rank else spec.from_params(run.base_params())
 
     train, abstract = make_train_step(loss, config.train), spec.abstract(init)
     return TrainingJob(
-        run, "teacher", 0, config.train, train, start, abstract, open_share=share, lora=config.lora
+        run, "teacher", 0, config.train, train, start, abstract, annealing=annealing, lora=lora
     )
 
 
