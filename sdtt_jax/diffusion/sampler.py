@@ -368,9 +368,9 @@ def _step(
     of_call = decoder.temperature(options, index) if decoder.temperature is not None else None
     for scale in (of_call, None if temperatures is None else temperatures[index]):
         choose = choose if scale is None else filling.at_temperature(choose, scale)
-    choose, keys = filling.greedy_at_last(choose), (key, last)
+    choose = filling.greedy_at_last(choose, last)
     x, calls = filling.reveal(
-        diffusion, params, state.x, selected, due.sigma, choose, keys, plan.noise, due.pick
+        diffusion, params, state.x, selected, due.sigma, choose, key, plan.noise, due.pick
     )
     x = x if due.again is None else jnp.where(due.again, diffusion.mask_id, x)
     return dataclasses.replace(state, x=x, nfe=state.nfe + calls)

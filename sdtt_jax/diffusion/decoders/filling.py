@@ -20,7 +20,7 @@ from sdtt_jax.typing import Hidden, Key, Logits, Params, PerSequence, Positions,
 
 # (key, logits [n, mask_id], places [n], noise of [n]) -> tokens [n] int32; a place is sequence * length +
 # position.
-Choice = Callable[[Any, jax.Array, jax.Array, Any], jax.Array]
+Choice = Callable[[Key, Logits, jax.Array, Any], jax.Array]
 
 # Of n positions a step of a generation reveals about n / num_steps. A chunk of a twelfth nearly always holds
 # what one of 16 steps reveals; smaller chunks read the head's kernel twice (1024 positions, 50k tokens, two
@@ -35,7 +35,7 @@ def reveal(
     selected: Positions,
     sigma: PerSequence,
     choose: Choice,
-    key: Any = None,
+    key: Key | None = None,
     noise: Tree = None,
     pick: Pick | None = None,
 ) -> tuple[Tokens, jax.Array]:
@@ -76,7 +76,7 @@ def fill(
     hidden: Hidden,
     selected: Positions,
     choose: Choice,
-    key: Any,
+    key: Key | None,
     noise: Tree = None,
     pick: Pick | None = None,
 ) -> Tokens:
@@ -85,7 +85,7 @@ def fill(
     if pick is None:
         return read(choose, key, x, noise=noise)
 
-    def scored(key: Any, logits: Logits, places: jax.Array, noise: Any) -> tuple[Any, Any]:
+    def scored(key: Key, logits: Logits, places: jax.Array, noise: Any) -> tuple[Any, Any]:
         return choose(key, logits, places, noise), pick.score(jax.nn.log_softmax(logits))
 
     no_score = jnp.zeros((*x.shape, *pick.columns), jnp.float32)
@@ -99,7 +99,7 @@ def read_selected(
     hidden: Hidden,
     selected: Positions,
     function: Callable[..., Tree],
-    key: Any,
+    key: Key | None,
     fill: Tree,
     *,
     noise: Tree = None,
@@ -150,7 +150,7 @@ def choice(filters: Filters, noise: Tree = None, *, sees_noise: bool = False) ->
 def at_temperature(choose: Choice, temperature: jax.Array) -> Choice:
     """`choose` from logits that are divided by `temperature: [] float32`."""
 
-    def scaled(key: Any, logits: Logits, places: jax.Array, noise: Any) -> jax.Array:
+    def scaled(key: Key, logits: Logits, places: jax.Array, noise: Any) -> jax.Array:
         return choose(key, divided(logits, temperature), places, noise)
 
     return scaled
@@ -170,14 +170,10 @@ def drawn(filters: Filters) -> Choice:
     return choose
 
 
-def greedy_at_last(choose: Choice) -> Choice:
-    """`choose` at the steps and `most_probable` after the last one, in a program that holds the network once.
+def greedy_at_last(choose: Choice, last: jax.Array) -> Choice:
+    """`choose`, or `most_probable` if `last: [] bool` is True, in a program that holds the network once."""
 
-    The result takes a pair as its key: the key of `choose`, and whether this is after the last step.
-    """
-
-    def either(key: Any, logits: Logits, places: jax.Array, noise: Any) -> jax.Array:
-        key, last = key
+    def either(key: Key, logits: Logits, places: jax.Array, noise: Any) -> jax.Array:
         return jax.lax.cond(last, most_probable, choose, key, logits, places, noise)
 
     return either
