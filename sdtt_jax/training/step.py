@@ -231,19 +231,7 @@ def _mean_gradient(
         p: Tree, piece: Tree, index: jax.Array
     ) -> tuple[jax.Array, tuple[jax.Array, dict[str, Any]]]:
         returned = loss_fn(p, context, piece, jax.random.fold_in(key, index))
-        parts = len(returned) if isinstance(returned, tuple) else 1
-        require(
-            parts == len(Loss._fields),
-            "The loss function must return Loss(total, weight, metrics), with sums over the batch; it "
-            f"returned {'one value' if parts == 1 else f'a tuple of {parts}'}.",
-        )
-        for name, leaf in flat_leaves(Loss(*returned)).items():
-            require(
-                jnp.ndim(leaf) == 0,
-                f"The loss's {name} must be a single number, not of shape {list(jnp.shape(leaf))}; sum it "
-                "over the batch.",
-            )
-        total, weight, metrics = returned
+        total, weight, metrics = _checked_loss(returned)
         weight = jnp.asarray(weight, jnp.float32)
         # A microbatch in which nothing counts has no mean (0/0), and adds nothing to that of the batch.
         weighted = {
@@ -279,6 +267,24 @@ def _mean_gradient(
         total * scale,
         {name: _mean(value, scale) for name, value in weighted.items()},
     )
+
+
+def _checked_loss(returned: Any) -> Loss:
+    """What a loss function returned; `ConfigError` unless that is a `Loss` of single numbers."""
+    parts = len(returned) if isinstance(returned, tuple) else 1
+    require(
+        parts == len(Loss._fields),
+        "The loss function must return Loss(total, weight, metrics), with sums over the batch; it returned "
+        f"{'one value' if parts == 1 else f'a tuple of {parts}'}.",
+    )
+    loss = Loss(*returned)
+    for name, leaf in flat_leaves(loss).items():
+        require(
+            jnp.ndim(leaf) == 0,
+            f"The loss's {name} must be a single number, not of shape {list(jnp.shape(leaf))}; sum it over "
+            "the batch.",
+        )
+    return loss
 
 
 def _mean(value: jax.Array | Mean, scale: jax.Array) -> jax.Array:
