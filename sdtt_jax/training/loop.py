@@ -132,15 +132,12 @@ def train(
       CheckpointError: the context is not finite, and cannot be saved; or the last state could not be saved.
       ReplicaError: devices hold unequal copies; nothing is saved after the last checkpoint.
     """
-    leaves = {} if checkpoints is None else flat_leaves(state)
-    for path, leaf in leaves.items():
-        require(
-            leaf.size > 0,
-            f"{path} has no elements, and cannot be saved; leave it out of the state.",
-        )
-    if context := {path: leaf for path, leaf in leaves.items() if path.startswith("context/")}:
-        describe(context)  # of the rest, what is not finite is not accepted
+    if checkpoints is not None:
+        _check_savable(state)
     mesh = mesh_of(state.step)
+    # An accidental transfer to or from the devices would stall them, so within a step only explicit ones are
+    # let through. Without `jit` every constant is a transfer.
+    transfers = "allow" if getattr(jax.config, "jax_disable_jit", False) else "disallow"
     start = int(jax.device_get(state.step))
     in_flight: collections.deque[jax.Array] = collections.deque()
     meter = _Meter(start, config.max_rejected, log)
@@ -150,11 +147,7 @@ def train(
             key = place_whole(key, mesh)
         log.progress(start, None)
         for step, batch in enumerate(batches, start=start + 1):
-            # An accidental transfer to or from the devices would stall them, so only explicit ones are let
-            # through. Without `jit` every constant is a transfer.
-            with jax.transfer_guard(
-                "allow" if getattr(jax.config, "jax_disable_jit", False) else "disallow"
-            ):
+            with jax.transfer_guard(transfers):
                 state, metrics = step_fn(state, batch, key)
             in_flight.append(metrics["loss"])
             meter.add(metrics)
@@ -194,6 +187,18 @@ def train(
             kept = state if checkpoints is None else None
             raise Interrupted(max(start, config.num_steps), stop.name, kept)
     return state
+
+
+def _check_savable(state: TrainState) -> None:
+    """Raises `ConfigError` for an array without elements, `CheckpointError` for a context not finite."""
+    leaves = flat_leaves(state)
+    for path, leaf in leaves.items():
+        require(
+            leaf.size > 0,
+            f"{path} has no elements, and cannot be saved; leave it out of the state.",
+        )
+    if context := {path: leaf for path, leaf in leaves.items() if path.startswith("context/")}:
+        describe(context)  # of the rest, what is not finite is not accepted
 
 
 class _Meter:
