@@ -275,6 +275,11 @@ class Run(Networks):
         else:
             shardings = network_shardings(network, self.mesh, lora)
             params, meta = load_params(final(folder), shardings)
+        self._check_facts(folder, network, meta)
+        return params
+
+    def _check_facts(self, folder: Path, network: Network, meta: dict[str, Any]) -> None:
+        """Raises `MismatchError` unless what a folder holds is its own stage's, of a network and its data."""
         # Earlier versions did not store which stage delivered the parameters.
         stage, number = meta.get("stage"), meta.get("round") or 0
         if stage and self.workdir.stage(stage, number) != folder:
@@ -296,7 +301,6 @@ class Run(Networks):
                 f"{final(folder)} was trained on other data than {self.workdir.data} holds now; restore the "
                 "corpus and prepare the data again, or give another --workdir."
             )
-        return params
 
     def model(self, folder: Path, network: Denoiser, **facts: Any) -> Model:
         """The model that a finished stage or round delivered, to be evaluated."""
