@@ -200,9 +200,9 @@ class RunConfig:
             "mmd" not in self.distillers or self.mmd.layer <= self.model.num_layers,
             f"mmd.layer={self.mmd.layer} does not exist: model.num_layers={self.model.num_layers}.",
         )
-        teacher, hub = self.teacher, self.tokenizer.kind == "hub"
+        teacher = self.teacher
         require(
-            hub == bool(teacher.init_from or (hub and teacher.checkpoint)),
+            (self.tokenizer.kind == "hub") == bool(teacher.init_from or self.published),
             "tokenizer.kind='hub' and teacher.init_from go together: the tokenizer is that model's (or "
             "teacher.checkpoint's).",
         )
