@@ -43,6 +43,9 @@ from sdtt_jax.ops.tokens import as_rows
 from sdtt_jax.training.step import Loss, LossFn, Mean
 from sdtt_jax.typing import Key, Logits, Tokens, Tree
 
+# What the frozen parameters under adapters, or under exits, are called in the context.
+BASE = "base"
+
 
 def arranged(
     loss_of: Callable[[MaskedDiffusion], LossFn],
@@ -65,9 +68,6 @@ def arranged(
         return loss_of(model)(params, context, batch, key)
 
     return loss
-
-
-BASE = "base"
 
 
 def lora_loss(loss: LossFn, config: LoraConfig) -> LossFn:

@@ -323,6 +323,6 @@ def _animation(run: Run, measured: MeasuredModel) -> Json:
         pieces = zip(tokens, run.tokenizer.pieces(tokens), strict=True)
         frames.append([None if token == model.mask_id else piece for token, piece in pieces])
     stage = model.facts["stage"]
-    told = {"teacher": "teacher", "distill": f"student of round {model.facts.get('round')}"}
-    who = told.get(stage, f"student of {stage}")
+    known = {"teacher": "teacher", "distill": f"student of round {model.facts.get('round')}"}
+    who = known.get(stage, f"student of {stage}")
     return {"title": f"{who}, {ANIMATED_STEPS} steps", "frames": frames}

@@ -88,9 +88,9 @@ def _named(run: Run, name: str) -> tuple[TrainingJob, int | None]:
         raise ConfigError(f"--replay={name}: its steps are 1 to {steps}.")
     # One that stopped at its first steps has no checkpoint; a bucket then has no folder either.
     workdir = run.workdir
-    told = read_metrics(workdir.rejected) if workdir.rejected.exists() else []
-    refused = any((line.get("stage"), line.get("round")) == (stage, number) for line in told)
-    if not processes.agree(refused or workdir.stage(stage, number).exists()):
+    updates = read_metrics(workdir.rejected) if workdir.rejected.exists() else []
+    rejected = any((line.get("stage"), line.get("round")) == (stage, number) for line in updates)
+    if not processes.agree(rejected or workdir.stage(stage, number).exists()):
         raise ConfigError(
             f"--replay={name}: this training has not begun; leave --replay out to begin it."
         )

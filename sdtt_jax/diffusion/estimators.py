@@ -107,8 +107,8 @@ def count_weight(n: jax.Array, length: jax.Array, low: float, high: float) -> ja
       low, high: the smallest and the largest move chance, static.
     """
     n, length = jnp.asarray(n, jnp.float32), jnp.asarray(length, jnp.float32)
-    behind = length - n + 1
-    return (betainc(n, behind, high) - betainc(n, behind, low)) * length / n
+    b = length - n + 1  # of the Beta distribution, whose first parameter is n
+    return (betainc(n, b, high) - betainc(n, b, low)) * length / n
 
 
 def _by_time(diffusion: MaskedDiffusion, x0: jax.Array, noise: MaskNoise) -> Masking:

@@ -345,7 +345,7 @@ def _step(
     mode = parse_mode(config.mode)
     decoder, options = mode.decoder, mode.options
     key, last = jax.random.fold_in(plan.key, index), index == config.num_steps
-    planned = (plan.call == index) & (state.x == diffusion.mask_id)  # not behind the EOS of `stop=`
+    planned = (plan.call == index) & (state.x == diffusion.mask_id)  # not after the EOS of `stop=`
     due = _Due(planned, plan.sigmas[index])
     scene = Scene(diffusion, params, helper, config, time_grid(config))
     now = Now(state.x, due.selected, plan.call <= config.num_steps, index, state.memory)

@@ -205,8 +205,8 @@ def with_length(
         f"num_tokens={num_tokens}, but only {room} of the {length} positions follow the given text; "
         f"{f'take at most {room}' if room else 'leave num_tokens out'}.",
     )
-    behind = np.arange(length) > last[:, None] + num_tokens
-    return np.where(behind, np.int32(eos_id), tokens), fixed | behind
+    ended = np.arange(length) > last[:, None] + num_tokens
+    return np.where(ended, np.int32(eos_id), tokens), fixed | ended
 
 
 def text_lengths(tokens: np.ndarray, fixed: np.ndarray, bos_id: int, eos_id: int) -> np.ndarray:

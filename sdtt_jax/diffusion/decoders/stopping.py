@@ -148,8 +148,8 @@ def fill_with_eos(stop: Stop, mask_id: int, x: Tokens, free: Positions) -> Token
     """`x` with EOS at all positions after the EOS that ended a text; of those, none but EOS was given."""
     if stop.eos < 0:
         return x
-    behind = jnp.cumsum(_end(stop, mask_id, x, free), axis=-1) > 0
-    return jnp.where(behind, stop.eos, x)
+    ended = jnp.cumsum(_end(stop, mask_id, x, free), axis=-1) > 0
+    return jnp.where(ended, stop.eos, x)
 
 
 def _end(stop: Stop, mask_id: int, x: Tokens, free: Positions) -> Positions:
