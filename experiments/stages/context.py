@@ -56,9 +56,9 @@ class Run(Networks):
             print(message, flush=True)
 
     @functools.cached_property
-    def log_of(self) -> Callable[[str], Callable[[str], None]]:
-        """By a model's name, `log` for what is said of it, but not twice: a stage may run again."""
-        return functools.cache(lambda _name: functools.cache(self.log))
+    def log_once(self) -> Callable[[str, str], None]:
+        """`log` for what is said of a model, `(name, message)`, but not twice: a stage may run again."""
+        return functools.cache(lambda _name, message: self.log(message))
 
     def check_place(self) -> None:
         """Raises `CheckpointError` if the workdir was moved or removed; call it before writing there."""

@@ -1,6 +1,7 @@
 """The stage "evaluate": suites on every delivered model, gain, paired comparisons, and sample texts."""
 
 import dataclasses
+import functools
 from typing import NamedTuple
 
 from experiments.distillers import COUPLED, COUPLED_IDLM, ONE_ROUND, SDTT
@@ -189,7 +190,7 @@ def _measure(
     subject = Subject(model, settings, judge, baseline, run.workdir.local.data, real_text=once)
     path = own_path(model)
     assert path is not None
-    log = run.log_of(path.stem)
+    log = functools.partial(run.log_once, path.stem)
     record = Record(path, model.identity, log, replace=True)
     log(f"  {path.stem.replace('_', ' ')}:")
     generation.suite(subject, record)

@@ -68,7 +68,7 @@ def measure(
             f"{both[of]['gen_ppl']:.2f} (entropy {both[of]['entropy']:.3f})" for of in both
         )
         told = f"perplexity {ours} of the student of {name}, {theirs} of the teacher"
-        run.log_of(name)(f"  {counted(n, 'call')}: {told}")
+        run.log_once(name, f"  {counted(n, 'call')}: {told}")
     teacher_calls: Json = {}
     more = min(TEACHER_CALLS * max(config.calls), run.config.data.length)
     if more > max(config.calls):
@@ -77,7 +77,7 @@ def measure(
         teacher_calls[str(more)] = {way: _figures(run, at) for way, at in judged.items()}
         teacher_calls[str(more)]["teacher_matched"] = found
         told = f"{found['gen_ppl']:.2f} (entropy {found['entropy']:.3f})"
-        run.log_of(name)(f"  {more} calls: perplexity {told} of the teacher")
+        run.log_once(name, f"  {more} calls: perplexity {told} of the teacher")
     return {
         "round": number,
         "num_calls": config.num_calls,
@@ -206,7 +206,8 @@ def _texts(
     subject = Subject(model, settings, judge, None, run.workdir.local.data)
     name = f"{prefix}{way}"
     path = run.workdir.root / FOLDER / f"few_calls_{name}.json"
-    record = Record(path, model.identity, run.log_of(name), replace=True)
+    log = functools.partial(run.log_once, name)
+    record = Record(path, model.identity, log, replace=True)
     setup = generation.unprompted(subject, name, None)
     [writer] = generation.writers(subject, setup)
     return generation.judged_texts(subject, record, setup, writer)

@@ -25,5 +25,5 @@ def test_what_was_said_of_a_model_is_not_repeated(tmp_path, capsys):
     """Of two models the same may be said: a student that has learnt nothing has its teacher's perplexity."""
     with open_run(config_dict(smoke()), tmp_path / "run") as run:
         for name in ("teacher", "student", "teacher"):
-            run.log_of(name)("perplexity 3")
+            run.log_once(name, "perplexity 3")
     assert capsys.readouterr().out == "perplexity 3\n" * 2
