@@ -73,8 +73,9 @@ class CoupledDistillConfig:
         self.trajectory(1)
         require(
             parse_mode(self.mode).only_plans,
-            f"mode={self.mode}: its decoder chooses positions as the text grows, but here the noise must "
-            'decide in advance which call reveals each position; take "first-hitting" or "grid".',
+            f"mode={self.mode}: the noise must decide in advance which call reveals each position, for each "
+            "round's number of calls, so nothing may depend on the text as it grows, and no counts or "
+            'temperatures be learnt; take "first-hitting" or "grid", without stop=.',
         )
         k = self.num_distill_calls
         require(k != 1, "num_distill_calls=1 would only copy the teacher; take 2 or more, or 0.")

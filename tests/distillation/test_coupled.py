@@ -233,9 +233,13 @@ def test_a_decoder_with_calls_of_its_own_is_refused_for_a_network_that_sees_nois
         ),
         ({"mode": "left"}, "mode='left'"),
         # The first reveals nothing by its plan, the second writes with calls of its own.
-        ({"mode": "confidence"}, "mode=confidence: .* the noise must decide in advance"),
-        ({"mode": "refine", "num_distill_calls": 2}, "mode=refine: .* the noise must decide"),
-        ({"mode": "grid:stop=eos:1"}, "mode=grid:stop=eos:1: .* the noise must decide"),
+        ({"mode": "confidence"}, "mode=confidence: the noise must decide in advance"),
+        ({"mode": "refine", "num_distill_calls": 2}, "mode=refine: the noise must decide"),
+        ({"mode": "grid:stop=eos:1"}, "mode=grid:stop=eos:1: the noise must .* without stop="),
+        (
+            {"mode": "learnt:counts=1/7"},
+            "mode=learnt:counts=1/7: .* no counts or temperatures be learnt",
+        ),
         ({"full_share": 1.5}, "full_share"),
     ],
 )
