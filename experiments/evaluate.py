@@ -17,6 +17,7 @@ import dataclasses
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
@@ -82,12 +83,17 @@ fields.define_flags(Settings)
 fields.show_in_help("mesh", "distributed", "compilation_cache")
 
 
-def evaluate(subject: Subject, suites: Sequence[str], path: Path) -> None:
-    """Runs suites in the order of `SUITES`, and writes their results to a file."""
+def check_suites(subject: Subject, suites: Sequence[str]) -> None:
+    """Raises an error if one of the suites cannot measure the subject."""
     for name in suites:
         # The suite "schedule" runs before these, and may learn what they use.
         if name not in ("budget", "latency") or "schedule" not in suites:
             SUITES[name].check(subject)
+
+
+def evaluate(subject: Subject, suites: Sequence[str], path: Path) -> None:
+    """Runs suites in the order of `SUITES`, and writes their results to a file."""
+    check_suites(subject, suites)
     log = stopwatch() if processes.is_first() else (lambda _: None)
     record = Record(path, subject.model.identity, log)
     if subject.settings.held_out:
@@ -266,11 +272,15 @@ def main(argv: Sequence[str]) -> None:
     learnt_from = settings.neighbours, settings.exit_training_text if "exits" in suites else ""
     # Data in a bucket are copied, which may take long.
     data = own_data(subject.model) if OWN in learnt_from or not settings.held_out else None
-    model = variant(subject.model, settings, data)
-    subject = dataclasses.replace(subject, model=model, data=data)
-    if _HELPER.value:
-        helper = load(_HELPER.value, mesh=chosen_mesh())
-        subject = dataclasses.replace(subject, helper=helper)
+    helper = load(_HELPER.value, mesh=chosen_mesh()) if _HELPER.value else None
+    subject = dataclasses.replace(subject, data=data, helper=helper)
+
+    def check(model: Any) -> None:
+        """Refuses what the suites would, before neighbours are stored, which takes long."""
+        check_suites(dataclasses.replace(subject, model=model), suites)
+
+    model = variant(subject.model, settings, data, check)
+    subject = dataclasses.replace(subject, model=model)
     path = as_path(_OUTPUT.value) if _OUTPUT.value else own_path(subject.model)
     if path is None:
         raise ConfigError("--output is missing; name a JSON file.")

@@ -34,12 +34,13 @@ from experiments.stages.mirror import own_data
 from sdtt_jax.config import at_least, positive, require
 from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.evaluation.settings import Sampling
-from sdtt_jax.evaluation.subject import OWN
+from sdtt_jax.evaluation.subject import OWN, check_writes
 from sdtt_jax.evaluation.variants import variant
 from sdtt_jax.interchange.load import load, load_denoiser
 from sdtt_jax.keys import seed_key
 from sdtt_jax.model.base import Loaded
 from sdtt_jax.model.batches import Written, batched, unmasked
+from sdtt_jax.model.learnt import with_stored_schedule
 from sdtt_jax.model.masked import Model
 from sdtt_jax.model.prompts import cut_at_eos, reading_notes
 from sdtt_jax.parallel import processes
@@ -96,14 +97,20 @@ def main(argv: Sequence[str]) -> None:
         mesh=chosen_mesh(),
         **fields.given_flags(length=_LENGTH.value),
     )
-    data = own_data(model) if sampling.neighbours == OWN else None
-    model = variant(model, sampling, data)
     x_init = processes.to_host(
         model.prior(
             _NUM_SAMPLES.value, _texts(_PROMPT.value), _texts(_INFILL.value), _NUM_TOKENS.value
         )
     )
     helper = load(_HELPER.value, mesh=chosen_mesh()) if _HELPER.value else None
+    data = own_data(model) if sampling.neighbours == OWN else None
+
+    def check(near: Model) -> None:
+        """Refuses what sampling would, before neighbours are stored, which takes long."""
+        near.batches(seed_key(sampling.seed), x_init, config, sampling.batch_size, helper)
+        check_writes(near, with_stored_schedule(config, near), helper, x_init.shape[1])
+
+    model = variant(model, sampling, data, check)
     first = processes.is_first()
     if first:
         notes = reading_notes(model.text_tokenizer, _PROMPT.value or (), _INFILL.value or ())

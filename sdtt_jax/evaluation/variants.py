@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,7 +30,12 @@ from sdtt_jax.typing import Key, Params, Tokens
 AnyModel = TypeVar("AnyModel", bound=Model | CausalModel)
 
 
-def variant(model: AnyModel, wanted: Variation, data: Path | None) -> AnyModel:
+def variant(
+    model: AnyModel,
+    wanted: Variation,
+    data: Path | None,
+    check: Callable[[AnyModel], None] = lambda _: None,
+) -> AnyModel:
     """The wanted variant of `model`; `model` itself if none is wanted.
 
     A variant has its own identity in results.
@@ -38,6 +44,8 @@ def variant(model: AnyModel, wanted: Variation, data: Path | None) -> AnyModel:
       model: as it was loaded.
       wanted: `early_exit`, `neighbours` and what belongs to them, among the other settings of a command.
       data: the prepared data of the model's run, for `neighbours="own"`; None for none.
+      check: refuses what a variant with neighbours cannot do; called with one of an empty datastore, before
+        the states of all texts are computed.
 
     Raises:
       ConfigError: the variant cannot be made; or the model is causal, and a setting that only denoisers read
@@ -56,11 +64,13 @@ def variant(model: AnyModel, wanted: Variation, data: Path | None) -> AnyModel:
     if wanted.early_exit:
         varied, told["early_exit"] = _exiting(varied, wanted.early_exit)
     if wanted.neighbours:
-        varied = _retrieving(varied, wanted, data)
         names = (field.name for field in dataclasses.fields(Variation))
         told |= {name: getattr(wanted, name) for name in names if name.startswith("neighbour")}
     facts = model.facts | {"checkpoint_digest": model.params_digest, "variant": told}
-    result: AnyModel = dataclasses.replace(varied, facts=facts)
+    varied = dataclasses.replace(varied, facts=facts)
+    if wanted.neighbours:
+        varied = _retrieving(varied, wanted, data, check)
+    result: AnyModel = varied
     return result
 
 
@@ -83,28 +93,36 @@ def _exiting(model: Model, bound: float) -> tuple[Model, dict[str, Any]]:
     return dataclasses.replace(model, denoiser=network), {"bound": bound} | found
 
 
-def _retrieving(model: Model, wanted: Variation, data: Path | None) -> Model:
+def _retrieving(
+    model: Model, wanted: Variation, data: Path | None, check: Callable[[Any], None]
+) -> Model:
     """`model` with a datastore of states of real text, which is split over the mesh's devices."""
     where = model.facts["path"]
     require(
         model.diffusion.noise_kind is None and model.sequences is None,
         f"--neighbours is for denoisers that see whole sequences and no noise, unlike {where}; leave it out.",
     )
+    how = wanted.neighbour_count, wanted.neighbour_share, wanted.neighbour_temperature
+    network: Any = Retrieving(model.denoiser, *how)
+
+    def with_store(*arrays: Any) -> Model:
+        store: Any = Datastore(*arrays)
+        if model.mesh is not None:
+            size = full_batch(len(store.tokens), model.mesh)
+            rows = [(0, size - len(store.tokens))]
+            store = jax.tree.map(lambda x: np.pad(x, rows + [(0, 0)] * (x.ndim - 1)), store)
+            store = place_batch(store, model.mesh)
+        params = {"network": model.params, "store": jax.tree.map(jnp.asarray, store)}
+        return dataclasses.replace(model, denoiser=network, params=params)
+
+    empty = np.zeros((1, model.config.embed_dim), np.float32)
+    check(with_store(empty, np.zeros(1, np.int32), np.zeros(1, bool)))
     tokens = training_texts(model, "neighbours", wanted.neighbours, data, wanted.neighbour_texts)
     key = purpose_key(wanted.seed, "neighbours")
     keys, valid = map_batches(
         functools.partial(remember, model.diffusion, key), model.params, tokens, wanted.batch_size
     )
-    store: Any = Datastore(keys[valid].astype(np.float32), tokens[valid], valid[valid])
-    if model.mesh is not None:
-        size = full_batch(len(store.tokens), model.mesh)
-        rows = [(0, size - len(store.tokens))]
-        store = jax.tree.map(lambda x: np.pad(x, rows + [(0, 0)] * (x.ndim - 1)), store)
-        store = place_batch(store, model.mesh)
-    how = wanted.neighbour_count, wanted.neighbour_share, wanted.neighbour_temperature
-    network: Any = Retrieving(model.denoiser, *how)
-    params = {"network": model.params, "store": jax.tree.map(jnp.asarray, store)}
-    return dataclasses.replace(model, denoiser=network, params=params)
+    return with_store(keys[valid].astype(np.float32), tokens[valid], valid[valid])
 
 
 @functools.partial(jax.jit, static_argnames="diffusion")

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from sdtt_jax.data import TokenizerConfig, train_tokenizer
+from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.evaluation.exits import THRESHOLDS, Calibrated
 from sdtt_jax.evaluation.harness import Options
 from sdtt_jax.evaluation.record import Record, own_path
 from sdtt_jax.evaluation.settings import Sampling, Settings
-from sdtt_jax.evaluation.subject import Subject
+from sdtt_jax.evaluation.subject import Subject, check_writes
 from sdtt_jax.evaluation.suites import SUITES, exits
 from sdtt_jax.evaluation.variants import variant
 from sdtt_jax.networks.exiting import Exiting
@@ -95,6 +96,27 @@ def test_neighbours_say_what_stood_in_the_text(model, text):
     np.testing.assert_allclose(mixed, 0.75 + 0.25 * own, atol=1e-5)
     written = near.sample(jax.random.key(0), 8, 4)
     assert (written == letter).mean() > 0.6
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"guidance": 1.0}, "leave the neighbours out"),
+        ({"mode": "speculative"}, "mode=speculative needs another model"),
+        ({"mode": "blocks:length=5"}, f"blocks of 5 do not divide {LENGTH} tokens"),
+    ],
+)
+def test_what_a_model_with_neighbours_cannot_do_is_refused_before_any_text_is_read(
+    model, options, said
+):
+    """Oracle: a datastore that cannot be made, since its text does not exist."""
+
+    def check(near):
+        assert near.facts["variant"]["neighbours"] == "nowhere"
+        check_writes(near, SamplerConfig(LENGTH, **options), None, LENGTH)
+
+    with pytest.raises(ConfigError, match=said):
+        variant(model, Sampling(neighbours="nowhere"), None, check)
 
 
 def test_without_a_flag_nothing_changes(model):
