@@ -120,14 +120,19 @@ def _y_axis(axis: Axis, y: Scale, left: float, right: float) -> Iterator[Mark]:
 
 
 def _x_axis(axis: Axis, x: Scale, left: float, right: float, bottom: float) -> Iterator[Mark]:
-    """The labels of the ticks; if the axis has a name, also the name, the line and the tick marks."""
+    """The labels of the ticks; if the axis has a name, also the name, the line and the tick marks.
+
+    The last tick has a label in any case, which says how far the axis goes.
+    """
     ticks, free = _ticks(axis, x), -math.inf
-    for tick, text in zip(ticks, tick_texts(ticks), strict=True):
+    texts = tick_texts(ticks)
+    halves = [max(SMALL_LETTER * len(text) + 6, TICK_GAP) / 2 for text in texts]
+    last = len(ticks) - 1
+    for index, (tick, text, half) in enumerate(zip(ticks, texts, halves, strict=True)):
         at = x(tick)
         if axis.label:
             yield Polyline("tickmark", ((at, bottom), (at, bottom + 4)))
-        half = max(SMALL_LETTER * len(text) + 6, TICK_GAP) / 2
-        if at - half >= free:
+        if index == last or (free <= at - half and at + half <= x(ticks[last]) - halves[last]):
             yield Text("tick", at, bottom + 18, text, anchor="middle")
             free = at + half
     if axis.label:

@@ -105,13 +105,16 @@ def test_ticks_that_are_too_near_keep_their_mark_and_lose_their_label():
     assert len(marks(drawing, "tickmark")) == 4
 
 
-def test_labels_of_a_horizontal_axis_have_room():
-    """256, 512 and 1 024 stood in one another. Oracle: letters of 7 pixels, more than they are wide."""
+@pytest.mark.parametrize(("width", "least"), [(430, 9), (300, 5), (150, 1)])
+def test_labels_of_a_horizontal_axis_have_room_and_the_last_tick_has_one(width, least):
+    """256, 512 and 1 024 stood in one another, or the last was missing. Oracle: letters of 7 pixels, more
+    than they are wide."""
     steps = tuple(2.0**power for power in range(11))
     series = Series("round 12", "r1", steps, steps)
-    drawing = draw_panel(panel(series, x=Axis("steps", log=True, ticks=steps)), 430, 330)
+    drawing = draw_panel(panel(series, x=Axis("steps", log=True, ticks=steps)), width, 330)
     labels = [m for m in marks(drawing, "tick") if m.anchor == "middle"]
-    assert len(labels) >= 9
+    assert len(labels) >= least
+    assert labels[-1].text == "1\u202f024"
     for a, b in itertools.pairwise(labels):
         assert a.x + 3.5 * len(a.text) < b.x - 3.5 * len(b.text)
 
