@@ -60,7 +60,8 @@ def _bound(
         require(
             bool(bounds.masked.any()),
             f"{name}: none of the {draws} draws masked a token, so they say nothing about the text; take "
-            "more --num_maskings or --held_out_texts, or --estimators=low-variance.",
+            "more texts (--held_out_texts, or a run's evaluation.validation_sequences), more --num_maskings, "
+            "or --estimators=low-variance.",
         )
         return summary(bounds.nelbo, settings.seed, bounds.counted) | {
             "empty_draws": float((bounds.masked == 0).mean()),
