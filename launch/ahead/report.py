@@ -45,10 +45,8 @@ def show(record: Record, console: Console) -> None:
         f"\n[bold]{record['program']}[/] on {record['topology']}: {record['chips']} chips, {mesh}, "
         f"{record['batch_per_chip']:g} sequences per chip"
     )
-    table = Table()
-    table.add_column("per chip")
-    table.add_column("", justify="right")
-    table.add_column("how", style="dim")
+    table = rich_table(("per chip", "", "how"), (), right=("",))
+    table.columns[-1].style = "dim"
     for part, size in record["state_bytes"].items():
         table.add_row(part, f"{size / GB:.3f} GB", "from the shardings")
     if "temporaries_bytes" in record:

@@ -14,6 +14,7 @@ from sdtt_jax.evaluation.subject import Subject
 from sdtt_jax.evaluation.suites import frontier
 from sdtt_jax.evaluation.suites.frontier import _matched, at_entropy, check, real_entropy, suite
 from sdtt_jax.evaluation.suites.generation import Judged
+from sdtt_jax.progress import shortened
 from tests.model.runs import model, run
 
 __all__ = ["model", "run"]
@@ -120,8 +121,10 @@ def test_every_decoder_has_its_lowest_clean_number_of_calls(subject, tmp_path):
 def test_progress_says_which_decoder_and_temperature_is_at_work(subject, tmp_path, titles):
     """All were called generation/frontier/steps_0002 and so on. Oracle: the settings, in their order."""
     suite(subject, Record(tmp_path / "frontier.json", subject.model.identity))
-    assert titles[0] == "grid, 2 steps, temperature 0.5"
+    assert titles[0] == "2 steps, grid, temperature 0.5"
     assert len(titles) == len(set(titles)) == 2 * 3 * 2
+    # A terminal of 60 columns leaves 27 letters; the steps of "first-hitting, 2 steps, …" were lost there.
+    assert len({shortened(title, 27) for title in titles}) == len(titles)
 
 
 def test_a_clean_number_of_calls_is_none_that_was_tried_alone(subject, tmp_path):

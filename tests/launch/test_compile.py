@@ -132,6 +132,21 @@ def test_the_table_by_operation_adds_up_and_gathers_what_is_small():
     ]
 
 
+@pytest.mark.parametrize("width", [40, 60])
+def test_no_word_or_figure_is_cut_on_a_narrow_terminal(width):
+    """Oracle: the record's own names and figures, and the width. At 40 columns "peak m…" was one of them."""
+    console = Console(width=width, record=True, file=io.StringIO())
+    state = dict.fromkeys(("parameters", "optimizer", "average", "teacher"), 1.234e12)
+    found = {"program": "distill", "topology": "v5e:2x4", "mesh": {"data": 8}, "chips": 8}
+    found |= {"state_bytes": state, "usable_bytes": 16e9, "peak_bytes": 2e9, "fits": False}
+    report.show(found | {"batch_per_chip": 32.0, "temporaries_bytes": 3e9}, console)
+    text = console.export_text()
+    assert max(map(len, text.splitlines())) <= width
+    for whole in (*state, "1234.000 GB", "activations,", "gradients", "peak memory", "shardings"):
+        assert whole in text, whole
+    assert "…" not in text
+
+
 def test_what_is_found_is_kept_when_a_later_program_fails(tmp_path):
     """Of a search, the best is printed, with its traffic by operation if that is asked for."""
     output, console = tmp_path / "out.json", Console(width=200, record=True, file=io.StringIO())

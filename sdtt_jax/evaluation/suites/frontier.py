@@ -105,9 +105,10 @@ def _item(
     }
 
     def compute() -> Json:
+        # Titles lose their middle on a narrow terminal; of a mode a part is enough.
         judged = [
             generation.judged_texts(
-                each, record, setup, writer, title=f"{at_steps}, temperature {t:g}"
+                each, record, setup, writer, title=f"{num_steps} steps, {mode}, temperature {t:g}"
             )
             for each, writer, t in zip(subjects, writers, settings.temperatures, strict=True)
         ]
