@@ -1,5 +1,6 @@
 """The table of corpora that training and evaluation read, and how their rows become documents."""
 
+import collections
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator
@@ -12,7 +13,7 @@ from sdtt_jax.data.config import DataConfig
 from sdtt_jax.data.detokenize import DETOKENIZERS
 from sdtt_jax.data.embedded import bible_chapters
 from sdtt_jax.data.files import SUFFIXES, Found, find_files
-from sdtt_jax.data.normalize import NORMALIZERS, without_traces_of_files
+from sdtt_jax.data.normalize import NORMALIZERS, letters_lost, without_traces_of_files
 from sdtt_jax.data.published import PublishedCorpus, read_tfds
 from sdtt_jax.errors import ConfigError, DataError
 from sdtt_jax.paths import as_path, refuse_dangling
@@ -249,13 +250,18 @@ class Recipe(NamedTuple):
     fields: reading.Fields  # where a row's text is
     detokenize: str  # the config's, or else the corpus's own
 
-    def rows(self, part: reading.Part) -> Iterator[reading.ReadRow]:
-        """The cleaned text of every row of a part, "" where nothing is left of it."""
+    def rows(
+        self, part: reading.Part, counts: collections.Counter[str] | None = None
+    ) -> Iterator[reading.ReadRow]:
+        """The cleaned text of every row, "" where nothing is left; `letters_lost` go to `counts["lost"]`."""
         detokenize, normalize = DETOKENIZERS[self.detokenize], NORMALIZERS[self.config.normalize]
         for piece in part.pieces:
             for row in _read(piece, part.split, self.fields):
                 if isinstance(row, str):
-                    row = normalize(detokenize(without_traces_of_files(row)))
+                    text = detokenize(without_traces_of_files(row))
+                    row = normalize(text)
+                    if counts is not None and row != text:
+                        counts["lost"] += letters_lost(text, row)
                     row = row if row.strip() else ""
                 yield row
 

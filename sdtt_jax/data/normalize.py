@@ -9,6 +9,7 @@ from sdtt_jax.errors import ConfigError, DataError, UserError
 # Stands between a prompt and what follows it while both are one text: ASCII's record separator.
 PROMPT_END = "\x1e"
 _OUTSIDE_A_TO_Z = re.compile(r"[^a-z]+")
+_OTHER_LETTER = re.compile(r"[^\W\d_a-zA-Z]")
 
 
 def text8(text: str) -> str:
@@ -18,6 +19,13 @@ def text8(text: str) -> str:
     out. The apostrophe of a contraction becomes a space like everything else.
     """
     return _OUTSIDE_A_TO_Z.sub(" ", text.lower()).strip(" ")
+
+
+def letters_lost(text: str, normalized: str) -> int:
+    """How many letters outside a-z, such as é or those of another alphabet, a normalisation drops."""
+    if text.isascii():
+        return 0
+    return len(_OTHER_LETTER.findall(text)) - len(_OTHER_LETTER.findall(normalized))
 
 
 def without_traces_of_files(raw: str) -> str:

@@ -45,7 +45,8 @@ class DataInfo:
     fingerprint: str  # SHA-256 over all sequences, in order; equal fingerprints, equal batches
     # "3 of 5 files", with what was not read, if the text is a folder of the user's; else "".
     files: str = ""
-    num_unknown: int = 0  # unk tokens, or lost characters, in all documents, duplicates included
+    # Unk tokens, lost characters and `letters_lost` in all documents, duplicates included.
+    num_unknown: int = 0
 
 
 def write_shards(read: CorpusReading, tokenizer: Tokenizer, partial: Path) -> dict[str, Any]:

@@ -138,6 +138,7 @@ class ReadPart(NamedTuple):
                     index += _entry(found.popleft(), len(ids) - 1)
         with written(self.store.path(self.number, ".npy")) as file:
             np.save(file, np.frombuffer(index, DOCUMENT))
+        unknown += counts.pop("lost", 0)
         record = {"counts": dict(counts), "bad": bad, "unknown": unknown}
         write_json(self.store.path(self.number, ".json"), record)
 
@@ -151,7 +152,7 @@ class ReadPart(NamedTuple):
         # A corpus's test split serves as its validation split.
         own = TRAIN if self.part.split == TRAIN else VALIDATION
         pairs = self.how.config.sequences == "prompted"
-        for row, text in enumerate(self.how.rows(self.part)):
+        for row, text in enumerate(self.how.rows(self.part, counts)):
             counts["rows"] += 1
             if isinstance(text, BadInputError):
                 self._count_bad(text, counts, bad)
