@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, SingleDeviceSharding
 from jax.typing import ArrayLike
 
 from sdtt_jax.checkpoints.digests import canonical_sha256, params_digest
@@ -98,12 +98,13 @@ class Loaded(abc.ABC):
         return place(np.asarray(rows), sharding)
 
     def near(self, x: Any) -> Any:
-        """An array or key, moved to the model's devices if it was put on others, which JAX refuses."""
+        """An array or key, moved to the model's devices and mesh from others, which JAX refuses."""
         there, here = _devices(x), _devices(self.params)
-        if not there or not here or there == here:
+        if not there or (there == (here or there) and mesh_if_any(x) in (None, self.mesh)):
             return x
-        mesh = self.mesh
-        return jax.device_put(x, next(iter(here))) if mesh is None else place_whole(x, mesh)
+        with self.on_mesh():
+            one = next(iter(here), jax.devices()[0])
+            return place_whole(x, self.mesh or SingleDeviceSharding(one))
 
     @property
     @abc.abstractmethod

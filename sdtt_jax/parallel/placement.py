@@ -194,9 +194,9 @@ def place_batch(batch: Tree, mesh: Mesh) -> Tree:
     return jax.tree.map(put, batch)
 
 
-def place_whole(tree: Tree, mesh: Mesh) -> Tree:
-    """Puts the same arrays, or keys, on every device of the mesh; every process must hold them."""
-    sharding = replicated(mesh)
+def place_whole(tree: Tree, where: Mesh | Sharding) -> Tree:
+    """Puts the same arrays, or keys, on every device of a mesh; every process must hold them."""
+    sharding = replicated(where) if isinstance(where, Mesh) else where
 
     def put(x: Any) -> jax.Array:
         if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):

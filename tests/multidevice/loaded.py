@@ -109,6 +109,8 @@ def main(golden: Path) -> None:
     def written_by(model: Any, key: jax.Array = key) -> np.ndarray:
         return np.asarray(model.batches(key, tokens[:, :3], 9)[0]().tokens)
 
+    with jax.set_mesh(jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Explicit,))):
+        made = jax.random.key(0)  # on the same devices, but in another mesh
     # A key, and texts, on devices that are not the model's.
     far, first = jax.device_put(key, jax.devices()[3]), dataclasses.replace(alone, params=beside)
     moved = [
@@ -118,6 +120,9 @@ def main(golden: Path) -> None:
         (model.score(tokens, far), model.score(tokens, key)),
         (first.score(last, far), first.score(np.asarray(last), key)),
         (written_by(other, far), written_by(other)),
+        (model.sample(made, 3, 4), written[2][0]),
+        (first.sample(made, 3, 4), written[2][1]),
+        (model.score(tokens, made), model.score(tokens, key)),
     ]
     found[-1] |= {
         "states": bool((np.asarray(last) == written[0][0]).all()),

@@ -18,7 +18,7 @@ def test_it_computes_and_writes_the_same_on_every_mesh(golden):
     assert record["states"], record
     # One on another mesh was an error of JAX.
     assert "other devices (1) than" in record["helper"], record
-    # A key or texts on other devices too.
+    # A key or texts on other devices, or in another mesh, too.
     assert all(record["moved"]), record
     assert max(record["score"], record["traced"], record["causal"]) < 2e-5, record
     # With the cache of keys and values. Each device holds an eighth of a block, and gathers one at a time.
