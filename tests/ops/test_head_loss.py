@@ -146,6 +146,30 @@ def test_the_factor_of_a_loss_in_bfloat16_is_not_rounded():
     np.testing.assert_array_equal(third, expected)
 
 
+def test_the_gradient_of_a_bfloat16_head_is_added_up_in_float32(monkeypatch):
+    """Oracle: the same head in float32. Rounding a chunk and the sum costs 0.4 % at most; rounding
+    each of 128 sums cost 1 %."""
+    monkeypatch.setattr(rows, "chunk_size", lambda *_: 4)
+    head, hidden, weights, _, _ = jax.tree.map(np.float32, problem(7, 8, 64, 9, 1.0))
+    low = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), head)
+
+    @jax.jit
+    def gradient(head):
+        def total(head):
+            args = head, hidden, np.abs(weights), np.zeros(weights.shape, np.int32)
+            return weighted_loss(apply_head, lambda x, _: jax.nn.logsumexp(x, axis=-1), *args)[0]
+
+        return jax.grad(total)(head)
+
+    found, oracle = gradient(low), gradient(jax.tree.map(lambda x: x.astype(jnp.float32), low))
+    assert found["bias"].dtype == jnp.bfloat16
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(oracle), strict=True):
+        off = np.linalg.norm(np.float32(one) - np.float32(other)) / np.linalg.norm(
+            np.float32(other)
+        )
+        assert off < 0.004
+
+
 def test_selected_losses_are_those_of_the_weighted_loss():
     loss_fn = functools.partial(divergence, "kl-bwd")
 
