@@ -226,6 +226,8 @@ def _remove_left(path: Path) -> None:
         with contextlib.suppress(OSError), left.open("r+b") as file:
             # Young ones stay too: a library may put a new file in place of the one that its writer locked.
             if left.stat().st_mtime < time.time() - 10 and lock(file, wait=False):
+                for beside in path.parent.glob(f"{glob.escape(left.name)}.*"):  # of `write_tensors`
+                    remove_tree(beside)
                 left.unlink()
 
 

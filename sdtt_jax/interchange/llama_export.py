@@ -24,7 +24,7 @@ from sdtt_jax.interchange.tables.llama import HUB, LLAMA
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
 from sdtt_jax.networks.config import LlamaConfig, LlamaDenoiserConfig, TransformerConfig
-from sdtt_jax.paths import resolve_links, write_json, written_whole
+from sdtt_jax.paths import remove_tree, resolve_links, write_json, written_whole
 from sdtt_jax.trees import flat_leaves, nested
 
 
@@ -117,7 +117,7 @@ def write_repository(
     # What `written_whole` of a killed export has left is as large as the model.
     for path in written:
         for rest in directory.glob(f".*{path.name}.{'[0-9a-f]' * 8}*"):
-            rest.unlink(missing_ok=True)
+            remove_tree(rest) if rest.is_dir() else rest.unlink(missing_ok=True)
     # All get their names together, so that they are never mixed with an older export's. The tensors do last:
     # without them nothing is loaded, and without their config they would be another model.
     with contextlib.ExitStack() as stack:

@@ -4,6 +4,7 @@ import abc
 import collections
 import json
 import math
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from sdtt_jax.errors import CheckpointError
-from sdtt_jax.paths import LFS, read_json, written_whole
+from sdtt_jax.paths import LFS, as_path, read_json, written_whole
 
 # Dtypes of weights, by the format's names.
 FLOATS = {
@@ -233,7 +234,13 @@ def write_tensors(path: str | Path, tensors: Mapping[str, np.ndarray]) -> None:
     contiguous = {name: np.asarray(array, order="C") for name, array in tensors.items()}
     # The hub's libraries refuse files without the metadata `format`.
     try:
-        with written_whole(path) as partial:
-            save_file(contiguous, partial, metadata={"format": "pt"})
+        with (
+            written_whole(path) as partial,
+            # The library's own temporary file would stay for ever if it is killed: its name is no target's.
+            tempfile.TemporaryDirectory(prefix=f"{partial.name}.", dir=partial.parent) as folder,
+        ):
+            whole = as_path(folder) / partial.name
+            save_file(contiguous, whole, metadata={"format": "pt"})
+            whole.replace(partial)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} cannot be written ({error}).") from None
