@@ -52,6 +52,7 @@ from sdtt_jax.diffusion.decoders import parse_mode
 from sdtt_jax.diffusion.decoders.serving import check_served
 from sdtt_jax.errors import UserError
 from sdtt_jax.networks import Denoiser
+from sdtt_jax.networks.kinds import DENOISER
 from sdtt_jax.paths import write_json
 
 CONFIGS = Path(__file__).with_name("configs")
@@ -79,6 +80,10 @@ def main(argv: Sequence[str]) -> None:
     """Measures what the flags ask for."""
     check_flags(argv)
     plan, config = from_flags(BenchmarkPlan), run_config(_CONFIG.value)
+    require(
+        config.network == DENOISER,
+        f"config.network={config.network!r}: its naive twin is of {DENOISER!r} alone; leave it out.",
+    )
     for suite, modes in (("race", plan.modes.split()), ("sample", [plan.mode, plan.against])):
         if suite not in plan.suite:
             continue

@@ -38,6 +38,7 @@ from sdtt_jax.networks.config import (
     PublishedConfig,
     as_denoiser,
 )
+from sdtt_jax.networks.kinds import DENOISER, KINDS, LIBRARY
 from sdtt_jax.networks.lora import LoraConfig
 from sdtt_jax.ops.noise import LATENT
 from sdtt_jax.parallel.mesh import MeshConfig
@@ -151,6 +152,9 @@ class RunConfig:
     watchdog_seconds: float = 1800.0
     data: DataConfig = DataConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
+    # What teacher and students are: a row of `sdtt_jax.networks.kinds.KINDS`, which a config file may add,
+    # or "denoiser". Its config takes from `model` the fields that it has.
+    network: str = DENOISER
     model: DenoiserConfig = DenoiserConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     mesh: MeshConfig = MeshConfig()
@@ -223,9 +227,14 @@ class RunConfig:
             f"judge.skeleton={every} needs data.sequences='packed' and data.length >= {every}; set it to 0.",
         )
         seeing = [name for name in self.distillers if name in (*SEE_NOISE, "mmd")]
+        others = sorted({DENOISER, *KINDS} - LIBRARY)
         require(
-            not (self.published and seeing),
-            f"distillers={seeing} need a teacher of this library; with a published one take sdtt or alpha.",
+            self.network in others,
+            f"network={self.network!r} is none of {', '.join(others)}; take one, or add a row to KINDS.",
+        )
+        require(
+            not (seeing and (self.published or self.network != DENOISER)),
+            f"distillers={seeing} need a teacher of this library; with another one take sdtt or alpha.",
         )
         for name, sizes in (("model", self.model), ("judge.model", self.judge.model)):
             require(
@@ -256,7 +265,10 @@ class RunConfig:
 
     def denoiser(self, vocab_size: int) -> DenoiserConfig:
         """The denoiser's config for a vocabulary."""
-        return dataclasses.replace(self.model, vocab_size=vocab_size, length=self.data.length)
+        sizes = dataclasses.replace(self.model, vocab_size=vocab_size, length=self.data.length)
+        kind: Any = KINDS[self.network].config
+        has = {field.name for field in dataclasses.fields(kind)}
+        return kind(**{name: x for name, x in vars(sizes).items() if name in has})
 
     def adapted(self, base: PublishedConfig) -> LlamaDenoiserConfig | GPT2DenoiserConfig:
         """The config of the denoiser that a published network, causal or a denoiser, is turned into."""

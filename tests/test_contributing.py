@@ -14,9 +14,12 @@ import numpy as np
 import pytest
 
 import sdtt_jax
+from experiments.configs.smoke import smoke
 from experiments.evaluate import evaluate
+from experiments.settings import run_config
+from experiments.stages.objective import Networks, distill_objective
 from sdtt_jax.checkpoints.store import save_params
-from sdtt_jax.config import from_mapping, to_mapping
+from sdtt_jax.config import changed, from_mapping, to_mapping
 from sdtt_jax.data import DataConfig, TokenizerConfig
 from sdtt_jax.data.corpora import CORPORA, Corpus
 from sdtt_jax.data.making import train_tokenizer
@@ -25,7 +28,7 @@ from sdtt_jax.diffusion.decoders import DECODERS
 from sdtt_jax.diffusion.decoders.base import Decoder
 from sdtt_jax.diffusion.schedule import SCHEDULES, Functions
 from sdtt_jax.distillation.divergence import DIVERGENCES
-from sdtt_jax.errors import MismatchError
+from sdtt_jax.errors import ConfigError, MismatchError
 from sdtt_jax.evaluation.settings import Settings
 from sdtt_jax.evaluation.subject import Subject
 from sdtt_jax.evaluation.suites import SUITES, ReportTable, Suite
@@ -158,6 +161,30 @@ def test_a_network(bag_model):
     assert isinstance(bag_model.denoiser, Bag)
     texts = bag_model.sample(jax.random.key(0), num_samples=2, num_steps=4)
     assert [bag_model.tokenizer.decode(text) for text in texts] == ["b" * LENGTH] * 2
+
+
+def test_a_run_trains_and_distils_a_network_of_ones_own(monkeypatch):
+    """Teacher and students were `Denoiser`s whatever was in the table. Oracle: the loss of a sure teacher."""
+    monkeypatch.setitem(KINDS, "bag", Kind(BagConfig, Bag))
+    config = run_config(to_mapping(changed(smoke(), network="bag", data={"length": LENGTH})))
+
+    class OfBags(Networks):
+        vocab_size, sequences = VOCAB, None
+
+    networks = OfBags()
+    networks.config = config
+    own = networks.denoiser.config
+    assert (type(own), own.length, own.embed_dim) == (BagConfig, LENGTH, config.model.embed_dim)
+    student = networks.denoiser.init(None)
+    teacher = {"bag": student["bag"].at[0, 0].set(1e4)}
+    context = {"teacher_params": teacher, "dt": jnp.float32(1 / 8)}
+    batch = jnp.zeros((2, LENGTH), jnp.int32)
+    loss = distill_objective(networks)(teacher, context, batch, jax.random.key(0))
+    np.testing.assert_allclose(loss.total, 0, atol=1e-6)
+    with pytest.raises(ConfigError, match="network='causal' is none of bag, denoiser; take one"):
+        changed(config, network="causal")
+    with pytest.raises(ConfigError, match="need a teacher of this library"):
+        changed(config, distillers=("sdtt", "coupled"))
 
 
 def test_a_network_of_ones_own_is_exported(bag_model, tmp_path):

@@ -7,7 +7,6 @@ from experiments.stages.workdir import is_delivered
 from sdtt_jax.config import differences, require, to_mapping
 from sdtt_jax.errors import CheckpointError, ConfigError
 from sdtt_jax.interchange.load import is_on_hub, load, load_denoiser, load_network
-from sdtt_jax.networks import Denoiser
 from sdtt_jax.networks.base import Network
 from sdtt_jax.networks.kinds import kind_of, network_of
 
@@ -32,7 +31,7 @@ def check(run: Run, stage: str) -> None:
     else:
         # The size of the vocabulary is known only once the data are prepared.
         config, vocab_size = run.config, model.config.vocab_size
-        wanted = run.denoiser if config.published else Denoiser(config.denoiser(vocab_size))
+        wanted = run.denoiser if config.published else network_of(config.denoiser(vocab_size))
         _check_sizes(run, checkpoint, network_of(model.config), wanted)
     _check_texts(run, stage, model.facts)
 

@@ -16,9 +16,10 @@ from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.schedule import make_schedule
 from sdtt_jax.distillation.rounds import Student, next_round
 from sdtt_jax.keys import purpose_key
-from sdtt_jax.networks import CausalNetwork, Denoiser
+from sdtt_jax.networks import CausalNetwork
 from sdtt_jax.networks.base import abstract_params
 from sdtt_jax.networks.coupled import CoupledDenoiser
+from sdtt_jax.networks.kinds import network_of
 from sdtt_jax.networks.lora import LoraConfig, init_adapters
 from sdtt_jax.objectives import adaptation_loss, arranged, distill_loss, lora_loss, teacher_loss
 from sdtt_jax.ops.sequences import Sequences
@@ -41,7 +42,7 @@ class Networks(abc.ABC):
     @functools.cached_property
     def denoiser(self) -> Any:
         """The network of teacher and students: of the config's sizes, unless it is a published one."""
-        return Denoiser(self.config.denoiser(self.vocab_size))
+        return network_of(self.config.denoiser(self.vocab_size))
 
     @property
     def was_causal(self) -> bool:

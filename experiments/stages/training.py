@@ -28,8 +28,8 @@ from sdtt_jax.data.records import read_info
 from sdtt_jax.distillation.rounds import Student, delivered_params, next_round, round_dt
 from sdtt_jax.errors import ConfigError, DataError
 from sdtt_jax.keys import purpose_key
-from sdtt_jax.networks import Denoiser
 from sdtt_jax.networks.base import abstract_params
+from sdtt_jax.networks.kinds import network_of
 from sdtt_jax.networks.lora import check_targets
 from sdtt_jax.objectives import judge_loss
 from sdtt_jax.parallel import processes
@@ -96,8 +96,8 @@ def check_found_elsewhere(run: Run, names: Sequence[str]) -> None:
             and is_trained(run.config, section)
         ):
             # No linear map of the blocks depends on the vocabulary, which is not known yet.
-            own = Denoiser(run.config.denoiser(vocab_size=2)) if not run.config.published else None
-            check_targets(own or run.denoiser, config.lora)
+            own = None if run.config.published else run.config.denoiser(vocab_size=2)
+            check_targets(network_of(own) if own else run.denoiser, config.lora)
     check_batches(run.config, ahead, run.mesh)
     asked = "distill" in names and COUPLED in run.config.distillers
     if asked and not is_delivered(run.workdir.round(1, COUPLED)):

@@ -43,6 +43,8 @@ KINDS = {
     LLAMA: Kind(LlamaConfig, LlamaNetwork, "Llama"),
     LLAMA_DENOISER: Kind(LlamaDenoiserConfig, LlamaDenoiser, "Llama"),
 }
+# Those of this library that a run cannot be asked for by name; others may be added to the table.
+LIBRARY = {*KINDS} - {DENOISER}
 # Names that checkpoints of earlier versions store.
 _EARLIER = {"autoregressive": CAUSAL}
 
