@@ -52,9 +52,9 @@ def _data(run: Run) -> None:
         f"{info.length} to train on, {info.num_validation:,} held out"
     )
     if info.num_unknown:
-        dropped = f", or letters that normalize={run.config.data.normalize} drops,"
-        dropped *= run.config.data.normalize != "none"
-        run.log(f"  {info.num_unknown:,} tokens{dropped} of the text are unknown to the vocabulary")
+        drops = f", or dropped by normalize={run.config.data.normalize}"
+        drops = "" if run.config.data.normalize == "none" else drops
+        run.log(f"  {info.num_unknown:,} characters or tokens are unknown to the vocabulary{drops}")
     # Checked before a teacher is trained and left in the directory of an impossible config.
     adoption.check_vocabulary(run)
     if COUPLED in run.config.distillers:
