@@ -85,10 +85,12 @@ fields.show_in_help("mesh", "distributed", "compilation_cache")
 
 def check_suites(subject: Subject, suites: Sequence[str]) -> None:
     """Raises an error if one of the suites cannot measure the subject."""
+    # The suite "schedule" runs before these, and learns what this mode uses.
+    learns = "schedule" in suites and subject.settings.mode.partition(":")[0] == "learnt"
+    learnt = dataclasses.replace(subject.settings, mode=Settings.mode)
     for name in suites:
-        # The suite "schedule" runs before these, and may learn what they use.
-        if name not in ("budget", "latency") or "schedule" not in suites:
-            SUITES[name].check(subject)
+        later = learns and name in ("budget", "latency")
+        SUITES[name].check(dataclasses.replace(subject, settings=learnt) if later else subject)
 
 
 def evaluate(subject: Subject, suites: Sequence[str], path: Path) -> None:

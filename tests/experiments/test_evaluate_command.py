@@ -338,3 +338,29 @@ def test_what_a_later_suite_cannot_measure_is_refused_before_the_first_one_runs(
     with pytest.raises(UserError, match=said):
         evaluate(subject, ["first", suite], tmp_path / "x.json")
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("suite", "settings", "said"),
+    [
+        ("budget", {}, "needs a --judge"),
+        ("budget", {"mode": "learnt"}, "needs a --judge"),
+        ("latency", {"mode": "blocks:length=5"}, "blocks of 5 do not divide 12 tokens"),
+        ("latency", {"mode": "learnt"}, "the schedule is learnt"),
+    ],
+)
+def test_only_a_schedule_that_is_still_to_be_learnt_is_not_missed(
+    monkeypatch, tmp_path, suite, settings, said
+):
+    """Oracle: of what comes after the suite "schedule", that alone may be missing before it runs."""
+
+    def learn(*_):
+        raise UserError("the schedule is learnt")
+
+    schedule = SUITES["schedule"]._replace(run=learn, check=lambda _: None)
+    monkeypatch.setattr("experiments.evaluate.SUITES", {**SUITES, "schedule": schedule})
+    denoiser = Denoiser(DenoiserConfig(9, 12, num_layers=1, embed_dim=8, num_heads=2, cond_dim=8))
+    model = as_model(denoiser, noisy_params(denoiser, 0))
+    subject = Subject(model, Settings(**settings))
+    with pytest.raises(UserError, match=said):
+        evaluate(subject, ["schedule", suite], tmp_path / "x.json")
