@@ -16,10 +16,10 @@ from types import FrameType
 
 import jax
 from absl import app, flags, logging
-from rich.console import Console
 
 from experiments.cli import output
 from experiments.cli.arguments import IN_FLAGS, config_files, in_words, require_utf8
+from experiments.cli.tables import Terminal
 from sdtt_jax.config import require
 from sdtt_jax.errors import EXIT_INTERRUPTED, ConfigError, UserError, first_line
 from sdtt_jax.parallel import ending, processes
@@ -163,13 +163,13 @@ def stopwatch() -> Callable[[str], None]:
     return log
 
 
-def wide_console(width: int = 120, *, markup: bool = False) -> Console:
+def wide_console(width: int = 120, *, markup: bool = False) -> Terminal:
     """The terminal, or `width` columns without one: Rich would assume 80, and wrap the cells of tables.
 
     Brackets in names and texts are printed as they are, unless `markup` is set; so is ":cat:".
     """
-    console = Console(markup=markup, emoji=False)
-    return console if console.is_terminal else Console(width=width, markup=markup, emoji=False)
+    console = Terminal(markup=markup, emoji=False)
+    return console if console.is_terminal else Terminal(width=width, markup=markup, emoji=False)
 
 
 def exit_status(

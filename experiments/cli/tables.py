@@ -17,6 +17,13 @@ def decimals(value: float | None) -> str:
     return "∞" if value is None else f"{round(value, 4) + 0.0:.4f}"
 
 
+class Terminal(Console):
+    """A console whose closed pipe ends the program as one ends `print`; Rich's own exits with status 1."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 def rich_table(
     columns: Sequence[str], rows: Iterable[Sequence[str]], right: Collection[str] = (), **style: Any
 ) -> Table:

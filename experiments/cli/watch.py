@@ -8,6 +8,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
+from experiments.cli.tables import Terminal
 from sdtt_jax.data import Tokenizer
 from sdtt_jax.diffusion.sampler import SamplerState
 from sdtt_jax.reporting.palette import counted
@@ -41,7 +42,7 @@ def watch(
     `finish` is applied to the last tokens, `[batch, length]` int32 (it may cut texts at EOS), and the result
     stays on the screen.
     """
-    console = console or Console()
+    console = console or Terminal()
     before: np.ndarray | None = None
     with Live(console=console, auto_refresh=False) as live:
         for index, state in enumerate(states):

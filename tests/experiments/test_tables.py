@@ -1,5 +1,8 @@
 """Tables for the terminal. Oracle: the cells that they are made of."""
 
+import io
+import sys
+
 import pytest
 from rich.console import Console
 
@@ -48,3 +51,15 @@ def test_every_part_of_a_table_says_what_its_rows_are(capsys):
     assert max(map(len, printed)) <= 60
     Console(width=1000).print(rich_table(columns, rows))
     assert capsys.readouterr().out.count("model") == 1
+
+
+def test_a_table_in_a_pipe_that_is_closed_ends_as_what_is_printed_does(monkeypatch):
+    """`data inspect | head -1` had status 1. Oracle: the error of `print`, of which commands make 141."""
+
+    class Closed(io.StringIO):
+        def write(self, _):
+            raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "stdout", Closed())
+    with pytest.raises(BrokenPipeError):
+        wide_console().print(rich_table(["a"], [["b"]]))
