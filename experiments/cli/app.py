@@ -17,6 +17,7 @@ from types import FrameType
 import jax
 from absl import app, flags, logging
 
+from experiments import stop_starting
 from experiments.cli import output
 from experiments.cli.arguments import IN_FLAGS, config_files, in_words, require_utf8
 from experiments.cli.tables import Terminal
@@ -322,6 +323,8 @@ def run_app(
     output.print_anywhere()
     signal.signal(signal.SIGTERM, _stop)
     try:
+        if signal.getsignal(signal.SIGINT) is stop_starting:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         app.run(quiet, flags_parser=functools.partial(parse_flags, check=check))
     except KeyboardInterrupt:  # before `main`
         _say_stopped(resumes)
