@@ -17,6 +17,8 @@ from sdtt_jax.paths import as_path, is_misread
 # Flags that name config files.
 CONFIG_FLAGS = ("config", "spec")
 
+# Errors of which the message alone does not say what they are, or which have none.
+_NAMED = (LookupError, ArithmeticError, AssertionError, RuntimeError)
 # Errors of flags, and of the config files that run while flags are parsed.
 IN_FLAGS = (
     flags.Error,
@@ -28,7 +30,7 @@ IN_FLAGS = (
     ImportError,
     NameError,
     SyntaxError,
-    LookupError,
+    *_NAMED,
 )
 
 
@@ -110,8 +112,8 @@ def in_words(error: Exception) -> str:
     place = "" if isinstance(error, SyntaxError | flags.Error) else _place(frames)
     if isinstance(error, dataclasses.FrozenInstanceError) and not place:
         return f"--config: {NO_CONFIG_DICT}"
-    if isinstance(error, LookupError):
-        return f"{type(error).__name__}: {error}{place}"
+    if isinstance(error, _NAMED):
+        return f"{type(error).__name__}: {error}".removesuffix(": ") + place
     if isinstance(error, flags.UnrecognizedFlagError):
         if "spec" in flags.FLAGS:
             return (

@@ -334,6 +334,8 @@ def test_what_a_config_file_raises_is_one_line_with_its_place(tmp_path):
     assert said_of("return TrainConfig(5, batch_size=0)").endswith(f"not 0. {place}")
     assert said_of("TrainConfig(5, 4).keep = 3").endswith(f"to field 'keep' {place}")
     assert said_of("return {}[1]") == f"KeyError: 1 {place}"
+    assert said_of("return 12 / 0") == f"ZeroDivisionError: division by zero {place}"
+    assert said_of("assert 1 > 120") == f"AssertionError {place}"
     # That of a flag for a field of a dataclass, which `get_config` has returned.
     frozen = in_words(dataclasses.FrozenInstanceError("cannot assign to field 'seed'"))
     assert frozen.startswith("--config: get_config returns a dataclass")
