@@ -5,6 +5,7 @@ a digest is not checked.
 """
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,9 +14,20 @@ from sdtt_jax.diffusion.decoders import parse_mode
 from sdtt_jax.diffusion.decoders.learnt import SCHEDULES, Learnt
 from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.model.base import Loaded
-from sdtt_jax.paths import file_lock, read_json, write_json
+from sdtt_jax.paths import file_lock, is_remote, read_json, write_json
 
 DIGEST = "params_digest"
+
+
+def not_stored(model: Loaded, length: int, what: str) -> str:
+    """Why what was fitted to texts of so many tokens is not stored with the checkpoint; empty if it is."""
+    folder, whole = model.folder, model.config.length
+    if length != whole:
+        texts = f"texts of {length} tokens, the model's have {whole}"
+        return f"the {what} for {texts}; leave out --length"
+    if folder is None or is_remote(folder) or os.access(folder, os.W_OK):
+        return ""
+    return f"{folder} cannot be written to; copy the checkpoint to a folder of your own"
 
 
 def store_fitted(model: Loaded, file: str, entries: Mapping[str, Mapping[str, Any]]) -> str:

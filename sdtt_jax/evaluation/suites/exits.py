@@ -18,7 +18,7 @@ from sdtt_jax.evaluation.subject import Subject
 from sdtt_jax.evaluation.texts import held_out, held_out_name, require_held_out, training_texts
 from sdtt_jax.evaluation.unknown import log_unknown
 from sdtt_jax.keys import purpose_key
-from sdtt_jax.model.learnt import store_fitted
+from sdtt_jax.model.learnt import not_stored, store_fitted
 from sdtt_jax.model.masked import Model
 from sdtt_jax.parallel import processes
 from sdtt_jax.parallel.mesh import check_batch_size
@@ -66,12 +66,8 @@ def suite(subject: Subject, record: Record) -> None:
         f"  {result['layers']:.2f} of {result['num_layers']} layers on average, and "
         f"{result['disagreement']:.4f} of the likeliest tokens change"
     )
-    length, whole = tokens.shape[1], model.config.length
-    if length != whole:
-        record.log(
-            f"  not stored for --early_exit: the promise is for texts of {length} tokens, the model's have "
-            f"{whole}; leave out --length"
-        )
+    if why := not_stored(model, tokens.shape[1], "promise is"):
+        record.log(f"  not stored for --early_exit: {why}")
     elif model.folder is not None and processes.is_first():
         entry = {name: result[name] for name in ("threshold", "failure")} | kind
         if exits:

@@ -14,7 +14,7 @@ from sdtt_jax.evaluation.subject import Subject
 from sdtt_jax.evaluation.temperatures import best_temperatures
 from sdtt_jax.evaluation.texts import held_out, held_out_name, require_held_out
 from sdtt_jax.evaluation.unknown import log_unknown
-from sdtt_jax.model.learnt import store_fitted
+from sdtt_jax.model.learnt import not_stored, store_fitted
 from sdtt_jax.parallel import processes
 
 
@@ -64,14 +64,10 @@ def suite(subject: Subject, record: Record) -> None:
             f"  {num_steps} calls: {result['gap']:.3f} nats above one token per call, "
             f"{result['even_gap']:.3f} with even counts: {', '.join(learnt.values())}"
         )
-    length, whole = tokens.shape[1], model.config.length
     if "variant" in model.facts:
         record.log("  not stored for --mode=learnt: leave out --early_exit and --neighbours")
-    elif length != whole:
-        record.log(
-            f"  not stored for --mode=learnt: the counts are for texts of {length} tokens, the model's have "
-            f"{whole}; leave out --length"
-        )
+    elif why := not_stored(model, tokens.shape[1], "counts are"):
+        record.log(f"  not stored for --mode=learnt: {why}")
     elif model.folder is not None and processes.is_first():
         path = store_fitted(model, SCHEDULES, found)
         record.log(f"  written to {path}: --mode=learnt uses them")
