@@ -20,7 +20,7 @@ from sdtt_jax.checkpoints.store import (
     save_params,
     stored_digest,
 )
-from sdtt_jax.errors import CheckpointError, ConfigError
+from sdtt_jax.errors import CheckpointError, ConfigError, MismatchError
 from sdtt_jax.parallel import processes
 from sdtt_jax.parallel.mesh import MeshConfig, make_mesh
 from sdtt_jax.parallel.placement import replicated
@@ -80,6 +80,7 @@ def test_an_earlier_one_can_be_asked_for(three):
 def test_a_step_is_saved_once(three):
     with Checkpoints(three, keep=3) as checkpoints:
         assert not checkpoints.save(state_at(3))
+        assert 0 < checkpoints.seconds < 60
 
 
 def test_arrays_may_be_donated_while_they_are_being_written(tmp_path):
@@ -110,6 +111,11 @@ def test_final_parameters_come_back_without_being_described(tmp_path):
     save_params(tmp_path / "final", state_at(2).params, written)
     again, _ = load_params(tmp_path / "final", replicated(make_mesh(MeshConfig())))
     assert params_digest(again) == params_digest(state_at(2).params)
+    places = jax.tree.map(lambda leaf: leaf.sharding, again)
+    placed, _ = load_params(tmp_path / "final", places)
+    assert params_digest(placed) == params_digest(again)
+    with pytest.raises(MismatchError, match="another model: it has no a"):
+        load_params(tmp_path / "final", places | {"a": places["blocks"]["bias"]})
 
 
 def test_damaged_final_parameters_are_refused(tmp_path):

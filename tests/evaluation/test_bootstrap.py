@@ -7,7 +7,14 @@ import pytest
 from scipy import stats
 
 from sdtt_jax.errors import ConfigError
-from sdtt_jax.evaluation.bootstrap import Interval, bootstrap, mean, share, with_interval
+from sdtt_jax.evaluation.bootstrap import (
+    Interval,
+    bootstrap,
+    exp_mean,
+    mean,
+    share,
+    with_interval,
+)
 from sdtt_jax.evaluation.quality import paired_log_ratio
 from sdtt_jax.evaluation.suites.likelihood import summary
 
@@ -69,6 +76,12 @@ def test_many_texts_have_the_interval_over_texts():
     result = summary(estimates, seed=0)
     plain = bootstrap(mean, estimates.mean(axis=1), seed=0)
     assert (result["nelbo_low"], result["nelbo_high"]) == (plain.low, plain.high)
+
+
+def test_the_perplexity_of_two_texts_lies_between_those_of_each():
+    """Their geometric mean. A quarter of the samples holds one of them alone, twice."""
+    found = bootstrap(exp_mean, np.log([2.0, 8.0]), seed=0)
+    assert found == pytest.approx((4.0, 2.0, 8.0))
 
 
 def test_nothing_becomes_of_no_interval():

@@ -5,6 +5,7 @@ tests/faults/test_processes.py tests it with real processes.
 
 import os
 import signal
+import sys
 import threading
 import time
 
@@ -44,7 +45,12 @@ def table(monkeypatch):
     return client
 
 
-def test_one_that_is_alone_goes_its_own_way():
+@pytest.mark.parametrize("joined", [False, True])
+def test_one_that_is_alone_goes_its_own_way(monkeypatch, joined):
+    """Also if it has joined a job of one."""
+    if joined:
+        monkeypatch.setattr(ending.distributed.global_state, "client", Client())
+        monkeypatch.setattr(ending.distributed.global_state, "num_processes", 1)
     assert ending.is_alone()
     assert ending.failed_elsewhere() is None
     ending.fail(1)
@@ -52,15 +58,18 @@ def test_one_that_is_alone_goes_its_own_way():
         pass
 
 
-def test_one_that_fails_says_so_and_the_first_waits_for_the_others_to_read_it(table):
+def test_one_that_fails_says_so_and_the_first_waits_for_the_others_to_read_it(table, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)  # as Python leaves it where the file was closed
     began = time.monotonic()
     ending.fail(2)
     assert table == {f"{ending.FAILED}0": "2"}
     assert table.ended == [2]
     assert time.monotonic() - began >= 0.05
+    monkeypatch.setattr(ending, "PATIENCE", 30.0)
     table[f"{ending.FAILED}1"] = "1"
     ending.fail(1)
     assert table.ended == [2, 1]
+    assert time.monotonic() - began < 30
 
 
 def listen(table):
@@ -71,7 +80,7 @@ def listen(table):
 
 
 def test_one_that_hears_of_a_failure_ends_with_the_same_status(table, capsys):
-    table[f"{ending.FAILED}1"] = "2"
+    table |= {f"{ending.FAILED}3": "1", f"{ending.FAILED}1": "2"}
     _, thread = listen(table)
     deadline = time.monotonic() + 30
     while not table.ended:
@@ -82,6 +91,15 @@ def test_one_that_hears_of_a_failure_ends_with_the_same_status(table, capsys):
         "Error: Process 1 has failed, and its output says why; this one ends with it.\n"
     )
     thread.join()  # it has reported its own end, and looks no more
+
+
+@pytest.mark.usefixtures("table")
+def test_work_goes_on_while_nothing_ends_it():
+    """And its end leaves SIGINT to whom it belonged."""
+    before = signal.getsignal(signal.SIGINT)
+    with ending.interruptible():
+        time.sleep(5 * ending.LOOK)
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_one_that_ends_by_itself_is_left_to_it(table, monkeypatch, capsys):
