@@ -175,6 +175,9 @@ def test_a_prompt_counts_in_no_figure():
     assert result["gen_ppl_median"] == pytest.approx(np.exp(1.5))
     assert result["entropy"] == pytest.approx(np.log(4) / 2)
     assert result["distinct_1"] == pytest.approx(4 / 6)
+    assert result["self_bleu"] == self_bleu([[1, 2, 3, 4], [1, 1]]).mean()
+    assert result["repeated_4gram_rate"] == 0
+    assert "self_bleu" not in quality(texts[:1], None, seed=0)
     assert (result["scored_tokens"], result["texts_in_several_windows"]) == (6, 1)
     assert "gen_ppl" not in quality(texts, None, seed=0)
 

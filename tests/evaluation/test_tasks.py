@@ -106,6 +106,7 @@ def test_words_are_separated_by_white_space_of_any_kind(tmp_path, space):
         ("mathqa", {"correct": "ab"}, "correct must be one of .* not 'ab'"),
         ("mathqa", {"options": ["a"]}, "options must be a text"),
         ("mathqa", {"options": "a) 1, b) 2"}, r"options must be such as .* not 'a\) 1, b\) 2'"),
+        ("mathqa", {"options": "a ) 1"}, "options must be such as"),
         ("mathqa", {"options": "a ) 1 , b ) 2"}, "correct must be one of a, b, not 'c'"),
         ("piqa", {"label": 1.7}, r"label must be a whole number below 2, not 1\.7"),
         ("piqa", {"label": True}, "label must be a whole number below 2, not True"),
