@@ -241,7 +241,7 @@ def test_the_last_state_is_on_disk_when_a_training_ends(tmp_path, monkeypatch):
         with DiskFull():
             checkpoints.save(last)
             with pytest.raises(
-                CheckpointError, match="The last state, of step 2, could not be .*File too large"
+                CheckpointError, match=r"The last state, of step 2, .*File too large"
             ):
                 checkpoints.finish(last)
         checkpoints.finish(last)
