@@ -81,3 +81,4 @@ def test_the_lowest_point_is_found_between_the_temperatures():
     logs = np.log(TEMPERATURES)
     assert lowest((logs - np.log(0.85)) ** 2) == pytest.approx(0.85, abs=0.01)
     assert lowest(logs) == pytest.approx(TEMPERATURES[0])
+    assert lowest(-logs) == pytest.approx(TEMPERATURES[-1])
