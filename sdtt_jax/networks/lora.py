@@ -139,7 +139,7 @@ def _kernels(network: Network, config: LoraConfig) -> dict[str, Any]:
         is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned),
     ):
         room, *parents, name = leaf_name(path).split("/")
-        if room == "blocks" and name == "kernel" and parents[-1] in TARGETS:
+        if room == "blocks" and name == "kernel":
             names.add(parents[-1])
             if parents[-1] in config.targets:
                 found["/".join((room, *parents))] = box
