@@ -7,7 +7,8 @@ import pytest
 from scipy import special
 
 from sdtt_jax.errors import ConfigError
-from sdtt_jax.laboratory.matched import ENTROPIES, matched_measures
+from sdtt_jax.evaluation.quality import unigram_entropy
+from sdtt_jax.laboratory.matched import ENTROPIES, in_text_entropy, matched_measures
 from sdtt_jax.laboratory.optimum import round_optimum
 from sdtt_jax.laboratory.record import Truth
 from sdtt_jax.laboratory.world import World
@@ -61,6 +62,14 @@ def test_measures_are_those_at_the_temperature_that_makes_entropies_equal(tables
             },
             abs=2e-3,  # neighbouring temperatures differ by a factor of 1 + 1.2e-3
         )
+
+
+def test_the_entropy_within_a_text_is_that_which_is_counted_on_real_texts() -> None:
+    """Oracle: the evaluation's. With two tokens, counts of all other tokens would have the same."""
+    third = (1 / 3,) * 3
+    truth = Truth.of(World(third, (third,) * 3, 3, (0.3,)))
+    texts = np.array(list(itertools.product(range(3), repeat=3)))
+    np.testing.assert_allclose(in_text_entropy(truth), unigram_entropy(texts), atol=1e-12)
 
 
 def test_where_no_temperature_reaches_the_entropy_the_nearest_is_taken() -> None:

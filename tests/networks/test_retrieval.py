@@ -98,6 +98,9 @@ def test_a_smaller_datastore_has_fewer_neighbours():
     network = Retrieving(NETWORK, neighbours=16, share=0.5, temperature=1.2e-38)
     near = jax.jit(network._near)(store, np.ones((3, 16), np.float32))
     np.testing.assert_allclose(near, np.tile([0.5, 0.5, 0.0], (3, 1)), atol=1e-6)
+    apart = dataclasses.replace(store, keys=np.array([[2.0] * 16, [1.5] * 16], np.float32))
+    near = jax.jit(Retrieving(NETWORK, neighbours=1)._near)(apart, np.ones((3, 16), np.float32))
+    np.testing.assert_array_equal(near, np.tile([0.0, 1.0, 0.0], (3, 1)))
     with pytest.raises(ConfigError, match="share must lie in"):
         Retrieving(NETWORK, share=1.0)
     with pytest.raises(ConfigError, match=r"temperature must be 1\.2e-38 or more"):
