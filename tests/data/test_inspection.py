@@ -93,6 +93,43 @@ def test_padding_is_neither_a_document_nor_a_token(kind, write_jsonl, tmp_path):
         assert info.num_characters == sum(map(len, texts))
 
 
+def test_wrapped_sequences_are_counted_without_what_is_around_them(write_jsonl, tmp_path):
+    """Oracle: the same stream in chunks, two tokens shorter. All sequences are shown, each once."""
+    corpus, found = write_jsonl([f"text number {i} " + "abc " * (i % 9) for i in range(60)]), []
+    chars = TokenizerConfig(model_type="char", vocab_size=64)
+    for wrap in (False, True):
+        where = tmp_path / f"data_{wrap}", tmp_path / f"tokenizer_{wrap}"
+        prepare(DataConfig(str(corpus), length=14 + 2 * wrap, wrap=wrap), chars, *where)
+        found.append(inspect_data(*where, records=1000)["splits"]["train"])
+        split, tokenizer = open_split(where[0], "train"), load_tokenizer(where[1])
+        rows = map(tokenizer.decode, split.gather(np.arange(len(split))))
+        assert sorted(found[-1].pop("texts")) == sorted(rows)
+    chunks, wrapped = found
+    assert wrapped.pop("tokens") == chunks.pop("tokens") // 14 * 16
+    # Measured on the first 32 sequences' worth of tokens, which is more of them.
+    assert wrapped.pop("bytes_per_token") == pytest.approx(chunks.pop("bytes_per_token"), abs=0.01)
+    assert wrapped == chunks
+
+
+@pytest.mark.parametrize(
+    ("most", "stretches"),
+    [
+        (64, [range(4), range(32, 36), range(64, 68), range(96, 100)]),
+        (8, [[0], [33], [66], [99]]),
+        (400, [range(100)]),
+    ],
+)
+def test_of_a_large_split_stretches_are_looked_at(monkeypatch, most, stretches):
+    """Of 100 sequences of four tokens, evenly from the first to the last. Oracle: written out."""
+
+    class Split(list):
+        length, gather = 4, staticmethod(list)
+
+    monkeypatch.setattr(inspection, "MAX_TOKENS", most)
+    monkeypatch.setattr(inspection, "STRETCHES", 4)
+    assert [*inspection._stretches(Split(range(100)))] == [list(rows) for rows in stretches]
+
+
 def test_a_file_that_was_changed_is_named(prepared, found, tmp_path):
     assert found["digests"] == "equal"
     data = shutil.copytree(prepared.data, tmp_path / "data")

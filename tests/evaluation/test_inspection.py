@@ -92,6 +92,12 @@ def test_a_piece_has_a_token_before_the_last(kind):
         losses(model, TEXTS[:, :1], KEY, num_maskings=1)
 
 
+def test_readings_are_said_in_words():
+    without, shifted, causal, both = map(str, FOUR)
+    assert (without, shifted) == ("bidirectional, without shift", "bidirectional, with shift")
+    assert (causal, both) == ("causal, without shift", "causal, with shift")
+
+
 @pytest.mark.parametrize("number", [0, 2.5])
 def test_pieces_are_counted(number):
     model = as_causal(NETWORKS["llama"], noisy_params(NETWORKS["llama"], 1))
