@@ -229,6 +229,9 @@ def test_row_27_one_save_fails(tmp_path, caplog):
         assert checkpoints.save(state_at(3, WIDE))
         checkpoints.wait()
         assert (checkpoints.failed_saves, checkpoints.steps) == (0, [1, 3])
+    with DiskFull(), Checkpoints(tmp_path, keep=2) as checkpoints:
+        checkpoints.save(state_at(4, WIDE))
+    assert "Saving step 4" in caplog.text, "also if it fails while the program ends"
 
 
 def test_the_last_state_is_on_disk_when_a_training_ends(tmp_path, monkeypatch):
