@@ -274,6 +274,9 @@ def _check(
                 hint = f"; give {plain}: under jit it must be a constant"
         if not held:
             raise ConfigError(f"{name} must {what}, not {_shown(value)}{hint}.")
+        if name in names and hasattr(value, "item"):
+            # With x64 a scalar of NumPy widens every array that it meets; and JSON cannot hold it.
+            object.__setattr__(config, name, value.item())
 
 
 def _shown(value: Any) -> str:

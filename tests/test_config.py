@@ -1,6 +1,7 @@
 """Dataclasses from mappings and back. Oracle: the messages that a user should read."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -273,3 +274,11 @@ def test_a_model_is_made_of_a_network_and_a_schedule(denoiser, schedule, named):
 def test_a_text_is_no_truth_value(kind, name):
     with pytest.raises(ConfigError, match=f"{name} must be True or False, not 'no'"):
         kind(**{name: "no"})
+
+
+def test_numbers_of_numpy_become_plain_ones():
+    """With x64 they would widen every array that they meet. Oracle: JSON, and Python's types."""
+    config = sdtt_jax.SamplerConfig(np.int64(4), temperature=np.float64(0.7), top_k=np.int32(2))
+    assert [type(each) for each in (config.num_steps, config.temperature)] == [int, float]
+    assert config == sdtt_jax.SamplerConfig(4, temperature=0.7, top_k=2)
+    assert json.dumps(to_mapping(config))

@@ -116,12 +116,13 @@ def q_xt(
     shape = x0.shape if free is None else jnp.shape(free)
     require(shape == x0.shape, f"free must be {list(x0.shape)} like x0, not {list(shape)}.")
     uniform = jax.random.uniform(key, x0.shape, jnp.float32)
-    return mask_tokens(x0, uniform, jnp.asarray(move_chance), mask_id, free)
+    return mask_tokens(x0, uniform, jnp.asarray(move_chance, jnp.float32), mask_id, free)
 
 
 def without_mask(logits: Logits, mask_id: int) -> Logits:
     """Makes MASK impossible in `logits: [..., vocab]`: `NEG_INFINITY` is added to its entry."""
     is_mask = jnp.arange(logits.shape[-1], dtype=jnp.int32) == mask_id
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     return logits + jnp.where(is_mask, jnp.asarray(NEG_INFINITY, logits.dtype), 0.0)
 
 

@@ -100,7 +100,7 @@ def outside_nucleus(logits: jax.Array, top_p: float) -> jax.Array:
       logits: `[..., vocab]` float32.
       top_p: as in `Filters`, below 1.
     """
-    probs = jax.nn.softmax(logits, axis=-1)
+    probs = jax.nn.softmax(logits, axis=-1).astype(jnp.float32)  # as wide as the numbers below
     place = jnp.arange(logits.shape[-1], dtype=jnp.int32)
 
     def mass(kept: jax.Array) -> jax.Array:
@@ -184,6 +184,8 @@ def draw(key: jax.Array, logits: jax.Array) -> jax.Array:
       >>> f"{draw(jax.random.key(0), logits).mean():.2f}"
       '0.75'
     """
+    # Noise of a narrower dtype would have ties, and the first of them would be drawn.
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     vocab = logits.shape[-1]
     if vocab <= BLOCK**2 // 16:
         return _draw(key, logits)

@@ -12,6 +12,7 @@ from sdtt_jax.diffusion.forward import (
     q_xt,
     sample_t,
     subs_log_probs,
+    token_nll,
 )
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.ops.categorical import NEG_INFINITY
@@ -105,6 +106,16 @@ def test_masked_positions_never_predict_mask_and_sum_to_one():
     plain = np.asarray(_logits(0, 4), np.float64)[:, :MASK_ID]
     expected = np.exp(plain) / np.exp(plain).sum(axis=-1, keepdims=True)
     np.testing.assert_allclose(probs[:, :MASK_ID], expected, rtol=2e-6)
+
+
+def test_narrow_logits_lose_nothing_more():
+    """Those of a network of one's own in bfloat16. Oracle: the same logits in float32."""
+    narrow = jnp.asarray(_logits(0, 4), jnp.bfloat16)
+    expected = _masked_log_probs(narrow.astype(jnp.float32), mask_id=MASK_ID)
+    np.testing.assert_array_equal(_masked_log_probs(narrow, mask_id=MASK_ID), expected)
+    tokens = np.arange(4)
+    nll = token_nll(MASK_ID, narrow, tokens)
+    np.testing.assert_allclose(nll, -np.asarray(expected)[tokens, tokens], rtol=1e-6)
 
 
 def test_subs_carries_unmasked_tokens_over():

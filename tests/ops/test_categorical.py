@@ -75,6 +75,18 @@ def test_top_p_keeps_the_smallest_set_that_reaches_p(p):
         assert prob[row].min() >= prob[~row].max(initial=0)
 
 
+def test_top_p_keeps_as_much_with_numbers_of_64_bits():
+    """A network of one's own under x64, or NumPy's temperatures. Oracle: the same numbers of 32 bits."""
+    logits = np.asarray(LOGITS)
+    expected = _kept(filter_logits(logits, Filters(temperature=0.5, top_p=0.5)))
+    filters = Filters(temperature=np.float64(0.5), top_p=np.float64(0.5))
+    with jax.enable_x64(True):
+        for dtype in (np.float32, np.float64):
+            found = filter_logits(jnp.asarray(logits, dtype), filters)
+            assert found.dtype == dtype
+            np.testing.assert_array_equal(_kept(found), expected)
+
+
 @pytest.mark.parametrize("p", [1e-6, 0.25, 0.5, 0.75, 0.99])
 def test_top_p_keeps_the_first_of_equal_ones(p):
     """Oracle: a stable sort and a sum along it. The even rows' sums are exact, and reach p exactly."""
@@ -191,6 +203,14 @@ def test_draws_in_two_levels_have_their_probabilities(vocab):
     tokens = np.asarray(_one_by_one(keys, logits, 500))
     probs = np.exp(np.asarray(logits, np.float64))
     assert_fits(np.bincount(tokens, minlength=vocab), probs / probs.sum())
+
+
+@pytest.mark.parametrize("vocab", [200, 2048])
+def test_narrow_logits_are_drawn_as_wide_ones(vocab):
+    """Of equal bfloat16 sums the first would be drawn. Oracle: the same logits in float32."""
+    narrow = jnp.zeros((100, vocab), jnp.bfloat16)
+    expected = _drawn(jax.random.key(7), narrow.astype(jnp.float32))
+    np.testing.assert_array_equal(_drawn(jax.random.key(7), narrow), expected)
 
 
 def test_impossible_blocks_are_never_drawn():
