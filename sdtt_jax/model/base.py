@@ -55,6 +55,11 @@ class Loaded(abc.ABC):
     facts: dict[str, Any]
     cwd: str = dataclasses.field(default_factory=_working_directory)
 
+    def __post_init__(self) -> None:
+        # Of a model that was made in Python, errors and results name these.
+        unnamed = {"path": "(in memory)", "kind": type(self).__name__}
+        object.__setattr__(self, "facts", unnamed | dict(self.facts))
+
     def __repr__(self) -> str:
         """One line: what it is, where it is from, and how large it is."""
         config = self.config
@@ -62,7 +67,7 @@ class Loaded(abc.ABC):
         count = f"{self.num_parameters:,} parameters" if self.params else "parameters not read"
         where = "" if self.mesh is None else f", on {self.mesh.size} devices"
         return (
-            f"<{type(self).__name__} {self.facts.get('path', 'in memory')}: {config.num_layers} × "
+            f"<{type(self).__name__} {self.facts['path']}: {config.num_layers} × "
             f"{config.embed_dim}, {count}, vocabulary of {config.vocab_size:,}, length {config.length}"
             f"{where}>"
         )

@@ -169,11 +169,15 @@ class Model(Loaded):
         check_fields(SamplerConfig, options, "sample")
         flags(stop_at_eos=stop_at_eos)
         config = SamplerConfig(num_steps=num_steps, **options)
+        special = self.ends if stop_at_eos else ()
+        require(
+            special is not None,
+            f"stop_at_eos: {self.facts['path']} has no tokenizer to say which token is EOS; leave it out.",
+        )
         x_init = self.prior(num_samples, prompt, infill, num_tokens)
         batches = self.batches(key, x_init, config, batch_size, helper)
         tokens = np.concatenate([write().tokens for write in batches])
-        if stop_at_eos:
-            special = self.text_tokenizer.bos_id, self.text_tokenizer.eos_id
+        if special:
             tokens = cut_at_eos(tokens, to_host(x_init) != self.mask_id, *special)
         return jax.device_put(tokens)
 
