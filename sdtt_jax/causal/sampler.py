@@ -1,17 +1,19 @@
 """Sampling from a causal network with its cache: one program reads the prompt, another writes the rest."""
 
+import dataclasses
 import functools
 import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sdtt_jax.config import whole
 from sdtt_jax.networks.attention import causal_mask
 from sdtt_jax.networks.cache import KVCache
 from sdtt_jax.networks.causal import Apart, CausalNetwork
-from sdtt_jax.ops.categorical import Filters, draw, filter_logits
+from sdtt_jax.ops.categorical import Filters, divided, draw, filter_logits
 from sdtt_jax.ops.sequences import Sequences, as_read
 from sdtt_jax.ops.tokens import as_rows
 from sdtt_jax.typing import Key, Params, Segments, Tokens
@@ -58,11 +60,16 @@ def generate(
     # In steps, so that prompts of other lengths share the program that writes.
     most = math.inf if network.max_length is None else max(places, network.max_length)
     capacity = int(min(-(-places // PLACES) * PLACES, most))
+    # One program for all temperatures but 0 and 1.
+    temperature = None
+    if not chosen.greedy and chosen.temperature != 1.0:
+        temperature = jax.device_put(np.float32(chosen.temperature))
+        chosen = dataclasses.replace(chosen, temperature=1.0)
     given = network, params, key, chosen, sequences
-    first, cache, tokens = read_prompt(*given, prompt, capacity)
+    first, cache, tokens = read_prompt(*given, prompt, capacity, temperature)
     written = [first[:, None]]
     if num_tokens > 1:
-        rest, _ = write_on(*given, first, cache, tokens, num_tokens)
+        rest, _ = write_on(*given, first, cache, tokens, num_tokens, temperature)
         written.append(rest)
     return jnp.concatenate([prompt, *written], axis=1)
 
@@ -76,12 +83,14 @@ def read_prompt(
     sequences: Sequences | None,
     prompt: Tokens,
     capacity: int,
+    temperature: jax.Array | None = None,
 ) -> tuple[jax.Array, KVCache, Tokens | None]:
     """The first program of `generate`: reads a prompt.
 
     Args:
       network, params, key, filters, sequences, prompt: as for `generate`.
       capacity: positions of the cache.
+      temperature: `[]` float32, a further divisor of the logits; None: no further one.
 
     Returns:
       The first token after the prompt, `[batch]`; the cache; all tokens if `sequences` needs them, else None.
@@ -92,7 +101,7 @@ def read_prompt(
     tokens = None if as_read(whole, sequences)[1] is None else whole
     cache = network.init_cache(batch, capacity)
     hidden, cache = _decode(network, params, prompt, cache, tokens, sequences)
-    first = _choose(network, params, key, filters, hidden, 0)
+    first = _choose(network, params, key, filters, temperature, hidden, 0)
     return first, cache, _put(tokens, first, cache)
 
 
@@ -111,19 +120,21 @@ def write_on(
     cache: KVCache,
     tokens: Tokens | None,
     num_tokens: int,
+    temperature: jax.Array | None = None,
 ) -> tuple[Tokens, KVCache]:
     """The second: the tokens after the first, `[batch, num_tokens - 1]`, and the cache in the same memory.
 
     Args:
       network, params, key, filters, sequences, num_tokens: as for `generate`.
       first, cache, tokens: what `read_prompt` returned.
+      temperature: as for `read_prompt`.
     """
     held = network.apart(params)
 
     def step(carry: tuple[Any, ...], index: jax.Array) -> tuple[tuple[Any, ...], jax.Array]:
         newest, cache, tokens = carry  # the newest token is not yet in the cache
         hidden, cache = _decode(network, held, newest[:, None], cache, tokens, sequences)
-        token = _choose(network, held.whole, key, filters, hidden, index)
+        token = _choose(network, held.whole, key, filters, temperature, hidden, index)
         return (token, cache, _put(tokens, token, cache)), token
 
     indices = jnp.arange(1, num_tokens, dtype=jnp.int32)
@@ -155,6 +166,7 @@ def _choose(
     params: Params,
     key: Key,
     filters: Filters,
+    temperature: jax.Array | None,
     hidden: jax.Array,
     index: jax.Array | int,
 ) -> jax.Array:
@@ -162,6 +174,7 @@ def _choose(
     logits = network.logits(params, hidden[:, -1])
     if filters.greedy:  # no noise is drawn
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    logits = logits if temperature is None else divided(logits, temperature)
     return draw(jax.random.fold_in(key, index), filter_logits(logits, filters))
 
 

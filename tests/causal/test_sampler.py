@@ -136,3 +136,15 @@ def test_prompts_of_other_lengths_share_the_program_that_writes():
         expected = _without_cache(model, params, key, prompt, 4, {})
         np.testing.assert_array_equal(generated, expected)
     assert write_on._cache_size() == before + 1
+
+
+def test_temperatures_share_the_programs():
+    """A sweep compiled two programs for each. Oracles: JAX's count of its programs; no cache."""
+    model, key = MODELS["causal"], jax.random.key(5)
+    params, before = _randomised(model), write_on._cache_size()
+    for temperature in (0.3, 0.9, 1.7):
+        filters = {"temperature": temperature, "top_k": 3}
+        generated = generate(model, params, key, prompt=PROMPT, num_tokens=5, **filters)
+        expected = _without_cache(model, params, key, PROMPT, 5, filters)
+        np.testing.assert_array_equal(generated, expected)
+    assert write_on._cache_size() == before + 1
