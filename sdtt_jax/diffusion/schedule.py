@@ -16,6 +16,7 @@ from jax.typing import ArrayLike
 
 from sdtt_jax.config import given, instance, one_of, require, within
 from sdtt_jax.diffusion.forward import SAMPLING_EPS
+from sdtt_jax.tables import Rows
 
 TimeFunction = Callable[[jax.Array], jax.Array]
 
@@ -274,10 +275,12 @@ def _flat_sigma(u: jax.Array, sigma_0: float, sigma_1: float | np.floating) -> j
     return -jax.nn.log1mexp(-log_masked)
 
 
-SCHEDULES: dict[str, Callable[[ScheduleConfig], Functions]] = {
-    "log-linear": _log_linear,
-    "cosine": _cosine,
-    "cosine-squared": _cosine_squared,
-    "linear": _linear,
-    "geometric": _geometric,
-}
+SCHEDULES: Rows[Callable[[ScheduleConfig], Functions]] = Rows(
+    {
+        "log-linear": _log_linear,
+        "cosine": _cosine,
+        "cosine-squared": _cosine_squared,
+        "linear": _linear,
+        "geometric": _geometric,
+    }
+)

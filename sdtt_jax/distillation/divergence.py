@@ -15,6 +15,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from sdtt_jax.tables import Rows
+
 
 def kl_bwd(student: jax.Array, target: jax.Array, num_entries: int) -> jax.Array:
     """KL(student ‖ target), the paper's default; its optimum is the targets' geometric mean.
@@ -56,10 +58,6 @@ def _difference(student: jax.Array, target: jax.Array, num_entries: int) -> jax.
 
 Divergence = Callable[[jax.Array, jax.Array, int], jax.Array]
 
-DIVERGENCES: dict[str, Divergence] = {
-    "kl-bwd": kl_bwd,
-    "kl-fwd": kl_fwd,
-    "mse": mse,
-    "tvd": tvd,
-    "log-l1": log_l1,
-}
+DIVERGENCES: Rows[Divergence] = Rows(
+    {"kl-bwd": kl_bwd, "kl-fwd": kl_fwd, "mse": mse, "tvd": tvd, "log-l1": log_l1}
+)

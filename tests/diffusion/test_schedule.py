@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from sdtt_jax.config import from_mapping
+from sdtt_jax.diffusion.decoders import DECODERS, parse_mode
 from sdtt_jax.diffusion.nelbo import nelbo_weight
 from sdtt_jax.diffusion.reverse import unmask_prob
 from sdtt_jax.diffusion.schedule import (
@@ -17,6 +18,7 @@ from sdtt_jax.diffusion.schedule import (
     MIN_SIGMA,
     SCHEDULES,
     SIGMAS,
+    Functions,
     ScheduleConfig,
     make_schedule,
 )
@@ -223,3 +225,15 @@ def test_an_empty_range_of_noise_is_refused_by_the_config(kind, low, high):
 def test_a_name_alone_is_no_config():
     with pytest.raises(ConfigError, match="of type ScheduleConfig, not 'cosine'; pass Sched"):
         make_schedule("cosine")
+
+
+def test_a_row_that_is_replaced_is_forgotten(monkeypatch):
+    """As by a cell of a notebook that runs again. Oracle: exp(-sigma) of the row in the table."""
+    alpha = jax.jit(lambda schedule, t: schedule.alpha(t), static_argnums=0)
+    for rate in (1.0, 2.0):
+        functions = Functions(functools.partial(jnp.multiply, rate), jnp.full_like)
+        monkeypatch.setitem(SCHEDULES, "mine", lambda _, made=functions: made)
+        found = alpha(make_schedule(ScheduleConfig("mine")), 1.0)
+        np.testing.assert_allclose(found, np.exp(-rate), rtol=1e-6)
+        monkeypatch.setitem(DECODERS, "mine", DECODERS["grid"]._replace(timed=rate > 1))
+        assert parse_mode("mine").decoder.timed == (rate > 1)

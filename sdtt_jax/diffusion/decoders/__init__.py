@@ -58,6 +58,7 @@ from sdtt_jax.diffusion.decoders.skeleton import (
 from sdtt_jax.diffusion.decoders.speculative import Speculative, speculate
 from sdtt_jax.diffusion.decoders.staged import Staged, staged_step
 from sdtt_jax.diffusion.decoders.stopping import Stop, parse_stop
+from sdtt_jax.tables import Rows
 
 
 class Mode(NamedTuple):
@@ -113,13 +114,13 @@ def parse_mode(text: str) -> Mode:
       >>> parse_mode("remdm:eta=0.1,stop=stable:2+eos:1").stop
       Stop(filled=False, stable=2, entropy=0.0, eos=1, bos=-1)
     """
-    return _parsed(str(text))
+    return _parsed(str(text), DECODERS.get(str(text).partition(":")[0]))
 
 
 @functools.cache
-def _parsed(text: str) -> Mode:
+def _parsed(text: str, row: Decoder | None) -> Mode:
     name, words, stop = _split(text)
-    decoder = DECODERS[name]
+    decoder = row or DECODERS[name]
     types = typing.get_type_hints(decoder.options)
     known = [field.name for field in dataclasses.fields(decoder.options)] + ["stop"]
     for word in words:
@@ -162,29 +163,31 @@ def _split(text: str) -> tuple[str, dict[str, str], str | None]:
     return name, fields, stop
 
 
-DECODERS: dict[str, Decoder] = {
-    "grid": Decoder(Grid, grid_plan, timed=True),
-    "first-hitting": Decoder(FirstHitting, first_hitting_plan),
-    "learnt": Decoder(Learnt, learnt_plan, check=check_learnt, temperature=call_temperature),
-    "confidence": Decoder(Confidence, no_plan, confident_pick),
-    "entropy-bounded": Decoder(EntropyBounded, no_plan, bounded_pick),
-    "remdm": Decoder(Remdm, remdm_plan, redo=remask_chances, timed=True),
-    "remdm-confidence": Decoder(
-        Remdm,
-        no_plan,
-        step=doubting_step,
-        begin=nothing_written,
-        timed=True,
-        finishes=False,
-    ),
-    "speculative": Decoder(Speculative, no_plan, step=speculate, helper=("causal", "denoiser")),
-    "blocks": Decoder(
-        Blocks, block_plan, step=write_block, begin=no_blocks_yet, check=check_blocks
-    ),
-    "refine": Decoder(Refine, draft_plan, step=refine_step, check=check_rounds, finishes=False),
-    "staged": Decoder(Staged, first_hitting_plan, step=staged_step, helper=("denoiser",)),
-    "skeleton": Decoder(
-        Skeleton, skeleton_plan, step=skeleton_step, check=check_skeleton, helper=("causal",)
-    ),
-    "energy": Decoder(Energy, first_hitting_plan, step=energy_step, helper=("causal",)),
-}
+DECODERS: Rows[Decoder] = Rows(
+    {
+        "grid": Decoder(Grid, grid_plan, timed=True),
+        "first-hitting": Decoder(FirstHitting, first_hitting_plan),
+        "learnt": Decoder(Learnt, learnt_plan, check=check_learnt, temperature=call_temperature),
+        "confidence": Decoder(Confidence, no_plan, confident_pick),
+        "entropy-bounded": Decoder(EntropyBounded, no_plan, bounded_pick),
+        "remdm": Decoder(Remdm, remdm_plan, redo=remask_chances, timed=True),
+        "remdm-confidence": Decoder(
+            Remdm,
+            no_plan,
+            step=doubting_step,
+            begin=nothing_written,
+            timed=True,
+            finishes=False,
+        ),
+        "speculative": Decoder(Speculative, no_plan, step=speculate, helper=("causal", "denoiser")),
+        "blocks": Decoder(
+            Blocks, block_plan, step=write_block, begin=no_blocks_yet, check=check_blocks
+        ),
+        "refine": Decoder(Refine, draft_plan, step=refine_step, check=check_rounds, finishes=False),
+        "staged": Decoder(Staged, first_hitting_plan, step=staged_step, helper=("denoiser",)),
+        "skeleton": Decoder(
+            Skeleton, skeleton_plan, step=skeleton_step, check=check_skeleton, helper=("causal",)
+        ),
+        "energy": Decoder(Energy, first_hitting_plan, step=energy_step, helper=("causal",)),
+    }
+)
