@@ -16,6 +16,7 @@ from sdtt_jax.causal.sampler import generate
 from sdtt_jax.diffusion.decoders.base import Helper
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.estimators import ESTIMATORS, BoundConfig
+from sdtt_jax.diffusion.forward import q_xt
 from sdtt_jax.diffusion.nelbo import NelboConfig, denoising_terms, nelbo
 from sdtt_jax.diffusion.sampler import SamplerConfig, prior_sample, sample
 from sdtt_jax.diffusion.schedule import SCHEDULES, ScheduleConfig, make_schedule
@@ -106,10 +107,10 @@ def estimated(name, key):
     return likelihood._estimates(model, config, None, key, params, jnp.int32(0), rows)
 
 
-def distilled(key, **options):
+def distilled(key, number=np.float32, **options):
     model = diffusion()
     params = parameters(model.denoiser)
-    context = {"teacher_params": params, "dt": jnp.float32(1 / 8)}
+    context = {"teacher_params": params, "dt": number(1 / 8)}
     return distill_loss(model, DistillConfig(**options))(params, context, TEXTS, key).total
 
 
@@ -135,6 +136,8 @@ DRAWS = {
     "flat times": functools.partial(scored, importance=True),
     "coupled": coupled,
     "distillation": distilled,
+    "a step of NumPy": functools.partial(distilled, number=np.float64),
+    "masks": lambda key: q_xt(key, TEXTS, np.full(2, 0.5), VOCAB),
     "the reference's times": functools.partial(distilled, reference_times=True),
     "cloze": lambda key: cloze._noise(BoundConfig(), key, LENGTH, jnp.int32(1), jnp.int32(0)),
     **{f"{name} schedule": functools.partial(trained, name) for name in SCHEDULES},
