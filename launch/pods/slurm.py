@@ -7,7 +7,7 @@ the last as the number of the task's GPU (jax/_src/clusters/slurm_cluster.py).
 
 import shlex
 
-from launch.pods.spec import Files, PodSpec, refuse_fields, template
+from launch.pods.spec import Files, PodSpec, refuse_fields, require_sent, template
 from sdtt_jax.config import require
 
 # Seconds that tasks have after the first one has ended, before SLURM ends them.
@@ -41,6 +41,7 @@ def render(spec: PodSpec) -> Files:
     container = []
     command = spec.command
     if spec.image:
+        require_sent(spec, image=True)
         # Options of Pyxis, https://github.com/NVIDIA/pyxis.
         container = [f"--container-image={spec.image}", "--container-workdir=/app"]
         if local:

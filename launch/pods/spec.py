@@ -4,7 +4,7 @@ import dataclasses
 import json
 import re
 import shlex
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import jinja2
 import ml_collections
@@ -18,6 +18,8 @@ _WORD = re.compile(r"[\w.@:/-]*")
 _IMAGE = re.compile(r"[\w.@:/#+=-]*")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _BUCKET = re.compile(r"gs://[a-z0-9][a-z0-9._-]{1,220}[a-z0-9](/.*)?")
+# The folders of the checkout that the images of launch/docker hold.
+IN_IMAGES = ("sdtt_jax", "experiments", "launch")
 
 _ENVIRONMENT = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
@@ -207,8 +209,22 @@ def require_tpu(spec: PodSpec, launcher: str) -> None:
     )
 
 
+def require_sent(spec: PodSpec, *, image: bool) -> None:
+    """Raises `ConfigError` unless the config file is one that the image holds, or the checkout."""
+    first, *others = PurePosixPath(spec.config.partition(":")[0]).parts
+    inside = first in IN_IMAGES if image else first not in ("/", "~", "..")
+    what = (
+        f"an image, which has {', '.join(IN_IMAGES)} of the checkout" if image else "the checkout"
+    )
+    require(
+        inside and ".." not in others,
+        f"config={spec.config!r}: the hosts do not have this file, because it is no path in {what}; put it "
+        "there, such as experiments/configs/FILE.py.",
+    )
+
+
 def require_cloud(spec: PodSpec, *fields: str) -> None:
-    """Raises `ConfigError` unless the workdir is in a bucket and each of `fields` is set."""
+    """Raises `ConfigError` unless the hosts see workdir and config file, and each of `fields` is set."""
     require(
         spec.workdir.startswith("gs://"),
         f"workdir={spec.workdir!r} is not visible to all hosts; give gs://BUCKET/PATH.",
@@ -218,6 +234,7 @@ def require_cloud(spec: PodSpec, *fields: str) -> None:
         for part in name.split("."):
             value = getattr(value, part)
         require(value != "", f"{name} is missing; set spec.{name}.")
+    require_sent(spec, image="image" in fields)
 
 
 def template(name: str, spec: object, **values: object) -> str:

@@ -9,7 +9,7 @@ import shlex
 import pytest
 
 from launch.accelerators import ACCELERATORS
-from launch.pods.spec import GkeConfig, PodSpec, SlurmConfig, spec_dict
+from launch.pods.spec import IN_IMAGES, GkeConfig, PodSpec, SlurmConfig, spec_dict
 from sdtt_jax.config import from_mapping
 from sdtt_jax.errors import ConfigError
 from tests.forking import run_module
@@ -95,6 +95,22 @@ def test_a_launcher_refuses_what_it_cannot_do(launcher, change, fault):
     with pytest.raises(ConfigError, match=re.escape(fault)) as caught:
         LAUNCHERS[launcher].render(dataclasses.replace(TPU, **change))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "config", ["/home/me/own.py", "own.py", "experiments/../own.py:a", "~/own.py"]
+)
+def test_a_config_that_hosts_will_not_have_is_refused(config):
+    """Each host ended with status 2, once there was a slice. Oracle: what the Dockerfiles copy."""
+    docker = "\n".join(path.read_text() for path in (ROOT / "launch" / "docker").iterdir())
+    assert set(re.findall(r"^COPY (\w+) \1$", docker, re.MULTILINE)) == {*IN_IMAGES}
+    for launcher in LAUNCHERS:
+        spec = dataclasses.replace(TPU, accelerator="h100" if launcher == "slurm" else "v6e-16")
+        if launcher == "skypilot":  # it sends the whole checkout
+            LAUNCHERS[launcher].render(dataclasses.replace(spec, config="own.py"))
+        if (launcher, config) != ("skypilot", "own.py"):
+            with pytest.raises(ConfigError, match="the hosts do not have this file"):
+                LAUNCHERS[launcher].render(dataclasses.replace(spec, config=config))
 
 
 def test_slurm_fields_are_checked():
