@@ -25,8 +25,10 @@ from sdtt_jax.parallel import ending
 from sdtt_jax.parallel.environment import ADDRESS, COUNT, INDEX, port_of_step
 
 MODES = ("auto", "on", "off")
-# Which variables give the number of processes: JAX's own, and those of SLURM and Open MPI that JAX reads.
-SIZES = (COUNT, "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
+# Which variables give the number of processes: JAX's own, and those of SLURM and Open MPI. SLURM's first one
+# counts the tasks of the step. In a shell that `salloc` opens on a node, a step of one task, the other one,
+# which JAX reads, counts those of the whole allocation.
+SIZES = (COUNT, "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
 
 T = TypeVar("T")
 # Seconds by which JAX's own timeout exceeds that of `initialize`, so that the latter reports the error.

@@ -54,6 +54,8 @@ OPEN_MPI = {"OMPI_MCA_orte_hnp_uri": "4096.0;tcp://127.0.0.1:1", "OMPI_COMM_WORL
     ("environment", "count"),
     [
         (SLURM | {"SLURM_PROCID": "0"}, "SLURM_NTASKS"),
+        # In a shell of `salloc` (srun --interactive --preserve-env) commands waited for 7 others, in vain.
+        (SLURM | {"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}, "SLURM_STEP_NUM_TASKS"),
         (OPEN_MPI, "OMPI_COMM_WORLD_SIZE"),
         ({"JAX_COORDINATOR_ADDRESS": "localhost:1", "JAX_PROCESS_ID": "0"}, "JAX_NUM_PROCESSES"),
     ],
