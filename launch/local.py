@@ -112,13 +112,14 @@ class Group:
         """Waits for all processes, stops the rest when one fails, and returns the first failure's status."""
         first_failure: int | None = None
         deadline: float | None = None
-        while any(process.poll() is None for process in self._processes):
+        while any(_is_alive(process, bool(deadline)) for process in self._processes):
             for index, process in enumerate(self._processes):
                 status = process.poll()
                 if status in (None, 0) or first_failure is not None:
                     continue
                 first_failure = status
-                if status == EXIT_INTERRUPTED:
+                # Asked twice, the others would end without saving.
+                if status == EXIT_INTERRUPTED or self._asked:
                     deadline = time.monotonic() + grace
                 else:
                     _log(f"process {index} ended with {describe(status)}; stopping the others")
@@ -129,22 +130,30 @@ class Group:
             if deadline is not None and time.monotonic() > deadline:
                 _log("killing the processes that have not stopped")
                 self._send(signal.SIGKILL)
-                deadline = None if self._asked == 0 else float("inf")
+                break
             time.sleep(0.05)
         for reader in self._readers:
             reader.join(timeout=5)
-        statuses = [process.returncode for process in self._processes]
+        statuses = [process.wait() for process in self._processes]
         status = next((s for s in (first_failure, *statuses) if s), 0)
         return 128 - status if status < 0 else status
 
     def _send(self, number: signal.Signals) -> None:
         for process in self._processes:
-            if process.poll() is None:
-                with contextlib.suppress(ProcessLookupError):
-                    if number == signal.SIGKILL:
-                        os.killpg(process.pid, number)
-                    else:
-                        process.send_signal(number)
+            # A script does not pass a signal on to the program that it runs, and ends before it.
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, number)
+
+
+def _is_alive(process: "subprocess.Popen[str]", group: bool) -> bool:
+    """Whether a process goes on or, with `group`, one that it has started."""
+    if process.poll() is None:
+        return True
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        if group:
+            os.killpg(process.pid, 0)
+            return True
+    return False
 
 
 def describe(status: int) -> str:

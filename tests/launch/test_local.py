@@ -121,6 +121,19 @@ def test_a_signal_asks_all_of_them_to_save_and_stop(number):
     assert len(re.findall("asked", output)) == 2
 
 
+def test_what_a_script_runs_is_asked_too_and_waited_for(tmp_path):
+    """The script ended at once and left its program behind, unasked. Oracle: what that program prints."""
+    slow = WAITER.replace('print("asked", flush=True)', 'time.sleep(1), print("saved", flush=True)')
+    (tmp_path / "program.py").write_text(slow)
+    (tmp_path / "script.sh").write_text(f"{sys.executable} {tmp_path}/program.py\nexit $?\n")
+    process = start("--processes=2", "--", "sh", f"{tmp_path}/script.sh")
+    lines = [process.stdout.readline() for _ in range(2)]
+    assert sorted(lines) == ["[0] ready\n", "[1] ready\n"]
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=30)
+    assert len(re.findall("saved", output)) == 2
+
+
 def test_no_process_outlives_a_launcher_that_is_killed():
     program = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
     process = start("--processes=1", "--", "python", "-c", program)
