@@ -24,7 +24,7 @@ from launch.pods.options import check_run
 from launch.pods.spec import Files, PodSpec
 from sdtt_jax.config import from_mapping, require
 from sdtt_jax.errors import UserError
-from sdtt_jax.paths import as_path
+from sdtt_jax.paths import as_path, write_text
 
 # Each has `render`, which returns the files, and `next_steps`, the commands to run then.
 LAUNCHERS = {"tpu_vm": tpu_vm, "gke": gke, "xpk": xpk, "skypilot": skypilot, "slurm": slurm}
@@ -58,12 +58,11 @@ def pod_spec(spec: Any, overrides: Sequence[str] = ()) -> PodSpec:
 
 
 def write(files: Files, directory: Path) -> None:
-    """Writes the files, and makes the directory if it is missing."""
+    """Writes the files, each as a new one: a shell reads on in a `pod.sh` that it is running."""
     require(not directory.is_file(), f"--output={directory} is a file; name a folder.")
     try:
-        directory.mkdir(parents=True, exist_ok=True)
         for name, text in files.items():
-            (directory / name).write_text(text, encoding="utf-8")
+            write_text(directory / name, text)
     except OSError as error:
         raise UserError(f"--output={directory}: {error.strerror}.") from None
 

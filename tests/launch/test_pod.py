@@ -163,6 +163,12 @@ def test_files_are_written_and_the_next_commands_printed(tmp_path):
     assert result.status == 0, result.stderr
     assert sorted(path.name for path in out.iterdir()) == ["host.sh", "pod.sh"]
     assert f"bash '{out}/pod.sh' run" in result.stdout
+    # A shell that was in the middle of pod.sh read on in the new text, and ended with status 2. Oracle: the
+    # open file's text stays.
+    with (out / "pod.sh").open() as running:
+        assert command_line(*given, f"--output={out}", "--spec.project=mine-2").status == 0
+        assert "mine-2" not in running.read()
+    assert "mine-2" in (out / "pod.sh").read_text()
 
 
 WRONG = (
