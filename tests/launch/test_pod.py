@@ -98,7 +98,7 @@ def test_a_launcher_refuses_what_it_cannot_do(launcher, change, fault):
 
 
 @pytest.mark.parametrize(
-    "config", ["/home/me/own.py", "own.py", "experiments/../own.py:a", "~/own.py"]
+    "config", ["/data/own.py", "own.py", "experiments/../own.py:a", "~/own.py"]
 )
 def test_a_config_that_hosts_will_not_have_is_refused(config):
     """Each host ended with status 2, once there was a slice. Oracle: what the Dockerfiles copy."""
