@@ -112,7 +112,10 @@ class Group:
         """Waits for all processes, stops the rest when one fails, and returns the first failure's status."""
         first_failure: int | None = None
         deadline: float | None = None
-        while any(_is_alive(process, bool(deadline)) for process in self._processes):
+        while any(process.poll() is None for process in self._processes) or (
+            # What a script runs may still be saving: its output has not ended.
+            bool(self._asked or deadline) and any(reader.is_alive() for reader in self._readers)
+        ):
             for index, process in enumerate(self._processes):
                 status = process.poll()
                 if status in (None, 0) or first_failure is not None:
@@ -143,17 +146,6 @@ class Group:
             # A script does not pass a signal on to the program that it runs, and ends before it.
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, number)
-
-
-def _is_alive(process: "subprocess.Popen[str]", group: bool) -> bool:
-    """Whether a process goes on or, with `group`, one that it has started."""
-    if process.poll() is None:
-        return True
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        if group:
-            os.killpg(process.pid, 0)
-            return True
-    return False
 
 
 def describe(status: int) -> str:

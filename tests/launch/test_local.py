@@ -134,6 +134,19 @@ def test_what_a_script_runs_is_asked_too_and_waited_for(tmp_path):
     assert len(re.findall("saved", output)) == 2
 
 
+def test_what_a_script_runs_is_killed_after_the_grace_period(tmp_path):
+    (tmp_path / "script.sh").write_text(
+        f"{sys.executable} -c '{WAITER}'\nexit $?\n".replace("sys.exit(75)", "0")
+    )
+    process = start("--processes=1", "--grace_seconds=1", "--", "sh", f"{tmp_path}/script.sh")
+    assert process.stdout.readline() == "[0] ready\n"
+    began = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=30)  # ends when nothing holds the pipe
+    assert "killing the processes" in output
+    assert time.monotonic() - began < 5
+
+
 def test_no_process_outlives_a_launcher_that_is_killed():
     program = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
     process = start("--processes=1", "--", "python", "-c", program)
