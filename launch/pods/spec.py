@@ -151,9 +151,11 @@ class PodSpec:
             _check_line("overrides", override)
             require(
                 override.startswith("--")
-                and not override.startswith(("--config=", "--workdir", "--flagfile")),
+                and not override.startswith(
+                    ("--config=", "--workdir", "--flagfile", "--distributed")
+                ),
                 f"overrides: {override!r} must be like --config.FIELD=VALUE or --stages=a,b; config and "
-                "workdir are fields of the spec.",
+                "workdir are fields of the spec, and all hosts join one job.",
             )
 
     @property

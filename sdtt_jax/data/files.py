@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from sdtt_jax.data.records import INFO_FILE
 from sdtt_jax.errors import ConfigError, DataError
 from sdtt_jax.paths import entries, is_misread, is_remote, refuse_dangling
 
@@ -40,7 +41,7 @@ def find_files(path: Path, field: str = "data.corpus") -> Found:
     belong to file managers and editors. Errors name the field or flag that holds the path.
 
     Raises:
-      ConfigError: the path is neither a file of a known kind nor a folder that holds one.
+      ConfigError: the path is neither a file of a known kind nor a folder that holds one; or it is a run's.
       DataError: a link leads nowhere, a folder cannot be listed, or the name of a file is not UTF-8.
     """
     kinds = ", ".join(SUFFIXES)
@@ -52,6 +53,11 @@ def find_files(path: Path, field: str = "data.corpus") -> Found:
                 f"{field}: {path} is not a {kinds} file; convert it, or give another."
             )
         return Found([path], [], is_folder=False)
+    if (path / "data" / INFO_FILE).exists():
+        raise ConfigError(
+            f"{field}: {path} is the directory of a run, whose files hold metrics and generated texts; give "
+            "the text that it was prepared from."
+        )
     seen: dict[str, Path] = {}
     _walk(path, {_real(path)}, seen)
     found = Found([], [], is_folder=True)

@@ -73,6 +73,15 @@ def test_a_folder_is_not_hidden_by_the_folders_above_it(tmp_path):
     assert len(find_files(tmp_path / ".cache" / ".y.txt").files) == 1
 
 
+def test_the_directory_of_a_run_is_not_its_text(tmp_path):
+    """Its metrics and generated texts were read, and had a perplexity."""
+    (tmp_path / "data").mkdir()
+    for name in ("metrics.jsonl", "data/info.json"):
+        (tmp_path / name).write_text('{"text": "a"}', "utf-8")
+    with pytest.raises(ConfigError, match=r"--held_out: .* is the directory of a run"):
+        find_files(tmp_path, "--held_out")
+
+
 @pytest.mark.parametrize("name", ["x.txt", "folder", "loop"])
 def test_a_link_that_leads_nowhere_is_named(corpus, name):
     (corpus / "b" / name).symlink_to(corpus / "b" / name if name == "loop" else "nowhere")

@@ -285,7 +285,7 @@ def test_a_block_does_not_see_what_follows_it():
         ("blocks:length=5", 6, {}, "blocks of 5 do not divide 12 tokens"),
         ("blocks:length=4", 7, {}, "num_steps=7 must be a multiple of the 3 blocks; try 6"),
         ("blocks:length=4", 1, {}, "num_steps=1 must be a multiple of the 3 blocks; try 3"),
-        ("blocks:length=4", 6, {"time_conditioned": True}, "sees neither time nor noise"),
+        ("blocks:length=4", 6, {"time_conditioned": True}, "neither sees time or noise nor exits"),
         ("blocks:length=4", 6, {"causal": True}, "attends in both directions"),
         ("blocks:length=4,threshold=0.9", 6, {}, "need a score, such as score=probability"),
         ("blocks:length=4,score=surest", 6, {}, "score"),

@@ -38,6 +38,7 @@ GIVEN = ["--spec.workdir=gs://bucket/run", "--spec.image=image:tag"]
         ({"zone": "$(x)"}, "zone="),
         ({"overrides": ("seed=1",)}, "must be like --config.FIELD=VALUE"),
         ({"overrides": ("--workdir=/x",)}, "are fields of the spec"),
+        ({"overrides": ("--distributed=off",)}, "all hosts join one job"),
         ({"grace_seconds": 5}, "grace_seconds=5 leaves no time"),
         ({"max_restarts": -1}, "max_restarts"),
         ({"spot": True, "reservation": "r"}, "exclude each other"),

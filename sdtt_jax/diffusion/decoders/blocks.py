@@ -103,7 +103,7 @@ def check_blocks(options: Blocks, network: Any, num_steps: int, length: int) -> 
     require(
         fit and not unfit and getattr(network, "noise_kind", None) is None,
         f"mode=blocks:cache={options.cache} needs a network with a cache that attends in both directions "
-        "and sees neither time nor noise; take cache=none.",
+        "and neither sees time or noise nor exits early; take cache=none.",
     )
 
 
