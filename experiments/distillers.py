@@ -1,6 +1,11 @@
-"""The distillers that a run may have, and the settings of each."""
+"""The distillers that a run may have, and the settings of each.
+
+A further one of one round is a module of `sdtt_jax.distillation`, settings and a row of `DISTILLERS` here, a
+field of its name in `RunConfig`, and a row of `PARTS` in `stages/one_round.py`, with its loss.
+"""
 
 import dataclasses
+from typing import NamedTuple
 
 from sdtt_jax.config import INT32, each, require, whole
 from sdtt_jax.distillation.alpha import AlphaConfig
@@ -18,15 +23,38 @@ from sdtt_jax.training.config import TrainConfig
 from sdtt_jax.training.optimizers import OptimizerConfig
 
 SDTT, COUPLED, COUPLED_IDLM = "sdtt", "coupled", "coupled_idlm"
-# Distillers of one round. They start from the first teacher, the last one also from the coupled student.
-ONE_ROUND = ("alpha", "mixture", "mmd", "idlm", COUPLED_IDLM)
-DISTILLERS = (SDTT, COUPLED, *ONE_ROUND)
-SEE_NOISE = (COUPLED, COUPLED_IDLM, "mixture")
-# Kinds of `data.sequences` that a distiller cannot honour, and why.
-REFUSED_SEQUENCES = {
-    **dict.fromkeys(SEE_NOISE, (KINDS[1:], "its student sees a sequence's noise")),
-    "mmd": (("documents",), "it compares whole sequences"),
+
+
+class Distiller(NamedTuple):
+    """What other parts of a run must know of a distiller."""
+
+    # The section of the config whose `noise` the student sees; empty: it sees none.
+    sees: str = ""
+    # The distiller whose last student, of the same network, it continues from; empty: the first teacher.
+    after: str = ""
+    # Kinds of `data.sequences` that it cannot honour, and why.
+    refused: tuple[tuple[str, ...], str] = ((), "")
+    # Whether the teacher must be a network of this library, not a published one.
+    own_teacher: bool = False
+
+
+def _seeing(section: str, after: str = "") -> Distiller:
+    refused = KINDS[1:], "its student sees a sequence's noise"
+    return Distiller(section, after, refused, own_teacher=True)
+
+
+DISTILLERS = {
+    SDTT: Distiller(),
+    COUPLED: _seeing(COUPLED),
+    "alpha": Distiller(),
+    "mixture": _seeing("mixture"),
+    "mmd": Distiller(refused=(("documents",), "it compares whole sequences"), own_teacher=True),
+    "idlm": Distiller(),
+    COUPLED_IDLM: _seeing(COUPLED, after=COUPLED),
 }
+# Those whose settings have no `num_rounds`, and those whose students see the noise of `coupled`.
+ONE_ROUND = tuple(name for name in DISTILLERS if name not in (SDTT, COUPLED))
+COUPLED_STUDENTS = tuple(name for name, row in DISTILLERS.items() if row.sees == COUPLED)
 
 
 def _recipe(
@@ -131,7 +159,12 @@ class MixtureStage(MixtureConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        NoiseConfig(LATENT, num_values=self.num_values)
+        _ = self.noise  # refuses a wrong number
+
+    @property
+    def noise(self) -> NoiseConfig:
+        """What the student sees: its text's latent."""
+        return NoiseConfig(LATENT, num_values=self.num_values)
 
 
 @dataclasses.dataclass(frozen=True)

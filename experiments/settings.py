@@ -9,11 +9,8 @@ import ml_collections
 from experiments.cli.arguments import NO_CONFIG_DICT
 from experiments.cli.overrides import check_fields, settable
 from experiments.distillers import (
-    COUPLED,
     COUPLED_IDLM,
     DISTILLERS,
-    REFUSED_SEQUENCES,
-    SEE_NOISE,
     AlphaStage,
     CoupledIdlmStage,
     CoupledStage,
@@ -21,6 +18,7 @@ from experiments.distillers import (
     IdlmStage,
     MixtureStage,
     MmdStage,
+    stage_of,
 )
 from sdtt_jax.config import at_least, choose, from_mapping, require, whole
 from sdtt_jax.data import DataConfig, TokenizerConfig, train_tokenizer
@@ -34,13 +32,11 @@ from sdtt_jax.networks.config import (
     CoupledConfig,
     GPT2DenoiserConfig,
     LlamaDenoiserConfig,
-    NoiseConfig,
     PublishedConfig,
     as_denoiser,
 )
 from sdtt_jax.networks.kinds import DENOISER, KINDS, LIBRARY
 from sdtt_jax.networks.lora import LoraConfig
-from sdtt_jax.ops.noise import LATENT
 from sdtt_jax.parallel.mesh import MeshConfig
 from sdtt_jax.renamed import missing_name
 from sdtt_jax.training.config import TrainConfig
@@ -180,7 +176,7 @@ class RunConfig:
                 "--config.distillers=\"('sdtt','coupled')\".",
             )
             choose("distillers", name, DISTILLERS)
-            kinds, reason = REFUSED_SEQUENCES.get(name, ((), ""))
+            kinds, reason = DISTILLERS[name].refused
             require(
                 kind not in kinds,
                 f"distillers: {name!r} cannot honour data.sequences={kind!r}, because {reason}; leave it "
@@ -190,16 +186,17 @@ class RunConfig:
             len(set(self.distillers)) == len(self.distillers) > 0,
             "distillers must name at least one, and each only once.",
         )
-        if COUPLED_IDLM in self.distillers:
+        for place, name in enumerate(self.distillers):
+            after = DISTILLERS[name].after
             require(
-                COUPLED in self.distillers[: self.distillers.index(COUPLED_IDLM)],
-                "distillers: 'coupled_idlm' starts from the student of 'coupled'; name that before it.",
+                not after or after in self.distillers[:place],
+                f"distillers: {name!r} starts from the student of {after!r}; name that before it.",
             )
-            require(
-                self.coupled.determines,
-                "distillers: 'coupled_idlm' starts from a student whose noise determines its tokens; set "
-                'coupled.noise.kind="full", "two-level" or "projected" and coupled.independent=False.',
-            )
+        require(
+            COUPLED_IDLM not in self.distillers or self.coupled.determines,
+            "distillers: 'coupled_idlm' starts from a student whose noise determines its tokens; set "
+            'coupled.noise.kind="full", "two-level" or "projected" and coupled.independent=False.',
+        )
         require(
             "mmd" not in self.distillers or self.mmd.layer <= self.model.num_layers,
             f"mmd.layer={self.mmd.layer} does not exist: model.num_layers={self.model.num_layers}.",
@@ -226,15 +223,15 @@ class RunConfig:
             not every or (kind == "packed" and every <= self.data.length),
             f"judge.skeleton={every} needs data.sequences='packed' and data.length >= {every}; set it to 0.",
         )
-        seeing = [name for name in self.distillers if name in (*SEE_NOISE, "mmd")]
+        refusing = [name for name in self.distillers if DISTILLERS[name].own_teacher]
         others = sorted({DENOISER, *KINDS} - LIBRARY)
         require(
             self.network in others,
             f"network={self.network!r} is none of {', '.join(others)}; take one, or add a row to KINDS.",
         )
         require(
-            not (seeing and (self.published or self.network != DENOISER)),
-            f"distillers={seeing} need a teacher of this library; with another one take sdtt or alpha.",
+            not (refusing and (self.published or self.network != DENOISER)),
+            f"distillers={refusing} need a teacher of this library; with another one take sdtt or alpha.",
         )
         for name, sizes in (("model", self.model), ("judge.model", self.judge.model)):
             require(
@@ -282,14 +279,13 @@ class RunConfig:
             unroll=self.model.unroll,
         )
 
-    def coupled_denoiser(self, vocab_size: int) -> CoupledConfig:
-        """The config of the noise-coupled student for a vocabulary: the denoiser's, and its noise."""
-        return CoupledConfig.of(self.denoiser(vocab_size), self.coupled.noise)
+    def seeing_denoiser(self, section: str, vocab_size: int) -> CoupledConfig:
+        """The config of a student that sees the noise of a section, for a vocabulary."""
+        return CoupledConfig.of(self.denoiser(vocab_size), getattr(self, section).noise)
 
-    def mixture_denoiser(self, vocab_size: int) -> CoupledConfig:
-        """The config of the mixture for a vocabulary: the denoiser's, and its latent."""
-        latent = NoiseConfig(LATENT, num_values=self.mixture.num_values)
-        return CoupledConfig.of(self.denoiser(vocab_size), latent)
+    def rounds(self, distiller: str) -> range:
+        """The numbers of the rounds of a distiller, given its name or that of its stage."""
+        return range(1, getattr(getattr(self, stage_of(distiller)), "num_rounds", 1) + 1)
 
     def causal(self, vocab_size: int) -> CausalConfig:
         """The judge's config for a vocabulary.

@@ -367,5 +367,5 @@ def _network(job: Job, config: RunConfig) -> tuple[DenoiserConfig, Denoiser, Mas
     sizes = config.denoiser(job.vocab_size)
     denoiser = Denoiser(sizes)
     if job.variant == COUPLED:
-        denoiser = CoupledDenoiser(config.coupled_denoiser(job.vocab_size))
+        denoiser = CoupledDenoiser(config.seeing_denoiser(COUPLED, job.vocab_size))
     return sizes, denoiser, MaskedDiffusion(denoiser, make_schedule(config.schedule))

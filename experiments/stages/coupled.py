@@ -286,6 +286,4 @@ def _noise_key(run: Run, number: int) -> Key:
     return purpose_key(run.config.seed, "coupled.noise", number)
 
 
-ROUNDS = Rounds(
-    count=lambda config: config.coupled.num_rounds, job=_round, deliver=_deliver, describe=_describe
-)
+ROUNDS = Rounds(_round, _deliver, _describe)

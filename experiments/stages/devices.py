@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from experiments.distillers import SEE_NOISE, stage_of
+from experiments.distillers import DISTILLERS, stage_of
 from experiments.settings import RunConfig
 from experiments.stages.objective import Networks
 from sdtt_jax.interchange.adapters import network_shardings
@@ -42,8 +42,8 @@ def check_split(run: Networks, sections: Iterable[str], mesh: Any) -> None:
             found = {"judge": run.judge}
             if run.config.judge.skeleton:
                 found["judge.skeleton"] = run.skeleton
-        elif section in SEE_NOISE:
-            found = {section: run.mixture if section == "mixture" else run.coupled}
+        elif section in DISTILLERS:
+            found = {section: run.student(section)}
         for name, network in found.items():
             network_shardings(network, mesh, name=f"The network of config.{name}")
 

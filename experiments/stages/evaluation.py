@@ -4,10 +4,9 @@ import dataclasses
 import functools
 from typing import NamedTuple
 
-from experiments.distillers import COUPLED, COUPLED_IDLM, ONE_ROUND, SDTT
+from experiments.distillers import COUPLED_STUDENTS, ONE_ROUND, SDTT
 from experiments.stages import few_calls
 from experiments.stages.context import Run
-from experiments.stages.one_round import PARTS
 from experiments.stages.training import delivered_rounds
 from experiments.stages.workdir import final, is_delivered, read_json, write_json
 from sdtt_jax.checkpoints.store import stored_digest
@@ -31,7 +30,7 @@ SHOWN_STEPS = (4, 8, 16)
 ANIMATED_STEPS = 8
 ESTIMATOR = "antithetic"
 # Stages whose models this stage does not write a record of.
-UNRECORDED = ("judge", COUPLED, COUPLED_IDLM)
+UNRECORDED = ("judge", *COUPLED_STUDENTS)
 
 
 class MeasuredModel(NamedTuple):
@@ -151,16 +150,17 @@ def _delivered(run: Run) -> dict[str, str]:
 
 def _few_calls(run: Run) -> dict[str, list[int]]:
     """The last finished round, if any, of each distiller that is measured at very few calls."""
-    return {name: delivered_rounds(run, name)[-1:] for name in (COUPLED, COUPLED_IDLM)}
+    return {name: delivered_rounds(run, name)[-1:] for name in COUPLED_STUDENTS}
 
 
 def _others(run: Run) -> list[str]:
     """The other finished distillers of one round."""
-    return [name for name in ONE_ROUND if name != COUPLED_IDLM and delivered_rounds(run, name)]
+    names = [name for name in ONE_ROUND if name not in COUPLED_STUDENTS]
+    return [name for name in names if delivered_rounds(run, name)]
 
 
 def _other(run: Run, name: str) -> Model:
-    return run.model(run.workdir.round(1, name), PARTS[name].network(run), stage=name, round=1)
+    return run.model(run.workdir.round(1, name), run.student(name), stage=name, round=1)
 
 
 def _model(run: Run, number: int) -> Model:

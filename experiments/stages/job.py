@@ -154,9 +154,8 @@ class TrainingJob:
 
 
 class Rounds(NamedTuple):
-    """The rounds of a distiller: how many, and how each is trained and delivered."""
+    """How each round of a distiller is trained and delivered."""
 
-    count: Callable[[RunConfig], int]  # how many the config asks for
     job: Callable[[Run, int], TrainingJob]  # the training of a round, from its number
     deliver: Callable[[Run, int, TrainState], None]  # writes what a trained round delivers
     describe: Callable[[RunConfig, int], str]  # a line about a round, for the log

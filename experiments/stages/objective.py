@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 
+from experiments.distillers import COUPLED, DISTILLERS
 from experiments.settings import RunConfig
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.schedule import make_schedule
@@ -63,15 +64,18 @@ class Networks(abc.ABC):
         """Another network with the same noise schedule."""
         return dataclasses.replace(self.diffusion, denoiser=network)
 
+    def student(self, distiller: str) -> Any:
+        """The network of a distiller's students: the denoiser, or one that sees noise."""
+        section = DISTILLERS[distiller].sees
+        if not section:
+            return self.denoiser
+        return CoupledDenoiser(self.config.seeing_denoiser(section, self.vocab_size))
+
     @functools.cached_property
     def coupled(self) -> CoupledDenoiser:
         """The noise-coupled student."""
-        return CoupledDenoiser(self.config.coupled_denoiser(self.vocab_size))
-
-    @functools.cached_property
-    def mixture(self) -> CoupledDenoiser:
-        """The mixture's student."""
-        return CoupledDenoiser(self.config.mixture_denoiser(self.vocab_size))
+        student: CoupledDenoiser = self.student(COUPLED)
+        return student
 
     @functools.cached_property
     def judge(self) -> CausalNetwork:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from experiments.stages.context import Run
 from experiments.stages.job import TrainingJob
-from experiments.stages.training import BY_STAGE, training_job
+from experiments.stages.training import ROUNDS, training_job
 from sdtt_jax.checkpoints.digests import leaf_digests
 from sdtt_jax.checkpoints.store import Checkpoints
 from sdtt_jax.config import require
@@ -65,8 +65,8 @@ def replay(run: Run, name: str) -> None:
 
 def _named(run: Run, name: str) -> tuple[TrainingJob, int | None]:
     match = NAME.fullmatch(name)
-    if match is None or match[2] not in (None, *BY_STAGE):
-        known = ", ".join(f"{stage}/ROUND" for stage in BY_STAGE)
+    if match is None or match[2] not in (None, *ROUNDS):
+        known = ", ".join(f"{stage}/ROUND" for stage in ROUNDS)
         raise ConfigError(
             f"--replay={name} names no training; give teacher, judge or {known}, perhaps with @STEP after it."
         )
@@ -79,9 +79,8 @@ def _named(run: Run, name: str) -> tuple[TrainingJob, int | None]:
         f"--replay={name}: the run trains no {match[1]}, because config.{match[1]}.checkpoint names one.",
     )
     number = int(match[3] or 0)
-    rounds = BY_STAGE[match[2]].count(run.config) if match[2] else 0
-    if match[2] is not None and not 1 <= number <= rounds:
-        raise ConfigError(f"--replay={name}: rounds are 1 to {rounds}; choose one of them.")
+    if match[2] and number not in (rounds := run.config.rounds(match[2])):
+        raise ConfigError(f"--replay={name}: rounds are 1 to {rounds[-1]}; choose one of them.")
     stage, step = match[2] or match[1], int(match[4] or 1)
     steps = getattr(run.config, "judge" if stage == "skeleton" else stage).train.num_steps
     if not 1 <= step <= steps:

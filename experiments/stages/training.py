@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from experiments.distillers import COUPLED, ONE_ROUND, SDTT, stage_of
+from experiments.distillers import COUPLED, SDTT, stage_of
 from experiments.settings import RunConfig
 from experiments.stages import adoption, coupled, objective
 from experiments.stages.context import Run
@@ -20,7 +20,7 @@ from experiments.stages.job import (
     facts_of_adapters,
     report_rejected,
 )
-from experiments.stages.one_round import one_round
+from experiments.stages.one_round import PARTS, one_round
 from experiments.stages.workdir import has_begun, is_delivered
 from sdtt_jax.checkpoints.store import Checkpoints
 from sdtt_jax.config import require
@@ -57,7 +57,7 @@ def training_job(run: Run, stage: str, number: int = 0) -> TrainingJob:
             network, every = run.skeleton, run.config.judge.skeleton
         loss = judge_loss(network, run.tokenizer.bos_id, run.sequences, every)
         return _from_scratch(run, stage, network, loss, run.config.judge.train, every)
-    return BY_STAGE[stage].job(run, number)
+    return ROUNDS[stage].job(run, number)
 
 
 def check_found_elsewhere(run: Run, names: Sequence[str]) -> None:
@@ -163,13 +163,13 @@ def is_judged(run: Run) -> bool:
 def distill(run: Run, distillers: Sequence[str]) -> None:
     """Runs all rounds of the named distillers; the student of a round is the teacher of the next."""
     for name in distillers:
-        rounds, count = ROUNDS[name], ROUNDS[name].count(run.config)
-        for number in range(1, count + 1):
+        rounds, numbers = ROUNDS[stage_of(name)], run.config.rounds(name)
+        for number in numbers:
             title = f"{name}, round {number}" if name != SDTT else f"round {number}"
             if is_delivered(run.workdir.round(number, name)):
                 run.log(f"  {title}: finished before")
                 continue
-            run.log(f"  {title} of {count}: {rounds.describe(run.config, number)}")
+            run.log(f"  {title} of {len(numbers)}: {rounds.describe(run.config, number)}")
             rounds.deliver(run, number, _fit(rounds.job(run, number)))
 
 
@@ -179,15 +179,14 @@ def is_distilled(run: Run, distillers: Sequence[str]) -> bool:
 
 
 def _is_done(run: Run, name: str) -> bool:
-    return len(delivered_rounds(run, name)) == ROUNDS[name].count(run.config)
+    return delivered_rounds(run, name) == [*run.config.rounds(name)]
 
 
 def delivered_rounds(run: Run, name: str) -> list[int]:
     """The finished rounds of a distiller, ascending; none if the config does not ask for it."""
     if name not in run.config.distillers:
         return []
-    numbers = range(1, ROUNDS[name].count(run.config) + 1)
-    return [n for n in numbers if is_delivered(run.workdir.round(n, name))]
+    return [n for n in run.config.rounds(name) if is_delivered(run.workdir.round(n, name))]
 
 
 def _describe_sdtt(config: RunConfig, number: int) -> str:
@@ -319,11 +318,9 @@ def _fit(job: TrainingJob) -> TrainState:
     return state
 
 
+# By the names of stages.
 ROUNDS = {
-    SDTT: Rounds(
-        lambda config: config.distill.num_rounds, _sdtt_round, _deliver_sdtt, _describe_sdtt
-    ),
+    stage_of(SDTT): Rounds(_sdtt_round, _deliver_sdtt, _describe_sdtt),
     COUPLED: coupled.ROUNDS,
-    **{name: one_round(name) for name in ONE_ROUND},
+    **{name: one_round(name) for name in PARTS},
 }
-BY_STAGE = {stage_of(name): rounds for name, rounds in ROUNDS.items()}

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.cli.overrides import UNKNOWN, Source
-from experiments.distillers import COUPLED, COUPLED_IDLM, DISTILLERS, SDTT, stage_of
+from experiments.distillers import DISTILLERS, SDTT, stage_of
 from experiments.settings import RunConfig
 from experiments.stages import mirror
 from experiments.stages.lease import FILE as LEASE
@@ -184,8 +184,8 @@ def _changeable(workdir: Workdir, stored: dict[str, Any], config: RunConfig) -> 
     made = [name for name in DISTILLERS if any(map(has_begun, workdir.rounds(name)))]
     begun = [name for name in stored.get("distillers", []) if name in made]
     changeable = {stage_of(name) for name in DISTILLERS if name not in made}
-    if COUPLED_IDLM in made:
-        changeable.discard(COUPLED)  # whose student it started from
+    # Those whose students they started from.
+    changeable -= {stage_of(DISTILLERS[name].after) for name in made}
     if [name for name in config.distillers if name in begun] == begun:
         changeable.add("distillers")
     if not (has_begun(workdir.judge) or has_begun(workdir.skeleton)):

@@ -112,10 +112,9 @@ def _step(kind: str, planned: Planned, mesh: Mesh, batch: int) -> _Step:
     spec = StateSpec(getattr(config, kind).train, mesh)
     tokens: Tree = _tokens(batch, denoiser.config, mesh)
     if kind in ONE_ROUND:
-        parts = one_round.PARTS[kind]
-        state = one_round.abstract_state(parts, planned, spec)
-        cost = step_cost(kind, config, batch)
-        return _Step(denoiser, parts.loss(planned), state, tokens, cost, {})
+        loss = one_round.loss_of(kind, planned)
+        state = one_round.abstract_state(kind, planned, spec)
+        return _Step(denoiser, loss, state, tokens, step_cost(kind, config, batch), {})
     if kind == COUPLED:
         denoiser, share = planned.coupled, with_full(config.coupled.full_share)
         diffusion, key = planned.diffusion_of(denoiser), seed_key(0)

@@ -106,7 +106,7 @@ def test_half_of_the_tokens_are_masked_by_the_chosen_key():
 def test_a_noise_coupled_student_is_timed_where_its_states_are_on_average():
     """Two fifths of its states are fully masked, the others spread evenly: 0.4 + 0.6 / 2 of all tokens."""
     config = changed(smoke(), coupled={"full_share": 0.4})
-    sizes = dataclasses.replace(config.coupled_denoiser(31), length=128)
+    sizes = dataclasses.replace(config.seeing_denoiser("coupled", 31), length=128)
     diffusion = MaskedDiffusion(CoupledDenoiser(sizes), make_schedule(config.schedule))
     tokens = jax.numpy.zeros((1, 128), jax.numpy.int32)
     key = average_key(Job("train", COUPLED, {}, 31, 1), config, diffusion, tokens)

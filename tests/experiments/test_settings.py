@@ -13,7 +13,7 @@ from ml_collections import config_flags
 from experiments.cli.arguments import IN_FLAGS, clearer, in_words
 from experiments.cli.overrides import define_config_file
 from experiments.configs.smoke import smoke
-from experiments.distillers import DISTILLERS, REFUSED_SEQUENCES, CoupledStage
+from experiments.distillers import DISTILLERS, CoupledStage
 from experiments.settings import (
     EvaluationConfig,
     RunConfig,
@@ -169,13 +169,14 @@ def test_a_distiller_that_cannot_honour_the_sequences_is_refused_and_the_others_
         config = _with("data.sequences", kind) | {"mmd": {"layer": 1}}
         for name in DISTILLERS:
             config["distillers"] = ("sdtt", name)[name == "sdtt" :]
-            if kind in REFUSED_SEQUENCES.get(name, ((),))[0]:
+            if kind in DISTILLERS[name].refused[0]:
                 message = f"distillers: '{name}' cannot honour data.sequences='{kind}', because it"
                 with pytest.raises(ConfigError, match=message):
                     run_config(config)
             else:
                 assert run_config(config).data.sequences == kind
-    assert set(REFUSED_SEQUENCES) == {"coupled", "coupled_idlm", "mixture", "mmd"}
+    refusing = {name for name, row in DISTILLERS.items() if row.refused[0]}
+    assert refusing == {"coupled", "coupled_idlm", "mixture", "mmd"}
 
 
 def test_importance_sampling_needs_the_bound_as_objective():
