@@ -168,6 +168,13 @@ class RunConfig:
     def __post_init__(self) -> None:
         check_seed(self.seed)
         at_least(0, self, "watchdog_seconds")
+        self._check_distillers()
+        self._check_students()
+        self._check_teacher()
+        self._check_skeleton()
+        self._check_networks()
+
+    def _check_distillers(self) -> None:
         kind = self.data.sequences
         for name in self.distillers:
             require(
@@ -186,6 +193,9 @@ class RunConfig:
             len(set(self.distillers)) == len(self.distillers) > 0,
             "distillers must name at least one, and each only once.",
         )
+
+    def _check_students(self) -> None:
+        """Checks what each student starts from, and what its loss needs."""
         for place, name in enumerate(self.distillers):
             after = DISTILLERS[name].after
             require(
@@ -201,7 +211,10 @@ class RunConfig:
             "mmd" not in self.distillers or self.mmd.layer <= self.model.num_layers,
             f"mmd.layer={self.mmd.layer} does not exist: model.num_layers={self.model.num_layers}.",
         )
-        teacher = self.teacher
+
+    def _check_teacher(self) -> None:
+        """Checks the teacher's settings against those of its tokenizer, its schedule and its students."""
+        teacher, lora = self.teacher, self.distill.lora
         require(
             (self.tokenizer.kind == "hub") == bool(teacher.init_from or self.published),
             "tokenizer.kind='hub' and teacher.init_from go together: the tokenizer is that model's (or "
@@ -213,16 +226,19 @@ class RunConfig:
             f"above 0, not {self.schedule.kind!r}; leave it out, or take such a schedule.",
         )
         require(
-            not (self.teacher.lora.rank and self.distill.lora.rank)
-            or self.teacher.lora == self.distill.lora,
+            not (teacher.lora.rank and lora.rank) or teacher.lora == lora,
             "teacher.lora and distill.lora differ: students continue with the teacher's adapters, so make "
             "them equal, or set distill.lora.rank=0 to train all parameters of the merged teacher.",
         )
-        every = self.judge.skeleton
+
+    def _check_skeleton(self) -> None:
+        every, data = self.judge.skeleton, self.data
         require(
-            not every or (kind == "packed" and every <= self.data.length),
+            not every or (data.sequences == "packed" and every <= data.length),
             f"judge.skeleton={every} needs data.sequences='packed' and data.length >= {every}; set it to 0.",
         )
+
+    def _check_networks(self) -> None:
         refusing = [name for name in self.distillers if DISTILLERS[name].own_teacher]
         others = sorted({DENOISER, *KINDS} - LIBRARY)
         require(
