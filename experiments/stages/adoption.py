@@ -14,12 +14,14 @@ from sdtt_jax.networks.kinds import kind_of, network_of
 def check(run: Run, stage: str) -> None:
     """Checks what can be known of a model, before the data are prepared and without its parameters.
 
-    The `checkpoint` of the stage "teacher" or "judge" names it.
+    The `checkpoint` of the stage "teacher" or "judge" names it; one that has been taken is not needed again.
 
     Raises:
       ConfigError: there is no model there, it is of another kind or size, or its texts were of another kind.
     """
     checkpoint = getattr(run.config, stage).checkpoint
+    if not checkpoint or is_delivered(run.workdir.stage(stage)):
+        return
     try:
         if is_on_hub(checkpoint):
             return  # the hub is not asked yet

@@ -13,11 +13,11 @@ from experiments.distillers import COUPLED
 from experiments.settings import RunConfig
 from experiments.stages.context import Run
 from experiments.stages.job import Pool, Rounds, TrainingJob, averaged
-from experiments.stages.workdir import has_begun
+from experiments.stages.workdir import has_begun, is_delivered
 from sdtt_jax.checkpoints.digests import canonical_sha256, params_digest
 from sdtt_jax.checkpoints.orbax import is_committed
 from sdtt_jax.checkpoints.store import load_params, save_params
-from sdtt_jax.config import differences, to_mapping
+from sdtt_jax.config import differences, require, to_mapping
 from sdtt_jax.data.loader import shuffled
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.sampler import SamplerConfig
@@ -151,6 +151,16 @@ def teacher_params(run: Run, number: int) -> Params:
     """The parameters of a round's teacher: the first teacher, or the student of the round before."""
     folder, network = _teacher(run, number)
     return run.delivered(folder, network, "distill")
+
+
+def check_pool(run: Run) -> None:
+    """Checks that the pool of another run is there, unless the round that reads it has delivered."""
+    pool = run.config.coupled.pool
+    require(
+        not pool or is_delivered(run.workdir.round(1, COUPLED)) or as_path(pool).is_dir(),
+        f"config.coupled.pool={pool} is not a stored pool; give DIR/coupled/01/pool of a run, or leave "
+        "it empty to have one made.",
+    )
 
 
 def open_pool(run: Run, number: int, teacher: Params) -> Pool:

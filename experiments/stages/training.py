@@ -11,7 +11,7 @@ from experiments.distillers import COUPLED, SDTT, stage_of
 from experiments.settings import RunConfig
 from experiments.stages import adoption, coupled, objective
 from experiments.stages.context import Run
-from experiments.stages.devices import check_batches, check_split, is_trained, sections_of
+from experiments.stages.devices import check_batches, check_split, sections_of
 from experiments.stages.job import (
     Rounds,
     TrainingJob,
@@ -30,10 +30,9 @@ from sdtt_jax.errors import ConfigError, DataError
 from sdtt_jax.keys import purpose_key
 from sdtt_jax.networks.base import abstract_params
 from sdtt_jax.networks.kinds import network_of
-from sdtt_jax.networks.lora import check_targets
+from sdtt_jax.networks.lora import LoraConfig, check_targets
 from sdtt_jax.objectives import judge_loss
 from sdtt_jax.parallel import processes
-from sdtt_jax.paths import as_path
 from sdtt_jax.progress import make_progress
 from sdtt_jax.training.config import TrainConfig
 from sdtt_jax.training.loop import TrainLog, train
@@ -70,43 +69,47 @@ def check_found_elsewhere(run: Run, names: Sequence[str]) -> None:
       ConfigError: a field names something that does not exist, or a batch size does not fit the devices.
     """
     ahead = _unfinished(run, names)
+    if ahead or not run.is_prepared:
+        _check_mixture(run)
+    for stage in ahead:
+        if stage in ("teacher", "judge"):
+            adoption.check(run, stage)
+    if "teacher" in ahead:
+        _check_annealing(run)
+    for stage in ahead:
+        if stage in ("teacher", "distill"):
+            _check_adapters(run, getattr(run.config, stage).lora)
+    check_batches(run.config, ahead, run.mesh)
+    if COUPLED in ahead:
+        coupled.check_pool(run)
+
+
+def _check_mixture(run: Run) -> None:
     # For a large text, training begins hours after its preparation.
-    for mixed in run.config.data.mixed() if ahead or not run.is_prepared else ():
+    for mixed in run.config.data.mixed():
         try:
             read_info(mixed)
         except DataError as error:
             raise ConfigError(f"config.data.mixture: {error}") from None
-    for stage, folder in (("teacher", run.workdir.teacher), ("judge", run.workdir.judge)):
-        if getattr(run.config, stage).checkpoint and stage in names and not is_delivered(folder):
-            adoption.check(run, stage)
-    annealing = run.config.teacher.attention_annealing
+
+
+def _check_annealing(run: Run) -> None:
+    name, annealing = run.config.teacher.init_from, run.config.teacher.attention_annealing
     # A teacher that has begun goes on as it began.
-    if annealing and "teacher" in ahead and not has_begun(run.workdir.teacher):
-        name = run.config.teacher.init_from
+    if name and annealing and not has_begun(run.workdir.teacher):
         require(
-            not name or run.was_causal,
+            run.was_causal,
             f"teacher.attention_annealing={annealing} opens the attention of a causal model, and "
             f"teacher.init_from={name} is a denoiser already; leave it out.",
         )
-    for section in ahead:
-        config = getattr(run.config, section)
-        if (
-            section in ("teacher", "distill")
-            and config.lora.rank
-            and is_trained(run.config, section)
-        ):
-            # No linear map of the blocks depends on the vocabulary, which is not known yet.
-            own = None if run.config.published else run.config.denoiser(vocab_size=2)
-            check_targets(network_of(own) if own else run.denoiser, config.lora)
-    check_batches(run.config, ahead, run.mesh)
-    asked = "distill" in names and COUPLED in run.config.distillers
-    if asked and not is_delivered(run.workdir.round(1, COUPLED)):
-        pool = run.config.coupled.pool
-        require(
-            not pool or as_path(pool).is_dir(),
-            f"config.coupled.pool={pool} is not a stored pool; give DIR/coupled/01/pool of a run, or leave "
-            "it empty to have one made.",
-        )
+
+
+def _check_adapters(run: Run, lora: LoraConfig) -> None:
+    config = run.config
+    if lora.rank:
+        # No linear map of the blocks depends on the vocabulary, which is not known yet.
+        own = None if config.published else network_of(config.denoiser(vocab_size=2))
+        check_targets(own or run.denoiser, lora)
 
 
 def check_networks(run: Run, names: Sequence[str]) -> None:
