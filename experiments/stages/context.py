@@ -32,6 +32,7 @@ from sdtt_jax.networks.config import GPT2Config, PublishedConfig
 from sdtt_jax.networks.lora import LoraConfig
 from sdtt_jax.ops.sequences import Sequences
 from sdtt_jax.parallel import processes
+from sdtt_jax.parallel.placement import place_rows
 from sdtt_jax.paths import as_path, is_remote
 from sdtt_jax.progress import track_text
 from sdtt_jax.training.step import TrainStep, make_train_step
@@ -126,6 +127,11 @@ class Run(Networks):
         others = self.config.data.mixed()
         here = {str(mirror.readable(as_path(folder))): weight for folder, weight in others.items()}
         return open_mixture(self.workdir.local.data, here)
+
+    def texts(self, seed: int, number: int, size: int) -> jax.Array:
+        """Batch `number` of the training split in a seed's order, on the mesh: `[size, length]` int32."""
+        rows = functools.partial(self.train_split.batch, seed, number, size)
+        return place_rows(rows, (size, self.config.data.length), self.mesh)
 
     @functools.cached_property
     def data_digest(self) -> str:

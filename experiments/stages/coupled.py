@@ -1,7 +1,6 @@
 """The rounds of noise-coupled distillation: their teachers, and the stored pools of trajectories."""
 
 import functools
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from jax.sharding import Mesh
 from experiments.distillers import COUPLED
 from experiments.settings import RunConfig
 from experiments.stages.context import Run
-from experiments.stages.job import Pool, Rounds, TrainingJob, averaged
+from experiments.stages.job import Batches, Rounds, TrainingJob, averaged
 from experiments.stages.workdir import has_begun, is_delivered
 from sdtt_jax.checkpoints.digests import canonical_sha256, params_digest
 from sdtt_jax.checkpoints.orbax import is_committed
@@ -50,7 +49,7 @@ POOL_BATCH = 64
 PARTS = "pool.parts"
 
 
-def stored_batch(rows: dict[str, Any], seed: int, number: int, size: int, mesh: Mesh) -> Tree:
+def stored_batch(rows: dict[str, Any], mesh: Mesh, seed: int, number: int, size: int) -> Tree:
     """Batch `number` of the epochs of a seed, on the mesh: the trajectories' indices and arrays.
 
     `rows` has "tokens", at which the trajectories end, `[trajectories, length]` int32; in hindsight, also the
@@ -65,23 +64,15 @@ def stored_batch(rows: dict[str, Any], seed: int, number: int, size: int, mesh: 
     return {"index": index} | jax.tree.map(placed, rows)
 
 
-def _fresh_batch(
-    texts: Callable[[int, int, int, slice], np.ndarray] | None,
-    length: int,
-    seed: int,
-    number: int,
-    size: int,
-    mesh: Mesh,
-) -> Tree:
-    """The indices of the trajectories that a training step makes itself; in hindsight, with their `texts`."""
+def _fresh_batch(run: Run, seed: int, number: int, size: int) -> Tree:
+    """The indices of the trajectories that a training step makes itself; in hindsight, with their texts."""
 
     def numbers(rows: slice) -> np.ndarray:
         return np.arange(number * size, (number + 1) * size, dtype=np.int32)[rows]
 
-    batch = {"index": place_rows(numbers, (size,), mesh)}
-    if texts is not None:
-        rows = functools.partial(texts, seed, number, size)
-        batch["tokens"] = place_rows(rows, (size, length), mesh)
+    batch = {"index": place_rows(numbers, (size,), run.mesh)}
+    if run.config.coupled.hindsight:
+        batch["tokens"] = run.texts(seed, number, size)
     return batch
 
 
@@ -122,7 +113,7 @@ def _round(run: Run, number: int) -> TrainingJob:
     own, teachers = run.diffusion_of(run.coupled), run.diffusion_of(network)
     loss = coupled_loss(own, teachers, config, number, _noise_key(run, number), length)
     teacher = teacher_params(run, number)
-    pool = open_pool(run, number, teacher)
+    batches = open_pool(run, number, teacher)
     spec, context = StateSpec(train, run.mesh), {}
     if config.soft_weight or not config.num_trajectories:
         context["teacher_params"] = unbox(abstract_params(network))
@@ -144,7 +135,7 @@ def _round(run: Run, number: int) -> TrainingJob:
         return spec.from_params(student, dict.fromkeys(context, params))
 
     step_fn = make_train_step(loss, train)
-    return TrainingJob(run, COUPLED, number, train, step_fn, start, abstract, pool=pool)
+    return TrainingJob(run, COUPLED, number, train, step_fn, start, abstract, batches=batches)
 
 
 def teacher_params(run: Run, number: int) -> Params:
@@ -163,7 +154,7 @@ def check_pool(run: Run) -> None:
     )
 
 
-def open_pool(run: Run, number: int, teacher: Params) -> Pool:
+def open_pool(run: Run, number: int, teacher: Params) -> Batches:
     """Reads the trajectories of a round, or makes and stores them.
 
     With `num_trajectories=0` none is stored, and each training step makes its own. Trajectories depend on
@@ -197,9 +188,7 @@ def open_pool(run: Run, number: int, teacher: Params) -> Pool:
     if config.independent:
         facts["independent"] = True
     if not config.num_trajectories:
-        texts = run.train_split.batch if config.hindsight else None
-        length = run.config.data.length
-        return Pool(functools.partial(_fresh_batch, texts, length), facts)
+        return Batches(functools.partial(_fresh_batch, run), facts)
     # Training draws the noise again, which under other flags of JAX's would not be that of the stored texts.
     # A checkpoint names the generator itself.
     drawn = facts | unusual_generator()
@@ -220,7 +209,7 @@ def open_pool(run: Run, number: int, teacher: Params) -> Pool:
         processes.on_first("Removing the parts of the pool", lambda: remove_tree(parts))
     if "noise" in rows:
         rows["noise"] = Noise(**rows["noise"])
-    return Pool(functools.partial(stored_batch, rows), facts)
+    return Batches(functools.partial(stored_batch, rows, run.mesh), facts)
 
 
 def _make(run: Run, number: int, params: Params, parts: Path) -> dict[str, Any]:

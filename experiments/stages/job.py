@@ -1,15 +1,12 @@
 """One training of a run, of all parameters or of adapters, and the interface of distillers."""
 
 import dataclasses
-import functools
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
-from jax.sharding import Mesh
 
 from experiments.settings import RunConfig
 from experiments.stages.context import Run
@@ -19,9 +16,8 @@ from sdtt_jax.checkpoints.store import Checkpoints
 from sdtt_jax.interchange.adapters import adapter_facts, read_base
 from sdtt_jax.keys import generator, purpose_key, purpose_seed
 from sdtt_jax.networks.lora import LoraConfig, frozen
-from sdtt_jax.objectives import BASE, open_share
+from sdtt_jax.objectives import BASE
 from sdtt_jax.parallel import processes
-from sdtt_jax.parallel.placement import place_batch, place_rows
 from sdtt_jax.paths import write_text
 from sdtt_jax.training.config import TrainConfig
 from sdtt_jax.training.state import TrainState
@@ -49,12 +45,13 @@ class WithoutBase(Checkpoints):
         return super().save(state.replace(context=context))
 
 
-class Pool(NamedTuple):
-    """The source of batches of a stage that does not train on the texts of the training split."""
+class Batches(NamedTuple):
+    """The source of batches of a stage that trains on other things than the texts of the training split."""
 
-    # `(seed, number, size, mesh)`: batch `number` of a seed, on the mesh.
-    batch: Callable[[int, int, int, Mesh], Tree]
-    facts: dict[str, Any]  # everything that determines the batches; stored with the checkpoints
+    # `(seed, number, size)`: batch `number` of a seed, on the mesh.
+    batch: Callable[[int, int, int], Tree]
+    # Everything that determines the batches, beyond config and data; stored with the checkpoints.
+    facts: dict[str, Any]
 
 
 def deliver_base(run: Run) -> None:
@@ -77,10 +74,8 @@ class TrainingJob:
     step_fn: TrainStep  # the compiled step
     start: Callable[[], TrainState]  # makes the state to begin with
     abstract: TrainState  # shapes and shardings of the state
-    pool: Pool | None = None  # where batches come from, if not from the training split
+    batches: Batches | None = None  # where batches come from; None: from the training split
     every: int = 1  # 1, or n for a network that is trained on every n-th token
-    # For a network that was causal, the steps over which its attention to later positions is opened.
-    annealing: int | None = None
     # Adapters to train; with rank 0 all parameters are. `start` and `abstract` leave out the adapters' base.
     lora: LoraConfig = LoraConfig()
 
@@ -121,9 +116,10 @@ class TrainingJob:
 
         The config itself is compared by `claim_workdir`.
         """
-        pool = {} if self.pool is None else {"pool": self.pool.facts}
-        adapters = facts_of_adapters(self.run, self.lora)
-        return self.tags | {"data": self.run.data_digest, "random": generator()} | pool | adapters
+        facts = self.tags | {"data": self.run.data_digest, "random": generator()}
+        if self.batches and self.batches.facts:
+            facts["pool"] = self.batches.facts
+        return facts | facts_of_adapters(self.run, self.lora)
 
     def state(self, checkpoints: Checkpoints, before: int | None = None) -> TrainState:
         """The state to continue from: of the latest checkpoint (below step `before`), or a new one."""
@@ -141,16 +137,9 @@ class TrainingJob:
         return max(self.round - 1, 0) * self.config.num_steps + step
 
     def batch_at(self, step: int) -> Any:
-        """The batch of a step (from 0), on the mesh: `[batch, length]` int32, or what a pool gives."""
-        size, number = self.config.batch_size, self.batch_number(step)
-        if self.pool is not None:
-            return self.pool.batch(self.data_seed, number, size, self.run.mesh)
-        rows = functools.partial(self.run.train_split.batch, self.data_seed, number, size)
-        tokens = place_rows(rows, (size, self.run.config.data.length), self.run.mesh)
-        if self.annealing is None:
-            return tokens
-        share = np.full(size, open_share(step, self.annealing), np.float32)
-        return {"tokens": tokens, "open": place_batch(share, self.run.mesh)}
+        """The batch of a step (from 0), on the mesh: `[batch, length]` int32, or what `batches` gives."""
+        batch = self.batches.batch if self.batches else self.run.texts
+        return batch(self.data_seed, self.batch_number(step), self.config.batch_size)
 
 
 class Rounds(NamedTuple):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from experiments.distillers import COUPLED, SDTT, stage_of
 from experiments.settings import RunConfig
@@ -13,6 +14,7 @@ from experiments.stages import adoption, coupled, objective
 from experiments.stages.context import Run
 from experiments.stages.devices import check_batches, check_split, sections_of
 from experiments.stages.job import (
+    Batches,
     Rounds,
     TrainingJob,
     averaged,
@@ -31,8 +33,9 @@ from sdtt_jax.keys import purpose_key
 from sdtt_jax.networks.base import abstract_params
 from sdtt_jax.networks.kinds import network_of
 from sdtt_jax.networks.lora import LoraConfig, check_targets
-from sdtt_jax.objectives import judge_loss
+from sdtt_jax.objectives import judge_loss, open_share
 from sdtt_jax.parallel import processes
+from sdtt_jax.parallel.placement import place_batch
 from sdtt_jax.progress import make_progress
 from sdtt_jax.training.config import TrainConfig
 from sdtt_jax.training.loop import TrainLog, train
@@ -41,6 +44,7 @@ from sdtt_jax.training.optimizers import greatest_share
 from sdtt_jax.training.state import StateSpec, TrainState
 from sdtt_jax.training.step import LossFn, make_train_step
 from sdtt_jax.training.watchdog import watchdog
+from sdtt_jax.typing import Tree
 
 
 def training_job(run: Run, stage: str, number: int = 0) -> TrainingJob:
@@ -262,14 +266,19 @@ def _from_base(run: Run, loss: LossFn) -> TrainingJob:
     config, lora = run.config.teacher, run.config.teacher.lora
     spec = StateSpec(config.train, run.mesh)
     init = functools.partial(objective.init_params, run, lora)
-    annealing = config.attention_annealing if run.was_causal else None
+
+    def opened(seed: int, number: int, size: int) -> Tree:
+        """A batch of texts, and how far a step's attention to later positions is opened."""
+        share = np.full(size, open_share(number, config.attention_annealing), np.float32)
+        return {"tokens": run.texts(seed, number, size), "open": place_batch(share, run.mesh)}
 
     def start() -> TrainState:
         return spec.init(init) if lora.rank else spec.from_params(run.base_params())
 
     train, abstract = make_train_step(loss, config.train), spec.abstract(init)
+    batches = Batches(opened, {}) if run.was_causal else None
     return TrainingJob(
-        run, "teacher", 0, config.train, train, start, abstract, annealing=annealing, lora=lora
+        run, "teacher", 0, config.train, train, start, abstract, batches=batches, lora=lora
     )
 
 

@@ -202,7 +202,7 @@ def test_trajectories_that_a_killed_run_left_half_written_are_made_again(
         first = open_pool(run, 1, teacher)
         (run.workdir.round(1, "coupled") / "pool" / "commit_success.txt").unlink()
         again = open_pool(run, 1, teacher)
-        batches = [pool.batch(1, 0, 8, run.mesh)["tokens"] for pool in (first, again)]
+        batches = [pool.batch(1, 0, 8)["tokens"] for pool in (first, again)]
     np.testing.assert_array_equal(*batches)
 
 

@@ -79,7 +79,7 @@ def test_a_pool_is_the_teachers_trajectories_and_each_round_has_its_own(unbroken
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, np.arange(16))
         params = run.delivered(run.workdir.teacher, run.denoiser, "a test")
         noise = jax.jit(noise_of, static_argnums=(0, 2))(student, keys, run.config.data.length)
-        one, other = (pool.batch(1, 0, 16, run.mesh) for pool in (first, second))
+        one, other = (pool.batch(1, 0, 16) for pool in (first, second))
         np.testing.assert_array_equal(one["tokens"], written(run, params, noise)[one["index"]])
     assert first.facts["teacher"] != second.facts["teacher"]
     assert (one["tokens"] != other["tokens"]).any()
@@ -141,7 +141,7 @@ def test_a_pool_in_hindsight_has_real_texts_from_their_noise(unbroken, tmp_path,
         with saving, pytest.raises(KeyboardInterrupt):
             open_pool(run, 1, params)
         monkeypatch.setattr(coupled_stage, "_made", stop)
-        made, read = (open_pool(run, 1, params).batch(1, 0, 16, run.mesh) for _ in range(2))
+        made, read = (open_pool(run, 1, params).batch(1, 0, 16) for _ in range(2))
         jax.tree.map(np.testing.assert_array_equal, made, read)
         assert are_real(run, read["tokens"])
         np.testing.assert_array_equal(written(run, params, read["noise"]), read["tokens"])
@@ -156,7 +156,7 @@ def test_in_hindsight_without_a_pool_each_step_infers_the_noise_of_real_texts(
         run_stages(run, STAGES)
         replay(run, "coupled/1@3")
         assert "the same bits in all" in capsys.readouterr().out
-        batch = open_pool(run, 1, teacher_params(run, 1)).batch(1, 0, 8, run.mesh)
+        batch = open_pool(run, 1, teacher_params(run, 1)).batch(1, 0, 8)
         assert are_real(run, batch["tokens"])
         assert "noise" not in batch
 
@@ -172,7 +172,7 @@ def test_a_student_with_several_masks_is_trained_stored_and_sampled(
     with open_run(config, tmp_path / "run") as run:
         run_stages(run, STAGES)
         replay(run, "coupled/1@3")
-        batch = open_pool(run, 1, teacher_params(run, 1)).batch(1, 0, 8, run.mesh)
+        batch = open_pool(run, 1, teacher_params(run, 1)).batch(1, 0, 8)
     assert "the same bits in all" in capsys.readouterr().out
     assert ("noise" in batch) == hindsight
     if hindsight:
@@ -291,7 +291,7 @@ def test_a_batch_of_a_pool_draws_its_order_once(monkeypatch):
 
     monkeypatch.setattr(coupled_stage, "shuffled", counted)
     rows = {"tokens": np.arange(8)[:, None], "noise": np.arange(8) * 10}
-    batch = stored_batch(rows, 1, 0, 4, make_mesh(MeshConfig(), jax.devices()[:1]))
+    batch = stored_batch(rows, make_mesh(MeshConfig(), jax.devices()[:1]), 1, 0, 4)
     assert len(drawn) == 1
     np.testing.assert_array_equal(batch["tokens"][:, 0], batch["index"])
     np.testing.assert_array_equal(batch["noise"], batch["index"] * 10)
