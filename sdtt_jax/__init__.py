@@ -19,7 +19,6 @@ with epy.lazy_api_imports(globals()):
     from sdtt_jax.causal.nll import causal_nll as causal_nll
     from sdtt_jax.data import open_split as open_split
     from sdtt_jax.data import prepare as prepare
-    from sdtt_jax.diffusion.denoiser import DenoiserLike as DenoiserLike
     from sdtt_jax.diffusion.denoiser import MaskedDiffusion as MaskedDiffusion
     from sdtt_jax.diffusion.forward import q_xt as q_xt
     from sdtt_jax.diffusion.forward import sample_t as sample_t
@@ -46,6 +45,7 @@ with epy.lazy_api_imports(globals()):
     from sdtt_jax.interchange.load import load_scaling_student as load_scaling_student
     from sdtt_jax.interchange.load import load_scaling_teacher as load_scaling_teacher
     from sdtt_jax.interchange.load import load_small_student as load_small_student
+    from sdtt_jax.interface import DenoiserLike as DenoiserLike
     from sdtt_jax.model.causal import CausalModel as CausalModel
     from sdtt_jax.model.masked import Model as Model
     from sdtt_jax.networks import CausalConfig as CausalConfig

@@ -1,103 +1,33 @@
-"""The interface between networks and algorithms: a denoiser, and a denoiser with its noise schedule.
+"""A denoiser with its noise schedule, and a denoiser that is given more than tokens.
 
 Samplers, losses, targets and measures are functions of a `MaskedDiffusion` and of parameters. All they know
 of a network is the five names of `DenoiserLike`.
 """
 
 import dataclasses
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 
 from sdtt_jax.config import instance, require
 from sdtt_jax.diffusion.schedule import Schedule
+from sdtt_jax.interface import DenoiserLike as DenoiserLike
+from sdtt_jax.interface import Wrapped
 from sdtt_jax.ops.noise import Noise
 from sdtt_jax.ops.sequences import Arrangement
-from sdtt_jax.typing import Hidden, Logits, Params, PerSequence, Positions, Tokens, Tree
-
-
-class DenoiserLike(Protocol):
-    """A network that predicts clean tokens, as two pure functions of its parameters.
-
-    It is split before its last linear map: hidden states `[batch, length, embed]` are small and are
-    computed for every position, logits `[..., padded_vocab]` are large and are computed only at the
-    positions that a loss or a sampler asks for.
-
-    Implementations are hashable and compare by value, so that they can be static arguments of `jit`.
-    """
-
-    @property
-    def mask_id(self) -> int:
-        """The id of MASK, which follows the vocabulary: tokens are `0 … mask_id - 1`."""
-
-    @property
-    def padded_vocab(self) -> int:
-        """Columns of `logits`: vocabulary, MASK, and padding that is impossible (very low logits)."""
-
-    def hidden(self, params: Params, tokens: Tokens, sigma: PerSequence | None = None) -> Hidden:
-        """Final hidden states.
-
-        Args:
-          params: the network's parameters.
-          tokens: `[batch, length]` int32, MASK included.
-          sigma: `[batch]` float32, total noise; only a time-conditioned network reads it. None is 0.
-
-        Returns:
-          `[batch, length, embed]`, in the network's compute dtype.
-        """
-
-    def head_params(self, params: Params) -> Params:
-        """The part of `params` that `logits` reads, so that losses carry nothing else."""
-
-    def logits(self, params: Params, hidden: jax.Array) -> Logits:
-        """Unnormalised log-probabilities of the clean token.
-
-        Args:
-          params: all parameters, or what `head_params` returned.
-          hidden: `[..., embed]`, from `hidden`.
-
-        Returns:
-          `[..., padded_vocab]` float32.
-        """
-
-
-# The attributes that a wrapper takes over from the network inside it.
-PASSED_ON = (
-    "mask_id",
-    "padded_vocab",
-    "head_params",
-    "logits",
-    "noise_kind",
-    "config",
-    "linear_head",
-)
+from sdtt_jax.typing import Hidden, Params, PerSequence, Positions, Tokens, Tree
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class ForOneBatch:
-    """A network around another, with its parameters and head, that holds arrays of one batch."""
-
-    denoiser: DenoiserLike  # the other network
-
-    def __getattr__(self, name: str) -> Any:
-        # Methods that compute from tokens, such as a cache's, are missing: they would not use the arrays.
-        if name in PASSED_ON:
-            return getattr(self.denoiser, name)
-        raise AttributeError(f"A network for one batch ({type(self).__name__}) has no {name}.")
-
-
-def innermost(network: Any) -> Any:
-    """The network inside all wrappers of the class `ForOneBatch`; or `network` itself."""
-    while isinstance(network, ForOneBatch):
-        network = network.denoiser
-    return network
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class WithInputs(ForOneBatch):
+class WithInputs(Wrapped):
     """A denoiser with further inputs for one batch, besides the tokens."""
 
     inputs: dict[str, jax.Array]  # further arguments of its `hidden`, by name: `segments`, `edges`
+
+    @property
+    def noise_kind(self) -> str | None:
+        """The kind of noise that the network sees, which `hidden` passes on; None if it sees none."""
+        return getattr(self.network, "noise_kind", None)
 
     def hidden(
         self,
@@ -108,15 +38,11 @@ class WithInputs(ForOneBatch):
         **inputs: jax.Array,
     ) -> Hidden:
         """The network's own `hidden`; `more` and `inputs` are its further arguments, such as noise."""
-        network: Any = self.denoiser
-        hidden: Hidden = network.hidden(params, tokens, sigma, *more, **inputs, **self.inputs)
-        return hidden
+        return self.network.hidden(params, tokens, sigma, *more, **inputs, **self.inputs)
 
     def layer_states(self, params: Params, tokens: Tokens, layer: int) -> Hidden:
         """The network's own `layer_states`."""
-        network: Any = self.denoiser
-        states: Hidden = network.layer_states(params, tokens, layer, **self.inputs)
-        return states
+        return self.network.layer_states(params, tokens, layer, **self.inputs)
 
 
 @dataclasses.dataclass(frozen=True)

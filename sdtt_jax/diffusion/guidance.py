@@ -12,13 +12,14 @@ import jax.numpy as jnp
 from sdtt_jax.config import require
 from sdtt_jax.diffusion.decoders import Mode
 from sdtt_jax.diffusion.decoders.blocks import Blocks
-from sdtt_jax.diffusion.denoiser import ForOneBatch, MaskedDiffusion
+from sdtt_jax.diffusion.denoiser import MaskedDiffusion
+from sdtt_jax.interface import Wrapped
 from sdtt_jax.ops.values import extremes
 from sdtt_jax.typing import Hidden, Params, PerSequence, Positions, Tokens
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Guided(ForOneBatch):
+class Guided(Wrapped):
     """A denoiser with the logits `l + scale * (l - l_free)`, where `l_free` are those without the given text.
 
     The head is linear, so hidden states are combined in the same way, and the head still runs once.
@@ -36,7 +37,7 @@ class Guided(ForOneBatch):
         given = jnp.repeat(self.given, len(tokens) // len(self.given), axis=0)
         free = jnp.where(given, self.mask_id, tokens)
         both = jnp.stack([tokens, free])
-        seen, unseen = jax.lax.map(lambda x: self.denoiser.hidden(params, x, sigma), both)
+        seen, unseen = jax.lax.map(lambda x: self.network.hidden(params, x, sigma), both)
         wide = jnp.promote_types(seen.dtype, jnp.float32)
         seen, unseen = seen.astype(wide), unseen.astype(wide)
         return seen + self.scale * (seen - unseen)

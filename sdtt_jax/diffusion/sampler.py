@@ -225,7 +225,6 @@ def first_state(
     Raises:
       ConfigError: the model or the helper does not suit the decoder.
     """
-    diffusion = guided(diffusion, x_init != diffusion.mask_id, config.guidance)
     scene = Scene(diffusion, params, helper, config, time_grid(config))
     mode = parse_mode(config.mode)
     watch = None if mode.stop is None else stopping.begin_watch(x_init, diffusion.mask_id)

@@ -155,36 +155,6 @@ class AdaptedDenoiser(Network):
         return predicted_before(hidden, segments) if self.config.shift else hidden
 
 
-@dataclasses.dataclass(frozen=True)
-class Wrapped:
-    """A denoiser with the parameters and the head of `network`, and hidden states of its own."""
-
-    network: Any
-
-    @property
-    def config(self) -> Any:
-        """The network's config."""
-        return self.network.config
-
-    @property
-    def mask_id(self) -> int:
-        """The id of MASK."""
-        return self.network.mask_id
-
-    @property
-    def padded_vocab(self) -> int:
-        """Columns of the logits."""
-        return self.network.padded_vocab
-
-    def head_params(self, params: Params) -> Params:
-        """The part of `params` that `logits` reads."""
-        return self.network.head_params(params)
-
-    def logits(self, params: Params, hidden: jax.Array) -> Logits:
-        """The network's logits."""
-        return self.network.logits(params, hidden)
-
-
 def rounded_once(config: TransformerConfig, params: Params) -> Params:
     """Rounds the kernels to the dtype of products once, for many forward calls with the same parameters.
 

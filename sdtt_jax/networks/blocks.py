@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sdtt_jax.networks.base import Wrapped
+from sdtt_jax.interface import Wrapped
 from sdtt_jax.networks.cache import LayerPast
 from sdtt_jax.networks.denoiser import Denoiser
 from sdtt_jax.networks.llama import LlamaDenoiser

@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 
 from sdtt_jax.config import whole, within
+from sdtt_jax.interface import Wrapped
 from sdtt_jax.networks.attention import rotary_tables
-from sdtt_jax.networks.base import Wrapped, of_blocks, variables
+from sdtt_jax.networks.base import of_blocks, variables
 from sdtt_jax.networks.config import TransformerConfig
 from sdtt_jax.networks.denoiser import Denoiser, DenoiserBlock
 from sdtt_jax.typing import Hidden, Params, PerSequence, Segments, Tokens

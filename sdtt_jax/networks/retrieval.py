@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from sdtt_jax.config import positive, whole, within
-from sdtt_jax.networks.base import Wrapped
+from sdtt_jax.interface import Wrapped
 from sdtt_jax.ops.categorical import NEG_INFINITY
 from sdtt_jax.typing import Hidden, Logits, Params, PerSequence, Tokens
 

@@ -16,8 +16,8 @@ from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.sampler import SamplerConfig, sample
 from sdtt_jax.diffusion.schedule import make_schedule
 from sdtt_jax.errors import ConfigError
+from sdtt_jax.interface import Wrapped
 from sdtt_jax.networks import Denoiser, DenoiserConfig
-from sdtt_jax.networks.base import Wrapped
 from sdtt_jax.networks.blocks import BlockCausal
 from sdtt_jax.networks.llama import LlamaDenoiser
 from tests.worlds import noisy_params, small_llama

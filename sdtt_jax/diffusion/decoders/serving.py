@@ -8,7 +8,6 @@ import jax.numpy as jnp
 from sdtt_jax.config import require
 from sdtt_jax.diffusion.decoders import Mode
 from sdtt_jax.diffusion.decoders.base import Helper, Memory, Now, Scene
-from sdtt_jax.diffusion.denoiser import innermost
 from sdtt_jax.parallel.mesh import vary_alike
 from sdtt_jax.typing import Key, Tokens
 
@@ -36,7 +35,7 @@ def begin(mode: Mode, scene: Scene, x: Tokens) -> Memory:
             f"mode={mode} asks for every n-th token with n = {asked}, but the helper was trained with n = "
             f"{own}.",
         )
-    check_served(mode, innermost(scene.diffusion.denoiser), scene.num_steps, x.shape[1])
+    check_served(mode, scene.diffusion.denoiser, scene.num_steps, x.shape[1])
     return decoder.begin(mode.options, scene, x)
 
 
