@@ -184,6 +184,11 @@ def variables(params: Params) -> dict[str, Params]:
     return {"params": own} | ({ADAPTERS: params[ADAPTERS]} if ADAPTERS in params else {})
 
 
+def block_variables(params: Params) -> dict[str, Params]:
+    """The blocks' parameters as Linen takes one's, stacked."""
+    return {name: part["blocks"] for name, part in variables(params).items()}
+
+
 def of_blocks(params: Params, index: Any) -> Params:
     """`params` with only some blocks and their adapters; `index` applies to the axis of the blocks."""
     own = {"blocks": jax.tree.map(lambda leaf: leaf[index], params["blocks"])}

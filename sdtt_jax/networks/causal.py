@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from sdtt_jax.config import require
 from sdtt_jax.networks import layers
 from sdtt_jax.networks.attention import rotary_tables, rotate
-from sdtt_jax.networks.base import Network, rounded_once, variables
+from sdtt_jax.networks.base import Network, block_variables, rounded_once
 from sdtt_jax.networks.cache import KVCache, LayerCache, cache_for
 from sdtt_jax.networks.config import CausalConfig
 from sdtt_jax.parallel.mesh import free_axes
@@ -29,11 +29,6 @@ class Apart:
     whole: Params  # all of them, the blocks' stacked
     # Each block's, as Linen takes them; still stacked where a mesh splits parameters over fsdp.
     blocks: tuple[dict[str, Params], ...] | dict[str, Params]
-
-
-def _stacked(params: Params) -> dict[str, Params]:
-    """The blocks' parameters as Linen takes one's, stacked."""
-    return {name: part["blocks"] for name, part in variables(params).items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +87,7 @@ class CausalNetwork(Network):
         tokens, and each device would hold all of them.
         """
         params = rounded_once(self.config, params)
-        stacked = _stacked(params)
+        stacked = block_variables(params)
         if free_axes().get("fsdp", 1) > 1:
             return Apart(whole=params, blocks=stacked)
         blocks = (jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(self.config.num_layers))
@@ -118,7 +113,7 @@ class CausalNetwork(Network):
         Returns:
           `[batch, n, embed]`, equal to `hidden` of the whole sequence at these positions, and the new cache.
         """
-        held = params if isinstance(params, Apart) else Apart(params, _stacked(params))
+        held = params if isinstance(params, Apart) else Apart(params, block_variables(params))
         positions = cache.used + jnp.arange(tokens.shape[1], dtype=jnp.int32)
         x, rotary = self._apply(held.whole, tokens, positions, method="start")
         block = self._module.block(self.config)

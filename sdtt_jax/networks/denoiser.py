@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from sdtt_jax.networks import layers
 from sdtt_jax.networks.attention import attend_rotated, rotary_tables, rotate
-from sdtt_jax.networks.base import Network, of_blocks, variables
+from sdtt_jax.networks.base import Network, block_variables, of_blocks, variables
 from sdtt_jax.networks.cache import LayerPast, attend_visible, no_past
 from sdtt_jax.networks.config import DenoiserConfig, Numerics
 from sdtt_jax.typing import Hidden, Params, PerSequence, Segments, Tokens
@@ -113,6 +113,29 @@ class Denoiser(Network):
         sigma = self._sigma_seen(None)
         states: Any = module.apply(first, tokens, sigma, segments, method="states")
         return states
+
+    def embedded(
+        self,
+        params: Params,
+        tokens: Tokens,
+        sigma: PerSequence | None = None,
+        segments: Segments | None = None,
+    ) -> tuple[Hidden, Any]:
+        """What the first block reads, and what each block reads besides states; arguments as of `hidden`.
+
+        `hidden` is this, `next_states` for each block, and `normed`.
+        """
+        return self._apply(params, tokens, self._sigma_seen(sigma), segments, method="embedded")
+
+    def next_states(self, params: Params, index: jax.Array, x: Hidden, shared: Any) -> Hidden:
+        """The output of block `index`, `[]` int32 counted from 0, for `x` and `shared` of `embedded`."""
+        own = block_variables(of_blocks(params, index))
+        states: Any = DenoiserBlock(self.config).apply(own, x, None, shared)
+        return states[0]
+
+    def normed(self, params: Params, x: Hidden, shared: Any) -> Hidden:
+        """What the head reads from states `x`, with `shared` of `embedded`."""
+        return self._apply(params, x, shared, method="normed")
 
     def _sigma_seen(self, sigma: PerSequence | None) -> PerSequence:
         """The total noise passed to the module: zero unless the network is conditioned on time."""
@@ -245,24 +268,35 @@ class DiT(nn.Module):
     def states(
         self, tokens: jax.Array, sigma: jax.Array, segments: jax.Array | None = None
     ) -> jax.Array:
-        return self.through_blocks(self.embed(tokens), self.condition(sigma), segments)
+        return self.through_blocks(*self.embedded(tokens, sigma, segments))
+
+    def embedded(
+        self, tokens: jax.Array, sigma: jax.Array, segments: jax.Array | None
+    ) -> tuple[jax.Array, tuple[Any, ...]]:
+        x = self.embed(tokens)
+        return x, self.shared(x, sigma, segments)
 
     def from_embedded(
         self, x: jax.Array, sigma: jax.Array, segments: jax.Array | None = None
     ) -> jax.Array:
-        condition = self.condition(sigma)
-        return self.final(self.through_blocks(x, condition, segments), condition)
+        shared = self.shared(x, sigma, segments)
+        return self.normed(self.through_blocks(x, shared), shared)
 
     def condition(self, sigma: jax.Array) -> jax.Array:
         return self.sigma_map(sigma).astype(self.config.numerics.dtype)
 
-    def through_blocks(
-        self, x: jax.Array, condition: jax.Array, segments: jax.Array | None = None
-    ) -> jax.Array:
+    def shared(self, x: jax.Array, sigma: jax.Array, segments: jax.Array | None) -> tuple[Any, ...]:
+        condition = self.condition(sigma)
         rotary = rotary_tables(jnp.arange(x.shape[1], dtype=jnp.int32), self.config.head_dim)
+        return condition, *rotary, segments, None
+
+    def through_blocks(self, x: jax.Array, shared: tuple[Any, ...]) -> jax.Array:
         x = nn.with_logical_constraint(x, ("batch", "length", "embed"))
-        x, _ = self.blocks(x, None, (condition, *rotary, segments, None))
+        x, _ = self.blocks(x, None, shared)
         return x
+
+    def normed(self, x: jax.Array, shared: tuple[Any, ...]) -> jax.Array:
+        return self.final(x, shared[0])
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         return self.head(hidden)

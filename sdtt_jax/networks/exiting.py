@@ -6,7 +6,6 @@ and one after it, which predicts how well they agree with the last layer's.
 """
 
 import dataclasses
-import functools
 from typing import Any
 
 import jax
@@ -14,10 +13,8 @@ import jax.numpy as jnp
 
 from sdtt_jax.config import whole, within
 from sdtt_jax.interface import Wrapped
-from sdtt_jax.networks.attention import rotary_tables
-from sdtt_jax.networks.base import of_blocks, variables
 from sdtt_jax.networks.config import TransformerConfig
-from sdtt_jax.networks.denoiser import Denoiser, DenoiserBlock
+from sdtt_jax.networks.denoiser import Denoiser
 from sdtt_jax.typing import Hidden, Params, PerSequence, Segments, Tokens
 
 # The key of trained exits among a network's parameters; without them the head reads the states themselves.
@@ -170,23 +167,17 @@ def _parts(
     `read` returns what the head reads from the states after a layer, or from the first layer's input (None).
     `settling` returns the score of early exit, from what is read before and after a layer.
     """
-    config, exits = dataclasses.replace(network.config, remat="none"), params.get(EXIT_PARAMS)
-    module = network._module
-    apply = functools.partial(module.apply, variables(params))
-    noise = network._sigma_seen(sigma)
-    x, condition = apply(tokens, noise, method=lambda m, t, s: (m.embed(t), m.condition(s)))
-    rotary = rotary_tables(jnp.arange(tokens.shape[1], dtype=jnp.int32), config.head_dim)
-    shared = (condition, *rotary, segments, None)
+    exits = params.get(EXIT_PARAMS)
+    x, shared = network.embedded(params, tokens, sigma, segments)
 
     def layer(index: jax.Array, x: jax.Array) -> jax.Array:
-        own = {name: part["blocks"] for name, part in variables(of_blocks(params, index)).items()}
-        return DenoiserBlock(config).apply(own, x, None, shared)[0]
+        return network.next_states(params, index, x, shared)
 
     def read(index: jax.Array | None, x: jax.Array) -> Any:
         if exits is not None and index is not None:
             kernel, bias = (exits[name][index].astype(x.dtype) for name in ("kernel", "bias"))
             x = x + x @ kernel + bias
-        return apply(x, condition, method=lambda m, x, c: m.final(x, c))
+        return network.normed(params, x, shared)
 
     def settling(index: jax.Array, before: Hidden, after: Hidden) -> PerSequence:
         masked = tokens == network.mask_id
