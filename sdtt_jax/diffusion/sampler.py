@@ -120,6 +120,8 @@ class Plan:
     sigmas: jax.Array
     # The `Noise` that tokens are drawn with, or `shown` of it; None: fresh noise at every step.
     noise: Any = None
+    # `[num_steps + 1]` float32, further divisors of each step's logits; None: no further ones.
+    temperatures: jax.Array | None = None
 
 
 def sample(
@@ -288,7 +290,6 @@ def take_step(
     index: jax.Array,
     config: SamplerConfig,
     helper: Helper | None = None,
-    temperatures: jax.Array | None = None,
 ) -> SamplerState:
     """Step `index: [] int32` of a generation: draws the tokens of its positions.
 
@@ -300,14 +301,13 @@ def take_step(
         masked with the most probable tokens, if `config.final_denoise`.
       config: sampler.
       helper: the second model of a decoder that needs one.
-      temperatures: `[num_steps + 1]` float32, further divisors of each step's logits; None: no further ones.
     """
     stop, watch = parse_mode(config.mode).stop, state.watch
     free = plan.call <= config.num_steps
     model, each = guided(diffusion, ~free, config.guidance), 2 if config.guidance else 1
 
     def step(state: SamplerState) -> SamplerState:
-        after = _step(model, params, plan, state, index, config, helper, temperatures)
+        after = _step(model, params, plan, state, index, config, helper)
         return dataclasses.replace(after, nfe=state.nfe + (after.nfe - state.nfe) * each)
 
     if stop is None or watch is None:
@@ -338,7 +338,6 @@ def _step(
     index: jax.Array,
     config: SamplerConfig,
     helper: Helper | None,
-    temperatures: jax.Array | None,
 ) -> SamplerState:
     """`take_step` for all texts, including those that have stopped."""
     mode = parse_mode(config.mode)
@@ -359,6 +358,7 @@ def _step(
         key, key_position = jax.random.split(key)
         due = _redone(functools.partial(decoder.redo, options), scene, key_position, now, plan)
     selected = due.selected if config.final_denoise else due.selected & ~last
+    temperatures = plan.temperatures
     if config.cooling > 0:
         falling = jnp.asarray(cooled(config.num_steps, config.temperature, config.cooling))
         temperatures = falling if temperatures is None else temperatures * falling

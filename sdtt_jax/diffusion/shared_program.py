@@ -51,7 +51,7 @@ def common_config(config: SamplerConfig) -> SamplerConfig | None:
 
 
 def own_temperatures(config: SamplerConfig) -> jax.Array | None:
-    """What `follow` divides the logits of each step by: `[CAPACITY + 1]` float32; None if none is drawn.
+    """The `Plan.temperatures` of `follow`: `[CAPACITY + 1]` float32; None if none is drawn.
 
     Also where that is 1 throughout: dividing takes less than compiling a program without it.
     """
@@ -106,23 +106,21 @@ def follow(
     x_init: Tokens,
     num_steps: jax.Array,
     config: SamplerConfig,
-    temperatures: jax.Array | None = None,
 ) -> SamplerState:
     """Carries out a plan: the final state that `sampler.sample` returns for the same key.
 
     Args:
       diffusion, params: the model.
-      plan: from `wide_plan`.
+      plan: from `wide_plan`, with the temperatures of `own_temperatures`.
       x_init: `[batch, length]` int32, the same as for the plan.
       num_steps: `[]` int32, reverse steps.
       config: from `common_config`.
-      temperatures: from `own_temperatures`.
     """
 
     def step(index: jax.Array, state: SamplerState) -> SamplerState:
         # The step after the last, which fills what is still masked, has the index `config.num_steps`.
         index = jnp.where(index == num_steps, config.num_steps, index)
-        return take_step(diffusion, params, plan, state, index, config, temperatures=temperatures)
+        return take_step(diffusion, params, plan, state, index, config)
 
     plan = with_prepared_noise(diffusion, params, plan)
     begin = first_state(diffusion, params, x_init, config)

@@ -1,5 +1,6 @@
 """Compiled generations; decoders that only follow a plan share one program (`diffusion.shared_program`)."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -47,9 +48,9 @@ def generate(
         return _sampled(diffusion, params, key, x_init, config, sequences, helper)
     check_unasked(parse_mode(config.mode), helper)
     plan = _wide_plan(outline(diffusion), key, x_init, spread_of(config))
+    plan = dataclasses.replace(plan, temperatures=own_temperatures(config))
     steps = jax.device_put(np.int32(config.num_steps))
-    temperatures = own_temperatures(config)
-    return _followed(diffusion, params, plan, x_init, steps, temperatures, common, sequences)
+    return _followed(diffusion, params, plan, x_init, steps, common, sequences)
 
 
 @functools.partial(jax.jit, static_argnames=("diffusion", "config", "sequences"))
@@ -88,12 +89,11 @@ def _followed(
     plan: Plan,
     x_init: Tokens,
     num_steps: jax.Array,
-    temperatures: jax.Array | None,
     config: SamplerConfig,
     sequences: Sequences | None,
 ) -> SamplerState:
     model, params = _ready(diffusion, params, x_init, sequences)
-    return follow(model, params, plan, x_init, num_steps, config, temperatures)
+    return follow(model, params, plan, x_init, num_steps, config)
 
 
 def _ready(

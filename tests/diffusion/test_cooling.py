@@ -46,33 +46,31 @@ def test_cooled_texts_have_their_exact_probabilities():
     assert_fits(text_counts(state.x), exact_first_hitting(tables, 3))
 
 
-def test_a_callers_temperatures_come_on_top_of_the_cooling():
+def test_a_plans_temperatures_come_on_top_of_the_cooling():
     x_init, key = prior_sample(256, LENGTH, MASK), jax.random.key(4)
     diffusion, state = MaskedDiffusion(TABLE, SCHEDULE), SamplerState(x_init, np.int32(0))
     # 1.5 times 0.5 at the first step and 0.5 times 1.5 at the second.
     config, given = SamplerConfig(2, cooling=0.5), np.array([0.5, 1.5, 1.0], np.float32)
     plan, step = _plan(diffusion, key, x_init, config), SamplerConfig(2, temperature=0.75)
+    warmer = plan.replace(temperatures=given)
     for index in range(2):
-        both = _step(
-            diffusion, TABLE_PARAMS, plan, state, np.int32(index), config, temperatures=given
-        )
+        both = _step(diffusion, TABLE_PARAMS, warmer, state, np.int32(index), config)
         state = _step(diffusion, TABLE_PARAMS, plan, state, np.int32(index), step)
         np.testing.assert_array_equal(both.x, state.x)
 
 
 @pytest.mark.parametrize("mode", ["grid", "confidence", "remdm:eta=0.1"])
 def test_every_decoder_of_one_call_a_step_cools(mode):
-    """Oracle: a loop in Python over steps, each with its own temperature, given by the caller."""
+    """Oracle: a loop in Python over steps, each with its own temperature, given by the plan."""
     x_init, key = prior_sample(256, LENGTH, MASK), jax.random.key(4)
     config = SamplerConfig(2, mode=mode, cooling=0.5, final_denoise=False)
     state, _ = run(TABLE, TABLE_PARAMS, key, x_init, config)
     diffusion = MaskedDiffusion(TABLE, SCHEDULE)
     plan, by_hand = _plan(diffusion, key, x_init, config), SamplerState(x_init, np.int32(0))
     step, given = dataclasses.replace(config, cooling=0.0), np.array([1.5, 0.5, 1.0], np.float32)
+    plan = plan.replace(temperatures=given)
     for index in range(2):
-        by_hand = _step(
-            diffusion, TABLE_PARAMS, plan, by_hand, np.int32(index), step, temperatures=given
-        )
+        by_hand = _step(diffusion, TABLE_PARAMS, plan, by_hand, np.int32(index), step)
     np.testing.assert_array_equal(state.x, by_hand.x)
 
 

@@ -40,8 +40,8 @@ def test_it_writes_what_the_sampler_writes(config):
     x_init[:, 0] = 1
     plan = _plan(outline(DIFFUSION), key, x_init, config)
     steps = np.int32(config.num_steps)
-    temperatures = own_temperatures(config)
-    found = _follow(DIFFUSION, PARAMS, plan, x_init, steps, common_config(config), temperatures)
+    plan = plan.replace(temperatures=own_temperatures(config))
+    found = _follow(DIFFUSION, PARAMS, plan, x_init, steps, common_config(config))
     wanted, _ = _sample(DIFFUSION, PARAMS, key, x_init, config)
     np.testing.assert_array_equal(found.x, wanted.x)
     assert found.nfe == wanted.nfe
