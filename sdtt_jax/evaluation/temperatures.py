@@ -106,7 +106,7 @@ def _two_sided(
         share = masked.mean(axis=-1, dtype=jnp.float32)
         return jnp.where(masked, mask_id, x), sigma_of_share(diffusion.schedule, share)
 
-    def read(rows: Any, shared: Any) -> tuple[Any, tuple[()]]:
+    def read(rows: Any, shared: Any) -> Any:
         (hidden, places), (head, key) = rows, shared
         logits = network.logits(head, hidden)[:, :mask_id]
         keys = numbered_keys(key, places)
@@ -120,13 +120,13 @@ def _two_sided(
             drawn = jax.vmap(draw)(keys, log_q)
             return drawn, both, jnp.take_along_axis(log_p, drawn[:, None], axis=1)[:, 0]
 
-        return jax.tree.map(lambda leaf: leaf.T, jax.lax.map(at, scales)), ()
+        return jax.tree.map(lambda leaf: leaf.T, jax.lax.map(at, scales))
 
     x_t, sigma = masked_at(x0, start)
     hidden = diffusion.hidden(params, x_t, sigma)
     places = jnp.arange(x0.size, dtype=jnp.int32).reshape(x0.shape)
     shared = network.head_params(params), key_token
-    (drawn, both, alone), _ = map_selected(
+    drawn, both, alone = map_selected(
         read, due, (hidden, places), shared, network.padded_vocab, CHUNKS
     )
     left = due & (rank >= seen[:, None])

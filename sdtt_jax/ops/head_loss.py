@@ -17,7 +17,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from sdtt_jax.ops.rows import Chunks, map_selected
+from sdtt_jax.ops.rows import Chunks, map_and_sum, map_selected
 from sdtt_jax.parallel.mesh import vary_alike
 from sdtt_jax.typing import Hidden, PerToken, Positions, Tree
 
@@ -56,14 +56,14 @@ def selected_losses(
       `[batch, length]`, or `[batch, length, …]`; float32, or the dtype of `hidden` if that is wider.
     """
 
-    def losses(rows: Tree, shared: Tree) -> tuple[jax.Array, tuple[()]]:
+    def losses(rows: Tree, shared: Tree) -> jax.Array:
         (hidden, per_row), (head, constants) = rows, shared
         loss = loss_fn(apply_head(head, hidden), per_row, *constants)
-        return loss.astype(_loss_dtype(hidden)), ()
+        return loss.astype(_loss_dtype(hidden))
 
     columns = _columns(apply_head, head, hidden)
     rows, everywhere = (hidden, per_row), (head, shared)
-    return map_selected(losses, selected, rows, everywhere, columns, CHUNKS)[0]
+    return map_selected(losses, selected, rows, everywhere, columns, CHUNKS)
 
 
 def weighted_loss(
@@ -136,7 +136,7 @@ def _forward(
 
     columns = _columns(apply_head, head, hidden)
     rows, everywhere = (hidden, weights, per_row), (head, shared)
-    (losses, d_hidden), (total, d_head) = map_selected(
+    (losses, d_hidden), (total, d_head) = map_and_sum(
         losses_and_gradients, weights != 0, rows, everywhere, columns, CHUNKS
     )
     d_head = jax.tree.map(lambda g, like: g.astype(like.dtype), d_head, head)

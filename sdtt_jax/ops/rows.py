@@ -42,21 +42,21 @@ class Chunks(NamedTuple):
 
 
 def map_selected(
-    function: Callable[[Tree, Tree], tuple[Tree, Tree]],
+    function: Callable[[Tree, Tree], Tree],
     selected: Positions,
     per_row: Tree,
     shared: Tree,
     columns: int,
     chunks: Chunks,
     fill: Tree | None = None,
-) -> tuple[Tree, Tree]:
+) -> Tree:
     """Maps a function over the selected positions of a batch, a chunk of them at a time.
 
     On a mesh every device maps over the positions of its own sequences.
 
     Args:
-      function: `(per_row, shared) -> (values, sums)`, pure, of one chunk: leaves of `per_row` and `values`
-        are `[n, …]`. A chunk's spare rows are zeros and must add nothing to `sums`.
+      function: `(per_row, shared) -> values`, pure, of one chunk: leaves of `per_row` and `values` are
+        `[n, …]`. A chunk's spare rows are zeros.
       selected: `[batch, length]` bool.
       per_row: tree of `[batch, length, …]`.
       shared: tree of arrays that every row sees (parameters, a key).
@@ -65,10 +65,30 @@ def map_selected(
       fill: tree of `[batch, length, …]`, the values of positions that are not selected; None is zeros.
 
     Returns:
-      `(values, sums)`: the values as `[batch, length, …]`, and the sums over all chunks.
+      The values as `[batch, length, …]`.
 
     Raises:
       ConfigError: the arrays of `per_row` and `fill` are not all of the batch and length of `selected`.
+    """
+
+    def without_sums(rows: Tree, shared: Tree) -> tuple[Tree, tuple[()]]:
+        return function(rows, shared), ()
+
+    return map_and_sum(without_sums, selected, per_row, shared, columns, chunks, fill)[0]
+
+
+def map_and_sum(
+    function: Callable[[Tree, Tree], tuple[Tree, Tree]],
+    selected: Positions,
+    per_row: Tree,
+    shared: Tree,
+    columns: int,
+    chunks: Chunks,
+    fill: Tree | None = None,
+) -> tuple[Tree, Tree]:
+    """`map_selected` of a function `(per_row, shared) -> (values, sums)`, and the sums over all chunks.
+
+    The spare rows of a chunk must add nothing to its `sums`, a tree of arrays of any shape.
     """
     mapped = jax.tree.map(jnp.asarray, (selected, per_row, fill))
     # An array with fewer rows would be read as zeros past its end, and one of another length at wrong places.

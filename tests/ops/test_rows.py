@@ -16,6 +16,7 @@ from sdtt_jax.ops.rows import (
     chunk_size,
     flatten,
     fold_selected,
+    map_and_sum,
     map_selected,
     take_rows,
 )
@@ -83,7 +84,13 @@ def _scaled(rows, factor):
 @jax.jit
 def _mapped(selected, x, fill):
     chunks, factor = Chunks("rows", 4), jnp.float32(3)
-    return map_selected(_scaled, selected, x, factor, 128, chunks, fill)
+    return map_and_sum(_scaled, selected, x, factor, 128, chunks, fill)
+
+
+@jax.jit
+def _values(selected, x, fill):
+    chunks, factor = Chunks("rows", 4), jnp.float32(3)
+    return map_selected(lambda *rows: _scaled(*rows)[0], selected, x, factor, 128, chunks, fill)
 
 
 @pytest.mark.parametrize(("batch", "length"), [(1, 1), (3, 17), (2, 8)])
@@ -99,6 +106,8 @@ def test_map_selected_is_a_loop_over_the_selected_positions(batch, length, share
     np.testing.assert_allclose(values, expected, rtol=1e-6)
     np.testing.assert_array_equal(marks, np.where(selected, (x[..., 1] > 0) + 10, fill))
     np.testing.assert_allclose(sums["total"], 3 * x[selected].sum(), rtol=1e-4, atol=1e-5)
+    alone = _values(selected, x, (below, fill))
+    jax.tree.map(np.testing.assert_array_equal, alone, (values, marks))
     (values, marks), _ = jax.device_get(_mapped(selected, x, None))
     np.testing.assert_array_equal(values == 0, ~selected)
     np.testing.assert_array_equal(marks == 0, ~selected)

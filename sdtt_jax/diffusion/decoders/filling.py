@@ -118,15 +118,15 @@ def read_selected(
     """
     denoiser = diffusion.denoiser
 
-    def of_rows(rows: tuple[jax.Array, jax.Array, Any], shared: Any) -> tuple[Tree, tuple[()]]:
+    def of_rows(rows: tuple[jax.Array, jax.Array, Any], shared: Any) -> Tree:
         (hidden, places, noise), (head, key) = rows, shared
         logits = denoiser.logits(head, hidden)[:, : denoiser.mask_id]
-        return function(key, logits, places, noise), ()
+        return function(key, logits, places, noise)
 
     places = jnp.arange(selected.size, dtype=jnp.int32).reshape(selected.shape)
     rows, shared = (hidden, places, noise), (denoiser.head_params(params), key)
     columns = copies * denoiser.padded_vocab
-    return map_selected(of_rows, selected, rows, shared, columns, CHUNKS, fill=fill)[0]
+    return map_selected(of_rows, selected, rows, shared, columns, CHUNKS, fill=fill)
 
 
 def choice(filters: Filters, noise: Tree = None, *, sees_noise: bool = False) -> Choice:
