@@ -11,11 +11,29 @@ import jax
 from sdtt_jax.typing import Hidden, Logits, Params, PerSequence, Tokens
 
 
-class DenoiserLike(Protocol):
+class WithHead(Protocol):
+    """The last linear map of a network. Both functions also take what `head_params` returned."""
+
+    def head_params(self, params: Params) -> Params:
+        """The part of `params` that `logits` reads, so that losses carry nothing else."""
+
+    def logits(self, params: Params, hidden: jax.Array) -> Logits:
+        """Unnormalised log-probabilities of the (clean) token.
+
+        Args:
+          params: all parameters, or what `head_params` returned.
+          hidden: `[..., embed]`, from `hidden`.
+
+        Returns:
+          `[..., padded_vocab]` float32.
+        """
+
+
+class DenoiserLike(WithHead, Protocol):
     """A network that predicts clean tokens, as two pure functions of its parameters.
 
-    It is split before its last linear map: hidden states `[batch, length, embed]` are small and are
-    computed for every position, logits `[..., padded_vocab]` are large and are computed only at the
+    It is split before its last linear map (`WithHead`): hidden states `[batch, length, embed]` are small and
+    are computed for every position, logits `[..., padded_vocab]` are large and are computed only at the
     positions that a loss or a sampler asks for.
 
     Implementations are hashable and compare by value, so that they can be static arguments of `jit`.
@@ -39,20 +57,6 @@ class DenoiserLike(Protocol):
 
         Returns:
           `[batch, length, embed]`, in the network's compute dtype.
-        """
-
-    def head_params(self, params: Params) -> Params:
-        """The part of `params` that `logits` reads, so that losses carry nothing else."""
-
-    def logits(self, params: Params, hidden: jax.Array) -> Logits:
-        """Unnormalised log-probabilities of the clean token.
-
-        Args:
-          params: all parameters, or what `head_params` returned.
-          hidden: `[..., embed]`, from `hidden`.
-
-        Returns:
-          `[..., padded_vocab]` float32.
         """
 
 

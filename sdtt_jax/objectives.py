@@ -368,7 +368,7 @@ def exits_loss(diffusion: MaskedDiffusion, sequences: Sequences | None = None) -
         masked = (x_t == network.mask_id).astype(jnp.float32)
         early = states[:, :-1].reshape(-1, *states.shape[2:])
         rows, last = of_all(masked), of_all(states[:, -1])
-        total, kl = weighted_loss(network.logits, compare, head, early, rows, last, (head,))
+        total, kl = weighted_loss(network, head, compare, early, rows, last, (head,))
 
         agrees = jax.lax.stop_gradient(jnp.exp(-kl))
         seen = jax.lax.stop_gradient(jnp.moveaxis(states[:, :-1], 1, 0))

@@ -48,8 +48,7 @@ def next_token_scores(
         return jnp.stack([_cross_entropy(logits, targets), missed], axis=-1)
 
     hidden = network.hidden(params, inputs)
-    head = network.head_params(params)
-    both = selected_losses(network.logits, scores, head, hidden, scored, targets)
+    both = selected_losses(network, params, scores, hidden, scored, targets)
     return TokenScores(both[..., 0], both[..., 1] != 0)
 
 
@@ -67,8 +66,7 @@ def next_token_nll(
     on a CPU: 0.68 s instead of 0.48 for 1,024 tokens), so callers that do not need it call this function.
     """
     hidden = network.hidden(params, inputs, segments)
-    head = network.head_params(params)
-    return selected_losses(network.logits, _cross_entropy, head, hidden, scored, targets)
+    return selected_losses(network, params, _cross_entropy, hidden, scored, targets)
 
 
 def causal_nll(
@@ -117,11 +115,11 @@ def causal_loss(
       ConfigError: as `causal_nll`.
     """
     tokens, inputs, segments = _checked(network, tokens, bos_id, arrangement)
-    hidden, head = network.hidden(params, inputs, segments), network.head_params(params)
+    hidden = network.hidden(params, inputs, segments)
     weights = jnp.ones(tokens.shape, jnp.float32)
     if arrangement is not None:
         weights = arrangement.free.astype(jnp.float32)
-    return weighted_loss(network.logits, _cross_entropy, head, hidden, weights, tokens)[0]
+    return weighted_loss(network, params, _cross_entropy, hidden, weights, tokens)[0]
 
 
 def _checked(

@@ -144,13 +144,13 @@ def masked_log_probs(logits: LogitsLike, mask_id: int) -> LogProbs:
     return jnp.maximum(log_probs, 2 * NEG_INFINITY)
 
 
-def token_nll(mask_id: int, logits: Logits, tokens: jax.Array) -> jax.Array:
+def token_nll(logits: Logits, tokens: jax.Array, mask_id: int) -> jax.Array:
     """-log p of tokens at masked positions, MASK impossible: `[n]` float32, nats.
 
     Args:
-      mask_id: the id of MASK.
       logits: `[n, vocab]` float32.
       tokens: `[n]` int32.
+      mask_id: the id of MASK.
     """
     return optax.softmax_cross_entropy_with_integer_labels(without_mask(logits, mask_id), tokens)
 

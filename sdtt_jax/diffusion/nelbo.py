@@ -106,9 +106,9 @@ def masked_nll(
     """
     denoiser = diffusion.denoiser
     return selected_losses(
-        denoiser.logits,
-        functools.partial(token_nll, denoiser.mask_id),
-        denoiser.head_params(params),
+        denoiser,
+        params,
+        functools.partial(token_nll, mask_id=denoiser.mask_id),
         denoiser.hidden(params, x_t, sigma),
         x_t == denoiser.mask_id,
         x0,
@@ -153,9 +153,9 @@ def denoising_terms(
     t, weight, x_t = masked_batch(diffusion, x0, key, config)
     masked = x_t == denoiser.mask_id
     total, nll = weighted_loss(
-        denoiser.logits,
-        functools.partial(token_nll, denoiser.mask_id),
-        denoiser.head_params(params),
+        denoiser,
+        params,
+        functools.partial(token_nll, mask_id=denoiser.mask_id),
         denoiser.hidden(params, x_t, diffusion.schedule.sigma(t)),
         jnp.where(masked, weight[:, None] if config.weighting == "nelbo" else 1.0, 0.0),
         x0,

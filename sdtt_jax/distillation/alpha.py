@@ -55,7 +55,7 @@ def alpha_terms(
     denoiser, block = diffusion.denoiser, draw_block(diffusion, x0, key, config.num_calls)
     log_probs = token_log_probs(
         denoiser,
-        denoiser.head_params(params),
+        params,
         diffusion.hidden(params, block.x_t, block.sigma),
         block.revealed,
         block.x0,

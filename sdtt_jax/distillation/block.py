@@ -68,16 +68,15 @@ def draw_block(diffusion: MaskedDiffusion, x0: TokensLike, key: Key, num_calls: 
 
 
 def token_log_probs(
-    denoiser: DenoiserLike, head: Params, hidden: Hidden, selected: Positions, tokens: Tokens
+    denoiser: DenoiserLike, params: Params, hidden: Hidden, selected: Positions, tokens: Tokens
 ) -> PerToken:
-    """`log p(token)` at the selected positions and 0 elsewhere, differentiable in `head` and `hidden`.
+    """`log p(token)` at the selected positions and 0 elsewhere, differentiable in `params` and `hidden`.
 
     As in `ops.head_loss`, `[batch * length, vocab]` never exists. But a position's gradient depends on how
     the caller combines all log-probabilities, so the backward pass applies the head again.
 
     Args:
-      denoiser: the network, as pure functions.
-      head: the head's parameters, from `head_params`.
+      denoiser, params: the network.
       hidden: `[batch, length, embed]`.
       selected: `[batch, length]` bool, masked positions.
       tokens: `[batch, length]` int32.
@@ -85,6 +84,7 @@ def token_log_probs(
     Returns:
       `[batch, length]` float32, nats.
     """
+    head = denoiser.head_params(params)
     return _token_log_probs(denoiser, *vary_alike(head, hidden, selected, tokens))
 
 
@@ -92,8 +92,8 @@ def token_log_probs(
 def _token_log_probs(
     denoiser: DenoiserLike, head: Params, hidden: Hidden, selected: Positions, tokens: Tokens
 ) -> PerToken:
-    nll = functools.partial(token_nll, denoiser.mask_id)
-    return -selected_losses(denoiser.logits, nll, head, hidden, selected, tokens)
+    nll = functools.partial(token_nll, mask_id=denoiser.mask_id)
+    return -selected_losses(denoiser, head, nll, hidden, selected, tokens)
 
 
 def _forward(
@@ -106,10 +106,10 @@ def _forward(
 def _backward(denoiser: DenoiserLike, saved: tuple, cotangent: PerToken) -> tuple:
     head, hidden, selected, tokens = saved
     weights = jnp.where(selected, -cotangent, 0.0)
-    nll = functools.partial(token_nll, denoiser.mask_id)
+    nll = functools.partial(token_nll, mask_id=denoiser.mask_id)
 
     def total(head: Params, hidden: Hidden) -> jax.Array:
-        return weighted_loss(denoiser.logits, nll, head, hidden, weights, tokens)[0]
+        return weighted_loss(denoiser, head, nll, hidden, weights, tokens)[0]
 
     return *jax.grad(total, argnums=(0, 1))(head, hidden), None, None
 

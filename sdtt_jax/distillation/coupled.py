@@ -213,11 +213,10 @@ def coupled_terms(
     """
     denoiser = diffusion.denoiser
     states = states_along(diffusion, trajectories, key, config, round)
-    head = denoiser.head_params(params)
     hidden = diffusion.hidden(params, states.x_t, states.sigma, trajectories.noise)
-    cross_entropy = functools.partial(token_nll, denoiser.mask_id)
+    cross_entropy = functools.partial(token_nll, mask_id=denoiser.mask_id)
     ends = trajectories.tokens
-    total, _ = weighted_loss(denoiser.logits, cross_entropy, head, hidden, states.reached, ends)
+    total, _ = weighted_loss(denoiser, params, cross_entropy, hidden, states.reached, ends)
     count = states.reached.sum()
     if not config.soft_weight:
         return total, count
@@ -228,9 +227,9 @@ def coupled_terms(
     )
     weights = jnp.where(x_s == diffusion.mask_id, jnp.float32(config.soft_weight), 0.0)
     soft, _ = weighted_loss(
-        denoiser.logits,
+        denoiser,
+        params,
         functools.partial(_divergence, teacher.diffusion.denoiser),
-        head,
         hidden,
         weights,
         targets,

@@ -128,18 +128,18 @@ def inverse_terms(
     seen_by_fake = diffusion.hidden(params[FAKE], x_again, sigma)
     seen_by_teacher = diffusion.hidden(teacher, x_again, sigma)
     total, _ = weighted_loss(
-        student.denoiser.logits,
+        student.denoiser,
+        params[STUDENT],
         functools.partial(_student_loss, denoiser, config.teacher_temperature),
-        student.denoiser.head_params(params[STUDENT]),
         hidden,
         jnp.where(asked, weights, 0.0),
         (jax.lax.stop_gradient(seen_by_fake), seen_by_teacher),
         (denoiser.head_params(still[FAKE]), denoiser.head_params(teacher)),
     )
     fake, _ = weighted_loss(
-        denoiser.logits,
+        denoiser,
+        params[FAKE],
         functools.partial(_fake_loss, student.denoiser),
-        denoiser.head_params(params[FAKE]),
         seen_by_fake,
         weights,
         (drawn_from, drawn, asked),

@@ -48,9 +48,9 @@ def divergence_terms(
     x_t = jnp.asarray(as_rows(x_t, denoiser.mask_id + 1, "x_t"))
     masked = x_t == denoiser.mask_id
     total, _ = weighted_loss(
-        denoiser.logits,
+        denoiser,
+        params,
         functools.partial(_mean_divergence, denoiser, divergence),
-        denoiser.head_params(params),
         denoiser.hidden(params, x_t, sigma),
         masked.astype(jnp.float32),
         jnp.moveaxis(targets, 0, 2),

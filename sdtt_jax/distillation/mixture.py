@@ -89,21 +89,21 @@ def mixture_terms(
         )
     x_t, t, x_s, targets = _reveal(diffusion, teacher, teacher_params, x0, key, config)
     revealed = (x_t == diffusion.mask_id) & (x_s != diffusion.mask_id)
-    denoiser, head = diffusion.denoiser, diffusion.denoiser.head_params(params)
+    denoiser = diffusion.denoiser
     hidden = _each_value(diffusion, params, x_t, diffusion.schedule.sigma(t))
     shares = jax.lax.stop_gradient(log_shares(diffusion, params, x_t))
     values = shares.shape[1]
     log_probs = token_log_probs(
-        denoiser, head, hidden, jnp.repeat(revealed, values, 0), jnp.repeat(x_s, values, 0)
+        denoiser, params, hidden, jnp.repeat(revealed, values, 0), jnp.repeat(x_s, values, 0)
     ).reshape(-1, values, x_t.shape[1])
     joint = jax.nn.logsumexp(shares + log_probs.sum(axis=-1), axis=1)
     each = jax.nn.logsumexp(shares[..., None] + log_probs, axis=1)
     correlation = (each.sum(axis=-1) - joint).sum()
     hidden = hidden.reshape(-1, values, *hidden.shape[1:])
     marginal, _ = weighted_loss(
-        denoiser.logits,
+        denoiser,
+        params,
         functools.partial(_marginal_loss, teacher.denoiser),
-        head,
         jnp.moveaxis(hidden, 1, 2),
         revealed.astype(jnp.float32),
         (targets, jnp.broadcast_to(shares[:, None], (*x_t.shape, values))),
@@ -152,9 +152,7 @@ def log_shares(diffusion: MaskedDiffusion, params: Params, x_t: Tokens) -> jax.A
     values = len(hidden)
     shown = jnp.repeat(x_t != diffusion.mask_id, values, 0)
     tokens = jnp.repeat(x_t, values, 0)
-    log_probs = token_log_probs(
-        denoiser, denoiser.head_params(params), jnp.tile(hidden, (batch, 1, 1)), shown, tokens
-    )
+    log_probs = token_log_probs(denoiser, params, jnp.tile(hidden, (batch, 1, 1)), shown, tokens)
     return jax.nn.log_softmax(log_probs.sum(axis=-1).reshape(batch, values))
 
 

@@ -99,9 +99,9 @@ def mmd_terms(
     others = (rewards.sum(axis=0) - rewards) / (config.num_groups - 1)
     advantages = jnp.repeat(rewards - others, config.group_size, axis=0)
     total, _ = weighted_loss(
-        denoiser.logits,
+        denoiser,
+        params,
         functools.partial(_policy_loss, denoiser.mask_id),
-        denoiser.head_params(params),
         hidden,
         asked.astype(jnp.float32) / config.num_groups,
         (

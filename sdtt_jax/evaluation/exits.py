@@ -177,10 +177,8 @@ def _profile(
     def best(logits: jax.Array, _: jax.Array) -> jax.Array:
         return jnp.argmax(logits[:, : network.mask_id], axis=-1)
 
-    head = network.head_params(params)
-
     def likeliest(hidden: jax.Array) -> jax.Array:
-        return selected_losses(network.logits, best, head, hidden, masked, x0)
+        return selected_losses(network, params, best, hidden, masked, x0)
 
     tokens = jax.lax.map(likeliest, states)
     differs = (masked & (tokens != tokens[-1])).sum(axis=-1, dtype=jnp.float32)

@@ -125,9 +125,9 @@ def _terms(
     sigma = schedule.sigma(t)
     targets = teacher_targets(diffusion, teacher, keys[2:], x_t, t, dt, config.distill)
     values = selected_losses(
-        denoiser.logits,
+        denoiser,
+        student,
         functools.partial(_divergences, denoiser, config.distill.divergence == "kl-bwd"),
-        denoiser.head_params(student),
         denoiser.hidden(student, x_t, sigma),
         masked,
         (denoiser.hidden(teacher, x_t, sigma), jnp.moveaxis(targets, 0, 2)),

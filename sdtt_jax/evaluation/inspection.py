@@ -149,5 +149,4 @@ def _nll(
     # Which token takes its place does not matter; the first of the row does not tell what the last one is.
     hidden = reader.hidden(params, jnp.where(last, tokens[:, :1], tokens))
     loss = optax.softmax_cross_entropy_with_integer_labels
-    head = network.head_params(params)
-    return selected_losses(network.logits, loss, head, hidden, last, tokens)[:, -1]
+    return selected_losses(network, params, loss, hidden, last, tokens)[:, -1]

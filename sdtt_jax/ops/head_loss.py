@@ -17,11 +17,11 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from sdtt_jax.interface import WithHead
 from sdtt_jax.ops.rows import Chunks, map_and_sum, map_selected
 from sdtt_jax.parallel.mesh import vary_alike
 from sdtt_jax.typing import Hidden, PerToken, Positions, Tree
 
-ApplyHead = Callable[[Tree, jax.Array], jax.Array]
 LossFn = Callable[..., jax.Array]
 
 # With a quarter of the positions per chunk, half a chunk is wasted on average: an eighth of the head's work.
@@ -30,9 +30,9 @@ CHUNKS = Chunks(scope="loss_rows", parts=4)
 
 
 def selected_losses(
-    apply_head: ApplyHead,
+    network: WithHead,
+    params: Tree,
     loss_fn: LossFn,
-    head: Tree,
     hidden: Hidden,
     selected: Positions,
     per_row: Tree,
@@ -44,9 +44,8 @@ def selected_losses(
     train, use `weighted_loss`.
 
     Args:
-      apply_head: `(head, [n, embed]) -> [n, vocab]` logits.
+      network, params: the head.
       loss_fn: `(logits, per_row, *shared) -> [n]`, or `[n, …]` for several values of each position.
-      head: the head's parameters.
       hidden: `[batch, length, embed]`.
       selected: `[batch, length]` bool.
       per_row: tree of `[batch, length, …]`, what `loss_fn` needs of each row.
@@ -58,45 +57,45 @@ def selected_losses(
 
     def losses(rows: Tree, shared: Tree) -> jax.Array:
         (hidden, per_row), (head, constants) = rows, shared
-        loss = loss_fn(apply_head(head, hidden), per_row, *constants)
+        loss = loss_fn(network.logits(head, hidden), per_row, *constants)
         return loss.astype(_loss_dtype(hidden))
 
-    columns = _columns(apply_head, head, hidden)
+    head = network.head_params(params)
+    columns = _columns(network, head, hidden)
     rows, everywhere = (hidden, per_row), (head, shared)
     return map_selected(losses, selected, rows, everywhere, columns, CHUNKS)
 
 
 def weighted_loss(
-    apply_head: ApplyHead,
+    network: WithHead,
+    params: Tree,
     loss_fn: LossFn,
-    head: Tree,
     hidden: Hidden,
     weights: PerToken,
     per_row: Tree,
     shared: tuple[Tree, ...] = (),
 ) -> tuple[jax.Array, jax.Array]:
-    """`sum(weights * loss_fn(apply_head(head, hidden), …))`, and the losses that are summed.
+    """`sum(weights * loss_fn(network.logits(params, hidden), …))`, and the losses that are summed.
 
     Args:
-      apply_head: `(head, [n, embed]) -> [n, vocab]` logits.
+      network, params: the head, differentiable with respect to its parameters.
       loss_fn: `(logits, per_row, *shared) -> [n]`, the loss of each row.
-      head: the head's parameters; differentiable.
       hidden: `[batch, length, embed]`; differentiable.
       weights: `[batch, length]` float32; a position of weight 0 costs nothing. No gradient.
       per_row: tree of `[batch, length, …]`, what `loss_fn` needs of each row. No gradient.
       shared: what `loss_fn` needs for all rows. No gradient.
 
     Returns:
-      `(total, losses)`: `[]` float32, differentiable with respect to `head` and `hidden`, and
+      `(total, losses)`: `[]` float32, differentiable with respect to `params` and `hidden`, and
       `[batch, length]` float32 unweighted (0 where the weight is 0), through which no gradient flows.
     """
-    arrays = vary_alike(head, hidden, weights, per_row, shared)
-    return _weighted_loss(apply_head, loss_fn, *arrays)
+    arrays = vary_alike(network.head_params(params), hidden, weights, per_row, shared)
+    return _weighted_loss(network, loss_fn, *arrays)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _weighted_loss(
-    apply_head: ApplyHead,
+    network: WithHead,
     loss_fn: LossFn,
     head: Tree,
     hidden: Hidden,
@@ -104,12 +103,12 @@ def _weighted_loss(
     per_row: Tree,
     shared: tuple[Tree, ...],
 ) -> tuple[jax.Array, jax.Array]:
-    losses = selected_losses(apply_head, loss_fn, head, hidden, weights != 0, per_row, shared)
+    losses = selected_losses(network, head, loss_fn, hidden, weights != 0, per_row, shared)
     return (losses * weights).sum(), losses
 
 
 def _forward(
-    apply_head: ApplyHead,
+    network: WithHead,
     loss_fn: LossFn,
     head: Tree,
     hidden: Hidden,
@@ -123,7 +122,7 @@ def _forward(
         (hidden, weight, per_row), (head, constants) = rows, shared
 
         def weighted(head: Tree, hidden: jax.Array) -> tuple[jax.Array, jax.Array]:
-            loss = loss_fn(apply_head(head, hidden), per_row, *constants)
+            loss = loss_fn(network.logits(head, hidden), per_row, *constants)
             return (loss * weight).sum(), loss
 
         (total, loss), (d_head, d_hidden) = jax.value_and_grad(
@@ -134,7 +133,7 @@ def _forward(
         d_head = jax.tree.map(lambda g: g.astype(_loss_dtype(g)), d_head)
         return (loss.astype(dtype), d_hidden), (total.astype(dtype), d_head)
 
-    columns = _columns(apply_head, head, hidden)
+    columns = _columns(network, head, hidden)
     rows, everywhere = (hidden, weights, per_row), (head, shared)
     (losses, d_hidden), (total, d_head) = map_and_sum(
         losses_and_gradients, weights != 0, rows, everywhere, columns, CHUNKS
@@ -144,12 +143,12 @@ def _forward(
 
 
 def _backward(
-    apply_head: ApplyHead,
+    network: WithHead,
     loss_fn: LossFn,
     gradients: tuple[Tree, jax.Array],
     cotangents: tuple[jax.Array, jax.Array],
 ) -> tuple:
-    del apply_head, loss_fn
+    del network, loss_fn
     # In float32: bfloat16 would round the factor, such as 1 over the number of tokens, by up to 0.4 %.
     d_head, d_hidden = jax.tree.map(lambda g: (g * cotangents[0]).astype(g.dtype), gradients)
     return d_head, d_hidden, None, None, None
@@ -158,9 +157,9 @@ def _backward(
 _weighted_loss.defvjp(_forward, _backward)
 
 
-def _columns(apply_head: ApplyHead, head: Tree, hidden: Hidden) -> int:
+def _columns(network: WithHead, head: Tree, hidden: Hidden) -> int:
     """The number of logits of one position, over all its states: the width of the widest array of a row."""
-    return math.prod(jax.eval_shape(apply_head, head, hidden[:1]).shape[2:])
+    return math.prod(jax.eval_shape(network.logits, head, hidden[:1]).shape[2:])
 
 
 def _loss_dtype(like: jax.Array) -> jnp.dtype:

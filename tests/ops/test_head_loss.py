@@ -1,6 +1,7 @@
 """Fused losses. Oracle: the same loss over `[batch, length, vocab]`, in float64."""
 
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,10 @@ def apply_head(head, hidden):
     """A head whose last column is padding, like the networks' heads."""
     logits = hidden @ head["kernel"] + head["bias"]
     return jnp.where(jnp.arange(logits.shape[-1]) < logits.shape[-1] - 1, logits, NEG_INFINITY)
+
+
+# A network whose parameters are those of its head.
+NETWORK = types.SimpleNamespace(head_params=lambda head: head, logits=apply_head)
 
 
 def divergence(name, logits, targets, teacher_head):
@@ -59,8 +64,8 @@ def naive(name, head, hidden, weights, targets, shared):
     return (losses * weights).sum(), losses
 
 
-def lean(name, *arguments):
-    return weighted_loss(apply_head, functools.partial(divergence, name), *arguments)
+def lean(name, head, *arguments):
+    return weighted_loss(NETWORK, head, functools.partial(divergence, name), *arguments)
 
 
 @functools.partial(jax.jit, static_argnames="name")
@@ -135,9 +140,9 @@ def test_the_factor_of_a_loss_in_bfloat16_is_not_rounded():
     head, hidden = jax.device_put((head, hidden.astype(jnp.bfloat16)))
 
     def loss(hidden, factor):
-        args = head, hidden, weights, np.zeros(weights.shape, np.int32)
-        total, losses = weighted_loss(apply_head, lambda logits, _: logits[:, 0], *args)
-        own = selected_losses(apply_head, lambda logits, _: logits[:, 0], *args)
+        args = hidden, weights, np.zeros(weights.shape, np.int32)
+        total, losses = weighted_loss(NETWORK, head, lambda logits, _: logits[:, 0], *args)
+        own = selected_losses(NETWORK, head, lambda logits, _: logits[:, 0], *args)
         assert own.dtype == losses.dtype == total.dtype == jnp.float32
         return factor * total
 
@@ -180,7 +185,7 @@ def test_selected_losses_are_those_of_the_weighted_loss():
         return (
             total,
             weighted,
-            selected_losses(apply_head, loss_fn, head, hidden, selected, targets, shared),
+            selected_losses(NETWORK, head, loss_fn, hidden, selected, targets, shared),
         )
 
     arguments = problem(4, 2, 7, 9, 0.5)
@@ -210,11 +215,11 @@ def test_a_chunk_is_cut_for_the_widest_array_of_a_row(monkeypatch):
     @jax.jit
     def both_ways(head, hidden, weights, targets):
         def total(head, hidden):
-            return weighted_loss(apply_head, over_values, head, hidden, weights, targets)[0]
+            return weighted_loss(NETWORK, head, over_values, hidden, weights, targets)[0]
 
         value, _ = jax.value_and_grad(total)(head, hidden)
         selected = weights != 0
-        return value, selected_losses(apply_head, over_values, head, hidden, selected, targets)
+        return value, selected_losses(NETWORK, head, over_values, hidden, selected, targets)
 
     wide = np.stack([hidden] * values, axis=2)
     value, losses = both_ways(head, wide, weights, targets)

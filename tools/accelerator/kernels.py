@@ -210,7 +210,7 @@ def _head(dtype: str, tiny: bool) -> BenchRow:
 
     def loss(head: Tree, hidden: jax.Array, weights: jax.Array, tokens: jax.Array) -> jax.Array:
         compare = optax.softmax_cross_entropy_with_integer_labels
-        return weighted_loss(denoiser.logits, compare, head, hidden, weights, tokens)[0]
+        return weighted_loss(denoiser, head, compare, hidden, weights, tokens)[0]
 
     def value_and_gradients(*arguments: Any) -> Any:
         with _precision(dtype):

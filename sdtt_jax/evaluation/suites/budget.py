@@ -185,8 +185,8 @@ def _features(
     def uncertainty(logits: jax.Array, _: jax.Array) -> jax.Array:
         return entropy(jax.nn.log_softmax(logits[:, : network.mask_id]))
 
-    hidden, head = diffusion.hidden(params, x, sigma), network.head_params(params)
-    found = selected_losses(network.logits, uncertainty, head, hidden, masked, x)
+    hidden = diffusion.hidden(params, x, sigma)
+    found = selected_losses(network, params, uncertainty, hidden, masked, x)
     count = jnp.maximum(masked.sum(axis=-1, dtype=jnp.float32), 1)
     mean = found.sum(axis=-1) / count
     spread = jnp.where(masked, jnp.square(found - mean[:, None]), 0.0).sum(axis=-1) / count
