@@ -114,7 +114,7 @@ def test_narrow_logits_lose_nothing_more():
     expected = _masked_log_probs(narrow.astype(jnp.float32), mask_id=MASK_ID)
     np.testing.assert_array_equal(_masked_log_probs(narrow, mask_id=MASK_ID), expected)
     tokens = np.arange(4)
-    nll = token_nll(MASK_ID, narrow, tokens)
+    nll = token_nll(narrow, tokens, MASK_ID)
     np.testing.assert_allclose(nll, -np.asarray(expected)[tokens, tokens], rtol=1e-6)
 
 
