@@ -17,7 +17,7 @@ from sdtt_jax.networks import layers
 from sdtt_jax.networks.attention import rotary_tables, rotate
 from sdtt_jax.networks.base import Network, block_variables, rounded_once
 from sdtt_jax.networks.cache import KVCache, LayerCache, cache_for
-from sdtt_jax.networks.config import CausalConfig
+from sdtt_jax.networks.config import DecoderOnlyConfig
 from sdtt_jax.parallel.mesh import free_axes
 from sdtt_jax.typing import Hidden, Params, Segments, Tokens
 
@@ -38,7 +38,7 @@ class CausalNetwork(Network):
     MASK and padding have impossible logits, so a softmax over all columns is one over the tokens.
     """
 
-    config: CausalConfig  # sizes; `vocab_size` counts the tokens that it can predict
+    config: DecoderOnlyConfig  # sizes; `vocab_size` counts the tokens that it can predict
 
     @property
     def max_length(self) -> int | None:
@@ -139,7 +139,7 @@ class CausalNetwork(Network):
 class CausalBlock(layers.DecoderBlock):
     """A block without biases, with rotary embeddings."""
 
-    config: CausalConfig
+    config: DecoderOnlyConfig
 
     def norm(self, name: str) -> layers.LayerNorm:
         return layers.LayerNorm(self.config.embed_dim, name=name)
@@ -152,7 +152,7 @@ class CausalBlock(layers.DecoderBlock):
 class CausalTransformer(layers.DecoderOnly):
     """Embedding, scanned blocks, final norm, head."""
 
-    config: CausalConfig
+    config: DecoderOnlyConfig
     block = CausalBlock
 
     def setup(self) -> None:

@@ -179,8 +179,8 @@ class CoupledConfig(DenoiserConfig):
 
 
 @dataclasses.dataclass(frozen=True)
-class CausalConfig(TransformerConfig):
-    """The causal transformer: the same blocks with a causal mask, without modulation."""
+class DecoderOnlyConfig(TransformerConfig):
+    """What `layers.DecoderOnly` reads: blocks without modulation, causal but in `AdaptedConfig`."""
 
     @property
     def is_causal(self) -> bool:
@@ -194,7 +194,12 @@ class CausalConfig(TransformerConfig):
 
 
 @dataclasses.dataclass(frozen=True)
-class AdaptedConfig(CausalConfig):
+class CausalConfig(DecoderOnlyConfig):
+    """The causal transformer: the denoiser's blocks with a causal mask, without modulation."""
+
+
+@dataclasses.dataclass(frozen=True)
+class AdaptedConfig(DecoderOnlyConfig):
     """A denoiser with a causal network's parameters; MASK has a column of its logits too.
 
     Attributes:
@@ -215,7 +220,7 @@ class AdaptedConfig(CausalConfig):
 
 
 @dataclasses.dataclass(frozen=True)
-class GPT2Config(CausalConfig):
+class GPT2Config(DecoderOnlyConfig):
     """Sizes of a GPT-2; `length` is its number of position embeddings."""
 
     norm_epsilon: float = 1e-5  # epsilon of its layer norms
@@ -233,7 +238,7 @@ class GPT2DenoiserConfig(AdaptedConfig, GPT2Config):
 
 
 @dataclasses.dataclass(frozen=True)
-class LlamaConfig(CausalConfig):
+class LlamaConfig(DecoderOnlyConfig):
     """A network of the Llama family (arXiv 2302.13971): Llama, SmolLM2, Qwen2, Qwen3 and their relatives.
 
     Attributes:
