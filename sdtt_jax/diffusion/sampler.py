@@ -227,6 +227,7 @@ def first_state(
     Raises:
       ConfigError: the model or the helper does not suit the decoder.
     """
+    _ = guided(diffusion, x_init != diffusion.mask_id, config.guidance)  # refuses some networks
     scene = Scene(diffusion, params, helper, config, time_grid(config))
     mode = parse_mode(config.mode)
     watch = None if mode.stop is None else stopping.begin_watch(x_init, diffusion.mask_id)
