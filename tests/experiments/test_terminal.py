@@ -386,10 +386,15 @@ def test_another_error_of_jax_keeps_its_traceback():
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_command_that_is_stopped_while_it_starts_says_so_in_one_line(tmp_path, number):
     """It was a page of Python's stack. Oracle: what is said, and the status, a second later."""
+    # A shell starts what ends in "&" with SIGINT ignored, and the command would inherit that.
+    before = signal.signal(number, signal.SIG_DFL)
     # Every command imports it before it reads its flags.
     (tmp_path / "etils.py").write_text(f"import signal\nsignal.raise_signal({number:d})")
     command = [sys.executable, "-m", "experiments.report"]
-    env = os.environ | {"PYTHONPATH": str(tmp_path)}
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    how = {"cwd": ROOT, "env": os.environ | {"PYTHONPATH": str(tmp_path)}, "text": True}
+    try:
+        done = subprocess.run(command, **how, capture_output=True, check=False)
+    finally:
+        signal.signal(number, before)
     assert (done.returncode, done.stdout) == (75, "")
     assert done.stderr == "Stopped. Run the same command to start again.\n"
