@@ -76,18 +76,23 @@ def guided(diffusion: MaskedDiffusion, given: Positions, scale: float) -> Masked
       scale: `guidance` of `SamplerConfig`.
 
     Raises:
-      ConfigError: the network sees noise, or its logits are no linear map of hidden states.
+      ConfigError: as `check_guidable`.
     """
+    check_guidable(diffusion, scale)
     if scale == 0:
         return diffusion
+    network: Any = Guided(diffusion.denoiser, given, scale)
+    return dataclasses.replace(diffusion, denoiser=network)
+
+
+def check_guidable(diffusion: MaskedDiffusion, scale: float) -> None:
+    """Raises `ConfigError` for guidance of a network that sees noise, or whose logits are no linear map."""
     require(
-        getattr(diffusion.denoiser, "linear_head", True),
+        scale == 0 or getattr(diffusion.denoiser, "linear_head", True),
         "guidance combines logits that are a linear map of hidden states, and neighbours are mixed in after "
         "that; set guidance=0 or leave the neighbours out.",
     )
     require(
-        diffusion.noise_kind is None,
+        scale == 0 or diffusion.noise_kind is None,
         "guidance is for networks that see no noise, and this one was trained to see it; set guidance=0.",
     )
-    network: Any = Guided(diffusion.denoiser, given, scale)
-    return dataclasses.replace(diffusion, denoiser=network)

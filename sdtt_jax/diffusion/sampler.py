@@ -27,7 +27,7 @@ from sdtt_jax.diffusion.decoders import filling, parse_mode, serving, stopping
 from sdtt_jax.diffusion.decoders.base import Helper, Memory, Now, Pick, Scene
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.forward import SAMPLING_EPS
-from sdtt_jax.diffusion.guidance import check_guided, guided
+from sdtt_jax.diffusion.guidance import check_guidable, check_guided, guided
 from sdtt_jax.ops.categorical import Filters
 from sdtt_jax.ops.noise import Noise, draw_noise
 from sdtt_jax.ops.tokens import as_ids, as_rows
@@ -227,7 +227,7 @@ def first_state(
     Raises:
       ConfigError: the model or the helper does not suit the decoder.
     """
-    _ = guided(diffusion, x_init != diffusion.mask_id, config.guidance)  # refuses some networks
+    check_guidable(diffusion, config.guidance)
     scene = Scene(diffusion, params, helper, config, time_grid(config))
     mode = parse_mode(config.mode)
     watch = None if mode.stop is None else stopping.begin_watch(x_init, diffusion.mask_id)

@@ -22,13 +22,15 @@ import numpy as np
 
 from sdtt_jax.diffusion.calls import ranks
 from sdtt_jax.diffusion.decoders.base import sigma_of_share
+from sdtt_jax.diffusion.decoders.filling import read_selected
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.nelbo import masked_nll
 from sdtt_jax.keys import numbered_keys, purpose_key
 from sdtt_jax.model.batches import map_batches
 from sdtt_jax.model.masked import Model
 from sdtt_jax.ops.categorical import draw
-from sdtt_jax.ops.rows import Chunks, map_selected
+from sdtt_jax.ops.rows import Chunks
+from sdtt_jax.typing import Key, Logits
 
 # A cubic is fitted through these, to find the best temperature between them.
 TEMPERATURES = (0.5, 0.65, 0.8, 0.9, 1.0, 1.15)
@@ -94,7 +96,6 @@ def _two_sided(
 ) -> jax.Array:
     """Both divergences together for each text: `[texts, temperatures]`."""
     x0, start, stop, seen = rows
-    network, mask_id = diffusion.denoiser, diffusion.mask_id
     key_order, key_token = jax.random.split(jax.random.fold_in(key, index))
     uniform = jax.random.uniform(key_order, x0.shape, jnp.float32)
     rank = ranks(uniform)
@@ -104,14 +105,10 @@ def _two_sided(
     def masked_at(x: jax.Array, shown: jax.Array) -> tuple[jax.Array, jax.Array]:
         masked = rank >= shown[:, None]
         share = masked.mean(axis=-1, dtype=jnp.float32)
-        return jnp.where(masked, mask_id, x), sigma_of_share(diffusion.schedule, share)
+        return jnp.where(masked, diffusion.mask_id, x), sigma_of_share(diffusion.schedule, share)
 
-    def read(rows: Any, shared: Any) -> Any:
-        (hidden, places), (head, key) = rows, shared
-        logits = network.logits(head, hidden)[:, :mask_id]
-        keys = numbered_keys(key, places)
-
-        log_p = jax.nn.log_softmax(logits)
+    def read(key: Key, logits: Logits, places: jax.Array, _: None) -> Any:
+        keys, log_p = numbered_keys(key, places), jax.nn.log_softmax(logits)
 
         def at(scale: jax.Array) -> Any:
             log_q = jax.nn.log_softmax(logits / scale)
@@ -124,10 +121,8 @@ def _two_sided(
 
     x_t, sigma = masked_at(x0, start)
     hidden = diffusion.hidden(params, x_t, sigma)
-    places = jnp.arange(x0.size, dtype=jnp.int32).reshape(x0.shape)
-    shared = network.head_params(params), key_token
-    drawn, both, alone = map_selected(
-        read, due, (hidden, places), shared, network.padded_vocab, CHUNKS
+    drawn, both, alone = read_selected(
+        diffusion, params, hidden, due, read, key_token, chunks=CHUNKS
     )
     left = due & (rank >= seen[:, None])
 

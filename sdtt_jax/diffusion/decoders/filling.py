@@ -100,10 +100,11 @@ def read_selected(
     selected: Positions,
     function: Callable[..., Tree],
     key: Key | None,
-    fill: Tree,
+    fill: Tree | None = None,
     *,
     noise: Tree = None,
     copies: int = 1,
+    chunks: Chunks = CHUNKS,
 ) -> Any:
     """What `function` makes of the logits at the selected positions, and `fill` elsewhere.
 
@@ -113,8 +114,9 @@ def read_selected(
 
     Args:
       function: of the arguments of a `Choice`; gives a tree of `[n, …]`.
-      fill: the same tree of `[batch, length, …]`.
+      fill: the same tree of `[batch, length, …]`; None is zeros.
       copies: how many arrays as wide as the logits `function` holds at once.
+      chunks: how the selected positions are cut.
     """
     denoiser = diffusion.denoiser
 
@@ -126,7 +128,7 @@ def read_selected(
     places = jnp.arange(selected.size, dtype=jnp.int32).reshape(selected.shape)
     rows, shared = (hidden, places, noise), (denoiser.head_params(params), key)
     columns = copies * denoiser.padded_vocab
-    return map_selected(of_rows, selected, rows, shared, columns, CHUNKS, fill=fill)
+    return map_selected(of_rows, selected, rows, shared, columns, chunks, fill=fill)
 
 
 def choice(filters: Filters, noise: Tree = None, *, sees_noise: bool = False) -> Choice:
