@@ -129,6 +129,11 @@ def test_logits_are_those_of_the_plain_twin(tmp_path, kind):
         np.testing.assert_allclose(row, plain_llama.logits(plain, PLAIN, ids), atol=1e-4)
 
 
+def test_a_model_that_says_it_has_no_experts_is_read(tmp_path):
+    path = write(tmp_path / "model.gguf", weights(), change=added("llama.expert_count", 0))
+    assert sdtt_jax.load(path).facts["kind"] == "llama"
+
+
 def test_a_denoisers_logits_are_those_of_the_plain_twin_without_the_causal_mask(tmp_path):
     """Its features used to be rotated in other pairs."""
     plain, mask = weights(), len(TOKENS) - 1
@@ -266,6 +271,7 @@ def added(name, value):
         ("llama.block_count", 10**9, "holds 20 tensors, too few for the 1000000000 layers"),
         ("split.count", 3, "is one of the 3 parts of a model; put them together"),
         ("llama.embedding_length", 31, "embedding_length=31, but the tensors .* need 32"),
+        ("llama.expert_count", 8, "expert_count=8, but the tensors .* need 0"),
     ],
 )
 def test_metadata_of_another_model_are_one_sentence(tmp_path, field, value, said):

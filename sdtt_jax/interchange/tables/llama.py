@@ -133,9 +133,10 @@ CLAIMS: Allowed = {
     **dict.fromkeys(("rope_interleave", "rope_interleaved", "rope_traditional"), (False,)),
     "use_mrope": (False,),
     **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), (0, 1)),
+    "expert_count": (0,),  # of a GGUF file; some converters write it for models without experts too
     "block_type": ("llama",),
     "layer_types": ("full_attention",),
-    **dict.fromkeys(("quantization_config", "expert_count"), ()),
+    "quantization_config": (),
 }
 
 
