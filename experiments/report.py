@@ -34,7 +34,7 @@ def write_exact_from(results: str, picture: Path) -> Path:
     """Draws a record of `experiments.exact`."""
     from sdtt_jax.reporting.picture import write_exact  # imported when needed: it needs Matplotlib
 
-    record = read_json(results)
+    record = read_json(results, remedy="give the results.json that experiments.exact wrote")
     try:
         drawn = write_exact(record, picture)
     except (ValueError, LookupError, TypeError, AttributeError):

@@ -281,17 +281,17 @@ def read_json(
     error: type[UserError] = DataError,
     remedy: str = "",
     fault: str = "is not JSON",
-) -> Any:
-    """The content of a JSON file, as `parse_json` reads it.
+) -> dict[str, Any]:
+    """The object in a JSON file, as `parse_json` reads it.
 
     Args:
       path: local, or in a bucket.
       error: the type of error that is raised.
-      remedy: what the user can do about a file that is not JSON, for the end of the message.
+      remedy: what the user can do about a file that is not one, for the end of the message.
       fault: what the message says of such a file.
 
     Raises:
-      UserError: of type `error`: the file cannot be read, or is not JSON.
+      UserError: of type `error`: the file cannot be read, is not JSON, or holds no object.
     """
     try:
         raw = as_path(path).read_bytes()
@@ -300,7 +300,10 @@ def read_json(
         raise error(f"{path} is a folder; give a file. It holds {', '.join(held[:8])}.") from None
     except OSError as reason:
         raise error(f"{path} cannot be read: {reason.strerror or reason}.") from None
-    return parse_json(raw, str(path), error, remedy, fault)
+    value = parse_json(raw, str(path), error, remedy, fault)
+    if not isinstance(value, dict):
+        raise error(f"{path} holds no JSON object" + (f"; {remedy}." if remedy else "."))
+    return value
 
 
 def parse_json(

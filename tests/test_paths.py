@@ -83,8 +83,8 @@ def test_every_door_takes_a_tilde(home):
     (home / "tokenizer").mkdir()
     save_tokenizer(tokenizer, "~/tokenizer")
     assert load_tokenizer("~/tokenizer").digest == tokenizer.digest
-    write_json("~/new/y.json", [1])
-    assert read_json("~/new/y.json") == [1]
+    write_json("~/new/y.json", {"a": 1})
+    assert read_json("~/new/y.json") == {"a": 1}
     assert Record("~/r.json", {"digest": "0"}).path == home / "r.json"
     assert output_file("~/out/z.json") == home / "out" / "z.json"
     assert (home / "out").is_dir()
@@ -195,6 +195,8 @@ COLUMN = 3 if sys.version_info >= (3, 13) else 4
         (b"9" * 5000, "4300 digits"),
         (b"[" * 100_000, "recursion"),
         (b"", "Expecting value at column 1"),
+        (b"[]", r"x\.json holds no JSON object"),
+        (b"null", r"x\.json holds no JSON object"),
     ],
 )
 def test_what_is_no_json_is_named_with_the_reason(tmp_path, content, message):
@@ -261,26 +263,26 @@ def test_what_a_killed_writer_left_goes_and_what_another_writes_stays(tmp_path):
         mine.touch()
         for old in (left, alive, mine):
             os.utime(old, (time.time() - 60,) * 2)
-        write_json(path, 1)
+        write_json(path, {"a": 1})
         assert sorted(tmp_path.iterdir()) == sorted([alive, mine, path])
-        alive.write_text("2")
+        alive.write_text('{"a": 2}')
     assert sorted(tmp_path.iterdir()) == [mine, path]
-    assert read_json(path) == 2
+    assert read_json(path) == {"a": 2}
 
 
 def test_of_those_that_read_a_file_and_write_it_again_none_is_forgotten(tmp_path):
     """Oracle: a count. Without `file_lock`, two read the same number, and one addition is lost."""
     path = tmp_path / "x.json"
-    write_json(path, 0)
+    write_json(path, {"count": 0})
 
     def add(_):
         for _ in range(25):
             with file_lock(path):
-                write_json(path, read_json(path) + 1)
+                write_json(path, {"count": read_json(path)["count"] + 1})
 
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         list(pool.map(add, range(4)))
-    assert read_json(path) == 100
+    assert read_json(path) == {"count": 100}
     assert [entry.name for entry in tmp_path.iterdir()] == ["x.json"]
 
 

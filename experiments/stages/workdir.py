@@ -128,10 +128,7 @@ def write_json(path: Path, content: Any) -> None:
 
 def read_json(path: Path, remedy: str = "remove it and run again") -> dict[str, Any]:
     """Reads an object from a JSON file of the run; raises an error that names the file if it is damaged."""
-    content = paths.read_json(path, UserError, remedy, "is damaged")
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is damaged (it holds no object); {remedy}.")
-    return content
+    return paths.read_json(path, UserError, remedy, "is damaged")
 
 
 def claim_workdir(root: Path, config: RunConfig, source: Source = UNKNOWN) -> Workdir:

@@ -170,10 +170,7 @@ class SpecialNames(NamedTuple):
 
 def special_names(path: Path, error: type[UserError]) -> SpecialNames:
     """What a tokenizer_config.json says, if there is one; `error` if it is not an object."""
-    content: Any = read_json(path, error) if path.is_file() else {}
-    if not isinstance(content, dict):
-        raise error(f"{path} must hold a JSON object that names the special tokens.")
-    return SpecialNames(path, content, error)
+    return SpecialNames(path, read_json(path, error) if path.is_file() else {}, error)
 
 
 def _special_id(tokenizer: tokenizers.Tokenizer, named: SpecialNames, which: str) -> int | None:

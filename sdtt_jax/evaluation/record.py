@@ -205,7 +205,7 @@ class Record:
         if not self.path.exists():
             return {}
         content = read_json(self.path, ConfigError, "remove it or give another file")
-        if not isinstance(content, Mapping) or content.get("format") not in (FORMAT, EARLIER):
+        if content.get("format") not in (FORMAT, EARLIER):
             raise ConfigError(
                 f"{self.path} exists and is not a file of results; remove it or name another file."
             )

@@ -179,6 +179,4 @@ def _stored(path: Path, given: Given) -> Stored:
         return Stored({}, given=given)
     require_content(path)
     content = read_json(path, CheckpointError, "download it again", "cannot be read as JSON")
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} does not hold a JSON object; download it again.")
     return Stored(content, str(path), given)

@@ -203,8 +203,8 @@ class ShardedTensors(collections.ChainMap[str, np.ndarray]):
 def read_index(index: Path) -> dict[str, str]:
     """Maps each tensor to the name of the file, next to the index, that holds it."""
     require_content(index)
-    content: Any = read_json(index, CheckpointError, "download it again", "cannot be read as JSON")
-    named = content.get("weight_map") if isinstance(content, dict) else None
+    content = read_json(index, CheckpointError, "download it again", "cannot be read as JSON")
+    named = content.get("weight_map")
     if not isinstance(named, dict) or not named:
         raise CheckpointError(
             f"{index} is not an index of safetensors files: it has no weight_map; download it again."

@@ -118,10 +118,7 @@ def world_from_mapping(mapping: Mapping[str, Any], where: str = "world") -> Worl
 
 def load_world(path: str | Path) -> World:
     """Reads a world file (JSON); the world is named after the file unless the file gives a name."""
-    mapping = read_json(path)
-    if isinstance(mapping, Mapping):
-        mapping = {"name": as_path(path).stem, **mapping}
-    return world_from_mapping(mapping, str(path))
+    return world_from_mapping({"name": as_path(path).stem, **read_json(path)}, str(path))
 
 
 def all_states(vocab_size: int, length: int) -> Array:

@@ -89,7 +89,7 @@ def read_evaluation(path: Path | str) -> Evaluation:
       DataError: it cannot be read, or is something else.
     """
     content = read_json(path, remedy=ANEW)
-    if not isinstance(content, Mapping) or content.get("format") not in (FORMAT, EARLIER):
+    if content.get("format") not in (FORMAT, EARLIER):
         raise DataError(
             f"{path} is not a result of experiments.evaluate; give a file that its --output wrote."
         )

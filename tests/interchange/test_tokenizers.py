@@ -118,7 +118,7 @@ class TestTokenizers:
             self.put(folder)
             (folder / "tokenizer_config.json").write_text(content)
             with pytest.raises(
-                CheckpointError, match=r"tokenizer_config\.json must hold a JSON object"
+                CheckpointError, match=r"tokenizer_config\.json holds no JSON object"
             ):
                 sdtt_jax.load(folder)
 

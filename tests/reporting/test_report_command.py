@@ -53,7 +53,7 @@ def test_a_record_of_the_laboratory_is_drawn_again(tmp_path):
 def test_what_is_no_record_is_named(tmp_path, content):
     """Also the results of a run, whose rounds are a list."""
     (tmp_path / "other.json").write_text(json.dumps(content))
-    with pytest.raises(DataError, match="not a result of experiments"):
+    with pytest.raises(DataError, match=r"give the results\.json that .* wrote"):
         report.write_exact_from(str(tmp_path / "other.json"), tmp_path / "a.png")
     with pytest.raises(DataError, match="cannot be read: No such file"):
         report.write_exact_from(str(tmp_path / "absent.json"), tmp_path / "a.png")
