@@ -51,9 +51,9 @@ from sdtt_jax.data.corpora import find_corpus
 from sdtt_jax.diffusion.decoders import parse_mode
 from sdtt_jax.diffusion.decoders.serving import check_served
 from sdtt_jax.errors import UserError
+from sdtt_jax.formats import write_json
 from sdtt_jax.networks import Denoiser
 from sdtt_jax.networks.kinds import DENOISER
-from sdtt_jax.paths import write_json
 
 CONFIGS = Path(__file__).with_name("configs")
 

@@ -30,7 +30,8 @@ from sdtt_jax.data import engines
 from sdtt_jax.data.inspection import inspect_data, most_frequent, summary, taken_away
 from sdtt_jax.data.records import read_info
 from sdtt_jax.errors import DataError
-from sdtt_jax.paths import as_path, is_remote, write_json, write_text
+from sdtt_jax.formats import write_json
+from sdtt_jax.paths import as_path, is_remote, write_text
 
 COMMANDS = ("prepare", "inspect")
 ENGINES = ("local", "beam")

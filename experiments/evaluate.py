@@ -37,9 +37,10 @@ from sdtt_jax.evaluation.suites import SUITES
 from sdtt_jax.evaluation.tasks import read_task
 from sdtt_jax.evaluation.texts import held_out_name
 from sdtt_jax.evaluation.variants import variant
+from sdtt_jax.formats import text_lines
 from sdtt_jax.interchange.load import load
 from sdtt_jax.parallel import processes
-from sdtt_jax.paths import as_path, is_irregular, text_lines
+from sdtt_jax.paths import as_path, is_irregular
 from sdtt_jax.reporting import write_report
 
 __doc__ = (__doc__ or "").replace(

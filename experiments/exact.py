@@ -54,6 +54,7 @@ from experiments.cli.tables import decimals, rich_table
 from sdtt_jax.config import choose, each, given, positive, require, whole
 from sdtt_jax.errors import UserError
 from sdtt_jax.evaluation.settings import setting
+from sdtt_jax.formats import write_json
 from sdtt_jax.keys import check_seed
 from sdtt_jax.laboratory.coupled import CoupledStudentConfig
 from sdtt_jax.laboratory.decoders import check_measurable, decoder_measures
@@ -67,7 +68,7 @@ from sdtt_jax.laboratory.sampled import COUNTED
 from sdtt_jax.laboratory.search import SearchConfig
 from sdtt_jax.laboratory.student import StudentConfig
 from sdtt_jax.laboratory.world import Array, World, load_world, sticky_world
-from sdtt_jax.paths import as_path, write_json
+from sdtt_jax.paths import as_path
 from sdtt_jax.training.loop import Interrupted
 
 _WIDTH = 120  # of the table in a log

@@ -27,8 +27,9 @@ from sdtt_jax.errors import UserError
 from sdtt_jax.evaluation.harness import Options, adapter, check_tasks, enough_examples, resamples
 from sdtt_jax.evaluation.subject import OWN
 from sdtt_jax.evaluation.variants import variant
+from sdtt_jax.formats import write_json
 from sdtt_jax.interchange.load import load
-from sdtt_jax.paths import as_path, write_json
+from sdtt_jax.paths import as_path
 
 _CHECKPOINT = fields.define_checkpoint()
 _TASKS = flags.DEFINE_list("tasks", [], "Tasks of the harness, separated by commas.")

@@ -22,11 +22,11 @@ from sdtt_jax.evaluation.inspection import losses, own_reading, recognised
 from sdtt_jax.evaluation.settings import Settings
 from sdtt_jax.evaluation.subject import Subject
 from sdtt_jax.evaluation.texts import held_out, held_out_name
+from sdtt_jax.formats import write_json
 from sdtt_jax.interchange.load import load
 from sdtt_jax.keys import purpose_key
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
-from sdtt_jax.paths import write_json
 
 _CHECKPOINT = define_checkpoint()
 define_given()

@@ -24,7 +24,8 @@ from absl import flags
 from experiments.cli.app import check_flags, refuse, run_app
 from sdtt_jax.config import require
 from sdtt_jax.errors import DataError
-from sdtt_jax.paths import as_path, read_json
+from sdtt_jax.formats import read_json
+from sdtt_jax.paths import as_path
 from sdtt_jax.reporting import evaluations, write_report
 
 SUFFIXES = (".png", ".svg")

@@ -9,7 +9,8 @@ import pytest
 from experiments.cli.app import output_file
 from sdtt_jax.errors import ConfigError, DataError
 from sdtt_jax.evaluation.record import Record
-from sdtt_jax.paths import file_lock, read_json, write_json
+from sdtt_jax.formats import read_json, write_json
+from sdtt_jax.paths import file_lock
 
 
 def written(path):

@@ -26,7 +26,8 @@ from experiments.cli.app import run_app, stopwatch
 from sdtt_jax.checkpoints.digests import canonical_sha256, params_digest
 from sdtt_jax.checkpoints.store import load_params
 from sdtt_jax.errors import ConfigError, UserError
-from sdtt_jax.paths import as_path, read_json
+from sdtt_jax.formats import read_json
+from sdtt_jax.paths import as_path
 from sdtt_jax.training.metrics import read_metrics
 
 _CONFIG = flags.DEFINE_string("config", "experiments/configs/smoke.py", "Config of the run.")

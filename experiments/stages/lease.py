@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sdtt_jax.errors import DataError, UserError
-from sdtt_jax.paths import parse_json, write_json
+from sdtt_jax.formats import parse_json, write_json
 from sdtt_jax.threads import running
 
 FILE = ".lease.json"

@@ -19,7 +19,7 @@ from experiments.settings import RunConfig
 from experiments.stages import mirror
 from experiments.stages.lease import FILE as LEASE
 from experiments.stages.lease import lease
-from sdtt_jax import paths
+from sdtt_jax import formats, paths
 from sdtt_jax.checkpoints.aside import CORRUPT
 from sdtt_jax.checkpoints.orbax import is_committed, require_plain
 from sdtt_jax.checkpoints.place import Place
@@ -123,12 +123,12 @@ def is_delivered(stage: Path) -> bool:
 def write_json(path: Path, content: Any) -> None:
     """Writes `content` on process 0, atomically."""
     if processes.is_first():
-        paths.write_json(path, content)
+        formats.write_json(path, content)
 
 
 def read_json(path: Path, remedy: str = "remove it and run again") -> dict[str, Any]:
     """Reads an object from a JSON file of the run; raises an error that names the file if it is damaged."""
-    return paths.read_json(path, UserError, remedy, "is damaged")
+    return formats.read_json(path, UserError, remedy, "is damaged")
 
 
 def claim_workdir(root: Path, config: RunConfig, source: Source = UNKNOWN) -> Workdir:

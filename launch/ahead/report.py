@@ -8,7 +8,7 @@ from rich.table import Table
 
 from experiments.cli.tables import rich_table
 from launch.ahead.analysis import Record
-from sdtt_jax.paths import write_json
+from sdtt_jax.formats import write_json
 
 GB = 1e9
 # Operations that each move less than this share of a program's bytes are summed in one row.

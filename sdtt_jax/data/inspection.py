@@ -16,8 +16,9 @@ from sdtt_jax.data.shards import MANIFEST_FILE
 from sdtt_jax.data.tasks import check_sha256
 from sdtt_jax.data.tokenizer import PREPARE_AGAIN, Tokenizer, load_tokenizer
 from sdtt_jax.errors import DataError
+from sdtt_jax.formats import read_json
 from sdtt_jax.ops.sequence_kinds import Sequences
-from sdtt_jax.paths import as_path, read_json
+from sdtt_jax.paths import as_path
 
 # How many tokens of a split are looked at, and in how many evenly spaced stretches.
 MAX_TOKENS, STRETCHES = 4_000_000, 64

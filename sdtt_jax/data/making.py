@@ -21,7 +21,8 @@ from sdtt_jax.data.tokenizer import (
 from sdtt_jax.data.tokenizer_json import read_tokenizer
 from sdtt_jax.data.vocabulary import Sample, learn_pieces
 from sdtt_jax.errors import DataError, UserError
-from sdtt_jax.paths import as_path, read_json
+from sdtt_jax.formats import read_json
+from sdtt_jax.paths import as_path
 
 # The file next to a tokenizer.json that names its special tokens.
 NAMES_FILE = "tokenizer_config.json"

@@ -35,16 +35,8 @@ from sdtt_jax.data.tokenizer import (
     save_tokenizer,
 )
 from sdtt_jax.errors import ConfigError, DataError
-from sdtt_jax.paths import (
-    entries,
-    file_lock,
-    is_remote,
-    read_json,
-    remove_tree,
-    resolve_links,
-    with_target,
-    write_json,
-)
+from sdtt_jax.formats import read_json, write_json
+from sdtt_jax.paths import entries, file_lock, is_remote, remove_tree, resolve_links, with_target
 from sdtt_jax.version import __version__
 
 PLAN = "plan.json"

@@ -19,7 +19,8 @@ from sdtt_jax.data.files import SUFFIXES, codec_of, kind_of_file, listed
 from sdtt_jax.data.normalize import PROMPT_END, require_characters
 from sdtt_jax.data.opening import open_file, size_of
 from sdtt_jax.errors import DataError, first_line
-from sdtt_jax.paths import as_path, decoded, is_remote, other_format, parse_json
+from sdtt_jax.formats import decoded, other_format, parse_json
+from sdtt_jax.paths import as_path, is_remote
 
 # The size of a part of uncompressed text or Parquet: half a minute for one worker with GPT-2's vocabulary.
 PART_BYTES = 64 * 2**20

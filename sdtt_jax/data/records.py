@@ -15,7 +15,8 @@ import numpy as np
 
 from sdtt_jax.data.tokenizer import Tokenizer
 from sdtt_jax.errors import DataError, first_line
-from sdtt_jax.paths import as_path, is_remote, read_json
+from sdtt_jax.formats import read_json
+from sdtt_jax.paths import as_path, is_remote
 
 INFO_FILE = "info.json"
 # Dtypes that ids may be stored in.

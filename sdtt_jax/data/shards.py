@@ -18,8 +18,9 @@ from sdtt_jax.data.packing import chunk_length, text_ends
 from sdtt_jax.data.records import Shard
 from sdtt_jax.data.tasks import NAMED_OF_A_KIND, WriteShard
 from sdtt_jax.data.tokenizer import Tokenizer
+from sdtt_jax.formats import read_json, write_json
 from sdtt_jax.ops.sequence_kinds import Sequences
-from sdtt_jax.paths import as_path, read_json, write_json
+from sdtt_jax.paths import as_path
 
 MANIFEST_FILE = "manifest.json"
 # Folders of an unfinished preparation.

@@ -22,8 +22,9 @@ from sdtt_jax.data.packing import chunk_length, cut, encode_documents, ended
 from sdtt_jax.data.reading import BadInputError, Part
 from sdtt_jax.data.tokenizer import CONFIG_FILE, Tokenizer, load_tokenizer
 from sdtt_jax.errors import DataError
+from sdtt_jax.formats import read_json, write_json
 from sdtt_jax.ops.sequence_kinds import Sequences
-from sdtt_jax.paths import as_path, read_json, write_json, written_whole
+from sdtt_jax.paths import as_path, written_whole
 
 # How many bad rows of each kind are named for each part.
 NAMED_OF_A_KIND = 5

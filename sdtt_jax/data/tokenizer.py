@@ -29,7 +29,8 @@ from sdtt_jax.data.tokenizer_json import (
 )
 from sdtt_jax.data.vocabulary import SPACE_SYMBOL
 from sdtt_jax.errors import ConfigError, DataError
-from sdtt_jax.paths import as_path, read_json, write_json
+from sdtt_jax.formats import read_json, write_json
+from sdtt_jax.paths import as_path
 
 MODEL_FILE = "sentencepiece.model"
 HUB_FILE = "tokenizers.json"

@@ -18,20 +18,13 @@ import numpy as np
 from sdtt_jax.checkpoints.digests import canonical_sha256
 from sdtt_jax.config import differences, require
 from sdtt_jax.errors import ConfigError, UserError
+from sdtt_jax.formats import read_json, write_json
 from sdtt_jax.model.batches import join
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
 from sdtt_jax.networks.attention.dispatch import matmul_precision
 from sdtt_jax.parallel import processes
-from sdtt_jax.paths import (
-    as_path,
-    file_lock,
-    is_irregular,
-    read_json,
-    write_bytes,
-    write_json,
-    write_text,
-)
+from sdtt_jax.paths import as_path, file_lock, is_irregular, write_bytes, write_text
 from sdtt_jax.progress import tracked
 
 FORMAT = "sdtt_jax evaluation 2"

@@ -14,7 +14,8 @@ from sdtt_jax.config import choose, require
 from sdtt_jax.data.normalize import without_traces_of_files
 from sdtt_jax.errors import ConfigError, DataError
 from sdtt_jax.evaluation.continuations import Choice, Cloze
-from sdtt_jax.paths import as_path, parse_json, text_lines
+from sdtt_jax.formats import parse_json, text_lines
+from sdtt_jax.paths import as_path
 
 Row = Mapping[str, Any]
 _BRACKETS = re.compile(r"\[.*?\]")

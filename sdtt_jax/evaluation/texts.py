@@ -14,11 +14,12 @@ from sdtt_jax.data.normalize import without_traces_of_files
 from sdtt_jax.data.packing import encode_documents, pack
 from sdtt_jax.errors import ConfigError, DataError
 from sdtt_jax.evaluation.subject import OWN, Subject
+from sdtt_jax.formats import parse_json, text_lines
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
 from sdtt_jax.ops.sequences import Sequences, unpadded
 from sdtt_jax.ops.tokens import as_ids
-from sdtt_jax.paths import as_path, parse_json, text_lines
+from sdtt_jax.paths import as_path
 
 # A corpus, its split, and the folder of its files, if one is given.
 Source = tuple[Corpus, str, Path | None]

@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+from sdtt_jax.formats import read_json
 from sdtt_jax.interchange.llama_export import mask_row
 from sdtt_jax.markdown import table
 from sdtt_jax.model.causal import CausalModel
@@ -10,7 +11,6 @@ from sdtt_jax.model.masked import Model
 from sdtt_jax.networks import kinds
 from sdtt_jax.networks.config import CoupledConfig
 from sdtt_jax.ops.noise import num_values
-from sdtt_jax.paths import read_json
 from sdtt_jax.version import __version__
 
 # How the files are used, by format.

@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from sdtt_jax.errors import CheckpointError, ConfigError
+from sdtt_jax.formats import read_json
 from sdtt_jax.interchange.adapters import network_shardings
 from sdtt_jax.interchange.found import ADAPTER_FILE, FOREIGN, PICKLED, TO_SAFETENSORS, describe
 from sdtt_jax.interchange.gguf import SUFFIX, GgufTensors
@@ -32,7 +33,6 @@ from sdtt_jax.interchange.tables.reference import CAUSAL, DENOISER
 from sdtt_jax.networks.base import Network
 from sdtt_jax.parallel import processes
 from sdtt_jax.parallel.placement import place as place_pieces
-from sdtt_jax.paths import read_json
 from sdtt_jax.trees import flat_leaves
 from sdtt_jax.typing import Params
 

@@ -14,6 +14,7 @@ from sdtt_jax.config import differences, to_mapping
 from sdtt_jax.data.tokenizer import HubTokenizer, Special, Tokenizer
 from sdtt_jax.data.tokenizer_json import read_tokenizer
 from sdtt_jax.errors import CheckpointError, MismatchError
+from sdtt_jax.formats import write_json
 from sdtt_jax.interchange.claims import attention_claims
 from sdtt_jax.interchange.hub import CONFIG_FILE, TENSORS_FILE, TOKENIZER_FILES
 from sdtt_jax.interchange.renaming import Layout, Stored, write_params
@@ -24,7 +25,7 @@ from sdtt_jax.interchange.tables.llama import HUB, LLAMA
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
 from sdtt_jax.networks.config import LlamaConfig, LlamaDenoiserConfig, TransformerConfig
-from sdtt_jax.paths import remove_tree, resolve_links, write_json, written_whole
+from sdtt_jax.paths import remove_tree, resolve_links, written_whole
 from sdtt_jax.trees import flat_leaves, nested
 
 

@@ -15,7 +15,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from sdtt_jax.errors import CheckpointError
-from sdtt_jax.paths import LFS, as_path, read_json, written_whole
+from sdtt_jax.formats import LFS, read_json
+from sdtt_jax.paths import as_path, written_whole
 
 # Dtypes of weights, by the format's names.
 FLOATS = {

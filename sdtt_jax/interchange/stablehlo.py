@@ -14,6 +14,7 @@ from sdtt_jax.config import to_mapping, whole
 from sdtt_jax.diffusion.decoders.base import Helper
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.sampler import SamplerConfig, sample
+from sdtt_jax.formats import write_json
 from sdtt_jax.interchange.safetensors import write_tensors
 from sdtt_jax.interchange.token_texts import read_tokens, token_texts
 from sdtt_jax.keys import MAX_SEED
@@ -21,7 +22,7 @@ from sdtt_jax.model.base import Loaded, as_helper_of
 from sdtt_jax.model.learnt import with_stored_schedule
 from sdtt_jax.model.masked import Model
 from sdtt_jax.ops.sequences import Sequences, arrange
-from sdtt_jax.paths import PathLike, as_path, write_json, write_text
+from sdtt_jax.paths import PathLike, as_path, write_text
 from sdtt_jax.trees import flat_leaves, nested
 
 PLATFORMS = ("cpu", "cuda", "tpu")

@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 from scipy import special
 
 from sdtt_jax.config import each, from_mapping, require, whole, within
-from sdtt_jax.paths import as_path, read_json
+from sdtt_jax.formats import read_json
+from sdtt_jax.paths import as_path
 
 Array = NDArray[Any]
 

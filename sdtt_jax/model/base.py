@@ -18,11 +18,12 @@ from sdtt_jax.config import require, to_mapping
 from sdtt_jax.data import Tokenizer
 from sdtt_jax.diffusion.decoders.base import Helper
 from sdtt_jax.errors import CheckpointError
+from sdtt_jax.formats import read_json
 from sdtt_jax.networks.config import GPT2Config, LlamaConfig, TransformerConfig
 from sdtt_jax.ops.sequences import Sequences
 from sdtt_jax.parallel.mesh import batch_pieces, context_of, mesh_if_any
 from sdtt_jax.parallel.placement import batch_sharding, place, place_whole, replicated
-from sdtt_jax.paths import as_path, is_remote, read_json, with_target
+from sdtt_jax.paths import as_path, is_remote, with_target
 from sdtt_jax.trees import flat_leaves
 from sdtt_jax.typing import Params
 

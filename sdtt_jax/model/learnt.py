@@ -13,8 +13,9 @@ from sdtt_jax.config import instance, require
 from sdtt_jax.diffusion.decoders import parse_mode
 from sdtt_jax.diffusion.decoders.learnt import SCHEDULES, Learnt
 from sdtt_jax.diffusion.sampler import SamplerConfig
+from sdtt_jax.formats import read_json, write_json
 from sdtt_jax.model.base import Loaded
-from sdtt_jax.paths import file_lock, is_remote, read_json, write_json
+from sdtt_jax.paths import file_lock, is_remote
 
 DIGEST = "params_digest"
 

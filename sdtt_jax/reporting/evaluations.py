@@ -13,7 +13,8 @@ from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.errors import DataError
 from sdtt_jax.evaluation import suites
 from sdtt_jax.evaluation.record import EARLIER, FOLDER, FORMAT, damage, own_name, place_in_run
-from sdtt_jax.paths import absolute, as_path, read_json
+from sdtt_jax.formats import read_json
+from sdtt_jax.paths import absolute, as_path
 from sdtt_jax.reporting.palette import number, steps_text
 
 NOTHING = number(None)

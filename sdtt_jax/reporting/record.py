@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sdtt_jax.errors import DataError
-from sdtt_jax.paths import as_path, parse_json, read_json, text_lines
+from sdtt_jax.formats import parse_json, read_json, text_lines
+from sdtt_jax.paths import as_path
 from sdtt_jax.reporting.evaluations import AGAIN, COUPLED_STUDENTS, Evaluation, read_evaluations
 from sdtt_jax.reporting.palette import percent
 

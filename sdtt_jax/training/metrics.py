@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from sdtt_jax.errors import DataError
+from sdtt_jax.formats import parse_json
 from sdtt_jax.parallel import processes
-from sdtt_jax.paths import as_path, is_remote, parse_json, with_path_in_errors, write_text
+from sdtt_jax.paths import as_path, is_remote, with_path_in_errors, write_text
 
 LOG = logging.getLogger(__name__)
 FILE = "metrics.jsonl"

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sdtt_jax.data import TokenizerConfig, load_tokenizer, train_tokenizer
 from sdtt_jax.data.tokenizer import MASK_PIECE, MODEL_FILE, save_tokenizer
 from sdtt_jax.errors import ConfigError, DataError
-from sdtt_jax.paths import write_json
+from sdtt_jax.formats import write_json
 
 ODD = " two  spaces\ttab\nline\n\n x\rcr\u00a0hard\u3000wide é日本語 <s> </s> <unk> ends "
 

@@ -24,11 +24,11 @@ from sdtt_jax.distillation.trajectories import noise_of, trajectory_end
 from sdtt_jax.errors import ConfigError, MismatchError
 from sdtt_jax.evaluation.judge import ReadTexts, Scores
 from sdtt_jax.evaluation.suites.generation import Judged
+from sdtt_jax.formats import read_json
 from sdtt_jax.interchange.export import export_orbax, export_reference
 from sdtt_jax.keys import purpose_key
 from sdtt_jax.networks.config import NoiseConfig
 from sdtt_jax.parallel.mesh import MeshConfig, make_mesh
-from sdtt_jax.paths import read_json
 from sdtt_jax.training import loop
 from tests.experiments.small import small
 from tests.forking import run_module

@@ -19,8 +19,8 @@ from experiments.stages.runner import open_run, run_stages
 from sdtt_jax.checkpoints.digests import params_digest
 from sdtt_jax.checkpoints.store import load_params
 from sdtt_jax.errors import ConfigError, MismatchError
+from sdtt_jax.formats import read_json
 from sdtt_jax.interchange.export import export_reference
-from sdtt_jax.paths import read_json
 from sdtt_jax.reporting.evaluations import read_evaluations
 from sdtt_jax.reporting.record import read_run
 from sdtt_jax.trees import flat_leaves

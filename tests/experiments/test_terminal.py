@@ -28,8 +28,8 @@ from launch.local import environment, free_port
 from sdtt_jax import renamed
 from sdtt_jax.data.published import PublishedCorpus
 from sdtt_jax.errors import CheckpointError, ConfigError, UserError
+from sdtt_jax.formats import write_json
 from sdtt_jax.interchange.safetensors import write_tensors
-from sdtt_jax.paths import write_json
 from tests.experiments.processes import call
 from tests.forking import ROOT, run_module
 

@@ -36,7 +36,8 @@ from typing import Any
 from experiments.benchmarking.worker import child_environment
 from experiments.cli.app import output_file, run_script, stopwatch
 from sdtt_jax.config import choose, positive, require
-from sdtt_jax.paths import as_path, read_json, write_json, write_text
+from sdtt_jax.formats import read_json, write_json
+from sdtt_jax.paths import as_path, write_text
 from tools.accelerator import PARTS
 from tools.accelerator.page import page
 

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from launch.accelerators import Chip, chip_of_device
-from sdtt_jax.paths import write_json
+from sdtt_jax.formats import write_json
 
 BenchRow = dict[str, Any]
 OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory")

@@ -4,7 +4,8 @@ import importlib
 import sys
 import time
 
-from sdtt_jax.paths import as_path, read_json
+from sdtt_jax.formats import read_json
+from sdtt_jax.paths import as_path
 from tools.accelerator import PARTS
 from tools.accelerator.bench import Bench
 

@@ -21,6 +21,7 @@ from sdtt_jax.evaluation.record import Json, Record, digest_of
 from sdtt_jax.evaluation.subject import Subject, check_writes
 from sdtt_jax.evaluation.texts import held_out, held_out_name, openings
 from sdtt_jax.evaluation.unknown import log_unknown, unknown_tokens
+from sdtt_jax.formats import text_lines
 from sdtt_jax.keys import purpose_key
 from sdtt_jax.model.base import same_ids
 from sdtt_jax.model.batches import Written
@@ -28,7 +29,6 @@ from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
 from sdtt_jax.model.prompts import with_prompt_end
 from sdtt_jax.ops.sequences import unpadded
-from sdtt_jax.paths import text_lines
 
 EXAMPLES = 3
 PROMPTED = "prompted"

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from sdtt_jax.data.making import NAMES_FILE, special_names
 from sdtt_jax.errors import CheckpointError, ConfigError
+from sdtt_jax.formats import read_json
 from sdtt_jax.interchange.claims import (
     COUNT,
     FLAG,
@@ -39,7 +40,7 @@ from sdtt_jax.interchange.scaling import (
 )
 from sdtt_jax.interchange.tables.families import FAMILIES, Family, family_of, is_causal, shift_of
 from sdtt_jax.networks.config import ROTARY_PAIRS, LlamaConfig, LlamaDenoiserConfig
-from sdtt_jax.paths import as_path, read_json
+from sdtt_jax.paths import as_path
 
 # Exports say it, where the family does not.
 PAIRS = ValueKind(lambda value: value in ROTARY_PAIRS, f"one of {', '.join(ROTARY_PAIRS)}")
