@@ -80,6 +80,8 @@ def _split(
     lengths = collections.Counter[int]()
     counts = np.zeros(tokenizer.vocab_size, np.int64)
     looked_at = size = decoded = 0
+    # Only documents that lie entirely within a stretch are measured; the first stretch begins with one.
+    before = [-1]
     for rows in _stretches(split):
         rows = rows[:, 1:-1] if sequences.wrap else rows
         ended, padding = text_ends(rows, sequences)
@@ -91,8 +93,7 @@ def _split(
             )
         counts += np.bincount(stream, minlength=tokenizer.vocab_size)
         looked_at += len(stream)
-        # Only documents that lie entirely within the stretch.
-        ends = np.flatnonzero(ended[~padding])
+        ends, before = [*before, *np.flatnonzero(ended[~padding])], []
         bins = np.ceil(np.log2(np.maximum(np.diff(ends) - 1, 1))).astype(int)
         lengths.update(2 ** int(b) for b in bins)
         some = stream[: 32 * split.length]

@@ -44,7 +44,7 @@ def test_counts_lengths_and_tokens_are_those_of_the_sequences(prepared, found):
     assert said["unknown"] == 0
     # In text8 every character is one byte and one token.
     assert said["bytes_per_token"] == pytest.approx(1, abs=0.001)
-    ends = [place for place, token in enumerate(stream) if token == tokenizer.eos_id]
+    ends = [-1] + [place for place, token in enumerate(stream) if token == tokenizer.eos_id]
     lengths = [stop - start - 1 for start, stop in itertools.pairwise(ends)]
     expected = collections.Counter(str(1 << (length - 1).bit_length()) for length in lengths)
     assert said["lengths"] == expected
@@ -84,8 +84,7 @@ def test_padding_is_neither_a_document_nor_a_token(kind, write_jsonl, tmp_path):
         path.write_text("\n".join(map(json.dumps, rows)), "utf-8")
         fields = {"corpus": str(path), "text_field": "a>b", "sequences": kind, "length": 64}
         info, found = said(dataclasses.replace(config, **fields), kind)
-        # All but the first document, of which a stretch need not hold the beginning.
-        assert sum(found["lengths"].values()) == info.num_train - 1
+        assert sum(found["lengths"].values()) == info.num_train
         assert set(found["lengths"]) <= {"16", "32", "64"}
         # Each pair has BOS and EOS besides its characters.
         characters = round(info.characters_per_token * found["looked_at"])
