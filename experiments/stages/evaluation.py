@@ -280,8 +280,8 @@ def _gain(run: Run, number: int, student: MeasuredModel) -> Json:
     record = student.record.item("gain", inputs, compute)
     if record["gain_share"] is not None:
         student.record.log(
-            f"  round {number}: divergence from the targets {record['teacher_divergence']:.5f} (teacher) to "
-            f"{record['student_divergence']:.5f} (student), floor {record['floor']:.5f}: gain share "
+            f"  round {number}: divergence from the targets {record['teacher_divergence']:#.4g} (teacher) to "
+            f"{record['student_divergence']:#.4g} (student), floor {record['floor']:#.4g}: gain share "
             f"{record['gain_share']:.2f}"
         )
     return record
