@@ -136,7 +136,6 @@ _REPLACED = {
 # What a suite reads in place of a setting.
 _INSTEAD = {
     ("frontier", "temperature"): "temperatures",
-    ("latency", "num_steps"): "latency_steps",
     ("latency", "batch_size"): "latency_batches",
 }
 

@@ -115,6 +115,7 @@ NAMES = {
 # Old flag -> new flag, without the dashes.
 FLAGS: dict[str, str] = {
     "judge_precision": "judge_compute_dtype",
+    "latency_steps": "num_steps",
     "num_samples": "num_maskings",
     "precision": "compute_dtype",
 }

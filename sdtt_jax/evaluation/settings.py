@@ -183,7 +183,7 @@ class Settings(Sampling):
     num_steps: tuple[int, ...] = setting(
         (4, 8, 16, 32, 64),
         "Sampling steps, separated by commas.",
-        suites=("generation", "frontier", "schedule", "budget"),
+        suites=(*WRITING, "schedule"),
         denoisers=True,
     )
     temperatures: tuple[float, ...] = setting(
@@ -291,12 +291,6 @@ class Settings(Sampling):
         "always for models of padded or prompted sequences.",
         suites=JUDGING,
     )
-    latency_steps: tuple[int, ...] = setting(
-        (4, 8, 16, 32, 64, 128, 256, 512, 1024),
-        "Sampling steps that are timed, separated by commas.",
-        suites=("latency",),
-        denoisers=True,
-    )
     latency_batches: tuple[int, ...] = setting(
         (1, 8, 32), "Batch sizes that are timed, separated by commas.", suites=("latency",)
     )
@@ -332,7 +326,7 @@ class Settings(Sampling):
         dtypes = ("", *COMPUTE_DTYPES)
         one_of(self, first_token=FIRST_TOKEN, ends=ENDS, task=TASKS)
         one_of(self, compute_dtype=dtypes, judge_compute_dtype=dtypes)
-        counts = ("num_steps", "latency_steps", "latency_batches")
+        counts = ("num_steps", "latency_batches")
         for name in (*counts, "estimators", "temperatures"):
             require(len(getattr(self, name)) > 0, f"{name} must name at least one.")
         each(whole, 1, **{name: getattr(self, name) for name in counts})

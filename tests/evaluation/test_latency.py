@@ -137,7 +137,7 @@ def test_a_helper_and_a_stored_schedule_are_timed(tmp_path):
     key, timing = jax.random.key(0), Timing(batch=2, length=LENGTH, repeats=1)
     found = []
     for mode in ("learnt", "speculative"):
-        settings = Settings(mode=mode, latency_steps=(2,))
+        settings = Settings(mode=mode, num_steps=(2,))
         racer = racers(Subject(model, settings, helper=helper), key)[-1]
         assert ("helper" in racer.inputs) is (mode == "speculative")
         measured = measure_latency(racer.load(), key, racer.config, timing, racer.helper)
@@ -149,7 +149,7 @@ def test_a_helper_and_a_stored_schedule_are_timed(tmp_path):
 def test_texts_without_a_prompt_are_timed_without_guidance():
     """As the suite "generation" writes them, so that both meet in the race."""
     model = as_model(TableDenoiser(), random_table(0))
-    settings = Settings(guidance=2.0, latency_steps=(2,))
+    settings = Settings(guidance=2.0, num_steps=(2,))
     assert racers(Subject(model, settings), jax.random.key(0))[-1].config.guidance == 0
 
 
@@ -158,7 +158,7 @@ def test_a_timing_names_its_mesh():
     found = []
     for mesh in (None, make_mesh(MeshConfig(), jax.devices()[:1])):
         params = random_table(0) if mesh is None else place_whole(random_table(0), mesh)
-        subject = Subject(as_model(TableDenoiser(), params), Settings(latency_steps=(2,)))
+        subject = Subject(as_model(TableDenoiser(), params), Settings(num_steps=(2,)))
         timed = racers(subject, jax.random.key(0))
         named = {str((r.facts.get("mesh"), r.inputs["environment"].get("mesh"))) for r in timed}
         found.append(named)

@@ -137,7 +137,7 @@ def test_what_is_missing_is_said(model, fields, said):
 
 IDLE = {
     "mode": "confidence", "time_grid": "cosine", "cooling": 0.5, "guidance": 1.0,
-    "early_exit": 0.1, "neighbours": "own", "num_steps": (4,), "latency_steps": (4,),
+    "early_exit": 0.1, "neighbours": "own", "num_steps": (4,),
     "estimators": ("counts",), "num_maskings": 3,
 }  # fmt: skip
 

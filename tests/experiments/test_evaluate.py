@@ -41,7 +41,6 @@ SETTINGS = Settings(
     held_out_texts=9,
     estimators=("antithetic", "low-variance"),
     num_maskings=3,
-    latency_steps=(2,),
     latency_batches=(1, 3),
     repeats=2,
 )
@@ -107,7 +106,7 @@ def test_one_file_says_what_was_measured_of_which_model_and_with_what(evaluated)
     expected |= {f"likelihood/{n}" for n in ("antithetic", "low-variance", "autoregressive")}
     expected |= {
         f"latency/{n}_batch_{b:03d}"
-        for n in ("steps_0002", "autoregressive", "baseline")
+        for n in ("steps_0002", "steps_0004", "autoregressive", "baseline")
         for b in (1, 3)
     }
     assert set(content["items"]) == expected

@@ -121,7 +121,7 @@ def test_wrong_flags_are_one_line(given, said):
             ["likelihood"],
             {"num_steps": (3,)},
             None,
-            "--num_steps is for --suite=generation, frontier, schedule or budget",
+            "--num_steps is for --suite=generation, frontier, budget, latency or schedule",
         ),
         (["schedule"], {"guidance": 1.0}, None, "--guidance is for --suite=generation"),
         (["frontier"], {"temperature": 0.5}, None, "or give --temperatures in its place"),
@@ -133,7 +133,6 @@ def test_wrong_flags_are_one_line(given, said):
             None,
             "With --prompts, --suite=generation continues .* so --num_texts would change nothing",
         ),
-        (["latency"], {"num_steps": (8,)}, None, "or give --latency_steps in its place"),
         (["latency"], {"batch_size": 8}, None, "or give --latency_batches in its place"),
         (["latency"], {"batch_size": 8, "neighbours": "own"}, None, None),
         (["judge"], {"texts": "x", "early_exit": 0.1}, None, "--early_exit is for"),
@@ -199,7 +198,7 @@ def test_a_pipe_is_refused_because_its_beginning_would_be_lost(field, tmp_path):
 def test_what_a_list_names_twice_counts_once(monkeypatch):
     given = {field.name: field.default for field in dataclasses.fields(Settings)}
     given |= {"estimators": ["counts", "counts"]}
-    given |= {name: ["8", "4", "8"] for name in ("num_steps", "latency_steps", "latency_batches")}
+    given |= {name: ["8", "4", "8"] for name in ("num_steps", "latency_batches")}
     given |= {"temperatures": ["1", "0.5", "1.0"]}
     parsed = {name: types.SimpleNamespace(value=value) for name, value in given.items()}
     monkeypatch.setattr("experiments.cli.fields.flags.FLAGS", parsed)
@@ -315,7 +314,7 @@ def test_a_judge_that_was_asked_for_and_is_not_there_is_missed_aloud(
         ("generation", {"num_prompts": 1, "prompt_tokens": 8}, False, "add up to 58, but"),
         (
             "latency",
-            {"mode": "blocks:length=6", "num_steps": (4,), "latency_steps": (3,)},
+            {"mode": "blocks:length=6", "num_steps": (4, 3)},
             False,
             "num_steps=3 must be a multiple of the 2 blocks",
         ),

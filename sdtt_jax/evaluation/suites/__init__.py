@@ -172,6 +172,6 @@ SUITES: dict[str, Suite] = {
                 "ms per call {seconds_per_call:ms} | calls {nfe} | compile s {compile_s}",
             ),
         ),
-        check=lambda subject: subject.check_samplers(subject.settings.latency_steps),
+        check=lambda subject: subject.check_samplers(subject.settings.num_steps),
     ),
 }

@@ -140,7 +140,7 @@ def racers(subject: Subject, key: jax.Array) -> list[Racer]:
     if baseline is not None and baseline.config != config:
         result.append(causal("baseline", "the baseline", baseline.config, lambda: baseline))
     own = common | {"model": model.identity["digest"], "seed": settings.seed}
-    for num_steps in settings.latency_steps:
+    for num_steps in settings.num_steps:
         sampler, helper, how = subject.sampler(model, num_steps, given=False)
         facts = {"kind": "diffusion", "num_steps": num_steps} | divided
         name = f"steps_{num_steps:04d}"
