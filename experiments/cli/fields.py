@@ -25,15 +25,14 @@ _DEFINE: dict[type, Any] = {
 }
 
 
-def define_checkpoint(*, causal: bool = True) -> flags.FlagHolder[str | None]:
-    """Defines the flag that names a model; `causal` tells whether it may be a causal one."""
-    kinds = "a round, a teacher, a judge" if causal else "a round, a teacher"
+def define_checkpoint() -> flags.FlagHolder[str | None]:
+    """Defines the flag that names a model."""
     return flags.DEFINE_string(
         "checkpoint",
         None,
-        f"A run (its last finished round, or else its teacher), {kinds} or a final folder (local or "
-        "gs://); a .safetensors or .gguf file or its folder; a repository of the hub, OWNER/NAME[@REVISION]; "
-        "or smollm2.",
+        "A run (its last finished round, or else its teacher), a round, a teacher, a judge or a final folder "
+        "(local or gs://); a .safetensors or .gguf file or its folder; a repository of the hub, "
+        "OWNER/NAME[@REVISION]; or smollm2.",
     )
 
 

@@ -128,15 +128,19 @@ class CausalModel(Loaded):
           ConfigError: more positions than the network has, a filter is out of range, or it is a model of
             every n-th token.
         """
+        prompts = self.prior(num_samples, prompt)
+        batches = self.batches(key, prompts, num_tokens, batch_size, **filters)
+        return jax.device_put(np.concatenate([write().tokens for write in batches])[:, 1:])
+
+    def prior(self, num_samples: int, prompt: str = "") -> np.ndarray:
+        """What `sample` continues, as `batches` takes it: `[num_samples, n]` int32, BOS first."""
         whole(1, num_samples=num_samples)
         require(isinstance(prompt, str), f"prompt must be one text, not {prompt!r:.60}.")
         tokenizer = self.text_tokenizer
         text = tokenizer.encode_part(prompt)
         mark = [] if self.prompt_end in (None, *text) else [self.prompt_end]
         ids = np.concatenate([[tokenizer.bos_id], text, mark])
-        prompts = np.tile(ids.astype(np.int32), (num_samples, 1))
-        batches = self.batches(key, prompts, num_tokens, batch_size, **filters)
-        return jax.device_put(np.concatenate([write().tokens for write in batches])[:, 1:])
+        return np.tile(ids.astype(np.int32), (num_samples, 1))
 
     def batches(
         self,

@@ -296,12 +296,6 @@ def test_a_mesh_that_cannot_be_is_named_with_its_place(monkeypatch, sizes, said)
         devices.chosen_mesh()
 
 
-def test_only_commands_that_take_a_judge_offer_one():
-    for command, offered in (("sample", False), ("evaluate", True)):
-        shown = call(command, "--help")
-        assert ("a judge or a final folder" in " ".join(shown.stdout.split())) is offered
-
-
 @pytest.mark.parametrize("given", ["experiments/configs/smok.py", "nowhere/smoke.py", "smoke"])
 def test_the_config_that_was_probably_meant_is_named(given, monkeypatch):
     monkeypatch.chdir(ROOT)
