@@ -19,7 +19,7 @@ from absl import app, flags, logging
 
 from experiments import stop_starting
 from experiments.cli import output
-from experiments.cli.arguments import IN_FLAGS, config_files, in_words, require_utf8
+from experiments.cli.arguments import CONFIG_FLAGS, IN_FLAGS, config_files, in_words, require_utf8
 from experiments.cli.tables import Terminal
 from sdtt_jax.config import require
 from sdtt_jax.errors import EXIT_INTERRUPTED, ConfigError, UserError, first_line
@@ -277,7 +277,10 @@ def check_flags(argv: Sequence[str], *required: str) -> None:
     """Checks that there are flags only, and among them the required ones."""
     require(len(argv) == 1, f"Unknown argument {' '.join(argv[1:])!r}; see --help.")
     for name in required:
-        require(flags.FLAGS[name].value not in (None, ""), f"--{name} is missing; see --help.")
+        flag = flags.FLAGS[name]
+        empty = flag.present and flag.value is None and name in CONFIG_FLAGS
+        require(not empty, f"--{name}: get_config returned None; let it return the config.")
+        require(flag.value not in (None, ""), f"--{name} is missing; see --help.")
 
 
 def refuse(reason: str, *names: str) -> None:

@@ -132,6 +132,10 @@ def _takes_argument(file: Path, where: str) -> bool:
         raise ConfigError(
             f"{where} is not Python ({said}{line}); fix it, or give another file."
         ) from None
+    require(
+        b"get_config" in source,
+        f"{where} has no get_config, the function that returns the config; add it, or give another file.",
+    )
     for entry in ast.parse(source).body:
         if isinstance(entry, ast.FunctionDef) and entry.name == "get_config":
             return bool(entry.args.posonlyargs or entry.args.args or entry.args.vararg)

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import math
+import re
 import sys
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from experiments.settings import (
 from launch.pods.spec import PodSpec
 from sdtt_jax.config import changed, to_mapping
 from sdtt_jax.errors import ConfigError
+from tests.experiments.processes import call
 
 CONFIGS = Path(__file__).parent.parent.parent / "experiments" / "configs"
 NAMES = sorted(path.stem for path in CONFIGS.glob("*.py") if path.stem != "__init__")
@@ -340,6 +342,23 @@ def test_what_a_config_file_raises_is_one_line_with_its_place(tmp_path):
     # That of a flag for a field of a dataclass, which `get_config` has returned.
     frozen = in_words(dataclasses.FrozenInstanceError("cannot assign to field 'seed'"))
     assert frozen.startswith("--config: get_config returns a dataclass")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (
+            "def get_config():\n    {}\n",
+            "--config: get_config returned None; let it return the config",
+        ),
+        ("x = 1\n", r"--config=.*a\.py has no get_config"),
+    ],
+)
+def test_a_config_file_that_gives_no_config_is_not_a_missing_flag(tmp_path, content, said):
+    (tmp_path / "a.py").write_text(content)
+    done = call("run", f"--config={tmp_path / 'a.py'}", f"--workdir={tmp_path / 'run'}")
+    assert done.status == 2
+    assert re.search(f"^Error: {said}", done.stderr, re.MULTILINE), done.stderr
 
 
 def test_a_config_that_is_not_the_one_of_config_files_is_refused():
