@@ -1,5 +1,7 @@
 """A model in each of its possible readings. Oracles: its own bound, and its logits of plain prefixes."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -117,8 +119,13 @@ def test_a_width_like_that_of_the_padded_vocabulary_is_counted():
 def test_what_was_recognised_is_said():
     config = LlamaDenoiserConfig(**SIZES, tied_head=True)
     network = LlamaDenoiser(config)
-    found = recognised(as_model(network, noisy_params(network, 1)))
+    model = as_model(network, noisy_params(network, 1))
+    found = recognised(model)
     # 8 rows with MASK; 4 projections, 3 matrices of the MLP, 3 norms.
     assert found["parameters"] == 8 * 8 + 4 * 8 * 8 + 3 * 8 * 32 + 3 * 8
     assert found["config"]["tied_head"]
     assert found["tokenizer"] is None
+    assert (found["stored_as"], found["uniform_share"], found["mask_row"]) == ("F32", 0, None)
+    dtypes = {"a": "F32", "b": "BF16", "c": "F32"}
+    model = dataclasses.replace(model, facts=model.facts | {"dtypes": dtypes, "dtype": "F16"})
+    assert recognised(model)["stored_as"] == "BF16, F32"
