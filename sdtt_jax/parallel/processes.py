@@ -25,10 +25,13 @@ from sdtt_jax.parallel import ending
 from sdtt_jax.parallel.environment import ADDRESS, COUNT, INDEX, port_of_step
 
 MODES = ("auto", "on", "off")
-# Which variables give the number of processes: JAX's own, and those of SLURM and Open MPI. SLURM's first one
-# counts the tasks of the step. In a shell that `salloc` opens on a node, a step of one task, the other one,
-# which JAX reads, counts those of the whole allocation.
-SIZES = (COUNT, "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
+# Open MPI's number of processes, and its address, which versions up to 4 set and by which JAX recognises it.
+MPI_SIZE, MPI_ADDRESS = "OMPI_COMM_WORLD_SIZE", "OMPI_MCA_orte_hnp_uri"
+# Which variables give the number of processes: JAX's own, and those of Open MPI and SLURM. Open MPI comes
+# first, as in JAX: in a SLURM job its helpers are steps of one task for each node. SLURM's first one counts
+# the tasks of the step. In a shell that `salloc` opens on a node, a step of one task, the other one, which
+# JAX reads, counts those of the whole allocation.
+SIZES = (COUNT, MPI_SIZE, "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS")
 
 T = TypeVar("T")
 # Seconds by which JAX's own timeout exceeds that of `initialize`, so that the latter reports the error.
@@ -57,9 +60,16 @@ def initialize(mode: str = "auto", timeout: int = 300, heartbeat: int = 100) -> 
     if mode == "off":
         return
     address = os.environ.get(ADDRESS) or ":0"
+    port = address.rpartition(":")[2]
     require(
-        address.rpartition(":")[2].isdecimal(),
-        f"{ADDRESS}={address} has no port; give HOST:PORT of process 0, such as node-1:12345.",
+        port.isdecimal() and int(port) < 2**16,
+        f"{ADDRESS}={address} has no port up to 65535; give HOST:PORT of process 0, such as node-1:12345.",
+    )
+    require(
+        COUNT in os.environ or MPI_ADDRESS in os.environ or _number(MPI_SIZE) in (None, 1),
+        f"Open MPI has started {os.environ.get(MPI_SIZE)} processes, but JAX recognises only its versions "
+        f"up to 4; set {ADDRESS}=HOST:PORT of process 0, {COUNT} and {INDEX}, or give --distributed=off "
+        "if each process is to work alone.",
     )
     late = (
         f"Not all processes of this job appeared within {timeout} s{{}}; is one of them missing, or the "

@@ -57,6 +57,8 @@ OPEN_MPI = {"OMPI_MCA_orte_hnp_uri": "4096.0;tcp://127.0.0.1:1", "OMPI_COMM_WORL
         # In a shell of `salloc` (srun --interactive --preserve-env) commands waited for 7 others, in vain.
         (SLURM | {"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}, "SLURM_STEP_NUM_TASKS"),
         (OPEN_MPI, "OMPI_COMM_WORLD_SIZE"),
+        # In a SLURM job, Open MPI starts its helpers as a step, and their processes inherit its variables.
+        (OPEN_MPI | {"SLURM_STEP_NUM_TASKS": "1"}, "OMPI_COMM_WORLD_SIZE"),
         ({"JAX_COORDINATOR_ADDRESS": "localhost:1", "JAX_PROCESS_ID": "0"}, "JAX_NUM_PROCESSES"),
     ],
 )
@@ -72,15 +74,32 @@ def test_auto_joins_no_job_of_one_process(monkeypatch, environment, count):
         assert len(called) == joins
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1", "node-1:", "node-1:http", "[::1]"])
+@pytest.mark.parametrize(
+    "address", ["127.0.0.1", "node-1:", "node-1:http", "[::1]", "node-1:65536"]
+)
 def test_a_coordinator_without_a_port_is_named(monkeypatch, address):
-    """JAX raises an IndexError, or takes a part of the address for the port."""
+    """JAX raises an IndexError, takes a part of the address for the port, or waits until the timeout."""
     monkeypatch.setattr(jax.distributed, "initialize", lambda **_given: pytest.fail("joined"))
     monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", address)
     monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
-    said = rf"JAX_COORDINATOR_ADDRESS={re.escape(address)} has no port; give HOST:PORT"
+    said = rf"JAX_COORDINATOR_ADDRESS={re.escape(address)} has no port up to 65535; give HOST:PORT"
     with pytest.raises(ConfigError, match=said):
         processes.initialize()
+
+
+def test_processes_of_an_open_mpi_that_jax_does_not_recognise_do_not_work_alone(monkeypatch):
+    """Open MPI 5 sets no address. Each process did the whole work, on the same files."""
+    called = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **given: called.append(given))
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match=r"Open MPI has started 2 processes.*JAX_NUM_PROCESSES"):
+        processes.initialize()
+    processes.initialize("off")
+    assert not called
+    for name, value in (("JAX_NUM_PROCESSES", "2"), ("JAX_PROCESS_ID", "1")):
+        monkeypatch.setenv(name, value)
+    processes.initialize()
+    assert len(called) == 1
 
 
 @pytest.mark.parametrize("environment", [{}, {"JAX_NUM_PROCESSES": "2"}])
