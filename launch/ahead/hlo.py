@@ -17,6 +17,7 @@ import numpy as np
 
 from launch.ahead.hlo_text import Computation, Instruction, device_groups, parse
 from sdtt_jax.networks.attention import packed_kernel
+from sdtt_jax.parallel.mesh import crossing_axis
 
 COLLECTIVES = (
     "all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "ragged-all-to-all",
@@ -114,8 +115,7 @@ class Module:
       text: `compiled.as_text()`.
       axes, sizes: the mesh, in the order of its devices.
       trips: the expected trips of a `while` whose count the compiler does not know.
-      slices: number of slices that the mesh spans, one after the other in the order of its devices. The TPU
-        compiler sends between them through the hosts, with instructions of their own.
+      slices: slices that the mesh spans. The TPU compiler sends between them with instructions of its own.
     """
 
     def __init__(
@@ -127,8 +127,14 @@ class Module:
         slices: int = 1,
     ):
         self.computations, self.entry = parse(text)
-        self._slices = slices
-        self._axes, self._sizes, self._trips_of_loop = tuple(axes), tuple(sizes), trips
+        self._slices, self._trips_of_loop = slices, trips
+        crossing, inside = crossing_axis(tuple(sizes), slices), list(sizes)
+        inside[crossing] //= slices
+        # The TPU compiler makes a program of one slice, which counts its devices alone.
+        if f"num_partitions={math.prod(inside)}," in text.partition("\n")[0]:
+            sizes, slices = inside, 1
+        self._axes, places = (*axes, SLICES), np.indices(sizes).reshape(len(sizes), -1)
+        self._places = np.vstack([places, places[crossing] * slices // sizes[crossing]])
         self._chains = collections.Counter(
             match[0]
             for body in self.computations.values()
@@ -179,8 +185,7 @@ class Module:
             total.traffic[_operation(i, table)] += self._traffic(i, table)
 
     def _trips(self, loop: Instruction) -> float:
-        known = _TRIPS.search(loop.attributes)
-        if known:
+        if known := _TRIPS.search(loop.attributes):
             return float(known[1])
         # The TPU compiler writes no count, but its loops run from 0 while an index is below a constant.
         (name,) = loop.called("condition")
@@ -204,14 +209,10 @@ class Module:
         return steps[0] if added.opcode == "add" and steps else 1.0
 
     def _add_collective(self, total: Cost, i: Instruction, kind: str, table: Computation) -> None:
-        groups = device_groups(i.attributes, math.prod(self._sizes))
-        pairs = kind == "collective-permute"
-        axes = self._crossed(groups if pairs else groups[:1])
-        size = 2 if pairs else len(groups[0])
-        # A group is as slow as its slowest link: two devices may lie on two slices.
-        per_slice = math.prod(self._sizes) // self._slices
-        if any(np.ptp(members // per_slice) for members in groups):
-            axes = (*axes, SLICES)
+        groups = device_groups(i.attributes, self._places.shape[1])
+        # Of all groups: one is as slow as its slowest link, and two devices may lie on two slices.
+        axes = self._crossed(groups)
+        size = 2 if kind == "collective-permute" else len(groups[0])
         data = sum(table[name].bytes for name in i.operands if name in table)
         # One exchange may be split over a chain of fusions that hides it.
         chain = _CHAIN.search(i.attributes)
@@ -221,8 +222,7 @@ class Module:
     def _crossed(self, groups: Iterable[np.ndarray]) -> tuple[str, ...]:
         crossed = set()
         for members in groups:
-            places = np.stack(np.unravel_index(np.asarray(members), self._sizes))
-            varies = (places != places[:, :1]).any(axis=1)
+            varies = np.ptp(self._places[:, members], axis=1) > 0
             crossed |= {axis for axis, v in zip(self._axes, varies, strict=True) if v}
         return tuple(axis for axis in self._axes if axis in crossed)
 

@@ -101,7 +101,7 @@ def abstract_mesh(config: MeshConfig, count: int, slices: int = 1) -> AbstractMe
             "(-1 chooses it by itself)."
         )
     shape = (data, config.fsdp, config.model)
-    _crossing_axis(shape, slices)
+    crossing_axis(shape, slices)
     return AbstractMesh(shape, AXES, (AxisType.Auto,) * len(AXES))
 
 
@@ -138,7 +138,7 @@ def hybrid_devices(
     Raises:
       ConfigError: the number of slices divides neither.
     """
-    crossing = _crossing_axis(shape, slices)
+    crossing = crossing_axis(shape, slices)
     inside = [size // slices if i == crossing else size for i, size in enumerate(shape)]
     across = [slices if i == crossing else 1 for i in range(len(shape))]
     return mesh_utils.create_hybrid_device_mesh(
@@ -146,7 +146,12 @@ def hybrid_devices(
     )
 
 
-def _crossing_axis(shape: tuple[int, ...], slices: int) -> int:
+def crossing_axis(shape: tuple[int, ...], slices: int) -> int:
+    """The place in `shape` of the axis that crosses slices: the first batch axis that they divide.
+
+    Raises:
+      ConfigError: the number of slices divides neither.
+    """
     for axis in range(len(BATCH_AXES)):
         if shape[axis] % slices == 0:
             return axis

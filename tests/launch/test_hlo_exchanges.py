@@ -44,6 +44,25 @@ def test_a_group_that_leaves_its_node_is_as_fast_as_the_network_between_nodes(
     assert bandwidth(topology, what) == gigabytes * 1e9
 
 
+@pytest.mark.parametrize(
+    ("partitions", "groups", "axes"),
+    [
+        (32, "[16,2]<=[2,16]T(1,0)", ("data",)),
+        (32, "[2,16]<=[32]", ("fsdp", "slices")),
+        # The TPU compiler's program of one slice: its mesh is 2 × 4.
+        (8, "{{0,1,2,3},{4,5,6,7}}", ("fsdp",)),
+        (8, "{{0,4},{1,5},{2,6},{3,7}}", ("data",)),
+        (8, "{{0,1,2,3,4,5,6,7}}", ("data", "fsdp")),
+    ],
+)
+def test_slices_that_fsdp_crosses_are_no_blocks_of_the_devices_of_a_mesh(partitions, groups, axes):
+    """Four slices do not divide data=2, so each has four devices of both rows: 0 to 3 and 16 to 19 …"""
+    text = EXCHANGE.format(kind="all-reduce", groups=f"replica_groups={groups}")
+    text = text.replace("HloModule m", f"HloModule m, num_partitions={partitions}, x={{}}")
+    found = Module(text, ("data", "fsdp"), (2, 16), lambda _: 1.0, slices=4).cost()
+    assert [what.axes for what in found.sent] == [axes]
+
+
 TRANSFER = """HloModule m
 
 %wrapped (q: f32[1024]) -> f32[256] {{
