@@ -24,9 +24,13 @@ from launch.ahead import report
 from launch.ahead.analysis import Record, analyse
 from launch.ahead.programs import ALL, build, check_kinds, kinds_of
 from launch.ahead.search import Target, search
-from launch.ahead.topologies import compile_only, describe_devices, parse_topology
+from launch.ahead.topologies import (
+    compile_only,
+    describe_devices,
+    mesh_of_devices,
+    parse_topology,
+)
 from sdtt_jax.config import choose
-from sdtt_jax.parallel.mesh import make_mesh
 
 _CONFIG = define_config_file()
 _TOPOLOGY = flags.DEFINE_string(
@@ -85,7 +89,7 @@ def main(argv: Sequence[str]) -> None:
         if _SEARCH.value:
             target = Target(kind, config, topology, devices, _NUM_STEPS.value)
             return search(target, _SEARCH_SECONDS.value, log)
-        mesh = make_mesh(config.mesh, devices)
+        mesh = mesh_of_devices(config.mesh, topology, devices)
         program = build(kind, config, mesh, _BATCH.value * topology.chips, _NUM_STEPS.value)
         log(f"{kind}: compiling")
         return [analyse(program, topology, mesh)]

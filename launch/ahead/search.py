@@ -12,9 +12,9 @@ from jax.sharding import Mesh
 from experiments.settings import RunConfig
 from launch.ahead.analysis import Record, analyse
 from launch.ahead.programs import build, least_batch, state_of
-from launch.ahead.topologies import Topology
+from launch.ahead.topologies import Topology, mesh_of_devices
 from sdtt_jax.errors import ConfigError
-from sdtt_jax.parallel.mesh import MeshConfig, make_mesh
+from sdtt_jax.parallel.mesh import MeshConfig
 
 # Batches per chip that are tried: powers of two and the values half-way between keep matmul shapes even.
 LADDER = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
@@ -60,7 +60,7 @@ def meshes(
             if count % (fsdp * model):
                 continue
             try:
-                mesh = make_mesh(MeshConfig(-1, fsdp, model), devices)
+                mesh = mesh_of_devices(MeshConfig(-1, fsdp, model), topology, devices)
                 state = state_of(kind, config, mesh)
             except ConfigError:
                 # On a mesh that splits nothing of the model, the config is at fault.
@@ -108,7 +108,8 @@ def search(target: Target, seconds: float, log: Log) -> list[Record]:
             "config.model."
         )
     if not analyses:
-        whole = state_of(target.kind, target.config, make_mesh(MeshConfig(), target.devices))
+        mesh = mesh_of_devices(MeshConfig(), target.topology, target.devices)
+        whole = state_of(target.kind, target.config, mesh)
         parts = ", ".join(name for name, size in whole.items() if size)
         raise DoesNotFitError(
             f"The state of {target.kind} ({parts}) does not fit on {target.topology} with any mesh; take a "

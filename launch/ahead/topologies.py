@@ -6,14 +6,17 @@ import importlib.util
 import math
 import os
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 from jax.experimental import topologies
+from jax.sharding import Mesh
 
 from launch.accelerators import CHIPS, Accelerator, Chip
 from sdtt_jax.config import choose, require
 from sdtt_jax.errors import ConfigError, UserError
+from sdtt_jax.parallel.mesh import MeshConfig, abstract_mesh, make_mesh
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,3 +122,9 @@ def describe_devices(topology: Topology) -> list[Any]:
             ) from None
         raise ConfigError(f"--topology={topology} cannot be compiled for: {text[:300]}") from None
     return list(description.devices)
+
+
+def mesh_of_devices(config: MeshConfig, topology: Topology, devices: Sequence[Any]) -> Mesh:
+    """The mesh of a topology's devices; errors as `make_mesh`, for which nodes of GPUs are slices too."""
+    abstract_mesh(config, topology.chips, topology.slices)
+    return make_mesh(config, devices)

@@ -19,10 +19,15 @@ from launch.ahead.search import (
     meshes,
     next_guess,
 )
-from launch.ahead.topologies import Topology, describe_devices, parse_topology
+from launch.ahead.topologies import (
+    Topology,
+    describe_devices,
+    mesh_of_devices,
+    parse_topology,
+)
 from sdtt_jax.config import changed
 from sdtt_jax.errors import ConfigError, UserError
-from sdtt_jax.parallel.mesh import AXES, check_batch_size
+from sdtt_jax.parallel.mesh import AXES, MeshConfig, check_batch_size
 
 
 @pytest.mark.parametrize("slope", [0.1, 0.3, 0.9, 1.7, 5.0, 14.9])
@@ -129,6 +134,13 @@ def test_a_topology_counts_its_chips():
     assert str(parse_topology("v6e:2x4")) == "v6e:2x4"
     assert parse_topology("v5e:1x1").chips == 1
     assert parse_topology("h100:3").chips == 3
+
+
+def test_nodes_of_gpus_that_no_batch_axis_is_a_multiple_of_are_refused():
+    """As in the run itself, where JAX counts nodes as slices; these devices are of one process."""
+    topology = parse_topology("h100:8", slices=2)
+    with pytest.raises(ConfigError, match=r"2 slices, which divide neither mesh\.data=1 nor"):
+        mesh_of_devices(MeshConfig(model=16), topology, jax.devices())
 
 
 def test_every_chip_has_its_source():
