@@ -77,7 +77,7 @@ def test_every_door_takes_a_tilde(home):
 
 
 def test_config_files_are_named_like_all_files(home):
-    (home / "c.py").write_text("", "utf-8")
+    (home / "c.py").write_text("def get_config():\n    return {}\n", "utf-8")
     given = ["run", "--config=~/c.py", "-spec", "~/c.py", "--prompt=~/c.py", "~/c.py"]
     expanded = [*given[:1], f"--config={home}/c.py", "-spec", f"{home}/c.py", *given[4:]]
     assert config_files(given) == expanded
