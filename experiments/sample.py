@@ -50,7 +50,7 @@ from sdtt_jax.model.prompts import cut_at_eos, reading_notes
 from sdtt_jax.parallel import processes
 from sdtt_jax.typing import Params
 
-# Tokens that a causal model writes unless it is said.
+# Tokens that a causal model writes without --num_tokens, if so many fit.
 WRITTEN = 64
 
 _CHECKPOINT = fields.define_checkpoint()
@@ -70,8 +70,8 @@ _INFILL = flags.DEFINE_multi_string(
 _NUM_TOKENS = flags.DEFINE_integer(
     "num_tokens",
     None,
-    "Tokens to write after the prompt, for a model of single texts, or for a causal one (which writes "
-    f"{WRITTEN} or as many as fit if this is not given).",
+    "Tokens to write after the prompt, for a model of single texts or a causal one (by default "
+    f"{WRITTEN}, or as many as fit).",
 )
 _STOP_AT_EOS = flags.DEFINE_bool("stop_at_eos", False, "Leave out what follows the end of a text.")
 _DTYPE = fields.define_compute_dtype()
@@ -135,7 +135,7 @@ def _continued(model: CausalModel, sampling: Sampling) -> tuple[str, Iterator[di
         len(prompts) == 1,
         f"--prompt is given {len(prompts)} times, but a causal model continues one prompt; give one.",
     )
-    model = variant(model, sampling, None)
+    variant(model, sampling, None)  # refuses what only denoisers read
     given = model.prior(_NUM_SAMPLES.value, prompts[0])
     length = given.shape[1] - 1  # BOS is no token of the text
     room = model.context - length
