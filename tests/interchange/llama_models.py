@@ -115,6 +115,14 @@ MODELS = {
         {**QWEN, "model_type": "qwen3", "layer_types": ["full_attention"] * LAYERS},
         {"qk_norm": True, "tied": True},
     ),
+    "mistral": LlamaCase(
+        {**HUB_CONFIG, "model_type": "mistral", "sliding_window": 4096, "attention_dropout": 0.0},
+        {},
+    ),
+    "seed_oss": LlamaCase(
+        {**LLAMA, "model_type": "seed_oss", "attention_bias": True, "attention_out_bias": False},
+        {"bias": True},
+    ),
     # They turn features 2 i and 2 i + 1 together.
     "ernie4_5": LlamaCase(
         {**HUB_CONFIG, "model_type": "ernie4_5", "use_bias": False},

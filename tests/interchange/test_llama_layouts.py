@@ -101,7 +101,7 @@ def test_what_the_user_said_of_it_goes_out_with_it(tmp_path, name, given, change
 
 
 def test_what_an_unknown_config_was_read_as_goes_out_with_it(tmp_path):
-    folder = repository(tmp_path / "in", "llama", model_type="mistral", sliding_window=64)
+    folder = repository(tmp_path / "in", "llama", model_type="llama9", sliding_window=64)
     model = sdtt_jax.load(folder, causal=True, length=64)
     export_reference(model, tmp_path / "out")
     assert sdtt_jax.load(tmp_path / "out").config == model.config
@@ -269,6 +269,10 @@ def test_what_is_said_of_another_network_is_refused(golden):
             {"model_type": "mistral", "use_sliding_window": None, "sliding_window": 4095},
             "sliding_window=4095, which is shorter than its texts of 4096 tokens",
         ),
+        (
+            {"model_type": "mistral", "use_sliding_window": None, "max_position_embeddings": 4097},
+            "sliding_window=4096, which is shorter than its texts of 4097 tokens",
+        ),
     ],
     ids=str,
 )
@@ -286,8 +290,17 @@ def test_configs_of_other_networks_are_refused_by_field(tmp_path, change, said):
         ({"scale_emb": 1, "attention_multiplier": 6**-0.5, "no_rope_layers": [1, 1]}, {}),
         (dict.fromkeys(("scale_depth", "dim_model_base", "final_logit_softcapping")), {}),
         ({"model_type": "mistral", "sliding_window": None}, {}),
+        (
+            {
+                "model_type": "mistral",
+                "sliding_window": None,
+                "max_position_embeddings": 4097,
+            },
+            {},
+        ),
         ({"model_type": "mistral", "sliding_window": 4096}, {}),
         ({"model_type": "mistral", "sliding_window": 8}, {"length": 8}),
+        ({"model_type": "mistral9", "sliding_window": 8}, {"length": 8}),
         ({"model_type": "qwen9", "sliding_window": 8, "use_sliding_window": False}, {}),
         ({"model_type": "qwen2", "sliding_window": 8}, {}),
     ],

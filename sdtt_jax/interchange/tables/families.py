@@ -24,12 +24,17 @@ class Family(NamedTuple):
     # What the hub's libraries take where a config does not say it.
     norm_epsilon: float = 1e-6
     rotary_base: float = ROTARY_BASE
+    window: int | None = (
+        None  # `sliding_window`; families without one ignore what a config says of it
+    )
 
 
 FAMILIES = {
     "llama": Family(causal=True),
     "qwen2": Family(causal=True),
     "qwen3": Family(causal=True),
+    "mistral": Family(causal=True, window=4096),
+    "seed_oss": Family(causal=True),
     # Their configs have no field that says which features are turned together.
     "ernie4_5": Family(True, rotary_pairs="neighbours", norm_epsilon=1e-5, rotary_base=500_000.0),
     "helium": Family(True, rotary_pairs="neighbours", norm_epsilon=1e-8, rotary_base=100_000.0),

@@ -266,7 +266,7 @@ def _require_known(names: Names, stored: Stored) -> None:
 def _require_no_window(names: Names, config: LlamaConfig, stored: Stored) -> None:
     """Raises `CheckpointError` where a token would not see all others, as in Mistral's long texts.
 
-    What known families say of a window counts for nothing, nor what comes with use_sliding_window=False.
+    A window counts for nothing in families that have none, and with use_sliding_window=False.
     Block-causal denoisers see none of the blocks after their own.
     """
     for name in BLOCKS if isinstance(config, LlamaDenoiserConfig) else BLOCKS[:1]:
@@ -276,10 +276,12 @@ def _require_no_window(names: Names, config: LlamaConfig, stored: Stored) -> Non
                 f"{stored.where} says {name}={block!r}: a token sees no block of {block} after its own, or "
                 "none but its own; this library's networks have no such blocks."
             )
+    family = _family(names, stored)
     unused = stored.content.get("use_sliding_window") is False
-    if unused or _family(names, stored) is not None:
+    if unused or (family is not None and family.window is None):
         return
-    window = claimed(stored, ("sliding_window",), NUMBER, None)
+    usual = None if family is None or "sliding_window" in stored.content else family.window
+    window = claimed(stored, ("sliding_window",), NUMBER, usual)
     if window is not None and window < config.length:
         raise CheckpointError(
             f"{stored.where} says sliding_window={window!r}, which is shorter than its texts of "
