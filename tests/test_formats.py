@@ -73,7 +73,7 @@ COLUMN = 3 if sys.version_info >= (3, 13) else 4
         (b'["\\uD83D"]', r"x\.json is not JSON \(it holds half of a surrogate pair"),
         (b'{"\\udc00": 1}', "half of a surrogate pair"),
         (b"9" * 5000, "4300 digits"),
-        (b"[" * 100_000, "recursion"),
+        (b"[" * 100_000, "recursion|overflow"),
         (b"", "Expecting value at column 1"),
         (b"[]", r"x\.json holds no JSON object"),
         (b"null", r"x\.json holds no JSON object"),

@@ -132,6 +132,7 @@ MODELS = {
     "helium": LlamaCase(
         {**LLAMA, "model_type": "helium"}, {"tied": True}, plain={"neighbours": True}
     ),
+    "eurobert": LlamaCase({**LLAMA, **A2D, "model_type": "eurobert"}, {}, shift=False),
     "dream": LlamaCase(
         {**QWEN, "model_type": "Dream", "architectures": ["DreamModel"], "mask_token_id": MASK},
         {"bias": True},
