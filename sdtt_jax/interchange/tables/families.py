@@ -39,7 +39,7 @@ FAMILIES = {
     "ernie4_5": Family(True, rotary_pairs="neighbours", norm_epsilon=1e-5, rotary_base=500_000.0),
     "helium": Family(True, rotary_pairs="neighbours", norm_epsilon=1e-8, rotary_base=100_000.0),
     # A masked language model, trained as a denoiser is (at one noise level).
-    "eurobert": Family(False, norm_epsilon=1e-5, rotary_base=250_000.0),
+    "eurobert": Family(causal=False, norm_epsilon=1e-5),
     "dream": Family(causal=False, shift=True, mask_id=151_666),
     "llada": Family(causal=False, mask_id=126_336),
     "a2d-llama": Family(causal=False),
