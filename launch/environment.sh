@@ -47,7 +47,7 @@ print(int(v >= (3, 11)), "%d.%d.%d" % v[:3], sys.base_prefix)' 2>/dev/null) ||
   read -r new_enough python_version python_prefix <<<"$facts"
   if [ "$new_enough" != 1 ]; then
     local other hint=''
-    for other in python3.13 python3.12 python3.11; do
+    for other in python3.14 python3.13 python3.12 python3.11; do
       if "$other" -c '' >/dev/null 2>&1; then
         hint=" This machine has $other: PYTHON=$other bash launch/$job.sh"
         break
