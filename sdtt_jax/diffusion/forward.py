@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sdtt_jax.config import require
+from sdtt_jax.config import require, whole
 from sdtt_jax.ops.categorical import NEG_INFINITY
 from sdtt_jax.ops.tokens import as_ids, as_rows
 from sdtt_jax.ops.values import check_numbers
@@ -44,8 +44,10 @@ def sample_t(
       offsets: `[batch]` float32 in [0, 1), the grid where not all times count; None: j / batch.
 
     Raises:
-      ConfigError: `eps` or one of the offsets does not lie in [0, 1), or these have another shape.
+      ConfigError: `batch` is not a positive whole number, `eps` or one of the offsets does not lie in
+        [0, 1), or these have another shape.
     """
+    whole(1, batch=batch)
     check_numbers("[0, 1)", (), eps=eps)
     if antithetic:
         if offsets is None:

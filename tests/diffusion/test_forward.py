@@ -45,6 +45,13 @@ def test_offsets_are_one_for_each_time():
             sample_t(key, 2, offsets=wrong)
 
 
+@pytest.mark.parametrize("batch", [2.5, 0, -1])
+def test_times_are_counted_in_whole_numbers(batch):
+    """2.5 gave three times."""
+    with pytest.raises(ConfigError, match="batch must be"):
+        sample_t(jax.random.key(0), batch)
+
+
 @pytest.mark.parametrize("antithetic", [True, False])
 def test_each_single_time_is_uniform(antithetic):
     """n = 20,000 keys, batch 4, entry 1; Kolmogorov–Smirnov distance below 1.95 / sqrt(n) (p 1e-3)."""
