@@ -168,9 +168,9 @@ def make_schedule(config: ScheduleConfig | None = None) -> Schedule:
 def values_at(schedule: Schedule, *times: float) -> tuple[list[float], list[float]]:
     """Move chances and total noise at some times, as numbers even under `jit`."""
     with jax.ensure_compile_time_eval():
-        chances, sigmas = np.asarray(
-            _values(schedule, jax.device_put(np.array(times, np.float32)))
-        ).tolist()
+        # Explicit transfers in both directions: a training step is traced under a guard against others.
+        values = _values(schedule, jax.device_put(np.array(times, np.float32)))
+        chances, sigmas = jax.device_get(values).tolist()
     return chances, sigmas
 
 
@@ -262,7 +262,7 @@ def _linear(config: ScheduleConfig) -> Functions:
 
 def _geometric(config: ScheduleConfig) -> Functions:
     low, high = config.sigmas
-    log_ratio = jnp.log(jnp.float32(high)) - jnp.log(jnp.float32(low))
+    log_ratio = np.log(np.float32(high)) - np.log(np.float32(low))
 
     def sigma(t: jax.Array) -> jax.Array:
         return low ** (1 - t) * high**t

@@ -21,6 +21,7 @@ from sdtt_jax.diffusion.schedule import (
     Functions,
     ScheduleConfig,
     make_schedule,
+    values_at,
 )
 from sdtt_jax.errors import ConfigError
 
@@ -39,6 +40,22 @@ def test_dsigma_is_the_derivative_of_sigma(config):
     np.testing.assert_allclose(jax.jit(schedule.dsigma)(INSIDE), slope, rtol=1e-4)
     # A time may be a whole number, its rate is none.
     assert jax.eval_shape(schedule.dsigma, 1).dtype == jnp.float32
+
+
+@pytest.mark.parametrize("kind", SCHEDULES)
+def test_a_step_that_transfers_nothing_can_make_it(kind):
+    """Training traces its step under this guard, which ended a run with the geometric schedule at once."""
+    config = ScheduleConfig(kind, sigma_max=7.5) if kind in SIGMAS else ScheduleConfig(kind, 0.0123)
+
+    @jax.jit
+    def step(t):
+        schedule = make_schedule(config)  # which no other test has made before
+        bounds = values_at(schedule, 0.5, 1.0)
+        return schedule.sigma(t), schedule.dsigma(t), jnp.asarray(bounds)
+
+    t = jax.device_put(INSIDE)
+    with jax.transfer_guard("disallow"):
+        step(t)
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=IDS)
