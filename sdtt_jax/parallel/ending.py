@@ -111,14 +111,17 @@ def _client() -> Any:
 
 
 def failed_elsewhere() -> tuple[str, int] | None:
-    """A sentence about the first other process that has failed, and its exit status; None if none has."""
-    own = f"{FAILED}{distributed.global_state.process_id}"
-    others = {key: status for key, status in _failed(_client()).items() if key != own}
+    """A sentence about another process that has failed, and its exit status; None if none has.
+
+    Of several, it is the one with the lowest number.
+    """
+    own, failed = distributed.global_state.process_id, _failed(_client())
+    statuses = {int(key.removeprefix(FAILED)): int(status) for key, status in failed.items()}
+    others = sorted(statuses.keys() - {own})
     if not others:
         return None
-    first = min(others)
-    what = f"Process {first.removeprefix(FAILED)} has failed, and its output says why"
-    return f"{what}; this one ends with it.", int(others[first])
+    what = f"Process {others[0]} has failed, and its output says why"
+    return f"{what}; this one ends with it.", statuses[others[0]]
 
 
 def _listen(client: Any, over: threading.Event) -> None:

@@ -72,6 +72,14 @@ def test_one_that_fails_says_so_and_the_first_waits_for_the_others_to_read_it(ta
     assert time.monotonic() - began < 30
 
 
+def test_of_several_that_failed_the_lowest_number_is_named(table):
+    """Keys are text, in whose order 10 comes before 2. It names none but others."""
+    table |= {f"{ending.FAILED}{number}": str(number) for number in (10, 2, 0)}
+    message, status = ending.failed_elsewhere()
+    assert message.startswith("Process 2 has failed")
+    assert status == 2
+
+
 def listen(table):
     over = threading.Event()
     thread = threading.Thread(target=ending._listen, args=(table, over))
