@@ -35,6 +35,8 @@ from experiments.cli.watch import watch
 from experiments.stages.mirror import own_data
 from sdtt_jax.config import at_least, positive, require, whole
 from sdtt_jax.data import Tokenizer
+from sdtt_jax.diffusion.decoders import parse_mode
+from sdtt_jax.diffusion.decoders.serving import ran_out
 from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.evaluation.settings import Sampling
 from sdtt_jax.evaluation.subject import OWN, check_writes
@@ -190,6 +192,7 @@ def _written(
 ) -> Iterator[dict[str, Any]]:
     """Text, tokens and facts of each row of `x_init: [B, L]` int32 as it is written."""
     key, tokenizer, done = seed_key(sampling.seed), model.text_tokenizer, 0
+    mode, short = parse_mode(config.mode), False
 
     def stopped(tokens: np.ndarray, given: np.ndarray) -> np.ndarray:
         """`given: [texts, length]` int32 is what the texts began as."""
@@ -216,7 +219,14 @@ def _written(
         tokens, facts = _timed(write)
         tokens = stopped(tokens, x_init[done : done + len(tokens)])
         done += len(tokens)
+        short |= ran_out(mode, config.num_steps, config.guidance, facts["nfe"])
         yield from _lines(tokenizer, tokens, {"num_steps": config.num_steps} | facts)
+    if short and processes.is_first():
+        print(
+            f"mode={mode}: --num_steps={config.num_steps} left tokens masked, which were filled with the "
+            "most probable ones; take more steps.",
+            file=sys.stderr,
+        )
 
 
 def _timed(write: Callable[[], Written]) -> tuple[np.ndarray, dict[str, Any]]:

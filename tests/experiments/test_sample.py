@@ -1,4 +1,4 @@
-"""experiments.sample with a causal model. Oracle: `CausalModel.sample` with the same key."""
+"""experiments.sample. Oracle of a causal model's texts: `CausalModel.sample` with the same key."""
 
 import json
 import re
@@ -50,3 +50,20 @@ def test_what_a_causal_model_cannot_do_is_refused(unbroken, flags, said):
     assert done.status == 2
     assert done.stderr.startswith("Error: ")
     assert re.search(said, done.stderr), done.stderr
+
+
+@pytest.mark.parametrize(("num_steps", "times"), [(2, 1), (32, 0)])
+def test_steps_of_a_draft_that_are_too_few_are_told_once(unbroken, num_steps, times):
+    """A draft of one token is one token a step: 2 steps leave 30 of 32, and 32 leave none."""
+    done = call(
+        "sample",
+        f"--checkpoint={unbroken.root}",
+        f"--helper={unbroken.root / 'judge'}",
+        "--mode=speculative:window=1",
+        f"--num_steps={num_steps}",
+        "--num_samples=3",
+        "--batch_size=2",
+    )
+    assert done.status == 0, done.stderr
+    said = "mode=speculative:window=1: --num_steps=2 left tokens masked, which were filled with"
+    assert done.stderr.count(said) == times

@@ -64,6 +64,21 @@ def own_step(mode: Mode, scene: Scene, key: Key, now: Now) -> tuple[Tokens, jax.
     return x, calls, memory
 
 
+def ran_out(mode: Mode, num_steps: int, guidance: float, nfe: int) -> bool:
+    """Whether the steps left tokens masked, which a greedy call then filled.
+
+    Of decoders that see only at each step how much they can reveal. Those with a plan leave nothing, but for
+    one position in 100,000 of `grid`.
+
+    Args:
+      mode, num_steps, guidance: of the generation.
+      nfe: its network calls.
+    """
+    decoder, drafts = mode.decoder, mode.name == "speculative"
+    each = (2 if drafts else 1) * (2 if guidance else 1)
+    return (drafts or decoder.pick is not None) and nfe > num_steps * each
+
+
 def check_decided(mode: Mode) -> None:
     """Raises `ConfigError` unless given noise alone determines what the decoder writes.
 
