@@ -290,14 +290,7 @@ def test_configs_of_other_networks_are_refused_by_field(tmp_path, change, said):
         ({"scale_emb": 1, "attention_multiplier": 6**-0.5, "no_rope_layers": [1, 1]}, {}),
         (dict.fromkeys(("scale_depth", "dim_model_base", "final_logit_softcapping")), {}),
         ({"model_type": "mistral", "sliding_window": None}, {}),
-        (
-            {
-                "model_type": "mistral",
-                "sliding_window": None,
-                "max_position_embeddings": 4097,
-            },
-            {},
-        ),
+        ({"model_type": "mistral", "sliding_window": None, "max_position_embeddings": 4097}, {}),
         ({"model_type": "mistral", "sliding_window": 4096}, {}),
         ({"model_type": "mistral", "sliding_window": 8}, {"length": 8}),
         ({"model_type": "mistral9", "sliding_window": 8}, {"length": 8}),

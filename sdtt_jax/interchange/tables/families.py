@@ -24,9 +24,8 @@ class Family(NamedTuple):
     # What the hub's libraries take where a config does not say it.
     norm_epsilon: float = 1e-6
     rotary_base: float = ROTARY_BASE
-    window: int | None = (
-        None  # `sliding_window`; families without one ignore what a config says of it
-    )
+    # `sliding_window`. Families without one ignore what a config says of it.
+    window: int | None = None
 
 
 FAMILIES = {
@@ -38,7 +37,7 @@ FAMILIES = {
     # Their configs have no field that says which features are turned together.
     "ernie4_5": Family(True, rotary_pairs="neighbours", norm_epsilon=1e-5, rotary_base=500_000.0),
     "helium": Family(True, rotary_pairs="neighbours", norm_epsilon=1e-8, rotary_base=100_000.0),
-    # A masked language model, trained as a denoiser is (at one noise level).
+    # A masked language model: trained to predict masked tokens, as a denoiser is.
     "eurobert": Family(causal=False, norm_epsilon=1e-5),
     "dream": Family(causal=False, shift=True, mask_id=151_666),
     "llada": Family(causal=False, mask_id=126_336),
