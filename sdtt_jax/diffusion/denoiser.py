@@ -11,8 +11,7 @@ import jax
 
 from sdtt_jax.config import instance, require
 from sdtt_jax.diffusion.schedule import Schedule
-from sdtt_jax.interface import DenoiserLike as DenoiserLike
-from sdtt_jax.interface import Wrapped
+from sdtt_jax.interface import DenoiserLike, Wrapped
 from sdtt_jax.ops.noise import Noise
 from sdtt_jax.ops.sequences import Arrangement
 from sdtt_jax.typing import Hidden, Params, PerSequence, Positions, Tokens, Tree

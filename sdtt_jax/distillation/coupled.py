@@ -22,11 +22,12 @@ import jax.numpy as jnp
 
 from sdtt_jax.config import at_least, flags, require, whole, within
 from sdtt_jax.diffusion.decoders import parse_mode
-from sdtt_jax.diffusion.denoiser import DenoiserLike, MaskedDiffusion
+from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.forward import masked_log_probs, sample_t, token_nll
 from sdtt_jax.diffusion.sampler import SamplerConfig, plan_generation, prior_sample
 from sdtt_jax.distillation.divergence import kl_fwd
 from sdtt_jax.distillation.trajectories import Teacher, Trajectories
+from sdtt_jax.interface import DenoiserLike
 from sdtt_jax.ops.head_loss import weighted_loss
 from sdtt_jax.ops.tokens import as_rows
 from sdtt_jax.typing import Hidden, Key, Logits, Params, PerSequence, PerToken, Scalar, Tokens

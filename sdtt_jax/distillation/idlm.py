@@ -21,11 +21,12 @@ import jax
 import jax.numpy as jnp
 
 from sdtt_jax.config import positive, whole
-from sdtt_jax.diffusion.denoiser import DenoiserLike, MaskedDiffusion
+from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.forward import masked_log_probs, q_xt, sample_t
 from sdtt_jax.diffusion.nelbo import nelbo_weight
 from sdtt_jax.diffusion.reverse import reverse_step
 from sdtt_jax.distillation.block import draw_block
+from sdtt_jax.interface import DenoiserLike
 from sdtt_jax.ops.head_loss import weighted_loss
 from sdtt_jax.typing import Hidden, Key, Logits, Params, Scalar, Tokens, TokensLike, Tree
 

@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 
 from sdtt_jax.config import choose, instance
-from sdtt_jax.diffusion.denoiser import DenoiserLike, MaskedDiffusion
+from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.forward import masked_log_probs, q_xt, sample_t
 from sdtt_jax.distillation.divergence import DIVERGENCES
 from sdtt_jax.distillation.rounds import DistillConfig
 from sdtt_jax.distillation.targets import teacher_targets
+from sdtt_jax.interface import DenoiserLike
 from sdtt_jax.ops.head_loss import weighted_loss
 from sdtt_jax.ops.tokens import as_rows
 from sdtt_jax.typing import Key, Logits, Params, PerSequence, Scalar, ScalarLike, Tokens, TokensLike

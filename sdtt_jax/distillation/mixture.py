@@ -23,13 +23,14 @@ import jax
 import jax.numpy as jnp
 
 from sdtt_jax.config import require, whole, within
-from sdtt_jax.diffusion.denoiser import DenoiserLike, MaskedDiffusion
+from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.forward import SAMPLING_EPS, masked_log_probs, q_xt, sample_t
 from sdtt_jax.diffusion.reverse import reverse_step
 from sdtt_jax.diffusion.sampler import prior_sample
 from sdtt_jax.distillation.block import token_log_probs
 from sdtt_jax.distillation.targets import first_call, last_call
 from sdtt_jax.errors import ConfigError
+from sdtt_jax.interface import DenoiserLike
 from sdtt_jax.ops.head_loss import weighted_loss
 from sdtt_jax.ops.noise import LATENT, every_value, num_values
 from sdtt_jax.ops.tokens import as_rows

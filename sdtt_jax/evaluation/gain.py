@@ -19,10 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdtt_jax.config import require, whole
-from sdtt_jax.diffusion.denoiser import DenoiserLike, MaskedDiffusion
+from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.forward import masked_log_probs, q_xt, sample_t
 from sdtt_jax.distillation.rounds import DistillConfig
 from sdtt_jax.distillation.targets import teacher_targets
+from sdtt_jax.interface import DenoiserLike
 from sdtt_jax.model.batches import even_offsets, map_batches
 from sdtt_jax.model.masked import Model
 from sdtt_jax.ops.head_loss import selected_losses
