@@ -253,7 +253,10 @@ class Recipe(NamedTuple):
     def rows(
         self, part: reading.Part, counts: collections.Counter[str] | None = None
     ) -> Iterator[reading.ReadRow]:
-        """The cleaned text of every row, "" where nothing is left; `letters_lost` go to `counts["lost"]`."""
+        """The cleaned text of every row, "" where nothing is left.
+
+        The number of `letters_lost` is added to `counts["unknown"]`.
+        """
         detokenize, normalize = DETOKENIZERS[self.detokenize], NORMALIZERS[self.config.normalize]
         for piece in part.pieces:
             for row in _read(piece, part.split, self.fields):
@@ -261,7 +264,7 @@ class Recipe(NamedTuple):
                     text = detokenize(without_traces_of_files(row))
                     row = normalize(text)
                     if counts is not None and row != text:
-                        counts["lost"] += letters_lost(text, row)
+                        counts["unknown"] += letters_lost(text, row)
                     row = row if row.strip() else ""
                 yield row
 

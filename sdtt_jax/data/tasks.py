@@ -103,7 +103,6 @@ class ReadPart(NamedTuple):
         found: collections.deque[tuple[int, int, int, int]] = collections.deque()
         texts = self._texts(counts, bad, found)
         index = bytearray()
-        unknown = 0
 
         def refuse(error: BadInputError) -> None:
             found.popleft()  # a fault is met in its document's place
@@ -112,10 +111,9 @@ class ReadPart(NamedTuple):
             self._count_bad(BadInputError(error.kind, f"{files}: {error}"), counts, bad)
 
         def read(tokenizer: Tokenizer) -> Iterator[str]:
-            nonlocal unknown
             for text in texts:
                 parts = text.split(PROMPT_END) if config.sequences == "prompted" else [text]
-                unknown += sum(map(tokenizer.count_lost, parts))
+                counts["unknown"] += sum(map(tokenizer.count_lost, parts))
                 yield text
 
         if not self.tokenizer:
@@ -133,13 +131,13 @@ class ReadPart(NamedTuple):
                         continue
                     if tokenizer.unk_id is not None:
                         # Before EOS and padding, which may be the same token, are added.
-                        unknown += int(np.count_nonzero(ids == tokenizer.unk_id))
+                        counts["unknown"] += int(np.count_nonzero(ids == tokenizer.unk_id))
                     ids = ended(ids, length, sequences)
                     file.write(ids.astype(self.store.dtype).tobytes())
                     index += _entry(found.popleft(), len(ids) - 1)
         with written(self.store.path(self.number, ".npy")) as file:
             np.save(file, np.frombuffer(index, DOCUMENT))
-        unknown += counts.pop("lost", 0)
+        unknown = counts.pop("unknown", 0)
         record = {"counts": dict(counts), "bad": bad, "unknown": unknown}
         write_json(self.store.path(self.number, ".json"), record)
 
