@@ -44,7 +44,8 @@ def render(spec: PodSpec) -> Files:
     if spec.reservation:
         capacity.append(f"--reservation={spec.reservation}")
     options = [
-        *_place(spec),
+        f"--workload={spec.name}",
+        *_cluster(spec),
         f"--tpu-type={spec.accelerator}",
         f"--num-slices={spec.slices}",
         f"--docker-image={spec.image}",
@@ -60,21 +61,15 @@ def render(spec: PodSpec) -> Files:
 
 def next_steps(spec: PodSpec, directory: str) -> list[str]:
     """The commands that follow."""
-    place = shlex.join(_place(spec))
-    cluster = shlex.join(option for option in _place(spec) if not option.startswith("--workload"))
+    cluster = shlex.join(_cluster(spec))
     return [
         f"bash {shlex.quote(f'{directory}/workload.sh')}",
         f"xpk workload list {cluster}",
         "# saves and stops; workload.sh goes on from there",
-        f"xpk workload delete {place}",
+        f"xpk workload delete --workload={spec.name} {cluster}",
     ]
 
 
-def _place(spec: PodSpec) -> list[str]:
+def _cluster(spec: PodSpec) -> list[str]:
     project = [f"--project={spec.project}"] if spec.project else []
-    return [
-        f"--workload={spec.name}",
-        f"--cluster={spec.gke.cluster}",
-        *project,
-        f"--zone={spec.zone}",
-    ]
+    return [f"--cluster={spec.gke.cluster}", *project, f"--zone={spec.zone}"]
