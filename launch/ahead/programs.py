@@ -192,10 +192,15 @@ def _sampler(planned: Planned, mesh: Mesh, batch: int, num_steps: int) -> Progra
     write = functools.partial(sampler.sample, planned.diffusion, config=settings)
     shard = _rows_per_shard(batch, sizes, mesh)
     chunk = rows.chunk_size(shard, denoiser.padded_vocab, filling.CHUNKS.parts)
+
+    def lower() -> Any:
+        with use_mesh(mesh):
+            return jax.jit(write).lower(params, _key(mesh), tokens)
+
     return Program(
         kind="sample",
         batch=batch,
-        lower=lambda: _lowered(write, params, tokens, mesh),
+        lower=lower,
         state={"parameters": _bytes_per_device(params)},
         trips={filling.CHUNKS.scope: math.ceil(shard / num_steps / chunk)},
         flops=flops.sample_flops(sizes, batch, num_steps) / mesh.size,
@@ -234,12 +239,6 @@ def _causal(denoiser: Any, mesh: Mesh, batch: int) -> Program:
         recomputed=(unused - needed) / mesh.size,
         tokens=batch * sizes.length,
     )
-
-
-def _lowered(write: Any, params: Tree, given: Tree, mesh: Mesh) -> Any:
-    """A generation, lowered; `given` is what it begins with."""
-    with use_mesh(mesh):
-        return jax.jit(write).lower(params, _key(mesh), given)
 
 
 def _abstract_params(network: Network, mesh: Mesh, lora: LoraConfig = LoraConfig()) -> Tree:
