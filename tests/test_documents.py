@@ -16,6 +16,7 @@ from experiments.cli.overrides import check_fields
 from experiments.settings import check_overrides
 from launch.pods.spec import PodSpec
 from sdtt_jax.interchange.layouts import LAYOUTS
+from sdtt_jax.interchange.relatives import RELATIVES
 from sdtt_jax.interchange.tables.families import FAMILIES
 from tests.test_architecture import ROOT, python_files, relative
 
@@ -147,7 +148,7 @@ def test_every_layout_has_a_row_of_what_it_was_checked_against():
     assert {len(row) for row in rows} == {4}
     assert {name for row in rows for name in SPAN.findall(row[0])} == set(LAYOUTS)
     families = {name for row in rows for name in SPAN.findall(row[1].split(":")[0])}
-    assert families == set(FAMILIES)
+    assert families == {*FAMILIES, *RELATIVES}
     for row in rows:
         # A test above checks that these files exist.
         assert FILE.search(row[3]), row

@@ -17,6 +17,7 @@ from sdtt_jax.interchange.adapters import network_shardings
 from sdtt_jax.interchange.found import ADAPTER_FILE, FOREIGN, PICKLED, TO_SAFETENSORS, describe
 from sdtt_jax.interchange.gguf import SUFFIX, GgufTensors
 from sdtt_jax.interchange.hub import CONFIG_FILE, INDEX_FILE, TENSORS_FILE
+from sdtt_jax.interchange.relatives import as_llama
 from sdtt_jax.interchange.renaming import (
     NOTHING_GIVEN,
     Given,
@@ -99,7 +100,7 @@ def open_published(path: Path, given: Given = NOTHING_GIVEN) -> Published:
         gguf = GgufTensors(file)
         return recognised(LLAMA_GGUF, gguf, Stored(gguf.content, str(file), given), str(file))
     stored = _stored(file.with_name(CONFIG_FILE), given)
-    tensors = open_tensors(file)
+    tensors, stored = as_llama(open_tensors(file), stored, str(file))
     for layout in LAYOUTS.values():
         if any(prefix + layout.anchor in tensors for prefix in layout.prefixes):
             return recognised(layout, tensors, stored, str(file))

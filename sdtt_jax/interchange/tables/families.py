@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from sdtt_jax.errors import CheckpointError
 from sdtt_jax.interchange.claims import FLAG, MASKS, attention_claims, claimed, claims
+from sdtt_jax.interchange.relatives import ORIGIN
 from sdtt_jax.interchange.renaming import Stored
 from sdtt_jax.networks.attention.rotary import ROTARY_BASE
 
@@ -99,10 +100,11 @@ def shift_of(family: Family | None, stored: Stored) -> bool:
     if shift is not None:
         return shift
     if by_config:
+        kind, signs = stored.content.get("model_type"), ", ".join(signs_of_a_denoiser(stored))
         raise CheckpointError(
-            f"{stored.where} says model_type={stored.content.get('model_type')!r}, whose networks are "
-            f"causal, but also {', '.join(signs_of_a_denoiser(stored))}: pass causal=True for a causal "
-            "model, or causal=False with mask_id and shift for a denoiser."
+            f"{stored.where} says model_type={stored.content.get(ORIGIN, kind)!r}, whose networks are "
+            f"causal, but also {signs}: pass causal=True for a causal model, or causal=False with mask_id "
+            "and shift for a denoiser."
         )
     raise CheckpointError(
         f"{stored.where} does not say where the denoiser predicts a token: pass shift=False for the "

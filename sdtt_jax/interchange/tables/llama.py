@@ -29,6 +29,7 @@ from sdtt_jax.interchange.claims import (
     claimed,
 )
 from sdtt_jax.interchange.hub import TOKENIZER_FILES
+from sdtt_jax.interchange.relatives import RELATIVES
 from sdtt_jax.interchange.renaming import LAYER, Entry, Layout, Stored, Table, kernel, shape_of
 from sdtt_jax.interchange.safetensors import require_content
 from sdtt_jax.interchange.scaling import (
@@ -255,11 +256,12 @@ def _require_known(names: Names, stored: Stored) -> None:
     """Raises `CheckpointError` for another architecture, unless the user says what it is."""
     given = stored.given
     if _family(names, stored) is None and given.causal is None and given.mask_id is None:
+        known = ", ".join((*FAMILIES, *RELATIVES))
         raise CheckpointError(
             f"{stored.where} says model_type={stored.content.get('model_type')!r}, which is not known (known "
-            f"are {', '.join(FAMILIES)}): if its code computes what Llama's does (rotations of halves, "
-            "attention without blocks or windows), pass causal=True for a causal model, or causal=False with "
-            "mask_id and shift for a denoiser."
+            f"are {known}): if its code computes what Llama's does (rotations of halves, attention without "
+            "blocks or windows), pass causal=True for a causal model, or causal=False with mask_id and shift "
+            "for a denoiser."
         )
 
 
