@@ -8,14 +8,16 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from unittest import mock
 
+import jax
 import pytest
 
 from launch.accelerators import CHIPS, chip_of_device
 from tests.forking import ROOT
 from tools.accelerator import PARTS, profiling, steps
-from tools.accelerator.__main__ import main, measure, run_process
+from tools.accelerator.__main__ import environment, main, measure, run_process
 from tools.accelerator.bench import Bench, text
 from tools.accelerator.page import page, table
 from tools.accelerator.profiling import _rows, by_group, origins
@@ -56,12 +58,23 @@ def built_once():
 @pytest.mark.usefixtures("built_once")
 @pytest.mark.parametrize("part", [part for part in PARTS if part != "medium"])
 def test_each_part_runs_on_a_cpu(bench, part):
+    if part == "profile" and find_spec("libtpu") and jax.config.jax_platforms is None:
+        pytest.skip("without a TPU, libtpu's profiler ends the process: set JAX_PLATFORMS=cpu")
     run(part, bench)
     rows = [row for rows in bench.record["tables"].values() for row in rows]
     assert len(rows) > 0
     assert [row for row in rows if "error" in row] == []
     assert [row for row in rows if row.get("equal") is False] == []
     assert bench.record["skipped"] == []
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
+def test_on_a_cpu_a_part_leaves_libtpu_alone(monkeypatch, platform):
+    """Where libtpu is installed without a TPU, the profiler would end the part by a segmentation fault."""
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    said = environment("profile", {"machine": {"platform": platform}})
+    assert said.get("JAX_PLATFORMS") == ("cpu" if platform == "cpu" else None)
+    assert "JAX_PLATFORMS" not in environment("machine", {})
 
 
 def test_the_state_that_is_saved_is_no_more_compressible_than_a_trained_one(bench):

@@ -48,8 +48,8 @@ LEAST_S = 5.0
 
 def environment(name: str, earlier: Mapping[str, Any]) -> dict[str, str]:
     """The environment of a part: nearly all of the device's memory, and compiled programs kept."""
-    flags = os.environ.get("XLA_FLAGS", "")
-    if name == "profile" and earlier.get("machine", {}).get("platform") == "gpu":
+    flags, platform = os.environ.get("XLA_FLAGS", ""), earlier.get("machine", {}).get("platform")
+    if name == "profile" and platform == "gpu":
         # A trace does not say which operations the kernels of a CUDA graph belong to.
         flags += " --xla_gpu_enable_command_buffer="
     kept = as_path(tempfile.gettempdir()) / "sdtt_jax_accelerator"
@@ -58,7 +58,10 @@ def environment(name: str, earlier: Mapping[str, Any]) -> dict[str, str]:
         JAX_COMPILATION_CACHE_DIR=str(kept),
         JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0.2",
     )
-    return inherited | {"XLA_FLAGS": flags.strip()}
+    # Where libtpu is installed but there is no TPU, its profiler ends the process by a segmentation fault,
+    # unless JAX is told to leave it alone.
+    alone = {"JAX_PLATFORMS": platform} if platform == "cpu" else {}
+    return inherited | {"XLA_FLAGS": flags.strip()} | alone
 
 
 def run_process(command: Sequence[str], seconds: float, env: Mapping[str, str]) -> str | None:
