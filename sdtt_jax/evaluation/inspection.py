@@ -20,6 +20,7 @@ from sdtt_jax.diffusion.estimators import BoundConfig
 from sdtt_jax.evaluation.bootstrap import shares
 from sdtt_jax.evaluation.likelihood import text_bounds
 from sdtt_jax.evaluation.record import Json
+from sdtt_jax.interchange.relatives import ORIGIN
 from sdtt_jax.model.batches import join, map_batches
 from sdtt_jax.model.causal import CausalModel
 from sdtt_jax.model.masked import Model
@@ -45,9 +46,11 @@ class Reading(NamedTuple):
 def recognised(model: Model | CausalModel) -> Json:
     """How a model was recognised, JSON-ready."""
     tokenizer, facts = model.tokenizer, model.facts
+    published = facts.get("published_config", {})
     return {
         "path": facts["path"],
         "layout": facts.get("layout", "sdtt_jax"),
+        "model_type": published.get(ORIGIN, published.get("model_type")),
         "kind": facts["kind"],
         "config": dataclasses.asdict(model.config),
         "parameters": model.num_parameters,

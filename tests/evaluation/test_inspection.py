@@ -10,6 +10,7 @@ from sdtt_jax.diffusion.estimators import BoundConfig
 from sdtt_jax.errors import ConfigError
 from sdtt_jax.evaluation.inspection import Reading, losses, own_reading, recognised
 from sdtt_jax.evaluation.likelihood import text_bounds
+from sdtt_jax.interchange.relatives import ORIGIN
 from sdtt_jax.networks import CausalConfig, CausalNetwork, Denoiser, DenoiserConfig
 from sdtt_jax.networks.config import (
     GPT2Config,
@@ -129,3 +130,18 @@ def test_what_was_recognised_is_said():
     dtypes = {"a": "F32", "b": "BF16", "c": "F32"}
     model = dataclasses.replace(model, facts=model.facts | {"dtypes": dtypes, "dtype": "F16"})
     assert recognised(model)["stored_as"] == "BF16, F32"
+
+
+@pytest.mark.parametrize(
+    ("published", "said"),
+    [
+        ({}, None),
+        ({"published_config": {"model_type": "qwen3"}}, "qwen3"),
+        ({"published_config": {"model_type": "mistral", ORIGIN: "phi3"}}, "phi3"),
+    ],
+)
+def test_the_model_type_is_what_the_model_was_published_as(published, said):
+    network = LlamaDenoiser(LlamaDenoiserConfig(**SIZES, tied_head=True))
+    model = as_model(network, noisy_params(network, 1))
+    model = dataclasses.replace(model, facts=model.facts | published)
+    assert recognised(model)["model_type"] == said
