@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import signal
+import socket
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -124,6 +125,12 @@ def missing_platform(error: Exception) -> tuple[str, int]:
         said = "no plugin for it is installed"
     elif not isinstance(error, RuntimeError) or not said.startswith("Unable to initialize backend"):
         return "", 0
+    if "gloo/transport/tcp/device.cc" in said:
+        return (
+            f"the processes cannot reach each other: this host's own name, {socket.gethostname()}, has no "
+            f"address ({said.partition(': ')[2]}); add a line for it to /etc/hosts, such as "
+            f"'127.0.0.1 {socket.gethostname()}' if all processes are on this host."
+        ), EXIT_FAILED
     named = f" for JAX_PLATFORMS={asked}" if asked else ""
     # A device that another program holds may be free at the next attempt.
     unknown = said.startswith("no plugin") or "known backends" in said

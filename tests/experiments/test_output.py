@@ -69,6 +69,22 @@ def test_a_platform_that_cannot_be_used_is_one_line(reason, status, monkeypatch,
     assert f"{reason.rstrip('.')}); install what that platform needs" in said
 
 
+def test_a_host_whose_own_name_has_no_address_is_one_line(monkeypatch, capsys):
+    """Gloo, over which CPUs talk, looks it up. Oracle: JAX's sentence on a host with an unknown name."""
+    reason = "[enforce fail at external/gloo/gloo/transport/tcp/device.cc:99] rv == 0. -2 vs 0"
+
+    def fail(_):
+        raise RuntimeError(UNABLE.format(reason))
+
+    monkeypatch.setattr("socket.gethostname", lambda: "node-7")
+    assert exit_status(fail, []) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(
+        "Error: the processes cannot reach each other: this host's own name, node-7, "
+    )
+    assert f"({reason}); add a line for it to /etc/hosts, such as '127.0.0.1 node-7' if" in said
+
+
 @pytest.mark.skipif(
     any(importlib.util.find_spec(f"jax_cuda{version}_plugin") for version in (12, 13)),
     reason="JAX's plugin for GPUs is installed",
