@@ -38,7 +38,7 @@ class Learnt:
     @property
     def tokens(self) -> tuple[int, ...]:
         """The counts as numbers."""
-        parts = [part for part in self.counts.split("/") if part]
+        parts = _parts(self.counts)
         if not all(part.isdecimal() for part in parts):
             raise ConfigError(
                 f"counts={self.counts!r} must be whole numbers with '/' between them, as in '1/2/5/8'."
@@ -49,7 +49,7 @@ class Learnt:
     def scales(self) -> tuple[float, ...]:
         """The temperatures as numbers; empty: 1 at every call."""
         try:
-            scales = tuple(float(part) for part in self.temperatures.split("/") if part)
+            scales = tuple(float(part) for part in _parts(self.temperatures))
         except ValueError:
             scales = (0.0,)
         require(
@@ -62,6 +62,11 @@ class Learnt:
     def scale(self, call: int) -> float:
         """The temperature of a call; `scales` must not be empty."""
         return self.scales[call if len(self.scales) > 1 else 0]
+
+
+def _parts(text: str) -> list[str]:
+    """What stands between '/', which may also end the text."""
+    return text.removesuffix("/").split("/") if text else []
 
 
 def numbers_text(numbers: Sequence[float]) -> str:
