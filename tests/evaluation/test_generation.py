@@ -21,6 +21,7 @@ from sdtt_jax.evaluation.suites.generation import (
     unprompted,
     writers,
 )
+from sdtt_jax.formats import read_json
 from sdtt_jax.model.batches import Written
 from sdtt_jax.model.masked import Model
 from sdtt_jax.networks import CausalConfig, CausalNetwork
@@ -262,3 +263,18 @@ def test_a_baseline_begins_with_bos_where_it_has_no_prompt(model):
 @pytest.mark.parametrize(("count", "said"), [(1, "1 unknown token,"), (2, "2 unknown tokens,")])
 def test_a_log_line_counts_in_english(count, said):
     assert said in generation._said("steps_0004", {"unknown_tokens": count, "entropy": 2.5})
+
+
+@pytest.mark.parametrize(("bound", "out"), [(1e-4, True), (1e4, False)])
+def test_a_result_says_that_the_steps_ran_out(model, tmp_path, bound, out):
+    """Of 12 masked tokens a call reveals one under the one bound, and all under the other."""
+    lines = []
+    settings = Settings(
+        num_steps=(2,), num_texts=2, batch_size=2, mode=f"entropy-bounded:bound={bound}"
+    )
+    subject, path = Subject(model, settings), tmp_path / "results.json"
+    generation.suite(subject, Record(path, model.identity, log=lines.append))
+    (item,) = read_json(path)["items"].values()
+    assert item["result"]["nfe"] == (3 if out else 1)
+    assert item["result"].get("ran_out", False) == out
+    assert any("too few steps: the most probable" in line for line in lines) == out

@@ -6,6 +6,9 @@ from typing import NamedTuple
 import numpy as np
 
 from sdtt_jax.config import require
+from sdtt_jax.diffusion.decoders import parse_mode
+from sdtt_jax.diffusion.decoders.serving import ran_out
+from sdtt_jax.diffusion.sampler import SamplerConfig
 from sdtt_jax.evaluation.bootstrap import with_interval
 from sdtt_jax.evaluation.judge import (
     ReadTexts,
@@ -63,6 +66,7 @@ class Writer(NamedTuple):
     given: int | np.ndarray
     # Tokens of each text before its padding: `[texts]`; None for texts without padding.
     lengths: np.ndarray | None = None
+    config: SamplerConfig | None = None  # a denoiser's sampler
 
 
 class Judged(NamedTuple):
@@ -155,7 +159,7 @@ def writers(subject: Subject, setup: Setup) -> list[Writer]:
             facts: Json = {"kind": "diffusion", "num_steps": num_steps}
             inputs = facts | drawn(model, x_init) | how
             item = f"steps_{num_steps:04d}"
-            result.append(Writer(item, model, batches, facts, inputs, setup.given))
+            result.append(Writer(item, model, batches, facts, inputs, setup.given, config=config))
     if causal is not None and not _left_out(subject, setup):
         prompts = setup.prompts
         # Without a prompt BOS is all that it can begin with, whether or not the judge reads BOS.
@@ -262,6 +266,8 @@ def _item(
         result = writer.facts | {"setup": setup.name, "length": setup.length}
         if writer.facts["kind"] != "real":
             result["nfe"] = float(judged.nfe.mean())
+        if writer.config is not None and _ran_out(writer.config, judged.nfe):
+            result["ran_out"] = True
         result |= judged.reading.facts
         if judge is not None:
             result["first_token"] = settings.first_token
@@ -351,6 +357,12 @@ def _lines(judged: Judged, model: Model | CausalModel) -> list[Json]:
     return lines
 
 
+def _ran_out(config: SamplerConfig, nfe: np.ndarray) -> bool:
+    """Whether in a batch, by its calls, the steps left tokens masked, which a greedy call then filled."""
+    mode = parse_mode(config.mode)
+    return any(ran_out(mode, config.num_steps, config.guidance, int(n)) for n in np.unique(nfe))
+
+
 def _said(title: str, result: Json) -> str:
     """The log line of a result, which never gives perplexity without entropy."""
     parts = []
@@ -365,4 +377,6 @@ def _said(title: str, result: Json) -> str:
         parts.append(f"MAUVE {result['mauve']:.3f}")
     if "nfe" in result:
         parts.append(f"{result['nfe']:.1f} network calls")
+    if result.get("ran_out"):
+        parts.append("too few steps: the most probable tokens filled the rest")
     return f"  {title.replace('_', ' ')}: {', '.join(parts)}"
