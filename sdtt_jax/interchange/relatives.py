@@ -24,18 +24,24 @@ class Part(NamedTuple):
 
     name: str  # of the published tensor
     rows: slice = slice(None)  # its rows that are taken
+    total: int | None = None  # all that it must have; None: any number
     factor: float = 1.0  # which they are multiplied by
 
 
 class Rewritten(Mapping[str, np.ndarray]):
     """Tensors made from those of a file, each when it is asked for; what is multiplied becomes float32."""
 
-    def __init__(self, source: Mapping[str, np.ndarray], parts: Mapping[str, Part]):
-        self._source, self._parts = source, parts
+    def __init__(self, source: Mapping[str, np.ndarray], parts: Mapping[str, Part], file: str):
+        self._source, self._parts, self._file = source, parts, file
 
     def __getitem__(self, name: str) -> np.ndarray:
-        published, rows, factor = self._parts[name]
-        array = self._source[published][rows]
+        published, rows, total, factor = self._parts[name]
+        array = self._source[published]
+        if total not in (None, len(array)):
+            raise CheckpointError(
+                f"{self._file}: {published} has {len(array)} rows, but that of another layer {total}."
+            )
+        array = array[rows]
         return array if factor == 1 else array.astype(np.float32) * np.float32(factor)
 
     def __contains__(self, name: object) -> bool:
@@ -66,7 +72,7 @@ def as_llama(
     if rewrite is None:
         return tensors, stored
     parts, content = rewrite(tensors, stored, file)
-    return Rewritten(tensors, parts), stored._replace(content=content)
+    return Rewritten(tensors, parts, file), stored._replace(content=content)
 
 
 def _phi3(
@@ -82,23 +88,26 @@ def _phi3(
         "qkv_proj": {"q_proj": heads, "k_proj": kv_heads, "v_proj": kv_heads},
         "gate_up_proj": {"gate_proj": 1, "up_proj": 1},
     }
-    parts = {}
+    parts, sizes = {}, {}
     for name in tensors:
         found = re.fullmatch(rf"(.*\.)({'|'.join(fused)})(\.\w+)", name)
         if found is None:
             parts[name] = Part(name)
             continue
         before, which, behind = found.groups()
-        total, shares = shape_of(tensors, name, file)[0], fused[which]
-        if total % sum(shares.values()):
-            raise CheckpointError(
-                f"{file}: {name} has {total} rows, which cannot be those of {sum(shares.values())} "
-                f"{'heads' if which == 'qkv_proj' else 'maps'} of one size."
-            )
-        size, first = total // sum(shares.values()), 0
+        shares = fused[which]
+        if which not in sizes:  # only one tensor of each kind is read here
+            rows, maps = shape_of(tensors, name, file)[0], sum(shares.values())
+            if rows % maps:
+                raise CheckpointError(
+                    f"{file}: {name} has {rows} rows, which cannot be those of {maps} "
+                    f"{'heads' if which == 'qkv_proj' else 'maps'} of one size."
+                )
+            sizes[which] = rows // maps
+        first, total = 0, sizes[which] * sum(shares.values())
         for part, count in shares.items():
-            stop = first + count * size
-            parts[f"{before}{part}{behind}"] = Part(name, slice(first, stop))
+            stop = first + count * sizes[which]
+            parts[f"{before}{part}{behind}"] = Part(name, slice(first, stop), total)
             first = stop
     # Mistral is a Llama whose config may limit attention to a window, as Phi-3's does.
     window = {"sliding_window": stored.content.get("sliding_window")}

@@ -136,6 +136,12 @@ def test_a_denoiser_made_from_one_is_told_by_its_class(changed):
             {},
             r"qkv_proj\.weight has 32 rows, .* of 9 heads",
         ),
+        (
+            "phi3",
+            {},
+            {f"{LAYER}mlp.gate_up_proj.weight": np.zeros((50, 16), np.float32)},
+            "50 rows",
+        ),
         ("phi3", {"rope_scaling": {"type": "longrope"}}, {}, "longrope"),
         ("phi3", {}, {f"{LAYER}self_attn.qkv_proj.weight": None}, r"layers\.1\.self_attn\.k_proj"),
         ("granite", {"logits_scaling": 0}, {}, "logits_scaling=0; it must be positive"),
@@ -152,7 +158,7 @@ def test_a_denoiser_made_from_one_is_told_by_its_class(changed):
             "embedding_multiplier='12'; it must be a num",
         ),
     ],
-    ids=str,
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else value,
 )
 def test_what_contradicts_is_refused_by_field_or_tensor(changed, name, fields, tensors, said):
     with pytest.raises(CheckpointError, match=said):
