@@ -206,7 +206,8 @@ def _sequences(
     )
     sequences = Sequences(kind, tokenizer.bos_id, tokenizer.eos_id, wrap)
     ids = encode_documents(tokenizer, _documents(tokenizer, source, flag.partition("=")[0]), kind)
-    packed = pack(ids, length, sequences)
+    # As in a preparation: the vocabulary's own normalisation may leave nothing of a text.
+    packed = pack((text for text in ids if len(text)), length, sequences)
     rows = list(itertools.islice(packed, limit))
     if not rows:
         raise DataError(

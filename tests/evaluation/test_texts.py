@@ -1,10 +1,12 @@
 """Texts as an evaluation reads them. Oracle: lines written by hand."""
 
 import dataclasses
+import json
 import types
 
 import numpy as np
 import pytest
+import tokenizers
 
 from sdtt_jax.data import TokenizerConfig, train_tokenizer
 from sdtt_jax.data.corpora import CORPORA
@@ -209,3 +211,23 @@ def test_held_out_text_is_wrapped_as_the_model_was_trained(tmp_path, fact, flag)
         [row, *_] = held_out(Subject(model, settings))
         ends = row[0] == tokenizer.bos_id, row[-1] == tokenizer.eos_id
         assert ends == (wrapped, wrapped)
+
+
+@pytest.mark.parametrize("kind", ["packed", "padded"])
+def test_a_text_of_which_the_vocabulary_leaves_nothing_is_no_text(tmp_path, kind):
+    """It was scored as an EOS, or as a whole sequence of them. Oracle: the same texts without such ones."""
+    file, path = tmp_path / "tokenizer.json", tmp_path / "texts.jsonl"
+    # Without unk nothing is left of a text of other letters.
+    vocabulary = tokenizers.Tokenizer(tokenizers.models.BPE({"a": 0, "b": 1}, []))
+    vocabulary.add_special_tokens(["</s>"])
+    vocabulary.save(str(file))
+    tokenizer = train_tokenizer(TokenizerConfig(kind="file", file=str(file)), [])
+    model = dataclasses.replace(as_model(tiny_network(), {}), tokenizer=tokenizer)
+    model = dataclasses.replace(model, facts=model.facts | {"sequences": kind})
+
+    def read(texts):
+        path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+        return held_out(Subject(model, Settings(held_out=str(path), length=4)))
+
+    known = ["ab", "abba", "aaaaab", "b"]
+    np.testing.assert_array_equal(read(["\u4e00", *known, "\u4e00"]), read(known))
