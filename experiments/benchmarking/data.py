@@ -104,10 +104,9 @@ def _prepared_splits(config: RunConfig, texts: Iterable[str], folder: Path) -> d
     """The train split of these texts, by phase: held in memory, and read from its files."""
     corpus, target = folder / "corpus.jsonl", folder / "data"
     corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), "utf-8")
-    # The texts are detokenised already.
-    data = dataclasses.replace(
-        config.data, corpus=str(corpus), text_field="text", detokenize="none"
-    )
+    # The texts are detokenised already, and the other phases pack them, pairs too.
+    own: dict[str, Any] = {"text_field": "text", "detokenize": "none", "sequences": "packed"}
+    data = dataclasses.replace(config.data, corpus=str(corpus), **own)
     prepare(data, config.tokenizer, target, folder / "tokenizer")
     return {
         "load": open_split(target, "train"),

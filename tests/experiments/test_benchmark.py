@@ -357,6 +357,20 @@ def test_such_a_student_can_be_added_to_training_and_sampling():
         suites.BenchmarkPlan(suite=("demo",), coupled=True)
 
 
+def test_pairs_are_timed_as_other_texts_are(tmp_path):
+    """The lean variant died of a field that nobody had set. Oracle: tokens counted by hand, with EOS."""
+    path = tmp_path / "pairs.jsonl"
+    rows = [{"a": "what?", "b": f"it is {n:02}"} for n in range(30)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    fields = {"corpus": str(path), "text_field": "a>b", "sequences": "prompted"}
+    config = changed(smoke(), data={"normalize": "none", "length": 8} | fields)
+    for variant in ("lean", "naive"):
+        with Worker(Job("data", variant, to_mapping(config), 31, 1)) as worker:
+            worker.prepare(print)
+            found = worker.run()
+        assert (found["tokens"], found["sequences"]) == (30 * 15, 30 * 15 // 8)
+
+
 def test_data_suite(tmp_path):
     corpus, output = tmp_path / "c.txt", tmp_path / "b.json"
     corpus.write_text("In the beginning was the word. " * 2000)
