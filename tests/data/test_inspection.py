@@ -19,9 +19,12 @@ from sdtt_jax.data import (
     load_tokenizer,
     open_split,
     prepare,
+    train_tokenizer,
 )
 from sdtt_jax.data.inspection import inspect_data, summary
+from sdtt_jax.data.loader import Split
 from sdtt_jax.errors import ConfigError, DataError
+from sdtt_jax.ops.sequence_kinds import Sequences
 from sdtt_jax.reporting.data_page import render_data
 from tests.experiments.processes import call
 
@@ -41,6 +44,7 @@ def test_counts_lengths_and_tokens_are_those_of_the_sequences(prepared, found):
     del counts[tokenizer.eos_id]
     token, count = counts.most_common(1)[0]
     assert said["frequent"][0] == [token, tokenizer.pieces([token])[0], count / len(stream)]
+    assert len(said["frequent"]) == 20  # of 27
     assert said["unknown"] == 0
     # In text8 every character is one byte and one token.
     assert said["bytes_per_token"] == pytest.approx(1, abs=0.001)
@@ -48,6 +52,10 @@ def test_counts_lengths_and_tokens_are_those_of_the_sequences(prepared, found):
     lengths = [stop - start - 1 for start, stop in itertools.pairwise(ends)]
     expected = collections.Counter(str(1 << (length - 1).bit_length()) for length in lengths)
     assert said["lengths"] == expected
+    shown = [inspect_data(prepared.data, prepared.tokenizer, *more)["splits"]["train"]["texts"]
+             for more in ((), (3, 0), (3, 1))]  # fmt: skip
+    assert shown[0] == shown[1] != shown[2]
+    assert len(shown[2]) == 3
     rows = {row[0]: row[1:] for row in summary(found)}
     documents = found["manifest"]["splits"]
     assert sum(documents[name]["documents"] for name in documents) == 40
@@ -108,6 +116,45 @@ def test_wrapped_sequences_are_counted_without_what_is_around_them(write_jsonl, 
     # Measured on the first 32 sequences' worth of tokens, which is more of them.
     assert wrapped.pop("bytes_per_token") == pytest.approx(chunks.pop("bytes_per_token"), abs=0.01)
     assert wrapped == chunks
+
+
+def _inspected(ids, tokenizer):
+    """What is said of packed sequences of four tokens that hold these ids."""
+    rows = np.reshape(np.array(ids, np.int32), (-1, 4))
+    sequences = Sequences("packed", tokenizer.bos_id, tokenizer.eos_id)
+    return inspection._split(Split("train", 4, rows, rows), tokenizer, sequences, 0, 0)
+
+
+def test_short_documents_unknown_and_used_tokens_are_counted():
+    """Oracle: written out. The vocabulary has unk, BOS, EOS and three letters, of which one is not used."""
+    tokenizer = train_tokenizer(TokenizerConfig(model_type="char"), ["aaabbc"])
+    unk, eos, a, b = tokenizer.unk_id, tokenizer.eos_id, *tokenizer.encode("ab").tolist()
+    documents = [[a], [a, b], [a, a, a], [a, a, a, b], [a, unk, a, a, b]]
+    found = _inspected([token for ids in documents for token in (*ids, eos)], tokenizer)
+    assert found["lengths"] == {"1": 1, "2": 1, "4": 2, "8": 1}
+    assert found["frequent"] == [[a, "a", 11 / 20], [b, "b", 3 / 20], [unk, "⁇", 1 / 20]]
+    assert (found["used"], found["unknown"], found["looked_at"]) == (4 / 6, 1 / 20, 20)
+    assert found["bytes_per_token"] == (14 + len("⁇".encode())) / 20
+    tokenizer.unk_id = eos  # as some published vocabularies have it
+    assert _inspected([a, b, eos, a], tokenizer)["unknown"] == 0
+
+
+def test_of_a_stretch_whole_documents_and_the_text_of_32_sequences_are_measured(monkeypatch):
+    """Oracle: written out. Documents of three sequences, 12 of one-byte letters and 16 of two-byte ones, then
+    eight of one sequence."""
+    tokenizer = train_tokenizer(TokenizerConfig(model_type="char"), ["aaé"])
+    eos, a, e = tokenizer.eos_id, *tokenizer.encode("aé").tolist()
+    ids = [*[*[a] * 11, eos] * 12, *[*[e] * 11, eos] * 16, *[*[e] * 3, eos] * 8]
+    found = _inspected(ids, tokenizer)
+    assert found["lengths"] == {"4": 8, "16": 28}
+    # The first 32 sequences hold the end of ten documents.
+    assert found["bytes_per_token"] == 118 / 128
+    monkeypatch.setattr(inspection, "STRETCHES", 2)
+    monkeypatch.setattr(inspection, "MAX_TOKENS", 4 * 70)
+    found = _inspected(ids, tokenizer)
+    # Sequences 0 to 34, and 57 to 91: whether the first document of these begins with them is not known.
+    assert found["looked_at"] == 280
+    assert found["lengths"] == {"4": 8, "16": 11 + 8}
 
 
 @pytest.mark.parametrize(
