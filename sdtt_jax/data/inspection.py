@@ -101,7 +101,9 @@ def _split(
         size += len(tokenizer.decode(some, separator="").encode())
     # An unk that is EOS cannot be distinguished from the end of a document.
     unk = None if tokenizer.unk_id == tokenizer.eos_id else tokenizer.unk_id
-    frequent = [int(i) for i in np.argsort(-counts, kind="stable") if i != tokenizer.eos_id]
+    # Not what packing sets: EOS, and the BOS between a prompt and its completion.
+    packed = tokenizer.bos_id, tokenizer.eos_id
+    frequent = [int(i) for i in np.argsort(-counts, kind="stable") if i not in packed]
     chosen = np.random.default_rng(seed).choice(len(split), min(records, len(split)), replace=False)
     return {
         "sequences": len(split),

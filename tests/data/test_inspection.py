@@ -94,6 +94,8 @@ def test_padding_is_neither_a_document_nor_a_token(kind, write_jsonl, tmp_path):
         info, found = said(dataclasses.replace(config, **fields), kind)
         assert sum(found["lengths"].values()) == info.num_train
         assert set(found["lengths"]) <= {"16", "32", "64"}
+        # BOS, which ends a prompt, was among the most frequent tokens, as "".
+        assert all(text for _, text, _ in found["frequent"])
         # Each pair has BOS and EOS besides its characters.
         characters = round(info.characters_per_token * found["looked_at"])
         assert found["looked_at"] == characters + 2 * info.num_train
