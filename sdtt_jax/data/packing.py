@@ -99,7 +99,7 @@ def _without_special(
     return BadInputError(
         f"{name} in a text",
         f"The text {text[:60]!r} spells {name}, token {token}, {behind}{why}; take it out, leave the "
-        "text out of the file, or let data.skip_bad skip it.",
+        "text out of the file, or, for training, let data.skip_bad skip it.",
     )
 
 
