@@ -12,6 +12,8 @@ from tokenizers import models, pre_tokenizers
 
 # `tokenizers` panics, and prints a page, on these files of another library (its issue 1645).
 _NO_CHARACTERS = re.compile(rb'"precompiled_charsmap"\s*:\s*(null|"")')
+# A token that counts losses, with a private-use character, and its id, beyond those of any vocabulary.
+_LOST_PIECE, _LOST = "\ue000lost", 2**32 - 1
 
 
 @contextlib.contextmanager
@@ -76,19 +78,11 @@ def spells_bytes(tokenizer: tokenizers.Tokenizer) -> bool:
 class Losses(NamedTuple):
     """Counts what vanishes from texts: BPE without unk leaves out each character that is no token."""
 
-    tokenizer: tokenizers.Tokenizer
-    known: dict[int, None]  # the characters that are tokens, as a table of `str.translate`
-    whole: re.Pattern[str]  # tokens that are taken out of a text before it is cut into words
+    tokenizer: tokenizers.Tokenizer  # the same one, with an unk for each such character
 
     def count(self, text: str) -> int:
         """The number of characters, or bytes if the vocabulary is of bytes, that vanish from a text."""
-        normalizer, cutter = self.tokenizer.normalizer, self.tokenizer.pre_tokenizer
-        lost = 0
-        for part in self.whole.split(text):
-            part = normalizer.normalize_str(part) if normalizer else part
-            words = cutter.pre_tokenize_str(part) if cutter else [(part, None)]
-            lost += sum(len(word.translate(self.known)) for word, _ in words)
-        return lost
+        return self.tokenizer.encode(text, add_special_tokens=False).ids.count(_LOST)
 
 
 def losses(tokenizer: tokenizers.Tokenizer) -> Losses | None:
@@ -96,13 +90,7 @@ def losses(tokenizer: tokenizers.Tokenizer) -> Losses | None:
     model: Any = tokenizer.model
     if not isinstance(model, models.BPE) or model.unk_token or spells_bytes(tokenizer):
         return None
-    marks = model.continuing_subword_prefix or "", model.end_of_word_suffix or ""
-    # A character is a token with or without the mark of its place in a word.
-    bare = (token.removeprefix(marks[0]).removesuffix(marks[1]) for token in tokenizer.get_vocab())
-    known = {ord(token): None for token in bare if len(token) == 1}
-    added = tokenizer.get_added_tokens_decoder().values()
-    # Within a longer word, a token that is a single word is not taken out.
-    edges = [(r"(?<!\w)", r"(?!\w)") if token.single_word else ("", "") for token in added]
-    found = [re.escape(token.content).join(edge) for token, edge in zip(added, edges, strict=True)]
-    whole = re.compile("|".join(found) or r"(?!)")  # which no text matches
-    return Losses(tokenizer, known, whole)
+    described = json.loads(tokenizer.to_str())
+    described["model"]["vocab"][_LOST_PIECE] = _LOST
+    described["model"] |= {"unk_token": _LOST_PIECE, "fuse_unk": False}
+    return Losses(read_tokenizer(json.dumps(described).encode()))

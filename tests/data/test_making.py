@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import sentencepiece
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers
 from tokenizers.pre_tokenizers import ByteLevel
 
 from sdtt_jax.data import DataConfig, TokenizerConfig, load_tokenizer, prepare, train_tokenizer
@@ -209,6 +209,31 @@ def test_an_added_token_that_is_a_single_word_keeps_nothing_of_longer_ones(text)
     counter = losses(made)
     assert counter is not None
     assert counter.count(text) == len(text) - len("".join(made.encode(text).tokens))
+
+
+@pytest.mark.parametrize("text", ["apq Pqz", "PQpq", "lost a", "", "é\ue000"])
+def test_an_added_token_is_found_in_a_normalised_text(text):
+    """Its letters were counted as lost. Oracle: the characters of the tokens that the library finds."""
+    made = tokenizers.Tokenizer(models.BPE({"a": 0, " ": 1, "lost": 2, "</s>": 3}, []))
+    made.normalizer = normalizers.Lowercase()
+    made.add_tokens(["Pq"])
+    counter = losses(made)
+    assert counter is not None
+    assert counter.count(text) == len(text) - len("".join(made.encode(text).tokens))
+
+
+def test_a_character_is_no_token_where_it_has_another_mark():
+    """Oracle: the ids. An a that goes on a word was taken for a token."""
+    model = models.BPE({"a": 0, "##b": 1, "</s>": 2}, [], continuing_subword_prefix="##")
+    made = tokenizers.Tokenizer(model)
+    counter = losses(made)
+    assert counter is not None
+    assert {text: len(made.encode(text).ids) for text in ("ab", "aa", "ba")} == {
+        "ab": 2,
+        "aa": 1,
+        "ba": 0,
+    }
+    assert [counter.count(text) for text in ("ab", "aa", "ba")] == [0, 1, 2]
 
 
 def test_a_text_has_the_same_ids_each_time(tmp_path):
