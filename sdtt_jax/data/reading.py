@@ -257,7 +257,10 @@ def _json_text(value: Any, fields: Fields, where: str) -> ReadRow:
         )
     if not _in_subset(value, fields):
         return None
-    texts = [_json_field(value, name.strip(), where) for name in fields.text.split(">")]
+    names = (
+        [name.strip() for name in fields.text.split(">")] if ">" in fields.text else [fields.text]
+    )
+    texts = [_json_field(value, name, where) for name in names]
     bad = next((text for text in texts if isinstance(text, BadInputError)), None)
     if bad is None and len(texts) > 1 and any(PROMPT_END in text for text in texts):
         held = f"{where} holds the character U+001E, which ends a prompt here; remove it."
