@@ -41,7 +41,8 @@ def find_files(path: Path, field: str = "data.corpus") -> Found:
     belong to file managers and editors. Errors name the field or flag that holds the path.
 
     Raises:
-      ConfigError: the path is neither a file of a known kind nor a folder that holds one; or it is a run's.
+      ConfigError: the path is neither a file of a known kind nor a folder that holds one; or a folder is
+        the directory of a run.
       DataError: a link leads nowhere, a folder cannot be listed, or the name of a file is not UTF-8.
     """
     kinds = ", ".join(SUFFIXES)
@@ -53,13 +54,8 @@ def find_files(path: Path, field: str = "data.corpus") -> Found:
                 f"{field}: {path} is not a {kinds} file; convert it, or give another."
             )
         return Found([path], [], is_folder=False)
-    if (path / "data" / INFO_FILE).exists():
-        raise ConfigError(
-            f"{field}: {path} is the directory of a run, whose files hold metrics and generated texts; give "
-            "the text that it was prepared from."
-        )
     seen: dict[str, Path] = {}
-    _walk(path, {_real(path)}, seen)
+    _walk(path, {_real(path)}, seen, field)
     found = Found([], [], is_folder=True)
     for file in sorted(seen.values()):
         (found.files if _is_read(file) else found.others).append(file)
@@ -72,7 +68,7 @@ def find_files(path: Path, field: str = "data.corpus") -> Found:
     return found
 
 
-def _walk(folder: Path, folders: set[str], files: dict[str, Path]) -> None:
+def _walk(folder: Path, folders: set[str], files: dict[str, Path], field: str) -> None:
     """Adds the files below a folder to `files`, by their real paths, and the folders in it to `folders`."""
     try:
         # Links come last, so that a file is known by its own name where it has one here.
@@ -81,6 +77,11 @@ def _walk(folder: Path, folders: set[str], files: dict[str, Path]) -> None:
         )
     except OSError as error:
         raise DataError(f"{folder} cannot be listed: {error.strerror}.") from None
+    if (folder / "data" / INFO_FILE).exists():
+        raise ConfigError(
+            f"{field}: {folder} is the directory of a run, whose files hold metrics and generated texts; "
+            "give the text that it was prepared from, without it."
+        )
     for entry in inside:
         if entry.name.startswith("."):
             continue
@@ -92,7 +93,7 @@ def _walk(folder: Path, folders: set[str], files: dict[str, Path]) -> None:
                 files[real] = entry
         elif real not in folders:
             folders.add(real)
-            _walk(entry, folders, files)
+            _walk(entry, folders, files, field)
 
 
 def _real(path: Path) -> str:

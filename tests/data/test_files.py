@@ -73,13 +73,16 @@ def test_a_folder_is_not_hidden_by_the_folders_above_it(tmp_path):
     assert len(find_files(tmp_path / ".cache" / ".y.txt").files) == 1
 
 
-def test_the_directory_of_a_run_is_not_its_text(tmp_path):
-    """Its metrics and generated texts were read, and had a perplexity."""
-    (tmp_path / "data").mkdir()
+@pytest.mark.parametrize("above", [".", "..", "../.."])
+def test_the_directory_of_a_run_is_not_its_text(tmp_path, above):
+    """Its metrics and generated texts were read, and had a perplexity, also from below the text's folder."""
+    run = tmp_path / "texts" / "runs" / "a"
+    (run / "data").mkdir(parents=True)
+    (tmp_path / "texts" / "text.txt").write_text("text", "utf-8")
     for name in ("metrics.jsonl", "data/info.json"):
-        (tmp_path / name).write_text('{"text": "a"}', "utf-8")
-    with pytest.raises(ConfigError, match=r"--held_out: .* is the directory of a run"):
-        find_files(tmp_path, "--held_out")
+        (run / name).write_text('{"text": "a"}', "utf-8")
+    with pytest.raises(ConfigError, match=r"--held_out: .*/a is the directory of a run"):
+        find_files((run / above).resolve(), "--held_out")
 
 
 @pytest.mark.parametrize("name", ["x.txt", "folder", "loop"])
