@@ -129,7 +129,7 @@ def _stretches(split: Split) -> Iterator[np.ndarray]:
         yield split.gather(np.arange(len(split)))
         return
     size = max(1, rows // STRETCHES)
-    starts = np.linspace(0, len(split) - size, STRETCHES).astype(int)
+    starts = np.unique(np.linspace(0, len(split) - size, STRETCHES).astype(int))
     yield from (split.gather(np.arange(start, start + size)) for start in starts)
 
 

@@ -176,6 +176,9 @@ def test_of_a_large_split_stretches_are_looked_at(monkeypatch, most, stretches):
     monkeypatch.setattr(inspection, "MAX_TOKENS", most)
     monkeypatch.setattr(inspection, "STRETCHES", 4)
     assert [*inspection._stretches(Split(range(100)))] == [list(rows) for rows in stretches]
+    # Of fewer long sequences than stretches some were counted twice.
+    monkeypatch.setattr(inspection, "MAX_TOKENS", 8)
+    assert [*inspection._stretches(Split(range(3)))] == [[0], [1], [2]]
 
 
 def test_a_file_that_was_changed_is_named(prepared, found, tmp_path):
