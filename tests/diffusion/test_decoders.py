@@ -222,9 +222,6 @@ def test_a_decoder_is_a_module_of_at_most_150_lines():
         ("staged:until=0.7/0.3", "until='0.7/0.3' must be shares from 0 to 1, rising"),
         ("staged:until=half", "until='half' must be shares"),
         ("staged:until=1.5", "until='1.5' must be shares"),
-        # A count that was forgotten is no call less.
-        ("learnt:counts=1//2", "counts='1//2' must be whole numbers with '/' between them"),
-        ("learnt:counts=1/2,temperatures=/0.9", "temperatures='/0.9' must be positive numbers"),
     ],
 )
 def test_a_mode_that_is_none_is_refused_by_name(mode, said):

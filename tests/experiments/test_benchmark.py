@@ -13,15 +13,13 @@ from rich.console import Console
 
 from experiments.benchmarking import report, suites, worker
 from experiments.benchmarking.cases import COUPLED, MATMUL, Job, average_key
-from experiments.benchmarking.data import first_texts, naive_batch, naive_encode, naive_pack
 from experiments.benchmarking.report import Measured
 from experiments.benchmarking.worker import Worker, WorkerError
 from experiments.configs.demo import demo
 from experiments.configs.owt_small import owt
 from experiments.configs.smoke import smoke
 from sdtt_jax.config import changed, to_mapping
-from sdtt_jax.data import DataConfig, TokenizerConfig, train_tokenizer
-from sdtt_jax.data.packing import encode_documents, pack
+from sdtt_jax.data import DataConfig
 from sdtt_jax.diffusion.denoiser import MaskedDiffusion
 from sdtt_jax.diffusion.schedule import make_schedule
 from sdtt_jax.distillation.coupled import states_along
@@ -38,7 +36,6 @@ from sdtt_jax.networks.flops import (
     sample_flops,
     teacher_flops,
 )
-from sdtt_jax.ops.sequence_kinds import Sequences
 from tests.experiments.processes import call
 
 SMALL = DenoiserConfig(vocab_size=50_257, length=1024)
@@ -115,26 +112,6 @@ def test_a_noise_coupled_student_is_timed_where_its_states_are_on_average():
     stage = dataclasses.replace(config.coupled, hindsight=False)
     states = states_along(diffusion, Trajectories(noise, tokens), key, stage, round=1)
     assert float(states.reached.mean()) == pytest.approx(0.7, abs=0.02)
-
-
-@pytest.mark.parametrize("wrap", [True, False])
-def test_naive_data_path_gives_the_same_sequences(wrap):
-    tokenizer = train_tokenizer(TokenizerConfig(kind="gpt2"), [])
-    texts = ["In the beginning", " was the word, and", "so on; and so on. " * 9]
-    sequences = Sequences(bos_id=tokenizer.bos_id, eos_id=tokenizer.eos_id, wrap=wrap)
-    ours = np.stack(list(pack(encode_documents(tokenizer, texts), 7, sequences)))
-    rows = naive_pack(naive_encode(tokenizer, texts), 7, sequences)
-    np.testing.assert_array_equal(ours, rows)
-    batch = naive_batch(rows, [2, 0])
-    assert batch.dtype == np.int32
-    np.testing.assert_array_equal(batch, ours[[2, 0]])
-
-
-def test_a_large_corpus_is_not_read_to_its_end(tmp_path):
-    path = tmp_path / "c.jsonl"
-    path.write_text("".join(json.dumps({"text": f"text {i}"}) + "\n" for i in range(9)))
-    texts = first_texts(DataConfig(corpus=str(path)), 13)
-    assert texts == ["text 0", "text 1", "text 2"]
 
 
 def _measured(seconds, error=None, **counts):
@@ -355,41 +332,6 @@ def test_such_a_student_can_be_added_to_training_and_sampling():
     }
     with pytest.raises(ConfigError, match="--coupled needs --suite=train or sample; leave it out"):
         suites.BenchmarkPlan(suite=("demo",), coupled=True)
-
-
-def test_pairs_are_timed_as_other_texts_are(tmp_path):
-    """The lean variant died of a field that nobody had set. Oracle: tokens counted by hand, with EOS."""
-    path = tmp_path / "pairs.jsonl"
-    rows = [{"a": "what?", "b": f"it is {n:02}"} for n in range(30)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    fields = {"corpus": str(path), "text_field": "a>b", "sequences": "prompted"}
-    config = changed(smoke(), data={"normalize": "none", "length": 8} | fields)
-    for variant in ("lean", "naive"):
-        with Worker(Job("data", variant, to_mapping(config), 31, 1)) as worker:
-            worker.prepare(print)
-            found = worker.run()
-        assert (found["tokens"], found["sequences"]) == (30 * 15, 30 * 15 // 8)
-
-
-def test_data_suite(tmp_path):
-    corpus, output = tmp_path / "c.txt", tmp_path / "b.json"
-    corpus.write_text("In the beginning was the word. " * 2000)
-    done = call(
-        "benchmark",
-        *SMALLEST,
-        "--suite=data",
-        f"--config.data.corpus={corpus}",
-        "--config.tokenizer.kind=gpt2",
-        f"--output={output}",
-    )
-    assert done.status == 0, done.stderr
-    data = json.loads(output.read_text())["data"]
-    assert data["tokens"] > 10_000
-    for phase in ("tokenise", "pack", "load"):
-        assert data[phase]["lean_tokens_per_s"] > 0
-        assert data[phase]["naive_tokens_per_s"] > 0
-    assert 0 < data["load_from_files"]["lean_s_per_batch"] < 1
-    assert "load from files" in done.stdout
 
 
 BAD = {
