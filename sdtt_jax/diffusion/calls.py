@@ -53,8 +53,8 @@ def even_calls(share: PerToken, masked: Positions, num_steps: int) -> tuple[jax.
 
     Returns:
       call: `[batch, length]` int32, `num_steps` at positions that are not masked.
-      first: `[batch, num_steps]` float32, the share of the first position of each call (0 for a call that
-        reveals nothing).
+      first: `[batch, num_steps]` float32, the largest share among the positions of this call and the later
+        ones: that of its first position, or where it reveals none, of the next that is revealed (0: none).
 
     Raises:
       ConfigError: the product of the text's length and the number of calls would overflow int32.
@@ -130,7 +130,8 @@ def _with_first(
     call = jnp.where(masked, call, num_steps).astype(jnp.int32)
     first = jnp.zeros((len(share), num_steps), jnp.float32)
     rows = jnp.arange(len(share))[:, None]
-    return call, first.at[rows, call].max(share, mode="drop")
+    first = first.at[rows, call].max(share, mode="drop")
+    return call, jax.lax.cummax(first, axis=1, reverse=True)
 
 
 def cooled(num_steps: int, temperature: float, cooling: float) -> np.ndarray:

@@ -117,6 +117,19 @@ def test_a_round_asks_for_the_next_calls_and_divides_their_number():
     np.testing.assert_array_equal(last.reached, 1)
 
 
+def test_a_state_before_a_call_that_reveals_nothing_has_the_noise_of_what_is_masked():
+    """Eight calls for three tokens. Oracle: log-linear, the share of the next position in the order.
+
+    The student was told noise 0 before calls that reveal nothing.
+    """
+    config = CoupledDistillConfig(8, num_distill_calls=2, full_share=0.0)
+    noise, tokens = _noise(STUDENT, keys(), LENGTH), np.zeros((len(keys()), LENGTH), np.int32)
+    states = jax.device_get(_states(STUDENT, Trajectories(noise, tokens), KEY, config, 1))
+    for x, sigma in ((states.x_t, states.sigma), (states.x_s, states.sigma_s)):
+        following = np.where(x == MASK, noise.order, 0.0).max(axis=1)
+        np.testing.assert_allclose(sigma, -np.log1p(-0.999 * following), rtol=1e-4)
+
+
 @functools.cache
 def made():
     """Trajectories of the teacher's four calls."""
