@@ -222,6 +222,13 @@ def inside(interval: str, value: float) -> bool:
     return above and below
 
 
+def number(kind: Callable[[str], T], text: str) -> T:
+    """The number that a text spells; `ValueError` also for "1_0", which Python reads as 10."""
+    if "_" in text:
+        raise ValueError(f"{text!r} is not a number")
+    return kind(text)
+
+
 def one_of(config: Any, **choices: Collection[str]) -> None:
     """Checks that each of the named fields of `config` is one of its choices."""
     for name, allowed in choices.items():

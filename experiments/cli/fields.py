@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from absl import flags
 
-from sdtt_jax.config import require
+from sdtt_jax.config import number, require
 from sdtt_jax.diffusion.decoders import parse_mode
 from sdtt_jax.diffusion.decoders.serving import HELPERS
 from sdtt_jax.networks.config import COMPUTE_DTYPES
@@ -150,6 +150,6 @@ def _is_number(text: str, of: type) -> bool:
     if of is int:
         return re.fullmatch("-?[0-9]+", text) is not None
     try:
-        return math.isfinite(float(text))
+        return math.isfinite(number(float, text))
     except ValueError:
         return False

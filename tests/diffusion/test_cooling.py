@@ -91,15 +91,3 @@ def test_temperatures_of_calls_are_numbers_of_float32(temperature):
     """1e-50 divided by 0 there."""
     with pytest.raises(ConfigError, match=r"must be positive numbers .*, and from 1.2e-38 to"):
         SamplerConfig(2, mode=f"learnt:counts=1/2,temperatures=1/{temperature}")
-
-
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        ("counts=1//2", "counts='1//2' must be whole numbers with '/' between them"),
-        ("counts=1/2,temperatures=/0.9", "temperatures='/0.9' must be positive numbers"),
-    ],
-)
-def test_a_call_that_was_forgotten_is_no_call_less(options, said):
-    with pytest.raises(ConfigError, match=said):
-        SamplerConfig(2, mode=f"learnt:{options}")

@@ -297,12 +297,12 @@ def test_a_model_with_an_adapter_beside_it_is_asked_about(tmp_path):
 
 
 def test_tensors_of_another_network_are_not_called_incomplete_alone(tmp_path):
-    """Fused projections, as Phi 3's and GLM's."""
+    """Fused projections, as GLM's."""
     config, _, weights = model_of("llama")
     named = tensors("llama", weights)
     gate = "model.layers.0.mlp.gate_proj.weight"
     named[gate.replace("gate", "gate_up")] = named.pop(gate)
-    folder = write(tmp_path / "m", config | {"model_type": "phi3"}, named)
+    folder = write(tmp_path / "m", config | {"model_type": "glm"}, named)
     said = (
         r"gate_proj.weight is missing \(there are .*mlp\.gate_up_proj.* belongs to a network that"
     )

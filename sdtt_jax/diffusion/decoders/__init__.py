@@ -23,7 +23,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from sdtt_jax.config import choose, from_mapping, nearest, require
+from sdtt_jax.config import choose, from_mapping, nearest, number, require
 from sdtt_jax.diffusion.decoders.base import Decoder, first_hitting_plan, no_plan
 from sdtt_jax.diffusion.decoders.blocks import (
     Blocks,
@@ -138,7 +138,7 @@ def _literal(word: str) -> Any:
     """The number (also nan or inf) or truth value that a word spells; else the word."""
     for read in (ast.literal_eval, float):
         with contextlib.suppress(ValueError, SyntaxError):
-            return read(word)
+            return number(read, word)
     return word
 
 

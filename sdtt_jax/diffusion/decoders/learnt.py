@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sdtt_jax.config import inside, require
+from sdtt_jax.config import inside, number, require
 from sdtt_jax.diffusion.calls import dealt_calls
 from sdtt_jax.diffusion.decoders.base import sigma_of_share
 from sdtt_jax.diffusion.schedule import Schedule
@@ -49,7 +49,7 @@ class Learnt:
     def scales(self) -> tuple[float, ...]:
         """The temperatures as numbers; empty: 1 at every call."""
         try:
-            scales = tuple(float(part) for part in _parts(self.temperatures))
+            scales = tuple(number(float, part) for part in _parts(self.temperatures))
         except ValueError:
             scales = (0.0,)
         require(

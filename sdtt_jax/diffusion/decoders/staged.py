@@ -7,7 +7,7 @@ from itertools import pairwise
 import jax
 import jax.numpy as jnp
 
-from sdtt_jax.config import require
+from sdtt_jax.config import number, require
 from sdtt_jax.diffusion.calls import calls_of_share
 from sdtt_jax.diffusion.decoders.base import Memory, Now, Scene
 from sdtt_jax.diffusion.decoders.filling import reveal_due
@@ -29,7 +29,7 @@ class Staged:
     def turns(self) -> tuple[float, ...]:
         """The shares as numbers."""
         try:
-            turns = tuple(float(part) for part in self.until.split("/"))
+            turns = tuple(number(float, part) for part in self.until.split("/"))
         except ValueError:
             turns = (-1.0,)
         require(

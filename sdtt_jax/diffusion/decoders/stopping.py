@@ -8,7 +8,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from sdtt_jax.config import INT32, choose, require, whole, within
+from sdtt_jax.config import INT32, choose, number, require, whole, within
 from sdtt_jax.diffusion.decoders.base import Pick, entropy
 from sdtt_jax.ops.categorical import SMALLEST
 from sdtt_jax.ops.sequences import ends_of_texts
@@ -72,18 +72,18 @@ def parse_stop(text: str, *, picks: bool) -> Stop:
             name not in fields,
             f"stop={text} has {name!r} twice; give it once.",
         )
-        number, second = PREDICATES[name], SECOND.get(name)
+        kind, second = PREDICATES[name], SECOND.get(name)
         given = value.split("/", 1) if second else [value]
         found: list[bool | int | float]
         try:
-            found = [True] if number is None else [number(each) for each in given]
+            found = [True] if kind is None else [number(kind, each) for each in given]
         except ValueError:
             found = [-2]
         fields |= zip((name, second or ""), found, strict=False)
         require(
-            min(found) >= 0 and (number is None) == (not value),
+            min(found) >= 0 and (kind is None) == (not value),
             f"stop={text}: {part!r} must be {name!r}"
-            + (" alone." if number is None else " with a number, as in 'stable:2'."),
+            + (" alone." if kind is None else " with a number, as in 'stable:2'."),
         )
         require(
             name not in POSITIVE or min(found) >= SMALLEST,
