@@ -175,7 +175,9 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 def _record(line: str) -> dict[str, Any] | None:
     with contextlib.suppress(DataError):
         record = parse_json(line, "")
-        return record if isinstance(record, dict) else None
+        if isinstance(record, dict):
+            numbers = record.get("step", 0), record.get("seconds") or 0.0
+            return record if all(isinstance(n, int | float) for n in numbers) else None
     return None
 
 

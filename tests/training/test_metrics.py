@@ -86,6 +86,21 @@ def test_lines_that_cannot_be_read_are_named(tmp_path, caplog):
     assert f"{path}: skipped unreadable lines: 2" in caplog.text
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [{"step": "2"}, {"step": None}, {"step": 2, "seconds": "a"}, {"step": 2, "seconds": [1]}],
+)
+def test_a_line_whose_numbers_are_damaged_does_not_stop_a_resume(tmp_path, caplog, damage):
+    write(tmp_path, FIRST, 0, [1])
+    path = tmp_path / "metrics.jsonl"
+    with path.open("a") as file:
+        file.write(json.dumps(FIRST | damage) + "\n")
+    with MetricsWriter(tmp_path, FIRST, 2) as writer:
+        writer.write(3, {"loss": 1.0, "seconds": 4.0})
+    assert [(r["step"], r.get("seconds")) for r in read_metrics(path)] == [(1, None), (3, 4.0)]
+    assert f"{path}: skipped unreadable lines: 2" in caplog.text
+
+
 def test_tensorboard_has_a_run_per_round(tmp_path):
     write(tmp_path, FIRST, 0, [1])
     write(tmp_path, SECOND, 0, [1])
