@@ -234,6 +234,52 @@ def test_row_27_one_save_fails(tmp_path, caplog):
     assert "Saving step 4" in caplog.text, "also if it fails while the program ends"
 
 
+def test_failures_are_counted_at_the_next_save(tmp_path, caplog):
+    """A training does not wait between its saves. Oracle: a save is counted once its outcome is asked for."""
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        with DiskFull():
+            for step in (1, 2, 3):
+                assert checkpoints.save(state_at(step, WIDE))
+                assert checkpoints.failed_saves == step - 1
+            with pytest.raises(CheckpointError, match=r"failed 3 times in a row.*File too large"):
+                checkpoints.save(state_at(4, WIDE))
+        assert (checkpoints.failed_saves, checkpoints.steps) == (3, [])
+    assert [f"Saving step {step} in" in caplog.text for step in (1, 2, 3, 4)] == [True] * 3 + [
+        False
+    ]
+
+
+def test_a_save_that_cannot_begin_is_counted_too(tmp_path, caplog, monkeypatch):
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.save(state_at(1))
+        checkpoints.wait()
+
+        def refuse(*_):
+            raise OSError("no quota")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoints._orbax, "save_checkpointables_async", refuse)
+            assert not checkpoints.save(state_at(2))
+            assert checkpoints.failed_saves == 1
+            assert "Saving step 2" in caplog.text
+            assert not checkpoints.save(state_at(3))
+            with pytest.raises(CheckpointError, match=r"failed 3 times in a row.*no quota"):
+                checkpoints.save(state_at(4))
+        assert checkpoints.save(state_at(5))
+        checkpoints.wait()
+        assert (checkpoints.failed_saves, checkpoints.steps) == (0, [1, 5])
+
+
+def test_a_training_does_not_end_well_in_a_folder_that_was_moved(tmp_path):
+    """The state is on disk, but not where the next stage looks for it."""
+    with Checkpoints(tmp_path / "steps") as checkpoints:
+        assert checkpoints.save(state_at(1))
+        checkpoints.wait()
+        (tmp_path / "steps").rename(tmp_path / "moved")
+        with pytest.raises(CheckpointError, match="steps was moved or removed"):
+            checkpoints.finish(state_at(1))
+
+
 def test_the_last_state_is_on_disk_when_a_training_ends(tmp_path, monkeypatch):
     """The next stage used to go on from the checkpoint before, with other parameters and without a word."""
     last = state_at(2, WIDE)
