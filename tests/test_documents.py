@@ -141,6 +141,14 @@ def test_the_overview_of_the_api_has_every_name():
     assert set(re.findall(r"\[`(\w+)`\]", text)) == set(sdtt_jax.__all__)
 
 
+def test_the_layers_name_every_module_and_package():
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    table = text.split("## The layers\n")[1].split("\n## ")[0]
+    rows = [line.split(" | ")[1] for line in table.splitlines() if re.match(r"\| \d", line)]
+    found = {path.stem for path in (ROOT / "sdtt_jax").glob("[a-z]*") if path.name != "py.typed"}
+    assert set(SPAN.findall(" ".join(rows))) - {"experiments", "launch", "tools"} == found
+
+
 def test_every_layout_has_a_row_of_what_it_was_checked_against():
     page = (ROOT / "docs/guides/published.md").read_text(encoding="utf-8")
     table = page.split("### Checked against\n")[1].split("\n## ")[0]
