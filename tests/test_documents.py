@@ -4,6 +4,7 @@ Links and names of the API are checked by `mkdocs build --strict`, Python exampl
 tests/experiments/test_readme.py.
 """
 
+import dataclasses
 import importlib
 import pathlib
 import re
@@ -15,6 +16,7 @@ import sdtt_jax
 from experiments.cli.overrides import check_fields
 from experiments.settings import check_overrides
 from launch.pods.spec import PodSpec
+from sdtt_jax.diffusion.decoders import DECODERS
 from sdtt_jax.interchange.layouts import LAYOUTS
 from sdtt_jax.interchange.relatives import RELATIVES
 from sdtt_jax.interchange.tables.families import FAMILIES
@@ -147,6 +149,22 @@ def test_the_layers_name_every_module_and_package():
     rows = [line.split(" | ")[1] for line in table.splitlines() if re.match(r"\| \d", line)]
     found = {path.stem for path in (ROOT / "sdtt_jax").glob("[a-z]*") if path.name != "py.typed"}
     assert set(SPAN.findall(" ".join(rows))) - {"experiments", "launch", "tools"} == found
+
+
+def test_the_guide_gives_the_defaults_of_the_decoders():
+    """Except those of `learnt`, which come from the checkpoint's folder."""
+    text = (ROOT / "docs/guides/sample.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([\w-]+)`(?: \(default\))? \| .* \|(.*)\|$", text, re.MULTILINE)
+    cells = {mode: options for mode, options in rows if mode in DECODERS}
+    cells["remdm-confidence"] = cells["remdm-confidence"].replace("as `remdm`", cells["remdm"])
+    assert set(cells) == set(DECODERS)
+    for mode in set(cells) - {"learnt"}:
+        given = dict(span.split("=") for span in SPAN.findall(cells[mode]) if "=" in span)
+        defaults = {
+            field.name: f"{field.default:g}" if isinstance(field.default, float) else field.default
+            for field in dataclasses.fields(DECODERS[mode].options)
+        }
+        assert given == {name: str(default) for name, default in defaults.items()}, mode
 
 
 def test_every_layout_has_a_row_of_what_it_was_checked_against():
