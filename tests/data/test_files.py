@@ -9,7 +9,7 @@ import pytest
 
 from sdtt_jax.data import DataConfig
 from sdtt_jax.data.corpora import documents, files_read, find_corpus
-from sdtt_jax.data.files import find_files
+from sdtt_jax.data.files import find_files, listed
 from sdtt_jax.errors import ConfigError, DataError
 
 
@@ -71,6 +71,13 @@ def test_a_folder_is_not_hidden_by_the_folders_above_it(tmp_path):
         file.write_text("text", "utf-8")
     assert find_files(tmp_path / ".cache").files == [tmp_path / ".cache" / "corpus" / "x.txt"]
     assert len(find_files(tmp_path / ".cache" / ".y.txt").files) == 1
+
+
+def test_of_many_names_the_first_eight_are_listed():
+    """Oracle: written out."""
+    assert listed("hgfedcba") == "a, b, c, d, e, f, g, h"
+    assert listed("ihgfedcba") == "a, b, c, d, e, f, g, h, …"
+    assert listed([]) == "none"
 
 
 @pytest.mark.parametrize("above", [".", "..", "../.."])

@@ -236,6 +236,16 @@ def test_a_character_is_no_token_where_it_has_another_mark():
     assert [counter.count(text) for text in ("ab", "aa", "ba")] == [0, 1, 2]
 
 
+def test_a_character_is_lost_of_which_a_byte_is_no_token():
+    """Oracle: the ids. Falling back to bytes keeps a character only if all of its bytes are tokens."""
+    vocabulary = {"a": 0, "<0xC3>": 1, "<0xA9>": 2, "</s>": 3}
+    made = tokenizers.Tokenizer(models.BPE(vocabulary, [], byte_fallback=True))
+    counter = losses(made)
+    assert counter is not None
+    assert made.encode("aéè").ids == [0, 1, 2]
+    assert counter.count("aéè") == 1
+
+
 def test_a_text_has_the_same_ids_each_time(tmp_path):
     """A file may ask for merges to be left out at random (dropout), which is for training."""
     model = models.BPE({"a": 0, "b": 1, "ab": 2, "</s>": 3}, [("a", "b")], dropout=0.5)
