@@ -179,7 +179,10 @@ def _denoised(
         check_writes(near, with_stored_schedule(config, near), helper, x_init.shape[1])
 
     model = variant(model, sampling, data, check)
-    what = f"{config.num_steps} steps, {model.config.length} tokens"
+    count, place = _NUM_TOKENS.value, " after the given text"
+    if count is None:
+        count, place = model.config.length, ""
+    what = f"{config.num_steps} steps, {count} tokens{place}"
     return what, _written(model, x_init, sampling, config, helper)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import sdtt_jax
+from tests.experiments.instructed import instructed
 from tests.experiments.processes import call
 
 
@@ -50,6 +51,17 @@ def test_what_a_causal_model_cannot_do_is_refused(unbroken, flags, said):
     assert done.status == 2
     assert done.stderr.startswith("Error: ")
     assert re.search(said, done.stderr), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"), [((), "32 tokens"), (("--num_tokens=5",), "5 tokens after the given text")]
+)
+def test_the_number_of_tokens_to_write_is_told(tmp_path, flags, said):
+    """With --num_tokens the length of the training sequences was told."""
+    checkpoint = f"--checkpoint={instructed(tmp_path)[1] / 'teacher'}"
+    done = call("sample", checkpoint, "--prompt=ask", "--num_steps=2", "--num_samples=1", *flags)
+    assert done.status == 0, done.stderr
+    assert f"teacher/final: 2 steps, {said}\n" in done.stderr
 
 
 @pytest.mark.parametrize(("num_steps", "times"), [(2, 1), (32, 0)])
