@@ -258,11 +258,13 @@ def _is_asked(curve: LossCurve, config: Mapping[str, Any]) -> bool:
     """Whether a run with this `config.json` trains what the curve shows.
 
     It may have trained something else before: a teacher that was then taken from elsewhere, or a distiller
-    that was taken away.
+    or a round that was taken away.
     """
     fields = config.get("config", config)
     if curve.stage in ("teacher", "judge"):
         return not (fields.get(curve.stage) or {}).get("checkpoint")
+    if curve.round > (fields.get(curve.stage) or {}).get("num_rounds", curve.round):
+        return False
     name = "sdtt" if curve.stage == "distill" else curve.stage
     return curve.stage == "skeleton" or name in fields.get("distillers", [name])
 

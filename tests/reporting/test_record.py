@@ -48,11 +48,13 @@ def test_a_line_cut_by_a_kill_is_passed_over_and_others_are_not(tmp_path):
         ({"distillers": ["sdtt", "idlm"]}, ["teacher", "judge", "distill", "idlm"]),
         ({"distillers": ["idlm"], "judge": {"checkpoint": "x"}}, ["teacher", "idlm"]),
         ({"distillers": ["sdtt"], "teacher": {"checkpoint": "x"}}, ["judge", "distill"]),
+        ({"distill": {"num_rounds": 1}}, ["teacher", "judge", "idlm"]),
+        ({"distill": {"num_rounds": 2}}, ["teacher", "judge", "distill", "idlm"]),
     ],
 )
 def test_trainings_that_are_not_the_runs_any_more_are_not_shown(tmp_path, fields, shown):
-    """A teacher that was then taken from elsewhere, and a distiller that was taken away."""
-    stages = {"teacher": 0, "judge": 0, "distill": 1, "idlm": 1}
+    """A teacher that was then taken from elsewhere, and a distiller or a round that was taken away."""
+    stages = {"teacher": 0, "judge": 0, "distill": 2, "idlm": 1}
     lines = [{"stage": s, "round": r, "step": 1, "loss": 2.0} for s, r in stages.items()]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (tmp_path / "config.json").write_text(json.dumps({"config": fields}))
