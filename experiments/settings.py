@@ -222,8 +222,9 @@ class RunConfig:
         )
         require(
             not teacher.importance or bool(teacher.checkpoint) or self.schedule.can_flatten,
-            "teacher.importance=True needs schedule.kind='log-linear', or 'linear' with schedule.sigma_min "
-            f"above 0, not {self.schedule.kind!r}; leave it out, or take such a schedule.",
+            "teacher.importance=True needs schedule.kind='log-linear' with schedule.eps below 0.567, or "
+            f"'linear' with schedule.sigma_min above 0, not {self.schedule.kind!r}; leave it out, or take "
+            "such a schedule.",
         )
         require(
             not (teacher.lora.rank and lora.rank) or teacher.lora == lora,

@@ -58,7 +58,7 @@ class NelboConfig:
         schedule), "even" weights all masked tokens equally (a small model leaves its first plateau sooner).
       antithetic: even spread of times over a batch.
       importance: with "nelbo", draw times so that the weight is flat: lower variance of the bound, but almost
-        all times are small. Only for log-linear, and for linear with sigma_min > 0.
+        all times are small. Only for log-linear with eps < 0.567, and for linear with sigma_min > 0.
     """
 
     weighting: str = "nelbo"
@@ -194,8 +194,8 @@ def _flat_times(schedule: Schedule, u: PerSequence) -> tuple[PerSequence, PerSeq
     """
     if schedule.importance_t is None:
         raise ConfigError(
-            "importance sampling of t needs a noise schedule that supports it: log-linear, or linear with "
-            "sigma_min > 0."
+            "importance sampling of t needs a noise schedule that supports it: log-linear with eps < 0.567, "
+            "or linear with sigma_min > 0."
         )
     low, high = schedule.importance_t(jnp.array([0.0, 1.0], jnp.float32))
     # In u the integrand's weight, weight(t) dt/du = d log(1 - alpha)/du, is one constant.

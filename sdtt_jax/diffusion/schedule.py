@@ -210,7 +210,8 @@ def _log_linear(config: ScheduleConfig) -> Functions:
     return Functions(
         sigma=lambda t: -jnp.log1p(-keep * t),
         dsigma=lambda t: keep / (1.0 - keep * t),
-        importance_t=importance_t,
+        # With eps above 0.567, time would run backwards, and beyond 1.
+        importance_t=importance_t if sigma_0 < sigma_1 else None,
     )
 
 
