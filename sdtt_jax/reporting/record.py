@@ -289,8 +289,8 @@ def read_curves(path: Path) -> tuple[LossCurve, ...]:
             if 0 < index == len(lines) - 1:
                 continue
             raise DataError(
-                f"Line {where.rpartition(' ')[2]} of {path} is not a logged step ({error}). "
-                "Delete that line and write the report again."
+                f"Line {where.rpartition(' ')[2]} of {path} is not a logged step "
+                f"({str(error).rstrip('.')}). Delete that line and write the report again."
             ) from error
         if loss is not None:
             losses.setdefault(curve, {})[step] = loss

@@ -37,7 +37,7 @@ def test_a_line_cut_by_a_kill_is_passed_over_and_others_are_not(tmp_path):
     path.write_text(good + '{"stage": "judge", "st')
     assert len(read_curves(path)) == 1
     path.write_text('{"stage": "judge", "st\n' + good)
-    with pytest.raises(DataError, match="Line 1 of"):
+    with pytest.raises(DataError, match=r"Line 1 of .* column \d+\)\)\. Delete that line"):
         read_curves(path)
 
 
