@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import sentencepiece
 import tokenizers
+from tokenizers import decoders
 
 from sdtt_jax.config import choose, from_mapping, to_mapping
 from sdtt_jax.data.config import TokenizerConfig
@@ -213,6 +214,10 @@ class HubTokenizer(Tokenizer):
 
     def name_of(self, token: int) -> str | None:
         return self._tokenizer.id_to_token(*self._theirs([token]))
+
+    def ends_word(self, token: int) -> bool:
+        decoder, name = self._tokenizer.decoder, self.name_of(token) or ""
+        return isinstance(decoder, decoders.BPEDecoder) and name.endswith(decoder.suffix)
 
     def count_lost(self, text: str) -> int:
         return 0 if self._losses is None else self._losses.count(NORMALIZERS[self.normalize](text))

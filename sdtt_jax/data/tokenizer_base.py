@@ -169,10 +169,12 @@ class Tokenizer(abc.ABC):
         `decode`, except that a character spelled by several byte tokens shows as U+FFFD.
         """
         found, before = [], "end"
-        for token in one_text(ids):
+        for token, following in itertools.pairwise([*one_text(ids), self.eos_id]):
             kind = self._kind(token)
             if kind == "text":
-                found.append(self._decode_run([token]) if before == "end" else self._piece(token))
+                text = self._decode_run([token]) if before == "end" else self._piece(token)
+                spaced = self.ends_word(token) and self._kind(following) == "text"
+                found.append(text + " " * spaced)
             else:
                 found.append(MASK_PIECE if kind == "mask" else "")
             before = kind
@@ -187,7 +189,8 @@ class Tokenizer(abc.ABC):
     def _letter(self) -> int | None:
         """A token that reads as letters or digits; None if there is none."""
         texts = (token for token in range(self.vocab_size) if self._kind(token) == "text")
-        return next((token for token in texts if self._decode_run([token]).isalnum()), None)
+        letters = (token for token in texts if self._decode_run([token]).isalnum())
+        return next((token for token in letters if not self.ends_word(token)), None)
 
     def _decode_behind(self, ids: list[int]) -> str:
         """`_decode_run` of ids that follow other text, for which a letter stands here."""
@@ -212,6 +215,11 @@ class Tokenizer(abc.ABC):
     def _piece(self, token: int) -> str:
         """Text of a token that follows other text."""
         return self._decode_behind([token])
+
+    def ends_word(self, token: int) -> bool:
+        """Whether decoding puts a space between the token and the next one, as for `</w>` in some BPE."""
+        del token
+        return False
 
     @abc.abstractmethod
     def name_of(self, token: int) -> str | None:

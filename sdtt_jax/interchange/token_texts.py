@@ -14,7 +14,7 @@ _BYTE = re.compile("<0x([0-9A-F]{2})>")
 def token_texts(tokenizer: Tokenizer) -> dict[str, Any]:
     """What `read_tokens` needs to decode as the tokenizer does; JSON-ready.
 
-    * `pieces`: the text of each id within a text, after other ids: decoders keep the space before a word.
+    * `pieces`: the text of each id within a text, between other ids: decoders keep the spaces around a word.
       None for an id without a token (a padded vocabulary's), which decoders leave out.
     * `first`: by id, the texts that differ at the start of a text.
     * `strips`: whether all spaces at the start of a text are dropped, or only one.
@@ -22,6 +22,7 @@ def token_texts(tokenizer: Tokenizer) -> dict[str, Any]:
     * `unreadable`: which bytes become U+FFFD where ids spell no UTF-8: "run", all of a run of such ids;
       "byte", each that is wrong; "part", each part of a character that is.
     * `ends`: BOS and EOS.
+    * `spaced`: the ids whose piece ends in a space that is left out before MASK and at the end of a text.
     """
     special = {tokenizer.bos_id, tokenizer.eos_id}
     alone = [tokenizer.decode([token]) for token in range(tokenizer.vocab_size)]
@@ -29,7 +30,7 @@ def token_texts(tokenizer: Tokenizer) -> dict[str, Any]:
     for token in range(tokenizer.vocab_size):
         name = tokenizer.name_of(token)
         piece = tokenizer.decode([token], behind=True)
-        pieces.append(None if name is None else piece)
+        pieces.append(None if name is None else piece + " " * tokenizer.ends_word(token))
         if token in special or name is None:
             continue
         if alone[token] != piece:
@@ -48,6 +49,7 @@ def token_texts(tokenizer: Tokenizer) -> dict[str, Any]:
         "bytes": spelt,
         "unreadable": unreadable,
         "ends": sorted(special),
+        "spaced": [i for i in range(tokenizer.vocab_size) if tokenizer.ends_word(i)],
     }
 
 
@@ -99,6 +101,8 @@ def read_tokens(info: dict[str, Any], row: Iterable[int]) -> str:
                 # Where the space before a text is dropped, so is one that is spelt in bytes.
                 dropped = in_bytes and not begun and str(these[0]) in info["first"]
                 parts.append(read.removeprefix(" ") if dropped else read)
+            if ids[-1] in info["spaced"]:
+                parts[-1] = parts[-1].removesuffix(" ")
             texts[-1] += "".join(parts)
     return "\n".join(texts if texts[-1] else texts[:-1])
 

@@ -65,6 +65,18 @@ def byte_level():
     return HubTokenizer(TokenizerConfig(kind="hub"), "none", made.to_str().encode(), special)
 
 
+def end_of_word():
+    """As GPT-1's: "</w>" ends a word, and stands for the space behind it."""
+    vocab = {
+        token: i for i, token in enumerate(["<s>", "</s>", "a</w>", *"Hesaidno", "o</w>", "d</w>"])
+    }
+    made = tokenizers.Tokenizer(models.BPE(vocab, [], end_of_word_suffix="</w>"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    made.decoder = decoders.BPEDecoder("</w>")
+    special = Special(len(vocab), 0, 1, None)
+    return HubTokenizer(TokenizerConfig(kind="hub"), "none", made.to_str().encode(), special)
+
+
 def pieces():
     """SentencePiece's, which falls back to bytes and strips the space in front."""
     model = io.BytesIO()
@@ -79,7 +91,7 @@ def pieces():
     return SentencePieceTokenizer(TokenizerConfig(), "none", model.getvalue())
 
 
-@pytest.mark.parametrize("make", [gpt2, llama, padded, words, byte_level, pieces])
+@pytest.mark.parametrize("make", [gpt2, llama, padded, words, byte_level, end_of_word, pieces])
 def test_they_read_as_the_tokenizer_decodes(make):
     """Of characters of several tokens, of two texts in a row, and of bytes that are no text."""
     tokenizer = make()
@@ -100,3 +112,13 @@ def test_they_read_as_the_tokenizer_decodes(make):
     rows += [[ends[0], space, *row] for space in spaces for row in rows[-40:]]
     for row in rows:
         assert read_tokens(info, row) == tokenizer.decode(row), list(row)
+
+
+def test_a_space_follows_a_token_that_ends_a_word():
+    tokenizer = end_of_word()
+    ids = tokenizer.encode("so a andd noo")
+    assert tokenizer.decode(ids) == "so a andd noo"
+    assert "".join(tokenizer.pieces(ids)) == "so a andd noo"
+    assert tokenizer.decode(ids[:2], behind=True) == "so"
+    o, mask = int(ids[1]), tokenizer.mask_id
+    assert tokenizer.pieces([o, o, mask, o]) == ["o ", "o", "▒", "o"]
