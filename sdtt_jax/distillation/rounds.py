@@ -91,6 +91,7 @@ def round_dt(config: DistillConfig, round: int) -> float:
     """
     instance(DistillConfig, config=config)
     whole(1, round=round)
+    round = int(round)  # a NumPy number of few bits would overflow in the power
     k = config.num_distill_steps
     longest = 1.0 / (k * config.min_num_steps)
     if (round - 1) * math.log2(k) > math.log2(config.teacher_num_steps):

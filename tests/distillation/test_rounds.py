@@ -151,3 +151,12 @@ def test_rounds_count_from_one_and_a_student_is_more_than_parameters():
         round_dt(DistillConfig(), 0)
     with pytest.raises(ConfigError, match=r"if you only have parameters, pass Student\(params\)"):
         next_round(DistillConfig(), {"w": 1.0}, 1)
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.uint8, np.int64])
+def test_the_step_of_a_round_numbered_by_numpy_is_that_of_the_plain_number(kind):
+    """In 8 bits 2^8 is 0. Oracle: Python's whole numbers."""
+    for number in (1, 2, 9):
+        found = round_dt(DistillConfig(), kind(number))
+        assert type(found) is float
+        assert found == round_dt(DistillConfig(), number)
