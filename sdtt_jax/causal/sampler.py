@@ -52,6 +52,7 @@ def generate(
     """
     prompt = jnp.asarray(as_rows(prompt, network.config.vocab_size, "prompt"))
     whole(0, num_tokens=num_tokens)
+    num_tokens = int(num_tokens)  # a NumPy number of few bits would overflow below
     chosen = Filters(**filters)
     if num_tokens == 0:
         return prompt

@@ -264,3 +264,10 @@ def test_a_file_of_another_kind_is_refused(tmp_path):
     save_file({"weight": np.zeros(3, np.float32)}, tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match="neither a denoiser or causal baseline"):
         sdtt_jax.load(tmp_path)
+
+
+def test_the_number_of_tokens_may_be_of_few_bits(judge):
+    """Oracle: the same number of Python's."""
+    key = jax.random.key(0)
+    found = judge.sample(key, 1, np.int8(127))
+    np.testing.assert_array_equal(found, judge.sample(key, 1, 127))
