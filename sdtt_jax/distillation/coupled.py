@@ -107,7 +107,8 @@ class CoupledDistillConfig:
 
     def calls_of(self, round: int) -> int:
         """Network calls of the teacher's trajectory in a round, counted from 1."""
-        return self.num_calls // max(self.num_distill_calls, 1) ** (round - 1)
+        # A NumPy number of few bits would overflow in the power.
+        return self.num_calls // max(self.num_distill_calls, 1) ** (int(round) - 1)
 
     def trajectory(self, round: int) -> SamplerConfig:
         """The sampler that makes the teacher's trajectory in a round."""

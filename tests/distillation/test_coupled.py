@@ -105,6 +105,9 @@ def test_one_shot_states_lie_along_the_order_and_ask_for_all_that_is_masked():
 def test_a_round_asks_for_the_next_calls_and_divides_their_number():
     config = CoupledDistillConfig(4, num_distill_calls=2, num_rounds=2, full_share=0.5)
     assert [config.calls_of(r) for r in (1, 2)] == [4, 2]
+    assert config.calls_of(np.int8(2)) == 2
+    # 2^8 is 0 in 8 bits.
+    assert CoupledDistillConfig(2048, num_distill_calls=2).calls_of(np.int8(9)) == 8
     noise, tokens = _noise(STUDENT, keys(), 8), np.zeros((len(keys()), 8), np.int32)
     first, last = (
         jax.device_get(_states(STUDENT, Trajectories(noise, tokens), KEY, config, round))
